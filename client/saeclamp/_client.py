@@ -1,0 +1,100 @@
+"""The two clients: where the server is, who asks, and how patiently."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import httpx
+
+from saeclamp._requests import default_headers as headers_of
+from saeclamp._resources import AsyncChat, AsyncCompletions, AsyncModels, Chat, Completions, Models
+from saeclamp._transport import AsyncTransport, Endpoint, Transport
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+DEFAULT_BASE_URL = "http://127.0.0.1:8000"
+DEFAULT_TIMEOUT = 600.0
+"""Seconds."""
+DEFAULT_MAX_RETRIES = 2
+
+
+class Client:
+    """
+    A saeclamp server, spoken to as in openai-python.
+
+    base_url:        with or without `/v1`
+    api_key:         falls back to the environment variable SAECLAMP_API_KEY
+    timeout:         seconds without a byte from the server; connecting gets 5 s of them at most; None waits for ever
+    max_retries:     how often a request is sent again that the server cannot have begun to answer
+    http_client:     for proxies, certificates or tests; stays open when this client is closed
+    default_headers: added to every request
+    """
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_BASE_URL,
+        api_key: str | None = None,
+        timeout: float | httpx.Timeout | None = DEFAULT_TIMEOUT,
+        max_retries: int = DEFAULT_MAX_RETRIES,
+        http_client: httpx.Client | None = None,
+        default_headers: Mapping[str, str] | None = None,
+    ) -> None:
+        headers = headers_of(api_key, default_headers)
+        self._transport = Transport(Endpoint.from_options(base_url, headers, timeout, max_retries), http_client)
+        self.chat = Chat(self._transport)
+        self.completions = Completions(self._transport)
+        self.models = Models(self._transport)
+
+    def health(self) -> bool:
+        """Whether the server answers and can generate. Asks once and waits 5 s; never raises for a broken server."""
+        return self._transport.health()
+
+    def close(self) -> None:
+        """Close the connections. A stream that is still open ends in an error."""
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncClient:
+    """`Client` for asyncio; same arguments, with an `httpx.AsyncClient`."""
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_BASE_URL,
+        api_key: str | None = None,
+        timeout: float | httpx.Timeout | None = DEFAULT_TIMEOUT,
+        max_retries: int = DEFAULT_MAX_RETRIES,
+        http_client: httpx.AsyncClient | None = None,
+        default_headers: Mapping[str, str] | None = None,
+    ) -> None:
+        headers = headers_of(api_key, default_headers)
+        self._transport = AsyncTransport(Endpoint.from_options(base_url, headers, timeout, max_retries), http_client)
+        self.chat = AsyncChat(self._transport)
+        self.completions = AsyncCompletions(self._transport)
+        self.models = AsyncModels(self._transport)
+
+    async def health(self) -> bool:
+        """Whether the server answers and can generate. Asks once and waits 5 s; never raises for a broken server."""
+        return await self._transport.health()
+
+    async def close(self) -> None:
+        """Close the connections. A stream that is still open ends in an error."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()

@@ -1,0 +1,171 @@
+"""From the caller's arguments to bytes, and from bytes to typed answers. Pure: no sockets, no clocks."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeAlias
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from saeclamp._exceptions import APIResponseValidationError, NotSteeredError, SaeclampError
+from saeclamp._responses import AnswerT, ChunkT, ModelList, ResponseT
+from saeclamp._version import __version__
+from saeclamp.types import Ablate, Add, Clamp, Receipt, Steering, as_steering
+
+SteeringLike: TypeAlias = Steering | dict[str, Any] | Clamp | Add | Ablate | Sequence[Clamp | Add | Ablate]
+"""What `steering=` accepts: the object, its JSON, one intervention, or several."""
+
+API_KEY_VARIABLE = "SAECLAMP_API_KEY"
+
+
+@dataclass(frozen=True)
+class Generation(Generic[ResponseT, ChunkT]):
+    """One request for text, checked and ready to send but for the model's name where the caller gave none."""
+
+    path: str
+    response_type: type[ResponseT]
+    chunk_type: type[ChunkT]
+    body: dict[str, Any]
+    headers: dict[str, str]
+    timeout: float | httpx.Timeout | None
+    """Seconds, or None for the client's."""
+    expects_receipt: bool
+
+    @property
+    def model(self) -> str | None:
+        """The model to ask; None for the server's base model."""
+        model: str | None = self.body["model"]
+        return model
+
+    @property
+    def stream(self) -> bool:
+        """Whether the answer comes in chunks."""
+        return bool(self.body["stream"])
+
+    def with_model(self, model: str) -> Generation[ResponseT, ChunkT]:
+        """The same request to the model of that name."""
+        return replace(self, body={**self.body, "model": model})
+
+
+def build_generation(
+    path: str,
+    response_type: type[ResponseT],
+    chunk_type: type[ChunkT],
+    params: dict[str, Any],
+    steering: SteeringLike | None,
+) -> Generation[ResponseT, ChunkT]:
+    """
+    Check a request's arguments and lay them out for the wire.
+
+    params: the request's fields, with openai-python's `extra_body`, `extra_headers` and `timeout` among them
+    raises: pydantic's `ValidationError` for wrong steering; `TypeError` for steering given twice or misspelt
+    """
+    params = dict(params)
+    extra_body = dict(params.pop("extra_body", None) or {})
+    headers = dict(params.pop("extra_headers", None) or {})
+    timeout = params.pop("timeout", None)
+    checked = _the_steering(steering, extra_body)
+    body = params | extra_body
+    _refuse_misspelt_steering(body)
+    if checked is not None:
+        body["steering"] = checked.model_dump(mode="json")
+    expects_receipt = checked is not None and checked.receipt != "none"
+    return Generation(path, response_type, chunk_type, body, headers, timeout, expects_receipt)
+
+
+def _the_steering(steering: SteeringLike | None, extra_body: dict[str, Any]) -> Steering | None:
+    """Take the steering from its argument, or from the `extra_body` that works with openai-python."""
+    in_extra_body = extra_body.pop("steering", None)
+    if steering is not None and in_extra_body is not None:
+        raise TypeError("Steering was given twice: as `steering` and in `extra_body`.")
+    steering = in_extra_body if steering is None else steering
+    if steering is None:
+        return None
+    # A pydantic model is iterable, over its fields: one intervention must not pass for a sequence of them.
+    return as_steering((steering,) if isinstance(steering, Clamp | Add | Ablate) else steering)
+
+
+def _refuse_misspelt_steering(body: Mapping[str, Any]) -> None:
+    """Servers of this API ignore what they do not know, so a misspelling would end in unsteered text."""
+    wrong = next((key for key in body if key.lower().startswith("steer")), None)
+    if wrong is not None:
+        raise TypeError(f"Unknown parameter {wrong!r}. Did you mean 'steering'?")
+
+
+def encode(body: Mapping[str, Any]) -> bytes:
+    """Write JSON. A message of an earlier answer may stand in it as it is. Raises `ValueError` for NaN and infinity."""
+    return json.dumps(body, allow_nan=False, separators=(",", ":"), default=_plain).encode()
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", exclude_none=True)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON.")
+
+
+def parse_json(data: bytes | str, request_id: str | None) -> Any:
+    """Decode what the server says is JSON. Raises `APIResponseValidationError`."""
+    try:
+        return json.loads(data)
+    except ValueError as exc:
+        raise APIResponseValidationError(f"The server's answer is not JSON: {data[:100]!r}", request_id) from exc
+
+
+def parse_answer(answer_type: type[AnswerT], body: Any, request_id: str | None) -> AnswerT:
+    """Type a decoded answer. Raises `APIResponseValidationError`."""
+    try:
+        answer = answer_type.model_validate(body)
+    except ValidationError as exc:
+        message = f"The server's answer is not a {answer_type.__name__}: {exc}"
+        raise APIResponseValidationError(message, request_id) from exc
+    answer._request_id = request_id
+    return answer
+
+
+def parse_response(answer_type: type[AnswerT], response: httpx.Response) -> AnswerT:
+    """Type a response whose body has been read."""
+    request_id = response.headers.get("x-request-id")
+    return parse_answer(answer_type, parse_json(response.content, request_id), request_id)
+
+
+def parse_generation(call: Generation[ResponseT, ChunkT], response: httpx.Response) -> ResponseT:
+    """Type the answer to a request for text, and refuse it if it should have been steered and does not say so."""
+    answer = parse_response(call.response_type, response)
+    check_receipt(answer.steering, call.expects_receipt, answer.request_id)
+    return answer
+
+
+def check_receipt(receipt: Receipt | None, expected: bool, request_id: str | None) -> None:
+    """Raise `NotSteeredError` for an answer that should have been steered and does not say that it was."""
+    if not expected or (receipt is not None and receipt.applied):
+        return
+    found = "carries no receipt" if receipt is None else "carries a receipt with applied=false"
+    message = f"Steering was asked for, and the answer {found}. Is this a saeclamp server?"
+    raise NotSteeredError(message, request_id)
+
+
+def base_model(models: ModelList) -> str:
+    """Return the first model that is not a variant of another. Raises `SaeclampError` where there is none."""
+    for model in models.data:
+        if model.parent is None:
+            return model.id
+    raise SaeclampError(f"The server lists no base model. Listed: {', '.join(models.ids) or 'none'}.")
+
+
+def server_root(base_url: str) -> str:
+    """Cut the `/v1` that OpenAI's clients want at the end of a base URL, and that ours may have."""
+    return base_url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def default_headers(api_key: str | None, extra: Mapping[str, str] | None) -> httpx.Headers:
+    """Headers of every request. The key falls back to the environment; an empty one sends none."""
+    key = (os.environ.get(API_KEY_VARIABLE, "") if api_key is None else api_key).strip()
+    headers = httpx.Headers({"user-agent": f"saeclamp-python/{__version__}", "accept": "application/json"})
+    if key:
+        headers["authorization"] = f"Bearer {key}"
+    headers.update(extra)
+    return headers

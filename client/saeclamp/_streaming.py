@@ -1,0 +1,278 @@
+"""
+Server-sent events, as the WHATWG specification has them, and streams of typed chunks on top.
+
+bytes -> SSEDecoder -> Event -> ChunkReader -> chunk. Everything up to the chunk is pure and shared; `Stream` and
+`AsyncStream` only fetch bytes and close the response.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Generic
+
+import httpx
+
+from saeclamp._exceptions import StreamError, connection_error, stream_error
+from saeclamp._requests import check_receipt, parse_answer, parse_json
+from saeclamp._responses import ChunkT
+from saeclamp.types import Receipt
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# bytes.splitlines would do for bytes, but would hide a "\r\n" that two reads cut in half.
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One dispatched event."""
+
+    data: str
+    event: str = "message"
+    id: str = ""
+    """The last id seen on the stream, from this event or an earlier one."""
+
+
+class SSEDecoder:
+    """Turns bytes, cut anywhere, into events. Lines are split as bytes, so only ASCII line ends count."""
+
+    def __init__(self) -> None:
+        self.retry_ms: int | None = None
+        """Reconnection time that the server asked for, in milliseconds."""
+        self._partial = bytearray()
+        self._after_cr = False
+        self._first_line = True
+        self._data: list[str] = []
+        self._event = ""
+        self._id = ""
+
+    def feed(self, data: bytes) -> Iterator[Event]:
+        """Take the next bytes; yield the events that they complete. An event without its blank line is not one."""
+        if not data:
+            return
+        if self._after_cr and data.startswith(b"\n"):
+            data = data[1:]
+        self._after_cr = data.endswith(b"\r")
+        *lines, rest = _LINE_END.split(data)
+        for line in lines:
+            event = self._take_line(bytes(self._partial) + line)
+            self._partial.clear()
+            if event is not None:
+                yield event
+        self._partial += rest
+
+    def _take_line(self, line: bytes) -> Event | None:
+        if self._first_line:
+            line = line.removeprefix(_BOM)
+            self._first_line = False
+        if not line:
+            return self._dispatch()
+        name, _, value = line.decode("utf-8", errors="replace").partition(":")
+        self._take_field(name, value.removeprefix(" "))
+        return None
+
+    def _take_field(self, name: str, value: str) -> None:
+        # A comment is a line that starts with a colon: its name is empty, and falls through like any unknown one.
+        if name == "data":
+            self._data.append(value)
+        elif name == "event":
+            self._event = value
+        elif name == "id" and "\0" not in value:
+            self._id = value
+        elif name == "retry" and value.isascii() and value.isdigit():
+            self.retry_ms = int(value)
+
+    def _dispatch(self) -> Event | None:
+        data, event = self._data, self._event or "message"
+        self._data, self._event = [], ""
+        return Event("\n".join(data), event, self._id) if data else None
+
+
+class ChunkReader(Generic[ChunkT]):
+    """Turns the bytes of one answer into chunks, keeps what the stream says of itself, and knows when it is over."""
+
+    def __init__(self, chunk_type: type[ChunkT], *, expects_receipt: bool, request_id: str | None) -> None:
+        self.done = False
+        self.receipt: Receipt | None = None
+        self.text: list[str] = []
+        self.request_id = request_id
+        self._chunk_type = chunk_type
+        self._expects_receipt = expects_receipt
+        self._decoder = SSEDecoder()
+        self._events: deque[Event] = deque()
+
+    def feed(self, data: bytes | None) -> None:
+        """Take the next bytes, or None where the body ended, which before `[DONE]` is a `StreamError`."""
+        if data is None:
+            raise StreamError("The stream ended before [DONE]: the text is cut off.", request_id=self.request_id)
+        self._events.extend(self._decoder.feed(data))
+
+    def next_chunk(self) -> ChunkT | None:
+        """
+        Return the next chunk of what was fed, or None: then the stream is `done`, or needs to be fed.
+
+        Raises `StreamError`, `APIResponseValidationError`, and at `[DONE]` `NotSteeredError`.
+        """
+        while self._events and not self.done:
+            event = self._events.popleft()
+            if event.data == "[DONE]":
+                self.done = True
+                check_receipt(self.receipt, self._expects_receipt, self.request_id)
+            elif event.event in ("message", "error"):
+                return self._parse(event)
+        return None
+
+    def _parse(self, event: Event) -> ChunkT:
+        body = parse_json(event.data, self.request_id)
+        if event.event == "error" or (isinstance(body, dict) and body.get("error") is not None):
+            raise stream_error(body, self.request_id)
+        chunk = parse_answer(self._chunk_type, body, self.request_id)
+        self.receipt = chunk.steering or self.receipt
+        self.text.append(chunk.text)
+        return chunk
+
+
+class _StreamState(Generic[ChunkT]):
+    """What a stream knows of its answer so far."""
+
+    _reader: ChunkReader[ChunkT]
+
+    @property
+    def steering(self) -> Receipt | None:
+        """The receipt, once the stream has ended."""
+        return self._reader.receipt
+
+    @property
+    def text(self) -> str:
+        """The first choice's text, as far as it has been read."""
+        return "".join(self._reader.text)
+
+    @property
+    def request_id(self) -> str | None:
+        """The `x-request-id` of the HTTP response."""
+        return self._reader.request_id
+
+
+class Stream(_StreamState[ChunkT]):
+    """
+    Chunks as they arrive; can be iterated once.
+
+    Closes its connection at the end, at an error, on `close()`, at the end of a `with` block, or when garbage.
+    Iterating raises `StreamError`, `NotSteeredError`, `APIConnectionError`, `APIResponseValidationError`.
+    """
+
+    def __init__(self, response: httpx.Response, chunk_type: type[ChunkT], *, expects_receipt: bool) -> None:
+        request_id = response.headers.get("x-request-id")
+        self._reader = ChunkReader(chunk_type, expects_receipt=expects_receipt, request_id=request_id)
+        self._bytes = response.iter_bytes()
+        self._close = weakref.finalize(self, response.close)
+        self._close.atexit = False
+
+    def __iter__(self) -> Iterator[ChunkT]:
+        return self
+
+    def __next__(self) -> ChunkT:
+        chunk = None
+        try:
+            chunk = self._advance()
+        finally:
+            if chunk is None:
+                self.close()
+        if chunk is None:
+            raise StopIteration
+        return chunk
+
+    def _advance(self) -> ChunkT | None:
+        while (chunk := self._reader.next_chunk()) is None and not self._reader.done:
+            try:
+                data = next(self._bytes, None)
+            except httpx.RequestError as exc:
+                raise connection_error(exc) from exc
+            self._reader.feed(data)
+        return chunk
+
+    def close(self) -> None:
+        """Stop the generation, if it still runs, by closing its connection. Nothing more is read."""
+        self._reader.done = True
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncStream(_StreamState[ChunkT]):
+    """`Stream` for `async for` and `async with`."""
+
+    def __init__(self, response: httpx.Response, chunk_type: type[ChunkT], *, expects_receipt: bool) -> None:
+        request_id = response.headers.get("x-request-id")
+        self._reader = ChunkReader(chunk_type, expects_receipt=expects_receipt, request_id=request_id)
+        self._response = response
+        self._bytes = response.aiter_bytes()
+        self._close_later = weakref.finalize(self, _close_later, asyncio.get_running_loop(), response)
+        self._close_later.atexit = False
+
+    def __aiter__(self) -> AsyncIterator[ChunkT]:
+        return self
+
+    async def __anext__(self) -> ChunkT:
+        chunk = None
+        try:
+            chunk = await self._advance()
+        finally:
+            if chunk is None:
+                await self.aclose()
+        if chunk is None:
+            raise StopAsyncIteration
+        return chunk
+
+    async def _advance(self) -> ChunkT | None:
+        while (chunk := self._reader.next_chunk()) is None and not self._reader.done:
+            try:
+                data = await anext(self._bytes, None)
+            except httpx.RequestError as exc:
+                raise connection_error(exc) from exc
+            self._reader.feed(data)
+        return chunk
+
+    async def aclose(self) -> None:
+        """Stop the generation, if it still runs, by closing its connection. Nothing more is read."""
+        self._reader.done = True
+        self._close_later.detach()
+        await self._response.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+_closing: set[asyncio.Task[None]] = set()
+"""A loop refers to its tasks weakly; these must live until they are done."""
+
+
+def _close_later(loop: asyncio.AbstractEventLoop, response: httpx.Response) -> None:
+    """Close from a finaliser, which may run in any thread and cannot await."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(_start_closing, response)
+
+
+def _start_closing(response: httpx.Response) -> None:
+    task = asyncio.ensure_future(response.aclose())
+    _closing.add(task)
+    task.add_done_callback(_closing.discard)

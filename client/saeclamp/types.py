@@ -1,0 +1,176 @@
+"""
+The wire: every field that saeclamp adds to an OpenAI request or response.
+
+Requests are frozen and refuse unknown keys, so a misspelt field is an error and never an unsteered answer.
+Receipts ignore what they do not know, so that an older client can read a newer server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+MAX_INTERVENTIONS = 64
+"""Interventions in one request."""
+
+MAX_VALUE = 1e6
+"""Largest magnitude of a `value`, in any unit: far above every useful dose, far below where fp32 sums break."""
+
+FEATURE_PATTERN = r"^[^/\s]+/[^/\s]+$"
+
+Unit = Literal["max_act", "act"]
+"""`max_act`: multiples of the feature's stored maximum activation. `act`: what the SAE's encoder returns."""
+
+Tokens = Literal["all", "prompt", "generated"]
+"""
+Which positions are touched. `prompt` are the positions of the request's prompt, `generated` those of the tokens that the
+model has produced (its first new token is predicted at the last prompt position, so it depends on `prompt` steering).
+Position 0 and special tokens are never touched.
+"""
+
+Value = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-MAX_VALUE, le=MAX_VALUE)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FeatureIndex(_Request):
+    """A feature by number, where `"<sae>/<index>"` is inconvenient."""
+
+    sae: Annotated[str, Field(strict=True, min_length=1)]
+    index: Annotated[int, Field(strict=True, ge=0)]
+
+    def __str__(self) -> str:
+        return f"{self.sae}/{self.index}"
+
+
+def _kind_of_feature(value: object) -> str:
+    return "<path>" if isinstance(value, str) else "<object>"
+
+
+Feature = Annotated[
+    Annotated[str, Field(pattern=FEATURE_PATTERN, max_length=256), Tag("<path>")]
+    | Annotated[FeatureIndex, Tag("<object>")],
+    Discriminator(_kind_of_feature),
+]
+"""`"<sae>/<index>"`, `"<sae>/<name>"` or `{"sae": ..., "index": ...}`."""
+
+
+class Clamp(_Request):
+    """Set a feature's activation to `value`, whatever it was: adds `(value - activation) * W_dec[feature]`."""
+
+    op: Literal["clamp"] = "clamp"
+    feature: Feature
+    value: Value
+    """Target activation, in `unit`."""
+    unit: Unit = "max_act"
+    tokens: Tokens = "all"
+
+
+class Add(_Request):
+    """Raise a feature's activation by `value`: adds `value * W_dec[feature]`, without looking at the activation."""
+
+    op: Literal["add"] = "add"
+    feature: Feature
+    value: Value
+    """Change of the activation, in `unit`. May be negative."""
+    unit: Unit = "max_act"
+    tokens: Tokens = "all"
+
+
+class Ablate(_Request):
+    """Set a feature's activation to zero. Changes nothing where the feature is not active."""
+
+    op: Literal["ablate"] = "ablate"
+    feature: Feature
+    tokens: Tokens = "all"
+
+
+Intervention = Annotated[Clamp | Add | Ablate, Field(discriminator="op")]
+
+
+class Steering(_Request):
+    """
+    The `steering` object of a request.
+
+    Every activation is read from the stream as the model produced it, before any of the request's own interventions at
+    that layer, and the changes are summed; so the order of `interventions` does not matter.
+    """
+
+    interventions: Annotated[tuple[Intervention, ...], Field(min_length=1, max_length=MAX_INTERVENTIONS)]
+    receipt: Literal["none", "summary"] = "summary"
+
+
+class _Receipt(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class TokenCounts(_Receipt):
+    """Positions whose residual stream an intervention edited, summed over all choices of the response."""
+
+    prompt: int
+    """Includes positions whose edited keys and values were already in the prefix cache."""
+    generated: int
+
+
+class Summary(_Receipt):
+    """Mean and maximum over the positions that were computed for this response (cached ones are not measured again)."""
+
+    mean: float
+    max: float
+    unit: str | None = None
+
+
+class InterventionReceipt(_Receipt):
+    """One intervention as it was resolved and applied."""
+
+    feature: str
+    sae: str
+    index: int
+    name: str | None = None
+    layer: int
+    op: str
+    value: float | None = None
+    unit: str | None = None
+    value_act: float | None = None
+    """`value` in the encoder's own units, as applied."""
+    tokens: TokenCounts
+    act_before: Summary | None = None
+    """Activation before the edit, in the encoder's units. None where no position was computed."""
+    dose: Summary | None = None
+    """Length of the edit as a share of the token's own residual norm."""
+
+
+class Receipt(_Receipt):
+    """What was resolved and applied; `response.steering`."""
+
+    applied: bool
+    spec: str
+    """sha256 of the resolved interventions and the SAEs' weights: equal for equal steering."""
+    model: str
+    sae: dict[str, str]
+    """sha256 of each SAE's weights, by the name it is served under."""
+    interventions: tuple[InterventionReceipt, ...]
+    warnings: tuple[str, ...] = ()
+
+
+def extra_body(*interventions: Clamp | Add | Ablate, **options: Any) -> dict[str, Any]:
+    """
+    Build the `extra_body` that openai-python merges into a request.
+
+    >>> extra_body(Clamp(feature="bundled/golden-gate", value=0.74))["steering"]["interventions"][0]["op"]
+    'clamp'
+    """
+    return {"steering": as_steering(interventions, **options).model_dump(mode="json")}
+
+
+def as_steering(steering: Steering | Iterable[Clamp | Add | Ablate] | dict[str, Any], **options: Any) -> Steering:
+    """Accept what a caller finds natural: a `Steering`, its JSON, or just the interventions."""
+    if isinstance(steering, Steering):
+        return steering
+    if isinstance(steering, dict):
+        return Steering.model_validate(steering)
+    return Steering(interventions=tuple(steering), **options)

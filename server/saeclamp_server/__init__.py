@@ -1,0 +1,1 @@
+"""The server: vLLM plus per-request edits of the residual stream."""

@@ -1,0 +1,38 @@
+"""vLLM's app, with our request models on the steered endpoints and a guard before the others."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from starlette.middleware import Middleware
+from vllm.entrypoints.launchers.app import build_app
+
+from saeclamp_server.errors import RequestError
+from saeclamp_server.openai_api.guard import STEERED_PATHS, SteeringGuard
+from saeclamp_server.openai_api.routes import router
+
+
+def create_app(args: Namespace, supported_tasks: Any, model_config: Any) -> FastAPI:
+    """Build vLLM's app and replace its routes for the steered endpoints."""
+    app: FastAPI = build_app(args, supported_tasks, model_config)
+    app.title, app.openapi_schema = "saeclamp", None
+    app.router.routes[:] = [route for route in app.router.routes if not _is_replaced(route)]
+    app.include_router(router)
+    app.add_exception_handler(RequestError, _refuse)
+    # innermost, so that its refusals too are authenticated and carry a request id; add_middleware() would put it outermost
+    app.user_middleware.append(Middleware(SteeringGuard))
+    app.middleware_stack = None  # vLLM has built it already; it is rebuilt with the guard and the handler on first use
+    return app
+
+
+def _is_replaced(route: Any) -> bool:
+    return isinstance(route, APIRoute) and route.path in STEERED_PATHS
+
+
+async def _refuse(request: Request, exc: Exception) -> JSONResponse:
+    assert isinstance(exc, RequestError)
+    return JSONResponse(exc.body(), exc.status)

@@ -1,0 +1,1 @@
+"""The residual stream: hooks, the op, which token runs which program. Imports vllm."""

@@ -1,0 +1,121 @@
+"""The steered requests an engine is running: their programs, what was done for each, and which could not be done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from saeclamp_server.engine.ledger import Ledger
+from saeclamp_server.engine.mapping import SCOPES, PlacedProgram, Span
+from saeclamp_server.program import SteeringProgram
+
+MAX_UNCOLLECTED = 4096
+"""Ended requests whose report nobody has fetched (their client went away) beyond which the oldest are forgotten."""
+
+
+@dataclass
+class Report:
+    """What became of one request; JSON-able through `vars`."""
+
+    failure: str | None = None
+    """Why it could not be steered. Its generation was stopped."""
+    prompt: list[int] = field(default_factory=list)
+    """Per edit: prompt positions in its scope, computed here or found in the prefix cache."""
+    tallies: list[dict[str, float]] = field(default_factory=list)
+    """Per edit: the fields of `ledger.Tally`."""
+
+
+@dataclass
+class _Request:
+    key: str
+    program: PlacedProgram
+    first_slot: int
+    prompt: list[int]
+    counted: int = 0
+
+
+class LiveRequests:
+    """
+    Steered requests by the engine's request id.
+
+    A request is admitted when the worker first sees it. A request that cannot be admitted or mapped is remembered as
+    failed; the runner then stops its generation, and its report carries the reason.
+    """
+
+    def __init__(
+        self, places: Mapping[str, tuple[int, int, int, str]], special_ids: Sequence[int], ledger: Ledger
+    ) -> None:
+        self._places = places
+        self._special_ids = np.array(sorted(special_ids), np.int64)
+        self._ledger = ledger
+        self._requests: dict[str, _Request] = {}
+        self.failures: dict[str, tuple[str, str]] = {}
+        """Request id -> (key, reason)."""
+
+    def span(
+        self,
+        request_id: str,
+        payload: Mapping[str, Any],
+        prompt_ids: Sequence[int],
+        first_row: int,
+        num_tokens: int,
+        position: int,
+    ) -> Span | None:
+        """Return the request's span of this step, or None when it has failed."""
+        if request_id in self.failures:
+            return None
+        try:
+            return self._span(request_id, payload, prompt_ids, first_row, num_tokens, position)
+        except Exception as exc:  # noqa: BLE001 (the boundary of one request: its neighbours in the batch must go on)
+            self.failures[request_id] = (str(payload.get("key")), f"{type(exc).__name__}: {exc}")
+            return None
+
+    def _span(
+        self,
+        request_id: str,
+        payload: Mapping[str, Any],
+        prompt_ids: Sequence[int],
+        first_row: int,
+        num_tokens: int,
+        position: int,
+    ) -> Span:
+        request = self._requests.get(request_id)
+        if request is None:
+            request = self._requests[request_id] = self.admit(payload, prompt_ids)
+        counted, request.counted = request.counted, max(request.counted, position + num_tokens)
+        return Span(request.program, first_row, num_tokens, position, len(prompt_ids), counted, request.first_slot)
+
+    def admit(self, payload: Mapping[str, Any], prompt_ids: Sequence[int]) -> _Request:
+        """Place the program that a request carries. Raises whatever is wrong with it."""
+        program = SteeringProgram.from_json(payload["program"])
+        placed = PlacedProgram.place(program, self._places)
+        ids = np.asarray(prompt_ids, np.int64)
+        ordinary = int(np.count_nonzero(~np.isin(ids[1:], self._special_ids)))
+        prompt = [0 if SCOPES[edit.tokens] == SCOPES["generated"] else ordinary for edit in program.edits]
+        return _Request(payload["key"], placed, self._ledger.allocate(placed.num_edits), prompt)
+
+    def collect(self, key: str) -> list[Report]:
+        """Report on every request of an API call, and forget them."""
+        failed = [request_id for request_id, (owner, _) in self.failures.items() if owner == key]
+        done = [request_id for request_id, request in self._requests.items() if request.key == key]
+        reports = [Report(failure=self.failures.pop(request_id)[1]) for request_id in failed]
+        return reports + [self._close(request_id) for request_id in done if request_id not in failed]
+
+    def forget_the_uncollected(self, is_running: Callable[[str], bool]) -> None:
+        """Bound what clients that went away leave behind."""
+        for request_id in [*self._requests][: max(0, len(self._requests) - MAX_UNCOLLECTED)]:
+            if not is_running(request_id):
+                self._close(request_id)
+        for request_id in [*self.failures][: max(0, len(self.failures) - MAX_UNCOLLECTED)]:
+            if not is_running(request_id):
+                del self.failures[request_id]
+
+    def _close(self, request_id: str) -> Report:
+        request = self._requests.pop(request_id)
+        num_edits = request.program.num_edits
+        tallies = [vars(tally) for tally in self._ledger.read(request.first_slot, num_edits)]
+        self._ledger.release(request.first_slot, num_edits)
+        return Report(prompt=request.prompt, tallies=tallies)

@@ -1,0 +1,107 @@
+"""
+The adapter to vLLM's V1 model runner (`GPUModelRunner` and its CPU subclass).
+
+After `_prepare_inputs` the batch order of the step is fixed and the token ids are on the device; that is where each site's
+step is filled. The other seam is `_sample`, where a request that could not be steered is made to stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from saeclamp_saes.clamping import Edits
+from torch import Tensor
+
+from saeclamp_server.engine.live import LiveRequests
+from saeclamp_server.engine.mapping import SitePairs, Span, pairs_by_layer
+from saeclamp_server.engine.ops import SiteState, Step
+from saeclamp_server.program import EXTRA_ARGS_KEY
+
+
+class SteeredRunner:
+    """Fills the sites' steps for one vLLM V1 runner, whose two methods it wraps."""
+
+    def __init__(self, runner: Any, sites: dict[int, SiteState], live: LiveRequests, is_special: Tensor) -> None:
+        """is_special: (vocab_size,) bool, on the runner's device."""
+        self._runner = runner
+        self._sites = sites
+        self._live = live
+        self._is_special = is_special
+        self._prepare_inputs = runner._prepare_inputs
+        self._sample = runner._sample
+        self._dummy_run = runner._dummy_run
+        runner._prepare_inputs = self._prepare_and_fill
+        runner._sample = self._stop_failed_and_sample
+        runner._dummy_run = self._clear_and_dummy_run
+
+    def _prepare_and_fill(self, scheduler_output: Any, num_scheduled_tokens: NDArray[np.int32]) -> Any:
+        prepared = self._prepare_inputs(scheduler_output, num_scheduled_tokens)
+        pairs = pairs_by_layer(self._spans(num_scheduled_tokens))
+        for layer, state in self._sites.items():
+            state.step = self._step(pairs[layer]) if layer in pairs else None
+        return prepared
+
+    def _clear_and_dummy_run(self, *args: Any, **kwargs: Any) -> Any:
+        # a dummy batch must not run the steps of the last real one
+        for state in self._sites.values():
+            state.step = None
+        return self._dummy_run(*args, **kwargs)
+
+    def _spans(self, num_scheduled_tokens: NDArray[np.int32]) -> Iterator[Span]:
+        requests, batch = self._runner.requests, self._runner.input_batch
+        self._live.forget_the_uncollected(requests.__contains__)
+        first_row = 0
+        for index, (request_id, num_tokens) in enumerate(
+            zip(batch.req_ids, num_scheduled_tokens.tolist(), strict=True)
+        ):
+            request = requests[request_id]
+            params = request.sampling_params
+            if params is not None and params.extra_args and EXTRA_ARGS_KEY in params.extra_args:
+                span = self._live.span(
+                    request_id,
+                    params.extra_args[EXTRA_ARGS_KEY],
+                    request.prompt_token_ids or [],
+                    first_row,
+                    num_tokens,
+                    int(batch.num_computed_tokens_cpu[index]),
+                )
+                if span is not None:
+                    yield span
+            first_row += num_tokens
+
+    def _step(self, pairs: SitePairs) -> Step:
+        tokens, token = self._to_device(pairs.tokens), self._to_device(pairs.token)
+        # from the ids on the device: under asynchronous scheduling the host does not know the last sampled ones yet
+        ids = self._runner.input_ids.gpu[tokens[token]]
+        return Step(
+            tokens=tokens,
+            edits=Edits(
+                token=token,
+                row=self._to_device(pairs.row),
+                target=self._to_device(pairs.target),
+                keep=self._to_device(pairs.keep),
+                live=(~self._is_special[ids]).float(),
+            ),
+            slot=self._to_device(pairs.slot),
+            counts=self._to_device(np.stack((pairs.prompt, pairs.generated), axis=1)),
+        )
+
+    def _to_device(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self._runner.device)
+
+    def _stop_failed_and_sample(self, logits: Tensor | None, spec_decode_metadata: Any) -> Any:
+        if logits is not None and self._live.failures:
+            for index, request_id in enumerate(self._runner.input_batch.req_ids):
+                if request_id in self._live.failures:
+                    self._leave_only_a_stop(logits[index], request_id)
+        return self._sample(logits, spec_decode_metadata)
+
+    def _leave_only_a_stop(self, row: Tensor, request_id: str) -> None:
+        params = self._runner.requests[request_id].sampling_params
+        stops = sorted(params.all_stop_token_ids) or [0]
+        row.fill_(float("-inf"))
+        row[stops[0]] = 0.0

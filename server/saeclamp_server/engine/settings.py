@@ -1,0 +1,127 @@
+"""vLLM's settings as saeclamp needs them: the worker, the hashed configuration, and good defaults on a CPU."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from saeclamp_saes import SAEEntry
+
+from saeclamp_server.args import ServeOptions
+from saeclamp_server.packaged_model import PACKAGED_MODEL
+from saeclamp_server.preflight import ModelFacts, StartupError
+
+STEER_OP = "vllm::saeclamp_steer"
+DEFAULT_HOST = "127.0.0.1"
+"""vLLM listens on every interface by default; a server without a key should not."""
+
+SINGLE_PROCESS = {
+    "tensor_parallel_size": 1,
+    "pipeline_parallel_size": 1,
+    "data_parallel_size": 1,
+    "prefill_context_parallel_size": 1,
+    "decode_context_parallel_size": 1,
+    "speculative_config": None,
+    "headless": False,
+    "grpc": False,
+    "enable_dbo": False,
+    "kv_sharing_fast_prefill": False,
+    "worker_cls": "auto",
+}
+"""Settings of vLLM under which steering has been tested; any other value is refused rather than hoped for."""
+
+
+def prepare_environment(vllm_argv: Sequence[str]) -> None:
+    """Set what vLLM reads from the environment while it is imported. What the user has set stays."""
+    # the adapter in engine/runner.py is for the V1 model runner
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    # all cores this process may use: vLLM's own choice leaves one idle, which costs a third of the speed on two
+    cores = ",".join(map(str, sorted(os.sched_getaffinity(0)))) if hasattr(os, "sched_getaffinity") else None
+    if cores is not None:
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores)
+    if not any(arg.startswith(("--kv-cache-memory", "--gpu-memory-utilization")) for arg in vllm_argv):
+        # GiB; by default vLLM takes nearly all the machine's memory
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+
+
+def parse_vllm_args(options: ServeOptions, model: ModelFacts, saes: Mapping[str, SAEEntry]) -> Namespace:
+    """Parse vLLM's flags with its own parser and add what steering needs. Raises StartupError."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.platforms import current_platform
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = make_arg_parser(FlexibleArgumentParser(prog="saeclamp serve"))
+    parser.set_defaults(host=DEFAULT_HOST, enable_request_id_headers=True)
+    args: Namespace = parser.parse_args([model.path, *options.vllm_argv])
+    args.model = args.model_tag
+    _refuse_untested(args)
+    if options.model == PACKAGED_MODEL:
+        args.served_model_name = args.served_model_name or [PACKAGED_MODEL]
+        if current_platform.is_cpu() and args.dtype == "auto":
+            args.dtype = "float32"  # faster than bfloat16 on CPUs without bf16 instructions, and exact
+    args.worker_cls = _worker_class(current_platform)
+    args.additional_config = {**(args.additional_config or {}), **_worker_config(args, saes)}
+    if current_platform.is_cuda():
+        _leave_the_op_out_of_cuda_graphs(args)
+    args.api_server_count = None
+    validate_parsed_serve_args(args)
+    return args
+
+
+def _refuse_untested(args: Namespace) -> None:
+    for name, tested in SINGLE_PROCESS.items():
+        if getattr(args, name, tested) not in (tested, None):
+            raise StartupError(f"--{name.replace('_', '-')} is not supported with steering yet.")
+    if args.api_server_count not in (None, 1):
+        raise StartupError("--api-server-count above 1 is not supported with steering yet.")
+
+
+def _worker_class(platform: Any) -> str:
+    if platform.is_cpu():
+        return "saeclamp_server.engine.cpu_worker.SteeringCPUWorker"
+    if platform.is_cuda():
+        return "saeclamp_server.engine.gpu_worker.SteeringGPUWorker"
+    raise StartupError(f"The platform {platform.device_name!r} is not supported; CPU and NVIDIA GPUs are.")
+
+
+def _worker_config(args: Namespace, saes: Mapping[str, SAEEntry]) -> dict[str, Any]:
+    """
+    What the worker is told. vLLM hashes it into its compile-cache key, so a graph without hooks is never loaded for one
+    with them.
+    """
+    return {
+        "saeclamp": {
+            "saes": [
+                {
+                    "name": sae.name,
+                    "folder": str(sae.folder),
+                    "weights": str(sae.summary.weights),
+                    "sha256": sae.sha256,
+                    "site": list(sae.summary.site),
+                }
+                for sae in saes.values()
+            ],
+            "special_ids": special_ids(args.tokenizer or args.model, args.trust_remote_code),
+        }
+    }
+
+
+def special_ids(tokenizer_path: str, trust_remote_code: bool = False) -> list[int]:
+    """Ids of the tokenizer's special tokens: template marks, begin and end of text. They are attention sinks."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=trust_remote_code)
+    added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return sorted(added | set(tokenizer.all_special_ids))
+
+
+def _leave_the_op_out_of_cuda_graphs(args: Namespace) -> None:
+    """Split the compiled graph at the op, which runs eagerly between captured pieces."""
+    from vllm.config import CompilationConfig, CUDAGraphMode
+
+    config = args.compilation_config
+    if not args.enforce_eager:
+        config.splitting_ops = [*(config.splitting_ops or CompilationConfig._attention_ops), STEER_OP]
+        config.cudagraph_mode = CUDAGraphMode.PIECEWISE

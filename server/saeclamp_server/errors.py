@@ -1,0 +1,71 @@
+"""
+What a request can be refused for.
+
+    RequestError                  any refusal: status, message, JSON path, code
+    ├── InvalidSteeringError      400  the `steering` object is malformed, or asks for what cannot be applied
+    ├── UnknownSAEError           400  no SAE of that name is loaded
+    ├── UnknownFeatureError       400  the SAE has no feature of that name
+    ├── FeatureOutOfRangeError    400  the index is outside the SAE
+    └── NotAppliedError           500  the engine did not steer a request that asked for it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+
+class RequestError(Exception):
+    """A refusal, in OpenAI's terms."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_request"
+
+    def __init__(self, message: str, param: str | None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        """JSON path of the offending value, such as `steering.interventions[0].feature`."""
+
+    def body(self) -> dict[str, Any]:
+        """Return OpenAI's error envelope."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class InvalidSteeringError(RequestError):
+    code = "invalid_steering"
+
+
+class UnknownSAEError(RequestError):
+    code = "unknown_sae"
+
+    def __init__(self, name: str, loaded: Iterable[str], param: str) -> None:
+        super().__init__(f"No SAE named {name!r} is loaded. Loaded: {', '.join(loaded) or 'none'}.", param)
+
+
+class UnknownFeatureError(RequestError):
+    code = "unknown_feature"
+
+    def __init__(self, sae: str, name: str, named: Iterable[str], d_sae: int, param: str) -> None:
+        super().__init__(
+            f"SAE {sae!r} has no feature named {name!r}. Named: {', '.join(named) or 'none'}; "
+            f"or give an index from 0 to {d_sae - 1}.",
+            param,
+        )
+
+
+class FeatureOutOfRangeError(RequestError):
+    code = "feature_out_of_range"
+
+    def __init__(self, sae: str, index: int, d_sae: int, param: str) -> None:
+        super().__init__(f"SAE {sae!r} has features 0 to {d_sae - 1}; there is no {index}.", param)
+
+
+class NotAppliedError(RequestError):
+    status = 500
+    type = "server_error"
+    code = "steering_not_applied"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"The engine could not apply the steering of this request: {reason}", "steering")

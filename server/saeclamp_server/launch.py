@@ -1,0 +1,139 @@
+"""The only constructor: command line -> SAEs -> engine -> app -> HTTP server."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any
+
+from saeclamp_saes import SAEEntry
+
+from saeclamp_server.args import ServeOptions
+from saeclamp_server.packaged_model import PACKAGED_MODEL, PackagedModelError, prepared_model
+from saeclamp_server.preflight import ModelFacts, StartupError, check_vllm, open_saes, read_model
+
+
+def say(message: str) -> None:
+    """Tell the terminal what is going on."""
+    print(f"saeclamp: {message}", file=sys.stderr, flush=True)
+
+
+def launch(options: ServeOptions) -> None:
+    """Serve until interrupted. Raises StartupError before any long work when something does not fit."""
+    vllm_version = check_vllm()
+    model, saes = _prepare(options)
+    for sae in saes.values():
+        summary = sae.summary
+        say(f"SAE {sae.name}: {summary.d_sae} features at {summary.site}, sha256 {sae.sha256[:12]}")
+    say(f"starting vLLM {vllm_version} (half a minute with --enforce-eager, some minutes when it compiles) ...")
+    _serve(options, model, saes)
+
+
+def _prepare(options: ServeOptions) -> tuple[ModelFacts, dict[str, SAEEntry]]:
+    if options.model != PACKAGED_MODEL:
+        _refuse_foreign_model(options)
+        model = read_model(options.model)
+        return model, open_saes(options.saes, model)
+    try:
+        model = read_model(str(prepared_model(say)))
+    except PackagedModelError as exc:
+        raise StartupError(str(exc)) from exc
+    return model, open_saes(options.saes, model)
+
+
+def _refuse_foreign_model(options: ServeOptions) -> None:
+    if "bundled" in options.saes:
+        raise StartupError(f"The bundled SAE was trained on {PACKAGED_MODEL} and serves no other model.")
+
+
+def _serve(options: ServeOptions, model: ModelFacts, saes: Mapping[str, SAEEntry]) -> None:
+    # these set up the process for vLLM, so they come before its import
+    from saeclamp_server.engine.settings import prepare_environment
+
+    prepare_environment(options.vllm_argv)
+
+    import uvloop
+
+    from saeclamp_server.engine.settings import parse_vllm_args
+
+    args = parse_vllm_args(options, model, saes)
+    uvloop.run(_run(args, saes))
+
+
+async def _run(args: Namespace, saes: Mapping[str, SAEEntry]) -> None:
+    from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
+    from vllm.entrypoints.launchers.launcher import setup_server
+
+    # until the HTTP server installs its own handlers, SIGTERM must end the engine's processes too
+    signal.signal(signal.SIGTERM, _interrupt)
+    address, socket = setup_server(args, reuse_port=False)
+    try:
+        async with build_async_engine_client(args) as engine:
+            shutdown = await _serve_http(engine, args, saes, address, socket)
+        await shutdown
+    finally:
+        socket.close()
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+async def _serve_http(engine: Any, args: Namespace, saes: Mapping[str, SAEEntry], address: str, socket: Any) -> Any:
+    from vllm import envs
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.entrypoints.launchers.launcher import serve_http
+    from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
+
+    from saeclamp_server.app import create_app
+    from saeclamp_server.engine.self_test import check_that_steering_works
+
+    await check_that_steering_works(engine, saes)
+    tasks = await engine.get_supported_tasks()
+    app = create_app(args, tasks, engine.model_config)
+    app.state.saes = saes
+    await init_app_state(engine, app.state, args, tasks)
+    log_config = get_uvicorn_log_config(args)
+    announcement = asyncio.create_task(_announce(app.state, args, saes, address))
+    try:
+        return await serve_http(
+            app,
+            sock=socket,
+            enable_ssl_refresh=args.enable_ssl_refresh,
+            host=args.host,
+            port=args.port,
+            log_level=args.uvicorn_log_level,
+            access_log=not args.disable_uvicorn_access_log,
+            timeout_keep_alive=envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
+            ssl_keyfile=args.ssl_keyfile,
+            ssl_certfile=args.ssl_certfile,
+            ssl_ca_certs=args.ssl_ca_certs,
+            ssl_cert_reqs=args.ssl_cert_reqs,
+            ssl_ciphers=args.ssl_ciphers,
+            h11_max_incomplete_event_size=args.h11_max_incomplete_event_size,
+            h11_max_header_count=args.h11_max_header_count,
+            **({} if log_config is None else {"log_config": log_config}),
+        )
+    finally:
+        announcement.cancel()
+
+
+async def _announce(state: Any, args: Namespace, saes: Mapping[str, SAEEntry], address: str) -> None:
+    while not getattr(getattr(state, "server", None), "started", False):
+        await asyncio.sleep(0.05)
+    sae = next(iter(saes.values()))
+    note = next((note for note in sae.features.values() if note.max_act is not None), None)
+    feature, value, unit = (note.name, 0.74 if sae.name == "bundled" else 1, "max_act") if note else ("0", 10, "act")
+    model = args.served_model_name[0] if args.served_model_name else args.model
+    say(f"ready on {address}. Try:\n")
+    print(
+        f"curl {address}/v1/chat/completions -H 'Content-Type: application/json' -d '{{\n"
+        f'  "model": "{model}", "temperature": 0, "repetition_penalty": 1.1, "max_tokens": 60,\n'
+        f'  "messages": [{{"role": "user", "content": "Why is the sky blue?"}}],\n'
+        f'  "steering": {{"interventions": [{{"op": "clamp", "feature": "{sae.name}/{feature}", '
+        f'"value": {value}, "unit": "{unit}"}}]}}}}\'\n',
+        flush=True,
+    )

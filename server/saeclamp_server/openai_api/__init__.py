@@ -1,0 +1,1 @@
+"""vLLM's OpenAI endpoints with `steering`. Imports vllm."""

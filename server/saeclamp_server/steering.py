@@ -1,0 +1,175 @@
+"""From the wire to a program: names to features, units to activations. What cannot be applied ends the request here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from saeclamp.types import (
+    Ablate,
+    Add,
+    Clamp,
+    FeatureIndex,
+    InterventionReceipt,
+    Receipt,
+    Steering,
+    Summary,
+    TokenCounts,
+)
+from saeclamp_saes import SAEEntry
+
+from saeclamp_server.errors import (
+    FeatureOutOfRangeError,
+    InvalidSteeringError,
+    NotAppliedError,
+    UnknownFeatureError,
+    UnknownSAEError,
+)
+from saeclamp_server.program import Edit, SteeringProgram
+
+DOSE_UNIT = "token_resid_norm"
+
+
+@dataclass(frozen=True)
+class ResolvedSteering:
+    """A request's steering, checked against the loaded SAEs."""
+
+    steering: Steering
+    program: SteeringProgram
+    """One edit per intervention, in order."""
+
+
+def resolve(steering: Steering, saes: Mapping[str, SAEEntry]) -> ResolvedSteering:
+    """Find every feature and convert every value. Raises RequestError."""
+    edits = [
+        _edit(intervention, saes, f"steering.interventions[{number}]")
+        for number, intervention in enumerate(steering.interventions)
+    ]
+    _refuse_contradictions(edits)
+    used = sorted({edit.sae for edit in edits})
+    return ResolvedSteering(steering, SteeringProgram(tuple(edits), tuple((name, saes[name].sha256) for name in used)))
+
+
+def _edit(intervention: Clamp | Add | Ablate, saes: Mapping[str, SAEEntry], path: str) -> Edit:
+    sae, index = _find(intervention.feature, saes, f"{path}.feature")
+    if isinstance(intervention, Ablate):
+        return Edit(sae.name, index, "clamp", 0.0, intervention.tokens)
+    value = _in_act(intervention.value, intervention.unit, sae, index, path)
+    return Edit(sae.name, index, intervention.op, value, intervention.tokens)
+
+
+def _find(feature: str | FeatureIndex, saes: Mapping[str, SAEEntry], path: str) -> tuple[SAEEntry, int]:
+    sae_name, _, which = str(feature).partition("/")
+    if sae_name not in saes:
+        raise UnknownSAEError(sae_name, saes, path)
+    sae = saes[sae_name]
+    # int() reads any script's digits and would take a sign; an index is plain
+    index = int(which) if which.isascii() and which.isdigit() else sae.index_of(which)
+    if index is None:
+        raise UnknownFeatureError(
+            sae_name, which, (note.name for note in sae.features.values()), sae.summary.d_sae, path
+        )
+    if index >= sae.summary.d_sae:
+        raise FeatureOutOfRangeError(sae_name, index, sae.summary.d_sae, path)
+    return sae, index
+
+
+def _in_act(value: float, unit: Literal["max_act", "act"], sae: SAEEntry, index: int, path: str) -> float:
+    if unit == "act":
+        return value
+    note = sae.features.get(index)
+    if note is None or note.max_act is None:
+        raise InvalidSteeringError(
+            f"Feature {sae.name}/{index} has no stored maximum activation, so 'max_act' has no meaning for it; "
+            "give the value in unit 'act'.",
+            f"{path}.unit",
+        )
+    return value * note.max_act
+
+
+def _refuse_contradictions(edits: list[Edit]) -> None:
+    """Two targets for one feature at one token have no defined sum."""
+    for second, edit in enumerate(edits):
+        for first, other in enumerate(edits[:second]):
+            same = (edit.sae, edit.index) == (other.sae, other.index)
+            if same and (edit.tokens == other.tokens or "all" in (edit.tokens, other.tokens)):
+                raise InvalidSteeringError(
+                    f"interventions[{first}] already moves {edit.sae}/{edit.index} at these tokens.",
+                    f"steering.interventions[{second}].feature",
+                )
+
+
+def receipt(
+    resolved: ResolvedSteering,
+    reports: list[dict[str, Any]],
+    num_sequences: int,
+    saes: Mapping[str, SAEEntry],
+    model: str,
+) -> Receipt:
+    """
+    Write the receipt from the engine's reports on a request's sequences.
+
+    Raises NotAppliedError unless every sequence was steered: the answer must not leave then.
+    """
+    failures = [report["failure"] for report in reports if report["failure"] is not None]
+    if failures:
+        raise NotAppliedError(failures[0])
+    if len(reports) != num_sequences:
+        raise NotAppliedError(f"it reported on {len(reports)} of {num_sequences} sequences.")
+    program = resolved.program
+    return Receipt(
+        applied=True,
+        spec=program.spec,
+        model=model,
+        sae={name: f"sha256:{sha256}" for name, sha256 in program.saes},
+        interventions=tuple(
+            _intervention_receipt(resolved, number, reports, saes[edit.sae])
+            for number, edit in enumerate(program.edits)
+        ),
+        warnings=_warnings(program, reports),
+    )
+
+
+def _intervention_receipt(
+    resolved: ResolvedSteering, number: int, reports: list[dict[str, Any]], sae: SAEEntry
+) -> InterventionReceipt:
+    intervention, edit = resolved.steering.interventions[number], resolved.program.edits[number]
+    tallies = [report["tallies"][number] for report in reports]
+    note = sae.features.get(edit.index)
+    return InterventionReceipt(
+        feature=str(intervention.feature),
+        sae=edit.sae,
+        index=edit.index,
+        name=note.name if note else None,
+        layer=sae.summary.site.layer,
+        op=intervention.op,
+        value=getattr(intervention, "value", None),
+        unit=getattr(intervention, "unit", None),
+        value_act=edit.value,
+        tokens=TokenCounts(
+            prompt=sum(report["prompt"][number] for report in reports),
+            generated=sum(tally["generated"] for tally in tallies),
+        ),
+        act_before=_summary(tallies, "act", None),
+        dose=_summary(tallies, "dose", DOSE_UNIT),
+    )
+
+
+def _summary(tallies: list[dict[str, float]], what: str, unit: str | None) -> Summary | None:
+    measured = sum(tally["prompt"] + tally["generated"] for tally in tallies)
+    if not measured:
+        return None
+    return Summary(
+        mean=sum(tally[f"{what}_sum"] for tally in tallies) / measured,
+        max=max(tally[f"{what}_max"] for tally in tallies),
+        unit=unit,
+    )
+
+
+def _warnings(program: SteeringProgram, reports: list[dict[str, Any]]) -> tuple[str, ...]:
+    return tuple(
+        f"interventions[{number}] touched no token."
+        for number in range(len(program.edits))
+        if not any(report["prompt"][number] + report["tallies"][number]["generated"] for report in reports)
+    )

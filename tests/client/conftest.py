@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from saeclamp import Client, _transport
+
+from tests.client.scripted_server import ScriptedServer
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    scripted = ScriptedServer()
+    stop = scripted.run()
+    yield scripted
+    stop()
+
+
+@pytest.fixture
+def client(server: ScriptedServer) -> Iterator[Client]:
+    with Client(server.url) as client:
+        yield client
+
+
+@pytest.fixture
+def sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The delays before retries, in seconds, which are not waited for."""
+    delays: list[float] = []
+
+    async def append(seconds: float) -> None:
+        delays.append(seconds)
+
+    monkeypatch.setattr(_transport, "sleep", delays.append)
+    monkeypatch.setattr(_transport, "sleep_async", append)
+    return delays
