@@ -6,6 +6,7 @@ import asyncio
 import gc
 from collections.abc import Awaitable, Callable
 
+import httpx
 import pytest
 from saeclamp import (
     APIConnectionError,
@@ -99,6 +100,22 @@ def test_models_and_health(server: ScriptedServer) -> None:
         assert await client.health() is False
 
     play(server, scene)
+
+
+def test_a_client_closes_its_own_connections_and_leaves_a_given_client_open(server: ScriptedServer) -> None:
+    server.will(reply(MODELS), reply(MODELS))
+
+    async def main() -> None:
+        async with AsyncClient(server.url) as own:
+            await own.models.list()
+        with pytest.raises(RuntimeError, match="closed"):
+            await own.models.list()
+        async with httpx.AsyncClient() as given:
+            async with AsyncClient(server.url, http_client=given) as client:
+                await client.models.list()
+            assert not given.is_closed
+
+    asyncio.run(main())
 
 
 def test_passing_failures_are_retried(server: ScriptedServer, sleeps: list[float]) -> None:

@@ -16,6 +16,7 @@ from saeclamp import (
     Clamp,
     Client,
     NotSteeredError,
+    Receipt,
     SaeclampError,
     Steering,
     extra_body,
@@ -83,6 +84,17 @@ def test_extra_body_is_merged_and_its_steering_is_watched(server: ScriptedServer
     assert server.seen[0].json["steering"]["interventions"] == [CLAMP_JSON]
     assert server.seen[0].json["min_p"] == 0.1
     assert "extra_body" not in server.seen[0].json
+
+
+def test_extra_body_gives_openai_python_the_same_request(server: ScriptedServer) -> None:
+    import openai  # here, because it takes a second
+
+    server.will(reply(chat_answer(steering=RECEIPT)))
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="k") as theirs:
+        answer = theirs.chat.completions.create(model="m", messages=HI, extra_body=extra_body(CLAMP))
+    assert server.seen[0].json["steering"] == {"interventions": [CLAMP_JSON], "receipt": "summary"}
+    assert answer.model_extra is not None
+    assert Receipt.model_validate(answer.model_extra["steering"]).applied
 
 
 @pytest.mark.parametrize(
@@ -192,13 +204,18 @@ def test_the_key_comes_from_the_argument_else_from_the_environment(
 ) -> None:
     server.will(*[reply(MODELS)] * 4)
     monkeypatch.delenv("SAECLAMP_API_KEY", raising=False)
-    Client(server.url).models.list()
+    _list_models(Client(server.url))
     monkeypatch.setenv("SAECLAMP_API_KEY", "from-env\n")
-    Client(server.url).models.list()
-    Client(server.url, api_key="given").models.list()
-    Client(server.url, api_key="").models.list()
+    _list_models(Client(server.url))
+    _list_models(Client(server.url, api_key="given"))
+    _list_models(Client(server.url, api_key=""))
     sent = [seen.headers.get("authorization") for seen in server.seen]
     assert sent == [None, "Bearer from-env", "Bearer given", None]
+
+
+def _list_models(client: Client) -> None:
+    with client:
+        client.models.list()
 
 
 def test_headers_of_the_client_and_of_the_call_are_sent(server: ScriptedServer) -> None:
@@ -237,7 +254,8 @@ def test_health_is_false_for_a_broken_and_for_an_absent_server(server: ScriptedS
     assert client.health() is False
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
-        assert Client(f"http://127.0.0.1:{unused.getsockname()[1]}").health() is False
+        with Client(f"http://127.0.0.1:{unused.getsockname()[1]}") as absent:
+            assert absent.health() is False
     assert server.paths() == ["/health", "/health"]
 
 

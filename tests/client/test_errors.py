@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,9 +18,10 @@ HI = [{"role": "user", "content": "hi"}]
 
 
 @pytest.fixture
-def client(server: ScriptedServer) -> Client:
+def client(server: ScriptedServer) -> Iterator[Client]:
     """A client that does not retry."""
-    return Client(server.url, max_retries=0)
+    with Client(server.url, max_retries=0) as client:
+        yield client
 
 
 @pytest.mark.parametrize(
@@ -107,14 +109,14 @@ def test_a_refused_connection_names_the_address() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        with pytest.raises(APIConnectionError, match=url) as caught:
-            Client(url, max_retries=0).models.list()
+        with Client(url, max_retries=0) as client, pytest.raises(APIConnectionError, match=url) as caught:
+            client.models.list()
     assert not isinstance(caught.value, APITimeoutError)
 
 
 def test_a_url_without_a_scheme_is_a_connection_error() -> None:
-    with pytest.raises(APIConnectionError, match="http"):
-        Client("localhost:1/v1").models.list()
+    with Client("localhost:1/v1") as client, pytest.raises(APIConnectionError, match="http"):
+        client.models.list()
 
 
 def test_a_connection_that_is_cut_is_a_connection_error(server: ScriptedServer, client: Client) -> None:
@@ -125,15 +127,15 @@ def test_a_connection_that_is_cut_is_a_connection_error(server: ScriptedServer, 
 
 def test_a_body_that_is_cut_is_a_connection_error_and_is_not_asked_for_again(server: ScriptedServer) -> None:
     server.will(reply(b'{"id', headers={"content-length": "100", "connection": "close"}))
-    with pytest.raises(APIConnectionError):
-        Client(server.url, timeout=5, max_retries=2).chat.completions.create(model="m", messages=HI)
+    with Client(server.url, timeout=5, max_retries=2) as client, pytest.raises(APIConnectionError):
+        client.chat.completions.create(model="m", messages=HI)
     assert len(server.seen) == 1
 
 
 def test_a_read_timeout_is_not_retried(server: ScriptedServer) -> None:
     server.will(stall(), stall())
-    with pytest.raises(APITimeoutError, match="ReadTimeout"):
-        Client(server.url, timeout=0.1).chat.completions.create(model="m", messages=HI)
+    with Client(server.url, timeout=0.1) as client, pytest.raises(APITimeoutError, match="ReadTimeout"):
+        client.chat.completions.create(model="m", messages=HI)
     assert len(server.seen) == 1
 
 

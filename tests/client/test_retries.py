@@ -48,8 +48,8 @@ def test_a_cut_connection_is_retried(server: ScriptedServer, client: Client, sle
 
 def test_cut_connections_end_in_a_connection_error(server: ScriptedServer, sleeps: list[float]) -> None:
     server.will(hang_up, hang_up)
-    with pytest.raises(APIConnectionError):
-        Client(server.url, max_retries=1).models.list()
+    with Client(server.url, max_retries=1) as client, pytest.raises(APIConnectionError):
+        client.models.list()
     assert (len(sleeps), len(server.seen)) == (1, 2)
 
 

@@ -11,7 +11,7 @@ from saeclamp._streaming import Event, SSEDecoder
 
 LINE_ENDS = [b"\n", b"\r\n", b"\r"]
 
-lines = st.text(st.characters(blacklist_characters="\r\n", blacklist_categories=("Cs",)), max_size=12)
+lines = st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), max_size=12)
 events = st.builds(
     Event,
     data=st.lists(lines, min_size=1, max_size=3).map("\n".join),

@@ -146,6 +146,13 @@ def test_no_receipt_is_expected_of_a_stream_that_asked_for_none(server: Scripted
     assert stream.steering is None
 
 
+def test_a_receipt_is_kept_when_a_chunk_follows_it(server: ScriptedServer, client: Client) -> None:
+    server.will(script.stream([sse(chat_chunk("a", steering=RECEIPT)), sse(chat_chunk("b", steering=None)), DONE]))
+    stream = start(client, CLAMP)
+    assert [chunk.text for chunk in stream] == ["a", "b"]
+    assert stream.steering is not None
+
+
 def test_a_stream_that_ends_before_done_is_an_error(server: ScriptedServer, client: Client) -> None:
     server.will(script.stream([sse(chat_chunk("a"))]))
     stream = start(client)
@@ -165,10 +172,11 @@ def test_a_broken_connection_is_a_connection_error_and_is_not_retried(server: Sc
 
 def test_silence_in_a_stream_is_a_timeout(server: ScriptedServer) -> None:
     server.will(script.stall(sse(chat_chunk("a"))))
-    stream = start(Client(server.url, timeout=0.1))
-    assert next(stream).text == "a"
-    with pytest.raises(APITimeoutError):
-        next(stream)
+    with Client(server.url, timeout=0.1) as client:
+        stream = start(client)
+        assert next(stream).text == "a"
+        with pytest.raises(APITimeoutError):
+            next(stream)
     assert len(server.seen) == 1
 
 

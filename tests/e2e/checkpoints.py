@@ -1,0 +1,63 @@
+"""Tiny random models and SAEs, made on the spot."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+
+def make_sae(folder: Path, layer: int, d_in: int, d_sae: int = 64, seed: int = 0, threshold: float = 2.0) -> Path:
+    """Write a random JumpReLU SAE in SAELens layout, with unit decoder rows and a b_dec that must be subtracted."""
+    torch.manual_seed(seed)
+    folder.mkdir(parents=True)
+    decoder = torch.nn.functional.normalize(torch.randn(d_sae, d_in), dim=1)
+    save_file(
+        {
+            "W_enc": decoder.T.contiguous() + 0.1 * torch.randn(d_in, d_sae) / d_in**0.5,
+            "b_enc": 0.1 * torch.randn(d_sae),
+            "W_dec": decoder,
+            "b_dec": 0.5 * torch.randn(d_in),
+            "threshold": torch.full((d_sae,), threshold),
+        },
+        folder / "sae_weights.safetensors",
+    )
+    config = {
+        "architecture": "jumprelu",
+        "d_in": d_in,
+        "d_sae": d_sae,
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "metadata": {"hook_name": f"blocks.{layer}.hook_resid_post"},
+    }
+    (folder / "cfg.json").write_text(json.dumps(config))
+    return folder
+
+
+def make_model(folder: Path, tokenizer: Path, kind: str = "llama", num_layers: int = 4, d_model: int = 64) -> Path:
+    """Write a random model of a real architecture, with the tokenizer of another model."""
+    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+
+    torch.manual_seed(1)
+    config_class = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}[kind]
+    config = config_class(
+        vocab_size=49152,
+        hidden_size=d_model,
+        intermediate_size=2 * d_model,
+        num_hidden_layers=num_layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=2048,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=False,
+        initializer_range=0.2,
+    )
+    AutoModelForCausalLM.from_config(config).float().save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(tokenizer / name, folder)
+    return folder

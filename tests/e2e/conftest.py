@@ -1,0 +1,47 @@
+"""One real engine on the packaged model, shared by most end-to-end tests, and the oracle of the same model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from saeclamp_saes.library import BUNDLED
+from saeclamp_server.packaged_model import PACKAGED_MODEL, prepared_model
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from tests.e2e.checkpoints import make_sae
+from tests.e2e.serving import Server, serve
+from tests.reference import ReferenceModel, ReferenceSAE
+
+SECOND_LAYER = 12
+
+
+@pytest.fixture(scope="session")
+def model_folder() -> Path:
+    return prepared_model(print)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(model_folder: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(model_folder)
+
+
+@pytest.fixture(scope="session")
+def second_sae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_sae(tmp_path_factory.mktemp("saes") / "second", layer=SECOND_LAYER, d_in=576)
+
+
+@pytest.fixture(scope="session")
+def oracle(model_folder: Path, second_sae: Path, tokenizer: PreTrainedTokenizerBase) -> ReferenceModel:
+    saes = {"bundled": ReferenceSAE(BUNDLED["bundled"]), "second": ReferenceSAE(second_sae)}
+    return ReferenceModel(model_folder, saes, tokenizer.all_special_ids)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, second_sae: Path) -> Iterator[Server]:
+    flags = ["--sae", "bundled", "--sae", f"second={second_sae}", "--enforce-eager", "--max-model-len", "2048"]
+    flags += ["--enable-prompt-tokens-details", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+    log = tmp_path_factory.mktemp("log") / "server.log"
+    with serve(log, PACKAGED_MODEL, *flags) as running:
+        yield running

@@ -1,0 +1,90 @@
+"""Real servers for the end-to-end tests, each in a process group of its own, which is ended by pid."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+START_LIMIT_S = 600
+
+
+class Server:
+    """A running `saeclamp serve`."""
+
+    def __init__(self, url: str, model: str) -> None:
+        self.url = url
+        self.model = model
+        self.http = httpx.Client(base_url=url, timeout=300)
+
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        return self.http.post(path, json={"model": self.model, **body})
+
+    def complete(self, prompt: Any, moves: Sequence[dict[str, Any]] = (), **params: Any) -> dict[str, Any]:
+        """POST /v1/completions, greedy unless told otherwise; the JSON of a 200."""
+        steering = {"steering": {"interventions": list(moves)}} if moves else {}
+        response = self.post("/v1/completions", prompt=prompt, **{"temperature": 0, "max_tokens": 8, **params}, **steering)
+        assert response.status_code == 200, response.text
+        result: dict[str, Any] = response.json()
+        return result
+
+
+@contextmanager
+def serve(log: Path, model: str, *flags: str, name: str | None = None, entry: Sequence[str] = ()) -> Iterator[Server]:
+    """Run `saeclamp serve MODEL FLAGS` (or another entry module with the same arguments) until the block ends."""
+    port = _free_port()
+    command = [sys.executable, *(entry or ("-m", "saeclamp_server")), "serve", model, "--port", str(port), *flags]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_until_ready(process, url, log)
+        yield Server(url, name or model)
+    finally:
+        _end(process)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + START_LIMIT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"The server ended with status {process.returncode}:\n{log.read_text()[-4000:]}")
+        try:
+            if httpx.get(f"{url}/health", timeout=2).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.3)
+    raise TimeoutError(f"The server was not ready after {START_LIMIT_S} s:\n{log.read_text()[-4000:]}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        pass
+    try:
+        os.killpg(process.pid, signal.SIGKILL)  # engines do not always go when their parent does
+    except ProcessLookupError:
+        pass
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

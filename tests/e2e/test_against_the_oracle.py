@@ -1,0 +1,82 @@
+"""The engine's numbers are those of a plain transformers forward with clamps written the obvious way."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from tests.e2e.agreement import assert_agreement
+from tests.e2e.serving import Server
+from tests.reference import Move, ReferenceModel
+
+BRIDGE_TEXT = "The Golden Gate Bridge in San Francisco was opened to traffic in 1937 and is painted orange."
+
+CASES = {
+    "unsteered": [],
+    "clamp": [Move("bundled", 914, "clamp", 170.2)],
+    "clamp to a negative value": [Move("bundled", 914, "clamp", -80.0)],
+    "add": [Move("bundled", 914, "add", 90.0)],
+    "subtract": [Move("bundled", 988, "add", -60.0)],
+    "ablate": [Move("bundled", 914, "ablate")],
+    "ablate at the prompt only": [Move("bundled", 914, "ablate", tokens="prompt")],
+    "several features": [
+        Move("bundled", 914, "clamp", 105.0),
+        Move("bundled", 593, "clamp", 84.0),
+        Move("bundled", 353, "add", 30.0),
+        Move("bundled", 810, "ablate"),
+    ],
+    "two layers": [Move("bundled", 914, "clamp", 120.0), Move("second", 7, "clamp", 40.0)],
+    "the earlier layer alone": [Move("second", 7, "clamp", 40.0), Move("second", 9, "add", -30.0)],
+    "prompt only": [Move("bundled", 914, "clamp", 170.2, tokens="prompt")],
+    "generated only": [Move("bundled", 914, "clamp", 170.2, tokens="generated")],
+    "one feature, two scopes": [
+        Move("bundled", 914, "clamp", 170.2, tokens="prompt"),
+        Move("bundled", 914, "clamp", -50.0, tokens="generated"),
+    ],
+    "two layers, two scopes": [
+        Move("second", 3, "add", 35.0, tokens="prompt"),
+        Move("bundled", 593, "clamp", 84.0, tokens="generated"),
+    ],
+}
+
+
+@pytest.mark.parametrize("moves", CASES.values(), ids=CASES.keys())
+def test_logprobs_and_greedy_tokens_are_the_oracles(
+    server: Server, oracle: ReferenceModel, tokenizer: PreTrainedTokenizerBase, moves: list[Move]
+) -> None:
+    assert_agreement(server, oracle, tokenizer(BRIDGE_TEXT)["input_ids"], moves)
+
+
+def test_special_tokens_inside_a_chat_are_left_alone(
+    server: Server, oracle: ReferenceModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    chat = [{"role": "user", "content": "How do I bake bread?"}]
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert set(prompt[1:]) & set(tokenizer.all_special_ids)
+    assert_agreement(server, oracle, prompt, [Move("bundled", 914, "clamp", 170.2)])
+
+
+def test_a_prompt_of_one_token_is_steered_from_its_first_generated_token_on(
+    server: Server, oracle: ReferenceModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    prompt = tokenizer("The")["input_ids"]
+    assert len(prompt) == 1
+    answer = server.complete(
+        prompt,
+        [{"op": "clamp", "feature": "bundled/914", "value": 170.2, "unit": "act"}],
+        logprobs=0,
+        return_token_ids=True,
+    )
+    (choice,) = answer["choices"]
+    own, best = oracle.generated_logprobs(prompt, choice["token_ids"], [Move("bundled", 914, "clamp", 170.2)])
+    assert own == pytest.approx(best, abs=1e-3)
+    assert own == pytest.approx(choice["logprobs"]["token_logprobs"], abs=1e-3)
+
+
+def test_max_act_is_a_multiple_of_the_stored_maximum(server: Server, tokenizer: PreTrainedTokenizerBase) -> None:
+    prompt = tokenizer(BRIDGE_TEXT)["input_ids"]
+    in_act = server.complete(prompt, [{"op": "clamp", "feature": "bundled/914", "value": 115.0, "unit": "act"}])
+    in_max_act = server.complete(prompt, [{"op": "clamp", "feature": "bundled/golden-gate", "value": 0.5}])
+    assert in_act["choices"][0]["text"] == in_max_act["choices"][0]["text"]
+    assert in_max_act["steering"]["interventions"][0]["value_act"] == 115.0
+    assert in_act["steering"]["spec"] == in_max_act["steering"]["spec"]
