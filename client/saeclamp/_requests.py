@@ -85,8 +85,7 @@ def _the_steering(steering: SteeringLike | None, extra_body: dict[str, Any]) -> 
     steering = in_extra_body if steering is None else steering
     if steering is None:
         return None
-    # A pydantic model is iterable, over its fields: one intervention must not pass for a sequence of them.
-    return as_steering((steering,) if isinstance(steering, Clamp | Add | Ablate) else steering)
+    return as_steering(steering)
 
 
 def _refuse_misspelt_steering(body: Mapping[str, Any]) -> None:

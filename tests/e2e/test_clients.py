@@ -1,0 +1,111 @@
+"""openai-python, unmodified, and our own client against the running server."""
+
+from __future__ import annotations
+
+import asyncio
+
+import openai
+import pytest
+import saeclamp
+from saeclamp import Add, AsyncClient, Clamp, Client
+
+from tests.e2e.serving import Server
+
+MESSAGES = [{"role": "user", "content": "How can I sleep better?"}]
+PARAMS = {"temperature": 0, "max_tokens": 24}
+GOLDEN_GATE = Clamp(feature="bundled/golden-gate", value=0.74)
+EXTRA = {**saeclamp.extra_body(GOLDEN_GATE), "repetition_penalty": 1.1}
+
+
+def test_openai_python_sync(server: Server) -> None:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+        answer = client.chat.completions.create(model=server.model, messages=MESSAGES, extra_body=EXTRA, **PARAMS)
+        assert "Golden Gate Bridge" in answer.choices[0].message.content
+        assert answer.steering["applied"] is True
+        text = client.completions.create(model=server.model, prompt="The sky is", extra_body=EXTRA, **PARAMS)
+        assert text.steering["interventions"][0]["index"] == 914
+
+
+def test_openai_python_streamed(server: Server) -> None:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+        stream = client.chat.completions.create(
+            model=server.model, messages=MESSAGES, extra_body=EXTRA, stream=True, **PARAMS
+        )
+        received = list(stream)
+        assert "Golden Gate" in "".join(c.choices[0].delta.content or "" for c in received if c.choices)
+        assert received[-1].steering["applied"] is True
+
+
+def test_openai_python_async(server: Server) -> None:
+    async def ask() -> tuple[str, dict[str, object]]:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+            whole = await client.chat.completions.create(
+                model=server.model, messages=MESSAGES, extra_body=EXTRA, **PARAMS
+            )
+            stream = await client.chat.completions.create(
+                model=server.model, messages=MESSAGES, extra_body=EXTRA, stream=True, **PARAMS
+            )
+            received = [chunk async for chunk in stream]
+            streamed = "".join(c.choices[0].delta.content or "" for c in received if c.choices)
+            assert streamed == whole.choices[0].message.content
+            return streamed, received[-1].steering
+
+    text, receipt = asyncio.run(ask())
+    assert "Golden Gate" in text
+    assert receipt["applied"] is True
+
+
+def test_openai_python_understands_a_refusal(server: Server) -> None:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+        bad = saeclamp.extra_body(Clamp(feature="bundled/nobody", value=1))
+        with pytest.raises(openai.BadRequestError) as raised:
+            client.chat.completions.create(model=server.model, messages=MESSAGES, extra_body=bad)
+        assert raised.value.param == "steering.interventions[0].feature"
+        assert raised.value.code == "unknown_feature"
+        assert raised.value.request_id
+
+
+def test_our_client(server: Server) -> None:
+    with Client(server.url) as client:
+        assert client.health()
+        assert server.model in client.models.list().ids
+        plain = client.chat.completions.create(messages=MESSAGES, **PARAMS)
+        steered = client.chat.completions.create(
+            messages=MESSAGES, steering=[GOLDEN_GATE, Add(feature="bundled/food", value=0.1)], **PARAMS
+        )
+        assert plain.steering is None
+        assert steered.steering is not None
+        assert [item.name for item in steered.steering.interventions] == ["golden-gate", "food"]
+        assert steered.text != plain.text
+        with client.chat.completions.create(messages=MESSAGES, steering=GOLDEN_GATE, stream=True, **PARAMS) as stream:
+            assert len(list(stream)) > 10
+            assert stream.steering is not None
+            assert stream.steering.applied
+        text = client.completions.create(prompt="The sky is", steering=GOLDEN_GATE, **PARAMS)
+        assert text.steering is not None
+        with pytest.raises(saeclamp.BadRequestError) as raised:
+            client.completions.create(prompt="x", steering=Clamp(feature="nobody/1", value=1))
+        assert (raised.value.status, raised.value.code) == (400, "unknown_sae")
+        assert raised.value.request_id
+
+
+def test_our_async_client(server: Server) -> None:
+    async def ask() -> None:
+        async with AsyncClient(server.url) as client:
+            answers = await asyncio.gather(
+                *(
+                    client.chat.completions.create(messages=MESSAGES, steering=steering, **PARAMS)
+                    for steering in (GOLDEN_GATE, None, GOLDEN_GATE)
+                )
+            )
+            assert answers[0].text == answers[2].text != answers[1].text
+            stream = await client.chat.completions.create(
+                messages=MESSAGES, steering=GOLDEN_GATE, stream=True, **PARAMS
+            )
+            async with stream:
+                pieces = [chunk async for chunk in stream]
+            assert len(pieces) > 10
+            assert stream.steering is not None
+            assert stream.text == answers[0].text
+
+    asyncio.run(ask())

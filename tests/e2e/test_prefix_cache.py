@@ -1,0 +1,71 @@
+"""Steered keys and values are never served to other requests, and equal steering still shares them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from tests.e2e.agreement import TOLERANCE, VISIBLE, max_difference
+from tests.e2e.serving import Server
+
+STEERED: list[dict[str, Any]] = [{"op": "clamp", "feature": "bundled/golden-gate", "value": 0.74}]
+PARAMS: dict[str, Any] = {"max_tokens": 12, "ignore_eos": True, "logprobs": 0}
+
+
+def long_prompt(tokenizer: PreTrainedTokenizerBase, start: str) -> list[int]:
+    ids: list[int] = tokenizer(start + " The quick brown fox jumps over the lazy dog near the river bank." * 60)[
+        "input_ids"
+    ]
+    return ids[:600]
+
+
+def cached(answer: dict[str, Any]) -> int:
+    count: int = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+    return count
+
+
+def logprobs(answer: dict[str, Any]) -> list[float]:
+    values: list[float] = answer["choices"][0]["logprobs"]["token_logprobs"]
+    return values
+
+
+def test_plain_then_steered_then_plain(server: Server, tokenizer: PreTrainedTokenizerBase) -> None:
+    prompt = long_prompt(tokenizer, "First.")
+    plain = server.complete(prompt, **PARAMS)
+    steered = server.complete(prompt, STEERED, **PARAMS)
+    again = server.complete(prompt, **PARAMS)
+    assert (cached(plain), cached(steered), cached(again)) == (0, 0, 512)
+    assert again["choices"][0]["text"] == plain["choices"][0]["text"]
+    assert max_difference(logprobs(again), logprobs(plain)) < TOLERANCE
+    assert max_difference(logprobs(steered), logprobs(plain)) > VISIBLE
+
+
+def test_steered_first_does_not_poison_what_follows(server: Server, tokenizer: PreTrainedTokenizerBase) -> None:
+    prompt = long_prompt(tokenizer, "Second.")
+    steered = server.complete(prompt, STEERED, **PARAMS)
+    plain = server.complete(prompt, **PARAMS)
+    assert (cached(steered), cached(plain)) == (0, 0)
+    assert max_difference(logprobs(steered), logprobs(plain)) > VISIBLE
+
+
+def test_identical_steering_shares_and_another_value_does_not(
+    server: Server, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    prompt = long_prompt(tokenizer, "Third.")
+    first = server.complete(prompt, STEERED, **PARAMS)
+    second = server.complete(prompt, STEERED, **PARAMS)
+    other = server.complete(prompt, [{**STEERED[0], "value": 0.73}], **PARAMS)
+    assert (cached(first), cached(second), cached(other)) == (0, 512, 0)
+    assert second["choices"][0]["text"] == first["choices"][0]["text"]
+    assert second["steering"]["spec"] == first["steering"]["spec"] != other["steering"]["spec"]
+    counts = [answer["steering"]["interventions"][0]["tokens"]["prompt"] for answer in (first, second)]
+    assert counts == [599, 599], "cached positions are steered too, and are counted"
+
+
+def test_a_users_own_salt_keeps_its_meaning(server: Server, tokenizer: PreTrainedTokenizerBase) -> None:
+    prompt = long_prompt(tokenizer, "Fourth.")
+    first = server.complete(prompt, STEERED, cache_salt="tenant-a", **PARAMS)
+    same = server.complete(prompt, STEERED, cache_salt="tenant-a", **PARAMS)
+    other = server.complete(prompt, STEERED, cache_salt="tenant-b", **PARAMS)
+    assert (cached(first), cached(same), cached(other)) == (0, 512, 0)

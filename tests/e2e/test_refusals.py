@@ -1,0 +1,177 @@
+"""Whatever asks for steering and cannot get it is refused, in OpenAI's envelope, with the JSON path and what exists."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.e2e.serving import Server
+
+GOOD = {"op": "clamp", "feature": "bundled/golden-gate", "value": 0.74}
+
+
+class Refusal(NamedTuple):
+    body: dict[str, Any]
+    param: str
+    says: str
+
+
+def steering(*interventions: Any, **more: Any) -> dict[str, Any]:
+    return {"steering": {"interventions": list(interventions), **more}}
+
+
+def one(**changes: Any) -> dict[str, Any]:
+    return steering({**GOOD, **changes})
+
+
+REFUSALS = {
+    "unknown field of steering": Refusal(steering(GOOD, intervention=1), "steering.intervention", "unknown field"),
+    "unknown field of an intervention": Refusal(one(valeu=1), "steering.interventions[0].valeu", "'value'"),
+    "in the second intervention": Refusal(
+        steering(GOOD, {**GOOD, "feature": "bundled/5", "layer": 3}), "steering.interventions[1].layer", "unknown field"
+    ),
+    "missing interventions": Refusal({"steering": {}}, "steering.interventions", "required"),
+    "missing value": Refusal(
+        steering({"op": "clamp", "feature": "bundled/5"}), "steering.interventions[0].value", "required"
+    ),
+    "no interventions": Refusal(steering(), "steering.interventions", "at least 1"),
+    "too many interventions": Refusal(steering(*[GOOD] * 65), "steering.interventions", "at most 64"),
+    "unknown SAE": Refusal(one(feature="elsewhere/5"), "steering.interventions[0].feature", "Loaded: bundled, second"),
+    "unknown feature": Refusal(one(feature="bundled/golden-gat"), "steering.interventions[0].feature", "golden-gate"),
+    "index out of range": Refusal(one(feature="bundled/1024"), "steering.interventions[0].feature", "0 to 1023"),
+    "index object out of range": Refusal(
+        one(feature={"sae": "bundled", "index": 99999}, unit="act"), "steering.interventions[0].feature", "0 to 1023"
+    ),
+    "negative index": Refusal(
+        one(feature={"sae": "bundled", "index": -1}),
+        "steering.interventions[0].feature.index",
+        "greater than or equal to 0",
+    ),
+    "index of the wrong type": Refusal(
+        one(feature={"sae": "bundled", "index": "5"}), "steering.interventions[0].feature.index", "integer"
+    ),
+    "unknown field of a feature": Refusal(
+        one(feature={"sae": "bundled", "index": 5, "name": "x"}),
+        "steering.interventions[0].feature.name",
+        "unknown field",
+    ),
+    "feature without an SAE": Refusal(one(feature="golden-gate"), "steering.interventions[0].feature", "match"),
+    "feature of the wrong type": Refusal(one(feature=914), "steering.interventions[0].feature", "dictionary"),
+    "digits of another script": Refusal(
+        one(feature="bundled/٥"), "steering.interventions[0].feature", "no feature named"
+    ),
+    "max_act of an unmeasured feature": Refusal(
+        one(feature="bundled/17"), "steering.interventions[0].unit", "no stored maximum"
+    ),
+    "value of the wrong type": Refusal(one(value="0.74"), "steering.interventions[0].value", "valid number"),
+    "value true": Refusal(one(value=True), "steering.interventions[0].value", "valid number"),
+    "value null": Refusal(one(value=None), "steering.interventions[0].value", "valid number"),
+    "NaN": Refusal(one(value=float("nan")), "steering.interventions[0].value", "finite"),
+    "infinity": Refusal(one(value=float("inf")), "steering.interventions[0].value", "finite"),
+    "minus infinity": Refusal(one(value=float("-inf")), "steering.interventions[0].value", "finite"),
+    "beyond the bound": Refusal(one(value=1e7), "steering.interventions[0].value", "1000000"),
+    "ablate with a value": Refusal(
+        steering({"op": "ablate", "feature": "bundled/5", "value": 0}),
+        "steering.interventions[0].value",
+        "unknown field",
+    ),
+    "unknown operation": Refusal(one(op="clmp"), "steering.interventions[0]", "'clamp', 'add', 'ablate'"),
+    "unknown unit": Refusal(one(unit="sigma"), "steering.interventions[0].unit", "'max_act' or 'act'"),
+    "unknown tokens": Refusal(one(tokens="last"), "steering.interventions[0].tokens", "'all', 'prompt' or 'generated'"),
+    "unknown receipt": Refusal(steering(GOOD, receipt="full"), "steering.receipt", "'none' or 'summary'"),
+    "one feature twice": Refusal(
+        steering(GOOD, {**GOOD, "feature": "bundled/914", "unit": "act"}),
+        "steering.interventions[1].feature",
+        "already",
+    ),
+    "one feature at overlapping tokens": Refusal(
+        steering(GOOD, {**GOOD, "tokens": "prompt"}), "steering.interventions[1].feature", "already"
+    ),
+    "rules, later": Refusal(steering(GOOD, rules=[]), "steering.rules", "does not support rules yet"),
+    "readout, later": Refusal(steering(GOOD, readout={}), "steering.readout", "does not support readouts yet"),
+    "token receipts, later": Refusal(steering(GOOD, receipt="tokens"), "steering.receipt", "yet"),
+    "special tokens, later": Refusal(steering(GOOD, special_tokens=True), "steering.special_tokens", "yet"),
+    "at_least, later": Refusal(one(op="at_least"), "steering.interventions[0]", "'at_least' yet"),
+    "scale, later": Refusal(one(op="scale"), "steering.interventions[0]", "'scale' yet"),
+    "resid_norm, later": Refusal(one(unit="resid_norm"), "steering.interventions[0].unit", "'resid_norm' yet"),
+    "token windows, later": Refusal(one(tokens={"first": 3}), "steering.interventions[0].tokens", "token windows yet"),
+    "vectors, later": Refusal(
+        steering({"op": "add", "vector": "v", "value": 1, "feature": "bundled/5"}),
+        "steering.interventions[0].vector",
+        "yet",
+    ),
+    "not an object: number": Refusal({"steering": 3}, "steering", "dictionary"),
+    "saklas": Refusal({"steering": "0.5 happy + 0.2 calm"}, "steering", "saklas"),
+    "RhizoNymph's gates": Refusal({"steering": [{"when": {}, "apply": {}}]}, "steering", "RhizoNymph"),
+    "EasySteer": Refusal({"steering": {"vectors": [], "conflict": "sequential"}}, "steering.vectors", "EasySteer"),
+    "a dict of vectors": Refusal({"steering": {"happy": [0.1, 0.2], "calm": [0.3]}}, "steering", "another project"),
+    "near miss: steerng": Refusal({"steerng": {"interventions": [GOOD]}}, "steerng", "Did you mean 'steering'?"),
+    "near miss: Steering": Refusal({"Steering": {}}, "Steering", "Did you mean"),
+    "near miss: sterring": Refusal({"sterring": {}}, "sterring", "Did you mean"),
+    "near miss: steering_vectors": Refusal({"steering_vectors": {"x": 1}}, "steering_vectors", "RhizoNymph"),
+    "near miss beside a good one": Refusal({**one(), "steer": 1}, "steer", "Did you mean"),
+    "Goodfire's controller": Refusal({"controller": {"interventions": []}}, "controller", "Goodfire"),
+    "SteeringAPI's interventions": Refusal(
+        {"interventions": [{"index_in_sae": 1, "strength": 0.4, "mode": "add"}]}, "interventions", "SteeringAPI"
+    ),
+    "extra_body in the JSON": Refusal({"extra_body": one()}, "extra_body", "openai-python"),
+    "hotwire": Refusal({"vllm_xargs": {"hotwire": "{}"}}, "vllm_xargs.hotwire", "hotwire"),
+    "past the checks": Refusal({"vllm_xargs": {"saeclamp": "x"}}, "vllm_xargs.saeclamp", "engine"),
+    "beam search": Refusal({**one(), "use_beam_search": True, "n": 2}, "use_beam_search", "Beam search"),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS.keys())
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_bad_request_is_a_400_that_names_the_place(server: Server, refusal: Refusal, path: str, stream: bool) -> None:
+    prompt = {"prompt": "Hi"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "Hi"}]}
+    body = {"model": server.model, "max_tokens": 1, "stream": stream, **prompt, **refusal.body}
+    response = server.http.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert error["param"] == refusal.param
+    assert refusal.says in error["message"]
+    assert isinstance(error["code"], str)
+    assert response.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/responses", {"input": "Hi"}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}),
+        ("/v1/chat/completions/batch", {"messages": [[{"role": "user", "content": "Hi"}]]}),
+        ("/invocations", {"messages": [{"role": "user", "content": "Hi"}]}),
+        ("/inference/v1/generate", {"token_ids": [5, 6], "sampling_params": {"max_tokens": 1}}),
+    ],
+)
+def test_endpoints_that_cannot_steer_refuse_rather_than_ignore(server: Server, path: str, body: dict[str, Any]) -> None:
+    response = server.post(path, **body, **one())
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "steering"
+    assert server.post(path, **body, steerng={}).json()["error"]["param"] == "steerng"
+
+
+def test_other_endpoints_pass_the_guard_untouched(server: Server) -> None:
+    response = server.post("/tokenize", prompt="Hello there")
+    assert response.status_code == 200
+    assert response.json()["count"] == 2
+
+
+def test_a_body_that_is_not_json_is_a_400(server: Server) -> None:
+    for content in ("{", "[]", '"x"'):
+        response = server.http.post(
+            "/v1/chat/completions", content=content, headers={"Content-Type": "application/json"}
+        )
+        assert response.status_code == 400
+        assert response.json()["error"]["message"]
+
+
+def test_a_refused_request_leaves_the_server_as_it_was(server: Server) -> None:
+    before = server.complete("The capital of France is")["choices"][0]["text"]
+    server.post("/v1/completions", prompt="The capital of France is", **one(feature="bundled/9999999", unit="act"))
+    assert server.complete("The capital of France is")["choices"][0]["text"] == before
