@@ -57,8 +57,8 @@ clean: ## Remove .venv and the tools' caches (the model's cache, ~/.cache/saecla
 # run, or that was made for the other kind of machine, is made anew.
 $(INSTALLED):
 	@echo "saeclamp: installing into .venv for this machine ($(MACHINE)); about 3 minutes, once."
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
-		|| { echo "saeclamp: needs Python 3.10 or later; name one with make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "saeclamp: needs Python 3.11 or later; name one with make PYTHON=..." >&2; exit 1; }
 	@.venv/bin/python -c '' 2>/dev/null && [ ! -e .venv/.for-$(OTHER_MACHINE) ] || $(PYTHON) -m venv --clear .venv
 	@touch .venv/.for-$(MACHINE)
 	@$(PIP) --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip

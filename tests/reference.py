@@ -110,3 +110,28 @@ class ReferenceModel:
         rows = [logprobs[len(prompt) - 1 + step] for step in range(len(generated))]
         own = [float(row[token]) for row, token in zip(rows, generated, strict=True)]
         return own, [float(row.max()) for row in rows]
+
+
+def touched_positions(num_tokens: int, prompt_len: int, tokens: str) -> list[int]:
+    """Positions of one request that an intervention touches, special tokens aside: the slow twin of the step mapping."""
+    touched = []
+    for position in range(num_tokens):
+        if position == 0:
+            continue
+        generated = position >= prompt_len
+        if tokens == "all" or (tokens == "generated") == generated:
+            touched.append(position)
+    return touched
+
+
+def clamped_stream(x: Tensor, sae: ReferenceSAE, moves: Sequence[tuple[int, int, str, float]]) -> Tensor:
+    """
+    Encode everything, overwrite, decode everything, add the error back: the slow twin of `residual_delta`.
+
+    x: (num_tokens, d_in); moves: (token, feature, "clamp" or "add", value)
+    """
+    acts = sae.encode(x)
+    edited = acts.clone()
+    for token, feature, op, value in moves:
+        edited[token, feature] = value if op == "clamp" else acts[token, feature] + value
+    return sae.decode(edited) + (x - sae.decode(acts))

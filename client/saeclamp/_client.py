@@ -13,7 +13,7 @@ from saeclamp._resources import AsyncChat, AsyncCompletions, AsyncModels, Chat, 
 from saeclamp._transport import AsyncTransport, Endpoint, Transport
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT = 600.0

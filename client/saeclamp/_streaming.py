@@ -24,7 +24,7 @@ from saeclamp._responses import ChunkT
 from saeclamp.types import Receipt
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 # bytes.splitlines would do for bytes, but would hide a "\r\n" that two reads cut in half.
 _LINE_END = re.compile(rb"\r\n|\n|\r")

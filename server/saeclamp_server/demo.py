@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 
 from pydantic import ValidationError
+
 from saeclamp import APIConnectionError, Clamp, Client, Receipt, SaeclampError
 from saeclamp.types import InterventionReceipt
 

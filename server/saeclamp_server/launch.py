@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from saeclamp_saes import SAEEntry
-
 from saeclamp_server.args import ServeOptions
 from saeclamp_server.packaged_model import PACKAGED_MODEL, PackagedModelError, prepared_model
 from saeclamp_server.preflight import ModelFacts, StartupError, check_vllm, open_saes, read_model

@@ -218,9 +218,5 @@ def _fsync(path: Path) -> None:
 
 
 def _sha256(file: Path) -> str:
-    """Read in blocks: Python 3.10 has no `hashlib.file_digest`."""
-    digest = hashlib.sha256()
     with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()

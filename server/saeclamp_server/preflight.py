@@ -45,10 +45,10 @@ def check_vllm() -> str:
     raise StartupError("vLLM is not installed: pip install 'saeclamp[cpu]', or 'saeclamp[server]' for an NVIDIA GPU.")
 
 
-def read_model(model: str, revision: str | None = None, trust_remote_code: bool = False) -> ModelFacts:
+def read_model(model: str) -> ModelFacts:
     """Read a model's configuration from a folder or the hub. Raises StartupError."""
-    config = _model_config(model, revision, trust_remote_code)
-    architectures = config.architectures or ["unknown"]
+    config = _model_config(model)
+    architectures = config.architectures or ["model of unknown architecture"]
     if architectures[0] not in SUPPORTED_ARCHITECTURES:
         raise StartupError(
             f"{model} is a {architectures[0]}, which cannot be steered yet; "
@@ -57,17 +57,13 @@ def read_model(model: str, revision: str | None = None, trust_remote_code: bool 
     return ModelFacts(model, config.hidden_size, config.num_hidden_layers)
 
 
-def _model_config(model: str, revision: str | None, trust_remote_code: bool) -> Any:
+def _model_config(model: str) -> Any:
     from transformers import AutoConfig
 
-    if Path(model).expanduser().is_dir() and not (Path(model).expanduser() / "config.json").exists():
+    if Path(model).is_dir() and not (Path(model) / "config.json").exists():
         raise StartupError(f"{model} is a folder without a config.json, so not a model.")
     try:
-        return AutoConfig.from_pretrained(
-            str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else model,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-        )
+        return AutoConfig.from_pretrained(model)
     except (OSError, ValueError, json.JSONDecodeError) as exc:
         raise StartupError(
             f"No model {model!r}: it is not a local model folder, and could not be read from the model hub "

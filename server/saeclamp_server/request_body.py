@@ -12,8 +12,8 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from pydantic import ValidationError
-from saeclamp.types import Steering
 
+from saeclamp.types import Steering
 from saeclamp_server.errors import InvalidSteeringError, RequestError
 from saeclamp_server.program import EXTRA_ARGS_KEY
 

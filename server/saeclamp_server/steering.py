@@ -18,7 +18,6 @@ from saeclamp.types import (
     TokenCounts,
 )
 from saeclamp_saes import SAEEntry
-
 from saeclamp_server.errors import (
     FeatureOutOfRangeError,
     InvalidSteeringError,

@@ -3,9 +3,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from saeclamp import Client, _transport
-
 from tests.client.scripted_server import ScriptedServer
+
+from saeclamp import Client, _transport
 
 
 @pytest.fixture

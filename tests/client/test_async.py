@@ -8,18 +8,6 @@ from collections.abc import Awaitable, Callable
 
 import httpx
 import pytest
-from saeclamp import (
-    APIConnectionError,
-    APITimeoutError,
-    AsyncClient,
-    AsyncStream,
-    BadRequestError,
-    ChatCompletionChunk,
-    Clamp,
-    NotSteeredError,
-    StreamError,
-)
-
 from tests.client import scripted_server as script
 from tests.client.scripted_server import (
     DONE,
@@ -32,6 +20,18 @@ from tests.client.scripted_server import (
     reply,
     sse,
     text_answer,
+)
+
+from saeclamp import (
+    APIConnectionError,
+    APITimeoutError,
+    AsyncClient,
+    AsyncStream,
+    BadRequestError,
+    ChatCompletionChunk,
+    Clamp,
+    NotSteeredError,
+    StreamError,
 )
 
 HI = [{"role": "user", "content": "hi"}]

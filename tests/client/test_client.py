@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import pytest
 from pydantic import ValidationError
+from tests.client.scripted_server import MODELS, RECEIPT, ScriptedServer, chat_answer, reply, text_answer
+
 from saeclamp import (
     Ablate,
     Add,
@@ -21,8 +23,6 @@ from saeclamp import (
     Steering,
     extra_body,
 )
-
-from tests.client.scripted_server import MODELS, RECEIPT, ScriptedServer, chat_answer, reply, text_answer
 
 HI = [{"role": "user", "content": "hi"}]
 CLAMP = Clamp(feature="bundled/914", value=0.74)

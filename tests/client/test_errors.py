@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tests.client.scripted_server import ScriptedServer, hang_up, reply, stall
+
 import saeclamp
 from saeclamp import APIConnectionError, APIStatusError, APITimeoutError, BadRequestError, Client, InternalServerError
-
-from tests.client.scripted_server import ScriptedServer, hang_up, reply, stall
 
 HI = [{"role": "user", "content": "hi"}]
 

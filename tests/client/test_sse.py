@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from saeclamp._streaming import Event, SSEDecoder
 
 LINE_ENDS = [b"\n", b"\r\n", b"\r"]

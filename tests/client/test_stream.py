@@ -5,6 +5,9 @@ from __future__ import annotations
 import gc
 
 import pytest
+from tests.client import scripted_server as script
+from tests.client.scripted_server import DONE, RECEIPT, ScriptedServer, chat_chunk, reply, sse, text_answer
+
 from saeclamp import (
     APIConnectionError,
     APIResponseValidationError,
@@ -18,9 +21,6 @@ from saeclamp import (
     Stream,
     StreamError,
 )
-
-from tests.client import scripted_server as script
-from tests.client.scripted_server import DONE, RECEIPT, ScriptedServer, chat_chunk, reply, sse, text_answer
 
 HI = [{"role": "user", "content": "hi"}]
 CLAMP = Clamp(feature="bundled/914", value=0.74)

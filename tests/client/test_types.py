@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+
 from saeclamp import Ablate, Add, Clamp, FeatureIndex, Receipt, Steering, extra_body
 from saeclamp.types import MAX_INTERVENTIONS, MAX_VALUE, InterventionReceipt, Summary, TokenCounts, as_steering
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from saeclamp_saes.library import BUNDLED
-from saeclamp_server.packaged_model import PACKAGED_MODEL, prepared_model
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-
 from tests.e2e.checkpoints import make_sae
 from tests.e2e.serving import Server, serve
 from tests.reference import ReferenceModel, ReferenceSAE
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from saeclamp_saes.library import BUNDLED
+from saeclamp_server.packaged_model import PACKAGED_MODEL, prepared_model
 
 SECOND_LAYER = 12
 

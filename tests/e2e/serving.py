@@ -41,19 +41,31 @@ class Server:
 
 
 @contextmanager
-def serve(log: Path, model: str, *flags: str, name: str | None = None, entry: Sequence[str] = ()) -> Iterator[Server]:
-    """Run `saeclamp serve MODEL FLAGS` (or another entry module with the same arguments) until the block ends."""
+def serve(
+    log: Path, model: str, *flags: str, name: str | None = None, entry: str = "saeclamp_server"
+) -> Iterator[Server]:
+    """Run `saeclamp serve MODEL FLAGS` (or another module with the same arguments) until the block ends."""
+    with run_server([sys.executable, "-m", entry, "serve", model, *flags], log, name or model) as server:
+        yield server
+
+
+@contextmanager
+def run_server(command: Sequence[str], log: Path, name: str) -> Iterator[Server]:
+    """Run a command that takes `--port` and serves `/health`, in a process group of its own, until the block ends."""
     port = _free_port()
-    command = [sys.executable, *(entry or ("-m", "saeclamp_server")), "serve", model, "--port", str(port), *flags]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING", **os.environ, "HF_HUB_OFFLINE": "1"}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+            [*command, "--port", str(port)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=environment,
         )
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_until_ready(process, url, log)
-        yield Server(url, name or model)
+        yield Server(url, name)
     finally:
         _end(process)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from transformers import PreTrainedTokenizerBase
-
 from tests.e2e.agreement import assert_agreement
 from tests.e2e.serving import Server
 from tests.reference import Move, ReferenceModel
+from transformers import PreTrainedTokenizerBase
 
 BRIDGE_TEXT = "The Golden Gate Bridge in San Francisco was opened to traffic in 1937 and is painted orange."
 

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-
 from tests.e2e.agreement import max_difference
 from tests.e2e.serving import Server
 

@@ -6,10 +6,10 @@ import asyncio
 
 import openai
 import pytest
+from tests.e2e.serving import Server
+
 import saeclamp
 from saeclamp import Add, AsyncClient, Clamp, Client
-
-from tests.e2e.serving import Server
 
 MESSAGES = [{"role": "user", "content": "How can I sleep better?"}]
 PARAMS = {"temperature": 0, "max_tokens": 24}

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.e2e.checkpoints import make_model, make_sae
 from tests.e2e.faulty_server import FAILS_AFTER_TOKENS, FAILS_AT_ADMISSION, NUM_GOOD_STEPS
 from tests.e2e.serving import Server, serve
@@ -25,7 +24,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Iter
     sae = make_sae(folder / "sae", layer=1, d_in=64)
     flags = ["--sae", f"sae={sae}", "--enforce-eager", "--dtype", "float32", "--max-model-len", "512"]
     flags += ["--served-model-name", "tiny"]
-    with serve(folder / "log", str(model), *flags, name="tiny", entry=("-m", "tests.e2e.faulty_server")) as server:
+    with serve(folder / "log", str(model), *flags, name="tiny", entry="tests.e2e.faulty_server") as server:
         yield server
 
 

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from saeclamp_saes.library import BUNDLED
-from saeclamp_server.packaged_model import PACKAGED_MODEL
-from transformers import PreTrainedTokenizerBase
-
 from tests.e2e.agreement import assert_agreement
 from tests.e2e.checkpoints import make_model, make_sae
 from tests.e2e.serving import Server, serve
 from tests.reference import Move, ReferenceModel, ReferenceSAE
+from transformers import PreTrainedTokenizerBase
+
+from saeclamp_saes.library import BUNDLED
+from saeclamp_server.packaged_model import PACKAGED_MODEL
 
 TEXT = "The old lighthouse keeper counted the ships that passed the bay at night and wrote their names in a book. "
 

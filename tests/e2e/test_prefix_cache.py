@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from tests.e2e.agreement import TOLERANCE, VISIBLE, max_difference
 from tests.e2e.serving import Server
+from transformers import PreTrainedTokenizerBase
 
 STEERED: list[dict[str, Any]] = [{"op": "clamp", "feature": "bundled/golden-gate", "value": 0.74}]
 PARAMS: dict[str, Any] = {"max_tokens": 12, "ignore_eos": True, "logprobs": 0}

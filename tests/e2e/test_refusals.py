@@ -6,7 +6,6 @@ import json
 from typing import Any, NamedTuple
 
 import pytest
-
 from tests.e2e.serving import Server
 
 GOOD = {"op": "clamp", "feature": "bundled/golden-gate", "value": 0.74}

@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 import pytest
-
 from tests.e2e.serving import Server
 from tests.e2e.streaming import chunks
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
+
 from saeclamp.types import Receipt
 from saeclamp_server.demo import columns, main, measured
 

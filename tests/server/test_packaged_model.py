@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from saeclamp_server.packaged_model import MANIFEST, PackagedFile, PackagedModelError, cache_folder, prepared_model
 
 GGUF = b"a very small model"

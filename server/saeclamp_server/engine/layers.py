@@ -8,12 +8,11 @@ activations that look right and are not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-import torch
 from torch import Tensor, nn
 
-from saeclamp_server.engine.ops import steer as _registered  # noqa: F401 (importing registers the op)
+from saeclamp_server.engine.ops import steer_op
 
 PAIR_RETURNING = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 """Layer classes that return (hidden, residual)."""
@@ -34,9 +33,9 @@ def hook_layers(model: nn.Module, layers: Iterable[int]) -> None:
         module.register_forward_hook(_edit_pair(layer))
 
 
-def _edit_pair(layer: int):  # type: ignore[no-untyped-def]  # noqa: ANN202 (torch's hook type)
-    def hook(module: nn.Module, args: tuple[object, ...], output: tuple[Tensor, Tensor]) -> None:
+def _edit_pair(layer: int) -> Callable[[nn.Module, object, tuple[Tensor, Tensor]], None]:
+    def hook(module: nn.Module, args: object, output: tuple[Tensor, Tensor]) -> None:
         hidden, residual = output
-        torch.ops.vllm.saeclamp_steer(hidden, residual, layer)
+        steer_op(hidden, residual, layer)
 
     return hook

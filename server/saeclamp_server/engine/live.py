@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,18 @@ class Report:
     """Per edit: prompt positions in its scope, computed here or found in the prefix cache."""
     tallies: list[dict[str, float]] = field(default_factory=list)
     """Per edit: the fields of `ledger.Tally`."""
+
+
+class Scheduled(NamedTuple):
+    """A steered request's part of a step, as the runner tells it."""
+
+    request_id: str
+    payload: Mapping[str, Any]
+    """What the request carries under `EXTRA_ARGS_KEY`: the key of its API call, and its program."""
+    prompt_ids: Sequence[int]
+    first_row: int
+    num_tokens: int
+    position: int
 
 
 @dataclass
@@ -55,41 +67,32 @@ class LiveRequests:
         self.failures: dict[str, tuple[str, str]] = {}
         """Request id -> (key, reason)."""
 
-    def span(
-        self,
-        request_id: str,
-        payload: Mapping[str, Any],
-        prompt_ids: Sequence[int],
-        first_row: int,
-        num_tokens: int,
-        position: int,
-    ) -> Span | None:
+    def span(self, scheduled: Scheduled) -> Span | None:
         """Return the request's span of this step, or None when it has failed."""
-        if request_id in self.failures:
+        if scheduled.request_id in self.failures:
             return None
         try:
-            return self._span(request_id, payload, prompt_ids, first_row, num_tokens, position)
+            return self._span(scheduled)
         except Exception as exc:  # noqa: BLE001 (the boundary of one request: its neighbours in the batch must go on)
-            self.failures[request_id] = (str(payload.get("key")), f"{type(exc).__name__}: {exc}")
+            self.failures[scheduled.request_id] = (str(scheduled.payload.get("key")), f"{type(exc).__name__}: {exc}")
             return None
 
-    def _span(
-        self,
-        request_id: str,
-        payload: Mapping[str, Any],
-        prompt_ids: Sequence[int],
-        first_row: int,
-        num_tokens: int,
-        position: int,
-    ) -> Span:
-        request = self._requests.get(request_id)
+    def _span(self, scheduled: Scheduled) -> Span:
+        request = self._requests.get(scheduled.request_id)
         if request is None:
-            request = self._requests[request_id] = self.admit(payload, prompt_ids)
-        counted, request.counted = request.counted, max(request.counted, position + num_tokens)
-        return Span(request.program, first_row, num_tokens, position, len(prompt_ids), counted, request.first_slot)
+            request = self._requests[scheduled.request_id] = self._admit(scheduled.payload, scheduled.prompt_ids)
+        counted, request.counted = request.counted, max(request.counted, scheduled.position + scheduled.num_tokens)
+        return Span(
+            request.program,
+            scheduled.first_row,
+            scheduled.num_tokens,
+            scheduled.position,
+            len(scheduled.prompt_ids),
+            counted,
+            request.first_slot,
+        )
 
-    def admit(self, payload: Mapping[str, Any], prompt_ids: Sequence[int]) -> _Request:
-        """Place the program that a request carries. Raises whatever is wrong with it."""
+    def _admit(self, payload: Mapping[str, Any], prompt_ids: Sequence[int]) -> _Request:
         program = SteeringProgram.from_json(payload["program"])
         placed = PlacedProgram.place(program, self._places)
         ids = np.asarray(prompt_ids, np.int64)

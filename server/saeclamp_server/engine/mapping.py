@@ -90,59 +90,65 @@ class Span(NamedTuple):
 class SitePairs(NamedTuple):
     """One site's (token, edit) pairs of a step, one array element per pair."""
 
-    tokens: NDArray[np.int64]
-    """(num_tokens,) distinct rows of the batch that are touched, ascending."""
-    token: NDArray[np.int64]
-    """(num_pairs,) index into `tokens`."""
+    batch_row: NDArray[np.int64]
+    """Row of the step's token batch."""
     row: NDArray[np.int64]
+    """Row of the site's FeatureRows."""
     target: NDArray[np.float32]
     keep: NDArray[np.float32]
     slot: NDArray[np.int64]
     """Ledger slot."""
-    prompt: NDArray[np.float32]
-    """1 where a prompt position is to be counted."""
-    generated: NDArray[np.float32]
-    """1 where a generated position is to be counted."""
+    prompt: NDArray[np.bool_]
+    """Is this a prompt position that was not counted before?"""
+    generated: NDArray[np.bool_]
+    """Is this a generated position that was not counted before?"""
 
 
 def pairs_by_layer(spans: Iterable[Span]) -> dict[int, SitePairs]:
-    """Spread each request's edits over its tokens. Position 0, the attention sink, is never touched."""
-    found: dict[int, list[tuple[NDArray[np.int64], Span, SiteEdits, NDArray[np.int64], NDArray[np.int64]]]] = {}
+    """Spread each request's edits over its tokens; layers where nothing is touched are left out."""
+    by_layer: dict[int, list[tuple[Span, SiteEdits]]] = {}
     for span in spans:
-        positions = np.arange(span.position, span.position + span.num_tokens)
         for layer, edits in span.program.sites.items():
-            token, edit = np.nonzero(_touched(positions, span.prompt_len, edits.scope))
-            if token.size:
-                found.setdefault(layer, []).append((positions, span, edits, token, edit))
-    return {layer: _join(parts) for layer, parts in found.items()}
+            by_layer.setdefault(layer, []).append((span, edits))
+    pairs = {layer: _pairs(parts) for layer, parts in by_layer.items()}
+    return {layer: site_pairs for layer, site_pairs in pairs.items() if site_pairs.row.size}
 
 
-def _touched(positions: NDArray[np.int64], prompt_len: int, scope: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(num_tokens, num_edits): is this position in this edit's scope?"""
-    phase = np.where(positions >= prompt_len, SCOPES["generated"], SCOPES["prompt"])
-    in_scope = (scope[None, :] == SCOPES["all"]) | (scope[None, :] == phase[:, None])
-    touched: NDArray[np.bool_] = in_scope & (positions > 0)[:, None]
-    return touched
+def _pairs(parts: Sequence[tuple[Span, SiteEdits]]) -> SitePairs:
+    """
+    Cross each span's tokens with its edits and keep the pairs in scope.
 
+    All spans at once rather than one after the other: a decode step has hundreds of them with a token each.
+    """
+    columns = [(*span[1:], len(edits.row)) for span, edits in parts]
+    first_row, num_tokens, position, prompt_len, counted, first_slot, num_edits = np.array(columns, np.int64).T
+    edits = SiteEdits(*(np.concatenate(column) for column in zip(*(edits for _, edits in parts), strict=True)))
 
-def _join(
-    parts: Sequence[tuple[NDArray[np.int64], Span, SiteEdits, NDArray[np.int64], NDArray[np.int64]]],
-) -> SitePairs:
-    rows = np.concatenate([span.first_row + token for _, span, _, token, _ in parts])
-    counts = [
-        ((positions[token] >= span.counted), (positions[token] >= span.prompt_len))
-        for positions, span, _, token, _ in parts
-    ]
-    new = np.concatenate([count for count, _ in counts])
-    generated = np.concatenate([phase for _, phase in counts])
-    tokens, token = np.unique(rows, return_inverse=True)
-    return SitePairs(
-        tokens=tokens,
-        token=token.astype(np.int64),
-        row=np.concatenate([edits.row[edit] for _, _, edits, _, edit in parts]),
-        target=np.concatenate([edits.target[edit] for _, _, edits, _, edit in parts]),
-        keep=np.concatenate([edits.keep[edit] for _, _, edits, _, edit in parts]),
-        slot=np.concatenate([span.first_slot + edits.edit[edit] for _, span, edits, _, edit in parts]),
-        prompt=(new & ~generated).astype(np.float32),
-        generated=(new & generated).astype(np.float32),
+    num_pairs = num_tokens * num_edits
+    span = np.repeat(np.arange(len(parts)), num_pairs)
+    token, nth_edit = np.divmod(_count_within(num_pairs), num_edits[span])
+    edit = (np.cumsum(num_edits) - num_edits)[span] + nth_edit
+
+    positions = position[span] + token
+    generated = positions >= prompt_len[span]
+    scope = edits.scope[edit]
+    in_scope = (scope == SCOPES["all"]) | ((scope == SCOPES["generated"]) == generated)
+    new = positions >= counted[span]
+    pairs = SitePairs(
+        batch_row=first_row[span] + token,
+        row=edits.row[edit],
+        target=edits.target[edit],
+        keep=edits.keep[edit],
+        slot=first_slot[span] + edits.edit[edit],
+        prompt=new & ~generated,
+        generated=new & generated,
     )
+    touched = in_scope & (positions > 0)  # position 0 is the attention sink
+    return SitePairs(*(column[touched] for column in pairs))
+
+
+def _count_within(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Count 0, 1, ... within each group: sizes 2, 3 give 0 1 0 1 2."""
+    starts = np.cumsum(sizes) - sizes
+    counts: NDArray[np.int64] = np.arange(sizes.sum()) - np.repeat(starts, sizes)
+    return counts

@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from saeclamp_saes.clamping import Edits, FeatureRows, Moved, residual_delta
 from torch import Tensor
 from vllm.utils.torch_utils import direct_register_custom_op
 
+from saeclamp_saes.clamping import Edits, FeatureRows, Moved, residual_delta
 from saeclamp_server.engine.ledger import Ledger
 
 
@@ -85,3 +85,6 @@ def _steer_fake(hidden: Tensor, residual: Tensor | None, layer: int) -> None:
 
 
 direct_register_custom_op("saeclamp_steer", steer, mutates_args=["hidden"], fake_impl=_steer_fake)
+
+steer_op = torch.ops.vllm.saeclamp_steer
+"""`steer` as hooks must call it, so that a compiled graph keeps it as one opaque call."""

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from saeclamp_saes.clamping import Edits
 from torch import Tensor
 
-from saeclamp_server.engine.live import LiveRequests
+from saeclamp_saes.clamping import Edits
+from saeclamp_server.engine.live import LiveRequests, Scheduled
 from saeclamp_server.engine.mapping import SitePairs, Span, pairs_by_layer
 from saeclamp_server.engine.ops import SiteState, Step
 from saeclamp_server.program import EXTRA_ARGS_KEY
@@ -61,33 +61,28 @@ class SteeredRunner:
             request = requests[request_id]
             params = request.sampling_params
             if params is not None and params.extra_args and EXTRA_ARGS_KEY in params.extra_args:
-                span = self._live.span(
-                    request_id,
-                    params.extra_args[EXTRA_ARGS_KEY],
-                    request.prompt_token_ids or [],
-                    first_row,
-                    num_tokens,
-                    int(batch.num_computed_tokens_cpu[index]),
-                )
+                payload, prompt_ids = params.extra_args[EXTRA_ARGS_KEY], request.prompt_token_ids or []
+                position = int(batch.num_computed_tokens_cpu[index])
+                span = self._live.span(Scheduled(request_id, payload, prompt_ids, first_row, num_tokens, position))
                 if span is not None:
                     yield span
             first_row += num_tokens
 
     def _step(self, pairs: SitePairs) -> Step:
-        tokens, token = self._to_device(pairs.tokens), self._to_device(pairs.token)
+        tokens, token = np.unique(pairs.batch_row, return_inverse=True)
         # from the ids on the device: under asynchronous scheduling the host does not know the last sampled ones yet
-        ids = self._runner.input_ids.gpu[tokens[token]]
+        ids = self._runner.input_ids.gpu[self._to_device(pairs.batch_row)]
         return Step(
-            tokens=tokens,
+            tokens=self._to_device(tokens),
             edits=Edits(
-                token=token,
+                token=self._to_device(token),
                 row=self._to_device(pairs.row),
                 target=self._to_device(pairs.target),
                 keep=self._to_device(pairs.keep),
                 live=(~self._is_special[ids]).float(),
             ),
             slot=self._to_device(pairs.slot),
-            counts=self._to_device(np.stack((pairs.prompt, pairs.generated), axis=1)),
+            counts=self._to_device(np.stack((pairs.prompt, pairs.generated), axis=1)).float(),
         )
 
     def _to_device(self, array: NDArray[Any]) -> Tensor:

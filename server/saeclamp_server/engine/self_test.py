@@ -6,9 +6,9 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from saeclamp_saes import SAEEntry
 from vllm import SamplingParams
 
+from saeclamp_saes import SAEEntry
 from saeclamp_server.preflight import StartupError
 from saeclamp_server.program import EXTRA_ARGS_KEY, Edit, SteeringProgram
 

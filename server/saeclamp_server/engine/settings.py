@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from saeclamp_saes import SAEEntry
-
 from saeclamp_server.args import ServeOptions
 from saeclamp_server.packaged_model import PACKAGED_MODEL
 from saeclamp_server.preflight import ModelFacts, StartupError
@@ -37,6 +36,8 @@ def prepare_environment(vllm_argv: Sequence[str]) -> None:
     """Set what vLLM reads from the environment while it is imported. What the user has set stays."""
     # the adapter in engine/runner.py is for the V1 model runner
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    # torch has run in this process by now, and its threads do not survive a fork
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     # all cores this process may use: vLLM's own choice leaves one idle, which costs a third of the speed on two
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0)))) if hasattr(os, "sched_getaffinity") else None
     if cores is not None:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from saeclamp_saes import SAE, read_sae
 from saeclamp_saes.clamping import FeatureRows
 from saeclamp_saes.library import sha256_of
-
 from saeclamp_server.engine.layers import hook_layers
 from saeclamp_server.engine.ledger import Ledger
 from saeclamp_server.engine.live import LiveRequests

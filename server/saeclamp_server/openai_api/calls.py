@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from saeclamp.types import Receipt, Steering
-
 from saeclamp_server.steering import ResolvedSteering, receipt, resolve
 
 

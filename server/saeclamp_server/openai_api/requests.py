@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, Field, PrivateAttr, SkipValidation
-from saeclamp.types import Steering
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.sampling_params import SamplingParams
 
+from saeclamp.types import Steering
 from saeclamp_server.errors import InvalidSteeringError
 from saeclamp_server.program import EXTRA_ARGS_KEY, SteeringProgram
 

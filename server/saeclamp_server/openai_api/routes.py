@@ -14,11 +14,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from saeclamp.types import Steering
 from vllm.entrypoints.openai.chat_completion.api_router import create_chat_completion
 from vllm.entrypoints.openai.completion.api_router import create_completion
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
+from saeclamp.types import Steering
 from saeclamp_server.openai_api.calls import SteeredCall
 from saeclamp_server.openai_api.requests import SteeredChatCompletionRequest, SteeredCompletionRequest
 from saeclamp_server.openai_api.streams import with_receipt

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 
 from saeclamp.types import Receipt
-
 from saeclamp_server.errors import NotAppliedError
 
 DONE = "data: [DONE]"

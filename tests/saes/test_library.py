@@ -1,0 +1,74 @@
+"""Names find their folders, and feature books are checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.e2e.checkpoints import make_sae
+
+from saeclamp_saes import SAELibraryError, find_sae, open_entry, read_sae
+from saeclamp_saes.library import BUNDLED
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_sae(tmp_path / "my-sae", layer=2, d_in=16, d_sae=24)
+
+
+def test_the_bundled_sae_is_whole_and_names_its_features() -> None:
+    entry = open_entry(*find_sae("bundled"))
+    assert (entry.name, entry.summary.d_in, entry.summary.d_sae, entry.summary.site.layer) == ("bundled", 576, 1024, 23)
+    assert entry.index_of("golden-gate") == 914
+    assert entry.features[914].max_act == 230
+    assert entry.features[593].max_act is None
+    assert entry.index_of("nobody") is None
+    assert read_sae(BUNDLED["bundled"]).d_sae == 1024
+
+
+def test_a_folder_is_served_under_its_own_name_or_a_given_one(folder: Path) -> None:
+    assert find_sae(str(folder)) == ("my-sae", folder)
+    assert find_sae(f"better={folder}") == ("better", folder)
+    assert find_sae(f"{folder}/") == ("my-sae", folder)
+
+
+def test_the_hash_is_of_the_weights(folder: Path) -> None:
+    expected = hashlib.sha256((folder / "sae_weights.safetensors").read_bytes()).hexdigest()
+    assert open_entry("x", folder).sha256 == expected
+
+
+@pytest.mark.parametrize("name", ["nowhere", "/nowhere/at/all", "x=/nowhere"])
+def test_a_missing_sae_is_named_with_what_exists(name: str) -> None:
+    with pytest.raises(SAELibraryError, match=r"neither a folder nor a bundled SAE \(bundled\)"):
+        find_sae(name)
+
+
+@pytest.mark.parametrize("name", ["a/b", "a b", ""])
+def test_names_that_could_not_be_addressed_are_refused(folder: Path, name: str) -> None:
+    with pytest.raises(SAELibraryError, match="must be non-empty"):
+        find_sae(f"{name}={folder}")
+
+
+BAD_BOOKS = {
+    "index outside": ([{"index": 24, "name": "x"}], "outside 0..23"),
+    "negative index": ([{"index": -1, "name": "x"}], "outside 0..23"),
+    "no name": ([{"index": 1}], "needs an index and a name"),
+    "not an object": ([3], "needs an index and a name"),
+    "a number for a name": ([{"index": 1, "name": "17"}], "must not be a number"),
+    "a slash in a name": ([{"index": 1, "name": "a/b"}], "must not be a number or hold '/'"),
+    "two of one name": ([{"index": 1, "name": "a"}, {"index": 2, "name": "a"}], "unique"),
+    "two of one index": ([{"index": 1, "name": "a"}, {"index": 1, "name": "b"}], "unique"),
+    "maximum of zero": ([{"index": 1, "name": "a", "max_act": 0}], "positive"),
+    "maximum as text": ([{"index": 1, "name": "a", "max_act": "9"}], "positive"),
+}
+
+
+@pytest.mark.parametrize(("features", "says"), BAD_BOOKS.values(), ids=BAD_BOOKS.keys())
+def test_a_bad_feature_book_is_refused(folder: Path, features: list[Any], says: str) -> None:
+    (folder / "features.json").write_text(json.dumps({"features": features}))
+    with pytest.raises(SAELibraryError) as raised:
+        open_entry("x", folder)
+    assert says in str(raised.value)

@@ -1,0 +1,135 @@
+"""What does not fit is said in one sentence, with a status that is not zero, before any long work."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.e2e.checkpoints import make_sae
+
+from saeclamp_server import preflight
+from saeclamp_server.args import parse
+from saeclamp_server.preflight import StartupError, check_vllm, open_saes, read_model
+
+BEFORE_LONG_WORK_S = 40
+"""Importing torch and transformers on a busy machine; an engine would not have started by then."""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32, "num_hidden_layers": 4}
+    (folder / "config.json").write_text(json.dumps({**config, "num_attention_heads": 2, "num_key_value_heads": 2}))
+    return folder
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    started = time.monotonic()
+    environment = {"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "HOME": str(Path.home())}
+    done = subprocess.run(
+        [sys.executable, "-m", "saeclamp_server", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert time.monotonic() - started < BEFORE_LONG_WORK_S
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr.strip()
+
+
+def test_a_missing_model(tmp_path: Path) -> None:
+    sae = make_sae(tmp_path / "sae", layer=1, d_in=32)
+    status, said = run("serve", "nowhere/no-such-model", "--sae", str(sae))
+    assert status == 1
+    assert said.startswith("saeclamp: No model 'nowhere/no-such-model'")
+    assert len(said.splitlines()) == 1
+
+
+def test_a_missing_sae(model: Path) -> None:
+    status, said = run("serve", str(model), "--sae", "nobody")
+    assert (status, said.splitlines()) == (
+        1,
+        ["saeclamp: No SAE 'nobody': it is neither a folder nor a bundled SAE (bundled)."],
+    )
+
+
+def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
+    status, said = run("serve", str(tmp_path), "--sae", "x")
+    assert (status, len(said.splitlines())) == (1, 1)
+    assert "without a config.json" in said
+
+
+def test_the_bundled_sae_on_another_model(model: Path) -> None:
+    status, said = run("serve", str(model), "--sae", "bundled")
+    assert (status, len(said.splitlines())) == (1, 1)
+    assert "smollm2-135m-instruct" in said
+
+
+def test_no_sae_at_all(model: Path) -> None:
+    status, said = run("serve", str(model))
+    assert status == 2
+    assert "give at least one --sae" in said
+
+
+def test_help_needs_no_engine() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "saeclamp_server", "serve", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "--sae NAME_OR_FOLDER" in done.stdout
+
+
+def test_other_flags_are_vllms() -> None:
+    options = parse(
+        ["serve", "m", "--sae", "a", "--max-model-len", "2048", "--enforce-eager", "--sae=b", "--port", "9"]
+    )
+    assert (options.model, options.saes) == ("m", ("a", "b"))
+    assert options.vllm_argv == ("--max-model-len", "2048", "--enforce-eager", "--port", "9")
+    assert parse(["serve", "smollm2-135m-instruct"]).saes == ("bundled",)
+
+
+def test_an_sae_of_another_width(model: Path, tmp_path: Path) -> None:
+    sae = make_sae(tmp_path / "sae", layer=1, d_in=48)
+    with pytest.raises(StartupError, match=r"reads streams of width 48; .* has width 32"):
+        open_saes([str(sae)], read_model(str(model)))
+
+
+def test_an_sae_at_a_layer_that_is_not_there(model: Path, tmp_path: Path) -> None:
+    sae = make_sae(tmp_path / "sae", layer=4, d_in=32)
+    with pytest.raises(StartupError, match=r"sits at resid_post 4; .* has layers 0 to 3"):
+        open_saes([str(sae)], read_model(str(model)))
+
+
+def test_two_saes_of_one_name(model: Path, tmp_path: Path) -> None:
+    first, second = (make_sae(tmp_path / parent / "sae", layer=1, d_in=32) for parent in ("one", "two"))
+    with pytest.raises(StartupError, match="Two SAEs are named 'sae'"):
+        open_saes([str(first), str(second)], read_model(str(model)))
+    assert list(open_saes([str(first), f"other={second}"], read_model(str(model)))) == ["sae", "other"]
+
+
+def test_an_architecture_whose_stream_we_do_not_know(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(
+        json.dumps({**config, "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"})
+    )
+    with pytest.raises(StartupError, match=r"is a GPT2LMHeadModel, which cannot be steered yet; supported: Llama"):
+        read_model(str(model))
+
+
+@pytest.mark.parametrize(
+    ("found", "fits"), [("0.32.0", True), ("0.32.5", True), ("0.31.9", False), ("0.33.0", False), ("0.320.1", False)]
+)
+def test_only_the_vllm_whose_seams_are_known_is_accepted(
+    monkeypatch: pytest.MonkeyPatch, found: str, fits: bool
+) -> None:
+    monkeypatch.setattr(preflight, "version", lambda distribution: found)
+    if fits:
+        assert check_vllm() == found
+    else:
+        with pytest.raises(StartupError, match=rf"{found} is installed; saeclamp works with 0\.32\.x only"):
+            check_vllm()

@@ -1,0 +1,105 @@
+"""What the engine remembers of its steered requests, and what it forgets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from saeclamp_server.engine import live
+from saeclamp_server.engine.ledger import INITIAL_SLOTS, Ledger
+from saeclamp_server.engine.live import LiveRequests, Scheduled
+from saeclamp_server.program import Edit, SteeringProgram
+
+PLACES = {"a": (3, 0, 10, "sha")}
+SPECIAL = [0, 1]
+
+
+def payload(key: str, *edits: Edit) -> dict[str, Any]:
+    edits = edits or (Edit("a", 2, "clamp", 5.0, "all"),)
+    return {"key": key, "program": SteeringProgram(edits, (("a", "sha"),)).to_json()}
+
+
+@pytest.fixture
+def requests() -> LiveRequests:
+    return LiveRequests(PLACES, SPECIAL, Ledger(torch.device("cpu")))
+
+
+def test_a_request_keeps_its_slots_from_step_to_step(requests: LiveRequests) -> None:
+    first = requests.span(Scheduled("1", payload("k"), [1, 5, 6], 0, 3, 0))
+    other = requests.span(Scheduled("1-2", payload("k"), [1, 5, 6], 3, 3, 0))
+    again = requests.span(Scheduled("1", payload("k"), [1, 5, 6], 0, 1, 3))
+    assert first is not None
+    assert again is not None
+    assert other is not None
+    assert first.first_slot == again.first_slot != other.first_slot
+    assert (first.counted, again.counted) == (0, 3)
+
+
+def test_prompt_counts_leave_out_position_0_and_special_tokens(requests: LiveRequests) -> None:
+    edits = [Edit("a", index, "add", 1.0, scope) for index, scope in enumerate(("all", "prompt", "generated"))]  # type: ignore[arg-type]
+    requests.span(Scheduled("1", payload("k", *edits), [9, 5, 1, 6, 0, 7], 0, 6, 0))
+    (report,) = requests.collect("k")
+    assert report.prompt == [3, 3, 0]
+    assert report.failure is None
+
+
+def test_a_failure_is_remembered_reported_and_then_forgotten(requests: LiveRequests) -> None:
+    bad = payload("k", Edit("a", 99, "clamp", 1.0, "all"))
+    assert requests.span(Scheduled("1", bad, [1, 2], 0, 2, 0)) is None
+    assert requests.span(Scheduled("1", bad, [1, 2], 0, 1, 2)) is None
+    (report,) = requests.collect("k")
+    assert report.failure == "ValueError: SAE 'a' has no feature 99."
+    assert requests.collect("k") == []
+
+
+@pytest.mark.parametrize(
+    "broken", [{}, {"key": "k"}, {"key": "k", "program": {}}, {"key": "k", "program": {"edits": [{}]}}]
+)
+def test_a_payload_that_cannot_be_read_fails_its_request_only(requests: LiveRequests, broken: dict[str, Any]) -> None:
+    assert requests.span(Scheduled("1", broken, [1, 2], 0, 2, 0)) is None
+    assert requests.span(Scheduled("2", payload("good"), [1, 2], 2, 2, 0)) is not None
+    assert list(requests.failures) == ["1"]
+
+
+def test_reports_go_to_the_call_that_they_belong_to(requests: LiveRequests) -> None:
+    for number in range(4):
+        requests.span(Scheduled(str(number), payload("even" if number % 2 == 0 else "odd"), [1, 2], 0, 2, 0))
+    assert len(requests.collect("even")) == 2
+    assert len(requests.collect("even")) == 0
+    assert len(requests.collect("odd")) == 2
+
+
+def test_what_departed_clients_leave_behind_is_bounded(requests: LiveRequests, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "MAX_UNCOLLECTED", 3)
+    for number in range(6):
+        requests.span(Scheduled(str(number), payload(f"k{number}"), [1, 2], 0, 2, 0))
+    requests.forget_the_uncollected(lambda request_id: request_id == "1")
+    assert [len(requests.collect(f"k{number}")) for number in range(6)] == [0, 1, 0, 1, 1, 1]
+
+
+def test_the_ledger_sums_per_slot_and_reuses_what_is_released() -> None:
+    ledger = Ledger(torch.device("cpu"))
+    first, second = ledger.allocate(2), ledger.allocate(2)
+    slots = torch.tensor([first, first + 1, first, second])
+    sums = torch.tensor([[1.0, 0.0, 3.0, 0.1], [1.0, 0.0, 5.0, 0.2], [0.0, 1.0, 4.0, 0.3], [1.0, 0.0, 9.0, 0.9]])
+    peaks = torch.tensor([[3.0, 0.1], [5.0, 0.2], [4.0, 0.3], [9.0, 0.9]])
+    ledger.add(slots, sums, peaks)
+    one, two = ledger.read(first, 2)
+    assert (one.prompt, one.generated, one.act_sum, one.act_max) == (1, 1, 7.0, 4.0)
+    assert (two.prompt, two.generated, two.act_sum) == (1, 0, 5.0)
+    assert one.dose_max == pytest.approx(0.3)
+    ledger.release(first, 2)
+    assert ledger.allocate(2) == first
+    assert ledger.read(first, 2)[0].act_sum == 0
+
+
+def test_the_ledger_grows_without_losing_anything() -> None:
+    ledger = Ledger(torch.device("cpu"))
+    first = ledger.allocate(1)
+    ledger.add(torch.tensor([first]), torch.tensor([[1.0, 0.0, 2.0, 0.5]]), torch.tensor([[2.0, 0.5]]))
+    last = [ledger.allocate(64) for _ in range(2 * INITIAL_SLOTS // 64)][-1]
+    ledger.add(torch.tensor([last + 63]), torch.tensor([[0.0, 1.0, 7.0, 0.5]]), torch.tensor([[7.0, 0.5]]))
+    assert ledger.read(first, 1)[0].act_sum == 2.0
+    assert ledger.read(last, 64)[63].act_max == 7.0

@@ -1,0 +1,123 @@
+"""A body that looks as if it asked for steering gets it, or is refused at the right place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saeclamp_server.errors import RequestError
+from saeclamp_server.request_body import json_path, looks_like_steering, steering_of
+
+GOOD: dict[str, Any] = {"interventions": [{"op": "clamp", "feature": "a/1", "value": 1.0}]}
+
+# the fields of the two requests and what popular clients add: none may be taken for a misspelt `steering`
+INNOCENT = [
+    "model",
+    "messages",
+    "prompt",
+    "stream",
+    "stream_options",
+    "stop",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "n",
+    "seed",
+    "logprobs",
+    "top_logprobs",
+    "echo",
+    "suffix",
+    "user",
+    "metadata",
+    "tools",
+    "tool_choice",
+    "response_format",
+    "store",
+    "service_tier",
+    "reasoning_effort",
+    "structured_outputs",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "best_of",
+    "logit_bias",
+    "cache_salt",
+    "vllm_xargs",
+    "extra_body",
+    "min_tokens",
+    "stop_token_ids",
+    "ignore_eos",
+    "skip_special_tokens",
+    "parallel_tool_calls",
+    "request_id",
+    "priority",
+]
+
+
+@pytest.mark.parametrize("key", INNOCENT)
+def test_ordinary_fields_are_not_near_misses(key: str) -> None:
+    assert not looks_like_steering(key)
+    assert steering_of({key: {"a": 1}}) is None
+
+
+@pytest.mark.parametrize(
+    "key", ["steerng", "stearing", "Steering", "STEERING", "steer", "steering_", "sterring", "setering"]
+)
+def test_near_misses_are_refused(key: str) -> None:
+    with pytest.raises(RequestError, match="Did you mean 'steering'"):
+        steering_of({key: GOOD})
+
+
+@given(
+    st.integers(0, 7), st.characters(codec="ascii", categories=["Ll"]), st.sampled_from(["drop", "replace", "insert"])
+)
+def test_any_single_typing_error_is_noticed(place: int, letter: str, how: str) -> None:
+    word = "steering"
+    tail = word[place:] if how == "insert" else word[place + 1 :]
+    typo = word[:place] + ("" if how == "drop" else letter) + tail
+    if typo != word:
+        with pytest.raises(RequestError):
+            steering_of({typo: GOOD})
+
+
+def test_a_good_body_is_read() -> None:
+    steering = steering_of({"model": "m", "steering": GOOD})
+    assert steering is not None
+    assert steering.interventions[0].feature == "a/1"
+
+
+@pytest.mark.parametrize("body", [{}, {"steering": None}, {"controller": None}, {"interventions": []}, [], "x", None])
+def test_a_body_that_asks_for_nothing_gets_nothing(body: Any) -> None:
+    assert steering_of(body) is None
+
+
+@pytest.mark.parametrize(
+    ("loc", "value", "path"),
+    [
+        ((), {}, "steering"),
+        (("interventions",), {}, "steering.interventions"),
+        (
+            ("interventions", 1, "clamp", "value"),
+            {"interventions": [{}, {"value": 1}]},
+            "steering.interventions[1].value",
+        ),
+        (("interventions", 0, "clamp", "value"), {"interventions": [{}]}, "steering.interventions[0].value"),
+        (
+            ("interventions", 0, "add", "feature", "<path>"),
+            {"interventions": [{"feature": "x"}]},
+            "steering.interventions[0].feature",
+        ),
+        (
+            ("interventions", 0, "add", "feature", "<object>", "index"),
+            {"interventions": [{"feature": {"sae": "a"}}]},
+            "steering.interventions[0].feature.index",
+        ),
+        (("interventions", 0, "scale"), {"interventions": ["not an object"]}, "steering.interventions[0]"),
+    ],
+)
+def test_paths_name_the_place_in_the_users_json(loc: tuple[int | str, ...], value: Any, path: str) -> None:
+    assert json_path(loc, value) == path

@@ -1,0 +1,161 @@
+"""Names become features, units become activations, and contradictions are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import permutations
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saeclamp import Ablate, Add, Clamp, FeatureIndex, Steering
+from saeclamp_saes import SAEEntry
+from saeclamp_server.errors import NotAppliedError, RequestError
+from saeclamp_server.program import Edit, SteeringProgram
+from saeclamp_server.steering import receipt, resolve
+
+
+def steering(*interventions: Clamp | Add | Ablate) -> Steering:
+    return Steering(interventions=interventions)
+
+
+def test_names_indices_and_units_are_resolved_in_order(saes: Mapping[str, SAEEntry]) -> None:
+    program = resolve(
+        steering(
+            Clamp(feature="big/bridge", value=0.5),
+            Add(feature="big/5", value=-3, unit="act", tokens="prompt"),
+            Ablate(feature=FeatureIndex(sae="small", index=9), tokens="generated"),
+        ),
+        saes,
+    ).program
+    assert program.edits == (
+        Edit("big", 4, "clamp", 100.0, "all"),
+        Edit("big", 5, "add", -3.0, "prompt"),
+        Edit("small", 9, "clamp", 0.0, "generated"),
+    )
+    assert program.saes == (("big", "sha-of-big"), ("small", "sha-of-small"))
+
+
+REFUSALS = [
+    pytest.param(Clamp(feature="nobody/1", value=1), "feature", "unknown_sae", "Loaded: big, small", id="sae"),
+    pytest.param(Clamp(feature="big/brigde", value=1), "feature", "unknown_feature", "bridge, food", id="feature"),
+    pytest.param(Clamp(feature="big/100", value=1), "feature", "feature_out_of_range", "0 to 99", id="index"),
+    pytest.param(Clamp(feature="big/-1", value=1), "feature", "unknown_feature", "0 to 99", id="sign"),
+    pytest.param(Clamp(feature="big/1e1", value=1), "feature", "unknown_feature", "0 to 99", id="exponent"),
+    pytest.param(Clamp(feature="big/food", value=1), "unit", "invalid_steering", "unit 'act'", id="no maximum"),
+    pytest.param(Add(feature="small/1", value=1), "unit", "invalid_steering", "unit 'act'", id="no book"),
+]
+
+
+@pytest.mark.parametrize(("intervention", "field", "code", "says"), REFUSALS)
+def test_what_does_not_exist_is_refused_with_what_does(
+    saes: Mapping[str, SAEEntry], intervention: Clamp | Add, field: str, code: str, says: str
+) -> None:
+    with pytest.raises(RequestError) as raised:
+        resolve(steering(Clamp(feature="big/1", value=1, unit="act"), intervention), saes)
+    assert raised.value.param == f"steering.interventions[1].{field}"
+    assert raised.value.code == code
+    assert says in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "contradict"),
+    [
+        ("all", "all", True),
+        ("all", "prompt", True),
+        ("generated", "all", True),
+        ("prompt", "prompt", True),
+        ("prompt", "generated", False),
+    ],
+)
+def test_two_targets_for_one_feature_at_one_token_contradict(
+    saes: Mapping[str, SAEEntry], first: Any, second: Any, contradict: bool
+) -> None:
+    asked = steering(
+        Clamp(feature="big/bridge", value=1, tokens=first),
+        Ablate(feature="big/4", tokens=second),
+        Ablate(feature="small/4"),
+    )
+    if not contradict:
+        assert len(resolve(asked, saes).program.edits) == 3
+        return
+    with pytest.raises(RequestError) as raised:
+        resolve(asked, saes)
+    assert raised.value.param == "steering.interventions[1].feature"
+
+
+EDITS = st.builds(
+    Edit,
+    sae=st.sampled_from(["big", "small"]),
+    index=st.integers(0, 9),
+    op=st.sampled_from(["clamp", "add"]),
+    value=st.floats(-1e6, 1e6),
+    tokens=st.sampled_from(["all", "prompt", "generated"]),
+)
+
+
+@given(st.lists(EDITS, min_size=1, max_size=4).map(tuple))
+def test_a_program_survives_its_way_to_the_worker(edits: tuple[Edit, ...]) -> None:
+    program = SteeringProgram(edits, (("big", "x"), ("small", "y")))
+    assert SteeringProgram.from_json(program.to_json()) == program
+    specs = {SteeringProgram(tuple(order), program.saes).spec for order in permutations(edits)}
+    assert specs == {program.spec}
+
+
+def test_the_spec_tells_programs_apart() -> None:
+    base = Edit("big", 1, "clamp", 1.0, "all")
+    variants = [
+        SteeringProgram((base,), (("big", "x"),)),
+        SteeringProgram((base,), (("big", "other weights"),)),
+        SteeringProgram((Edit("big", 1, "clamp", 1.0000001, "all"),), (("big", "x"),)),
+        SteeringProgram((Edit("big", 1, "add", 1.0, "all"),), (("big", "x"),)),
+        SteeringProgram((Edit("big", 1, "clamp", 1.0, "prompt"),), (("big", "x"),)),
+        SteeringProgram((Edit("big", 2, "clamp", 1.0, "all"),), (("big", "x"),)),
+    ]
+    assert len({program.spec for program in variants}) == len(variants)
+    salts = {program.cache_salt(user) for program in variants for user in (None, "a", "b")}
+    assert len(salts) == 3 * len(variants)
+    assert all(salt.startswith("saeclamp:sha256:") for salt in salts)
+
+
+def report(prompt: int, generated: int, act_sum: float, act_max: float) -> dict[str, Any]:
+    tally = {"prompt": prompt, "generated": generated, "act_sum": act_sum, "act_max": act_max}
+    return {"failure": None, "prompt": [prompt + 2], "tallies": [{**tally, "dose_sum": 0.4, "dose_max": 0.3}]}
+
+
+def test_a_receipt_sums_over_the_sequences_of_its_answer(saes: Mapping[str, SAEEntry]) -> None:
+    resolved = resolve(steering(Clamp(feature="big/bridge", value=0.5)), saes)
+    written = receipt(resolved, [report(3, 5, 8.0, 4.0), report(1, 1, 2.0, 1.5)], 2, saes, "tiny")
+    (item,) = written.interventions
+    assert (item.tokens.prompt, item.tokens.generated) == (8, 6)
+    assert item.act_before is not None
+    assert (item.act_before.mean, item.act_before.max) == (1.0, 4.0)
+    assert (item.name, item.layer, item.value, item.unit, item.value_act) == ("bridge", 8, 0.5, "max_act", 100.0)
+    assert written.sae == {"big": "sha256:sha-of-big"}
+    assert written.warnings == ()
+
+
+def test_a_receipt_does_not_invent_measurements(saes: Mapping[str, SAEEntry]) -> None:
+    resolved = resolve(steering(Ablate(feature="big/bridge")), saes)
+    cached = {**report(0, 0, 0.0, 0.0), "prompt": [7]}
+    (item,) = receipt(resolved, [cached], 1, saes, "tiny").interventions
+    assert item.tokens.prompt == 7
+    assert (item.act_before, item.dose, item.value, item.value_act) == (None, None, None, 0.0)
+
+
+@pytest.mark.parametrize("reports", [[], [report(1, 1, 1.0, 1.0)], [report(1, 1, 1.0, 1.0)] * 3])
+def test_an_answer_whose_sequences_are_not_all_accounted_for_does_not_leave(
+    saes: Mapping[str, SAEEntry], reports: list[dict[str, Any]]
+) -> None:
+    resolved = resolve(steering(Ablate(feature="big/bridge")), saes)
+    with pytest.raises(NotAppliedError, match=f"{len(reports)} of 2"):
+        receipt(resolved, reports, 2, saes, "tiny")
+
+
+def test_one_failed_sequence_fails_the_answer(saes: Mapping[str, SAEEntry]) -> None:
+    resolved = resolve(steering(Ablate(feature="big/bridge")), saes)
+    failed = {"failure": "RuntimeError: lost", "prompt": [], "tallies": []}
+    with pytest.raises(NotAppliedError, match="lost"):
+        receipt(resolved, [report(1, 1, 1.0, 1.0), failed], 2, saes, "tiny")
