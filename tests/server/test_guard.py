@@ -16,7 +16,7 @@ from saeclamp_server.openai_api.guard import SteeringGuard
 
 
 async def echo(request: Request) -> JSONResponse:
-    return JSONResponse({"body": (await request.body()).decode()})
+    return JSONResponse({"body": (await request.body()).hex()})
 
 
 APP = SteeringGuard(Starlette(routes=[Route("/{path:path}", echo, methods=["GET", "POST"])]))
@@ -49,10 +49,7 @@ def test_a_body_that_asks_for_steering_is_refused(body: dict[str, Any]) -> None:
 @pytest.mark.parametrize("content", [b'{"input":"steering"}', b'{"steering":null}', b"[1]", b"{", b"", b"\xff"])
 def test_any_other_body_arrives_byte_for_byte(content: bytes) -> None:
     response = post("/v1/responses", content=content, headers={"Content-Type": "application/json"})
-    assert (
-        response.json()["body"].encode(errors="replace") == content.decode(errors="replace").encode()
-        or content == b"\xff"
-    )
+    assert bytes.fromhex(response.json()["body"]) == content
 
 
 def test_long_bodies_in_many_parts_arrive_whole() -> None:
@@ -63,7 +60,7 @@ def test_long_bodies_in_many_parts_arrive_whole() -> None:
             yield part
 
     response = post("/v1/responses", content=stream(), headers={"Content-Type": "application/json"})
-    assert response.json()["body"].encode() == b"".join(parts)
+    assert bytes.fromhex(response.json()["body"]) == b"".join(parts)
 
 
 def test_the_steered_endpoints_and_other_kinds_of_body_are_left_to_themselves() -> None:
