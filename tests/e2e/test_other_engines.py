@@ -63,6 +63,19 @@ def test_tiny_models_agree_with_the_oracle(
             assert_agreement(server, oracle, prompt[:20], [move])
 
 
+def test_a_compiled_graph_is_not_reused_for_another_site(
+    tmp_path: Path, model_folder: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model = make_model(tmp_path / "model", model_folder)
+    prompt = tokenizer(TEXT)["input_ids"]
+    flags = ("--dtype", "float32", "--max-model-len", "512", "--served-model-name", "tiny")
+    for layer in (1, 2):
+        sae = make_sae(tmp_path / f"at-{layer}", layer=layer, d_in=64, threshold=0.5)
+        with serve(tmp_path / "log", str(model), "--sae", f"sae={sae}", *flags, name="tiny") as server:
+            oracle = ReferenceModel(model, {"sae": ReferenceSAE(sae)}, [0, 1, 2])
+            assert_agreement(server, oracle, prompt, [Move("sae", 3, "clamp", 9.0)])
+
+
 def test_chunked_prefill_changes_nothing(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, oracle: ReferenceModel, second_sae: Path
 ) -> None:

@@ -33,6 +33,9 @@ def test_a_folder_is_served_under_its_own_name_or_a_given_one(folder: Path) -> N
     assert find_sae(str(folder)) == ("my-sae", folder)
     assert find_sae(f"better={folder}") == ("better", folder)
     assert find_sae(f"{folder}/") == ("my-sae", folder)
+    strange = folder.rename(folder.with_name("k=32"))
+    assert find_sae(str(strange)) == ("k=32", strange)
+    assert find_sae(f"plain={strange}") == ("plain", strange)
 
 
 def test_the_hash_is_of_the_weights(folder: Path) -> None:

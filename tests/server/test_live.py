@@ -63,6 +63,17 @@ def test_a_payload_that_cannot_be_read_fails_its_request_only(requests: LiveRequ
     assert list(requests.failures) == ["1"]
 
 
+def test_a_request_that_fails_on_the_way_is_reported_as_failed_only(
+    requests: LiveRequests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert requests.span(Scheduled("1", payload("k"), [1, 2], 0, 2, 0)) is not None
+    monkeypatch.setattr(requests, "_span", lambda scheduled: 1 / 0)
+    assert requests.span(Scheduled("1", payload("k"), [1, 2], 0, 1, 2)) is None
+    (report,) = requests.collect("k")
+    assert report.failure == "ZeroDivisionError: division by zero"
+    assert requests.collect("k") == []
+
+
 def test_reports_go_to_the_call_that_they_belong_to(requests: LiveRequests) -> None:
     for number in range(4):
         requests.span(Scheduled(str(number), payload("even" if number % 2 == 0 else "odd"), [1, 2], 0, 2, 0))

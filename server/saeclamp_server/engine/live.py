@@ -102,10 +102,17 @@ class LiveRequests:
 
     def collect(self, key: str) -> list[Report]:
         """Report on every request of an API call, and forget them."""
-        failed = [request_id for request_id, (owner, _) in self.failures.items() if owner == key]
-        done = [request_id for request_id, request in self._requests.items() if request.key == key]
-        reports = [Report(failure=self.failures.pop(request_id)[1]) for request_id in failed]
-        return reports + [self._close(request_id) for request_id in done if request_id not in failed]
+        reports = {
+            request_id: self._close(request_id)
+            for request_id in [*self._requests]
+            if self._requests[request_id].key == key
+        }
+        for request_id in [*self.failures]:
+            owner, reason = self.failures[request_id]
+            if owner == key:  # instead of what it did before it failed
+                reports[request_id] = Report(failure=reason)
+                del self.failures[request_id]
+        return [*reports.values()]
 
     def forget_the_uncollected(self, is_running: Callable[[str], bool]) -> None:
         """Bound what clients that went away leave behind."""

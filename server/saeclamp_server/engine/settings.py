@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from saeclamp_saes import SAEEntry
@@ -32,7 +32,7 @@ SINGLE_PROCESS = {
 """Settings of vLLM under which steering has been tested; any other value is refused rather than hoped for."""
 
 
-def prepare_environment(vllm_argv: Sequence[str]) -> None:
+def prepare_environment(options: ServeOptions) -> None:
     """Set what vLLM reads from the environment while it is imported. What the user has set stays."""
     # the adapter in engine/runner.py is for the V1 model runner
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
@@ -42,8 +42,9 @@ def prepare_environment(vllm_argv: Sequence[str]) -> None:
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0)))) if hasattr(os, "sched_getaffinity") else None
     if cores is not None:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores)
-    if not any(arg.startswith(("--kv-cache-memory", "--gpu-memory-utilization")) for arg in vllm_argv):
-        # GiB; by default vLLM takes nearly all the machine's memory
+    sized = any(arg.startswith(("--kv-cache-memory", "--gpu-memory-utilization")) for arg in options.vllm_argv)
+    if options.model == PACKAGED_MODEL and not sized:
+        # GiB, 45,000 tokens; by default vLLM takes nearly all the machine's memory
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
 
 

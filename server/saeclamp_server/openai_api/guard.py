@@ -56,7 +56,7 @@ async def _read(receive: Receive) -> tuple[list[Message], bytes]:
 def _refuse(body: bytes, path: str) -> None:
     try:
         value: Any = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return  # the endpoint says what is wrong with it
     if not isinstance(value, dict):
         return
