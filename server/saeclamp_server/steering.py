@@ -150,12 +150,12 @@ def _intervention_receipt(
             prompt=sum(report["prompt"][number] for report in reports),
             generated=sum(tally["generated"] for tally in tallies),
         ),
-        act_before=_summary(tallies, "act", None),
+        act_before=_summary(tallies, "act", "act"),
         dose=_summary(tallies, "dose", DOSE_UNIT),
     )
 
 
-def _summary(tallies: list[dict[str, float]], what: str, unit: str | None) -> Summary | None:
+def _summary(tallies: list[dict[str, float]], what: str, unit: str) -> Summary | None:
     measured = sum(tally["prompt"] + tally["generated"] for tally in tallies)
     if not measured:
         return None
