@@ -12,7 +12,7 @@ from typing import Any
 from saeclamp_saes import SAEEntry
 from saeclamp_server.args import ServeOptions
 from saeclamp_server.packaged_model import PACKAGED_MODEL, PackagedModelError, prepared_model
-from saeclamp_server.preflight import ModelFacts, StartupError, check_vllm, open_saes, read_model
+from saeclamp_server.preflight import ModelFacts, StartupError, check_fit, check_vllm, open_saes, read_model
 
 
 def say(message: str) -> None:
@@ -32,20 +32,21 @@ def launch(options: ServeOptions) -> None:
 
 
 def _prepare(options: ServeOptions) -> tuple[ModelFacts, dict[str, SAEEntry]]:
-    if options.model != PACKAGED_MODEL:
-        _refuse_foreign_model(options)
-        model = read_model(options.model)
-        return model, open_saes(options.saes, model)
+    if options.model != PACKAGED_MODEL and "bundled" in options.saes:
+        raise StartupError(f"The bundled SAE was trained on {PACKAGED_MODEL} and serves no other model.")
+    saes = open_saes(options.saes)  # before the model, which may have to be converted first
+    model = read_model(_model_path(options.model))
+    check_fit(saes, model)
+    return model, saes
+
+
+def _model_path(model: str) -> str:
+    if model != PACKAGED_MODEL:
+        return model
     try:
-        model = read_model(str(prepared_model(say)))
+        return str(prepared_model(say))
     except PackagedModelError as exc:
         raise StartupError(str(exc)) from exc
-    return model, open_saes(options.saes, model)
-
-
-def _refuse_foreign_model(options: ServeOptions) -> None:
-    if "bundled" in options.saes:
-        raise StartupError(f"The bundled SAE was trained on {PACKAGED_MODEL} and serves no other model.")
 
 
 def _serve(options: ServeOptions, model: ModelFacts, saes: Mapping[str, SAEEntry]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -75,8 +75,8 @@ def _first_line(exc: Exception) -> str:
     return str(exc).strip().partition("\n")[0].rstrip(".")[:200]
 
 
-def open_saes(names_or_paths: Sequence[str], model: ModelFacts) -> dict[str, SAEEntry]:
-    """Open every SAE and check that it fits the model. Raises StartupError."""
+def open_saes(names_or_paths: Sequence[str]) -> dict[str, SAEEntry]:
+    """Open every SAE, by the name it is served under. Raises StartupError."""
     saes: dict[str, SAEEntry] = {}
     for name_or_path in names_or_paths:
         try:
@@ -85,18 +85,19 @@ def open_saes(names_or_paths: Sequence[str], model: ModelFacts) -> dict[str, SAE
             raise StartupError(str(exc)) from exc
         if entry.name in saes:
             raise StartupError(f"Two SAEs are named {entry.name!r}; name one of them with --sae NAME=FOLDER.")
-        _check_fit(entry, model)
         saes[entry.name] = entry
     return saes
 
 
-def _check_fit(entry: SAEEntry, model: ModelFacts) -> None:
-    summary = entry.summary
-    if summary.d_in != model.hidden_size:
-        raise StartupError(
-            f"SAE {entry.name!r} reads streams of width {summary.d_in}; {model.path} has width {model.hidden_size}."
-        )
-    if summary.site.layer >= model.num_layers:
-        raise StartupError(
-            f"SAE {entry.name!r} sits at {summary.site}; {model.path} has layers 0 to {model.num_layers - 1}."
-        )
+def check_fit(saes: Mapping[str, SAEEntry], model: ModelFacts) -> None:
+    """Raise StartupError unless every SAE has the model's width and sits at one of its layers."""
+    for name, entry in saes.items():
+        summary = entry.summary
+        if summary.d_in != model.hidden_size:
+            raise StartupError(
+                f"SAE {name!r} reads streams of width {summary.d_in}; {model.path} has width {model.hidden_size}."
+            )
+        if summary.site.layer >= model.num_layers:
+            raise StartupError(
+                f"SAE {name!r} sits at {summary.site}; {model.path} has layers 0 to {model.num_layers - 1}."
+            )

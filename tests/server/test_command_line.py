@@ -6,15 +6,19 @@ import json
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.e2e.checkpoints import make_sae
 
 from saeclamp_server import preflight
 from saeclamp_server.args import parse
-from saeclamp_server.preflight import StartupError, check_vllm, open_saes, read_model
+from saeclamp_server.engine.settings import SINGLE_PROCESS, refuse_untested
+from saeclamp_server.preflight import StartupError, check_fit, check_vllm, open_saes, read_model
 
+TESTED = {**SINGLE_PROCESS, "api_server_count": None}
 BEFORE_LONG_WORK_S = 40
 """Importing torch and transformers on a busy machine; an engine would not have started by then."""
 
@@ -60,7 +64,8 @@ def test_a_missing_sae(model: Path) -> None:
 
 
 def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
-    status, said = run("serve", str(tmp_path), "--sae", "x")
+    sae = make_sae(tmp_path / "sae", layer=1, d_in=32)
+    status, said = run("serve", str(tmp_path), "--sae", str(sae))
     assert (status, len(said.splitlines())) == (1, 1)
     assert "without a config.json" in said
 
@@ -93,23 +98,41 @@ def test_other_flags_are_vllms() -> None:
     assert parse(["serve", "smollm2-135m-instruct"]).saes == ("bundled",)
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("tensor_parallel_size", 2),
+        ("pipeline_parallel_size", 2),
+        ("data_parallel_size", 2),
+        ("speculative_config", {"method": "ngram"}),
+        ("worker_cls", "my.Worker"),
+        ("headless", True),
+        ("api_server_count", 2),
+    ],
+)
+def test_settings_under_which_steering_is_untested_are_refused_by_name(setting: str, value: Any) -> None:
+    refuse_untested(Namespace(**TESTED))
+    with pytest.raises(StartupError, match=f"--{setting.replace('_', '-')}.* not supported with steering yet"):
+        refuse_untested(Namespace(**{**TESTED, setting: value}))
+
+
 def test_an_sae_of_another_width(model: Path, tmp_path: Path) -> None:
     sae = make_sae(tmp_path / "sae", layer=1, d_in=48)
     with pytest.raises(StartupError, match=r"reads streams of width 48; .* has width 32"):
-        open_saes([str(sae)], read_model(str(model)))
+        check_fit(open_saes([str(sae)]), read_model(str(model)))
 
 
 def test_an_sae_at_a_layer_that_is_not_there(model: Path, tmp_path: Path) -> None:
     sae = make_sae(tmp_path / "sae", layer=4, d_in=32)
     with pytest.raises(StartupError, match=r"sits at resid_post 4; .* has layers 0 to 3"):
-        open_saes([str(sae)], read_model(str(model)))
+        check_fit(open_saes([str(sae)]), read_model(str(model)))
 
 
-def test_two_saes_of_one_name(model: Path, tmp_path: Path) -> None:
+def test_two_saes_of_one_name(tmp_path: Path) -> None:
     first, second = (make_sae(tmp_path / parent / "sae", layer=1, d_in=32) for parent in ("one", "two"))
     with pytest.raises(StartupError, match="Two SAEs are named 'sae'"):
-        open_saes([str(first), str(second)], read_model(str(model)))
-    assert list(open_saes([str(first), f"other={second}"], read_model(str(model)))) == ["sae", "other"]
+        open_saes([str(first), str(second)])
+    assert list(open_saes([str(first), f"other={second}"])) == ["sae", "other"]
 
 
 def test_an_architecture_whose_stream_we_do_not_know(model: Path) -> None:

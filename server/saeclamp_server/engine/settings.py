@@ -58,7 +58,7 @@ def parse_vllm_args(options: ServeOptions, model: ModelFacts, saes: Mapping[str,
     parser.set_defaults(host=DEFAULT_HOST, enable_request_id_headers=True)
     args: Namespace = parser.parse_args([model.path, *options.vllm_argv])
     args.model = args.model_tag
-    _refuse_untested(args)
+    refuse_untested(args)
     if options.model == PACKAGED_MODEL:
         args.served_model_name = args.served_model_name or [PACKAGED_MODEL]
         if current_platform.is_cpu() and args.dtype == "auto":
@@ -72,7 +72,8 @@ def parse_vllm_args(options: ServeOptions, model: ModelFacts, saes: Mapping[str,
     return args
 
 
-def _refuse_untested(args: Namespace) -> None:
+def refuse_untested(args: Namespace) -> None:
+    """Raise StartupError for a setting that splits the engine over processes, or that we have not tried."""
     for name, tested in SINGLE_PROCESS.items():
         if getattr(args, name, tested) not in (tested, None):
             raise StartupError(f"--{name.replace('_', '-')} is not supported with steering yet.")
