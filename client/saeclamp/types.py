@@ -7,7 +7,9 @@ Receipts keep what they do not know, so that an older client can read a newer se
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
+from difflib import SequenceMatcher
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
@@ -17,6 +19,9 @@ MAX_INTERVENTIONS = 64
 
 MAX_VALUE = 1e6
 """Largest magnitude of a `value`, in any unit: far above every useful dose, far below where fp32 sums break."""
+
+SIMILAR = 0.8
+"""Share of common letters from which a key counts as a misspelt `steering`."""
 
 FEATURE_PATTERN = r"^[^/\s]+/[^/\s]+$"
 
@@ -31,6 +36,12 @@ Position 0 and special tokens are never touched.
 """
 
 Value = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-MAX_VALUE, le=MAX_VALUE)]
+
+
+def looks_like_steering(key: str) -> bool:
+    """Is this key `steering`, or a near miss of it? What looks like it and is not must be refused, not ignored."""
+    plain = "".join(char for char in unicodedata.normalize("NFKC", key).lower() if char.isalnum())
+    return "steer" in plain or SequenceMatcher(None, plain, "steering").ratio() >= SIMILAR
 
 
 class _Request(BaseModel):
@@ -147,7 +158,7 @@ class InterventionReceipt(_Receipt):
 class Receipt(_Receipt):
     """What was resolved and applied; `response.steering`."""
 
-    applied: bool
+    applied: Annotated[bool, Field(strict=True)]
     spec: str
     """sha256 of the resolved interventions and the SAEs' weights: equal for equal steering."""
     model: str
@@ -174,8 +185,10 @@ def as_steering(
     """
     Accept what a caller finds natural: a `Steering`, its JSON, one intervention, or several.
 
-    `receipt`, if given, replaces what `steering` asks for. Raises pydantic's ValidationError.
+    `receipt`, if given, replaces what `steering` asks for. Raises TypeError for a string, and pydantic's ValidationError.
     """
+    if isinstance(steering, str):  # which would be taken for a sequence of letters
+        raise TypeError(f"steering takes interventions such as Clamp(feature={steering!r}, value=...), not a string")
     if isinstance(steering, dict):
         steering = Steering.model_validate(steering)
     elif isinstance(steering, Clamp | Add | Ablate):

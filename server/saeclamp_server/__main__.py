@@ -11,11 +11,13 @@ from saeclamp_server.args import parse
 def main() -> None:
     """Run the command line."""
     options = parse(sys.argv[1:])
-    missing = [name for name in ("torch", "safetensors", "transformers") if importlib.util.find_spec(name) is None]
+    missing = [
+        name for name in ("torch", "safetensors", "transformers", "vllm") if importlib.util.find_spec(name) is None
+    ]
     if missing:
         sys.exit(
-            f"saeclamp: {', '.join(missing)} not installed: pip install 'saeclamp[cpu]', "
-            "or 'saeclamp[server]' for an NVIDIA GPU."
+            f"saeclamp: {', '.join(missing)} not installed. In a clone of the repository `make serve` installs all that a "
+            "server needs; by hand it is the extra 'cpu', or 'server' for an NVIDIA GPU."
         )
     from saeclamp_server.launch import launch  # after the check, because it needs all of them
     from saeclamp_server.preflight import StartupError

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from argparse import Namespace
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from vllm.entrypoints.launchers.app import build_app
 
@@ -22,7 +24,9 @@ def create_app(args: Namespace, supported_tasks: Any, model_config: Any) -> Fast
     app.title, app.openapi_schema = "saeclamp", None
     app.router.routes[:] = [route for route in app.router.routes if not _is_replaced(route)]
     app.include_router(router)
+    app.state.cache_secret = secrets.token_hex(16)
     app.add_exception_handler(RequestError, _refuse)
+    app.add_exception_handler(HTTPException, _http_error)
     # innermost, so that its refusals too are authenticated and carry a request id; add_middleware() would put it outermost
     app.user_middleware.append(Middleware(SteeringGuard))
     app.middleware_stack = None  # vLLM has built it already; it is rebuilt with the guard and the handler on first use
@@ -31,6 +35,14 @@ def create_app(args: Namespace, supported_tasks: Any, model_config: Any) -> Fast
 
 def _is_replaced(route: Any) -> bool:
     return isinstance(route, APIRoute) and route.path in STEERED_PATHS
+
+
+async def _http_error(request: Request, exc: Exception) -> JSONResponse:
+    """Put the framework's own errors (405, an unreadable body) into OpenAI's envelope, where clients look for a message."""
+    assert isinstance(exc, HTTPException)
+    kind = "invalid_request_error" if exc.status_code < 500 else "server_error"
+    error = {"message": str(exc.detail), "type": kind, "param": None, "code": None}
+    return JSONResponse({"error": error}, exc.status_code, headers=exc.headers)
 
 
 async def _refuse(request: Request, exc: Exception) -> JSONResponse:

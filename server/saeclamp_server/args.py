@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from importlib.metadata import version
 
 from saeclamp_server.packaged_model import PACKAGED_MODEL
 
@@ -27,6 +28,7 @@ class ServeOptions:
 def parse(argv: list[str]) -> ServeOptions:
     """Split the command line. Exits with status 2 and a usage message when it is wrong."""
     parser = argparse.ArgumentParser("saeclamp", description="Steer language models with sparse-autoencoder features.")
+    parser.add_argument("--version", action="version", version=f"saeclamp {version('saeclamp')}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     serve = commands.add_parser(
         "serve",
@@ -46,6 +48,6 @@ def parse(argv: list[str]) -> ServeOptions:
     known, vllm_argv = parser.parse_known_args(argv)
     if known.sae is None:
         if known.model != PACKAGED_MODEL:
-            serve.error("give at least one --sae NAME_OR_FOLDER")
+            serve.error(f"give at least one --sae NAME_OR_FOLDER (the packaged model is called {PACKAGED_MODEL})")
         known.sae = ["bundled"]
     return ServeOptions(known.model, tuple(known.sae), tuple(vllm_argv))

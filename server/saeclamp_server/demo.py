@@ -35,11 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; returns the exit status."""
     args = _parser().parse_args(argv)
     try:
-        clamp = Clamp(feature=args.feature, value=args.value)
+        clamp = Clamp(feature=args.feature, value=args.value, unit=args.unit)
     except ValidationError as exc:
         return _fail(f"{args.feature!r} clamped to {args.value} is not a clamp: {exc.errors()[0]['msg']}")
     try:
         with Client(args.url) as client:
+            _answer(client, "Hi", clamp, max_tokens=1)  # so that what is wrong is said before the table begins
             _demonstrate(client, clamp, args.max_tokens)
     except APIConnectionError as exc:
         return _fail(f"No server answers at {args.url}; start one with `make serve`. ({exc})")
@@ -86,13 +87,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="where the server is")
     parser.add_argument("--max-tokens", type=int, default=60, help="length of an answer")
     parser.add_argument("--feature", default="bundled/golden-gate", help="what to clamp, as <sae>/<name or index>")
-    parser.add_argument("--value", type=float, default=0.74, help="target, in multiples of the feature's maximum")
+    parser.add_argument("--value", type=float, default=0.74, help="target activation, in --unit")
+    parser.add_argument(
+        "--unit", choices=("max_act", "act"), default="max_act", help="multiples of the maximum, or raw"
+    )
     return parser
 
 
 def _demonstrate(client: Client, clamp: Clamp, max_tokens: int) -> None:
     width = shutil.get_terminal_size().columns
-    print(columns("UNSTEERED", f"{clamp.feature} CLAMPED TO {clamp.value} x MAX", width))
+    print(columns("UNSTEERED", f"{clamp.feature} CLAMPED TO {clamp.value:g} {clamp.unit}", width))
     for question in QUESTIONS:
         print(f"\n{'-' * width}\n> {question}\n", flush=True)
         plain, steered = (_answer(client, question, steering, max_tokens) for steering in (None, clamp))

@@ -12,7 +12,15 @@ What a request can be refused for.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ` Did you mean 'x'?` for the nearest known word, or nothing when none is near or it is the very same."""
+    by_lower = {name.lower(): name for name in known}
+    nearest = get_close_matches(word.lower(), by_lower, n=1)
+    return f" Did you mean {by_lower[nearest[0]]!r}?" if nearest and by_lower[nearest[0]] != word else ""
 
 
 class RequestError(Exception):
@@ -41,15 +49,20 @@ class UnknownSAEError(RequestError):
     code = "unknown_sae"
 
     def __init__(self, name: str, loaded: Iterable[str], param: str) -> None:
-        super().__init__(f"No SAE named {name!r} is loaded. Loaded: {', '.join(loaded) or 'none'}.", param)
+        loaded = list(loaded)
+        super().__init__(
+            f"No SAE named {name!r} is loaded.{did_you_mean(name, loaded)} Loaded: {', '.join(loaded) or 'none'}.",
+            param,
+        )
 
 
 class UnknownFeatureError(RequestError):
     code = "unknown_feature"
 
     def __init__(self, sae: str, name: str, named: Iterable[str], d_sae: int, param: str) -> None:
+        named = list(named)
         super().__init__(
-            f"SAE {sae!r} has no feature named {name!r}. Named: {', '.join(named) or 'none'}; "
+            f"SAE {sae!r} has no feature named {name!r}.{did_you_mean(name, named)} Named: {', '.join(named) or 'none'}; "
             f"or give an index from 0 to {d_sae - 1}.",
             param,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+import threading
 from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,9 @@ from saeclamp_saes import SAEEntry
 from saeclamp_server.args import ServeOptions
 from saeclamp_server.packaged_model import PACKAGED_MODEL, PackagedModelError, prepared_model
 from saeclamp_server.preflight import ModelFacts, StartupError, check_fit, check_vllm, open_saes, read_model
+
+PROGRESS_S = 20
+"""Seconds between signs of life."""
 
 
 def say(message: str) -> None:
@@ -26,7 +30,8 @@ def launch(options: ServeOptions) -> None:
     model, saes = _prepare(options)
     for sae in saes.values():
         summary = sae.summary
-        say(f"SAE {sae.name}: {summary.d_sae} features at {summary.site}, sha256 {sae.sha256[:12]}")
+        names = ", ".join(note.name for note in sae.features.values()) or "none"
+        say(f"SAE {sae.name}: {summary.d_sae} features at {summary.site}, sha256 {sae.sha256[:12]}; named: {names}")
     say(f"starting vLLM {vllm_version} (half a minute with --enforce-eager, some minutes when it compiles) ...")
     _serve(options, model, saes)
 
@@ -60,18 +65,32 @@ def _serve(options: ServeOptions, model: ModelFacts, saes: Mapping[str, SAEEntry
     from saeclamp_server.engine.settings import parse_vllm_args
 
     args = parse_vllm_args(options, model, saes)
-    uvloop.run(_run(args, saes))
+    started = threading.Event()
+    threading.Thread(target=_show_progress, args=(started,), daemon=True).start()
+    uvloop.run(_run(args, saes, started))
 
 
-async def _run(args: Namespace, saes: Mapping[str, SAEEntry]) -> None:
+def _show_progress(started: threading.Event) -> None:
+    """Say that the engine is still starting; compiling is silent for minutes. A thread, because starting blocks the loop."""
+    waited = 0
+    while not started.wait(PROGRESS_S):
+        waited += PROGRESS_S
+        say(f"still starting ({waited} s); compiling the model takes two to three minutes ...")
+
+
+async def _run(args: Namespace, saes: Mapping[str, SAEEntry], started: threading.Event) -> None:
     from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
     from vllm.entrypoints.launchers.launcher import setup_server
 
     # until the HTTP server installs its own handlers, SIGTERM must end the engine's processes too
     signal.signal(signal.SIGTERM, _interrupt)
-    address, socket = setup_server(args, reuse_port=False)
+    try:
+        address, socket = setup_server(args, reuse_port=False)
+    except OSError as exc:
+        raise StartupError(f"Cannot listen on {args.host}:{args.port}: {exc.strerror}; choose another --port.") from exc
     try:
         async with build_async_engine_client(args) as engine:
+            started.set()
             shutdown = await _serve_http(engine, args, saes, address, socket)
         await shutdown
     finally:

@@ -30,6 +30,8 @@ class ModelFacts:
     """What vLLM is to load."""
     hidden_size: int
     num_layers: int
+    is_float16: bool
+    """Whether the checkpoint is stored in float16, which vLLM's `--dtype auto` would keep."""
 
 
 def check_vllm() -> str:
@@ -54,7 +56,7 @@ def read_model(model: str) -> ModelFacts:
             f"{model} is a {architectures[0]}, which cannot be steered yet; "
             f"supported: {', '.join(SUPPORTED_ARCHITECTURES)}."
         )
-    return ModelFacts(model, config.hidden_size, config.num_hidden_layers)
+    return ModelFacts(model, config.hidden_size, config.num_hidden_layers, str(config.dtype) == "torch.float16")
 
 
 def _model_config(model: str) -> Any:

@@ -49,11 +49,17 @@ class SteeringProgram:
         canonical["edits"].sort(key=lambda edit: json.dumps(edit, sort_keys=True))
         return "sha256:" + hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()
 
-    def cache_salt(self, user_salt: str | None) -> str:
+    @property
+    def shares_cache(self) -> bool:
+        """Whether equal programs leave equal keys and values at equal tokens, wherever their prompts end."""
+        return all(edit.tokens == "all" for edit in self.edits)
+
+    def cache_salt(self, secret: str, user_salt: str | None, nonce: str | None) -> str:
         """
         Salt that keeps this program's prefix-cache blocks apart from all others.
 
-        vLLM hashes salts and LoRA names in one untagged domain, hence the prefix.
+        `secret` keeps users from writing a salt that meets ours: the spec is public, it stands in every receipt. vLLM
+        hashes salts and LoRA names in one untagged domain, hence the prefix.
         """
-        salt = f"{EXTRA_ARGS_KEY}:{self.spec}"
-        return salt if user_salt is None else f"{salt}:{user_salt}"
+        parts = json.dumps([secret, self.spec, user_salt, nonce])
+        return f"{EXTRA_ARGS_KEY}:{hashlib.sha256(parts.encode()).hexdigest()}"

@@ -7,18 +7,19 @@ so that a body which looks as if it asked for steering either gets it or is refu
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from difflib import SequenceMatcher
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from saeclamp.types import Steering
-from saeclamp_server.errors import InvalidSteeringError, RequestError
+from saeclamp.types import Ablate, Add, Clamp, FeatureIndex, Steering, looks_like_steering
+from saeclamp_server.errors import InvalidSteeringError, RequestError, did_you_mean
 from saeclamp_server.program import EXTRA_ARGS_KEY
 
 FOREIGN_KEYS = {
     "controller": "Goodfire's Ember",
+    "features": "Neuronpedia",
     "interventions": "SteeringAPI",
     "sae_clamp_specs": "the RhizoNymph fork of vLLM",
     "steering_vectors": "the RhizoNymph fork of vLLM",
@@ -28,6 +29,14 @@ FOREIGN_KEYS = {
     "steering_name": "the RhizoNymph fork of vLLM",
 }
 """Top-level keys by which other projects ask for steering."""
+
+MISPLACED_KEYS = {"intervention", "feature", "clamp", "clamps", "ablate", "sae", "saes", "sae_features", EXTRA_ARGS_KEY}
+"""Parts of `steering` that have no meaning at the top level."""
+
+WRAPPERS = {"extra_body", "extra_args", "extra_json", "extra_query", "sampling_params", "chat_template_kwargs", "nvext"}
+"""Objects in which clients wrap what they want passed on; `steering` inside them would be ignored."""
+
+AT_TOP_LEVEL = "Steering is the object 'steering' at the top level of the request, with a list 'interventions'."
 
 FOREIGN_XARGS = {
     EXTRA_ARGS_KEY: "this server's own engine",
@@ -53,7 +62,21 @@ PLANNED = {
 }
 """Words of the planned wire that this version does not know: refused by name rather than as a misspelling."""
 
-SIMILAR = 0.8
+
+def parse_body(content: bytes) -> Any:
+    """
+    Parse JSON, refusing an object that has `steering` twice.
+
+    Python keeps the last of two equal keys, so a trailing `"steering": null` would switch the steering off. Raises
+    InvalidSteeringError, ValueError or RecursionError.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if [key for key, _ in pairs].count("steering") > 1:
+            raise InvalidSteeringError("The field 'steering' is given twice.", "steering")
+        return dict(pairs)
+
+    return json.loads(content, object_pairs_hook=once)
 
 
 def steering_of(body: Any) -> Steering | None:
@@ -76,36 +99,46 @@ def refuse_lookalikes(body: Mapping[str, Any]) -> None:
     for key, value in body.items():
         if key == "steering":
             continue
-        if key in FOREIGN_KEYS and value:
-            raise InvalidSteeringError(
-                f"{key!r} is how {FOREIGN_KEYS[key]} asks for steering; here it is the object 'steering'.", key
-            )
-        if looks_like_steering(key):
-            raise InvalidSteeringError(f"Unknown field {key!r}. Did you mean 'steering'?", key)
-        if key == "extra_body" and isinstance(value, Mapping) and any(map(looks_like_steering, value)):
-            raise InvalidSteeringError(
-                "'extra_body' is an argument of openai-python, which merges it into the request; "
-                "in JSON put 'steering' at the top level.",
-                key,
-            )
+        _refuse_key(key, value)
+        if key in WRAPPERS:
+            _refuse_inside(value, key)
         if key == "vllm_xargs" and isinstance(value, Mapping):
             _refuse_foreign_xargs(value)
+        if key == "messages" and isinstance(value, Sequence):
+            for number, message in enumerate(value):
+                if isinstance(message, Mapping) and any(map(looks_like_steering, message)):
+                    raise InvalidSteeringError(f"A message cannot be steered. {AT_TOP_LEVEL}", f"messages[{number}]")
 
 
-def looks_like_steering(key: str) -> bool:
-    """Is this key `steering`, or a near miss of it?"""
-    plain = key.lower().replace("_", "").replace("-", "")
-    return plain.startswith("steer") or SequenceMatcher(None, plain, "steering").ratio() >= SIMILAR
+def _refuse_key(key: str, value: Any) -> None:
+    if not key.isascii():  # no field has such a name, and some of these letters only look like those of `steering`
+        shown = key.encode("ascii", "backslashreplace").decode()
+        raise InvalidSteeringError(f"Unknown field {shown!r}. Did you mean 'steering'?", shown)
+    if key in FOREIGN_KEYS and value is not None:
+        raise InvalidSteeringError(
+            f"A top-level {key!r} is how {FOREIGN_KEYS[key]} asks for steering. {AT_TOP_LEVEL}", key
+        )
+    if key in MISPLACED_KEYS:
+        raise InvalidSteeringError(f"A top-level {key!r} is not understood. {AT_TOP_LEVEL}", key)
+    if looks_like_steering(key):
+        raise InvalidSteeringError(f"Unknown field {key!r}. Did you mean 'steering'?", key)
+
+
+def _refuse_inside(value: Any, path: str) -> None:
+    if not isinstance(value, Mapping):
+        return
+    for key, inner in value.items():
+        if looks_like_steering(key):
+            raise InvalidSteeringError(f"{path!r} is not read for steering. {AT_TOP_LEVEL}", path)
+        _refuse_inside(inner, path)
 
 
 def _refuse_foreign_xargs(xargs: Mapping[str, Any]) -> None:
     for key in xargs:
-        if key in FOREIGN_XARGS or looks_like_steering(key):
-            owner = FOREIGN_XARGS.get(key, "another project")
-            raise InvalidSteeringError(
-                f"vllm_xargs.{key} belongs to {owner}; here steering is the top-level object 'steering'.",
-                f"vllm_xargs.{key}",
-            )
+        if key.lower() in FOREIGN_XARGS or looks_like_steering(key):
+            owner = FOREIGN_XARGS.get(key.lower(), "another project")
+            path = f"vllm_xargs.{key.encode('ascii', 'backslashreplace').decode()}"
+            raise InvalidSteeringError(f"{path} belongs to {owner}. {AT_TOP_LEVEL}", path)
 
 
 def _refuse_foreign_shapes(steering: Any) -> None:
@@ -117,7 +150,9 @@ def _refuse_foreign_shapes(steering: Any) -> None:
     if isinstance(steering, Mapping) and "interventions" not in steering:
         if "vectors" in steering or "conflict" in steering:
             raise InvalidSteeringError(f"'vectors' is EasySteer's steering; {expected}.", "steering.vectors")
-        if steering and all(isinstance(value, int | float | list) for value in steering.values()):
+        if steering.keys() - PLANNED.keys() and all(
+            isinstance(value, int | float | list) for value in steering.values()
+        ):
             raise InvalidSteeringError(
                 f"A mapping from names to numbers or vectors is another project's steering; {expected}.", "steering"
             )
@@ -125,7 +160,9 @@ def _refuse_foreign_shapes(steering: Any) -> None:
 
 def _refusal(exc: ValidationError, steering: Any) -> RequestError:
     """Turn pydantic's first error into a sentence and a JSON path."""
-    error = exc.errors(include_url=False, include_context=True)[0]
+    errors = exc.errors(include_url=False)
+    # a misspelt field is reported before the field that is missing because of it
+    error = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
     path = json_path(error["loc"], steering)
     key = error["loc"][-1] if error["loc"] else None
     asked = key if error["type"] == "extra_forbidden" else error.get("input")
@@ -134,17 +171,28 @@ def _refusal(exc: ValidationError, steering: Any) -> RequestError:
     if isinstance(asked, str) and asked in PLANNED:
         return InvalidSteeringError(f"{path}: this version of saeclamp does not support {PLANNED[asked]} yet.", path)
     if error["type"] == "extra_forbidden":
-        return InvalidSteeringError(f"{path}: unknown field {key!r}.{_did_you_mean(str(key), error['loc'])}", path)
-    message = error["msg"].replace("Tuple", "List").replace("Input", "The value")
-    return InvalidSteeringError(f"{path}: {message}.", path)
+        known = _known_fields(error["loc"])
+        return InvalidSteeringError(
+            f"{path}: unknown field {key!r}.{did_you_mean(str(key), known)} Known: {', '.join(known)}.", path
+        )
+    return InvalidSteeringError(f"{path}: {_in_plain_words(error['type'], error['msg'])}.", path)
 
 
-def _did_you_mean(key: str, loc: tuple[int | str, ...]) -> str:
-    known = ["op", "feature", "value", "unit", "tokens"] if len(loc) > 1 else list(Steering.model_fields)
-    best = max(known, key=lambda name: SequenceMatcher(None, key, name).ratio())
-    return (
-        f" Did you mean {best!r}?" if SequenceMatcher(None, key, best).ratio() > 0.6 else f" Known: {', '.join(known)}."
-    )
+def _known_fields(loc: tuple[int | str, ...]) -> list[str]:
+    """Return the fields of the object that `loc` points into."""
+    operations: dict[int | str, type[BaseModel]] = {"clamp": Clamp, "add": Add, "ablate": Ablate}
+    if "<object>" in loc:
+        return [*FeatureIndex.model_fields]
+    return [*next((operations[part].model_fields for part in loc if part in operations), Steering.model_fields)]
+
+
+def _in_plain_words(kind: str, message: str) -> str:
+    """Say what pydantic found in the words of someone who writes JSON."""
+    if kind == "union_tag_not_found":
+        return "the field 'op' is missing: clamp, add or ablate"
+    if kind == "string_pattern_mismatch":
+        return "a feature is written <sae>/<index> or <sae>/<name>, such as bundled/golden-gate"
+    return message.replace("Tuple", "List").replace("tuple", "list").replace("Input", "The value")
 
 
 def json_path(loc: tuple[int | str, ...], value: Any) -> str:

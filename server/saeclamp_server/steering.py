@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from saeclamp.types import (
     Ablate,
@@ -28,6 +28,9 @@ from saeclamp_server.errors import (
 from saeclamp_server.program import Edit, SteeringProgram
 
 DOSE_UNIT = "token_resid_norm"
+
+SAFE_DOSE = 1.0
+"""Edit longer than the residual itself: the model sees more of the edit than of the text."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def _edit(intervention: Clamp | Add | Ablate, saes: Mapping[str, SAEEntry], path
     sae, index = _find(intervention.feature, saes, f"{path}.feature")
     if isinstance(intervention, Ablate):
         return Edit(sae.name, index, "clamp", 0.0, intervention.tokens)
-    value = _in_act(intervention.value, intervention.unit, sae, index, path)
+    value = _in_act(intervention, sae, index, path)
     return Edit(sae.name, index, intervention.op, value, intervention.tokens)
 
 
@@ -74,17 +77,18 @@ def _find(feature: str | FeatureIndex, saes: Mapping[str, SAEEntry], path: str) 
     return sae, index
 
 
-def _in_act(value: float, unit: Literal["max_act", "act"], sae: SAEEntry, index: int, path: str) -> float:
-    if unit == "act":
-        return value
+def _in_act(intervention: Clamp | Add, sae: SAEEntry, index: int, path: str) -> float:
+    value, feature = intervention.value, intervention.feature
+    if intervention.unit == "act":
+        return value + 0.0
     note = sae.features.get(index)
     if note is None or note.max_act is None:
         raise InvalidSteeringError(
-            f"Feature {sae.name}/{index} has no stored maximum activation, so 'max_act' has no meaning for it; "
+            f"Feature {feature} has no stored maximum activation, so 'max_act' has no meaning for it; "
             "give the value in unit 'act'.",
             f"{path}.unit",
         )
-    return value * note.max_act
+    return value * note.max_act + 0.0  # no -0.0: it does what 0.0 does, so it must have the same spec
 
 
 def _refuse_contradictions(edits: list[Edit]) -> None:
@@ -167,8 +171,15 @@ def _summary(tallies: list[dict[str, float]], what: str, unit: str) -> Summary |
 
 
 def _warnings(program: SteeringProgram, reports: list[dict[str, Any]]) -> tuple[str, ...]:
-    return tuple(
+    idle = [
         f"interventions[{number}] touched no token."
         for number in range(len(program.edits))
         if not any(report["prompt"][number] + report["tallies"][number]["generated"] for report in reports)
-    )
+    ]
+    doses = [max(report["tallies"][number]["dose_max"] for report in reports) for number in range(len(program.edits))]
+    excessive = [
+        f"interventions[{number}] moved a token by {dose:.3g} x its residual norm; text usually breaks above {SAFE_DOSE:g}."
+        for number, dose in enumerate(doses)
+        if dose > SAFE_DOSE
+    ]
+    return (*idle, *excessive)

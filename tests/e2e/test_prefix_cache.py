@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from tests.e2e.agreement import TOLERANCE, VISIBLE, max_difference
 from tests.e2e.serving import Server
+from tests.reference import Move, ReferenceModel
 from transformers import PreTrainedTokenizerBase
 
 STEERED: list[dict[str, Any]] = [{"op": "clamp", "feature": "bundled/golden-gate", "value": 0.74}]
@@ -68,3 +70,30 @@ def test_a_users_own_salt_keeps_its_meaning(server: Server, tokenizer: PreTraine
     same = server.complete(prompt, STEERED, cache_salt="tenant-a", **PARAMS)
     other = server.complete(prompt, STEERED, cache_salt="tenant-b", **PARAMS)
     assert (cached(first), cached(same), cached(other)) == (0, 512, 0)
+
+
+@pytest.mark.parametrize("tokens", ["prompt", "generated"])
+def test_what_was_generated_is_not_reused_as_prompt(
+    server: Server, oracle: ReferenceModel, tokenizer: PreTrainedTokenizerBase, tokens: str
+) -> None:
+    """In the second turn the first answer is prompt, so a scoped program does something else to it."""
+    steered = [{**STEERED[0], "tokens": tokens}]
+    first_turn = long_prompt(tokenizer, f"Fifth, {tokens}.")[:200]
+    answer = server.complete(first_turn, steered, max_tokens=200, ignore_eos=True, return_token_ids=True)
+    second_turn = [*first_turn, *answer["choices"][0]["token_ids"], *tokenizer(" And then? Well,")["input_ids"]]
+    again = server.complete(second_turn, steered, return_token_ids=True, **PARAMS)
+    own, _ = oracle.generated_logprobs(
+        second_turn, again["choices"][0]["token_ids"], [Move("bundled", 914, "clamp", 170.2, tokens)]
+    )
+    assert cached(again) == 0
+    assert max_difference(logprobs(again), own) < TOLERANCE
+
+
+def test_a_salt_that_imitates_ours_opens_nothing(server: Server, tokenizer: PreTrainedTokenizerBase) -> None:
+    prompt = long_prompt(tokenizer, "Sixth.")
+    steered = server.complete(prompt, STEERED, **PARAMS)
+    forged = f"saeclamp:{steered['steering']['spec']}"
+    assert cached(server.complete(prompt, cache_salt=forged, **PARAMS)) == 0
+    other = long_prompt(tokenizer, "Seventh.")
+    server.complete(other, cache_salt=forged, **PARAMS)
+    assert cached(server.complete(other, STEERED, **PARAMS)) == 0

@@ -32,6 +32,11 @@ REFUSALS = {
         steering(GOOD, {**GOOD, "feature": "bundled/5", "layer": 3}), "steering.interventions[1].layer", "unknown field"
     ),
     "missing interventions": Refusal({"steering": {}}, "steering.interventions", "required"),
+    "missing operation": Refusal(
+        steering({"feature": "bundled/5", "value": 1}),
+        "steering.interventions[0]",
+        "'op' is missing: clamp, add or ablate",
+    ),
     "missing value": Refusal(
         steering({"op": "clamp", "feature": "bundled/5"}), "steering.interventions[0].value", "required"
     ),
@@ -56,7 +61,7 @@ REFUSALS = {
         "steering.interventions[0].feature.name",
         "unknown field",
     ),
-    "feature without an SAE": Refusal(one(feature="golden-gate"), "steering.interventions[0].feature", "match"),
+    "feature without an SAE": Refusal(one(feature="golden-gate"), "steering.interventions[0].feature", "<sae>/<name>"),
     "feature of the wrong type": Refusal(one(feature=914), "steering.interventions[0].feature", "dictionary"),
     "digits of another script": Refusal(
         one(feature="bundled/٥"), "steering.interventions[0].feature", "no feature named"
@@ -115,7 +120,8 @@ REFUSALS = {
     "SteeringAPI's interventions": Refusal(
         {"interventions": [{"index_in_sae": 1, "strength": 0.4, "mode": "add"}]}, "interventions", "SteeringAPI"
     ),
-    "extra_body in the JSON": Refusal({"extra_body": one()}, "extra_body", "openai-python"),
+    "extra_body in the JSON": Refusal({"extra_body": one()}, "extra_body", "at the top level"),
+    "an intervention at the top level": Refusal({"clamp": GOOD}, "clamp", "at the top level"),
     "hotwire": Refusal({"vllm_xargs": {"hotwire": "{}"}}, "vllm_xargs.hotwire", "hotwire"),
     "past the checks": Refusal({"vllm_xargs": {"saeclamp": "x"}}, "vllm_xargs.saeclamp", "engine"),
     "beam search": Refusal({**one(), "use_beam_search": True, "n": 2}, "use_beam_search", "Beam search"),
@@ -159,6 +165,29 @@ def test_other_endpoints_pass_the_guard_untouched(server: Server) -> None:
     response = server.post("/tokenize", prompt="Hello there")
     assert response.status_code == 200
     assert response.json()["count"] == 2
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/responses"])
+def test_steering_that_is_switched_off_by_a_second_one_is_refused(server: Server, path: str) -> None:
+    body = json.dumps({"model": server.model, "prompt": "Hi", "input": "Hi", **one()})[:-1] + ', "steering": null}'
+    response = server.http.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400
+    assert "twice" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("prompt", [[], "", [[]]])
+def test_an_empty_prompt_is_refused_as_vllm_refuses_it(server: Server, prompt: Any) -> None:
+    response = server.post("/v1/completions", prompt=prompt, **one())
+    assert response.status_code == 400
+    assert response.json()["error"]["message"]
+
+
+def test_the_frameworks_own_errors_are_in_the_envelope(server: Server) -> None:
+    deep = b'{"a":' * 5000 + b"1" + b"}" * 5000
+    bad = server.http.post("/v1/completions", content=deep, headers={"Content-Type": "application/json"})
+    wrong_method = server.http.put("/v1/completions", json={})
+    assert (bad.status_code, wrong_method.status_code) == (400, 405)
+    assert all(response.json()["error"]["message"] for response in (bad, wrong_method))
 
 
 def test_a_body_that_is_not_json_is_a_400(server: Server) -> None:

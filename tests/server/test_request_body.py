@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saeclamp_server.errors import RequestError
-from saeclamp_server.request_body import json_path, looks_like_steering, steering_of
+from saeclamp_server.request_body import json_path, looks_like_steering, parse_body, steering_of
 
 GOOD: dict[str, Any] = {"interventions": [{"op": "clamp", "feature": "a/1", "value": 1.0}]}
 
@@ -65,7 +65,19 @@ def test_ordinary_fields_are_not_near_misses(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["steerng", "stearing", "Steering", "STEERING", "steer", "steering_", "sterring", "setering"]
+    "key",
+    [
+        "steerng",
+        "stearing",
+        "Steering",
+        "STEERING",
+        "steer",
+        "steering_",
+        "sterring",
+        "setering",
+        "sae_steering",
+        "activation_steering",
+    ],
 )
 def test_near_misses_are_refused(key: str) -> None:
     with pytest.raises(RequestError, match="Did you mean 'steering'"):
@@ -84,13 +96,61 @@ def test_any_single_typing_error_is_noticed(place: int, letter: str, how: str) -
             steering_of({typo: GOOD})
 
 
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (
+            {"\uff53\uff54\uff45\uff45\uff52\uff49\uff4e\uff47": GOOD},
+            "\\uff53\\uff54\\uff45\\uff45\\uff52\\uff49\\uff4e\\uff47",
+        ),
+        ({"st\u0435\u0435ring": GOOD}, "st\\u0435\\u0435ring"),
+        ({"s\u200btee\u200bring": GOOD}, "s\\u200btee\\u200bring"),
+        ({"steering\ud800": GOOD}, "steering\\ud800"),
+        ({"interventions": []}, "interventions"),
+        ({"feature": "a/1"}, "feature"),
+        ({"clamp": {}}, "clamp"),
+        ({"saeclamp": {}}, "saeclamp"),
+        ({"extra_body": {"steering": GOOD}}, "extra_body"),
+        ({"extra_body": {"extra_body": {"steering": GOOD}}}, "extra_body"),
+        ({"sampling_params": {"extra_args": {"steering": GOOD}}}, "sampling_params"),
+        ({"chat_template_kwargs": {"steering": GOOD}}, "chat_template_kwargs"),
+        ({"vllm_xargs": {"Saeclamp": "x"}}, "vllm_xargs.Saeclamp"),
+        ({"messages": [{"role": "user", "content": "x"}, {"role": "user", "steering": GOOD}]}, "messages[1]"),
+    ],
+)
+def test_steering_under_another_name_or_in_another_place_is_refused(body: dict[str, Any], param: str) -> None:
+    with pytest.raises(RequestError) as raised:
+        steering_of(body)
+    assert raised.value.param == param
+    str(raised.value.body()).encode()
+
+
+def test_words_of_other_fields_do_not_count() -> None:
+    tool = {"type": "function", "function": {"name": "car", "parameters": {"properties": {"steering": {}}}}}
+    messages = [{"role": "user", "content": "the steering wheel"}]
+    assert steering_of({"messages": messages, "tools": [tool], "metadata": {"steering": "on"}}) is None
+
+
+@pytest.mark.parametrize("content", [b'{"steering":{"a":1},"steering":null}', b'{"steering":null,"x":1,"steering":{}}'])
+def test_steering_given_twice_is_refused(content: bytes) -> None:
+    with pytest.raises(RequestError, match="given twice"):
+        parse_body(content)
+
+
+def test_other_bodies_are_parsed_as_they_are() -> None:
+    assert parse_body(b'{"a": [1, {"b": null}], "steering": {"c": 2.5}}') == {
+        "a": [1, {"b": None}],
+        "steering": {"c": 2.5},
+    }
+
+
 def test_a_good_body_is_read() -> None:
     steering = steering_of({"model": "m", "steering": GOOD})
     assert steering is not None
     assert steering.interventions[0].feature == "a/1"
 
 
-@pytest.mark.parametrize("body", [{}, {"steering": None}, {"controller": None}, {"interventions": []}, [], "x", None])
+@pytest.mark.parametrize("body", [{}, {"steering": None}, {"controller": None}, [], "x", None])
 def test_a_body_that_asks_for_nothing_gets_nothing(body: Any) -> None:
     assert steering_of(body) is None
 

@@ -115,9 +115,48 @@ def test_the_spec_tells_programs_apart() -> None:
         SteeringProgram((Edit("big", 2, "clamp", 1.0, "all"),), (("big", "x"),)),
     ]
     assert len({program.spec for program in variants}) == len(variants)
-    salts = {program.cache_salt(user) for program in variants for user in (None, "a", "b")}
-    assert len(salts) == 3 * len(variants)
-    assert all(salt.startswith("saeclamp:sha256:") for salt in salts)
+
+
+def test_a_salt_is_shared_exactly_by_equal_requests_and_cannot_be_guessed() -> None:
+    one = SteeringProgram((Edit("big", 1, "clamp", 1.0, "all"),), (("big", "x"),))
+    other = SteeringProgram((Edit("big", 1, "clamp", 2.0, "all"),), (("big", "x"),))
+    cases = [
+        (p, secret, user, nonce)
+        for p in (one, other)
+        for secret in "st"
+        for user in (None, "a")
+        for nonce in (None, "n")
+    ]
+    salts = {program.cache_salt(secret, user, nonce) for program, secret, user, nonce in cases}
+    assert len(salts) == len(cases)
+    assert one.cache_salt("s", "a", None) == one.cache_salt("s", "a", None)
+    assert all(salt.startswith("saeclamp:") and len(salt) < 100 for salt in salts)
+    assert not any(one.spec in salt or one.spec.removeprefix("sha256:") in salt for salt in salts)
+
+
+def test_only_programs_that_ignore_where_the_prompt_ends_share_the_cache() -> None:
+    def program(*scopes: Any) -> SteeringProgram:
+        return SteeringProgram(
+            tuple(Edit("big", n, "add", 1.0, scope) for n, scope in enumerate(scopes)), (("big", "x"),)
+        )
+
+    assert program("all", "all").shares_cache
+    assert not program("prompt").shares_cache
+    assert not program("all", "generated").shares_cache
+
+
+def test_minus_zero_is_zero(saes: Mapping[str, SAEEntry]) -> None:
+    specs = {resolve(steering(Clamp(feature="big/1", value=v, unit="act")), saes).program.spec for v in (0.0, -0.0)}
+    assert len(specs) == 1
+
+
+def test_a_dose_that_drowns_the_text_is_warned_of(saes: Mapping[str, SAEEntry]) -> None:
+    resolved = resolve(steering(Clamp(feature="big/bridge", value=0.5)), saes)
+    loud = report(3, 5, 8.0, 4.0)
+    loud["tallies"][0]["dose_max"] = 65.2
+    assert receipt(resolved, [loud], 1, saes, "tiny").warnings == (
+        "interventions[0] moved a token by 65.2 x its residual norm; text usually breaks above 1.",
+    )
 
 
 def report(prompt: int, generated: int, act_sum: float, act_max: float) -> dict[str, Any]:

@@ -62,14 +62,8 @@ def steer(hidden: Tensor, residual: Tensor | None, layer: int) -> None:
     touched = hidden[step.tokens].float()
     resid = touched if residual is None else touched + residual[step.tokens].float()
     delta, moved = residual_delta(resid, state.rows, step.edits)
-    hidden.index_copy_(0, step.tokens, _rounded(touched + delta, hidden.dtype))
+    hidden.index_copy_(0, step.tokens, (touched + delta).to(hidden.dtype))
     _record(state.ledger, step, moved)
-
-
-def _rounded(stream: Tensor, dtype: torch.dtype) -> Tensor:
-    if dtype is torch.float16:  # an infinity here would reach other requests as NaN through recycled KV blocks
-        stream = stream.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max)
-    return stream.to(dtype)
 
 
 def _record(ledger: Ledger, step: Step, moved: Moved) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from vllm import SamplingParams
 
 from saeclamp_saes import SAEEntry
+from saeclamp_server.engine.settings import CONFIG_KEY
 from saeclamp_server.preflight import StartupError
 from saeclamp_server.program import EXTRA_ARGS_KEY, Edit, SteeringProgram
 
@@ -74,6 +75,6 @@ async def _first_logprobs(engine: Any, payload: dict[str, Any] | None) -> dict[i
 
 def _ordinary_ids(engine: Any) -> list[int]:
     config = engine.vllm_config
-    special = set(config.additional_config[EXTRA_ARGS_KEY]["special_ids"])
+    special = set(config.additional_config[CONFIG_KEY]["special_ids"])
     ordinary = (index for index in range(config.model_config.get_vocab_size()) if index not in special)
     return [next(ordinary) for _ in range(NUM_TOKENS)]

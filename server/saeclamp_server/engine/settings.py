@@ -12,6 +12,9 @@ from saeclamp_server.args import ServeOptions
 from saeclamp_server.packaged_model import PACKAGED_MODEL
 from saeclamp_server.preflight import ModelFacts, StartupError
 
+CONFIG_KEY = "saeclamp"
+"""Where the worker's configuration rides in `VllmConfig.additional_config`, which vLLM hashes into its compile-cache key."""
+
 STEER_OP = "vllm::saeclamp_steer"
 DEFAULT_HOST = "127.0.0.1"
 """vLLM listens on every interface by default; a server without a key should not."""
@@ -55,10 +58,13 @@ def parse_vllm_args(options: ServeOptions, model: ModelFacts, saes: Mapping[str,
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = make_arg_parser(FlexibleArgumentParser(prog="saeclamp serve"))
+    parser.usage = "saeclamp serve MODEL [--sae NAME_OR_FOLDER]... [any flag of vllm serve; see vllm serve --help]"
     parser.set_defaults(host=DEFAULT_HOST, enable_request_id_headers=True)
     args: Namespace = parser.parse_args([model.path, *options.vllm_argv])
     args.model = args.model_tag
     refuse_untested(args)
+    if args.dtype in ("half", "float16") or (args.dtype == "auto" and model.is_float16):
+        raise StartupError("float16 is too narrow for steering, large edits overflow; use --dtype bfloat16 or float32.")
     if options.model == PACKAGED_MODEL:
         args.served_model_name = args.served_model_name or [PACKAGED_MODEL]
         if current_platform.is_cpu() and args.dtype == "auto":
@@ -95,7 +101,7 @@ def _worker_config(args: Namespace, saes: Mapping[str, SAEEntry]) -> dict[str, A
     with them.
     """
     return {
-        "saeclamp": {
+        CONFIG_KEY: {
             "saes": [
                 {
                     "name": sae.name,
@@ -112,10 +118,17 @@ def _worker_config(args: Namespace, saes: Mapping[str, SAEEntry]) -> dict[str, A
 
 
 def special_ids(tokenizer_path: str, trust_remote_code: bool = False) -> list[int]:
-    """Ids of the tokenizer's special tokens: template marks, begin and end of text. They are attention sinks."""
+    """
+    Ids of the tokenizer's special tokens: template marks, begin and end of text. They are attention sinks.
+
+    Raises StartupError when there is no tokenizer.
+    """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=trust_remote_code)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as exc:
+        raise StartupError(f"{tokenizer_path} has no tokenizer that can be read, and steering needs one.") from exc
     added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     return sorted(added | set(tokenizer.all_special_ids))
 

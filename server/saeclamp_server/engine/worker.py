@@ -15,9 +15,7 @@ from saeclamp_server.engine.ledger import Ledger
 from saeclamp_server.engine.live import LiveRequests
 from saeclamp_server.engine.ops import SiteState, bind
 from saeclamp_server.engine.runner import SteeredRunner
-
-CONFIG_KEY = "saeclamp"
-"""Where the worker's configuration rides in `VllmConfig.additional_config`, which vLLM hashes into its compile-cache key."""
+from saeclamp_server.engine.settings import CONFIG_KEY
 
 
 class SteeringWorker:
@@ -25,10 +23,16 @@ class SteeringWorker:
 
     vllm_config: Any
     model_runner: Any
+    use_v2_model_runner: bool
     device: torch.device
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load the model, then the SAEs, and hook their layers before anything is compiled."""
+        if self.use_v2_model_runner:
+            raise RuntimeError("saeclamp steers vLLM's V1 model runner: set VLLM_USE_V2_MODEL_RUNNER=0.")
+        if self.vllm_config.model_config.dtype is torch.float16:
+            # a large edit overflows, and its NaN reaches other requests through recycled cache blocks
+            raise RuntimeError("float16 is too narrow for steering: use --dtype bfloat16 or float32.")
         super().load_model(*args, **kwargs)  # type: ignore[misc]
         config = self.vllm_config.additional_config[CONFIG_KEY]
         saes = {sae["name"]: _read_checked(sae) for sae in config["saes"]}
@@ -38,7 +42,10 @@ class SteeringWorker:
         hook_layers(self.model_runner.get_model(), sites)
         for layer, state in sites.items():
             bind(layer, state)
-        is_special = torch.zeros(self.vllm_config.model_config.get_vocab_size(), dtype=torch.bool)
+        # tokenizers may know special tokens beyond the model's vocabulary
+        is_special = torch.zeros(
+            max([self.vllm_config.model_config.get_vocab_size(), *config["special_ids"]]) + 1, dtype=torch.bool
+        )
         is_special[torch.tensor(config["special_ids"], dtype=torch.long)] = True
         self._live = LiveRequests(places, config["special_ids"], ledger)
         self._steered_runner = SteeredRunner(self.model_runner, sites, self._live, is_special.to(self.device))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from saeclamp_server.errors import InvalidSteeringError, RequestError
-from saeclamp_server.request_body import refuse_lookalikes
+from saeclamp_server.request_body import parse_body, refuse_lookalikes
 
 STEERED_PATHS = ("/v1/chat/completions", "/v1/completions")
 
@@ -55,7 +52,7 @@ async def _read(receive: Receive) -> tuple[list[Message], bytes]:
 
 def _refuse(body: bytes, path: str) -> None:
     try:
-        value: Any = json.loads(body)
+        value = parse_body(body)
     except (ValueError, RecursionError):
         return  # the endpoint says what is wrong with it
     if not isinstance(value, dict):

@@ -22,7 +22,7 @@ from saeclamp.types import Steering
 from saeclamp_server.openai_api.calls import SteeredCall
 from saeclamp_server.openai_api.requests import SteeredChatCompletionRequest, SteeredCompletionRequest
 from saeclamp_server.openai_api.streams import with_receipt
-from saeclamp_server.request_body import steering_of
+from saeclamp_server.request_body import parse_body, steering_of
 
 router = APIRouter()
 
@@ -31,7 +31,7 @@ Handler = Callable[[Any, Request], Awaitable[Response]]
 
 async def steering_in_body(raw_request: Request) -> Steering | None:
     """Read and check `steering` before vLLM's request class sees the body. Raises RequestError."""
-    return steering_of(await raw_request.json())
+    return steering_of(parse_body(await raw_request.body()))
 
 
 SteeringInBody = Annotated[Steering | None, Depends(steering_in_body)]
@@ -64,7 +64,7 @@ async def _answer(
     call = SteeredCall.begin(
         raw_request.app.state, steering, key=uuid.uuid4().hex, num_sequences=request.num_sequences()
     )
-    request.carry(call.key, call.resolved.program)
+    request.carry(call.key, call.resolved.program, raw_request.app.state.cache_secret)
     response = await handler(request, raw_request)
     if isinstance(response, StreamingResponse):
         response.body_iterator = with_receipt(_as_text(response.body_iterator), call)
