@@ -30,6 +30,8 @@ class FeatureNote:
     name: str
     max_act: float | None
     """99.9th percentile of the activation over the calibration corpus, in the encoder's units. None: not measured."""
+    clamp: tuple[float, float] | None = None
+    """Lowest and highest clamp that works, in multiples of `max_act`. None: not known."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def _feature_book(folder: Path, d_sae: int) -> dict[int, FeatureNote]:
 
 def _feature_note(path: Path, item: Any, d_sae: int) -> FeatureNote:
     try:
-        note = FeatureNote(index=item["index"], name=item["name"], max_act=item.get("max_act"))
+        note = FeatureNote(item["index"], item["name"], item.get("max_act"), _range(path, item.get("clamp")))
     except (TypeError, KeyError, AttributeError) as exc:
         raise CheckpointError(f"{path}: each feature needs an index and a name.") from exc
     if not isinstance(note.index, int) or not 0 <= note.index < d_sae:
@@ -114,3 +116,11 @@ def _feature_note(path: Path, item: Any, d_sae: int) -> FeatureNote:
     ):
         raise CheckpointError(f"{path}: max_act of {note.name!r} must be a positive number.")
     return note
+
+
+def _range(path: Path, value: Any) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    if not (isinstance(value, list) and len(value) == 2 and all(isinstance(end, int | float) for end in value)):
+        raise CheckpointError(f"{path}: clamp must be the lowest and the highest value that works.")
+    return value[0], value[1]

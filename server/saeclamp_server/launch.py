@@ -145,7 +145,7 @@ async def _announce(state: Any, args: Namespace, saes: Mapping[str, SAEEntry], a
         await asyncio.sleep(0.05)
     sae = next(iter(saes.values()))
     note = next((note for note in sae.features.values() if note.max_act is not None), None)
-    feature, value, unit = (note.name, 0.74 if sae.name == "bundled" else 1, "max_act") if note else ("0", 10, "act")
+    feature, value, unit = (note.name, note.clamp[1] if note.clamp else 1, "max_act") if note else ("0", 10, "act")
     model = args.served_model_name[0] if args.served_model_name else args.model
     say(f"ready on {address}. Try:\n")
     print(

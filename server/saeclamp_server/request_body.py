@@ -128,7 +128,9 @@ def _refuse_inside(value: Any, path: str) -> None:
     if not isinstance(value, Mapping):
         return
     for key, inner in value.items():
-        if looks_like_steering(key):
+        if key == EXTRA_ARGS_KEY or looks_like_steering(
+            key
+        ):  # our own key would reach the engine unchecked and unsalted
             raise InvalidSteeringError(f"{path!r} is not read for steering. {AT_TOP_LEVEL}", path)
         _refuse_inside(inner, path)
 

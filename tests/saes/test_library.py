@@ -24,6 +24,7 @@ def test_the_bundled_sae_is_whole_and_names_its_features() -> None:
     assert (entry.name, entry.summary.d_in, entry.summary.d_sae, entry.summary.site.layer) == ("bundled", 576, 1024, 23)
     assert entry.index_of("golden-gate") == 914
     assert entry.features[914].max_act == 230
+    assert entry.features[914].clamp == (0.61, 0.74)
     assert entry.features[593].max_act is None
     assert entry.index_of("nobody") is None
     assert read_sae(BUNDLED["bundled"]).d_sae == 1024
@@ -65,6 +66,7 @@ BAD_BOOKS = {
     "two of one name": ([{"index": 1, "name": "a"}, {"index": 2, "name": "a"}], "unique"),
     "two of one index": ([{"index": 1, "name": "a"}, {"index": 1, "name": "b"}], "unique"),
     "maximum of zero": ([{"index": 1, "name": "a", "max_act": 0}], "positive"),
+    "a range of one end": ([{"index": 1, "name": "a", "clamp": [0.5]}], "lowest and the highest"),
     "maximum as text": ([{"index": 1, "name": "a", "max_act": "9"}], "positive"),
 }
 

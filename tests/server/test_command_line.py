@@ -105,6 +105,7 @@ def test_other_flags_are_vllms() -> None:
         ("pipeline_parallel_size", 2),
         ("data_parallel_size", 2),
         ("speculative_config", {"method": "ngram"}),
+        ("kv_transfer_config", {"kv_connector": "x"}),
         ("worker_cls", "my.Worker"),
         ("headless", True),
         ("api_server_count", 2),

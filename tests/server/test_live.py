@@ -10,9 +10,10 @@ import torch
 from saeclamp_server.engine import live
 from saeclamp_server.engine.ledger import INITIAL_SLOTS, Ledger
 from saeclamp_server.engine.live import LiveRequests, Scheduled
+from saeclamp_server.engine.mapping import Place
 from saeclamp_server.program import Edit, SteeringProgram
 
-PLACES = {"a": (3, 0, 10, "sha")}
+PLACES = {"a": Place(3, 0, 10, "sha")}
 SPECIAL = [0, 1]
 
 

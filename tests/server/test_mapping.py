@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.reference import touched_positions
 
-from saeclamp_server.engine.mapping import PlacedProgram, Span, pairs_by_layer
+from saeclamp_server.engine.mapping import Place, PlacedProgram, Span, pairs_by_layer
 from saeclamp_server.program import Edit, SteeringProgram
 
-PLACES = {"a": (3, 0, 10, "sha-a"), "b": (3, 10, 5, "sha-b"), "c": (7, 0, 4, "sha-c")}
+PLACES = {"a": Place(3, 0, 10, "sha-a"), "b": Place(3, 10, 5, "sha-b"), "c": Place(7, 0, 4, "sha-c")}
 SCOPES = ("all", "prompt", "generated")
 
 
 def placed(*edits: Edit) -> PlacedProgram:
     used = sorted({edit.sae for edit in edits})
-    return PlacedProgram.place(SteeringProgram(edits, tuple((name, PLACES[name][3]) for name in used)), PLACES)
+    return PlacedProgram.place(SteeringProgram(edits, tuple((name, PLACES[name].sha256) for name in used)), PLACES)
 
 
 def test_each_token_carries_the_clamps_of_its_own_request() -> None:

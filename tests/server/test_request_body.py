@@ -113,6 +113,7 @@ def test_any_single_typing_error_is_noticed(place: int, letter: str, how: str) -
         ({"extra_body": {"steering": GOOD}}, "extra_body"),
         ({"extra_body": {"extra_body": {"steering": GOOD}}}, "extra_body"),
         ({"sampling_params": {"extra_args": {"steering": GOOD}}}, "sampling_params"),
+        ({"sampling_params": {"extra_args": {"saeclamp": {"key": "k"}}}}, "sampling_params"),
         ({"chat_template_kwargs": {"steering": GOOD}}, "chat_template_kwargs"),
         ({"vllm_xargs": {"Saeclamp": "x"}}, "vllm_xargs.Saeclamp"),
         ({"messages": [{"role": "user", "content": "x"}, {"role": "user", "steering": GOOD}]}, "messages[1]"),

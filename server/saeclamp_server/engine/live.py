@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from saeclamp_server.engine.ledger import Ledger
-from saeclamp_server.engine.mapping import SCOPES, PlacedProgram, Span
+from saeclamp_server.engine.mapping import Place, PlacedProgram, Span
 from saeclamp_server.program import SteeringProgram
 
 MAX_UNCOLLECTED = 4096
@@ -57,9 +57,7 @@ class LiveRequests:
     failed; the runner then stops its generation, and its report carries the reason.
     """
 
-    def __init__(
-        self, places: Mapping[str, tuple[int, int, int, str]], special_ids: Sequence[int], ledger: Ledger
-    ) -> None:
+    def __init__(self, places: Mapping[str, Place], special_ids: Sequence[int], ledger: Ledger) -> None:
         self._places = places
         self._special_ids = np.array(sorted(special_ids), np.int64)
         self._ledger = ledger
@@ -97,7 +95,7 @@ class LiveRequests:
         placed = PlacedProgram.place(program, self._places)
         ids = np.asarray(prompt_ids, np.int64)
         ordinary = int(np.count_nonzero(~np.isin(ids[1:], self._special_ids)))
-        prompt = [0 if SCOPES[edit.tokens] == SCOPES["generated"] else ordinary for edit in program.edits]
+        prompt = [0 if edit.tokens == "generated" else ordinary for edit in program.edits]
         return _Request(payload["key"], placed, self._ledger.allocate(placed.num_edits), prompt)
 
     def collect(self, key: str) -> list[Report]:

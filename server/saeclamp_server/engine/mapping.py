@@ -14,6 +14,17 @@ from saeclamp_server.program import SteeringProgram
 SCOPES = {"all": 0, "prompt": 1, "generated": 2}
 
 
+class Place(NamedTuple):
+    """Where one SAE's features are in this engine."""
+
+    layer: int
+    first_row: int
+    """Of the SAE's features in that layer's FeatureRows."""
+    d_sae: int
+    sha256: str
+    """Of the weights."""
+
+
 class SiteEdits(NamedTuple):
     """A program's edits at one site, one array element per edit."""
 
@@ -36,26 +47,24 @@ class PlacedProgram:
     num_edits: int
 
     @classmethod
-    def place(cls, program: SteeringProgram, places: Mapping[str, tuple[int, int, int, str]]) -> PlacedProgram:
+    def place(cls, program: SteeringProgram, places: Mapping[str, Place]) -> PlacedProgram:
         """
-        Find every edit's layer and row.
-
-        places: SAE name -> (layer, first row at that layer's site, d_sae, sha256 of the weights)
+        Find every edit's layer and row; `places` is by SAE name.
 
         Raises KeyError for an SAE that this engine does not hold, ValueError for other weights than were resolved against
         or an index outside the SAE.
         """
         for name, sha256 in program.saes:
-            if places[name][3] != sha256:
+            if places[name].sha256 != sha256:
                 raise ValueError(f"SAE {name!r} has other weights in the engine than in the API server.")
         by_layer: dict[int, list[tuple[int, float, float, int, int]]] = {}
         for number, edit in enumerate(program.edits):
-            layer, first_row, d_sae, _ = places[edit.sae]
-            if not 0 <= edit.index < d_sae:
+            place = places[edit.sae]
+            if not 0 <= edit.index < place.d_sae:
                 raise ValueError(f"SAE {edit.sae!r} has no feature {edit.index}.")
             keep = {"clamp": 0.0, "add": 1.0}[edit.op]
-            by_layer.setdefault(layer, []).append(
-                (first_row + edit.index, edit.value, keep, SCOPES[edit.tokens], number)
+            by_layer.setdefault(place.layer, []).append(
+                (place.first_row + edit.index, edit.value, keep, SCOPES[edit.tokens], number)
             )
         return cls({layer: _columns(edits) for layer, edits in by_layer.items()}, len(program.edits))
 

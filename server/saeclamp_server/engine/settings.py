@@ -30,6 +30,7 @@ SINGLE_PROCESS = {
     "grpc": False,
     "enable_dbo": False,
     "kv_sharing_fast_prefill": False,
+    "kv_transfer_config": None,
     "worker_cls": "auto",
 }
 """Settings of vLLM under which steering has been tested; any other value is refused rather than hoped for."""

@@ -13,6 +13,7 @@ from saeclamp_saes.library import sha256_of
 from saeclamp_server.engine.layers import hook_layers
 from saeclamp_server.engine.ledger import Ledger
 from saeclamp_server.engine.live import LiveRequests
+from saeclamp_server.engine.mapping import Place
 from saeclamp_server.engine.ops import SiteState, bind
 from saeclamp_server.engine.runner import SteeredRunner
 from saeclamp_server.engine.settings import CONFIG_KEY
@@ -64,8 +65,8 @@ def _read_checked(sae: dict[str, Any]) -> SAE:
 
 def _lay_out(
     saes: dict[str, SAE], hashes: dict[str, str], ledger: Ledger, device: torch.device
-) -> tuple[dict[int, SiteState], dict[str, tuple[int, int, int, str]]]:
-    """Stack the SAEs of each layer. Returns the sites by layer, and the places that `PlacedProgram.place` takes."""
+) -> tuple[dict[int, SiteState], dict[str, Place]]:
+    """Stack the SAEs of each layer. Returns the sites by layer, and each SAE's place."""
     by_layer: dict[int, list[str]] = {}
     for name, sae in saes.items():
         by_layer.setdefault(sae.site.layer, []).append(name)
@@ -73,7 +74,7 @@ def _lay_out(
     for layer, names in by_layer.items():
         first_row = 0
         for name in names:
-            places[name] = (layer, first_row, saes[name].d_sae, hashes[name])
+            places[name] = Place(layer, first_row, saes[name].d_sae, hashes[name])
             first_row += saes[name].d_sae
     sites = {
         layer: SiteState(FeatureRows.of([saes[name] for name in names], device), ledger)
