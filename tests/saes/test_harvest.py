@@ -11,30 +11,45 @@ from typing import Any
 import pytest
 import torch
 from tests.saes.tiny_models import ARCHITECTURES, make
-from tests.saes.tiny_training import LAYER, corpus, reader, texts, tokenizer
+from tests.saes.tiny_training import LAYER, TEMPLATE, corpus, reader, texts, tokenizer
 from torch import Tensor, nn
 
 from saeclamp_saes.errors import TrainingError, VerificationError
 from saeclamp_saes.sites import Site
 from saeclamp_saes.training.documents import Document, data_files, documents
-from saeclamp_saes.training.harvest import Cursor, Harvest, Reader, norm_limit, width_of
-from saeclamp_saes.training.rows import Rows
+from saeclamp_saes.training.harvest import Cursor, Harvest, Reader, norm_limits, width_of
+from saeclamp_saes.training.rows import Rows, Table
 
 SHARE = 0.2
 START = Cursor()
 
 
+@pytest.fixture(autouse=True)
+def _small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups of documents as many times smaller as the corpus is."""
+    monkeypatch.setattr("saeclamp_saes.training.harvest.GROUP_TOKENS", 300)
+
+
 def harvest(reader: Reader, data: Path, held_out: bool = False, **options: Any) -> Harvest:
-    how: dict[str, Any] = {"held_out_share": SHARE, "norm_limit": float("inf"), "dtype": "bfloat16", **options}
+    how: dict[str, Any] = {
+        "held_out_share": SHARE,
+        "norm_limits": torch.tensor([float("inf")]),
+        "dtype": "bfloat16",
+        **options,
+    }
     return Harvest(reader, data_files([data]), held_out=held_out, **how)
 
 
-def everything(harvest: Harvest, cursor: Cursor = START, most: int = 10**9) -> Tensor:
+def take_all(harvest: Harvest, cursor: Cursor = START, most: int = 10**9) -> list[Tensor]:
     parts = []
     while len((part := harvest.take(cursor, most))[0]):
         parts.append(part[0])
         cursor = part[1]
-    return torch.cat(parts)
+    return parts
+
+
+def everything(harvest: Harvest, cursor: Cursor = START, most: int = 10**9) -> Tensor:
+    return torch.cat(take_all(harvest, cursor, most))[:, 0]
 
 
 @torch.no_grad()
@@ -45,10 +60,12 @@ def slow(reader: Reader, data: Path, held_out: bool = False, limit: float = floa
     for document in documents(data_files([data])):
         if document.is_held_out(SHARE) is not held_out:
             continue
-        for sequence in reader.sequences(document):
-            states = reader.model(input_ids=sequence[None], output_hidden_states=True).hidden_states[LAYER + 1][0]
-            for position, (token, vector) in enumerate(zip(sequence.tolist(), states, strict=True)):
-                if position > 0 and token not in special and vector.norm() <= limit:
+        # what every conversation begins with, here "<s>user:", counts in few of them
+        said = 6 if document.messages and not document.is_among(1 / 16, "prefix") else 1
+        for number, part in enumerate(reader.parts(document)):
+            states = reader.model(input_ids=part.ids[None], output_hidden_states=True).hidden_states[LAYER + 1][0]
+            for position, (token, vector) in enumerate(zip(part.ids.tolist(), states, strict=True)):
+                if position >= (1 if number else said) and token not in special and vector.norm() <= limit:
                     rows.append(vector)
     return torch.stack(rows)
 
@@ -98,7 +115,7 @@ def test_sinks_are_left_out(tmp_path: Path) -> None:
     norms = slow(reading, data).norm(dim=1)
     limit = float(norms.median())
     assert (
-        len(everything(harvest(reading, data, norm_limit=limit)))
+        len(everything(harvest(reading, data, norm_limits=torch.tensor([limit]))))
         == len(slow(reading, data, limit=limit))
         == (len(norms) + 1) // 2
     )
@@ -107,7 +124,7 @@ def test_sinks_are_left_out(tmp_path: Path) -> None:
 def test_the_limit_is_ten_times_the_median_length(tmp_path: Path) -> None:
     reading, data = reader(), corpus(tmp_path, 20)
     norms = torch.cat([slow(reading, data, held_out=side) for side in (False, True)]).norm(dim=1)
-    assert norm_limit(reading, data_files([data])) == pytest.approx(10 * float(norms.median()), rel=1e-4)
+    assert norm_limits(reading, data_files([data])).tolist() == [pytest.approx(10 * float(norms.median()), rel=1e-4)]
 
 
 def test_the_forward_stops_behind_the_layer(tmp_path: Path) -> None:
@@ -122,22 +139,51 @@ def test_the_forward_stops_behind_the_layer(tmp_path: Path) -> None:
 
 def test_a_conversation_is_formatted_by_the_models_template() -> None:
     said = [{"role": "user", "content": "what is the time?"}, {"role": "assistant", "content": "noon"}]
-    (sequence,) = reader().sequences(Document(None, said))
+    ((sequence, _),) = reader().parts(Document(None, said))
     assert tokenizer().decode(sequence).replace(" ", "") == "<s>user:whatisthetime?<s>assistant:noon"
     assert sequence.tolist().count(0) == 2
 
 
+def test_what_the_template_says_in_every_conversation_counts_in_few_of_them() -> None:
+    template = "<s>you are kind" + TEMPLATE
+    reading = replace(reader(), tokenizer=tokenizer(template))
+    begun = len("you are kind") + 1
+    firsts = []
+    for text in texts(300):
+        (part, *_) = reading.parts(Document(None, [{"role": "user", "content": text}]))
+        assert not part.counts[0]
+        assert not part.counts[part.ids == 0].any()
+        firsts.append(int(part.counts.nonzero()[0]))
+    # the role that follows is the same in these conversations too
+    assert set(firsts) == {1, begun + len("<s>user:") - 2}
+    assert 8 <= firsts.count(1) <= 32
+
+
+def test_several_places_are_read_at_once_and_a_sink_at_any_is_left_out(tmp_path: Path) -> None:
+    data, sites = corpus(tmp_path, 20), tuple(Site("resid_post", layer) for layer in (0, 2, 1))
+    reading = replace(reader(), sites=sites)
+    whole = torch.cat(take_all(harvest(reading, data, norm_limits=torch.full((3,), float("inf")))))
+    for index, site in enumerate(sites):
+        alone = everything(harvest(replace(reading, sites=(site,)), data))
+        assert torch.equal(whole[:, index], alone)
+    norms = whole.float().norm(dim=2)
+    limits = norms.quantile(0.7, dim=0)
+    kept = torch.cat(take_all(harvest(reading, data, norm_limits=limits)))
+    assert 0.2 * len(whole) < len(kept) < 0.7 * len(whole)
+    assert torch.equal(kept, whole[(norms <= limits).all(dim=1)])
+
+
 def test_long_documents_are_cut_and_short_ends_dropped() -> None:
-    assert [len(part) for part in reader().sequences(Document("a" * 100, None))] == [40, 40, 20]
-    assert [len(part) for part in reader().sequences(Document("a" * 95, None))] == [40, 40]
+    assert [len(part.ids) for part in reader().parts(Document("a" * 100, None))] == [40, 40, 20]
+    assert [len(part.ids) for part in reader().parts(Document("a" * 95, None))] == [40, 40]
 
 
 def test_conversations_need_a_template_that_takes_them() -> None:
     document = Document(None, [{"role": "user", "content": "hello"}])
     with pytest.raises(TrainingError, match="no chat template"):
-        replace(reader(), tokenizer=tokenizer(None)).sequences(document)
+        replace(reader(), tokenizer=tokenizer(None)).parts(document)
     with pytest.raises(TrainingError, match="does not take a conversation of the data: no users"):
-        replace(reader(), tokenizer=tokenizer("{{ raise_exception('no users') }}")).sequences(document)
+        replace(reader(), tokenizer=tokenizer("{{ raise_exception('no users') }}")).parts(document)
 
 
 def test_values_that_float16_cannot_hold_are_refused(tmp_path: Path) -> None:
@@ -152,7 +198,7 @@ def test_values_that_float16_cannot_hold_are_refused(tmp_path: Path) -> None:
 
 def test_a_place_that_the_model_lacks_is_refused() -> None:
     with pytest.raises(VerificationError, match="layers 0 to 2"):
-        width_of(replace(reader(), site=Site("resid_post", 3)))
+        width_of(replace(reader(), sites=(Site("resid_post", 3),)))
     with pytest.raises(VerificationError, match="places of a Linear are"):
         width_of(replace(reader(), model=nn.Linear(2, 2)))
 
@@ -205,7 +251,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_data_without_a_whole_document_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "too short"}))
     with pytest.raises(TrainingError, match="no document of 16 tokens or more"):
-        norm_limit(reader(), data_files([tmp_path]))
+        norm_limits(reader(), data_files([tmp_path]))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -215,7 +261,16 @@ def test_rows_are_kept_on_disk_as_they_were(tmp_path: Path, dtype: Any) -> None:
     assert (tmp_path / "rows").stat().st_size == 9 * 4 * 2
     again = Rows(tmp_path / "rows", 9, 4, dtype)
     assert torch.equal(again.tensor[[8, 0, 3, 4, 5]], vectors)
-    assert torch.equal(torch.cat(list(again.chunks(4))), again.tensor[:4].float())
+
+
+def test_several_files_of_rows_are_read_as_one(tmp_path: Path) -> None:
+    parts = [torch.randn(num, 4).bfloat16() for num in (3, 1, 5)]
+    table, whole = Table([*parts, parts[0]]), torch.cat([*parts, parts[0]]).float()
+    index = torch.randperm(12)
+    assert torch.equal(table.take(index), whole[index])
+    assert len(table) == 12
+    for num in (None, 0, 2, 4, 9, 12):
+        assert torch.equal(torch.cat([torch.empty(0, 4), *table.chunks(num)]), whole[:num])
 
 
 def test_more_than_the_disk_holds_is_refused_before_it_is_made(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.saes.tiny_training import LAYER, corpus, reader, recipe, settings
+from tests.saes.tiny_training import LAYER, corpus, reader, recipe, settings, wanted
 from torch import Tensor
 
 from saeclamp_saes import Site, read_sae
@@ -26,6 +26,12 @@ from saeclamp_saes.training.recipe import NAMES, Name, Recipe
 from saeclamp_saes.training.rows import Rows
 from saeclamp_saes.training.run import train
 from saeclamp_saes.training.trainer import Trainer
+
+
+@pytest.fixture(autouse=True)
+def _small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups of documents as many times smaller as the corpus is."""
+    monkeypatch.setattr("saeclamp_saes.training.harvest.GROUP_TOKENS", 300)
 
 
 class Stopped(Exception):
@@ -71,11 +77,11 @@ def test_a_run_that_is_stopped_again_and_again_comes_to_the_same(
     tmp_path: Path, name: Name, pool: dict[str, int]
 ) -> None:
     data, reading, what = corpus(tmp_path / "data"), reader(), recipe(architecture=name, annealed=0.2)
-    train(settings(tmp_path / "whole", data, **pool), what, reading)
+    train(settings(tmp_path / "whole", **pool), what, wanted(data), reading)
     stops = 0
     for num in (1, 2, 3, 4, 5, 7, 9, 12, 15, 20, 30, 10**9):
         try:
-            train(settings(tmp_path / "stopped", data, **pool), what, reading, StopAfter(num))
+            train(settings(tmp_path / "stopped", **pool), what, wanted(data), reading, StopAfter(num))
         except Stopped:
             stops += 1
     assert stops > 5
@@ -85,7 +91,7 @@ def test_a_run_that_is_stopped_again_and_again_comes_to_the_same(
 def test_another_seed_gives_another_sae(tmp_path: Path) -> None:
     data = corpus(tmp_path / "data")
     for seed in (0, 1):
-        train(settings(tmp_path / str(seed), data), recipe(seed=seed), reader())
+        train(settings(tmp_path / str(seed)), recipe(seed=seed), wanted(data), reader())
     assert finished(tmp_path / "0")["weights"] != finished(tmp_path / "1")["weights"]
 
 
@@ -101,22 +107,22 @@ def test_every_vector_is_harvested_once_and_trained_on_as_often(tmp_path: Path) 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "step", watched)
-        train(settings(tmp_path / "run", data), what, reading)
+        train(settings(tmp_path / "run"), what, wanted(data), reading)
     from tests.saes.test_harvest import everything, harvest
 
     once = everything(harvest(reading, data)).float()
-    wanted = what.num_steps * what.batch
-    assert len(once) < wanted
+    num = what.num_steps * what.batch
+    assert len(once) < num
     scale = load(tmp_path / "run" / "checkpoint.safetensors", Trainer(what, torch.zeros(16)), torch.device("cpu")).scale
-    expected = torch.cat([once] * (wanted // len(once) + 1))[:wanted] * scale
+    expected = torch.cat([once] * (num // len(once) + 1))[:num] * scale
     got = torch.cat(seen)
-    assert len(got) == wanted
+    assert len(got) == num
     assert sorted(got.tolist()) == sorted(expected.tolist())
 
 
 def run_of(tmp_path: Path, name: Name, **options: Any) -> tuple[Path, Recipe]:
     data, what = corpus(tmp_path / "data"), recipe(architecture=name)
-    train(settings(tmp_path / "run", data, keep_vectors=True, **options), what, reader())
+    train(settings(tmp_path / "run", keep_vectors=True, **options), what, wanted(data), reader())
     return tmp_path / "run", what
 
 
@@ -194,47 +200,47 @@ def test_sae_lens_reads_the_same_codes(tmp_path: Path) -> None:
 
 def test_a_finished_run_is_not_done_again(tmp_path: Path) -> None:
     data = corpus(tmp_path / "data")
-    first = train(settings(tmp_path / "run", data), recipe(), reader())
+    first = train(settings(tmp_path / "run"), recipe(), wanted(data), reader())
     before = finished(tmp_path / "run")
     assert before["files"] == [
         "checkpoint.safetensors",
-        "harvest.json",
         "held-out.json",
+        "limits.json",
         "lock",
         "log.csv",
         "pool.json",
         "run.json",
         "sae",
     ]
-    again = train(settings(tmp_path / "run", data), recipe(), reader(), StopAfter(1))
+    again = train(settings(tmp_path / "run"), recipe(), wanted(data), reader(), StopAfter(1))
     assert (again, finished(tmp_path / "run")) == (first, before)
 
 
 def test_a_folder_goes_on_only_with_the_same_run(tmp_path: Path) -> None:
     data = corpus(tmp_path / "data")
     with pytest.raises(Stopped):
-        train(settings(tmp_path / "run", data), recipe(), reader(), StopAfter(9))
+        train(settings(tmp_path / "run"), recipe(), wanted(data), reader(), StopAfter(9))
     with pytest.raises(TrainingError, match=r"holds a run with another recipe k \(4, and now 5\): give a new folder"):
-        train(settings(tmp_path / "run", data), recipe(k=5), reader())
-    with pytest.raises(TrainingError, match="another site"):
-        train(settings(tmp_path / "run", data), recipe(), replace(reader(), site=Site("resid_post", 0)))
+        train(settings(tmp_path / "run"), recipe(k=5), wanted(data), reader())
+    with pytest.raises(TrainingError, match="another site "):
+        train(settings(tmp_path / "run"), recipe(), wanted(data), replace(reader(), sites=(Site("resid_post", 0),)))
     (data / "b.jsonl").write_text('{"text": "another text, but not a long one"}\n')
     with pytest.raises(TrainingError, match=r"another data_sha256 b\.jsonl"):
-        train(settings(tmp_path / "run", data), recipe(), reader())
+        train(settings(tmp_path / "run"), recipe(), wanted(data), reader())
     with pytest.raises(TrainingError, match="is not empty and holds no run"):
-        train(settings(data, data), recipe(), reader())
+        train(settings(data), recipe(), wanted(data), reader())
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
     data = corpus(tmp_path / "data")
 
     def meanwhile(doing: str, done: int, total: int, figures: Mapping[str, float]) -> None:
-        with pytest.raises(TrainingError, match="Another process is training in"):
-            train(settings(tmp_path / "run", data), recipe(), reader())
+        with pytest.raises(TrainingError, match="Another process is at work in"):
+            train(settings(tmp_path / "run"), recipe(), wanted(data), reader())
         raise Stopped
 
     with pytest.raises(Stopped):
-        train(settings(tmp_path / "run", data), recipe(), reader(), meanwhile)
+        train(settings(tmp_path / "run"), recipe(), wanted(data), reader(), meanwhile)
 
 
 @pytest.mark.parametrize(
@@ -251,8 +257,9 @@ def test_too_few_data_are_refused_and_leave_the_folder_free(
     data = corpus(tmp_path / "data", 50)
     with pytest.raises(TrainingError, match=said):
         train(
-            settings(tmp_path / "run", data, **{**LARGE_POOL, "pool_tokens": 10**5, **options}),
+            settings(tmp_path / "run", pool_tokens=10**5),
             recipe(**what),
+            wanted(data, recipe(**what).tokens, **options),
             reader(),
         )
     assert list((tmp_path / "run").iterdir()) == []
@@ -261,4 +268,4 @@ def test_too_few_data_are_refused_and_leave_the_folder_free(
 def test_a_run_that_diverges_says_so(tmp_path: Path) -> None:
     data = corpus(tmp_path / "data")
     with pytest.raises(TrainingError, match="Training diverged"):
-        train(settings(tmp_path / "run", data), recipe(architecture="relu", lr=1e30), reader())
+        train(settings(tmp_path / "run"), recipe(architecture="relu", lr=1e30), wanted(data), reader())

@@ -18,6 +18,7 @@ from saeclamp_saes.sites import Site
 from saeclamp_saes.training.harvest import Reader
 from saeclamp_saes.training.recipe import Recipe
 from saeclamp_saes.training.settings import Settings
+from saeclamp_saes.training.wanted import Wanted
 
 TEMPLATE = "{% for m in messages %}{{ '<s>' + m['role'] + ':' + m['content'] }}{% endfor %}"
 LETTERS = (string.ascii_letters + string.digits + string.punctuation + " ")[: VOCABULARY - 2]
@@ -59,8 +60,8 @@ def reader(model: nn.Module | None = None, **options: Any) -> Reader:
     return Reader(
         model or make("llama"),
         tokenizer(),
-        Site("resid_post", LAYER),
-        **{"context": 40, "batch_tokens": 200, **options},
+        (Site("resid_post", LAYER),),
+        **{"context": 40, "batch_tokens": 64, **options},
     )
 
 
@@ -68,11 +69,15 @@ def recipe(**options: Any) -> Recipe:
     return Recipe(**{"d_sae": 24, "k": 4, "tokens": 32 * 90, "batch": 32, "lr": 1e-3, **options})
 
 
-def settings(out: Path, data: Path, **options: Any) -> Settings:
-    return Settings(
-        out=out,
+def settings(out: Path, **options: Any) -> Settings:
+    return Settings(out=out, **{"pool_tokens": 32 * 20, "log_every": 7, "save_every": 5, **options})
+
+
+def wanted(data: Path, tokens: int = 32 * 90, **options: Any) -> Wanted:
+    return Wanted(
         data=(data,),
         model_name="tiny",
         model_sha256={"model.safetensors": "0" * 64},
-        **{"pool_tokens": 32 * 20, "held_out_share": 0.2, "log_every": 7, "save_every": 5, **options},
+        tokens=tokens,
+        **{"held_out_share": 0.2, **options},
     )

@@ -30,9 +30,13 @@ class Document(NamedTuple):
     messages: list[dict[str, Any]] | None
 
     def is_held_out(self, share: float) -> bool:
-        """By its content, so that two copies of a document are never on different sides."""
+        """Whether it is measured on, and not trained on."""
+        return self.is_among(share)
+
+    def is_among(self, share: float, what_for: str = "") -> bool:
+        """Draw by content, so that two copies of a document are always on the same side."""
         content = self.text if self.messages is None else json.dumps(self.messages, sort_keys=True)
-        digest = hashlib.sha256(str(content).encode("utf-8", "surrogatepass")).digest()
+        digest = hashlib.sha256(f"{what_for}{content}".encode("utf-8", "surrogatepass")).digest()
         return int.from_bytes(digest[:8], "big") < share * 2**64
 
 

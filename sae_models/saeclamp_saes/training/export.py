@@ -18,8 +18,8 @@ from saeclamp_saes.sites import Site
 from saeclamp_saes.training.architectures import ARCHITECTURES
 from saeclamp_saes.training.calibrate import Chunks, calibrated
 from saeclamp_saes.training.dictionary import Dictionary
+from saeclamp_saes.training.folder import write_json
 from saeclamp_saes.training.held_out import Figures, measured
-from saeclamp_saes.training.pool import write_json
 from saeclamp_saes.training.recipe import Recipe
 
 SaveDtype = Literal["float32", "bfloat16", "float16"]
@@ -35,6 +35,7 @@ class Exported:
     """What was written, and measured as it would be read."""
 
     folder: Path
+    model_name: str
     figures: Figures
     rounding_error: float
     """
@@ -112,6 +113,7 @@ def export(
         sae = as_read(rounded, site, how.saved_as, recipe.k)
     exported = Exported(
         folder=folder,
+        model_name=metadata["model_name"],
         figures=measured(sae, chunks),
         rounding_error=0.0 if dtype == "float32" else _distance(ready(exact), sae, chunks),
     )

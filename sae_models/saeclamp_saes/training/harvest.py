@@ -1,10 +1,11 @@
-"""The vectors that a model has at a place while it reads documents: only ordinary ones, and each exactly once."""
+"""The vectors that a model has at some places while it reads documents: only ordinary ones, and each exactly once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +21,24 @@ from saeclamp_saes.verification.figures import SINK_MULTIPLE
 from saeclamp_saes.verification.text import SHORTEST, begin_of
 
 MEDIAN_TOKENS = 4096
-"""On which the median length is measured, once for a run."""
+"""On which the median lengths are measured, once for a run."""
+GROUP_TOKENS = 1 << 14
+"""Of documents that are sorted by length together, at least, so that little is padding."""
+PREFIX_SHARE = 1 / 16
+"""Of the conversations, in which the words that the template puts before every one of them count."""
 
 
 class _Reached(Exception):
-    """The forward came to the place, and what follows is not needed."""
+    """The forward came to the last place, and what follows is not needed."""
+
+
+class Part(NamedTuple):
+    """A sequence that the model reads at once."""
+
+    ids: Tensor
+    """(length,) int64"""
+    counts: Tensor
+    """(length,) bool: not the first of the sequence, not a special token, and not said in every conversation"""
 
 
 @dataclass(frozen=True)
@@ -34,26 +48,47 @@ class Reader:
     model: nn.Module
     """Of transformers, causal"""
     tokenizer: Any
-    site: Site
+    sites: tuple[Site, ...]
+    """Of equal width"""
     context: int = 512
     """Longest sequence; what follows in a document starts anew"""
     batch_tokens: int = 4096
     """Of a forward, padding included"""
 
-    def sequences(self, document: Document) -> list[Tensor]:
-        """
-        Tokenise, as the model's own inputs begin (with BOS, or not; a conversation by the chat template), and cut.
-
-        returns: (length,) int64 each
-        """
+    def parts(self, document: Document) -> list[Part]:
+        """Tokenise, as the model's own inputs begin (with BOS, or not; a conversation by the chat template), and cut."""
+        skipped = 0
         if document.messages is not None:
             text, begin = self._conversation(document.messages), []
+            if not document.is_among(PREFIX_SHARE, "prefix"):
+                skipped = self._prefix_length
         else:
             text, begin = str(document.text), begin_of(self.tokenizer)
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         step = self.context - len(begin)
-        parts = [ids[first : first + step] for first in range(0, len(ids), step)]
-        return [torch.tensor([*begin, *part]) for part in parts if len(part) >= SHORTEST]
+        parts = [
+            self._part([*begin, *ids[first : first + step]], skipped - first)
+            for first in range(0, len(ids), step)
+            if len(ids) - first >= SHORTEST
+        ]
+        return [part for part in parts if part.counts.any()]
+
+    def _part(self, ids: list[int], skipped: int) -> Part:
+        tokens = torch.tensor(ids)
+        return Part(tokens, (torch.arange(len(ids)) >= max(1, skipped)) & ~torch.isin(tokens, self._special))
+
+    @cached_property
+    def _special(self) -> Tensor:
+        return torch.tensor(sorted(self.tokenizer.all_special_ids), dtype=torch.int64)
+
+    @cached_property
+    def _prefix_length(self) -> int:
+        """Tokens that every conversation begins with: those of a template's own system prompt."""
+        one, other = (
+            self.tokenizer(self._conversation([{"role": "user", "content": text}]), add_special_tokens=False).input_ids
+            for text in ("a", "b")
+        )
+        return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
 
     def _conversation(self, messages: list[dict[str, Any]]) -> str:
         if not self.tokenizer.chat_template:
@@ -64,44 +99,44 @@ class Reader:
             raise TrainingError(f"The model's chat template does not take a conversation of the data: {exc}.") from exc
 
     @torch.no_grad()
-    def vectors(self, sequences: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    def vectors(self, parts: Sequence[Part]) -> list[Tensor]:
         """
-        Run the model up to the place.
+        Run the model up to the last place, over parts of like length at once.
 
-        sequences: (length,) int64 each
-        yields:    (num_tokens, width) vectors of a batch of them, end to end, and (num_tokens,) bool whether each may count:
-                   the first of a sequence and special tokens may not
+        returns: (n, num_sites, width) of each part, those that count
         """
+        found: list[Tensor] = [torch.empty(0)] * len(parts)
         device = next(self.model.parameters()).device
-        special = torch.tensor(sorted(self.tokenizer.all_special_ids), dtype=torch.int64)
-        for batch in _batches(sequences, self.batch_tokens):
-            ids = nn.utils.rnn.pad_sequence(list(batch), batch_first=True)
-            lengths = torch.tensor([len(sequence) for sequence in batch])
-            position = torch.arange(ids.shape[1])
-            real = position < lengths[:, None]
-            counts = (position > 0) & ~torch.isin(ids, special)
-            out = self._forward(ids.to(device), real.long().to(device))
-            yield out[real.to(device)], counts[real].to(device)
+        for batch in _batches([len(part.ids) for part in parts], self.batch_tokens):
+            # padding is on the right, where no token of a causal model sees it
+            ids = nn.utils.rnn.pad_sequence([parts[index].ids for index in batch], batch_first=True)
+            out = self._forward(ids.to(device))
+            for row, index in enumerate(batch):
+                counts = parts[index].counts
+                found[index] = out[row, : len(counts)][counts.to(device)]
+        return found
 
-    def _forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        found: list[Tensor] = []
+    def _forward(self, ids: Tensor) -> Tensor:
+        found: dict[Site, Tensor] = {}
 
-        def stop(x: Tensor) -> None:
-            found.append(x)
-            raise _Reached
+        def keep(site: Site, x: Tensor) -> None:
+            found[site] = x
+            if len(found) == len(self.sites):
+                raise _Reached
 
-        with edited(self.model, {self.site: stop}), suppress(_Reached):
-            self.model(input_ids=ids, attention_mask=mask, use_cache=False)
-        return found[0]
+        with edited(self.model, {site: partial(keep, site) for site in self.sites}), suppress(_Reached):
+            self.model(input_ids=ids, use_cache=False)
+        return torch.stack([found[site] for site in self.sites], dim=2)
 
 
-def _batches(sequences: Sequence[Tensor], most: int) -> Iterator[list[Tensor]]:
-    batch: list[Tensor] = []
-    for sequence in sequences:
-        if batch and (len(batch) + 1) * max(len(sequence), *map(len, batch)) > most:
+def _batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Put sequences together by length, shortest first: at most `most` tokens a batch, padding included."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[index] > most:
             yield batch
             batch = []
-        batch.append(sequence)
+        batch.append(index)
     if batch:
         yield batch
 
@@ -125,7 +160,7 @@ class Harvest:
     """
     The ordinary vectors of the documents of one side, in order, from any cursor on.
 
-    Documents are run in groups of a few thousand tokens. A group depends on its first document alone, so an interrupted
+    Documents are run in groups of some thousand tokens. A group depends on its first document alone, so an interrupted
     harvest that goes on from a cursor finds the very same vectors.
     """
 
@@ -136,14 +171,14 @@ class Harvest:
         *,
         held_out: bool,
         held_out_share: float,
-        norm_limit: float,
+        norm_limits: Tensor,
         dtype: StoreDtype,
     ) -> None:
         self._reader = reader
         self._files = files
         self._held_out = held_out
         self._share = held_out_share
-        self._norm_limit = norm_limit
+        self._norm_limits = norm_limits
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._group: _Group | None = None
         self._documents: Iterator[Document] = iter(())
@@ -154,7 +189,7 @@ class Harvest:
         """
         Return the next vectors, at most `most`, and the cursor after them; none when the documents are at their end.
 
-        returns: (n, width), in the dtype to keep
+        returns: (n, num_sites, width), in the dtype to keep
         """
         while True:
             if self._group is None or self._group.start != cursor.document:
@@ -172,47 +207,49 @@ class Harvest:
     def _read(self, start: int) -> _Group:
         if self._at != start:
             self._documents, self._at = documents(self._files, start), start
-        sequences: list[Tensor] = []
+        parts: list[Part] = []
         num_tokens = 0
-        while num_tokens < self._reader.batch_tokens:
+        while num_tokens < max(GROUP_TOKENS, 4 * self._reader.batch_tokens):
             document = next(self._documents, None)
             if document is None:
                 break
             self._at += 1
             if document.is_held_out(self._share) is self._held_out:
-                cut = self._reader.sequences(document)
-                sequences += cut
-                num_tokens += sum(map(len, cut))
-        parts = [self._ordinary(x, counts) for x, counts in self._reader.vectors(sequences)]
-        return _Group(start, torch.cat(parts) if parts else torch.empty(0, 0), self._at)
+                cut = self._reader.parts(document)
+                parts += cut
+                num_tokens += sum(len(part.ids) for part in cut)
+        found = [self._ordinary(x) for x in self._reader.vectors(parts)]
+        return _Group(start, torch.cat(found) if found else torch.empty(0, 0, 0), self._at)
 
-    def _ordinary(self, x: Tensor, counts: Tensor) -> Tensor:
-        x = x[counts].float()
-        x = x[x.norm(dim=1) <= self._norm_limit]
+    def _ordinary(self, x: Tensor) -> Tensor:
+        """Leave out what is a sink at any of the places."""
+        x = x.float()
+        x = x[(x.norm(dim=2) <= self._norm_limits.to(x.device)).all(dim=1)]
         kept = x.to(self._dtype).cpu()
         if not torch.isfinite(kept).all():
             raise TrainingError("The model's vectors are too large for float16, or not finite: keep them as bfloat16.")
         return kept
 
 
-def norm_limit(reader: Reader, files: Sequence[Path]) -> float:
+def norm_limits(reader: Reader, files: Sequence[Path]) -> Tensor:
     """
-    Measure the length above which a vector is a sink: 10 times the median of the first few thousand tokens.
+    Measure the length above which a vector is a sink, at each place: 10 times the median of the first few thousand tokens.
 
+    returns: (num_sites,)
     Raises TrainingError when the data hold no token that counts.
     """
     norms: list[Tensor] = []
     for document in documents(files):
-        for x, counts in reader.vectors(reader.sequences(document)):
-            norms.append(x[counts].float().norm(dim=1).cpu())
+        norms += [x.float().norm(dim=2).cpu() for x in reader.vectors(reader.parts(document))]
         if sum(map(len, norms)) >= MEDIAN_TOKENS:
             break
     if not sum(map(len, norms)):
         raise TrainingError(f"The data hold no document of {SHORTEST} tokens or more.")
-    return SINK_MULTIPLE * float(torch.cat(norms).median())
+    return SINK_MULTIPLE * torch.cat(norms).median(dim=0).values
 
 
 def width_of(reader: Reader) -> int:
-    """Width of the vectors at the place. Raises VerificationError where the model has no such place."""
-    (x, _), *_ = reader.vectors([torch.zeros(2, dtype=torch.int64)])
-    return x.shape[1]
+    """Width of the vectors. Raises VerificationError where the model has no such place."""
+    ids = torch.zeros(2, dtype=torch.int64)
+    (x,) = reader.vectors([Part(ids, ids == 0)])
+    return x.shape[2]

@@ -8,18 +8,17 @@ round uses all that is left. Data that fit into the pool as a whole are harveste
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from saeclamp_saes.errors import TrainingError
+from saeclamp_saes.training.folder import write_json
 from saeclamp_saes.training.harvest import Cursor, Harvest
 from saeclamp_saes.training.progress import Report
-from saeclamp_saes.training.rows import Rows
+from saeclamp_saes.training.rows import Rows, Table
 
 
 @dataclass(frozen=True)
@@ -61,16 +60,25 @@ class _State:
 class Pool:
     """The pool of a run. All that it does is determined by the seed, the data and the round."""
 
-    def __init__(self, rows: Rows, state_path: Path, schedule: Schedule, batch: int, seed: int) -> None:
-        self.rows = rows
+    def __init__(self, table: Table, schedule: Schedule, batch: int, seed: int) -> None:
+        """Make a pool of all the vectors there are."""
+        self.table = table
         self.schedule = schedule
         self._batch = batch
         self._seed = seed
-        self._state_path = state_path
-        self._state = _State()
+        self._rows: Rows | None = None
+        self._state_path: Path | None = None
+        self._state = _State(num_rows=len(table))
+
+    @classmethod
+    def filled(cls, rows: Rows, state_path: Path, schedule: Schedule, batch: int, seed: int) -> Pool:
+        """Make a pool that is filled by a harvest, as far as it was filled before."""
+        pool = cls(Table([rows.tensor]), schedule, batch, seed)
+        pool._rows, pool._state_path, pool._state = rows, state_path, _State()
         if state_path.exists():
             kept = json.loads(state_path.read_text(encoding="utf-8"))
-            self._state = _State(**{**kept, "cursor": Cursor(*kept["cursor"])})
+            pool._state = _State(**{**kept, "cursor": Cursor(*kept["cursor"])})
+        return pool
 
     @property
     def num_rows(self) -> int:
@@ -82,24 +90,26 @@ class Pool:
         """Whether the data fit as a whole."""
         return self._state.num_rows is not None
 
-    def fill(self, harvest: Harvest, round_: int, report: Report) -> None:
+    def fill(self, harvest: Harvest | None, round_: int, report: Report) -> None:
         """
         Harvest what is missing for a round. What was interrupted goes on: each vector is taken once.
 
         Rounds come in order, and the one before must have been used up: its vectors are overwritten.
         Raises TrainingError when the data are too few for a batch.
         """
+        if self.holds_all:
+            return
+        assert harvest is not None
+        assert self._rows is not None
         state = self._state
         assert state.round in (round_, round_ - 1), "a round was left out"
         if state.round < round_:
             self._commit(_State(round_, 0, state.cursor, state.num_rows))
-        if self.holds_all:
-            return
         slots = torch.arange(self.num_rows) if round_ == 0 else self._used_up(round_ - 1)
         while (state := self._state).filled < len(slots):
             vectors, cursor = harvest.take(state.cursor, len(slots) - state.filled)
             if len(vectors):
-                self.rows.write(slots[state.filled : state.filled + len(vectors)], vectors)
+                self._rows.write(slots[state.filled : state.filled + len(vectors)], vectors[:, 0])
                 self._commit(_State(round_, state.filled + len(vectors), cursor))
                 report("harvesting", self._state.filled, len(slots), {})
             elif round_ == 0:
@@ -109,11 +119,7 @@ class Pool:
                 self._commit(_State(round_, state.filled, Cursor()))
 
     def _close(self, num_rows: int) -> None:
-        if num_rows < self._batch:
-            raise TrainingError(
-                f"The data hold {num_rows} ordinary tokens to train on, fewer than a batch of {self._batch}: give more "
-                "data, or a smaller batch."
-            )
+        check_enough(num_rows, self._batch)
         self._commit(_State(0, num_rows, Cursor(), num_rows))
 
     def order(self, round_: int) -> Tensor:
@@ -127,34 +133,15 @@ class Pool:
         return self.order(round_).sort().values
 
     def _commit(self, state: _State) -> None:
+        assert self._state_path is not None
         write_json(self._state_path, asdict(state))
         self._state = state
 
 
-def fill_held_out(rows: Rows, harvest: Harvest, state_path: Path, most: int, report: Report) -> int:
-    """
-    Harvest held-out vectors until there are `most` or no more documents; returns how many there are.
-
-    Raises TrainingError when there are none.
-    """
-    kept: dict[str, Any] = {"filled": 0, "cursor": Cursor(), "ended": False}
-    if state_path.exists():
-        kept = json.loads(state_path.read_text(encoding="utf-8"))
-    while kept["filled"] < most and not kept["ended"]:
-        filled = kept["filled"]
-        vectors, cursor = harvest.take(Cursor(*kept["cursor"]), most - filled)
-        if len(vectors):
-            rows.write(torch.arange(filled, filled + len(vectors)), vectors)
-        kept = {"filled": filled + len(vectors), "cursor": cursor, "ended": not len(vectors)}
-        write_json(state_path, kept)
-        report("harvesting held-out documents", kept["filled"], most, {})
-    if kept["filled"] < 2:
-        raise TrainingError("No document was held out to measure on: give more documents, or hold out a larger share.")
-    return int(kept["filled"])
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace a file, as a whole or not at all."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+def check_enough(num_rows: int, batch: int) -> None:
+    """Raise TrainingError when the vectors are too few for a batch."""
+    if num_rows < batch:
+        raise TrainingError(
+            f"The data hold {num_rows} ordinary tokens to train on, fewer than a batch of {batch}: give more data, or a "
+            "smaller batch."
+        )

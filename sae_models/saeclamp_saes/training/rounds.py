@@ -25,7 +25,7 @@ CHECKPOINT = "checkpoint.safetensors"
 
 
 def train_rounds(
-    settings: Settings, recipe: Recipe, pool: Pool, harvest: Harvest, device: torch.device, report: Report
+    settings: Settings, recipe: Recipe, pool: Pool, harvest: Harvest | None, device: torch.device, report: Report
 ) -> tuple[Trainer, Place]:
     """Train to the end, from the checkpoint if there is one. Raises TrainingError when the loss is no longer finite."""
     path = settings.out / CHECKPOINT
@@ -35,7 +35,7 @@ def train_rounds(
         trainer, place = Trainer(recipe, center.to(device)), Place(scale)
         checkpoint.save(path, trainer, place)
     else:
-        trainer = Trainer(recipe, torch.zeros(pool.rows.tensor.shape[1], device=device))
+        trainer = Trainer(recipe, torch.zeros(pool.table.width, device=device))
         place = checkpoint.load(path, trainer, device)
     log = _Lines(Log(settings.out, trainer.step_number, settings.tensorboard), settings, recipe, report)
     while trainer.step_number < recipe.num_steps:
@@ -69,9 +69,9 @@ def _round(
 ) -> Place:
     """Train on what a round uses; return the beginning of the next."""
     order = pool.order(place.round)
-    rows = _near(pool.rows.tensor, device)
+    table = pool.table.near(device)
     for used in range(place.used, len(order), recipe.batch):
-        x = rows[order[used : used + recipe.batch].to(rows.device)].to(device).float() * place.scale
+        x = table.take(order[used : used + recipe.batch]).to(device) * place.scale
         measured = trainer.step(x)
         log.step(trainer.step_number, measured)
         if trainer.step_number == recipe.num_steps:
@@ -81,17 +81,10 @@ def _round(
     return Place(place.scale, place.round + 1)
 
 
-def _near(rows: Tensor, device: torch.device) -> Tensor:
-    """Copy the pool to the device, where it takes no more than a quarter of what is free there."""
-    if device.type != "cuda" or rows.nbytes > torch.cuda.mem_get_info(device)[0] // 4:
-        return rows
-    return rows.to(device)
-
-
 def _scale_and_center(pool: Pool) -> tuple[float, Tensor]:
     """Return what gives the pool's vectors a root mean square length of 1, and the mean of the scaled ones, (width,)."""
-    total, squares = torch.zeros(pool.rows.tensor.shape[1], dtype=torch.float64), 0.0
-    for chunk in pool.rows.chunks(pool.num_rows):
+    total, squares = torch.zeros(pool.table.width, dtype=torch.float64), 0.0
+    for chunk in pool.table.chunks(pool.num_rows):
         total += chunk.double().sum(dim=0)
         squares += float(chunk.double().square().sum())
     if squares == 0:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -35,6 +36,7 @@ class Rows:
                     f"{free / 1e9:.1f} GB free: keep fewer."
                 )
         self._map = np.memmap(path, np.int16, "r+" if path.exists() else "w+", shape=(num_rows, width))
+        self._path = path
         self.tensor: Tensor = torch.from_numpy(self._map).view(getattr(torch, dtype))
         """(num_rows, width), the file itself"""
 
@@ -46,10 +48,53 @@ class Rows:
         vectors: (n, width), in the file's dtype
         """
         self.tensor[slots] = vectors
-        self._map.flush()
+        # not the map's own flush, which looks at every page of the file
+        with self._path.open("rb") as file:
+            os.fdatasync(file.fileno())
 
-    def chunks(self, num_rows: int) -> Iterator[Tensor]:
-        """Read the first rows, in runs of (n, width) fp32."""
-        step = max(1, CHUNK_BYTES // (4 * self.tensor.shape[1]))
-        for first in range(0, num_rows, step):
-            yield self.tensor[first : min(num_rows, first + step)].float()
+
+class Table:
+    """Vectors of several files as if they were one."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        """
+        Join.
+
+        tensors: (n, width) each
+        """
+        self._tensors = tuple(tensors)
+        self.width = tensors[0].shape[1]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._tensors))
+
+    def take(self, index: Tensor) -> Tensor:
+        """
+        Read some rows.
+
+        index:   (n,) int64
+        returns: (n, width) fp32, where the vectors are
+        """
+        out = torch.empty(len(index), self.width, device=self._tensors[0].device)
+        first = 0
+        for tensor in self._tensors:
+            here = (index >= first) & (index < first + len(tensor))
+            out[here.to(out.device)] = tensor[(index[here] - first).to(out.device)].float()
+            first += len(tensor)
+        return out
+
+    def near(self, device: torch.device) -> Table:
+        """Copy to a GPU, where that takes no more than a quarter of what is free there."""
+        if device.type != "cuda" or sum(t.nbytes for t in self._tensors) > torch.cuda.mem_get_info(device)[0] // 4:
+            return self
+        return Table([tensor.to(device) for tensor in self._tensors])
+
+    def chunks(self, num_rows: int | None = None) -> Iterator[Tensor]:
+        """Read the first rows, or all, in runs of (n, width) fp32."""
+        step = max(1, CHUNK_BYTES // (4 * self.width))
+        left = len(self) if num_rows is None else num_rows
+        for tensor in self._tensors:
+            num = min(left, len(tensor))
+            for first in range(0, num, step):
+                yield tensor[first : min(num, first + step)].float()
+            left -= num

