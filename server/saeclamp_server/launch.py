@@ -68,13 +68,13 @@ def _serve(options: ServeOptions, model: ModelFacts, saes: Mapping[str, SAEEntry
     # these set up the process for vLLM, so they come before its import
     from saeclamp_server.engine.settings import prepare_environment
 
-    prepare_environment(options)
+    prepare_environment()
 
     import uvloop
 
     from saeclamp_server.engine.settings import parse_vllm_args
 
-    args = parse_vllm_args(options, model, saes)
+    args = parse_vllm_args(options, model, saes, say)
     started = threading.Event()
     threading.Thread(target=_show_progress, args=(started,), daemon=True).start()
     uvloop.run(_run(args, saes, started, options.allow_unverified))

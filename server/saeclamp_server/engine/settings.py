@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from saeclamp_saes import SAEEntry
 from saeclamp_saes.verification.text import read_text
 from saeclamp_server.args import ServeOptions
+from saeclamp_server.engine.kv_cache import default_size, free_memory, is_sized_by_user, shape_of
 from saeclamp_server.fit import ModelFacts, StartupError
 from saeclamp_server.packaged_model import PACKAGED_MODEL
 
@@ -37,7 +38,7 @@ SINGLE_PROCESS = {
 """Settings of vLLM under which steering has been tested; any other value is refused rather than hoped for."""
 
 
-def prepare_environment(options: ServeOptions) -> None:
+def prepare_environment() -> None:
     """Set what vLLM reads from the environment while it is imported. What the user has set stays."""
     # the adapter in engine/runner.py is for the V1 model runner
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
@@ -47,23 +48,29 @@ def prepare_environment(options: ServeOptions) -> None:
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0)))) if hasattr(os, "sched_getaffinity") else None
     if cores is not None:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores)
-    sized = any(arg.startswith(("--kv-cache-memory", "--gpu-memory-utilization")) for arg in options.vllm_argv)
-    if options.model == PACKAGED_MODEL and not sized:
-        # GiB, 45,000 tokens; by default vLLM takes nearly all the machine's memory
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
 
 
-def parse_vllm_args(options: ServeOptions, model: ModelFacts, saes: Mapping[str, SAEEntry]) -> Namespace:
-    """Parse vLLM's flags with its own parser and add what steering needs. Raises StartupError."""
+def parse_vllm_args(
+    options: ServeOptions, model: ModelFacts, saes: Mapping[str, SAEEntry], report: Callable[[str], None]
+) -> Namespace:
+    """
+    Parse vLLM's flags with its own parser and add what steering needs.
+
+    report: told what was chosen for the user
+    Raises StartupError.
+    """
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.platforms import current_platform
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = make_arg_parser(FlexibleArgumentParser(prog="saeclamp serve"))
     parser.usage = "saeclamp serve MODEL [--sae NAME_OR_FOLDER]... [any flag of vllm serve; see vllm serve --help]"
-    parser.set_defaults(host=DEFAULT_HOST, enable_request_id_headers=True)
+    utilization = parser.get_default("gpu_memory_utilization")
+    parser.set_defaults(host=DEFAULT_HOST, enable_request_id_headers=True, gpu_memory_utilization=None)
     args: Namespace = parser.parse_args([model.path, *options.vllm_argv])
     args.model = args.model_tag
+    user_sized_cache = is_sized_by_user(args)
+    args.gpu_memory_utilization = utilization if args.gpu_memory_utilization is None else args.gpu_memory_utilization
     refuse_untested(args)
     if args.dtype in ("half", "float16") or (args.dtype == "auto" and model.is_float16):
         raise StartupError("float16 is too narrow for steering, large edits overflow; use --dtype bfloat16 or float32.")
@@ -77,6 +84,10 @@ def parse_vllm_args(options: ServeOptions, model: ModelFacts, saes: Mapping[str,
         _leave_the_op_out_of_cuda_graphs(args)
     args.api_server_count = None
     validate_parsed_serve_args(args)
+    if current_platform.is_cpu() and not user_sized_cache:
+        size = default_size(shape_of(args), free_memory())
+        args.kv_cache_memory_bytes = size.num_bytes
+        report(str(size))
     return args
 
 
