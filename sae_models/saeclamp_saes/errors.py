@@ -7,6 +7,7 @@ What can be wrong with an SAE. Every message is one sentence for the user.
     │   └── OptionError          an option is unknown, malformed or has no meaning for them
     ├── VerificationError        it cannot be measured on this model or text
     ├── TrainingError            it cannot be trained with these data or settings
+    ├── LabelError               labels cannot be made, or are of other weights
     └── SAELibraryError          no such SAE
 """
 
@@ -35,6 +36,10 @@ class VerificationError(SAEError):
 
 class TrainingError(SAEError):
     """It cannot be trained with these data or settings."""
+
+
+class LabelError(SAEError):
+    """Labels cannot be made, or cannot be used with this SAE."""
 
 
 class SAELibraryError(SAEError):

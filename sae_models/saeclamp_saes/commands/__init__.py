@@ -1,4 +1,4 @@
-"""`saeclamp sae ...` and `saeclamp train`, on the command line. A command's module builds its parser without torch."""
+"""Every command but `serve`, on the command line. A command's module builds its parser without torch."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from saeclamp_saes.commands import convert, library, train, verify
+from saeclamp_saes.commands import convert, harvest, label, labels, library, measure, train, verify
 
 
 def register(commands: Any, resolve_model: Callable[[str], str]) -> None:
     """
-    Add the commands `sae` and `train` to a command line.
+    Add the commands to a command line.
 
     commands:      what `ArgumentParser.add_subparsers` returned
     resolve_model: a model's name on the command line -> the folder or hub id that it stands for
@@ -25,7 +25,11 @@ def register(commands: Any, resolve_model: Callable[[str], str]) -> None:
     library.register(subcommands)
     convert.register(subcommands)
     verify.register(subcommands, resolve_model)
+    harvest.register(commands, resolve_model)
     train.register(commands, resolve_model)
+    label.register(commands, resolve_model)
+    labels.register(commands)
+    measure.register(commands, resolve_model)
 
 
 Run = Callable[[argparse.Namespace], int]

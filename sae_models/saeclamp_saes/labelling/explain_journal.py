@@ -1,0 +1,101 @@
+"""
+What was explained so far, in JSON lines beside the labels: kept when a feature is finished, and never thrown away.
+
+A line holds what the labels have no place for: how the score came about, and what it cost. A run goes on with the lines of
+its own kind, those with the same `run`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TextIO
+
+from saeclamp_saes.errors import LabelError
+
+SUFFIX = ".explained.jsonl"
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A feature that was explained, and how the explanation did on held-out examples."""
+
+    index: int
+    explanation: str
+    source: str
+    score: float
+    """Balanced accuracy: the mean of the shares of `activating` and of `others` that were told right. 0.5 is chance"""
+    activating: int
+    """Held-out examples of the feature that were asked about"""
+    activating_found: int
+    others: int
+    """Examples of other features that were asked about"""
+    others_found: int
+    """Taken for the feature's, wrongly"""
+    chance_active: float
+    """That an example of another feature is one of this feature too, at most about"""
+    num_shown: int
+    """Examples that the explainer saw"""
+
+
+class Journal:
+    """The lines of one run, open to be added to."""
+
+    def __init__(self, file: TextIO, run: str, finished: dict[int, Explained]) -> None:
+        self._file, self._run = file, run
+        self.finished = finished
+        """By index"""
+
+    @classmethod
+    @contextmanager
+    def open(cls, labels: Path, run: str) -> Iterator[Journal]:
+        """
+        Open the journal of a file of labels, which no second process can while this one has it.
+
+        run: what the lines to go on with were made with
+        Raises LabelError for lines that are none of ours.
+        """
+        path = labels.with_name(f"{labels.name}{SUFFIX}")
+        try:
+            with path.open("a+", encoding="utf-8") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise LabelError(f"Another process is explaining the features in {labels}.") from None
+                yield cls(file, run, _finished(path, run))
+        except OSError as exc:
+            raise LabelError(f"{path} cannot be written: {exc.strerror or exc}.") from None
+
+    def keep(self, explained: Explained) -> None:
+        """Write a line, whole and to the disk."""
+        self._file.write(json.dumps({"run": self._run, **asdict(explained)}, ensure_ascii=False) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.finished[explained.index] = explained
+
+
+def _finished(path: Path, run: str) -> dict[int, Explained]:
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):  # the last line of a process that was killed while it wrote
+        os.truncate(path, whole)
+    found: dict[int, Explained] = {}
+    for number, line in enumerate(data[:whole].splitlines(), 1):
+        explained, line_run = _parsed(line, f"{path}, line {number}")
+        if line_run == run:
+            found[explained.index] = explained
+    return found
+
+
+def _parsed(line: bytes, where: str) -> tuple[Explained, Any]:
+    try:
+        value = json.loads(line)
+        run = value.pop("run")
+        return Explained(**{field.name: value[field.name] for field in fields(Explained)}), run
+    except (ValueError, AttributeError, KeyError, TypeError):
+        raise LabelError(f"{where} is no explanation: move the file away, or delete that line.") from None

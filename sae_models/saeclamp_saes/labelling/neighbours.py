@@ -1,0 +1,49 @@
+"""Features whose decoder rows point the same way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from saeclamp_saes.labelling.columns import Column, Columns
+from saeclamp_saes.training.progress import Report
+
+NUM_NEIGHBOURS = 5
+COSINES_AT_ONCE = 1 << 25
+"""In memory, 128 MB: a block of rows is compared with all others."""
+
+
+class Neighbours(NamedTuple):
+    """Of every feature, largest cosine first."""
+
+    indices: NDArray[Any]
+    """(d_sae, num) int32, without the feature itself"""
+    cosines: NDArray[Any]
+    """(d_sae, num) float32"""
+
+
+def measure_neighbours(folder: Path, W_dec: Tensor, report: Report) -> Neighbours:
+    """
+    Find every feature's neighbours, or go on with it.
+
+    folder: of this step, which is made
+    W_dec:  (d_sae, d_out); a row of zeros has cosine 0 with all
+    """
+    num = min(NUM_NEIGHBOURS, len(W_dec) - 1)
+    columns = Columns(folder, {"indices": Column("<i4", num), "cosines": Column("<f4", num)})
+    unit = torch.nn.functional.normalize(W_dec, dim=1)
+    step = max(1, COSINES_AT_ONCE // len(W_dec))
+    for first in range(columns.state.get("done", 0), len(W_dec), step):
+        cosines = unit[first : first + step] @ unit.T
+        own = torch.arange(len(cosines), device=cosines.device)
+        cosines[own, first + own] = -torch.inf
+        best = cosines.topk(num)
+        columns.append(indices=best.indices.cpu().numpy(), cosines=best.values.cpu().numpy())
+        done = first + len(cosines)
+        columns.commit(done=done)
+        report("neighbours", done, len(W_dec), {})
+    return Neighbours(*(columns[name].reshape(len(W_dec), num) for name in ("indices", "cosines")))

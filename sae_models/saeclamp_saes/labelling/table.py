@@ -1,0 +1,344 @@
+"""
+Labels of an SAE's features: one Parquet file, one row a feature, whose metadata say of which weights, model and text.
+
+A feature's number means nothing by itself: labels belong to the very decoder they were measured on, so the file holds that
+decoder's hash, and is refused for any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import Tensor
+
+from saeclamp_saes.errors import LabelError
+from saeclamp_saes.sae import SAE
+
+LABELS = "labels.parquet"
+Kind = Literal["input", "say", "output", "none"]
+
+_METADATA = b"saeclamp_labels"
+_VERSION = 1
+_HASHED_AT_ONCE = 4096
+"""Rows."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A piece of text in which a feature is active."""
+
+    quantile: int
+    """Of the feature's positive activations, in ten equal counts: 9 holds the strongest tenth"""
+    tokens: tuple[str, ...]
+    acts: tuple[float, ...]
+    """The feature's activation on each token; 0 on those that do not count (first of a sequence, special, sink)"""
+    peak: int
+    """Index, among the tokens, of the one that the example was chosen for"""
+    peak_act: float
+    document: int
+    """Its number in the data, from 0"""
+
+
+@dataclass(frozen=True)
+class TokenLogit:
+    """A token, and what a feature's decoder row adds to its logit, up to the final norm's own scale."""
+
+    token: str
+    id: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A feature whose decoder row points the same way."""
+
+    index: int
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A label in prose, made by something else than counting."""
+
+    text: str
+    source: str
+    """Who said so: a model's name, or the file's that was imported"""
+    score: float | None = None
+    """Of what the source measures; None: not measured"""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """All that is known of a feature: a row of the file, whose columns have these names."""
+
+    index: int
+    density: float
+    """Share of the tokens that count on which it is active"""
+    num_active: int
+    """On how many of them"""
+    max_act: float | None
+    """99.9th percentile of its positive activations. None: it was never active"""
+    top_act: float | None
+    """The largest"""
+    kind: Kind
+    """Of the three typed labels below, the one that holds; none where no score passes its bar"""
+    label: str | None
+    label_score: float | None
+    input_label: str | None
+    """`token " bridge"`: on which tokens it is active"""
+    input_score: float | None
+    say_label: str | None
+    """`say " the"`: before which token it is active"""
+    say_score: float | None
+    output_label: str | None
+    """`promotes " bridge"`: which tokens become likelier when it is amplified. None: it makes none twice as likely"""
+    output_score: float | None
+    """How well amplifying it brings out its own tokens, with or without a label"""
+    top_logits: tuple[TokenLogit, ...] | None
+    """Largest first. None: not known for this model or SAE"""
+    bottom_logits: tuple[TokenLogit, ...] | None
+    """Smallest first"""
+    neighbours: tuple[Neighbour, ...]
+    """Largest cosine first"""
+    examples: tuple[Example, ...]
+    """Strongest quantile first, and in it the strongest first"""
+    explanation: str | None = None
+    explanation_source: str | None = None
+    explanation_score: float | None = None
+
+
+@dataclass(frozen=True)
+class LabelsInfo:
+    """What labels were made of."""
+
+    sae: str
+    """Its name"""
+    decoder_sha256: str
+    """Of `decoder_sha256`"""
+    model: str
+    model_sha256: Mapping[str, str]
+    """Of its weights, by file name"""
+    data_sha256: Mapping[str, str]
+    """By file name"""
+    num_tokens: int
+    """That count: not the first of a sequence, no special token, no sink"""
+    settings: Mapping[str, Any]
+    """How it was measured, JSON-able"""
+    warnings: tuple[str, ...]
+    """Sentences"""
+    versions: Mapping[str, str]
+    """Of the packages that took part"""
+    date: str
+    """ISO 8601, UTC"""
+
+
+_TOKEN_LOGITS = pa.list_(pa.struct([("token", pa.string()), ("id", pa.int32()), ("value", pa.float32())]))
+_EXAMPLE = pa.struct(
+    [
+        ("quantile", pa.int8()),
+        ("tokens", pa.list_(pa.string())),
+        ("acts", pa.list_(pa.float32())),
+        ("peak", pa.int16()),
+        ("peak_act", pa.float32()),
+        ("document", pa.int64()),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("index", pa.int32()),
+        ("density", pa.float64()),
+        ("num_active", pa.int64()),
+        ("max_act", pa.float32()),
+        ("top_act", pa.float32()),
+        ("kind", pa.string()),
+        ("label", pa.string()),
+        ("label_score", pa.float32()),
+        ("input_label", pa.string()),
+        ("input_score", pa.float32()),
+        ("say_label", pa.string()),
+        ("say_score", pa.float32()),
+        ("output_label", pa.string()),
+        ("output_score", pa.float32()),
+        ("top_logits", _TOKEN_LOGITS),
+        ("bottom_logits", _TOKEN_LOGITS),
+        ("neighbours", pa.list_(pa.struct([("index", pa.int32()), ("cosine", pa.float32())]))),
+        ("examples", pa.list_(_EXAMPLE)),
+        ("explanation", pa.string()),
+        ("explanation_source", pa.string()),
+        ("explanation_score", pa.float32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of all features of an SAE; row i is feature i."""
+
+    info: LabelsInfo
+    table: Any
+    """pyarrow.Table, of `SCHEMA`"""
+
+    @classmethod
+    def of(cls, info: LabelsInfo, features: Iterable[Feature]) -> Labels:
+        """Make a table of features, which come by index, from 0."""
+        return cls(info, pa.Table.from_batches([batch_of(list(features))], SCHEMA))
+
+    @classmethod
+    def read(cls, path: Path) -> Labels:
+        """
+        Read a file, of whatever weights.
+
+        Raises LabelError where there is none, or something else than labels.
+        """
+        try:
+            table = pq.read_table(path)
+        except FileNotFoundError:
+            raise LabelError(f"There are no labels at {path}: make them with `saeclamp label`.") from None
+        except (OSError, pa.ArrowException) as exc:
+            raise LabelError(f"{path} cannot be read as Parquet: {str(exc).splitlines()[0]}") from None
+        noted = json.loads((table.schema.metadata or {}).get(_METADATA, b"{}"))
+        if noted.get("version") != _VERSION or not table.schema.equals(SCHEMA, check_metadata=False):
+            raise LabelError(f"{path} is not a file of labels that this version of saeclamp knows.")
+        values = noted["info"]
+        return cls(LabelsInfo(**{**values, "warnings": tuple(values["warnings"])}), table)
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __getitem__(self, index: int) -> Feature:
+        """Return a feature's row. Raises IndexError."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        (row,) = self.table.slice(index, 1).to_pylist()
+        return _feature(row)
+
+    def __iter__(self) -> Iterator[Feature]:
+        for batch in self.table.to_batches(max_chunksize=256):
+            yield from map(_feature, batch.to_pylist())
+
+    def with_explanations(self, explanations: Mapping[int, Explanation | None]) -> Labels:
+        """
+        Return a copy in which these features have these explanations (None takes one away); others keep theirs.
+
+        explanations: by index
+        Raises LabelError for an index that is no feature's.
+        """
+        if unknown := sorted(index for index in explanations if not 0 <= index < len(self)):
+            raise LabelError(f"There is no feature {unknown[0]}: the labels are of features 0 to {len(self) - 1}.")
+        table = self.table
+        for column, field in (
+            ("explanation", "text"),
+            ("explanation_source", "source"),
+            ("explanation_score", "score"),
+        ):
+            values = table[column].to_pylist()
+            for index, explanation in explanations.items():
+                values[index] = None if explanation is None else getattr(explanation, field)
+            at = table.schema.get_field_index(column)
+            table = table.set_column(at, SCHEMA.field(column), pa.array(values, SCHEMA.field(column).type))
+        return replace(self, table=table)
+
+    def explanations(self) -> dict[int, Explanation]:
+        """Return the explanations that there are, by index."""
+        columns = ("explanation", "explanation_source", "explanation_score")
+        rows = zip(*(self.table[name].to_pylist() for name in columns), strict=True)
+        return {
+            index: Explanation(text, source, score)
+            for index, (text, source, score) in enumerate(rows)
+            if text is not None
+        }
+
+    def write(self, path: Path) -> None:
+        """Write the file, as a whole or not at all. Raises LabelError."""
+        write_labels(path, self.info, self.table.to_batches(max_chunksize=1024))
+
+
+def read_labels(path: Path, sae: SAE) -> Labels:
+    """
+    Read an SAE's labels.
+
+    path: a file, or the folder it lies in under its usual name
+    Raises LabelError where there are none, and for labels of other weights.
+    """
+    path = path / LABELS if path.is_dir() else path
+    labels = Labels.read(path)
+    if labels.info.decoder_sha256 != decoder_sha256(sae):
+        raise LabelError(
+            f"The labels in {path} are of other weights (of {labels.info.sae}, labelled {labels.info.date[:10]}), so their "
+            "feature numbers mean other features: make new ones with `saeclamp label`."
+        )
+    return labels
+
+
+def write_labels(path: Path, info: LabelsInfo, batches: Iterable[Any]) -> None:
+    """
+    Write labels that need not be in memory all at once; the file appears as a whole or not at all.
+
+    batches: pyarrow.RecordBatch of `SCHEMA`, in order of index
+    Raises LabelError when it cannot be written.
+    """
+    noted = json.dumps({"version": _VERSION, "info": asdict(info)})
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    try:
+        with pq.ParquetWriter(unfinished, SCHEMA.with_metadata({_METADATA: noted}), compression="zstd") as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+        os.replace(unfinished, path)
+    except OSError as exc:
+        raise LabelError(f"{path} cannot be written: {exc.strerror or exc}.") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def batch_of(features: Sequence[Feature]) -> Any:
+    """Make rows of features: pyarrow.RecordBatch of `SCHEMA`."""
+    return pa.RecordBatch.from_pylist([asdict(feature) for feature in features], SCHEMA)
+
+
+def labels_path(sae: Path) -> Path:
+    """
+    Return where an SAE's labels lie unless told otherwise.
+
+    sae: its folder; or its file, beside which others may lie, so its name is part of theirs
+    """
+    return sae / LABELS if sae.is_dir() else sae.with_name(f"{sae.stem}.{LABELS}")
+
+
+def decoder_sha256(sae: SAE) -> str:
+    """Hash the canonical decoder: hex digest of `W_dec` as float32, little-endian, feature after feature."""
+    return tensor_sha256(sae.W_dec)
+
+
+def tensor_sha256(tensor: Tensor) -> str:
+    """Hash a tensor's numbers as float32, little-endian, row after row: hex digest."""
+    digest = hashlib.sha256()
+    for first in range(0, len(tensor), _HASHED_AT_ONCE):
+        digest.update(
+            tensor[first : first + _HASHED_AT_ONCE]
+            .float()
+            .cpu()
+            .contiguous()
+            .numpy()
+            .astype("<f4", copy=False)
+            .tobytes()
+        )
+    return digest.hexdigest()
+
+
+def _feature(row: dict[str, Any]) -> Feature:
+    for name in ("top_logits", "bottom_logits"):
+        if row[name] is not None:
+            row[name] = tuple(TokenLogit(**item) for item in row[name])
+    row["neighbours"] = tuple(Neighbour(**item) for item in row["neighbours"])
+    row["examples"] = tuple(
+        Example(**{**item, "tokens": tuple(item["tokens"]), "acts": tuple(item["acts"])}) for item in row["examples"]
+    )
+    return Feature(**row)

@@ -1,0 +1,228 @@
+"""Figures and examples of features are those of a slow loop over every token."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.saes.tiny_labels import D_SAE, DEAD, SITE, Token, sae, settings, tokens_of
+from tests.saes.tiny_training import LETTERS, corpus, reader
+
+from saeclamp_saes import SAE, Site
+from saeclamp_saes.errors import LabelError, SAEError
+from saeclamp_saes.labelling.examples import AFTER, BEFORE, IN_EACH, IN_TOP, examples_of
+from saeclamp_saes.labelling.firings import Firings, record_firings
+from saeclamp_saes.labelling.label import label
+from saeclamp_saes.labelling.table import Labels
+from saeclamp_saes.sae import TopK
+from saeclamp_saes.training.harvest import Reader
+from saeclamp_saes.training.progress import silent
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return corpus(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def sequences(data: Path) -> list[list[Token]]:
+    return tokens_of(reader(), sae(), data)
+
+
+@pytest.fixture(scope="module")
+def labels(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Labels:
+    return label(settings(tmp_path_factory.mktemp("out") / "labels.parquet", data), sae(), reader())
+
+
+def positives(sequences: list[list[Token]], index: int) -> list[tuple[float, Token]]:
+    return [(token.acts[index], token) for sequence in sequences for token in sequence if token.acts[index] > 0]
+
+
+def test_counts_and_maxima_are_those_of_every_token(labels: Labels, sequences: list[list[Token]]) -> None:
+    num_tokens = sum(token.counts for sequence in sequences for token in sequence)
+    assert labels.info.num_tokens == num_tokens > 2000
+    assert len(labels) == D_SAE
+    for row in labels:
+        values = sorted(value for value, _ in positives(sequences, row.index))
+        assert row.num_active == len(values)
+        assert row.density == pytest.approx(len(values) / num_tokens)
+        if row.index == DEAD:
+            assert (row.max_act, row.top_act, row.examples, row.kind) == (None, None, (), "none")
+            continue
+        place = 0.999 * (len(values) - 1)
+        low = math.floor(place)
+        high = min(low + 1, len(values) - 1)
+        assert row.max_act == pytest.approx(values[low] + (place - low) * (values[high] - values[low]), rel=1e-4)
+        assert row.top_act == pytest.approx(values[-1], rel=1e-4)
+
+
+def text_of(token: Token) -> str:
+    return {0: "<s>", 1: "</s>"}.get(token.id) or LETTERS[token.id - 2]
+
+
+def test_examples_show_the_text_and_every_activation(labels: Labels, sequences: list[list[Token]]) -> None:
+    shown = 0
+    for row in labels:
+        found = positives(sequences, row.index)
+        for example in row.examples:
+            shown += 1
+            # other places may have nearly the same activation
+            pieces = [
+                (sequences[token.sequence][max(0, token.position - BEFORE) : token.position + AFTER + 1], token)
+                for value, token in found
+                if value == pytest.approx(example.peak_act, rel=1e-4)
+            ]
+            ((piece, peak),) = [pair for pair in pieces if tuple(map(text_of, pair[0])) == example.tokens]
+            assert example.acts == pytest.approx([token.acts[row.index] for token in piece], rel=1e-4, abs=1e-4)
+            assert example.acts[example.peak] == example.peak_act > 0
+            assert example.peak == min(BEFORE, peak.position)
+            assert example.document == peak.document
+    assert shown > 20 * IN_TOP
+
+
+def test_examples_come_from_ten_quantiles_of_equal_count(labels: Labels, sequences: list[list[Token]]) -> None:
+    for row in labels:
+        values = sorted(value for value, _ in positives(sequences, row.index))
+        for example in row.examples:
+            rank = min(range(len(values)), key=lambda rank: abs(values[rank] - example.peak_act))
+            assert example.quantile == 10 * rank // len(values)
+
+
+def test_the_strongest_come_first_and_from_sequences_of_their_own(labels: Labels, sequences: list[list[Token]]) -> None:
+    full = 0
+    for row in labels:
+        strongest: dict[int, float] = {}
+        found = sorted(positives(sequences, row.index), key=lambda pair: -pair[0])
+        for value, token in found[: len(found) // 10]:
+            strongest.setdefault(token.sequence, value)
+        if len(strongest) >= IN_TOP:
+            full += 1
+            got = [example.peak_act for example in row.examples if example.quantile == 9]
+            assert got == pytest.approx(list(strongest.values())[:IN_TOP], rel=1e-4)
+        assert [example.quantile for example in row.examples] == sorted(
+            (example.quantile for example in row.examples), reverse=True
+        )
+        for quantile in range(9):
+            acts = [example.peak_act for example in row.examples if example.quantile == quantile]
+            assert acts == sorted(acts, reverse=True)
+            assert len(acts) <= IN_EACH
+    assert full > 10
+
+
+def test_common_features_have_all_their_examples_from_different_sequences(labels: Labels, data: Path) -> None:
+    most = max(labels, key=lambda row: row.num_active)
+    assert len(most.examples) == IN_TOP + 9 * IN_EACH
+    assert len({example.tokens for example in most.examples}) == len(most.examples)
+
+
+def firings(starts: list[int], token: list[int], value: list[float]) -> Firings:
+    num = starts[-1]
+    return Firings(
+        ids=np.arange(num),
+        counts=np.ones(num, bool),
+        starts=np.array(starts),
+        documents=np.arange(len(starts) - 1),
+        offsets=np.array([0, len(token)]),
+        token=np.array(token),
+        value=np.array(value, np.float32),
+    )
+
+
+def test_pieces_of_one_sequence_do_not_overlap() -> None:
+    """All of it in one sequence: peaks 18 tokens apart would share a token, and 19 apart do not."""
+    text = firings([0, 100], [10, 28, 29, 60], [9.0, 8.0, 7.0, 6.0])
+    found = examples_of(text, text[0], str)
+    assert [int(example.tokens[example.peak]) for example in found] == [10, 29, 60]
+
+
+def test_another_sequence_is_preferred_to_a_stronger_place_in_the_same() -> None:
+    tokens = [50, 150, *range(200, 220)]
+    text = firings([0, 100, 200, 300], tokens, [1.0, 2.0, *(float(n) for n in range(20, 40))])
+    found = examples_of(text, text[0], str)
+    assert [int(example.tokens[example.peak]) for example in found if example.quantile == 9] == [219]
+    assert {int(example.tokens[example.peak]) for example in found} == {50, 150, 219}
+
+
+def test_pieces_are_cut_where_their_sequence_begins_and_ends() -> None:
+    text = firings([0, 5, 10], [5, 9], [1.0, 2.0])
+    for example in examples_of(text, text[0], str):
+        assert example.tokens == ("5", "6", "7", "8", "9")
+        assert example.acts == (1.0, 0.0, 0.0, 0.0, 2.0)
+
+
+def record(folder: Path, of: SAE, reader: Reader, data: Path, tokens: int = 10**6, limit: float = 1e9) -> Firings:
+    limits = torch.full((len(reader.sites),), limit)
+    return record_firings(folder, of, reader, [data / "b.jsonl"], limits, tokens, silent)
+
+
+def check(found: Firings, slow: list[list[Token]], num_features: int = D_SAE) -> None:
+    tokens = [token for sequence in slow for token in sequence]
+    assert found.ids.tolist() == [token.id for token in tokens]
+    assert found.counts.tolist() == [token.counts for token in tokens]
+    assert found.sequence_of(np.arange(len(tokens))).tolist() == [token.sequence for token in tokens]
+    for index in range(num_features):
+        active = {place: token.acts[index] for place, token in enumerate(tokens) if token.acts[index] > 0}
+        assert found[index].token.tolist() == list(active)
+        assert found[index].value.tolist() == pytest.approx(list(active.values()), rel=1e-4)
+    assert found.num_active.tolist() == [len(found[index].token) for index in range(num_features)]
+
+
+def test_sinks_are_left_out(data: Path, tmp_path: Path) -> None:
+    found = record(tmp_path, sae(), reader(), data, limit=5.0)
+    assert 0.2 < found.counts.mean() < 0.8
+    check(found, tokens_of(reader(), sae(), data / "b.jsonl", 5.0))
+
+
+@pytest.mark.parametrize("most", [1, 17, 40, 333])
+def test_no_more_tokens_are_read_than_asked_for(data: Path, tmp_path: Path, most: int) -> None:
+    everything = [token for sequence in tokens_of(reader(), sae(), data / "b.jsonl") for token in sequence]
+    check(record(tmp_path, sae(), reader(), data, tokens=most), [everything[:most]])
+
+
+def test_small_portions_are_sorted_like_one(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saeclamp_saes.labelling.firings.SORTED_AT_ONCE", 97)
+    monkeypatch.setattr("saeclamp_saes.labelling.firings.ENCODED_AT_ONCE", 7 * D_SAE)
+    check(record(tmp_path, sae(), reader(), data), tokens_of(reader(), sae(), data / "b.jsonl"))
+
+
+def test_an_sae_of_several_places_reads_them_side_by_side(data: Path, tmp_path: Path) -> None:
+    of = sae(Site("resid_post", 0), SITE, kind="crosscoder")
+    reading = replace(reader(), sites=of.reads)
+    check(record(tmp_path, of, reading, data), tokens_of(reading, of, data / "b.jsonl"))
+
+
+def test_of_a_topk_only_the_k_largest_count_and_negative_ones_never(data: Path, tmp_path: Path) -> None:
+    signed = replace(sae(), top_k=TopK(3, signed=True))
+    found = record(tmp_path, signed, reader(), data)
+    check(found, tokens_of(reader(), signed, data / "b.jsonl"))
+    assert found.num_active.sum() < 3 * found.num_tokens
+
+
+@pytest.mark.parametrize(
+    ("of", "said"),
+    [
+        ({"sites": (Site("resid_post", 0), SITE)}, "reads vectors of width 16, and resid_post 0, resid_post 1 of this"),
+        ({"sites": (Site("resid_post", 7),)}, "There is no layer 7"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused(data: Path, tmp_path: Path, of: dict[str, Any], said: str) -> None:
+    with pytest.raises(SAEError, match=said):
+        label(settings(tmp_path / "labels.parquet", data), sae(), replace(reader(), **of))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_text_of_which_nothing_counts_is_refused_and_leaves_nothing(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match="Of the first 1 tokens of the data none counts"):
+        label(settings(tmp_path / "labels.parquet", data, tokens=1), sae(), reader())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_text_without_a_document_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("too short")
+    with pytest.raises(SAEError, match="no document of 16 tokens or more"):
+        label(settings(tmp_path / "labels.parquet", tmp_path / "a.txt"), sae(), reader())
