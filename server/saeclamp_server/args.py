@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from saeclamp_saes import commands as sae_commands
+from saeclamp_server.calibration import command as calibrate_command
 from saeclamp_server.packaged_model import PACKAGED_MODEL, PackagedModelError, prepared_model
 
 DESCRIPTION = f"""\
@@ -45,8 +46,10 @@ def parse(argv: list[str]) -> ServeOptions | argparse.Namespace:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
     serve = _add_serve(commands)
     sae_commands.register(commands, _model_path)
+    calibrate_command.register(commands, _model_path)
     if argv[:1] != ["serve"]:
-        return parser.parse_args(argv)
+        argv, engine_argv = calibrate_command.split_engine_flags(argv)
+        return parser.parse_args(argv, argparse.Namespace(engine_argv=engine_argv))
     known, vllm_argv = parser.parse_known_args(argv)
     if known.sae is None:
         if known.model != PACKAGED_MODEL:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from saeclamp_saes import SAEEntry
+from saeclamp_saes.library.feature_book import FeatureNote
 from saeclamp_server.args import ServeOptions
 from saeclamp_server.fit import ModelFacts, StartupError, check_fit
 from saeclamp_server.packaged_model import PACKAGED_MODEL, PackagedModelError, prepared_model
@@ -177,10 +178,14 @@ async def _announce(state: Any, args: Namespace, saes: Mapping[str, SAEEntry], a
     print(example_request(address, model, next(iter(saes.values()))), flush=True)
 
 
+def _value(note: FeatureNote) -> float:
+    return note.best or (note.clamp[1] if note.clamp else 1)
+
+
 def example_request(address: str, model: str, sae: SAEEntry) -> str:
     """Write a `curl` that steers, quoted for the shell: names come from files that others have written."""
     note = next((note for note in sae.features.values() if note.max_act is not None), None)
-    feature, value, unit = (note.name, note.clamp[1] if note.clamp else 1, "max_act") if note else ("0", 10, "act")
+    feature, value, unit = (note.name, _value(note), "max_act") if note else ("0", 10, "act")
     body = (
         f'{{\n  "model": {json.dumps(model)}, "temperature": 0, "repetition_penalty": 1.1, "max_tokens": 60,\n'
         f'  "messages": [{{"role": "user", "content": "Why is the sky blue?"}}],\n'

@@ -78,9 +78,9 @@ def test_the_hash_is_of_all_that_decides_what_the_sae_computes(folder: Path) -> 
     tensors = load_file(weights)
     save_file({**tensors, "b_enc": tensors["b_enc"] + 1}, weights)
     assert len({first, second, sha256()}) == 3
-    (folder / "features.json").write_text('{"features": [{"index": 1, "name": "a"}]}')
+    (folder / "features.yaml").write_text('{"features": [{"index": 1, "name": "a"}]}')
     before = sha256()
-    (folder / "features.json").write_text('{"features": [{"index": 1, "name": "b"}]}')
+    (folder / "features.yaml").write_text('{"features": [{"index": 1, "name": "b"}]}')
     assert sha256() == before, "names do not change what is computed"
 
 
@@ -116,14 +116,14 @@ BAD_BOOKS = {
 
 @pytest.mark.parametrize("features", [None, 5, "names", {"914": "golden-gate"}])
 def test_a_feature_book_without_a_list_is_refused(folder: Path, features: Any) -> None:
-    (folder / "features.json").write_text(json.dumps({"features": features}))
+    (folder / "features.yaml").write_text(json.dumps({"features": features}))
     with pytest.raises(SAELibraryError, match="features must be a list"):
         open_entry(SAEAddress("x", folder, Options()))
 
 
 @pytest.mark.parametrize(("features", "says"), BAD_BOOKS.values(), ids=BAD_BOOKS.keys())
 def test_a_bad_feature_book_is_refused(folder: Path, features: list[Any], says: str) -> None:
-    (folder / "features.json").write_text(json.dumps({"features": features}))
+    (folder / "features.yaml").write_text(json.dumps({"features": features}))
     with pytest.raises(SAELibraryError) as raised:
         open_entry(SAEAddress("x", folder, Options()))
     assert says in str(raised.value)

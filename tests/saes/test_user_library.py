@@ -51,7 +51,7 @@ def test_the_library_is_where_the_environment_says(monkeypatch: pytest.MonkeyPat
 
 
 def test_an_added_sae_is_found_by_name_and_is_the_same(folder: Path, library: Path) -> None:
-    (folder / "features.json").write_text(json.dumps({"features": [{"index": 3, "name": "sea"}]}))
+    (folder / "features.yaml").write_text(json.dumps({"features": [{"index": 3, "name": "sea"}]}))
     record = add(str(folder), None, "some/model", quiet)
     added, original = open_entry(find_sae("my-sae")), open_entry(find_sae(str(folder)))
     assert (added.sha256, added.features) == (original.sha256, original.features)
@@ -149,7 +149,7 @@ def test_a_lost_file_is_named(folder: Path) -> None:
 
 def test_features_may_be_named_after_it_was_added(folder: Path) -> None:
     record = add(str(folder), "mine", None, quiet)
-    (record.location / "features.json").write_text(json.dumps({"features": [{"index": 3, "name": "sea"}]}))
+    (record.location / "features.yaml").write_text(json.dumps({"features": [{"index": 3, "name": "sea"}]}))
     assert open_entry(find_sae("mine")).index_of("sea") == 3
 
 
@@ -175,7 +175,7 @@ def test_a_taken_name_is_refused(folder: Path) -> None:
 
 def test_a_pickle_is_converted_and_keeps_its_features(tmp_path: Path, library: Path) -> None:
     written = goodfire.write(tmp_path / "pickled", layer=3)
-    (tmp_path / "pickled" / "features.json").write_text(json.dumps({"features": [{"index": 3, "name": "sea"}]}))
+    (tmp_path / "pickled" / "features.yaml").write_text(json.dumps({"features": [{"index": 3, "name": "sea"}]}))
     record = add(str(written.path), "gf", None, quiet)
     entry = open_entry(find_sae("gf"))
     assert (entry.summary.format, str(entry.summary.site), entry.index_of("sea")) == ("saeclamp", "resid_post 3", 3)
@@ -203,7 +203,7 @@ def test_what_cannot_be_read_leaves_nothing(folder: Path, library: Path) -> None
 
 
 def test_a_bad_feature_book_leaves_nothing(folder: Path, library: Path) -> None:
-    (folder / "features.json").write_text(json.dumps({"features": [{"index": 99, "name": "x"}]}))
+    (folder / "features.yaml").write_text(json.dumps({"features": [{"index": 99, "name": "x"}]}))
     with pytest.raises(SAELibraryError, match="outside"):
         add(str(folder), "mine", None, quiet)
     assert kept(library) == []

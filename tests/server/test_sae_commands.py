@@ -62,7 +62,7 @@ def saeclamp(environment: dict[str, str]) -> Saeclamp:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     path = make_sae(tmp_path / "some" / "my-sae", layer=2, d_in=16, d_sae=24)
-    (path / "features.json").write_text(json.dumps({"features": [{"index": 3, "name": "sea", "max_act": 2.5}]}))
+    (path / "features.yaml").write_text(json.dumps({"features": [{"index": 3, "name": "sea", "max_act": 2.5}]}))
     return path
 
 

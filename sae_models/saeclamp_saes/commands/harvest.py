@@ -75,13 +75,16 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
 def opened(args: argparse.Namespace, layers: Sequence[int], tokens: int) -> tuple[Wanted, Reader]:
     """Open the model, and say what is wanted of it. Raises SAEError with a sentence."""
     from saeclamp_saes.sites import Site
+    from saeclamp_saes.training.documents import data_files
     from saeclamp_saes.training.harvest import Reader
     from saeclamp_saes.training.provenance import model_hashes
     from saeclamp_saes.training.wanted import Wanted
 
     if twice := [layer for layer in layers if list(layers).count(layer) > 1]:
         raise TrainingError(f"Layer {twice[0]} is named twice.")
+    data_files(args.data)  # that they are there, before the model takes its time
     folder = args.resolve_model(args.model)
+    model, tokenizer = open_model(folder, args.device, args.dtype or "auto")
     wanted = Wanted(
         data=tuple(args.data),
         model_name=Path(args.model).name if Path(args.model).is_dir() else args.model,
@@ -89,8 +92,6 @@ def opened(args: argparse.Namespace, layers: Sequence[int], tokens: int) -> tupl
         tokens=tokens,
         **given({"held_out_share": args.held_out, "store": args.store}),
     )
-    _ = wanted.files  # that they are there, before the model takes its time
-    model, tokenizer = open_model(folder, args.device, args.dtype or "auto")
     device = next(model.parameters()).device.type
     reader = Reader(
         model,

@@ -16,7 +16,7 @@ from saeclamp_saes.formats import CheckpointSummary, summarize
 from saeclamp_saes.hashes import sha256_of
 from saeclamp_saes.library import hub, user_library
 from saeclamp_saes.library.checkpoint_files import CheckpointFiles, local_files, select_files
-from saeclamp_saes.library.feature_book import FEATURE_BOOK, read_feature_book
+from saeclamp_saes.library.feature_book import FEATURE_BOOK, GROWING, read_feature_book
 from saeclamp_saes.library.hub import Report
 from saeclamp_saes.library.names import Found, locate
 from saeclamp_saes.library.user_library import Record
@@ -176,7 +176,7 @@ def _note_what_the_catalogue_says(found: Found, summary: CheckpointSummary, repo
 
 def _record(name: str, checkpoint: Checkpoint, folder: Path, path: str, summary: CheckpointSummary) -> Record:
     pickles = checkpoint.files.weights if checkpoint.files.is_pickled else ()
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != FEATURE_BOOK)
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name not in GROWING)
     return Record(
         name=name,
         source=checkpoint.source,

@@ -1,0 +1,9 @@
+"""What can be wrong with a calibration. Every message is one sentence for the user."""
+
+from __future__ import annotations
+
+from saeclamp_saes.errors import SAEError
+
+
+class CalibrationError(SAEError):
+    """A feature cannot be calibrated on this server, or with these settings."""

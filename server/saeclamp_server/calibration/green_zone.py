@@ -1,0 +1,159 @@
+"""From a dose curve to the strengths that work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from saeclamp_server.calibration.figures import Figures
+
+SHARE_OF_BEST = 0.5
+MAX_PERPLEXITY = 2.0
+MIN_DISTINCT_2 = 0.85
+MIN_GAIN = 0.2
+
+Judge = Literal["words", "similarity"]
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """When a strength is in the green zone. All of it must hold under every decoding."""
+
+    judge: Judge | None = None
+    """What a hit is: a word of the concept, or more similarity than 95 % of unsteered answers have. None: words if known."""
+    share_of_best: float = SHARE_OF_BEST
+    """Of the largest gain at a fluent strength, to be reached. A gain is a share of answers, less the unsteered ones'."""
+    max_perplexity: float = MAX_PERPLEXITY
+    """Times the unsteered perplexity."""
+    min_distinct_2: float = MIN_DISTINCT_2
+    """Times the unsteered distinct-2."""
+    min_gain: float = MIN_GAIN
+    """That the largest gain at a fluent strength must reach, for the feature to steer at all."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One strength of a curve."""
+
+    strength: float
+    """The clamp, in multiples of max_act."""
+    act: float
+    """The same in the encoder's units."""
+    figures: Mapping[str, Figures]
+    """By decoding."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a curve says."""
+
+    judge: Judge
+    scores: tuple[float, ...]
+    """Of each strength: gain x fluency, the mean over decodings."""
+    green: tuple[bool, ...]
+    """Whether each strength is in the green zone."""
+    zone: tuple[float, float] | None
+    """Lowest and highest strength of the zone. None: there is none."""
+    best: float | None
+    """The strength of the zone with the highest score."""
+    why: str
+    """A sentence."""
+
+
+def judge(points: Sequence[Point], criteria: Criteria) -> Verdict:
+    """
+    Find the longest run of neighbouring strengths that meet the criteria; of two, the one with the higher score.
+
+    points: by rising strength, at least one; each with what the criteria judge by
+    """
+    by = criteria.judge or _known(points[0])
+    scores = tuple(_score(point, by) for point in points)
+    fluent = [point for point in points if _is_fluent(point, criteria)]
+    # broken text may well be full of the concept, so it sets no bar
+    bars = {name: criteria.share_of_best * gain for name, gain in _best_gains(fluent, by).items()}
+    fit = [point in fluent and _reaches(point, bars, by) for point in points]
+    runs = [[number for number, _ in run] for good, run in groupby(enumerate(fit), lambda item: item[1]) if good]
+    if not runs or min(_best_gains(fluent, by).values()) < criteria.min_gain:
+        return Verdict(by, scores, (False,) * len(points), None, None, _why_not(points, criteria, by))
+    zone = max(runs, key=lambda run: (len(run), max(scores[number] for number in run)))
+    best = max(zone, key=lambda number: scores[number])
+    low, high = points[zone[0]].strength, points[zone[-1]].strength
+    many = f"from {low:g} to {high:g} x max_act, best at {points[best].strength:g}"
+    why = f"It steers {many if low < high else f'at {low:g} x max_act'}."
+    green = tuple(number in zone for number in range(len(points)))
+    return Verdict(by, scores, green, (low, high), points[best].strength, why)
+
+
+def fluency(figures: Figures) -> float:
+    """
+    1 for answers as fluent as unsteered ones, less for others; 0 where it cannot be measured.
+
+    The ratio of distinct-2, divided by 1 + the nats a token by which the answers are less likely; what is better than
+    unsteered counts as equal.
+    """
+    if figures.perplexity_ratio is None or figures.distinct_2_ratio is None:
+        return 0.0
+    nats = math.log(max(1.0, figures.perplexity_ratio.value))
+    return min(1.0, figures.distinct_2_ratio.value) / (1 + nats)
+
+
+def _known(point: Point) -> Judge:
+    return "words" if all(figures.hit_gain is not None for figures in point.figures.values()) else "similarity"
+
+
+def _score(point: Point, by: Judge) -> float:
+    scores = [max(0.0, _gain(figures, by)) * fluency(figures) for figures in point.figures.values()]
+    return sum(scores) / len(scores)
+
+
+def _gain(figures: Figures, by: Judge) -> float:
+    gain = figures.hit_gain if by == "words" else figures.similar_gain
+    assert gain is not None
+    return gain.value
+
+
+def _best_gains(points: Sequence[Point], by: Judge) -> dict[str, float]:
+    """Find the largest gain under each decoding; empty where there is no point."""
+    names = points[0].figures if points else ()
+    return {name: max(_gain(point.figures[name], by) for point in points) for name in names}
+
+
+def _reaches(point: Point, bars: Mapping[str, float], by: Judge) -> bool:
+    return all(_gain(figures, by) >= bars[name] for name, figures in point.figures.items())
+
+
+def _is_fluent(point: Point, criteria: Criteria) -> bool:
+    return all(
+        figures.perplexity_ratio is not None
+        and figures.perplexity_ratio.value <= criteria.max_perplexity
+        and figures.distinct_2_ratio is not None
+        and figures.distinct_2_ratio.value >= criteria.min_distinct_2
+        for figures in point.figures.values()
+    )
+
+
+def _why_not(points: Sequence[Point], criteria: Criteria, by: Judge) -> str:
+    bars = dict.fromkeys(points[0].figures, criteria.min_gain)
+    reached = min(_best_gains(points, by).values())
+    if reached < criteria.min_gain:
+        return (
+            f"It does not steer: from {points[0].strength:g} to {points[-1].strength:g} x max_act the share of answers "
+            f"about it rises by {max(0.0, reached):.0%} at most, which is below {criteria.min_gain:.0%}."
+        )
+    shows = next((point for point in points if _reaches(point, bars, by)), None)
+    if shows is None or _is_fluent(shows, criteria):
+        return "It steers under each decoding, but at no strength under all of them."
+    broken = min(shows.figures.values(), key=fluency)
+    perplexity, pairs = (
+        "unknown" if ratio is None else f"{ratio.value:.2f} x unsteered"
+        for ratio in (broken.perplexity_ratio, broken.distinct_2_ratio)
+    )
+    lowest = shows is points[0]
+    return (
+        f"Where it begins to show, at {shows.strength:g} x max_act{' or below' if lowest else ''}, answers are no longer "
+        f"fluent: perplexity {perplexity}, distinct-2 {pairs}.{' Try lower strengths.' if lowest else ''}"
+    )

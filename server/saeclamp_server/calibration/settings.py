@@ -1,0 +1,71 @@
+"""How a run measures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from saeclamp_saes import SAEEntry
+    from saeclamp_server.calibration.asking import Decoding
+    from saeclamp_server.calibration.green_zone import Criteria
+    from saeclamp_server.calibration.prompts import Prompts
+    from saeclamp_server.calibration.targets import Target
+
+STRENGTHS = (0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5)
+"""Of a clamp, in multiples of max_act. Most features begin to show, and to break text, between 0.5 and 1."""
+MAX_TOKENS = 48
+AT_ONCE = 32
+
+ANSWERS = 1
+"""Goes up when answers are kept in another form."""
+MEASURES = 1
+"""Goes up when the same answers would give other figures."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run measures: what is the same for all its features."""
+
+    sae: SAEEntry
+    model: Mapping[str, Any]
+    """Its name, and the sha256 of its weights by file name where they are at hand."""
+    prompts: Prompts
+    decodings: tuple[Decoding, ...]
+    max_tokens: int
+    """Of an answer."""
+    plain: bool
+    """Whether prompts are texts to be continued; else they are a user's messages."""
+    strengths: tuple[float, ...]
+    """Rising."""
+    criteria: Criteria
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What answers depend on, JSON-able."""
+        prompts = self.prompts
+        return {
+            "model": dict(self.model),
+            "sae": {"name": self.sae.name, "sha256": self.sae.sha256},
+            "prompts": {"from": prompts.origin, "count": len(prompts.texts), "sha256": prompts.sha256},
+            "form": "plain" if self.plain else "chat",
+            "max_tokens": self.max_tokens,
+            "decodings": [{**asdict(decoding), "seeds": list(decoding.seeds)} for decoding in self.decodings],
+        }
+
+    @property
+    def identity(self) -> str:
+        """Hex digest of what answers depend on."""
+        return _sha256({"asked": self.asked, "form": ANSWERS})
+
+    def identity_of(self, target: Target) -> str:
+        """Hex digest of what a feature's figures depend on, but for the strengths."""
+        concept = asdict(target.concept)
+        return _sha256({"asked": self.asked, "max_act": target.max_act, "concept": concept, "measures": MEASURES})
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
