@@ -12,6 +12,7 @@ import pytest
 import torch
 from tests.e2e.checkpoints import make_sae
 from tests.saes.layouts import gemma_scope, goodfire
+from tests.saes.own_library import kept, quiet
 
 from saeclamp_saes import find_sae, open_entry
 from saeclamp_saes.errors import SAELibraryError
@@ -20,24 +21,7 @@ from saeclamp_saes.hashes import sha256_of
 from saeclamp_saes.library import user_library
 from saeclamp_saes.library.adding import add, listed_summary
 
-
-@pytest.fixture(autouse=True)
-def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SAECLAMP_HOME", str(tmp_path / "home"))
-    return tmp_path / "home" / "saes"
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return make_sae(tmp_path / "some" / "my-sae", layer=2, d_in=16, d_sae=24)
-
-
-def kept(library: Path) -> list[str]:
-    return sorted(path.name for path in library.iterdir() if path.name != ".lock") if library.is_dir() else []
-
-
-def quiet(message: str) -> None:
-    pass
+pytestmark = pytest.mark.usefixtures("library")
 
 
 def test_the_library_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:

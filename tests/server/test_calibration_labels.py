@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.e2e.checkpoints import make_sae
+from tests.saes.blank_label import blank_label
 from tests.server.calibration_stub import Stub, curve_of, run, serving, words, write_sae
 
 from saeclamp_saes import read_sae
@@ -33,24 +34,12 @@ def label(index: int) -> Feature:
         Example(9, ("A", " long", f" {word}", "."), (0.0, 0.0, 4.0, 0.0), 2, 4.0, number)
         for number, word in enumerate(["bridge", "bridge", "bridge", "arch", "arch", "pier"])
     ]
-    return Feature(
+    return blank_label(
         index=index,
-        density=0.01,
         num_active=3,
         max_act=100.0 if index == 6 else None,
         top_act=101.0,
-        kind="none",
-        label=None,
-        label_score=None,
-        input_label=None,
-        input_score=None,
-        say_label=None,
-        say_score=None,
-        output_label=None,
-        output_score=None,
         top_logits=(TokenLogit(" number", 0, 1.0),),
-        bottom_logits=None,
-        neighbours=(),
         examples=tuple(examples) if index == 6 else (),
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.saes.blank_label import blank_label
 
 from saeclamp_saes.labelling.table import Example, Feature, Labels, LabelsInfo, TokenLogit
 from saeclamp_server.calibration import embedding
@@ -114,24 +115,12 @@ Sample = tuple[list[str], dict[int, float]]
 
 
 def label(examples: list[Sample], promoted: tuple[str, ...] = ()) -> Feature:
-    return Feature(
+    return blank_label(
         index=0,
-        density=0.01,
         num_active=10,
         max_act=5.0,
         top_act=6.0,
-        kind="none",
-        label=None,
-        label_score=None,
-        input_label=None,
-        input_score=None,
-        say_label=None,
-        say_score=None,
-        output_label=None,
-        output_score=None,
         top_logits=tuple(TokenLogit(token, 0, 1.0) for token in promoted),
-        bottom_logits=None,
-        neighbours=(),
         examples=tuple(
             Example(
                 9,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saeclamp_saes.commands.numbers import count, layer, share
-from saeclamp_saes.commands.progress import progress_bar
+from saeclamp_saes.commands.progress import progress_bar, resumable
 from saeclamp_saes.commands.tables import print_facts, print_json
 from saeclamp_saes.errors import TrainingError
 from saeclamp_saes.verification.models import DTYPES, open_model
@@ -108,17 +108,14 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+@resumable
 def run(args: argparse.Namespace) -> int:
     """Harvest, print what was kept, and return the exit code. Raises SAEError with a sentence."""
     from saeclamp_saes.training.store import harvest_to
 
     wanted, reader = opened(args, args.layers, args.tokens)
-    try:
-        with progress_bar() as report:
-            store = harvest_to(args.out, wanted, reader, report)
-    except KeyboardInterrupt:
-        print("saeclamp: stopped; the same command goes on with it.", file=sys.stderr)
-        return 130
+    with progress_bar() as report:
+        store = harvest_to(args.out, wanted, reader, report)
     _print(args, store)
     return 0
 

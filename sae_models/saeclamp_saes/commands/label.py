@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from saeclamp_saes.commands.harvest import DATA, FORWARD_TOKENS, given
 from saeclamp_saes.commands.numbers import count
-from saeclamp_saes.commands.progress import progress_bar
+from saeclamp_saes.commands.progress import progress_bar, resumable
 from saeclamp_saes.commands.tables import print_facts, print_json, print_table
 from saeclamp_saes.verification.models import DTYPES, max_length_of, open_model
 
@@ -59,6 +59,7 @@ def register(
     parser.set_defaults(run=run, resolve_model=resolve_model)
 
 
+@resumable
 def run(args: argparse.Namespace) -> int:
     """Label, print a summary, and return the exit code. Raises SAEError with a sentence."""
     from saeclamp_saes.formats import read_sae
@@ -81,12 +82,8 @@ def run(args: argparse.Namespace) -> int:
     )
     check(settings, sae)
     reader = _reader(args, folder, sae)
-    try:
-        with progress_bar() as report:
-            labels = label(settings, sae, reader, report)
-    except KeyboardInterrupt:
-        print("saeclamp: stopped; the same command goes on with it.", file=sys.stderr)
-        return 130
+    with progress_bar() as report:
+        labels = label(settings, sae, reader, report)
     _print(args, settings.out, _summary(labels))
     return 0
 

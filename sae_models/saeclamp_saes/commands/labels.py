@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saeclamp_saes.commands.numbers import count, positive
-from saeclamp_saes.commands.progress import progress_bar
+from saeclamp_saes.commands.progress import progress_bar, resumable
 from saeclamp_saes.commands.tables import print_facts, print_json
 from saeclamp_saes.errors import LabelError
 
@@ -150,6 +150,7 @@ def _import(args: argparse.Namespace) -> int:
     return 0
 
 
+@resumable
 def _explain(args: argparse.Namespace) -> int:
     from saeclamp_saes.labelling.explain import Request, explain
     from saeclamp_saes.labelling.explain_client import Endpoint
@@ -165,12 +166,8 @@ def _explain(args: argparse.Namespace) -> int:
         body=args.body,
     )
     request = Request(path, endpoint, args.features, args.most, args.concurrency, args.replace)
-    try:
-        with progress_bar() as report:
-            outcome = explain(request, report)
-    except KeyboardInterrupt:
-        print("saeclamp: stopped; the same command goes on with it.", file=sys.stderr)
-        return 130
+    with progress_bar() as report:
+        outcome = explain(request, report)
     _print(args, path, outcome)
     return 1 if outcome.failed else 0
 

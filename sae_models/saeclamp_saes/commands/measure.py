@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from saeclamp_saes.commands.harvest import FORWARD_TOKENS
 from saeclamp_saes.commands.numbers import count, share
-from saeclamp_saes.commands.progress import progress_bar
+from saeclamp_saes.commands.progress import progress_bar, resumable
 from saeclamp_saes.commands.tables import print_facts, print_json, print_table
 from saeclamp_saes.errors import VerificationError
 from saeclamp_saes.verification.models import DTYPES, max_length_of, open_model
@@ -74,16 +73,9 @@ def register(
     parser.set_defaults(run=run, resolve_model=resolve_model)
 
 
+@resumable
 def run(args: argparse.Namespace) -> int:
     """Measure, draw, print, and return the exit code. Raises SAEError with a sentence."""
-    try:
-        return _run(args)
-    except KeyboardInterrupt:
-        print("saeclamp: stopped; the same command goes on with it.", file=sys.stderr)
-        return 130
-
-
-def _run(args: argparse.Namespace) -> int:
     from saeclamp_saes.formats import read_sae
     from saeclamp_saes.library.entries import find_sae
     from saeclamp_saes.measuring.measure import NamedSAE, measure, sites_of

@@ -1,10 +1,12 @@
-"""The bar that long commands show."""
+"""What long commands have in common: the bar they show, and how they are stopped."""
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,3 +44,17 @@ def _said(figures: Mapping[str, float]) -> str:
         f"explained {figures['explained_variance']:.3f}  L0 {figures['l0']:.1f}  dead {figures['dead']:.1%}  "
         f"{figures['tokens_per_second']:,.0f} tokens/s"
     )
+
+
+def resumable(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """Make a command end in a sentence, with exit code 130, when Ctrl-C is pressed."""
+
+    @wraps(run)
+    def stoppable(args: argparse.Namespace) -> int:
+        try:
+            return run(args)
+        except KeyboardInterrupt:
+            print("saeclamp: stopped; the same command goes on with it.", file=sys.stderr)
+            return 130
+
+    return stoppable

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from saeclamp_saes.commands.harvest import DATA, add_reading, given, opened
 from saeclamp_saes.commands.numbers import count, layer, positive, share
-from saeclamp_saes.commands.progress import progress_bar
+from saeclamp_saes.commands.progress import progress_bar, resumable
 from saeclamp_saes.commands.tables import print_facts, print_json
 from saeclamp_saes.errors import TrainingError
 from saeclamp_saes.training.recipe import FEATURES_PER_WIDTH, NAMES, Recipe
@@ -96,15 +96,12 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=Recipe.seed, help="default %(default)s")
 
 
+@resumable
 def run(args: argparse.Namespace) -> int:
     """Train, print the figures, and return the exit code. Raises SAEError with a sentence."""
     train = _train_on if args.vectors else _train
-    try:
-        with progress_bar() as report:
-            exported = train(args, report)
-    except KeyboardInterrupt:
-        print("saeclamp: stopped; the same command goes on with it.", file=sys.stderr)
-        return 130
+    with progress_bar() as report:
+        exported = train(args, report)
     _print(args, exported)
     return 0
 

@@ -1,0 +1,19 @@
+"""A user's library of SAEs, empty, and an SAE to put into it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.e2e.checkpoints import make_sae
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SAECLAMP_HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / "saes"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_sae(tmp_path / "some" / "my-sae", layer=2, d_in=16, d_sae=24)
