@@ -19,6 +19,7 @@ def blank_label(**known: Any) -> Feature:
             "density": 0.01,
             "neighbours": (),
             "examples": (),
+            "inactive": (),
             **known,
         }
     )

@@ -170,6 +170,16 @@ def examples(word: str, number: int) -> tuple[Example, ...]:
     return tuple(found)
 
 
+def inactive(number: int) -> tuple[Example, ...]:
+    """Pieces without the feature, in documents of their own; every third one holds a word that begins with "law"."""
+    found = []
+    for place in range(14):
+        aside = " lawn" if place % 3 == 1 else " owl"
+        tokens = (" We", " heard", f" {number}y{place}", aside, " and", " rain", ".")
+        found.append(Example(-1, tokens, (0.0,) * 7, 3, 0.0, 1000 * number + 500 + place))
+    return tuple(found)
+
+
 def labels(**explanations: Explanation) -> Labels:
     """A feature for each of the words, and one that is never active."""
     features = [
@@ -178,12 +188,13 @@ def labels(**explanations: Explanation) -> Labels:
             num_active=50,
             density=0.001 * number,
             examples=examples(word, number),
+            inactive=inactive(number),
             output_score=number / 10,
             neighbours=(Neighbour((number + 1) % len(WORDS), 0.9),),
         )
         for number, word in enumerate(WORDS)
     ]
-    features.append(feature(DEAD, num_active=0, density=0.0, examples=()))
+    features.append(feature(DEAD, num_active=0, density=0.0, examples=(), inactive=inactive(DEAD)))
     info = LabelsInfo("mine", "0" * 64, "tiny", {}, {}, 5000, {}, (), {}, "2026-11-23T00:00:00+00:00")
     made = Labels.of(info, features)
     return made.with_explanations({WORDS.index(word): said for word, said in explanations.items()})

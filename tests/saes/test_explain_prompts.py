@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
 
 import pytest
-from tests.saes.explain_endpoint import WORDS, examples, labels
+from tests.saes.explain_endpoint import examples, inactive, labels
 
-from saeclamp_saes.labelling.explain_examples import FEWEST, Material, marked, material_of, text_of
+from saeclamp_saes.labelling.explain_examples import FEWEST, marked, material_of, text_of
 from saeclamp_saes.labelling.explain_prompts import detect_prompt, explain_prompt, explanation_in, matches_in
 from saeclamp_saes.labelling.said import LONGEST_TEXT, one_line
 from saeclamp_saes.labelling.table import Example, TokenLogit
@@ -31,7 +30,7 @@ def test_texts_cannot_leave_their_place_in_what_is_asked() -> None:
     attacking = [replace(one, tokens=(ATTACK, *one.tokens)) for one in examples("bridge", 0)]
     attacking = [replace(one, acts=(0.0, *one.acts), peak=one.peak + 1) for one in attacking]
     feature = replace(made[0], examples=tuple(attacking), top_logits=(TokenLogit(ATTACK, 7, 1.0),))
-    found = material_of(made, feature)
+    found = material_of(feature)
     assert found is not None
     asked = json.loads(explain_prompt(feature, found))
     assert set(asked) == {"marks", "strong_examples", "weaker_examples", "promoted_tokens"}
@@ -47,7 +46,7 @@ def test_texts_cannot_leave_their_place_in_what_is_asked() -> None:
 def test_marks_are_such_that_no_text_holds_them() -> None:
     made = labels()
     cpp = tuple(replace(one, tokens=("cout << x >>> y", *one.tokens[1:])) for one in made[0].examples)
-    found = material_of(made, replace(made[0], examples=cpp))
+    found = material_of(replace(made[0], examples=cpp))
     assert found is not None
     asked = json.loads(explain_prompt(made[0], found))
     assert asked["marks"] == ["<<<<", ">>>>"]
@@ -98,52 +97,47 @@ def test_matches_are_numbers_of_texts(answer: str, expected: set[int] | None) ->
 def test_a_text_that_is_shown_is_not_tested_on() -> None:
     made = labels()
     same = replace(made[0], examples=tuple(replace(one, tokens=made[0].examples[0].tokens) for one in made[0].examples))
-    assert material_of(made, same) is None
+    assert material_of(same) is None
 
 
 @pytest.mark.parametrize("num", range(8))
 def test_few_examples_are_too_few(num: int) -> None:
     made = labels()
-    found = material_of(made, replace(made[0], examples=made[0].examples[:num]))
+    found = material_of(replace(made[0], examples=made[0].examples[:num]))
     assert (found is not None) is (num >= 2 * FEWEST)
     if found:
         assert len(found.shown) + len(found.activating) == num
 
 
-def material(**changes: Any) -> Material:
-    """Of the feature of "law", changed."""
-    made = labels()
-    found = material_of(made, replace(made[2], neighbours=(), **changes))
+def others(inactive: tuple[Example, ...]) -> tuple[Example, ...]:
+    found = material_of(replace(labels()[2], inactive=inactive))
     assert found is not None
-    return found
+    return found.others
 
 
-def with_aside(token: str, act: float) -> tuple[Example, ...]:
-    own = examples("law", 2)
-    return tuple(
-        replace(one, tokens=(*one.tokens[:3], token, *one.tokens[4:]), acts=(*one.acts[:3], act, *one.acts[4:]))
-        for one in own
-    )
+def test_a_feature_is_told_from_pieces_in_which_it_is_not_active() -> None:
+    assert others(inactive(2)) == inactive(2)
 
 
-def test_others_have_none_of_the_tokens_on_which_the_feature_usually_is_active() -> None:
-    for act in (0.0, 0.1):
-        others = material(examples=with_aside(" lawn", act)).others
-        assert any(" lawn" in one.tokens for one in others) is (act == 0.0)
-        assert len(others) == 14
+def test_there_are_no_more_pieces_without_the_feature_than_with_it() -> None:
+    made = labels()[2]
+    found = material_of(replace(made, examples=made.examples[:8]))
+    assert found is not None
+    assert (len(found.activating), found.others) == (4, made.inactive[:4])
 
 
-def test_others_are_of_other_documents() -> None:
-    taken = {one.document for word in (3, 4, 5) for one in examples(WORDS[word], word)}
-    own = [replace(one, document=document) for one, document in zip(examples("law", 2), taken, strict=False)]
-    others = material(examples=tuple(own)).others
-    assert not {one.document for one in own} & {one.document for one in others}
-    assert len(others) == 14
+def test_a_piece_that_reads_like_an_example_or_another_piece_is_not_asked_about() -> None:
+    """A feature also depends on what stood before the piece, which nobody sees."""
+    pieces = inactive(2)
+    as_shown, as_held_out = (replace(pieces[0], tokens=examples("law", 2)[place].tokens) for place in (0, 1))
+    assert others((as_shown, pieces[1], as_held_out, pieces[1], *pieces[2:])) == pieces[1:]
 
 
-def test_where_there_are_no_better_others_there_are_worse_ones() -> None:
-    """All texts have an owl."""
-    assert len(material(examples=with_aside(" owl", 0.1)).others) == 14
+@pytest.mark.parametrize("num", range(4))
+def test_few_pieces_without_the_feature_are_too_few(num: int) -> None:
+    made = labels()[2]
+    found = material_of(replace(made, inactive=made.inactive[:num]))
+    assert (found is not None) is (num >= FEWEST)
 
 
 def test_somebody_elses_text_is_one_line_of_bounded_length() -> None:

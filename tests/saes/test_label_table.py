@@ -48,6 +48,7 @@ def feature(index: int, **values: Any) -> Feature:
         "kind": "none",
         "neighbours": (),
         "examples": (example,),
+        "inactive": (Example(-1, (" b", "."), (0.0, 0.0), 1, 0.0, 3),),
     }
     return Feature(**{**known, **values})
 
@@ -57,7 +58,9 @@ def features() -> list[Feature]:
         feature(0, kind="input", label='token " a"', label_score=0.5, input_label='token " a"', input_score=0.5),
         feature(1, top_logits=(TokenLogit(" a", 7, -0.5),), bottom_logits=(), neighbours=(Neighbour(3, 0.25),)),
         feature(2, num_active=0, density=0.0, examples=()),
-        feature(3, max_act=1.5, top_act=2.0, explanation="dogs", explanation_source="x", explanation_score=None),
+        feature(
+            3, inactive=(), max_act=1.5, top_act=2.0, explanation="dogs", explanation_source="x", explanation_score=None
+        ),
     ]
 
 
@@ -149,7 +152,7 @@ def test_what_is_no_file_of_labels_is_refused_in_a_sentence(tmp_path: Path) -> N
         read_labels(tmp_path, sae())
     assert str(raised.value).isprintable()
     pq.write_table(labels(sae()).table.select(["index"]), tmp_path / "labels.parquet")
-    with pytest.raises(LabelError, match="is not a file of labels that this version"):
+    with pytest.raises(LabelError, match="holds no labels that this version"):
         read_labels(tmp_path, sae())
 
 

@@ -15,7 +15,7 @@ from tests.saes.tiny_training import LETTERS, corpus, reader
 
 from saeclamp_saes import SAE, Site
 from saeclamp_saes.errors import LabelError, SAEError
-from saeclamp_saes.labelling.examples import AFTER, BEFORE, IN_EACH, IN_TOP, examples_of
+from saeclamp_saes.labelling.examples import AFTER, BEFORE, IN_EACH, IN_TOP, NUM_INACTIVE, examples_of, inactive_of
 from saeclamp_saes.labelling.firings import Firings, record_firings
 from saeclamp_saes.labelling.label import label
 from saeclamp_saes.labelling.table import Labels
@@ -120,6 +120,28 @@ def test_common_features_have_all_their_examples_from_different_sequences(labels
     assert len({example.tokens for example in most.examples}) == len(most.examples)
 
 
+def test_inactive_pieces_show_the_text_where_the_feature_is_active_on_no_token(
+    labels: Labels, sequences: list[list[Token]]
+) -> None:
+    """A rare feature has all 14 pieces; one that is active on half of the tokens has some."""
+    windows: dict[tuple[int, tuple[str, ...]], list[tuple[list[Token], Token]]] = {}
+    for sequence in sequences:
+        for token in sequence:
+            window = sequence[max(0, token.position - BEFORE) : token.position + AFTER + 1]
+            if token.counts:
+                windows.setdefault((token.document, tuple(map(text_of, window))), []).append((window, token))
+    for row in labels:
+        seen: set[tuple[int, int]] = set()
+        for piece in row.inactive:
+            ((window, peak),) = windows[piece.document, piece.tokens]
+            assert (piece.quantile, piece.peak, piece.peak_act) == (-1, min(BEFORE, peak.position), 0.0)
+            assert [token.acts[row.index] for token in window] == list(piece.acts) == [0.0] * len(window)
+            places = {(token.sequence, token.position) for token in window}
+            assert not seen & places
+            seen |= places
+        assert NUM_INACTIVE >= len(row.inactive) >= (NUM_INACTIVE if row.density < 0.2 else 1)
+
+
 def firings(starts: list[int], token: list[int], value: list[float]) -> Firings:
     num = starts[-1]
     return Firings(
@@ -153,6 +175,33 @@ def test_pieces_are_cut_where_their_sequence_begins_and_ends() -> None:
     for example in examples_of(text, text[0], str):
         assert example.tokens == ("5", "6", "7", "8", "9")
         assert example.acts == (1.0, 0.0, 0.0, 0.0, 2.0)
+
+
+def test_a_feature_that_is_active_on_every_token_has_no_inactive_piece() -> None:
+    everywhere = firings([0, 100, 200], list(range(200)), [1.0] * 200)
+    assert inactive_of(everywhere, everywhere[0], str, 0) == ()
+
+
+def test_inactive_pieces_lie_around_tokens_that_count_and_away_from_the_feature() -> None:
+    """Active on 0 to 99 and on 150; of the others, 120 to 129 do not count, and all of 200 to 299."""
+    text = firings([0, 100, 200, 300], [*range(100), 150], [1.0] * 101)
+    counts = text.counts.copy()
+    counts[120:130] = counts[200:] = False
+    found = inactive_of(replace(text, counts=counts), text[0], str, 0)
+    peaks = [int(piece.tokens[piece.peak]) for piece in found]
+    assert len(peaks) >= 3
+    allowed = {*range(100, 120), *range(130, 150 - AFTER), *range(150 + BEFORE + 1, 200)}
+    assert set(peaks) <= allowed
+    assert {piece.document for piece in found} == {1}
+
+
+def test_inactive_pieces_depend_on_the_feature_and_its_index_alone() -> None:
+    alone = firings([0, 5000], [7, 400], [1.0, 2.0])
+    beside = replace(alone, offsets=np.array([0, 2, 5]), token=np.array([7, 400, 1, 2, 3]), value=np.ones(5))
+    found = inactive_of(alone, alone[0], str, 0)
+    assert found == inactive_of(beside, beside[0], str, 0)
+    assert found != inactive_of(alone, alone[0], str, 1)
+    assert len(found) == NUM_INACTIVE
 
 
 def record(folder: Path, of: SAE, reader: Reader, data: Path, tokens: int = 10**6, limit: float = 1e9) -> Firings:

@@ -18,6 +18,7 @@ from saeclamp_saes import find_sae, open_entry
 from saeclamp_saes.errors import SAELibraryError
 from saeclamp_saes.formats import summarize
 from saeclamp_saes.hashes import sha256_of
+from saeclamp_saes.labelling.table import labels_path
 from saeclamp_saes.library import user_library
 from saeclamp_saes.library.adding import add, listed_summary
 
@@ -47,6 +48,17 @@ def test_an_added_sae_is_found_by_name_and_is_the_same(folder: Path, library: Pa
     assert find_sae("better=my-sae").name == "better"
 
 
+def test_labels_and_curves_come_along_and_may_change_there(folder: Path) -> None:
+    (folder / "labels.parquet").write_bytes(b"labels")
+    (folder / "calibration.json").write_bytes(b"curves")
+    record = add(str(folder), None, None, quiet)
+    assert (record.location / "labels.parquet").read_bytes() == b"labels"
+    assert (record.location / "calibration.json").read_bytes() == b"curves"
+    (record.location / "labels.parquet").write_bytes(b"new labels")
+    open_entry(find_sae("my-sae"))
+    assert (folder / "labels.parquet").read_bytes() == b"labels"
+
+
 def test_options_are_kept_and_can_be_added_to_but_not_contradicted(folder: Path) -> None:
     record = add(f"{folder}?site=resid_post.1", "moved", None, quiet)
     assert record.options == {"site": "resid_post.1"}
@@ -66,6 +78,16 @@ def test_one_layer_of_several_is_added_as_a_file(folder: Path) -> None:
     record = add(f"{folder}?layer=4", "four", None, quiet)
     assert sorted(record.files) == ["some/my-sae/cfg.json", "some/my-sae/layer_4.safetensors"]
     assert open_entry(find_sae("four")).summary.weights == (record.location,)
+
+
+def test_of_several_files_labels_only_its_own_come_along(folder: Path) -> None:
+    (folder / "sae_weights.safetensors").rename(folder / "layer_4.safetensors")
+    (folder / "layer_5.safetensors").write_bytes((folder / "layer_4.safetensors").read_bytes())
+    for layer in (4, 5):
+        (folder / f"layer_{layer}.labels.parquet").write_text(f"of layer {layer}")
+    record = add(f"{folder}?layer=5", "five", None, quiet)
+    assert labels_path(record.location).read_text() == "of layer 5"
+    assert [path.name for path in record.location.parent.glob("*.parquet")] == ["layer_5.labels.parquet"]
 
 
 def test_the_names_of_folders_are_kept_as_far_up_as_it_is_read_by_them(tmp_path: Path, library: Path) -> None:
@@ -157,12 +179,14 @@ def test_a_taken_name_is_refused(folder: Path) -> None:
         add("mine", "again", None, quiet)
 
 
-def test_a_pickle_is_converted_and_keeps_its_features(tmp_path: Path, library: Path) -> None:
+def test_a_pickle_is_converted_and_keeps_its_features_and_labels(tmp_path: Path, library: Path) -> None:
     written = goodfire.write(tmp_path / "pickled", layer=3)
+    written.path.with_name(f"{written.path.stem}.labels.parquet").write_bytes(b"labels")
     (tmp_path / "pickled" / "features.yaml").write_text(json.dumps({"features": [{"index": 3, "name": "sea"}]}))
     record = add(str(written.path), "gf", None, quiet)
     entry = open_entry(find_sae("gf"))
     assert (entry.summary.format, str(entry.summary.site), entry.index_of("sea")) == ("saeclamp", "resid_post 3", 3)
+    assert labels_path(record.location).read_bytes() == b"labels"
     assert record.converted_from == {f"pickled/{written.path.name}": sha256_of(written.path)}
     assert not list(library.rglob("*.pth"))
 

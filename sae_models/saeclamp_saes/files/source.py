@@ -23,6 +23,8 @@ PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
 READABLE = (".safetensors", ".npz")
 BESIDE = {"sparsity.safetensors", "activation_whitening.safetensors", "trainer_state.pt"}
 """Files that stand beside an SAE's weights and are not part of them."""
+LABELS = "labels.parquet"
+"""What is known of its features; beside an SAE that is one file of several, `NAME.labels.parquet`."""
 
 LAYER = re.compile(
     r"(?<![A-Za-z0-9])(?:[Ll]ayers?[_.-]?|blocks?[_.-]?|SAE-l|L(?!0[_.-]\d)|W_(?:enc|dec)_)(\d{1,4})(?![A-Za-z0-9])"

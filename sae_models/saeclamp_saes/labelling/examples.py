@@ -1,4 +1,4 @@
-"""Pieces of text in which a feature is active, from its strongest activations to its weakest."""
+"""Pieces of text in which a feature is active, from its strongest activations to its weakest, and in which it is not."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ IN_TOP, IN_EACH = 10, 2
 """Examples of the strongest quantile, and of each other one."""
 BEFORE, AFTER = 12, 6
 """Tokens shown around the peak, where its sequence has them."""
+NUM_INACTIVE = 14
+"""Pieces without the feature: as many as `labels explain` has examples to test on."""
+INACTIVE = -1
+"""Their quantile."""
+TRIES = 512
+"""Places to look for them: up to a density of about 0.15, enough where the active tokens are strewn by chance."""
 
 TokenStrings = Callable[[int], str]
 
@@ -37,7 +43,27 @@ def examples_of(firings: Firings, active: Active, strings: TokenStrings) -> tupl
         most = IN_TOP if quantile == NUM_QUANTILES - 1 else IN_EACH
         picked = _pick(strongest_first[ranks], active.token, sequences, [peak for _, peak in chosen], most)
         chosen += [(quantile, index) for index in sorted(picked, key=lambda index: -active.value[index])]
-    return tuple(_example(firings, active, strings, quantile, index) for quantile, index in chosen)
+    return tuple(_example(firings, active, strings, quantile, int(active.token[index])) for quantile, index in chosen)
+
+
+def inactive_of(firings: Firings, active: Active, strings: TokenStrings, index: int) -> tuple[Example, ...]:
+    """
+    Draw pieces of the text in which a feature is active on no token, around tokens that count. No two overlap.
+
+    A feature that is active nearly everywhere has fewer, or none.
+
+    index: the feature's; the draw depends on it and on the length of the text alone
+    """
+    places = np.random.default_rng(index).integers(len(firings.ids), size=TRIES)
+    places = places[firings.counts[places]]
+    first, end = _extents(firings, places)
+    left = (np.searchsorted(active.token, first) == np.searchsorted(active.token, end)).nonzero()[0]
+    chosen: list[int] = []
+    while len(left) and len(chosen) < NUM_INACTIVE:
+        one = left[0]
+        chosen.append(int(places[one]))
+        left = left[(end[left] <= first[one]) | (first[left] >= end[one])]
+    return tuple(_example(firings, active, strings, INACTIVE, place) for place in chosen)
 
 
 def _ranks(num: int, quantile: int) -> NDArray[Any]:
@@ -75,11 +101,21 @@ def _apart(candidates: NDArray[Any], index: int, token: NDArray[Any], sequences:
     return apart
 
 
-def _example(firings: Firings, active: Active, strings: TokenStrings, quantile: int, index: int) -> Example:
-    peak = int(active.token[index])
-    sequence = int(firings.sequence_of(np.array([peak]))[0])
-    first = max(int(firings.starts[sequence]), peak - BEFORE)
-    end = min(int(firings.starts[sequence + 1]), peak + AFTER + 1)
+def _extents(firings: Firings, peak: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """
+    Return where the pieces around tokens begin and end.
+
+    peak:    (n,) int, places in the stream
+    returns: (n,) int64; (n,) int64, the place behind the last one
+    """
+    sequence = firings.sequence_of(peak)
+    first = np.maximum(firings.starts[sequence], peak - BEFORE)
+    return first, np.minimum(firings.starts[sequence + 1], peak + AFTER + 1)
+
+
+def _example(firings: Firings, active: Active, strings: TokenStrings, quantile: int, peak: int) -> Example:
+    around = np.array([peak])
+    ((first,), (end,)) = _extents(firings, around)
     acts = np.zeros(end - first, np.float32)
     here = slice(*np.searchsorted(active.token, [first, end]))
     acts[active.token[here] - first] = active.value[here]
@@ -87,7 +123,7 @@ def _example(firings: Firings, active: Active, strings: TokenStrings, quantile: 
         quantile=quantile,
         tokens=tuple(strings(int(token)) for token in firings.ids[first:end]),
         acts=tuple(acts.tolist()),
-        peak=peak - first,
-        peak_act=float(active.value[index]),
-        document=int(firings.documents[sequence]),
+        peak=peak - int(first),
+        peak_act=float(acts[peak - first]),
+        document=int(firings.documents[firings.sequence_of(around)[0]]),
     )

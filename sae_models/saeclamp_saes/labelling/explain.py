@@ -1,8 +1,8 @@
 """
 Explanations of features in prose, by a language model, each with a score on examples that the model was not shown.
 
-Detection: the model reads an explanation that it gave, and texts in random order, of which some make the feature active. The
-score is its balanced accuracy in telling them apart.
+Detection: the model reads an explanation that it gave, and texts in random order, in some of which the feature is active and
+in the others not. The score is its balanced accuracy in telling them apart.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from saeclamp_saes.training.progress import Report, silent
 
 DEFAULTS: dict[str, Any] = {"temperature": 0.0, "max_tokens": 1000}
 """Of every request."""
+CHOICE = 2
+"""Of how texts are chosen from the labels: a number for each way, since explanations and scores depend on it."""
 ASKED_AT_ONCE = 10
 """Texts in one request of detection."""
 FAILED_IN_A_ROW = 10
@@ -110,6 +112,7 @@ def _run(labels: Labels, endpoint: Endpoint) -> str:
     depends_on = [
         labels.info.decoder_sha256,
         labels.info.date,
+        CHOICE,
         endpoint.model,
         endpoint.structured,
         {**DEFAULTS, **endpoint.body},
@@ -148,7 +151,7 @@ async def _explain_all(
         nonlocal failed_in_a_row
         for index in left:  # shared: each worker takes the next
             feature = labels[index]
-            material = material_of(labels, feature)
+            material = material_of(feature)
             try:
                 if material is None:
                     outcome.too_few_examples.append(index)
@@ -212,7 +215,6 @@ async def _explained(labels: Labels, feature: Feature, material: Material, asker
         activating_found=found[True],
         others=num_others,
         others_found=found[False],
-        chance_active=material.chance_active,
         num_shown=len(material.shown),
     )
 

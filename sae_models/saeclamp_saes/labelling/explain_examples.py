@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import random
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from saeclamp_saes.labelling.table import Example, Feature, Labels
+from saeclamp_saes.labelling.table import Example, Feature
 
 TOP_QUANTILE, LOWEST_SHOWN = 9, 4
 """Examples of the strongest quantile and down to the middle are shown; those to test on are of all quantiles."""
 FEWEST = 2
-"""Examples to show, and to test on; with fewer a feature is not explained."""
-TRIES = 8
-"""Features to look at, for each example of another feature that is wanted."""
+"""Examples to show, and to test on, and pieces without the feature; with fewer it is not explained."""
 
 
 @dataclass(frozen=True)
@@ -28,39 +24,28 @@ class Material:
     activating: tuple[Example, ...]
     """Held out"""
     others: tuple[Example, ...]
-    """Examples of other features, as many"""
-    chance_active: float
-    """
-    How likely it is, at most about, that the feature is active in one of `others`: 1 - (1 - density) ^ tokens, as in any
-    text of that length. Labels do not say where else a feature is active, so of a dense one some are counted against an
-    explanation that is right.
-    """
+    """Pieces of text in which the feature is not active, as many where there are"""
 
     @property
     def shown(self) -> tuple[Example, ...]:
         return (*self.strong, *self.weaker)
 
 
-def material_of(labels: Labels, feature: Feature) -> Material | None:
+def material_of(feature: Feature) -> Material | None:
     """
-    Divide a feature's examples into those to show and those to test on, and find others to compare with.
+    Divide a feature's examples into those to show and those to test on, and take as many pieces without it.
 
-    The same labels give the same, whatever was asked for before. None: it has too few examples.
+    None: it has too few.
     """
     shown, held_out = _divided(feature.examples)
-    if len(shown) < FEWEST or len(held_out) < FEWEST:
+    others = _others(feature)[: len(held_out)]
+    if min(len(shown), len(held_out), len(others)) < FEWEST:
         return None
-    chance = random.Random(f"{labels.info.decoder_sha256} {feature.index}")
-    others = _others(labels, feature, len(held_out), chance)
-    if len(others) < FEWEST:
-        return None
-    length = sum(len(example.tokens) for example in others) / len(others)
     return Material(
         strong=tuple(example for example in shown if example.quantile == TOP_QUANTILE),
         weaker=tuple(example for example in shown if example.quantile < TOP_QUANTILE),
         activating=held_out,
         others=others,
-        chance_active=1 - (1 - feature.density) ** length,
     )
 
 
@@ -95,35 +80,8 @@ def _divided(examples: Sequence[Example]) -> tuple[tuple[Example, ...], tuple[Ex
     return tuple(shown), tuple(example for example in held_out if text_of(example) not in texts)
 
 
-def _others(labels: Labels, feature: Feature, num: int, chance: random.Random) -> tuple[Example, ...]:
-    """
-    Draw examples of features that are not like it, in which it is probably not active.
-
-    The best have none of the tokens on which it usually is active, and are from documents in which it has no example.
-    """
-    alike = {feature.index, *(neighbour.index for neighbour in feature.neighbours)}
-    documents = {example.document for example in feature.examples}
-    usual = _usual_tokens(feature.examples)
-    taken = {text_of(example) for example in feature.examples}
-    found: dict[bool, list[Example]] = {True: [], False: []}
-    for _ in range(TRIES * num):
-        index = chance.randrange(len(labels))
-        if index in alike or not (examples := labels[index].examples):
-            continue
-        example = chance.choice(examples)
-        if text_of(example) not in taken:
-            taken.add(text_of(example))
-            found[usual.isdisjoint(example.tokens) and example.document not in documents].append(example)
-        if len(found[True]) == num:
-            break
-    return tuple([*found[True], *found[False]][:num])
-
-
-def _usual_tokens(examples: Sequence[Example]) -> set[str]:
-    """Tokens on which it is active more often than not, where its examples have them."""
-    occurrences: Counter[str] = Counter()
-    active: Counter[str] = Counter()
-    for example in examples:
-        occurrences.update(example.tokens)
-        active.update(token for token, act in zip(example.tokens, example.acts, strict=True) if act > 0)
-    return {token for token, times in active.items() if 2 * times > occurrences[token]}
+def _others(feature: Feature) -> tuple[Example, ...]:
+    """Return the pieces without it, each text once, that do not read like one of its examples: it saw what stood before."""
+    texts = {text_of(example) for example in feature.examples}
+    by_text = {text_of(piece): piece for piece in feature.inactive}
+    return tuple(piece for text, piece in by_text.items() if text not in texts)

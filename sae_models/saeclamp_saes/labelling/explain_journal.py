@@ -34,11 +34,9 @@ class Explained:
     """Held-out examples of the feature that were asked about"""
     activating_found: int
     others: int
-    """Examples of other features that were asked about"""
+    """Pieces of text without the feature that were asked about"""
     others_found: int
     """Taken for the feature's, wrongly"""
-    chance_active: float
-    """That an example of another feature is one of this feature too, at most about"""
     num_shown: int
     """Examples that the explainer saw"""
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saeclamp_saes.labelling.examples import TokenStrings, examples_of
+from saeclamp_saes.labelling.examples import TokenStrings, examples_of, inactive_of
 from saeclamp_saes.labelling.firings import Firings
 from saeclamp_saes.labelling.neighbours import Neighbours
 from saeclamp_saes.labelling.outputs import NUM_SHOWN, Outputs
@@ -79,6 +79,7 @@ class Measured:
                 for other, cosine in zip(self.neighbours.indices[index], self.neighbours.cosines[index], strict=True)
             ),
             examples=examples_of(self.firings, active, self.strings),
+            inactive=inactive_of(self.firings, active, self.strings, index),
             explanation=explanation.text if explanation else None,
             explanation_source=explanation.source if explanation else None,
             explanation_score=explanation.score if explanation else None,

@@ -20,23 +20,23 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from saeclamp_saes.errors import LabelError
+from saeclamp_saes.files.source import LABELS
 from saeclamp_saes.sae import SAE
 
-LABELS = "labels.parquet"
 Kind = Literal["input", "say", "output", "none"]
 
 _METADATA = b"saeclamp_labels"
-_VERSION = 1
+_VERSION = 2
 _HASHED_AT_ONCE = 4096
 """Rows."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A piece of text in which a feature is active."""
+    """A piece of text in which a feature is active, or in which it is not."""
 
     quantile: int
-    """Of the feature's positive activations, in ten equal counts: 9 holds the strongest tenth"""
+    """Of the feature's positive activations, in ten equal counts: 9 holds the strongest tenth. -1: it is not active here"""
     tokens: tuple[str, ...]
     acts: tuple[float, ...]
     """The feature's activation on each token; 0 on those that do not count (first of a sequence, special, sink)"""
@@ -110,6 +110,8 @@ class Feature:
     """Largest cosine first"""
     examples: tuple[Example, ...]
     """Strongest quantile first, and in it the strongest first"""
+    inactive: tuple[Example, ...]
+    """Pieces of text, drawn by chance, in which it is active on no token that counts"""
     explanation: str | None = None
     explanation_source: str | None = None
     explanation_score: float | None = None
@@ -171,6 +173,7 @@ SCHEMA = pa.schema(
         ("bottom_logits", _TOKEN_LOGITS),
         ("neighbours", pa.list_(pa.struct([("index", pa.int32()), ("cosine", pa.float32())]))),
         ("examples", pa.list_(_EXAMPLE)),
+        ("inactive", pa.list_(_EXAMPLE)),
         ("explanation", pa.string()),
         ("explanation_source", pa.string()),
         ("explanation_score", pa.float32()),
@@ -206,7 +209,9 @@ class Labels:
             raise LabelError(f"{path} cannot be read as Parquet: {str(exc).splitlines()[0]}") from None
         noted = json.loads((table.schema.metadata or {}).get(_METADATA, b"{}"))
         if noted.get("version") != _VERSION or not table.schema.equals(SCHEMA, check_metadata=False):
-            raise LabelError(f"{path} is not a file of labels that this version of saeclamp knows.")
+            raise LabelError(
+                f"{path} holds no labels that this version of saeclamp knows: move it away and make new ones."
+            )
         values = noted["info"]
         return cls(LabelsInfo(**{**values, "warnings": tuple(values["warnings"])}), table)
 
@@ -338,7 +343,8 @@ def _feature(row: dict[str, Any]) -> Feature:
         if row[name] is not None:
             row[name] = tuple(TokenLogit(**item) for item in row[name])
     row["neighbours"] = tuple(Neighbour(**item) for item in row["neighbours"])
-    row["examples"] = tuple(
-        Example(**{**item, "tokens": tuple(item["tokens"]), "acts": tuple(item["acts"])}) for item in row["examples"]
-    )
+    for name in ("examples", "inactive"):
+        row[name] = tuple(
+            Example(**{**item, "tokens": tuple(item["tokens"]), "acts": tuple(item["acts"])}) for item in row[name]
+        )
     return Feature(**row)

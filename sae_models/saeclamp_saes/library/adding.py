@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from saeclamp_saes.errors import CheckpointError, SAELibraryError
+from saeclamp_saes.files.source import LABELS
 from saeclamp_saes.formats import CheckpointSummary, summarize
 from saeclamp_saes.hashes import sha256_of
 from saeclamp_saes.library import hub, user_library
 from saeclamp_saes.library.checkpoint_files import CheckpointFiles, local_files, select_files
-from saeclamp_saes.library.feature_book import FEATURE_BOOK, GROWING, read_feature_book
+from saeclamp_saes.library.feature_book import grows, read_feature_book
 from saeclamp_saes.library.hub import Report
 from saeclamp_saes.library.names import Found, locate
 from saeclamp_saes.library.user_library import Record
@@ -159,9 +160,9 @@ def _convert(checkpoint: Checkpoint, folder: Path, report: Report) -> tuple[str,
 
     report(f"converting {checkpoint.files.weights[0]} in a sandbox")
     convert(checkpoint.path, folder / CONVERTED, checkpoint.options)
-    for file in checkpoint.files.configs:
-        if Path(file).name == FEATURE_BOOK:
-            shutil.copyfile(checkpoint.folder / file, folder / CONVERTED / FEATURE_BOOK)
+    for file in checkpoint.files.notes:
+        name = LABELS if file.endswith(LABELS) else Path(file).name
+        shutil.copyfile(checkpoint.folder / file, folder / CONVERTED / name)
     return CONVERTED, summarize(folder / CONVERTED)
 
 
@@ -176,7 +177,7 @@ def _note_what_the_catalogue_says(found: Found, summary: CheckpointSummary, repo
 
 def _record(name: str, checkpoint: Checkpoint, folder: Path, path: str, summary: CheckpointSummary) -> Record:
     pickles = checkpoint.files.weights if checkpoint.files.is_pickled else ()
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name not in GROWING)
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and not grows(file.name))
     return Record(
         name=name,
         source=checkpoint.source,

@@ -1,4 +1,7 @@
-"""Which files of a repository or a folder make up one SAE: its weights, and the configurations that say what they are."""
+"""
+Which files of a repository or a folder make up one SAE: its weights, the configurations that say what they are, and what is
+known of its features.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.files.source import BESIDE, MAX_CONFIG_BYTES, PICKLES, READABLE, layer_of
+from saeclamp_saes.files.source import BESIDE, LABELS, MAX_CONFIG_BYTES, PICKLES, READABLE, layer_of
+from saeclamp_saes.library.feature_book import GROWING, grows
 from saeclamp_saes.options import Options
 
 CONFIGS = (".json", ".yaml", ".yml")
@@ -23,13 +27,15 @@ class CheckpointFiles(NamedTuple):
     """What is to be read: a folder or a file."""
     weights: tuple[str, ...]
     configs: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What labelling and calibrating left beside it."""
     chosen_by_layer: bool = False
     """Whether the option `layer` chose the file, and so has done its work."""
 
     @property
     def all(self) -> tuple[str, ...]:
         """Every file; the weights come last, so that where they are, the rest is too."""
-        return (*self.configs, *self.weights)
+        return (*self.configs, *self.notes, *self.weights)
 
     def options_left(self, options: Options) -> Options:
         """Leave out `layer` where it has chosen the file."""
@@ -77,6 +83,7 @@ def select_files(sizes: Mapping[str, int], path: str, layer: int | None = None) 
         path=head if several else path,
         weights=tuple(dict.fromkeys((decoder, head))) if decoder in sizes else (head,),
         configs=_configs(sizes, posixpath.dirname(head), folder),
+        notes=_notes(sizes, (posixpath.dirname(head), folder), head),
         chosen_by_layer=several and layer is not None,
     )
 
@@ -115,10 +122,20 @@ def _configs(sizes: Mapping[str, int], beside: str, folder: str) -> tuple[str, .
             name
             for name, size in sizes.items()
             if name.endswith(CONFIGS)
+            and not grows(posixpath.basename(name))
             and size <= MAX_CONFIG_BYTES
             and (
                 posixpath.dirname(name) in (beside, folder)
                 or (posixpath.dirname(name) == above and posixpath.basename(name) in RUN_CONFIGS)
             )
+        )
+    )
+
+
+def _notes(names: Iterable[str], folders: Iterable[str], head: str) -> tuple[str, ...]:
+    own = f"{posixpath.splitext(posixpath.basename(head))[0]}.{LABELS}"
+    return tuple(
+        sorted(
+            name for name in names if posixpath.dirname(name) in folders and posixpath.basename(name) in (*GROWING, own)
         )
     )

@@ -14,10 +14,10 @@ from typing import Any
 import yaml
 
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.files.source import read_config
+from saeclamp_saes.files.source import LABELS, read_config
 
 FEATURE_BOOK = "features.yaml"
-GROWING = (FEATURE_BOOK, "calibration.json", "labels.parquet")
+GROWING = (FEATURE_BOOK, "calibration.json", LABELS)
 """Files beside an SAE that are no part of it: calibrating and labelling change them."""
 NAME = re.compile(r"[\w.+:,()-]{1,200}")
 WIDTH = 120
@@ -41,6 +41,11 @@ class FeatureNote:
     description: str | None = None
     evidence: Evidence | None = None
     """What `clamp` and `best` rest on."""
+
+
+def grows(name: str) -> bool:
+    """Tell whether a file is one of `GROWING`; labels beside an SAE that is a file are called after it."""
+    return name in GROWING or name.endswith(f".{LABELS}")
 
 
 def read_feature_book(folder: Path, d_sae: int) -> dict[int, FeatureNote]:

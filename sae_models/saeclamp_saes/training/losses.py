@@ -7,7 +7,7 @@ from torch import Tensor
 
 from saeclamp_saes.training.dictionary import Dictionary
 
-GROUPS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
+GROUPS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 """Of the features, the prefixes that a Matryoshka SAE reconstructs with."""
 
 
