@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from tests.bundled import ACT, GOLDEN_GATE, OTHERS
 from tests.e2e.agreement import max_difference
 from tests.e2e.serving import Server
 
@@ -22,22 +23,16 @@ def clamp(index: int, value: float, tokens: str = "all") -> dict[str, Any]:
 
 
 PROGRAMS: list[list[dict[str, Any]]] = [
-    [clamp(914, 150)],
-    [clamp(914, 170)],
-    [clamp(914, 170, "generated")],
-    [clamp(914, 170, "prompt")],
-    [clamp(353, 114)],
-    [clamp(988, 150)],
-    [clamp(124, 128)],
-    [clamp(810, 217)],
-    [clamp(475, 169)],
-    [clamp(914, 105), clamp(593, 84)],
-    [{"op": "add", "feature": "bundled/548", "value": 100, "unit": "act"}],
-    [{"op": "ablate", "feature": "bundled/914"}, clamp(646, 151)],
+    [clamp(GOLDEN_GATE, 0.9 * ACT)],
+    [clamp(GOLDEN_GATE, ACT)],
+    [clamp(GOLDEN_GATE, ACT, "generated")],
+    [clamp(GOLDEN_GATE, ACT, "prompt")],
+    *([clamp(index, act)] for index, act in OTHERS[:7]),
+    [clamp(GOLDEN_GATE, 0.6 * ACT), clamp(*OTHERS[0])],
+    [{"op": "add", "feature": f"bundled/{OTHERS[1][0]}", "value": 100, "unit": "act"}],
+    [{"op": "ablate", "feature": f"bundled/{GOLDEN_GATE}"}, clamp(*OTHERS[7])],
     [{"op": "clamp", "feature": "second/5", "value": 40, "unit": "act"}],
-    [{"op": "clamp", "feature": "second/6", "value": 30, "unit": "act"}, clamp(316, 123)],
-    [clamp(183, 182)],
-    [clamp(634, 146)],
+    [{"op": "clamp", "feature": "second/6", "value": 30, "unit": "act"}, clamp(*OTHERS[8])],
     [],
     [],
     [],
@@ -92,7 +87,7 @@ def test_every_choice_of_every_prompt_is_steered(server: Server, stream: bool) -
         "temperature": 0.3,
         "seed": 7,
         "max_tokens": 24,
-        "steering": {"interventions": [clamp(914, 190)]},
+        "steering": {"interventions": [clamp(GOLDEN_GATE, 1.1 * ACT)]},
     }
     if not stream:
         answer = server.post("/v1/completions", **body).json()

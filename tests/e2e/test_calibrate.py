@@ -13,6 +13,7 @@ import httpx
 import pytest
 import torch
 import yaml
+from tests.bundled import GOLDEN_GATE
 from transformers import AutoModelForCausalLM
 
 from saeclamp_server.args import parse
@@ -54,7 +55,7 @@ def calibrate(url: str, folder: Path, *more: str) -> int:
 
 
 def curve_of(folder: Path) -> dict[str, Any]:
-    curve: dict[str, Any] = json.loads((folder / "calibration.json").read_text())["features"]["914"]
+    curve: dict[str, Any] = json.loads((folder / "calibration.json").read_text())["features"][str(GOLDEN_GATE)]
     return curve
 
 
@@ -78,7 +79,7 @@ def test_the_green_zone_is_in_the_feature_book(out: Path) -> None:
     low, high = curve["green_zone"]
     assert 0.6 <= low <= curve["best"] <= high <= 0.75
     (entry,) = [
-        item for item in yaml.safe_load((out / "features.yaml").read_text())["features"] if item["index"] == 914
+        item for item in yaml.safe_load((out / "features.yaml").read_text())["features"] if item["index"] == GOLDEN_GATE
     ]
     assert (entry["name"], entry["clamp"], entry["best"]) == ("golden-gate", [low, high], curve["best"])
     assert entry["evidence"]["hit"] > 0

@@ -6,6 +6,7 @@ import asyncio
 
 import openai
 import pytest
+from tests.bundled import GOLDEN_GATE, STRENGTH
 from tests.e2e.serving import Server
 
 import saeclamp
@@ -13,8 +14,8 @@ from saeclamp import Add, AsyncClient, Clamp, Client
 
 MESSAGES = [{"role": "user", "content": "How can I sleep better?"}]
 PARAMS = {"temperature": 0, "max_tokens": 24}
-GOLDEN_GATE = Clamp(feature="bundled/golden-gate", value=0.74)
-EXTRA = {**saeclamp.extra_body(GOLDEN_GATE), "repetition_penalty": 1.1}
+CLAMP = Clamp(feature="bundled/golden-gate", value=STRENGTH)
+EXTRA = {**saeclamp.extra_body(CLAMP), "repetition_penalty": 1.1}
 
 
 def test_openai_python_sync(server: Server) -> None:
@@ -23,7 +24,7 @@ def test_openai_python_sync(server: Server) -> None:
         assert "Golden Gate Bridge" in answer.choices[0].message.content
         assert answer.steering["applied"] is True
         text = client.completions.create(model=server.model, prompt="The sky is", extra_body=EXTRA, **PARAMS)
-        assert text.steering["interventions"][0]["index"] == 914
+        assert text.steering["interventions"][0]["index"] == GOLDEN_GATE
 
 
 def test_openai_python_streamed(server: Server) -> None:
@@ -71,17 +72,17 @@ def test_our_client(server: Server) -> None:
         assert server.model in client.models.list().ids
         plain = client.chat.completions.create(messages=MESSAGES, **PARAMS)
         steered = client.chat.completions.create(
-            messages=MESSAGES, steering=[GOLDEN_GATE, Add(feature="bundled/food", value=0.1)], **PARAMS
+            messages=MESSAGES, steering=[CLAMP, Add(feature="bundled/food", value=0.1)], **PARAMS
         )
         assert plain.steering is None
         assert steered.steering is not None
         assert [item.name for item in steered.steering.interventions] == ["golden-gate", "food"]
         assert steered.text != plain.text
-        with client.chat.completions.create(messages=MESSAGES, steering=GOLDEN_GATE, stream=True, **PARAMS) as stream:
+        with client.chat.completions.create(messages=MESSAGES, steering=CLAMP, stream=True, **PARAMS) as stream:
             assert len(list(stream)) > 10
             assert stream.steering is not None
             assert stream.steering.applied
-        text = client.completions.create(prompt="The sky is", steering=GOLDEN_GATE, **PARAMS)
+        text = client.completions.create(prompt="The sky is", steering=CLAMP, **PARAMS)
         assert text.steering is not None
         with pytest.raises(saeclamp.BadRequestError) as raised:
             client.completions.create(prompt="x", steering=Clamp(feature="nobody/1", value=1))
@@ -95,13 +96,11 @@ def test_our_async_client(server: Server) -> None:
             answers = await asyncio.gather(
                 *(
                     client.chat.completions.create(messages=MESSAGES, steering=steering, **PARAMS)
-                    for steering in (GOLDEN_GATE, None, GOLDEN_GATE)
+                    for steering in (CLAMP, None, CLAMP)
                 )
             )
             assert answers[0].text == answers[2].text != answers[1].text
-            stream = await client.chat.completions.create(
-                messages=MESSAGES, steering=GOLDEN_GATE, stream=True, **PARAMS
-            )
+            stream = await client.chat.completions.create(messages=MESSAGES, steering=CLAMP, stream=True, **PARAMS)
             async with stream:
                 pieces = [chunk async for chunk in stream]
             assert len(pieces) > 10

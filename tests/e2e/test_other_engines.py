@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.bundled import ACT, GOLDEN_GATE, LAYER
 from tests.e2e.agreement import assert_agreement
 from tests.e2e.checkpoints import make_model, make_sae
 from tests.e2e.serving import Server, serve
@@ -85,9 +86,9 @@ def test_chunked_prefill_changes_nothing(
         tmp_path / "log", PACKAGED_MODEL, "--sae", "bundled", "--sae", f"second={second_sae}", *flags
     ) as chunked:
         for tokens in ("all", "prompt", "generated"):
-            moves = [Move("bundled", 914, "clamp", 170.2, tokens), Move("second", 7, "clamp", 40.0, tokens)]
+            moves = [Move("bundled", GOLDEN_GATE, "clamp", ACT, tokens), Move("second", 7, "clamp", 40.0, tokens)]
             assert_agreement(chunked, oracle, prompt, moves, num_new=6)
 
 
 def test_the_bundled_sae_is_the_one_the_oracle_reads() -> None:
-    assert ReferenceSAE(BUNDLED["bundled"]).reads == "blocks.23.hook_resid_post"
+    assert ReferenceSAE(BUNDLED["bundled"]).reads == f"blocks.{LAYER}.hook_resid_post"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.bundled import ACT, GOLDEN_GATE, STRENGTH
 from tests.e2e.agreement import TOLERANCE, VISIBLE, max_difference
 from tests.e2e.serving import Server
 from tests.reference import Move, ReferenceModel
 from transformers import PreTrainedTokenizerBase
 
-STEERED: list[dict[str, Any]] = [{"op": "clamp", "feature": "bundled/golden-gate", "value": 0.74}]
+STEERED: list[dict[str, Any]] = [{"op": "clamp", "feature": "bundled/golden-gate", "value": STRENGTH}]
 PARAMS: dict[str, Any] = {"max_tokens": 12, "ignore_eos": True, "logprobs": 0}
 
 
@@ -83,7 +84,7 @@ def test_what_was_generated_is_not_reused_as_prompt(
     second_turn = [*first_turn, *answer["choices"][0]["token_ids"], *tokenizer(" And then? Well,")["input_ids"]]
     again = server.complete(second_turn, steered, return_token_ids=True, **PARAMS)
     own, _ = oracle.generated_logprobs(
-        second_turn, again["choices"][0]["token_ids"], [Move("bundled", 914, "clamp", 170.2, tokens)]
+        second_turn, again["choices"][0]["token_ids"], [Move("bundled", GOLDEN_GATE, "clamp", ACT, tokens)]
     )
     assert cached(again) == 0
     assert max_difference(logprobs(again), own) < TOLERANCE

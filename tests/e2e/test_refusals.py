@@ -6,9 +6,10 @@ import json
 from typing import Any, NamedTuple
 
 import pytest
+from tests.bundled import D_SAE, GOLDEN_GATE, STRENGTH, UNNAMED
 from tests.e2e.serving import Server
 
-GOOD = {"op": "clamp", "feature": "bundled/golden-gate", "value": 0.74}
+GOOD = {"op": "clamp", "feature": "bundled/golden-gate", "value": STRENGTH}
 
 
 class Refusal(NamedTuple):
@@ -44,9 +45,13 @@ REFUSALS = {
     "too many interventions": Refusal(steering(*[GOOD] * 65), "steering.interventions", "at most 64"),
     "unknown SAE": Refusal(one(feature="elsewhere/5"), "steering.interventions[0].feature", "Loaded: bundled, second"),
     "unknown feature": Refusal(one(feature="bundled/golden-gat"), "steering.interventions[0].feature", "golden-gate"),
-    "index out of range": Refusal(one(feature="bundled/1024"), "steering.interventions[0].feature", "0 to 1023"),
+    "index out of range": Refusal(
+        one(feature=f"bundled/{D_SAE}"), "steering.interventions[0].feature", f"0 to {D_SAE - 1}"
+    ),
     "index object out of range": Refusal(
-        one(feature={"sae": "bundled", "index": 99999}, unit="act"), "steering.interventions[0].feature", "0 to 1023"
+        one(feature={"sae": "bundled", "index": 99999}, unit="act"),
+        "steering.interventions[0].feature",
+        f"0 to {D_SAE - 1}",
     ),
     "negative index": Refusal(
         one(feature={"sae": "bundled", "index": -1}),
@@ -62,12 +67,12 @@ REFUSALS = {
         "unknown field",
     ),
     "feature without an SAE": Refusal(one(feature="golden-gate"), "steering.interventions[0].feature", "<sae>/<name>"),
-    "feature of the wrong type": Refusal(one(feature=914), "steering.interventions[0].feature", "dictionary"),
+    "feature of the wrong type": Refusal(one(feature=GOLDEN_GATE), "steering.interventions[0].feature", "dictionary"),
     "digits of another script": Refusal(
         one(feature="bundled/٥"), "steering.interventions[0].feature", "no feature named"
     ),
     "max_act of an unmeasured feature": Refusal(
-        one(feature="bundled/17"), "steering.interventions[0].unit", "no stored maximum"
+        one(feature=f"bundled/{UNNAMED}"), "steering.interventions[0].unit", "no stored maximum"
     ),
     "value of the wrong type": Refusal(one(value="0.74"), "steering.interventions[0].value", "valid number"),
     "value true": Refusal(one(value=True), "steering.interventions[0].value", "valid number"),
@@ -86,7 +91,7 @@ REFUSALS = {
     "unknown tokens": Refusal(one(tokens="last"), "steering.interventions[0].tokens", "'all', 'prompt' or 'generated'"),
     "unknown receipt": Refusal(steering(GOOD, receipt="full"), "steering.receipt", "'none' or 'summary'"),
     "one feature twice": Refusal(
-        steering(GOOD, {**GOOD, "feature": "bundled/914", "unit": "act"}),
+        steering(GOOD, {**GOOD, "feature": f"bundled/{GOLDEN_GATE}", "unit": "act"}),
         "steering.interventions[1].feature",
         "already",
     ),

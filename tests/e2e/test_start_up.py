@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.bundled import LAYER
 from tests.e2e.serving import serve
 
 from saeclamp_saes.library.names import BUNDLED
@@ -40,8 +41,8 @@ def shifted(folder: Path) -> Path:
     """Copy the bundled SAE, with a configuration that claims a layer far below its own."""
     shutil.copytree(BUNDLED["bundled"], folder)
     cfg = (folder / "cfg.json").read_text()
-    assert "blocks.23.hook_resid_post" in cfg
-    (folder / "cfg.json").write_text(cfg.replace("blocks.23.hook_resid_post", "blocks.8.hook_resid_post"))
+    assert f"blocks.{LAYER}.hook_resid_post" in cfg
+    (folder / "cfg.json").write_text(cfg.replace(f"blocks.{LAYER}.hook_resid_post", "blocks.8.hook_resid_post"))
     return folder
 
 

@@ -6,10 +6,11 @@ import json
 from typing import Any
 
 import pytest
+from tests.bundled import GOLDEN_GATE, LAYER, MAX_ACT, STRENGTH
 from tests.e2e.serving import Server
 from tests.e2e.streaming import chunks
 
-STEERING = {"interventions": [{"op": "clamp", "feature": "bundled/golden-gate", "value": 0.74}]}
+STEERING = {"interventions": [{"op": "clamp", "feature": "bundled/golden-gate", "value": STRENGTH}]}
 CHAT: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Why is the sky blue?"}],
     "temperature": 0,
@@ -46,8 +47,8 @@ def test_the_receipt_says_what_was_resolved_and_applied(server: Server) -> None:
     assert receipt["spec"].startswith("sha256:")
     assert receipt["model"] == server.model
     assert receipt["sae"].keys() == {"bundled"}
-    assert (intervention["index"], intervention["layer"], intervention["name"]) == (914, 23, "golden-gate")
-    assert intervention["value_act"] == pytest.approx(0.74 * 230)
+    assert (intervention["index"], intervention["layer"], intervention["name"]) == (GOLDEN_GATE, LAYER, "golden-gate")
+    assert intervention["value_act"] == pytest.approx(STRENGTH * MAX_ACT)
     # of the 36 prompt tokens position 0 is one of five special ones; the last new token is never fed back
     assert intervention["tokens"] == {"prompt": 31, "generated": 29}
     assert 0 <= intervention["act_before"]["mean"] <= intervention["act_before"]["max"]

@@ -9,7 +9,6 @@ import yaml
 
 from saeclamp_saes.errors import CheckpointError
 from saeclamp_saes.library.feature_book import FeatureNote, read_feature_book, update_feature_book
-from saeclamp_saes.library.names import BUNDLED
 
 BOOK = """\
 notes: Made by hand.
@@ -123,12 +122,3 @@ def test_an_entry_that_could_not_be_read_is_not_written(folder: Path, note: Feat
     with pytest.raises(CheckpointError, match=says):
         update_feature_book(folder, note, 8)
     assert (folder / "features.yaml").read_text() == BOOK
-
-
-def test_the_bundled_book_names_the_golden_gate() -> None:
-    note = read_feature_book(BUNDLED["bundled"], 1024)[914]
-    assert (note.name, note.max_act) == ("golden-gate", 230)
-    assert note.description is not None
-    assert note.clamp is not None
-    low, high = note.clamp
-    assert 0.5 < low < high < 1

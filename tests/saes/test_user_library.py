@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.bundled import D_SAE
 from tests.e2e.checkpoints import make_sae
 from tests.saes.layouts import gemma_scope, goodfire
 from tests.saes.own_library import kept, quiet
@@ -126,7 +127,7 @@ def test_a_bundled_sae_comes_first_then_the_library_then_a_folder(
     monkeypatch.chdir(tmp_path)
     make_sae(tmp_path / "mine", layer=3, d_in=16)
     make_sae(tmp_path / "theirs", layer=3, d_in=16)
-    assert open_entry(find_sae("bundled")).summary.d_sae == 1024
+    assert open_entry(find_sae("bundled")).summary.d_sae == D_SAE
     assert open_entry(find_sae("mine")).summary.site.layer == 2
     assert open_entry(find_sae("./mine")).summary.site.layer == 3
     assert open_entry(find_sae("theirs")).summary.site.layer == 3

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.bundled import LAYER
 
 from saeclamp_saes import SAE, Site, read_sae
 from saeclamp_saes.commands import verify as command
@@ -82,8 +83,12 @@ def unnormalised(factor: float) -> Callable[[SAE], SAE]:
 @pytest.mark.parametrize(
     ("copy", "reading", "hint"),
     [
-        pytest.param(shifted(22), "at resid_post 23 ", "use ?site=resid_post.23.", id="a-layer-early"),
-        pytest.param(shifted(24), "at resid_post 23 ", "use ?site=resid_post.23.", id="a-layer-late"),
+        pytest.param(
+            shifted(LAYER - 1), f"at resid_post {LAYER} ", f"use ?site=resid_post.{LAYER}.", id="a-layer-early"
+        ),
+        pytest.param(
+            shifted(LAYER + 1), f"at resid_post {LAYER} ", f"use ?site=resid_post.{LAYER}.", id="a-layer-late"
+        ),
         pytest.param(transposed, "with encoder and decoder exchanged", "?format=NAME.", id="transposed"),
         pytest.param(unnormalised(0.064), "with the input times 0.06", "use ?input_scale=0.06", id="unnormalised"),
     ],

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from tests.bundled import D_SAE, LAYER
 from tests.e2e.checkpoints import make_sae
 from tests.saes.layouts import goodfire
 from tests.saes.local_hub import COMMIT, LocalHub
@@ -93,8 +94,9 @@ def test_an_sae_is_added_listed_shown_and_removed(saeclamp: Saeclamp, folder: Pa
     assert added.err == "saeclamp: serve it with --sae mine\n"
     header, *rows = [line.split("\t") for line in saeclamp("list").out.splitlines()]
     assert header == ["NAME", "KEPT", "MODEL", "READS", "WRITES", "FEATURES", "FORMAT"]
+    site = f"resid_post {LAYER}"
     assert rows == [
-        ["bundled", "bundled", "SmolLM2-135M-Instruct", "resid_post 23", "resid_post 23", "1024", "saelens"],
+        ["bundled", "bundled", "SmolLM2-135M-Instruct", site, site, str(D_SAE), "saelens"],
         ["mine", "library", "some/model", "resid_post 2", "resid_post 2", "24", "saelens"],
     ]
     facts = dict(line.split("\t") for line in saeclamp("info", "mine").out.splitlines())
@@ -196,7 +198,7 @@ def test_a_terminal_gets_a_table(environment: dict[str, str]) -> None:
     assert status == 0
     assert "\t" not in said
     assert "─" in said
-    assert "resid_post 23" in said
+    assert f"resid_post {LAYER}" in said
 
 
 @pytest.mark.parametrize(("answer", "removed"), [("y\n", True), ("n\n", False), ("\n", False)])
