@@ -41,7 +41,7 @@ sys.path.append(str(Path(__file__).parent / "bundled"))
 from questions import GOLDEN_GATE, UNRELATED
 
 RESULTS = Path(__file__).parent / "results"
-NUM_TOKENS = 60
+NUM_TOKENS = 80
 STRENGTHS = (0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9, 1.0)
 DECODINGS = (GREEDY, sampled(5))
 NUM_RANDOM = 3

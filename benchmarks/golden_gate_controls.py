@@ -17,7 +17,7 @@ from saeclamp_saes.training.harvest import Reader
 from saeclamp_saes.verification.models import open_model
 
 NUM_NOISE = 3
-ANSWER_TOKENS = 60
+ANSWER_TOKENS = 80
 DIFFERENCE = 0
 """Index of the difference of means; the noise follows."""
 
