@@ -108,7 +108,7 @@ def slow_loss(recipe: Recipe, parts: dict[str, list[Any]], xs: list[list[float]]
     def mean_square(rows: list[list[float]]) -> float:
         return sum(dot(row, row) for row in rows) / len(rows)
 
-    ends = [d_sae // 16, d_sae // 8, d_sae // 4, d_sae // 2, d_sae] if recipe.architecture == "matryoshka" else [d_sae]
+    ends = [d_sae // share for share in (32, 16, 8, 4, 2, 1)] if recipe.architecture == "matryoshka" else [d_sae]
     loss = sum(mean_square(missing(end)) for end in ends) / len(ends)
     if recipe.architecture == "relu":
         lengths = [math.sqrt(dot(row, row)) for row in W_dec]
