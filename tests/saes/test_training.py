@@ -108,7 +108,9 @@ def slow_loss(recipe: Recipe, parts: dict[str, list[Any]], xs: list[list[float]]
     def mean_square(rows: list[list[float]]) -> float:
         return sum(dot(row, row) for row in rows) / len(rows)
 
-    ends = [d_sae // share for share in (32, 16, 8, 4, 2, 1)] if recipe.architecture == "matryoshka" else [d_sae]
+    ends = [1, 2, 4, 8, 16, 32] if recipe.architecture == "matryoshka" else [d_sae]
+    if recipe.smallest_group == 5:
+        ends = [5, 10, 20, 32]
     loss = sum(mean_square(missing(end)) for end in ends) / len(ends)
     if recipe.architecture == "relu":
         lengths = [math.sqrt(dot(row, row)) for row in W_dec]
@@ -140,10 +142,10 @@ def random_dictionary(d_in: int = 6, d_sae: int = 32, seed: int = 2) -> Dictiona
     return dictionary
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "smallest_group"), [*((name, None) for name in NAMES), ("matryoshka", 5)])
 @pytest.mark.parametrize("num_dead", [0, 2, 20])
-def test_the_loss_is_the_textbooks(name: Name, num_dead: int) -> None:
-    recipe = Recipe(d_sae=32, architecture=name, k=5, tokens=1000, batch=10)
+def test_the_loss_is_the_textbooks(name: Name, smallest_group: int | None, num_dead: int) -> None:
+    recipe = Recipe(d_sae=32, architecture=name, k=5, smallest_group=smallest_group, tokens=1000, batch=10)
     dictionary = random_dictionary()
     x = torch.randn(9, 6, generator=torch.Generator().manual_seed(1))
     is_dead = torch.arange(32) >= 32 - num_dead
@@ -227,6 +229,8 @@ def test_the_dead_window_fits_the_run() -> None:
         ({"k": 100}, "100 active features a token cannot be had of 64"),
         ({"k": 0}, "k must be at least 1"),
         ({"tokens": 2048 * 9}, "make 9 steps of 2048"),
+        ({"smallest_group": 8}, "Only matryoshka has groups of features; batchtopk has none"),
+        ({"architecture": "matryoshka", "smallest_group": 65}, "must hold 1 to 64 features, not 65"),
         ({"architecture": "gated"}, "There is no architecture 'gated'"),
     ],
 )

@@ -82,6 +82,12 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         "--l1", type=positive, default=Recipe.l1, help="weight of relu's penalty, in place of k (default %(default)s)"
     )
     group.add_argument(
+        "--smallest-group",
+        type=count,
+        metavar="N",
+        help="features in matryoshka's smallest group; each is twice as large as the one before (default: 1/32 of all)",
+    )
+    group.add_argument(
         "--tokens", type=count, default=Recipe.tokens, metavar="N", help="such as 500k or 25M (default 5M)"
     )
     group.add_argument("--batch", type=count, default=Recipe.batch, metavar="N", help="tokens (default %(default)s)")
@@ -133,7 +139,7 @@ def _train_on(args: argparse.Namespace, report: Report) -> Exported:
 
 
 def _recipe(args: argparse.Namespace, width: int) -> Recipe:
-    names = ("architecture", "k", "tokens", "batch", "lr", "l1", "seed", "annealed")
+    names = ("architecture", "k", "tokens", "batch", "lr", "l1", "smallest_group", "seed", "annealed")
     return Recipe(d_sae=args.features or FEATURES_PER_WIDTH * width, **{name: getattr(args, name) for name in names})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -21,7 +20,6 @@ class Architecture(NamedTuple):
 
     sparsity: Sparsity
     """By the k largest of a token or of a batch, by a learned threshold, or by a penalty on the activations."""
-    error: Callable[[Dictionary, Tensor, Tensor], tuple[Tensor, Tensor]]
     revives: bool
     """Whether dead features take part in a loss of their own."""
     unit_rows: bool
@@ -38,12 +36,12 @@ class Architecture(NamedTuple):
 
 
 ARCHITECTURES: dict[Name, Architecture] = {
-    #                          sparsity     error          revives unit  saved as   calibrated lr   scaled  beta1
-    "batchtopk": Architecture("batch", losses.whole, True, True, "jumprelu", True, 2e-4, True, 0.9),
-    "matryoshka": Architecture("batch", losses.nested, True, True, "jumprelu", True, 2e-4, True, 0.9),
-    "topk": Architecture("token", losses.whole, True, True, "topk", False, 2e-4, True, 0.9),
-    "jumprelu": Architecture("threshold", losses.whole, True, True, "jumprelu", False, 2e-4, True, 0.0),
-    "relu": Architecture("penalty", losses.whole, False, False, "standard", False, 3e-4, False, 0.9),
+    #                          sparsity     revives unit  saved as   calibrated lr   scaled  beta1
+    "batchtopk": Architecture("batch", True, True, "jumprelu", True, 2e-4, True, 0.9),
+    "matryoshka": Architecture("batch", True, True, "jumprelu", True, 2e-4, True, 0.9),
+    "topk": Architecture("token", True, True, "topk", False, 2e-4, True, 0.9),
+    "jumprelu": Architecture("threshold", True, True, "jumprelu", False, 2e-4, True, 0.0),
+    "relu": Architecture("penalty", False, False, "standard", False, 3e-4, False, 0.9),
 }
 """BatchTopK: Bussmann et al. 2024, arXiv 2412.06410. ReLU with L1 is the textbook's, and by most measures the worst."""
 
@@ -68,7 +66,7 @@ def outcome(recipe: Recipe, dictionary: Dictionary, x: Tensor, step: int, is_dea
     architecture = ARCHITECTURES[recipe.architecture]
     pre = dictionary.pre(x)
     acts = activated(recipe, dictionary, pre, step)
-    loss, reconstruction = architecture.error(dictionary, x, acts)
+    loss, reconstruction = losses.nested(dictionary, x, acts, recipe.groups)
     if architecture.sparsity == "penalty":
         loss = loss + recipe.penalty(step) * recipe.l1 * losses.weighted_l1(dictionary, acts)
     if architecture.sparsity == "threshold":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
 from saeclamp_saes.training.dictionary import Dictionary
-
-GROUPS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
-"""Of the features, the prefixes that a Matryoshka SAE reconstructs with."""
 
 
 def squared_error(x: Tensor, reconstruction: Tensor) -> Tensor:
@@ -20,26 +20,17 @@ def squared_error(x: Tensor, reconstruction: Tensor) -> Tensor:
     return (x - reconstruction).square().sum(dim=1).mean()
 
 
-def whole(dictionary: Dictionary, x: Tensor, acts: Tensor) -> tuple[Tensor, Tensor]:
+def nested(dictionary: Dictionary, x: Tensor, acts: Tensor, groups: Sequence[int]) -> tuple[Tensor, Tensor]:
     """
-    Error of the reconstruction, and the reconstruction.
+    Mean error over the reconstructions by the first features of each group, and the reconstruction by the last group.
 
-    x:    (n, d_in)
-    acts: (n, d_sae)
+    Source: Bussmann et al. 2025, arXiv 2503.17547 (Matryoshka). With all features as the only group it is the plain error.
+    x:      (n, d_in)
+    acts:   (n, d_sae)
+    groups: ascending numbers of features
     """
-    reconstruction = dictionary.decode(acts)
-    return squared_error(x, reconstruction), reconstruction
-
-
-def nested(dictionary: Dictionary, x: Tensor, acts: Tensor) -> tuple[Tensor, Tensor]:
-    """
-    Mean error over the reconstructions by the first features of `GROUPS` (Matryoshka), and the whole reconstruction.
-
-    Source: Bussmann et al. 2025, arXiv 2503.17547.
-    """
-    ends = [max(1, round(share * acts.shape[1])) for share in GROUPS]
     reconstruction, errors = dictionary.b_dec.expand_as(x), []
-    for first, end in zip([0, *ends], ends, strict=False):
+    for first, end in pairwise((0, *groups)):
         reconstruction = torch.addmm(reconstruction, acts[:, first:end], dictionary.W_dec[first:end])
         errors.append(squared_error(x, reconstruction))
     return torch.stack(errors).mean(), reconstruction

@@ -32,6 +32,9 @@ class Recipe:
     """None is the architecture's own."""
     l1: float = 0.06
     """Of ReLU: the penalty's weight, for vectors scaled to a root mean square length of 1."""
+    smallest_group: int | None = None
+    """Of Matryoshka: features in the first group that reconstructs alone; None is 1/32 of all. Each is twice as large as
+    the one before. What the data are most about is one broad feature of a small group, and several of a large one."""
     seed: int = 0
     annealed: float = 0.0
     """Share of the steps over which k falls from four times its value. 0 is none."""
@@ -56,6 +59,12 @@ class Recipe:
                 raise TrainingError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if self.k > self.d_sae:
             raise TrainingError(f"{self.k} active features a token cannot be had of {self.d_sae}: lower k.")
+        if self.smallest_group is not None and self.architecture != "matryoshka":
+            raise TrainingError(
+                f"Only matryoshka has groups of features; {self.architecture} has none to set the size of."
+            )
+        if self.smallest_group is not None and not 0 < self.smallest_group <= self.d_sae:
+            raise TrainingError(f"The smallest group must hold 1 to {self.d_sae} features, not {self.smallest_group}.")
         if self.num_steps < 10:
             raise TrainingError(
                 f"{self.tokens} tokens make {self.num_steps} steps of {self.batch}: give more tokens, or a smaller batch."
@@ -64,6 +73,16 @@ class Recipe:
     @property
     def num_steps(self) -> int:
         return -(-self.tokens // self.batch)
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Numbers of features, of which the first ones reconstruct alone; ascending, the last are all."""
+        if self.architecture != "matryoshka":
+            return (self.d_sae,)
+        groups = [self.smallest_group or max(1, self.d_sae // 32)]
+        while groups[-1] < self.d_sae:
+            groups.append(min(self.d_sae, 2 * groups[-1]))
+        return tuple(groups)
 
     @property
     def dead_window(self) -> int:

@@ -85,8 +85,9 @@ def _scale_and_center(pool: Pool) -> tuple[float, Tensor]:
     """Return what gives the pool's vectors a root mean square length of 1, and the mean of the scaled ones, (width,)."""
     total, squares = torch.zeros(pool.table.width, dtype=torch.float64), 0.0
     for chunk in pool.table.chunks(pool.num_rows):
-        total += chunk.double().sum(dim=0)
-        squares += float(chunk.double().square().sum())
+        # fp64 for the sums over millions of vectors only: converting every number would take minutes
+        total += chunk.sum(dim=0)
+        squares += float(chunk.square().sum(dim=1).double().sum())
     if squares == 0:
         raise TrainingError("All vectors are zero: there is nothing to train on.")
     scale = (pool.num_rows / squares) ** 0.5
