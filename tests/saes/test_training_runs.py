@@ -172,9 +172,9 @@ def test_figures_and_provenance_are_in_the_configuration(tmp_path: Path, dtype: 
     assert training["held_out"]["num_tokens"] == len(x)
     assert (training["rounding_error"] == 0) is (dtype == "float32")
     assert training["rounding_error"] < 0.2
-    assert {str(tensor.dtype) for tensor in load_file(run / "sae" / "sae_weights.safetensors").values()} == {
-        f"torch.{dtype}"
-    }
+    weights = run / "sae" / "sae_weights.safetensors"
+    assert {str(tensor.dtype) for tensor in load_file(weights).values()} == {f"torch.{dtype}"}
+    assert weights.stat().st_mode == (run / "sae" / "cfg.json").stat().st_mode
     assert cfg["metadata"]["hook_name"] == f"blocks.{LAYER}.hook_resid_post"
     data = tmp_path / "data"
     assert training["data_sha256"] == {name: sha256_of(data / name) for name in ("a.jsonl.gz", "b.jsonl")}

@@ -120,6 +120,7 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / f"{WEIGHTS}.unfinished"
     save_file({name: tensor.contiguous().cpu() for name, tensor in rounded.items()}, unfinished)
+    unfinished.chmod(folder.stat().st_mode & 0o666)  # save_file leaves it readable to its owner alone
     os.replace(unfinished, folder / WEIGHTS)
     training = {
         **metadata.get("training", {}),
