@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from golden_gate_controls import DIFFERENCE, NUM_NOISE, difference_of_means, write_controls
+from golden_gate_controls import ANSWER_TOKENS, DIFFERENCE, NUM_NOISE, difference_of_means, write_controls
 from golden_gate_questions import CHOOSING, REPORTING
 
 from saeclamp import AsyncClient
@@ -41,7 +41,6 @@ sys.path.append(str(Path(__file__).parent / "bundled"))
 from questions import GOLDEN_GATE, UNRELATED
 
 RESULTS = Path(__file__).parent / "results"
-NUM_TOKENS = 80
 STRENGTHS = (0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9, 1.0)
 DECODINGS = (GREEDY, sampled(5))
 NUM_RANDOM = 3
@@ -81,7 +80,7 @@ class Bench:
 
     def __init__(self, client: AsyncClient, bundled: SAEEntry, controls: SAEEntry, index: int, max_act: float) -> None:
         self._askers = {
-            entry.name: Asker(client, NUM_TOKENS, plain=False, at_once=64, sae_sha256=entry.sha256)
+            entry.name: Asker(client, ANSWER_TOKENS, plain=False, at_once=64, sae_sha256=entry.sha256)
             for entry in (bundled, controls)
         }
         self._bundled, self._controls = bundled.name, controls.name
@@ -191,7 +190,7 @@ def page(name: str, strength: float, curve: Sequence[tuple[float, Column]], colu
         (__doc__ or "").strip(),
         "",
         f"Feature `{name}` at {strength:g} x max_act. Each cell: greedy with repetition penalty 1.1 / sampled at "
-        f"temperature 0.7 with {len(DECODINGS[1].seeds)} seeds. {NUM_TOKENS} tokens an answer.",
+        f"temperature 0.7 with {len(DECODINGS[1].seeds)} seeds. {ANSWER_TOKENS} tokens an answer.",
         "",
         *table("20 questions for reporting", [(column.name, column) for column in columns]),
         "",

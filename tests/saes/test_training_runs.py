@@ -152,7 +152,7 @@ def test_the_files_hold_what_was_trained_in_the_models_own_units(tmp_path: Path,
         threshold = dictionary.threshold.detach() / scale if name == "jumprelu" else sae.threshold
         kept = torch.where(pre > threshold, pre, 0.0)
     torch.testing.assert_close(acts, kept, rtol=1e-4, atol=1e-4)
-    reconstruction = dictionary.decode((kept * scale / lengths).detach()).detach() / scale
+    reconstruction = ((kept * scale / lengths) @ dictionary.W_dec + dictionary.b_dec).detach() / scale
     torch.testing.assert_close(sae.decode(acts, x), reconstruction, rtol=1e-4, atol=1e-4)
     assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(24), atol=1e-5)
     if ARCHITECTURES[name].calibrated:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from saeclamp_saes.errors import CheckpointError
@@ -24,6 +25,12 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 """By safetensors' names. An 8-bit float, say, is a quantised matrix without its scales."""
+
+
+def write_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write contiguous tensors, readable to whom the folder is: safetensors leaves a file readable to its owner alone."""
+    save_file(tensors, path)
+    path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 class SafetensorsFile(Tensors):

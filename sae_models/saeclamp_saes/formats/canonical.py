@@ -12,10 +12,9 @@ import os
 from pathlib import Path
 from typing import Any, get_args
 
-from safetensors.torch import save_file
-
 from saeclamp_saes.draft import Draft
 from saeclamp_saes.errors import CheckpointError
+from saeclamp_saes.files.safetensors_file import write_safetensors
 from saeclamp_saes.files.source import Source
 from saeclamp_saes.sae import SAE, InputNorm, Kind, TopK, Unit
 from saeclamp_saes.sites import Site
@@ -91,8 +90,7 @@ def write(sae: SAE, folder: Path, provenance: dict[str, Any]) -> Path:
     }
     if sae.W_skip is not None:
         tensors["skip"] = sae.W_skip.contiguous()
-    save_file(tensors, weights)
-    weights.chmod(folder.stat().st_mode & 0o666)  # save_file leaves it readable to its owner alone
+    write_safetensors(tensors, weights)
     cfg = {
         "format": NAME,
         "version": VERSION,

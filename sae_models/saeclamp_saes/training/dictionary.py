@@ -42,15 +42,6 @@ class Dictionary(nn.Module):
         # the bias once and not per token: its gradient would cost another product of all tokens with W_enc
         return torch.addmm(self.b_enc - self.b_dec @ self.W_enc, x, self.W_enc)
 
-    def decode(self, acts: Tensor) -> Tensor:
-        """
-        Reconstruct.
-
-        acts:    (n, d_sae)
-        returns: (n, d_in)
-        """
-        return torch.addmm(self.b_dec, acts, self.W_dec)
-
     @torch.no_grad()
     def turn_only(self) -> None:
         """Take from the decoder rows' gradient what would change their length."""

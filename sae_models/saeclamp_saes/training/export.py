@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from saeclamp_saes.draft import Draft
 from saeclamp_saes.errors import TrainingError
+from saeclamp_saes.files.safetensors_file import write_safetensors
 from saeclamp_saes.sae import SAE, TopK
 from saeclamp_saes.sites import Site
 from saeclamp_saes.training.architectures import ARCHITECTURES
@@ -119,8 +119,7 @@ def export(
     )
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / f"{WEIGHTS}.unfinished"
-    save_file({name: tensor.contiguous().cpu() for name, tensor in rounded.items()}, unfinished)
-    unfinished.chmod(folder.stat().st_mode & 0o666)  # save_file leaves it readable to its owner alone
+    write_safetensors({name: tensor.contiguous().cpu() for name, tensor in rounded.items()}, unfinished)
     os.replace(unfinished, folder / WEIGHTS)
     training = {
         **metadata.get("training", {}),
