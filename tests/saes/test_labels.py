@@ -149,6 +149,7 @@ def firings(starts: list[int], token: list[int], value: list[float]) -> Firings:
         counts=np.ones(num, bool),
         starts=np.array(starts),
         documents=np.arange(len(starts) - 1),
+        quotable=np.ones(len(starts) - 1, bool),
         offsets=np.array([0, len(token)]),
         token=np.array(token),
         value=np.array(value, np.float32),
@@ -175,6 +176,37 @@ def test_pieces_are_cut_where_their_sequence_begins_and_ends() -> None:
     for example in examples_of(text, text[0], str):
         assert example.tokens == ("5", "6", "7", "8", "9")
         assert example.acts == (1.0, 0.0, 0.0, 0.0, 2.0)
+
+
+def test_a_sequence_that_may_not_be_quoted_is_never_shown_and_still_counts_for_the_quantiles() -> None:
+    """Twenty tokens, two a quantile; the second sequence holds the stronger half."""
+    text = firings([0, 100, 200], [*range(0, 100, 10), *range(100, 200, 10)], [float(n) for n in range(1, 21)])
+    text = replace(text, quotable=np.array([True, False]))
+    found = examples_of(text, text[0], str)
+    assert {example.quantile: example.peak_act for example in found} == {4: 10.0, 3: 8.0, 2: 6.0, 1: 4.0, 0: 2.0}
+    assert {piece.document for piece in inactive_of(text, text[0], str, 0)} <= {0}
+    nothing = replace(text, quotable=np.zeros(2, bool))
+    assert examples_of(nothing, nothing[0], str) == inactive_of(nothing, nothing[0], str, 0) == ()
+
+
+def test_figures_are_of_all_the_data_and_examples_of_what_may_be_quoted(
+    labels: Labels, data: Path, tmp_path: Path
+) -> None:
+    """The second of two files, of 30 documents each; it is named by another path."""
+    quoting = settings(tmp_path / "labels.parquet", data, quote=(data / ".." / data.name / "b.jsonl",))
+    found = label(quoting, sae(), reader())
+    assert found.info.settings["quoted"] == ["b.jsonl"]
+    assert labels.info.settings["quoted"] == []
+    unlike = ("examples", "inactive")
+    assert found.table.drop(unlike).equals(labels.table.drop(unlike))
+    shown = {piece.document for row in found for piece in (*row.examples, *row.inactive)}
+    assert shown == set(range(30, 60))
+
+
+def test_what_may_be_quoted_is_among_the_data(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.txt").write_text("cats")
+    with pytest.raises(LabelError, match=r"other\.txt cannot be quoted: it is not among the data"):
+        label(settings(tmp_path / "labels.parquet", data, quote=(tmp_path / "other.txt",)), sae(), reader())
 
 
 def test_a_feature_that_is_active_on_every_token_has_no_inactive_piece() -> None:

@@ -48,6 +48,13 @@ def register(
         "--data", type=Path, nargs="+", metavar="PATH", help="files, or folders of them; default: a small packaged text"
     )
     parser.add_argument("--tokens", type=count, metavar="N", help="to read, at most: such as 500k (default 1M)")
+    parser.add_argument(
+        "--quote",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="those of the data that examples may be taken from, where others may not be published; default: all",
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: labels.parquet, beside the SAE's weights")
     parser.add_argument("--context", type=count, metavar="N", help="longest sequence (default 512)")
     parser.add_argument(
@@ -78,7 +85,13 @@ def run(args: argparse.Namespace) -> int:
         sae_name=address.name,
         model_name=Path(args.model).name if Path(args.model).is_dir() else args.model,
         model_sha256=model_hashes(folder),
-        **given({"data": args.data and tuple(args.data), "tokens": args.tokens}),
+        **given(
+            {
+                "data": args.data and tuple(args.data),
+                "tokens": args.tokens,
+                "quote": args.quote and tuple(args.quote),
+            }
+        ),
     )
     check(settings, sae)
     reader = _reader(args, folder, sae)

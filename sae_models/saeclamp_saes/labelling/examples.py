@@ -28,33 +28,38 @@ TokenStrings = Callable[[int], str]
 
 def examples_of(firings: Firings, active: Active, strings: TokenStrings) -> tuple[Example, ...]:
     """
-    Choose examples of a feature, from ten quantiles of equal count of its positive activations.
+    Choose examples of a feature, from ten quantiles of equal count of its positive activations, that may be quoted.
 
     The strongest quantile gives its strongest examples, and each other one those nearest to its middle. No two are of one
     sequence, unless there are too few sequences; then pieces of one do not overlap.
     """
     strongest_first = np.lexsort((active.token, -active.value))
     sequences = firings.sequence_of(active.token)
+    quotable = firings.quotable[sequences]
     chosen: list[tuple[int, int]] = []
     for quantile in reversed(range(NUM_QUANTILES)):
         ranks = _ranks(len(active.token), quantile)
         if quantile < NUM_QUANTILES - 1:
             ranks = ranks[np.argsort(np.abs(ranks - ranks.mean()), kind="stable")] if len(ranks) else ranks
         most = IN_TOP if quantile == NUM_QUANTILES - 1 else IN_EACH
-        picked = _pick(strongest_first[ranks], active.token, sequences, [peak for _, peak in chosen], most)
+        candidates = strongest_first[ranks]
+        picked = _pick(candidates[quotable[candidates]], active.token, sequences, [peak for _, peak in chosen], most)
         chosen += [(quantile, index) for index in sorted(picked, key=lambda index: -active.value[index])]
     return tuple(_example(firings, active, strings, quantile, int(active.token[index])) for quantile, index in chosen)
 
 
 def inactive_of(firings: Firings, active: Active, strings: TokenStrings, index: int) -> tuple[Example, ...]:
     """
-    Draw pieces of the text in which a feature is active on no token, around tokens that count. No two overlap.
+    Draw pieces of what may be quoted in which a feature is active on no token, around tokens that count. No two overlap.
 
     A feature that is active nearly everywhere has fewer, or none.
 
-    index: the feature's; the draw depends on it and on the length of the text alone
+    index: the feature's; the draw depends on it and on the places that may be quoted alone
     """
-    places = np.random.default_rng(index).integers(len(firings.ids), size=TRIES)
+    quotable = firings.quotable_places
+    if not len(quotable):
+        return ()
+    places = quotable[np.random.default_rng(index).integers(len(quotable), size=TRIES)]
     places = places[firings.counts[places]]
     first, end = _extents(firings, places)
     left = (np.searchsorted(active.token, first) == np.searchsorted(active.token, end)).nonzero()[0]

@@ -60,6 +60,8 @@ class Firings:
     """(num_sequences + 1,) int64: where sequences begin in the stream, and where the last one ends"""
     documents: NDArray[Any]
     """(num_sequences,) int64: the document of each"""
+    quotable: NDArray[Any]
+    """(num_sequences,) bool: which may be shown as examples"""
     offsets: NDArray[Any]
     """(d_sae + 1,) int64: where each feature's entries begin"""
     token: NDArray[Any]
@@ -86,6 +88,12 @@ class Firings:
         """On how many tokens each feature is active: (d_sae,) int64."""
         return np.diff(self.offsets)
 
+    @cached_property
+    def quotable_places(self) -> NDArray[Any]:
+        """The places in the stream that may be shown: (n,) int64."""
+        places: NDArray[Any] = np.repeat(self.quotable, np.diff(self.starts)).nonzero()[0]
+        return places
+
     def sequence_of(self, token: NDArray[Any]) -> NDArray[Any]:
         """
         Return the number of the sequence that each place of the stream is in.
@@ -93,6 +101,23 @@ class Firings:
         token: (n,) int
         """
         return np.searchsorted(self.starts, token, side="right") - 1
+
+
+def of_files(firings: Firings, files: Sequence[Path], chosen: Sequence[Path]) -> NDArray[Any]:
+    """
+    Tell which sequences come from some of the files that were read.
+
+    chosen:  among `files`
+    returns: (num_sequences,) bool
+    """
+    is_chosen: list[bool] = []
+    last = int(firings.documents.max(initial=-1))
+    for file in files:
+        if len(is_chosen) > last:
+            break
+        is_chosen += [file in chosen] * sum(1 for _ in documents([file]))
+    of_sequences: NDArray[Any] = np.array(is_chosen, bool)[firings.documents]
+    return of_sequences
 
 
 def record_firings(
@@ -206,6 +231,7 @@ def _sorted(folder: Path, columns: Columns, d_sae: int, report: Report) -> Firin
         counts=columns["counts"],
         starts=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
         documents=columns["documents"],
+        quotable=np.ones(len(lengths), bool),
         offsets=offsets,
         **{
             name: np.memmap(paths[name], dtype, mode="r") if total else np.empty(0, dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -17,7 +17,7 @@ from torch import Tensor
 from saeclamp_saes.errors import LabelError, TrainingError
 from saeclamp_saes.labelling import examples, outputs, rows, typed
 from saeclamp_saes.labelling.examples import TokenStrings
-from saeclamp_saes.labelling.firings import record_firings
+from saeclamp_saes.labelling.firings import of_files, record_firings
 from saeclamp_saes.labelling.lens import edits_stream, writes_to_stream
 from saeclamp_saes.labelling.neighbours import measure_neighbours
 from saeclamp_saes.labelling.outputs import measure_outputs
@@ -64,6 +64,8 @@ class Settings:
     """Files and folders"""
     tokens: int = DEFAULT_TOKENS
     """To read, at most"""
+    quote: tuple[Path, ...] = ()
+    """Those of the data that examples may be taken from; of none: all"""
 
 
 def label(settings: Settings, sae: SAE, reader: Reader, report: Report = silent) -> Labels:
@@ -100,7 +102,17 @@ def check(settings: Settings, sae: SAE) -> None:
         raise LabelError(f"At most {MOST_TOKENS:,} tokens can be read.")
     if settings.out.is_dir():
         raise LabelError(f"{settings.out} is a folder: give a file's name.")
+    _quoted(settings)
     _explanations(settings.out, sae)
+
+
+def _quoted(settings: Settings) -> list[Path]:
+    files = {file.resolve(): file for file in data_files(settings.data)}
+    wanted = data_files(settings.quote)
+    for file in wanted:
+        if file.resolve() not in files:
+            raise LabelError(f"{file} cannot be quoted: it is not among the data.")
+    return [files[file.resolve()] for file in wanted]
 
 
 def _explanations(out: Path, sae: SAE) -> dict[int, Explanation]:
@@ -141,6 +153,7 @@ def _identity(settings: Settings, sae: SAE, reader: Reader, files: Sequence[Path
         "dtype": str(next(reader.model.parameters()).dtype).removeprefix("torch."),
         "device": _device(reader).type,
         "data_sha256": data_hashes(files),
+        "quoted": sorted(data_hashes(_quoted(settings))),
         "tokens": settings.tokens,
         "context": reader.context,
         "batch_tokens": reader.batch_tokens,
@@ -156,6 +169,8 @@ def _measure(
     if not firings.num_tokens:
         shutil.rmtree(work)  # so that the same command with more tokens begins anew
         raise LabelError(f"Of the first {settings.tokens} tokens of the data none counts: read more.")
+    if quoted := _quoted(settings):
+        firings = replace(firings, quotable=of_files(firings, files, quoted))
     max_acts = max_acts_of(firings)
     found = None
     if writes_to_stream(reader.model, sae):
@@ -183,7 +198,7 @@ def _info(settings: Settings, sae: SAE, reader: Reader, identity: Mapping[str, A
         settings={
             **{
                 key: identity[key]
-                for key in ("dtype", "device", "tokens", "context", "batch_tokens", "prefix", "strength")
+                for key in ("dtype", "device", "tokens", "context", "batch_tokens", "quoted", "prefix", "strength")
             },
             "reads": list(map(str, sae.reads)),
             "writes": list(map(str, sae.writes)),
