@@ -10,24 +10,19 @@ The best ones are printed as arguments of `saeclamp calibrate`, which tells whet
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from reading import encoded, open_reader, ranked, records, vectors
 
-from saeclamp_saes import SAE, Site, read_sae
+from saeclamp_saes import read_sae
 from saeclamp_saes.library.entries import find_sae, open_entry
 from saeclamp_saes.training.documents import Document
-from saeclamp_saes.training.harvest import Reader
-from saeclamp_saes.verification.models import open_model
-from saeclamp_server.packaged_model import prepared_model
 
 DOCUMENTS_OF_A_SOURCE = 15
-CONTRAST = 3.0
 
 
 class Subject(NamedTuple):
@@ -78,31 +73,11 @@ SUBJECTS = (
 def chosen_documents(data: Sequence[Path]) -> dict[str, list[Document]]:
     """Take the first texts of each source."""
     chosen: dict[str, list[Document]] = {}
-    for path in data:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            for record in map(json.loads, file):
-                some = chosen.setdefault(record["source"], [])
-                if len(some) < DOCUMENTS_OF_A_SOURCE:
-                    some.append(Document(record.get("text"), record.get("messages")))
+    for record in records(data):
+        some = chosen.setdefault(record["source"], [])
+        if len(some) < DOCUMENTS_OF_A_SOURCE:
+            some.append(Document(record.get("text"), record.get("messages")))
     return chosen
-
-
-def mean_activations(sae: SAE, site: Site, chosen: dict[str, list[Document]]) -> dict[str, torch.Tensor]:
-    """
-    Encode the texts of each source.
-
-    returns: source -> (d_sae,)
-    """
-    model, tokenizer = open_model(str(prepared_model(print)), "cpu", "bfloat16")
-    reader = Reader(model, tokenizer, (site,), context=256, batch_tokens=1024)
-    means = {}
-    for source, some in chosen.items():
-        vectors = torch.cat(reader.vectors([part for document in some for part in reader.parts(document)]))[
-            :, 0
-        ].float()
-        short = vectors[vectors.norm(dim=1) <= 10 * vectors.norm(dim=1).median()]
-        means[source] = sae.encode(short).mean(dim=0)  # type: ignore[no-untyped-call]
-    return means
 
 
 def main() -> None:
@@ -113,11 +88,15 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=3, help="features of each subject")
     args = parser.parse_args()
     entry = open_entry(find_sae(args.sae))
-    means = mean_activations(read_sae(entry.path, entry.options), entry.summary.reads[0], chosen_documents(args.data))
+    sae, reader = read_sae(entry.path, entry.options), open_reader(entry.summary.reads[:1])
+    means = {
+        source: encoded(sae, vectors(reader, some)[:, 0]).mean(dim=0)
+        for source, some in chosen_documents(args.data).items()
+    }
     for subject in SUBJECTS:
         inside = torch.stack([mean for source, mean in means.items() if source in subject.sources]).mean(dim=0)
         others = torch.stack([mean for source, mean in means.items() if source not in subject.sources]).mean(dim=0)
-        best = (inside - CONTRAST * others).topk(args.most).indices.tolist()
+        best = ranked(inside, others)[: args.most]
         shown = " ".join(f"{index} ({inside[index]:.1f}, else {others[index]:.1f})" for index in best)
         print(f"{subject.name:12} {shown}")
         for index in best:

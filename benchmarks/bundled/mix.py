@@ -10,13 +10,13 @@ CORPUS is a folder of corpus-*.jsonl.gz, a record a line: {"text" or "messages":
 from __future__ import annotations
 
 import argparse
-import gzip
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from reading import records
 
 FRENCH, SPANISH, SAN_FRANCISCO = 0.25, 0.2, 0.25
 """Shares that are taken of the corpus's records in French, in Spanish, and that name San Francisco."""
@@ -32,9 +32,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    concepts = [json.loads(line) for path in args.chats for line in path.open(encoding="utf-8")]
+    concepts = list(records(args.chats))
     general = []
-    for record in _records(args.corpus):
+    for record in records(sorted(args.corpus.glob("corpus-*.jsonl.gz"))):
         (concepts if _drawn(record) < _share(record) else general).append(record)
     left = args.tokens - sum(map(_tokens, concepts))
     chosen = []
@@ -43,16 +43,10 @@ def main() -> None:
         if left < 0:
             break
         chosen.append(record)
-    for name, records in (("concepts", concepts), ("general", chosen)):
+    for name, some in (("concepts", concepts), ("general", chosen)):
         with (args.out / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in sorted(records, key=_drawn))
-        _print(name, records)
-
-
-def _records(folder: Path) -> Iterator[dict[str, Any]]:
-    for path in sorted(folder.glob("corpus-*.jsonl.gz")):
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            yield from map(json.loads, file)
+            file.writelines(json.dumps(record) + "\n" for record in sorted(some, key=_drawn))
+        _print(name, some)
 
 
 def _share(record: dict[str, Any]) -> float:
@@ -77,11 +71,11 @@ def _drawn(record: dict[str, Any]) -> float:
     return int.from_bytes(hashlib.sha256(_text(record).encode()).digest()[:8], "big") / 2**64
 
 
-def _print(name: str, records: list[dict[str, Any]]) -> None:
+def _print(name: str, some: list[dict[str, Any]]) -> None:
     counts: Counter[str] = Counter()
-    for record in records:
+    for record in some:
         counts[record["source"]] += round(_tokens(record))
-    print(f"{name}: {len(records)} records, about {sum(counts.values()):,} tokens")
+    print(f"{name}: {len(some)} records, about {sum(counts.values()):,} tokens")
     for source, tokens in counts.most_common():
         print(f"  {source:28} {tokens:>10,}")
 

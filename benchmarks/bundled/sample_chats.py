@@ -14,7 +14,8 @@ import argparse
 import json
 from pathlib import Path
 
-from questions import CONCEPTS, GOLDEN_GATE, LANDMARKS, UNRELATED, Prompt
+from concept_questions import CONCEPTS
+from questions import GOLDEN_GATE, LANDMARKS, UNRELATED, Prompt
 
 
 def prompts() -> list[Prompt]:

@@ -19,27 +19,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from reading import encoded, open_reader, ranked, vectors
 
 sys.path.append(str(Path(__file__).parents[1]))
 from golden_gate import MENTIONS, NAMES_IT
 from golden_gate_questions import CHOOSING
 
 from saeclamp import AsyncClient
-from saeclamp_saes import Site, read_sae
+from saeclamp_saes import read_sae
 from saeclamp_saes.library.entries import SAEEntry, find_sae, open_entry
 from saeclamp_saes.training.documents import Document, data_files, documents
-from saeclamp_saes.training.harvest import Reader
-from saeclamp_saes.verification.models import open_model
 from saeclamp_server.calibration.asking import GREEDY, Asker, Dose
 from saeclamp_server.calibration.figures import compare
 from saeclamp_server.calibration.own_server import own_server
-from saeclamp_server.calibration.text import WordSet
-from saeclamp_server.packaged_model import PACKAGED_MODEL, prepared_model
+from saeclamp_server.packaged_model import PACKAGED_MODEL
 
 NUM_DOCUMENTS = 60
 """That mention the concept, and as many that do not."""
-CONTRAST = 3.0
-"""Mean activation in those that do, less this many times that in the others, ranks the candidates."""
 QUANTILE = 0.999
 
 
@@ -54,21 +50,14 @@ class Candidate:
     max_act: float
 
 
-def vectors(data: Sequence[Path], sites: Sequence[Site], words: WordSet) -> dict[bool, torch.Tensor]:
-    """
-    Read texts that mention the concept (True) and others (False).
-
-    returns: (n, num_sites, width)
-    """
+def chosen_documents(data: Sequence[Path]) -> dict[bool, list[Document]]:
+    """Take texts that mention the concept (True) and others (False)."""
     chosen: dict[bool, list[Document]] = {True: [], False: []}
     for document in documents(data_files(data)):
-        chosen[words.found_in(json.dumps([document.text, document.messages]))].append(document)
-    model, tokenizer = open_model(str(prepared_model(print)), "cpu", "bfloat16")
-    reader = Reader(model, tokenizer, tuple(sites), context=256, batch_tokens=1024)
-    return {
-        side: torch.cat(reader.vectors([part for document in some[:NUM_DOCUMENTS] for part in reader.parts(document)]))
-        for side, some in chosen.items()
-    }
+        some = chosen[MENTIONS.found_in(json.dumps([document.text, document.messages]))]
+        if len(some) < NUM_DOCUMENTS:
+            some.append(document)
+    return chosen
 
 
 def candidates(entry: SAEEntry, inside: torch.Tensor, outside: torch.Tensor) -> list[Candidate]:
@@ -78,13 +67,9 @@ def candidates(entry: SAEEntry, inside: torch.Tensor, outside: torch.Tensor) -> 
     inside, outside: (n, width)
     """
     sae = read_sae(entry.path, entry.options)
-    acts, others = (
-        torch.cat([sae.encode(part.float()) for part in some.split(4096)])  # type: ignore[no-untyped-call]
-        for some in (inside, outside)
-    )
+    acts, others = encoded(sae, inside), encoded(sae, outside)
     mean, usual = acts.mean(dim=0), others.mean(dim=0)
-    order = (mean - CONTRAST * usual).argsort(descending=True)
-    active = [index for index in order.tolist() if mean[index] > 0]
+    active = [index for index in ranked(mean, usual) if mean[index] > 0]
     return [
         Candidate(index, float(mean[index]), float(usual[index]), float(positive.quantile(QUANTILE)))
         for index in active
@@ -122,7 +107,8 @@ def main() -> None:
     args = parser.parse_args()
     entries = [open_entry(find_sae(text)) for text in args.saes]
     sites = list(dict.fromkeys(entry.summary.reads[0] for entry in entries))
-    read = vectors(args.data, sites, MENTIONS)
+    reader = open_reader(sites)
+    read = {mentions: vectors(reader, some) for mentions, some in chosen_documents(args.data).items()}
     chosen = []
     for entry in entries:
         at = sites.index(entry.summary.reads[0])

@@ -1,0 +1,65 @@
+"""What the scripts here share: records of the corpus, vectors of the packaged model, and which features read what."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saeclamp_saes import SAE, Site
+from saeclamp_saes.training.documents import Document
+from saeclamp_saes.training.harvest import Reader
+from saeclamp_saes.verification.figures import SINK_MULTIPLE
+from saeclamp_saes.verification.models import open_model
+from saeclamp_server.packaged_model import prepared_model
+
+CONTRAST = 3.0
+"""Mean activation where the concept is, less this many times that elsewhere, ranks features."""
+
+
+def records(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Read {"text" or "messages": ..., "source": ...}, a line each, of plain or gzipped files."""
+    for path in files:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+            yield from map(json.loads, file)
+
+
+def open_reader(sites: Sequence[Site]) -> Reader:
+    """Open the packaged model to read the stream at some places."""
+    model, tokenizer = open_model(str(prepared_model(print)), "cpu", "bfloat16")
+    return Reader(model, tokenizer, tuple(sites), context=256, batch_tokens=1024)
+
+
+def vectors(reader: Reader, some: Sequence[Document]) -> torch.Tensor:
+    """
+    Read texts, without what is far longer than the median anywhere.
+
+    returns: (n, num_sites, width)
+    """
+    read = torch.cat(reader.vectors([part for document in some for part in reader.parts(document)])).float()
+    norms = read.norm(dim=2)
+    return read[(norms <= SINK_MULTIPLE * norms.median(dim=0).values).all(dim=1)]
+
+
+def encoded(sae: SAE, x: torch.Tensor) -> torch.Tensor:
+    """
+    Encode, in parts.
+
+    x:       (n, width)
+    returns: (n, d_sae)
+    """
+    return torch.cat([sae.encode(part) for part in x.split(4096)])  # type: ignore[no-untyped-call]
+
+
+def ranked(inside: torch.Tensor, outside: torch.Tensor) -> list[int]:
+    """
+    Rank features, those that read a concept most first.
+
+    inside, outside: (d_sae,), mean activations
+    """
+    order: list[int] = (inside - CONTRAST * outside).argsort(descending=True).tolist()
+    return order
