@@ -1,4 +1,4 @@
-"""What the packaged model is asked about the subjects and manners of the feature book, for the bundled SAE's training mix."""
+"""What the packaged model is asked about the subjects of the feature book, for the bundled SAE's training mix."""
 
 from __future__ import annotations
 

@@ -23,11 +23,11 @@ def little_memory() -> Iterator[None]:
 
 
 def sentence(act: Callable[[], object]) -> str:
-    """Return the sentence with which something is refused, in seconds."""
-    started = time.monotonic()
+    """Return the sentence with which something is refused, after seconds of computing."""
+    started = time.process_time()
     with pytest.raises(SAEError) as raised:
         act()
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
     message = str(raised.value)
     assert message.isprintable()
     assert len(message) < 2000
