@@ -5,7 +5,7 @@ Clamp sparse-autoencoder features of a language model, per request.
 >>> client = Client()                                                           # doctest: +SKIP
 >>> answer = client.chat.completions.create(                                    # doctest: +SKIP
 ...     messages=[{"role": "user", "content": "What are you?"}],
-...     steering=Clamp(feature="bundled/golden-gate", value=0.74),
+...     steering=Clamp(feature="bundled/golden-gate", value=0.75),
 ... )
 """
 

@@ -179,7 +179,7 @@ def extra_body(*interventions: Clamp | Add | Ablate, receipt: Literal["none", "s
     """
     Build the `extra_body` that openai-python merges into a request.
 
-    >>> extra_body(Clamp(feature="bundled/golden-gate", value=0.74))["steering"]["interventions"][0]["op"]
+    >>> extra_body(Clamp(feature="bundled/golden-gate", value=0.75))["steering"]["interventions"][0]["op"]
     'clamp'
     """
     return {"steering": as_steering(interventions, receipt).model_dump(mode="json")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import importlib.util
 import os
 import signal
@@ -16,6 +17,9 @@ INSTALL = (
     "In a clone of the repository `make serve` installs all that a server needs; by hand it is the extra 'cpu', or 'server' "
     "for an NVIDIA GPU."
 )
+
+TERMINATED = 128 + signal.SIGTERM
+"""Exit status, as of a process that the signal ended."""
 
 
 def main() -> None:
@@ -42,16 +46,26 @@ def _serve(options: ServeOptions) -> int:
 def _run(options: argparse.Namespace) -> int:
     _check_installed("torch", "safetensors", "numpy", "yaml")
     run: Callable[[argparse.Namespace], int] = options.run
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # by an exception, so that what is half made is cleared away
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         return run(options)
+    except asyncio.CancelledError:
+        return TERMINATED
     except SAEError as exc:
         sys.exit(f"saeclamp: {exc}")
     except BrokenPipeError:  # the reader, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _terminate(*_: object) -> None:
+    """End by an exception, so that what is half made is cleared away; in an event loop by the tasks' own."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        sys.exit(TERMINATED)
+    for task in asyncio.all_tasks(loop):
+        loop.call_soon_threadsafe(task.cancel)
 
 
 def _check_installed(*names: str) -> None:

@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="where the server is")
     parser.add_argument("--max-tokens", type=int, default=60, help="length of an answer")
     parser.add_argument("--feature", default="bundled/golden-gate", help="what to clamp, as <sae>/<name or index>")
-    parser.add_argument("--value", type=float, default=0.74, help="target activation, in --unit")
+    parser.add_argument("--value", type=float, default=0.75, help="target activation, in --unit")
     parser.add_argument(
         "--unit", choices=("max_act", "act"), default="max_act", help="multiples of the maximum, or raw"
     )

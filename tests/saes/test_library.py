@@ -12,6 +12,8 @@ from tests.e2e.checkpoints import make_sae
 
 from saeclamp_saes import Options, SAEAddress, find_sae, open_entry, read_sae
 from saeclamp_saes.errors import OptionError, SAELibraryError
+from saeclamp_saes.files.source import LABELS
+from saeclamp_saes.labelling.table import read_labels
 from saeclamp_saes.library.names import BUNDLED
 
 
@@ -31,7 +33,34 @@ def test_the_bundled_sae_is_whole_and_names_the_golden_gate() -> None:
     assert note.max_act is not None
     assert note.clamp is not None
     assert 0 < note.clamp[0] < note.clamp[1] < 1.5
-    assert note.description is not None
+
+
+def test_every_named_feature_of_the_bundled_sae_steers_and_says_how() -> None:
+    notes = open_entry(find_sae("bundled")).features.values()
+    curves = json.loads((BUNDLED["bundled"] / "calibration.json").read_text())["features"]
+    assert len(notes) >= 12
+    for note in notes:
+        assert note.description, note.name
+        assert note.max_act, note.name
+        assert note.clamp is not None, note.name
+        assert note.best is not None, note.name
+        assert 0 < note.clamp[0] <= note.best <= note.clamp[1], note.name
+        assert note.evidence is not None, note.name
+        assert note.evidence["hit"] >= 0.25, note.name
+        curve = curves[str(note.index)]
+        assert note.evidence["perplexity_ratio"] <= curve["criteria"]["max_perplexity"] <= 6, note.name
+        assert (curve["name"], curve["best"], curve["green_zone"]) == (note.name, note.best, list(note.clamp)), (
+            note.name
+        )
+
+
+def test_the_bundled_labels_are_of_its_weights_and_quote_the_models_own_text_alone() -> None:
+    folder = BUNDLED["bundled"]
+    labels = read_labels(folder / LABELS, read_sae(folder))
+    assert labels.info.settings["quoted"] == ["chats.jsonl"]
+    num_chats = 1241
+    assert all(piece.document < num_chats for row in labels for piece in (*row.examples, *row.inactive))
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 25e6
 
 
 def test_a_folder_is_served_under_its_own_name_or_a_given_one(folder: Path) -> None:

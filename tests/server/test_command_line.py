@@ -194,3 +194,21 @@ def test_sites_that_cannot_be_steered_are_refused(model: Path, tmp_path: Path) -
     heads = make_sae(tmp_path / "heads", layer=1, d_in=32, hooks=("attn.hook_z",))
     with pytest.raises(StartupError, match=r"reads vectors of width 32 at attn_z 1; .* has width 64"):
         check_fit(open_saes([str(heads)]), replace(facts, z_width=64))
+
+
+def test_sigterm_in_the_middle_of_a_task_ends_without_a_traceback() -> None:
+    program = """
+import argparse, asyncio, os, signal, sys
+from saeclamp_server.__main__ import _run
+
+async def work():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(60)
+    finally:
+        print("cleared away")
+
+sys.exit(_run(argparse.Namespace(run=lambda options: asyncio.run(work()))))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "cleared away\n", "")

@@ -80,4 +80,4 @@ def test_without_a_server_the_demo_says_so_in_one_sentence_and_exits_with_1(caps
 
 def test_a_malformed_feature_is_refused_before_anything_is_sent(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--feature", "golden-gate"]) == 1
-    assert capsys.readouterr().err.startswith("'golden-gate' clamped to 0.74 is not a clamp:")
+    assert capsys.readouterr().err.startswith("'golden-gate' clamped to 0.75 is not a clamp:")
