@@ -52,16 +52,16 @@ def test_the_bundled_sae_fits(measure: Verify, sae: SAE) -> None:
     loss = result.cross_entropy
     assert result.verdict == "ok"
     assert result.num_tokens == TOKENS - TOKENS // 256
-    assert 0.6 < result.explained_variance < 0.8  # 0.75 on its own training text
+    assert 0.65 < result.explained_variance < 0.85  # 0.78 on 60,000 held-out tokens
     assert result.pca_explained_variance < result.explained_variance
-    assert 20 < result.l0_mean < 32  # 24.2 on its own training text
+    assert 26 < result.l0_mean < 40  # 32.1 on those
     assert result.l0_p5 < result.l0_mean < result.l0_p95
-    assert result.dead_share < 0.05
+    assert result.dead_share < 0.7  # of so few tokens; 0.03 on those
     assert result.dense_share < 0.05
     assert loss.clean < loss.spliced < loss.mean < loss.zero
     assert loss.recovered_against_zero is not None
     assert loss.recovered_against_mean is not None
-    assert 0.8 < loss.recovered_against_mean < loss.recovered_against_zero < 1
+    assert 0.9 < loss.recovered_against_mean < loss.recovered_against_zero < 1
     assert result.calibrated_threshold is None
 
 
