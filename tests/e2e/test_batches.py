@@ -87,7 +87,7 @@ def test_every_choice_of_every_prompt_is_steered(server: Server, stream: bool) -
         "temperature": 0.3,
         "seed": 7,
         "max_tokens": 24,
-        "steering": {"interventions": [clamp(GOLDEN_GATE, 1.1 * ACT)]},
+        "steering": {"interventions": [clamp(GOLDEN_GATE, 1.4 * ACT)]},
     }
     if not stream:
         answer = server.post("/v1/completions", **body).json()

@@ -99,14 +99,9 @@ def test_stop_strings_end_a_steered_answer(server: Server) -> None:
 
 
 def test_structured_output_stays_structured(server: Server) -> None:
-    schema = {
-        "type": "object",
-        "properties": {"place": {"type": "string", "maxLength": 30}},
-        "required": ["place"],
-        "additionalProperties": False,
-    }
-    response_format = {"type": "json_schema", "json_schema": {"name": "place", "schema": schema}}
-    body = chat(server, steering=STEERING, response_format=response_format, max_tokens=60)
+    # no schema: its grammar allows any number of blanks, and so small a model goes on with them
+    structured_outputs = {"regex": r'\{"place": "[A-Za-z ]{1,30}"\}'}
+    body = chat(server, steering=STEERING, structured_outputs=structured_outputs, max_tokens=60)
     assert isinstance(json.loads(text_of(body))["place"], str)
     assert body["steering"]["applied"] is True
 

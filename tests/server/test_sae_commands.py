@@ -96,7 +96,7 @@ def test_an_sae_is_added_listed_shown_and_removed(saeclamp: Saeclamp, folder: Pa
     assert header == ["NAME", "KEPT", "MODEL", "READS", "WRITES", "FEATURES", "FORMAT"]
     site = f"resid_post {LAYER}"
     assert rows == [
-        ["bundled", "bundled", "SmolLM2-135M-Instruct", site, site, str(D_SAE), "saelens"],
+        ["bundled", "bundled", "smollm2-135m-instruct", site, site, str(D_SAE), "saelens"],
         ["mine", "library", "some/model", "resid_post 2", "resid_post 2", "24", "saelens"],
     ]
     facts = dict(line.split("\t") for line in saeclamp("info", "mine").out.splitlines())
