@@ -144,6 +144,7 @@ def _check_identity(work: Path, identity: dict[str, Any]) -> None:
 
 def _identity(settings: Settings, sae: SAE, reader: Reader, files: Sequence[Path]) -> dict[str, Any]:
     """All that the labels depend on, JSON-able."""
+    hashes, quoted = data_hashes(files), _quoted(settings)
     return {
         "sae": {
             **{name: tensor_sha256(tensor) for name, tensor in sae.tensors().items()},
@@ -152,8 +153,8 @@ def _identity(settings: Settings, sae: SAE, reader: Reader, files: Sequence[Path
         "model": {"name": settings.model_name, "sha256": dict(settings.model_sha256)},
         "dtype": str(next(reader.model.parameters()).dtype).removeprefix("torch."),
         "device": _device(reader).type,
-        "data_sha256": data_hashes(files),
-        "quoted": sorted(data_hashes(_quoted(settings))),
+        "data_sha256": hashes,
+        "quoted": sorted(name for name, file in zip(hashes, files, strict=True) if file in quoted),
         "tokens": settings.tokens,
         "context": reader.context,
         "batch_tokens": reader.batch_tokens,
