@@ -99,9 +99,16 @@ def test_stop_strings_end_a_steered_answer(server: Server) -> None:
 
 
 def test_structured_output_stays_structured(server: Server) -> None:
-    # no schema: its grammar allows any number of blanks, and so small a model goes on with them
-    structured_outputs = {"regex": r'\{"place": "[A-Za-z ]{1,30}"\}'}
-    body = chat(server, steering=STEERING, structured_outputs=structured_outputs, max_tokens=60)
+    schema = {
+        "type": "object",
+        "properties": {"place": {"type": "string", "maxLength": 30}},
+        "required": ["place"],
+        "additionalProperties": False,
+    }
+    response_format = {"type": "json_schema", "json_schema": {"name": "place", "schema": schema}}
+    # the grammar allows any number of blanks, and a model so small and clamped so hard goes on with them
+    little = {"interventions": [{**STEERING["interventions"][0], "value": 0.7 * STRENGTH}]}
+    body = chat(server, steering=little, response_format=response_format, max_tokens=60)
     assert isinstance(json.loads(text_of(body))["place"], str)
     assert body["steering"]["applied"] is True
 
