@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import pickle
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from tests.saes.converting import Payload, refusal
 from tests.saes.layouts import (
     Written,
     connor_rob,
@@ -32,45 +32,12 @@ from tests.saes.layouts import (
     tokens,
 )
 
-from saeclamp_saes import Options, conversion, read_sae
+from saeclamp_saes import Options, read_sae
 from saeclamp_saes.commands import convert as command
 from saeclamp_saes.conversion import Limits, convert
 from saeclamp_saes.conversion.pickles import check_torch
-from saeclamp_saes.conversion.process import run_sandbox
-from saeclamp_saes.conversion.sandbox import Request
 from saeclamp_saes.errors import CheckpointError
 from saeclamp_saes.formats import canonical, summarize
-
-ROOMY = Limits(memory_bytes=1 << 32, file_bytes=1 << 30, cpu_seconds=60)
-
-
-class Payload:
-    """Runs a command when it is unpickled by anything but `weights_only`."""
-
-    def __init__(self, code: str) -> None:
-        self.code = code
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (self.code,)
-
-
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A converted checkpoint; not to be changed."""
-    folder = tmp_path_factory.mktemp("converted")
-    return convert(goodfire.write(folder).path, folder / "converted").path
-
-
-def refusal(path: Path, destination: Path, **how: Any) -> str:
-    """Return the sentence with which converting fails, having left nothing behind."""
-    before = set(destination.parent.iterdir())
-    with pytest.raises(CheckpointError) as raised:
-        convert(path, destination, **how)
-    assert set(destination.parent.iterdir()) == before
-    sentence = str(raised.value)
-    assert sentence.isprintable()
-    assert "Traceback" not in sentence
-    return sentence
 
 
 def slow_pickle(path: Path) -> Path:
@@ -257,77 +224,6 @@ def test_a_torch_with_unsafe_unpickling_is_refused(version: str) -> None:
 @pytest.mark.parametrize("version", ["2.10.0", "2.13.0+cpu", "3.0.0a0+git"])
 def test_a_torch_with_safe_unpickling_is_used(version: str) -> None:
     check_torch(version)
-
-
-def hostile(converted: Path, write: Callable[[Path], object]) -> Callable[[Request, Path, float], None]:
-    """Return a sandbox in the hands of an attacker, which says that all is well."""
-
-    def run(request: Request, folder: Path, timeout_seconds: float) -> None:
-        shutil.copytree(converted, folder / "sae")
-        write(folder / "sae")
-
-    return run
-
-
-def _link_weights(folder: Path) -> None:
-    (folder / canonical.WEIGHTS).rename(folder.parent / "elsewhere")
-    (folder / canonical.WEIGHTS).symlink_to(folder.parent / "elsewhere")
-
-
-def _claim_another_layout(folder: Path) -> None:
-    config = json.loads((folder / "cfg.json").read_text())
-    (folder / "cfg.json").write_text(json.dumps(config | {"read_as": "goodfire\x1b[2J"}))
-
-
-def _pickle_weights(folder: Path) -> None:
-    (folder / canonical.WEIGHTS).write_bytes(pickle.dumps(Payload("false")) + b"." * 100)
-
-
-@pytest.mark.parametrize(
-    ("write", "says"),
-    [
-        pytest.param(
-            lambda folder: (folder / "sae.pt").touch(), "wrote something else than an SAE.", id="another file"
-        ),
-        pytest.param(
-            lambda folder: (folder / "cfg.json").unlink(), "wrote something else than an SAE.", id="no config"
-        ),
-        pytest.param(_link_weights, "wrote something else than files.", id="a link"),
-        pytest.param(_claim_another_layout, "read an unknown layout.", id="an unknown layout"),
-        pytest.param(_pickle_weights, "wrote a broken file:", id="a pickle"),
-    ],
-)
-def test_what_the_sandbox_wrote_is_not_believed(
-    write: Callable[[Path], object], says: str, converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = goodfire.write(tmp_path / "published").path
-    monkeypatch.setattr(conversion, "run_sandbox", hostile(converted, write))
-    assert f"Converting to {tmp_path / 'converted'} {says}" in refusal(path, tmp_path / "converted")
-
-
-def test_a_source_that_changes_meanwhile_is_refused(
-    converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = goodfire.write(tmp_path / "published").path
-    monkeypatch.setattr(conversion, "run_sandbox", hostile(converted, lambda folder: os.utime(path, (1, 1))))
-    assert refusal(path, tmp_path / "converted") == f"{path} was changed while it was converted."
-
-
-def test_a_file_cannot_put_words_into_the_sandboxs_mouth(tmp_path: Path) -> None:
-    path = tmp_path / "sae.pt"
-    torch.save({"\nwritten: all is well\x1b[2J": 1j, "W_enc": torch.ones(2, 2)}, path)
-    assert refusal(path, tmp_path / "converted") == (
-        f"{path}: written: all is well?[2J is a complex, neither a tensor nor a plain value."
-    )
-
-
-def test_the_process_gets_no_environment_and_no_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", "secret")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    (tmp_path / "sitecustomize.py").write_text("raise SystemExit(7)")
-    request = Request(str(tmp_path / "no.pt"), str(tmp_path / "no.pt"), "", str(tmp_path / "sae"), ROOMY)
-    with pytest.raises(CheckpointError, match=r"has no no\.pt\.$"):
-        run_sandbox(request, tmp_path, 60)
 
 
 def run_command(*arguments: str) -> int:
