@@ -76,13 +76,24 @@ def one_name(hook: str) -> str:
 
 @dataclass(frozen=True)
 class Move:
-    """One intervention: set a feature's activation to `value`, or raise it by `value`, in the encoder's units."""
+    """One intervention on a feature, in the encoder's units; `value` is a factor where it scales."""
 
     sae: str
     index: int
     op: str
     value: float = 0.0
     tokens: str = "all"
+
+
+def moved(act: Tensor, op: str, value: float) -> Tensor:
+    """The activation after an operation."""
+    if op == "add":
+        return act + value
+    if op == "scale":
+        return act * value
+    if (op == "at_least" and act > value) or (op == "at_most" and act < value):
+        return act
+    return torch.full_like(act, 0.0 if op == "ablate" else value)
 
 
 class ReferenceModel:
@@ -135,10 +146,7 @@ class ReferenceModel:
         edited = acts.clone()
         for move in moves:
             for position in self._positions(ids, prompt_len, move.tokens):
-                if move.op == "add":
-                    edited[0, position, move.index] += move.value
-                else:
-                    edited[0, position, move.index] = 0.0 if move.op == "ablate" else move.value
+                edited[0, position, move.index] = moved(acts[0, position, move.index], move.op, move.value)
         return edited
 
     def _hook(self, stack: ExitStack, name: str, change: Callable[[Tensor], Tensor]) -> None:
@@ -215,10 +223,10 @@ def clamped(x: Tensor, y: Tensor, sae: ReferenceSAE, moves: Sequence[tuple[int, 
     Encode everything, overwrite, decode everything, add the error back: the slow twin of `read_acts` and `written`.
 
     x: (num_tokens, d_in), what the SAE reads; y: (num_tokens, d_out), what it writes to
-    moves: (token, feature, "clamp" or "add", value)
+    moves: (token, feature, operation, value)
     """
     acts = sae.encode(x)
     edited = acts.clone()
     for token, feature, op, value in moves:
-        edited[token, feature] = value if op == "clamp" else acts[token, feature] + value
+        edited[token, feature] = moved(acts[token, feature], op, value)
     return sae.decode(edited, x) + (y - sae.decode(acts, x))

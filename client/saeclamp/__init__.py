@@ -29,7 +29,7 @@ from saeclamp._exceptions import (
 from saeclamp._responses import ChatCompletion, ChatCompletionChunk, Completion, Model, ModelList
 from saeclamp._streaming import AsyncStream, Stream
 from saeclamp._version import __version__
-from saeclamp.types import Ablate, Add, Clamp, FeatureIndex, Receipt, Steering, extra_body
+from saeclamp.types import Ablate, Add, AtLeast, AtMost, Clamp, FeatureIndex, Receipt, Scale, Steering, extra_body
 
 __all__ = [
     "__version__",
@@ -45,6 +45,9 @@ __all__ = [
     "Steering",
     "Clamp",
     "Add",
+    "AtLeast",
+    "AtMost",
+    "Scale",
     "Ablate",
     "FeatureIndex",
     "Receipt",

@@ -14,9 +14,9 @@ from pydantic import BaseModel, ValidationError
 from saeclamp._exceptions import APIResponseValidationError, NotSteeredError, SaeclampError
 from saeclamp._responses import AnswerT, ChunkT, ModelList, ResponseT
 from saeclamp._version import __version__
-from saeclamp.types import Ablate, Add, Clamp, Receipt, Steering, as_steering, looks_like_steering
+from saeclamp.types import Operation, Receipt, Steering, as_steering, looks_like_steering
 
-SteeringLike: TypeAlias = Steering | dict[str, Any] | Clamp | Add | Ablate | Sequence[Clamp | Add | Ablate]
+SteeringLike: TypeAlias = Steering | dict[str, Any] | Operation | Sequence[Operation]
 """What `steering=` accepts: the object, its JSON, one intervention, or several."""
 
 API_KEY_VARIABLE = "SAECLAMP_API_KEY"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 from difflib import SequenceMatcher
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
@@ -92,6 +92,37 @@ class Add(_Request):
     tokens: Tokens = "all"
 
 
+class AtLeast(_Request):
+    """Raise a feature's activation to `value` where it is lower, and leave it alone elsewhere."""
+
+    op: Literal["at_least"] = "at_least"
+    feature: Feature
+    value: Value
+    """Lowest activation, in `unit`."""
+    unit: Unit = "max_act"
+    tokens: Tokens = "all"
+
+
+class AtMost(_Request):
+    """Lower a feature's activation to `value` where it is higher, and leave it alone elsewhere."""
+
+    op: Literal["at_most"] = "at_most"
+    feature: Feature
+    value: Value
+    """Highest activation, in `unit`."""
+    unit: Unit = "max_act"
+    tokens: Tokens = "all"
+
+
+class Scale(_Request):
+    """Multiply a feature's activation by `factor`. Changes nothing where the feature is not active."""
+
+    op: Literal["scale"] = "scale"
+    feature: Feature
+    factor: Value
+    tokens: Tokens = "all"
+
+
 class Ablate(_Request):
     """Set a feature's activation to zero. Changes nothing where the feature is not active."""
 
@@ -100,7 +131,9 @@ class Ablate(_Request):
     tokens: Tokens = "all"
 
 
-Intervention = Annotated[Clamp | Add | Ablate, Field(discriminator="op")]
+Operation: TypeAlias = Clamp | Add | AtLeast | AtMost | Scale | Ablate
+
+Intervention = Annotated[Operation, Field(discriminator="op")]
 
 
 class Steering(_Request):
@@ -150,6 +183,8 @@ class InterventionReceipt(_Receipt):
     unit: str | None = None
     value_act: float | None = None
     """`value` in the encoder's own units, as applied."""
+    factor: float | None = None
+    """Of `scale`."""
     tokens: TokenCounts
     act_before: Summary | None = None
     """Activation before the edit, in the encoder's units. None where no position was computed."""
@@ -175,7 +210,7 @@ class Receipt(_Receipt):
     warnings: tuple[str, ...] = ()
 
 
-def extra_body(*interventions: Clamp | Add | Ablate, receipt: Literal["none", "summary"] = "summary") -> dict[str, Any]:
+def extra_body(*interventions: Operation, receipt: Literal["none", "summary"] = "summary") -> dict[str, Any]:
     """
     Build the `extra_body` that openai-python merges into a request.
 
@@ -186,7 +221,7 @@ def extra_body(*interventions: Clamp | Add | Ablate, receipt: Literal["none", "s
 
 
 def as_steering(
-    steering: Steering | Clamp | Add | Ablate | Iterable[Clamp | Add | Ablate] | dict[str, Any],
+    steering: Steering | Operation | Iterable[Operation] | dict[str, Any],
     receipt: Literal["none", "summary"] | None = None,
 ) -> Steering:
     """
@@ -198,7 +233,7 @@ def as_steering(
         raise TypeError(f"steering takes interventions such as Clamp(feature={steering!r}, value=...), not a string")
     if isinstance(steering, dict):
         steering = Steering.model_validate(steering)
-    elif isinstance(steering, Clamp | Add | Ablate):
+    elif isinstance(steering, Operation):
         steering = Steering(interventions=(steering,))
     elif not isinstance(steering, Steering):
         steering = Steering(interventions=tuple(steering))

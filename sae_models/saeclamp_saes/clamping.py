@@ -9,6 +9,8 @@ TopK a_i depends on the whole encoder, which is then run for the touched tokens.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -20,6 +22,30 @@ ENCODE_BYTES = 64 << 20
 """Memory for the activations of all features at once; more touched tokens than fit are encoded in parts."""
 
 
+class Move(NamedTuple):
+    """
+    How far an activation a is moved: by `offset + gain a`, but no further than to between `low` and `high`.
+
+    In the encoder's units. The difference is what is computed, not the new activation, so that adding v adds v, to the last
+    bit.
+    """
+
+    offset: float = 0.0
+    gain: float = 0.0
+    low: float = -math.inf
+    high: float = math.inf
+
+
+MOVES: dict[str, Callable[[float], Move]] = {
+    "clamp": lambda value: Move(offset=value, gain=-1.0),
+    "add": lambda value: Move(offset=value),
+    "at_least": lambda value: Move(low=value),
+    "at_most": lambda value: Move(high=value),
+    "scale": lambda factor: Move(gain=factor - 1.0),
+}
+"""By operation"""
+
+
 class Edits(NamedTuple):
     """Which feature moves at which token: one entry per (token, intervention) pair, all of one SAE."""
 
@@ -27,10 +53,8 @@ class Edits(NamedTuple):
     """(num_pairs,) int64, row of the gathered vectors"""
     feature: Tensor
     """(num_pairs,) int64"""
-    target: Tensor
-    """(num_pairs,) in the encoder's units"""
-    keep: Tensor
-    """(num_pairs,): 0 moves the activation to `target` (clamp), 1 moves it by `target` (add)"""
+    moves: Tensor
+    """(num_pairs, 4): a `Move` a row"""
     live: Tensor
     """(num_pairs,), 0 or 1; 0 leaves the token alone"""
 
@@ -83,7 +107,8 @@ def written(sae: SAE, edits: Edits, before: Acts, num_tokens: int, write: int = 
     """
     width = sae.d_out // len(sae.writes)
     decoder = sae.W_dec[:, write * width : (write + 1) * width][edits.feature]
-    move = (edits.target + (edits.keep - 1.0) * before.acts) * edits.live * before.scale
-    pushes = move[:, None] * decoder
+    offset, gain, low, high = edits.moves.unbind(dim=1)
+    moved = (offset + gain * before.acts).clamp(low - before.acts, high - before.acts)
+    pushes = (moved * edits.live * before.scale)[:, None] * decoder
     delta = torch.zeros(num_tokens, width, dtype=decoder.dtype, device=decoder.device)
     return delta.index_add_(0, edits.token, pushes), pushes.norm(dim=1)

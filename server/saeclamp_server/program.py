@@ -12,15 +12,18 @@ EXTRA_ARGS_KEY = "saeclamp"
 """Where the program rides in vLLM's `SamplingParams.extra_args`."""
 
 
+EditOp = Literal["clamp", "add", "at_least", "at_most", "scale"]
+
+
 @dataclass(frozen=True)
 class Edit:
-    """One feature, moved to (`clamp`) or by (`add`) a value at some of the request's positions."""
+    """One feature, moved at some of the request's positions."""
 
     sae: str
     index: int
-    op: Literal["clamp", "add"]
+    op: EditOp
     value: float
-    """In the units of the SAE's encoder."""
+    """In the units of the SAE's encoder; of `scale`, a factor."""
     tokens: Literal["all", "prompt", "generated"]
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from saeclamp.types import Ablate, Add, Clamp, FeatureIndex, Steering, looks_like_steering
+from saeclamp.types import FeatureIndex, Operation, Steering, looks_like_steering
 from saeclamp_server.errors import InvalidSteeringError, RequestError, did_you_mean
 from saeclamp_server.program import EXTRA_ARGS_KEY
 
@@ -50,9 +50,6 @@ PLANNED = {
     "readout": "readouts",
     "special_tokens": "steering special tokens",
     "vector": "uploaded vectors",
-    "at_least": "the operation 'at_least'",
-    "at_most": "the operation 'at_most'",
-    "scale": "the operation 'scale'",
     "resid_norm": "the unit 'resid_norm'",
     "first": "token windows",
     "after": "token windows",
@@ -61,6 +58,11 @@ PLANNED = {
     "tokens": "receipts per token",
 }
 """Words of the planned wire that this version does not know: refused by name rather than as a misspelling."""
+
+
+OPERATIONS: dict[int | str, type[BaseModel]] = {
+    model.model_fields["op"].default: model for model in get_args(Operation)
+}
 
 
 def parse_body(content: bytes) -> Any:
@@ -182,16 +184,15 @@ def _refusal(exc: ValidationError, steering: Any) -> RequestError:
 
 def _known_fields(loc: tuple[int | str, ...]) -> list[str]:
     """Return the fields of the object that `loc` points into."""
-    operations: dict[int | str, type[BaseModel]] = {"clamp": Clamp, "add": Add, "ablate": Ablate}
     if "<object>" in loc:
         return [*FeatureIndex.model_fields]
-    return [*next((operations[part].model_fields for part in loc if part in operations), Steering.model_fields)]
+    return [*next((OPERATIONS[part].model_fields for part in loc if part in OPERATIONS), Steering.model_fields)]
 
 
 def _in_plain_words(kind: str, message: str) -> str:
     """Say what pydantic found in the words of someone who writes JSON."""
     if kind == "union_tag_not_found":
-        return "the field 'op' is missing: clamp, add or ablate"
+        return f"the field 'op' is missing: {', '.join(map(str, OPERATIONS))}"
     if kind == "string_pattern_mismatch":
         return "a feature is written <sae>/<index> or <sae>/<name>, such as bundled/golden-gate"
     return message.replace("Tuple", "List").replace("tuple", "list").replace("Input", "The value")

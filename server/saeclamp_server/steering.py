@@ -9,10 +9,14 @@ from typing import Any
 from saeclamp.types import (
     Ablate,
     Add,
+    AtLeast,
+    AtMost,
     Clamp,
     FeatureIndex,
     InterventionReceipt,
+    Operation,
     Receipt,
+    Scale,
     Steering,
     Summary,
     TokenCounts,
@@ -54,10 +58,12 @@ def resolve(steering: Steering, saes: Mapping[str, SAEEntry]) -> ResolvedSteerin
     return ResolvedSteering(steering, SteeringProgram(tuple(edits), tuple((name, saes[name].sha256) for name in used)))
 
 
-def _edit(intervention: Clamp | Add | Ablate, saes: Mapping[str, SAEEntry], path: str) -> Edit:
+def _edit(intervention: Operation, saes: Mapping[str, SAEEntry], path: str) -> Edit:
     sae, index = _find(intervention.feature, saes, f"{path}.feature")
     if isinstance(intervention, Ablate):
         return Edit(sae.name, index, "clamp", 0.0, intervention.tokens)
+    if isinstance(intervention, Scale):
+        return Edit(sae.name, index, "scale", intervention.factor + 0.0, intervention.tokens)
     value = _in_act(intervention, sae, index, path)
     return Edit(sae.name, index, intervention.op, value, intervention.tokens)
 
@@ -78,7 +84,7 @@ def _find(feature: str | FeatureIndex, saes: Mapping[str, SAEEntry], path: str) 
     return sae, index
 
 
-def _in_act(intervention: Clamp | Add, sae: SAEEntry, index: int, path: str) -> float:
+def _in_act(intervention: Clamp | Add | AtLeast | AtMost, sae: SAEEntry, index: int, path: str) -> float:
     value, feature = intervention.value, intervention.feature
     if intervention.unit == "act":
         return value + 0.0
@@ -151,7 +157,8 @@ def _intervention_receipt(
         op=intervention.op,
         value=getattr(intervention, "value", None),
         unit=getattr(intervention, "unit", None),
-        value_act=edit.value,
+        value_act=None if edit.op == "scale" else edit.value,
+        factor=getattr(intervention, "factor", None),
         tokens=TokenCounts(
             prompt=sum(report["prompt"][number] for report in reports),
             generated=sum(tally["generated"] for tally in tallies),

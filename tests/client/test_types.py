@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from saeclamp import Ablate, Add, Clamp, FeatureIndex, Receipt, Steering, extra_body
+from saeclamp import Ablate, Add, AtLeast, AtMost, Clamp, FeatureIndex, Receipt, Scale, Steering, extra_body
 from saeclamp.types import MAX_INTERVENTIONS, MAX_VALUE, InterventionReceipt, Summary, TokenCounts, as_steering
 
 CLAMP: dict[str, Any] = {"op": "clamp", "feature": "s/1", "value": 0.5}
@@ -25,6 +25,9 @@ tokens = st.sampled_from(["all", "prompt", "generated"])
 interventions = (
     st.builds(Clamp, feature=features, value=values, unit=units, tokens=tokens)
     | st.builds(Add, feature=features, value=values, unit=units, tokens=tokens)
+    | st.builds(AtLeast, feature=features, value=values, unit=units, tokens=tokens)
+    | st.builds(AtMost, feature=features, value=values, unit=units, tokens=tokens)
+    | st.builds(Scale, feature=features, factor=values, tokens=tokens)
     | st.builds(Ablate, feature=features, tokens=tokens)
 )
 steerings = st.builds(

@@ -23,7 +23,11 @@ def on_the_wire(moves: Sequence[Move]) -> list[dict[str, Any]]:
     interventions = []
     for move in moves:
         item: dict[str, Any] = {"op": move.op, "feature": f"{move.sae}/{move.index}", "tokens": move.tokens}
-        interventions.append(item if move.op == "ablate" else item | {"value": move.value, "unit": "act"})
+        if move.op == "scale":
+            item["factor"] = move.value
+        elif move.op != "ablate":
+            item |= {"value": move.value, "unit": "act"}
+        interventions.append(item)
     return interventions
 
 

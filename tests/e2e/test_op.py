@@ -12,7 +12,7 @@ from tests.reference import ReferenceSAE, clamped
 from tests.saes.test_clamping import ARCHITECTURES, D_IN, D_SAE
 from torch import Tensor
 
-from saeclamp_saes import Site, read_sae
+from saeclamp_saes import Site, clamping, read_sae
 from saeclamp_saes.clamping import Edits
 from saeclamp_server.engine.ledger import Ledger
 from saeclamp_server.engine.ops import LoadedSAE, SAEStep, SiteState, bind, steer
@@ -28,8 +28,7 @@ def loaded(folder: Path, at: Sequence[int] = (0,), moves: Sequence[tuple[int, in
     edits = Edits(
         token=torch.tensor([move[0] for move in moves]),
         feature=torch.tensor([move[1] for move in moves]),
-        target=torch.tensor([move[3] for move in moves]),
-        keep=torch.tensor([float(move[2] == "add") for move in moves]),
+        moves=torch.tensor([clamping.MOVES[op](value) for _, _, op, value in moves]),
         live=torch.ones(len(moves)),
     )
     step = SAEStep(dict.fromkeys(at, edits), torch.arange(len(moves)), torch.ones(len(moves), 2))

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.e2e.checkpoints import make_sae
-from tests.reference import ReferenceSAE, clamped
+from tests.reference import ReferenceSAE, clamped, moved
 from torch import Tensor
 
 from saeclamp_saes import SAE, Site, clamping, read_sae
@@ -38,8 +38,7 @@ def edits_of(moves: list[tuple[int, int, str, float]], live: list[float] | None 
     return Edits(
         token=torch.tensor([move[0] for move in moves]),
         feature=torch.tensor([move[1] for move in moves]),
-        target=torch.tensor([move[3] for move in moves], dtype=torch.float64),
-        keep=torch.tensor([1.0 if move[2] == "add" else 0.0 for move in moves]),
+        moves=torch.tensor([clamping.MOVES[op](value) for _, _, op, value in moves], dtype=torch.float64),
         live=torch.tensor(live or [1.0] * len(moves)),
     )
 
@@ -58,7 +57,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 MOVES = st.dictionaries(
     st.tuples(st.integers(0, NUM_TOKENS - 1), st.integers(0, D_SAE - 1)),
-    st.tuples(st.sampled_from(["clamp", "add"]), st.floats(-50, 50, width=32)),
+    st.tuples(st.sampled_from([*clamping.MOVES]), st.floats(-50, 50, width=32)),
     min_size=1,
     max_size=30,
 )
@@ -88,7 +87,7 @@ def _full(x: Tensor, y: Tensor, sae: SAE, moves: list[tuple[int, int, str, float
     acts = sae.encode(x)
     changed = acts.clone()
     for token, feature, op, value in moves:
-        changed[token, feature] = value if op == "clamp" else acts[token, feature] + value
+        changed[token, feature] = moved(acts[token, feature], op, value)
     return sae.decode(changed, x) + (y - sae.decode(acts, x))
 
 
@@ -137,6 +136,16 @@ def unit_sae() -> SAE:
         pytest.param([0.9, 4.0, 0.0], "clamp", 5.0, [10.9, 4.0, 0.0], id="an inactive feature counts as zero"),
         pytest.param([3.0, 4.0, 0.0], "add", 5.0, [13.0, 4.0, 0.0], id="add ignores the activation"),
         pytest.param([3.0, 4.0, 0.0], "clamp", -1.0, [-5.0, 4.0, 0.0], id="negative targets are legal"),
+        pytest.param([3.0, 4.0, 0.0], "at_least", 5.0, [7.0, 4.0, 0.0], id="at_least raises to 5"),
+        pytest.param([3.0, 4.0, 0.0], "at_least", 2.0, [3.0, 4.0, 0.0], id="at_least leaves more alone"),
+        pytest.param([0.9, 4.0, 0.0], "at_least", 2.0, [4.9, 4.0, 0.0], id="at_least raises an inactive feature"),
+        pytest.param([3.0, 4.0, 0.0], "at_most", 2.0, [1.0, 4.0, 0.0], id="at_most lowers to 2"),
+        pytest.param([3.0, 4.0, 0.0], "at_most", 5.0, [3.0, 4.0, 0.0], id="at_most leaves less alone"),
+        pytest.param([0.9, 4.0, 0.0], "at_most", -1.0, [-1.1, 4.0, 0.0], id="at_most lowers an inactive feature"),
+        pytest.param([3.0, 4.0, 0.0], "scale", 2.0, [9.0, 4.0, 0.0], id="scale doubles"),
+        pytest.param([3.0, 4.0, 0.0], "scale", -1.0, [-9.0, 4.0, 0.0], id="scale turns round"),
+        pytest.param([3.0, 4.0, 0.0], "scale", 0.0, [-3.0, 4.0, 0.0], id="scale by 0 ablates"),
+        pytest.param([0.9, 4.0, 0.0], "scale", 9.0, [0.9, 4.0, 0.0], id="scale leaves an inactive feature alone"),
     ],
 )
 def test_an_edit_by_hand(stream: list[float], op: str, value: float, expected: list[float]) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.reference import touched_positions
 
+from saeclamp_saes.clamping import MOVES
 from saeclamp_server.engine.mapping import Held, PlacedProgram, Span, pairs_by_sae
 from saeclamp_server.program import Edit, SteeringProgram
 
@@ -29,9 +30,9 @@ def test_each_token_carries_the_clamps_of_its_own_request() -> None:
     pairs = pairs_by_sae([Span(first, 2, 3, 0, 3, 0, 0), Span(second, 5, 1, 9, 4, 0, 1)])
     a, b, c = pairs["a"], pairs["b"], pairs["c"]
     assert (a.batch_row.tolist(), a.feature.tolist(), a.slot.tolist()) == ([3, 4], [2, 2], [0, 0])
-    assert (a.target.tolist(), a.keep.tolist()) == ([5.0, 5.0], [0.0, 0.0])
+    assert a.moves.tolist() == [[*MOVES["clamp"](5.0)]] * 2
     assert (b.batch_row.tolist(), b.feature.tolist(), b.slot.tolist()) == ([5], [1], [1])
-    assert (b.target.tolist(), b.keep.tolist()) == ([-1.0], [1.0])
+    assert b.moves.tolist() == [[*MOVES["add"](-1.0)]]
     assert (c.batch_row.tolist(), c.feature.tolist(), c.slot.tolist()) == ([5], [3], [2])
     assert (c.prompt.tolist(), c.generated.tolist()) == ([False], [True])
 
@@ -91,7 +92,7 @@ def test_spans_of_different_sizes_do_not_mix() -> None:
     ).values()
     assert pairs.batch_row.tolist() == [0, 0, 0, 1, 1, 1, 2, 3, 3, 3]
     assert pairs.feature.tolist() == [4, 5, 6, 4, 5, 6, 1, 4, 5, 6]
-    assert pairs.target.tolist() == [4, 5, 6, 4, 5, 6, 1, 4, 5, 6]
+    assert pairs.moves[:, 0].tolist() == [4, 5, 6, 4, 5, 6, 1, 4, 5, 6]
     assert pairs.slot.tolist() == [10, 11, 12, 10, 11, 12, 20, 30, 31, 32]
     assert pairs.generated.tolist() == [False] * 6 + [True] + [False] * 3
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import permutations
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saeclamp import Ablate, Add, Clamp, FeatureIndex, Steering
+from saeclamp import Ablate, Add, AtLeast, AtMost, Clamp, FeatureIndex, Scale, Steering
+from saeclamp.types import Operation
 from saeclamp_saes import SAEEntry
 from saeclamp_server.errors import NotAppliedError, RequestError
-from saeclamp_server.program import Edit, SteeringProgram
+from saeclamp_server.program import Edit, EditOp, SteeringProgram
 from saeclamp_server.steering import receipt, resolve
 
 
-def steering(*interventions: Clamp | Add | Ablate) -> Steering:
+def steering(*interventions: Operation) -> Steering:
     return Steering(interventions=interventions)
 
 
@@ -27,6 +28,9 @@ def test_names_indices_and_units_are_resolved_in_order(saes: Mapping[str, SAEEnt
             Clamp(feature="big/bridge", value=0.5),
             Add(feature="big/5", value=-3, unit="act", tokens="prompt"),
             Ablate(feature=FeatureIndex(sae="small", index=9), tokens="generated"),
+            AtLeast(feature="small/1", value=2, unit="act"),
+            AtMost(feature="big/7", value=-1, unit="act", tokens="generated"),
+            Scale(feature="small/3", factor=-0.0),
         ),
         saes,
     ).program
@@ -34,6 +38,9 @@ def test_names_indices_and_units_are_resolved_in_order(saes: Mapping[str, SAEEnt
         Edit("big", 4, "clamp", 100.0, "all"),
         Edit("big", 5, "add", -3.0, "prompt"),
         Edit("small", 9, "clamp", 0.0, "generated"),
+        Edit("small", 1, "at_least", 2.0, "all"),
+        Edit("big", 7, "at_most", -1.0, "generated"),
+        Edit("small", 3, "scale", 0.0, "all"),
     )
     assert program.saes == (("big", "sha-of-big"), ("small", "sha-of-small"))
 
@@ -90,7 +97,7 @@ EDITS = st.builds(
     Edit,
     sae=st.sampled_from(["big", "small"]),
     index=st.integers(0, 9),
-    op=st.sampled_from(["clamp", "add"]),
+    op=st.sampled_from(get_args(EditOp)),
     value=st.floats(-1e6, 1e6),
     tokens=st.sampled_from(["all", "prompt", "generated"]),
 )

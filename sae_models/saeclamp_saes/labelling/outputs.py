@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from saeclamp_saes.clamping import Edits, read_acts, written
+from saeclamp_saes.clamping import MOVES, Edits, read_acts, written
 from saeclamp_saes.labelling.columns import Column, Columns
 from saeclamp_saes.labelling.lens import Lens, edits_stream
 from saeclamp_saes.sae import SAE
@@ -161,8 +161,9 @@ def output_scores(prefix: Prefix, sae: SAE, features: Tensor, targets: Tensor, t
     """
     num = len(features)
     rows = torch.arange(num, device=features.device)
-    nothing = torch.zeros_like(targets)
-    edits = Edits(rows, features, targets, keep=nothing, live=nothing + 1)
+    moves = torch.tensor(MOVES["clamp"](0.0), device=targets.device).repeat(num, 1)
+    moves[:, 0] = targets
+    edits = Edits(rows, features, moves, live=torch.ones_like(targets))
 
     def clamp(x: Tensor) -> Tensor:
         at_last = x[:, -1].to(sae.W_dec.dtype)

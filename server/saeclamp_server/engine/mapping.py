@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from saeclamp_saes.clamping import MOVES, Move
 from saeclamp_server.program import SteeringProgram
 
 SCOPES = {"all": 0, "prompt": 1, "generated": 2}
@@ -26,9 +27,8 @@ class SAEEdits(NamedTuple):
     """A program's edits of one SAE's features, one array element per edit."""
 
     feature: NDArray[np.int64]
-    target: NDArray[np.float32]
-    keep: NDArray[np.float32]
-    """1 for add, 0 for clamp."""
+    moves: NDArray[np.float32]
+    """(num_edits, 4): a `Move` a row."""
     scope: NDArray[np.int64]
     edit: NDArray[np.int64]
     """Which edit of the program this is."""
@@ -53,21 +53,20 @@ class PlacedProgram:
         for name, sha256 in program.saes:
             if held[name].sha256 != sha256:
                 raise ValueError(f"SAE {name!r} has other weights in the engine than in the API server.")
-        by_sae: dict[str, list[tuple[int, float, float, int, int]]] = {}
+        by_sae: dict[str, list[tuple[int, Move, int, int]]] = {}
         for number, edit in enumerate(program.edits):
             if not 0 <= edit.index < held[edit.sae].d_sae:
                 raise ValueError(f"SAE {edit.sae!r} has no feature {edit.index}.")
-            keep = {"clamp": 0.0, "add": 1.0}[edit.op]
-            by_sae.setdefault(edit.sae, []).append((edit.index, edit.value, keep, SCOPES[edit.tokens], number))
+            move = MOVES[edit.op](edit.value)
+            by_sae.setdefault(edit.sae, []).append((edit.index, move, SCOPES[edit.tokens], number))
         return cls({sae: _columns(edits) for sae, edits in by_sae.items()}, len(program.edits))
 
 
-def _columns(edits: Sequence[tuple[int, float, float, int, int]]) -> SAEEdits:
-    feature, target, keep, scope, number = zip(*edits, strict=True)
+def _columns(edits: Sequence[tuple[int, Move, int, int]]) -> SAEEdits:
+    feature, moves, scope, number = zip(*edits, strict=True)
     return SAEEdits(
         feature=np.array(feature, np.int64),
-        target=np.array(target, np.float32),
-        keep=np.array(keep, np.float32),
+        moves=np.array(moves, np.float32),
         scope=np.array(scope, np.int64),
         edit=np.array(number, np.int64),
     )
@@ -95,8 +94,8 @@ class SAEPairs(NamedTuple):
     batch_row: NDArray[np.int64]
     """Row of the step's token batch."""
     feature: NDArray[np.int64]
-    target: NDArray[np.float32]
-    keep: NDArray[np.float32]
+    moves: NDArray[np.float32]
+    """(num_pairs, 4): a `Move` a row."""
     slot: NDArray[np.int64]
     """Ledger slot."""
     prompt: NDArray[np.bool_]
@@ -138,8 +137,7 @@ def _pairs(parts: Sequence[tuple[Span, SAEEdits]]) -> SAEPairs:
     pairs = SAEPairs(
         batch_row=first_row[span] + token,
         feature=edits.feature[edit],
-        target=edits.target[edit],
-        keep=edits.keep[edit],
+        moves=edits.moves[edit],
         slot=first_slot[span] + edits.edit[edit],
         prompt=new & ~generated,
         generated=new & generated,

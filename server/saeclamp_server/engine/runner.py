@@ -116,8 +116,7 @@ class SteeredRunner:
         return Edits(
             token=self._to_device(token),
             feature=self._to_device(pairs.feature),
-            target=self._to_device(pairs.target),
-            keep=self._to_device(pairs.keep),
+            moves=self._to_device(pairs.moves),
             live=live,
         )
 
