@@ -9,10 +9,11 @@ recomputes the full sequence for every token: no cache, no batch, no custom op.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from safetensors.torch import load_file
@@ -74,6 +75,10 @@ def one_name(hook: str) -> str:
     return f"blocks.{int(layer) - 1}.hook_resid_post" if point == "hook_resid_pre" and layer != "0" else hook
 
 
+Tokens: TypeAlias = str | Mapping[str, Any]
+"""As on the wire, without roles."""
+
+
 @dataclass(frozen=True)
 class Move:
     """One intervention on a feature, in the encoder's units; `value` is a factor where it scales."""
@@ -82,7 +87,8 @@ class Move:
     index: int
     op: str
     value: float = 0.0
-    tokens: str = "all"
+    tokens: Tokens = "all"
+    special: bool = False
 
 
 def moved(act: Tensor, op: str, value: float) -> Tensor:
@@ -145,7 +151,7 @@ class ReferenceModel:
     def _overwrite(self, acts: Tensor, ids: Sequence[int], prompt_len: int, moves: Sequence[Move]) -> Tensor:
         edited = acts.clone()
         for move in moves:
-            for position in self._positions(ids, prompt_len, move.tokens):
+            for position in self._positions(ids, prompt_len, move):
                 edited[0, position, move.index] = moved(acts[0, position, move.index], move.op, move.value)
         return edited
 
@@ -187,9 +193,9 @@ class ReferenceModel:
         stack.callback(handle.remove)
         stack.callback(layer.input_layernorm.register_forward_pre_hook(remember).remove)
 
-    def _positions(self, ids: Sequence[int], prompt_len: int, tokens: str) -> list[int]:
-        scope = {"all": range(len(ids)), "prompt": range(prompt_len), "generated": range(prompt_len, len(ids))}[tokens]
-        return [position for position in scope if position > 0 and ids[position] not in self.special_ids]
+    def _positions(self, ids: Sequence[int], prompt_len: int, move: Move) -> list[int]:
+        touched = touched_positions(len(ids), prompt_len, move.tokens, move.special)
+        return [position for position in touched if move.special or ids[position] not in self.special_ids]
 
     def prompt_logprobs(self, ids: Sequence[int], moves: Sequence[Move]) -> list[float]:
         """Logprob of each prompt token but the first, given those before it."""
@@ -206,16 +212,22 @@ class ReferenceModel:
         return own, [float(row.max()) for row in rows]
 
 
-def touched_positions(num_tokens: int, prompt_len: int, tokens: str) -> list[int]:
+def touched_positions(num_tokens: int, prompt_len: int, tokens: Tokens, special: bool = False) -> list[int]:
     """Positions of one request that an intervention touches, special tokens aside: the slow twin of the step mapping."""
-    touched = []
-    for position in range(num_tokens):
-        if position == 0:
-            continue
-        generated = position >= prompt_len
-        if tokens == "all" or (tokens == "generated") == generated:
-            touched.append(position)
-    return touched
+    return [
+        position
+        for position in range(num_tokens)
+        if (position > 0 or special) and _is_in_scope(position, prompt_len, tokens)
+    ]
+
+
+def _is_in_scope(position: int, prompt_len: int, tokens: Tokens) -> bool:
+    if isinstance(tokens, str):
+        return {"all": True, "prompt": position < prompt_len, "generated": position >= prompt_len}[tokens]
+    ((kind, value),) = tokens.items()
+    if kind == "positions":
+        return position in value
+    return position < value if kind == "first" else position >= value
 
 
 def clamped(x: Tensor, y: Tensor, sae: ReferenceSAE, moves: Sequence[tuple[int, int, str, float]]) -> Tensor:

@@ -29,7 +29,22 @@ from saeclamp._exceptions import (
 from saeclamp._responses import ChatCompletion, ChatCompletionChunk, Completion, Model, ModelList
 from saeclamp._streaming import AsyncStream, Stream
 from saeclamp._version import __version__
-from saeclamp.types import Ablate, Add, AtLeast, AtMost, Clamp, FeatureIndex, Receipt, Scale, Steering, extra_body
+from saeclamp.types import (
+    Ablate,
+    Add,
+    After,
+    AtLeast,
+    AtMost,
+    Clamp,
+    FeatureIndex,
+    First,
+    Positions,
+    Receipt,
+    Roles,
+    Scale,
+    Steering,
+    extra_body,
+)
 
 __all__ = [
     "__version__",
@@ -50,6 +65,10 @@ __all__ = [
     "Scale",
     "Ablate",
     "FeatureIndex",
+    "First",
+    "After",
+    "Roles",
+    "Positions",
     "Receipt",
     "extra_body",
     "SaeclampError",

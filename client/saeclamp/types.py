@@ -8,7 +8,7 @@ Receipts keep what they do not know, so that an older client can read a newer se
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import SequenceMatcher
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -28,13 +28,6 @@ FEATURE_PATTERN = r"^[^/\s]+/[^/\s]+$"
 Unit = Literal["max_act", "act"]
 """`max_act`: multiples of the feature's stored maximum activation. `act`: what the SAE's encoder returns."""
 
-Tokens = Literal["all", "prompt", "generated"]
-"""
-Which positions are touched. `prompt` are the positions of the request's prompt, `generated` those of the tokens that the
-model has produced (its first new token is predicted at the last prompt position, so it depends on `prompt` steering).
-Position 0 and special tokens are never touched.
-"""
-
 Value = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-MAX_VALUE, le=MAX_VALUE)]
 
 
@@ -46,6 +39,70 @@ def looks_like_steering(key: str) -> bool:
 
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+MAX_POSITIONS = 1024
+"""Positions that one intervention can name."""
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+
+
+class First(_Request):
+    """The first positions of the request, its prompt included."""
+
+    first: Annotated[int, Field(strict=True, ge=1, le=2**31)]
+
+
+class After(_Request):
+    """All positions of the request but the first ones, its prompt included."""
+
+    after: Annotated[int, Field(strict=True, ge=0, le=2**31)]
+
+
+class Roles(_Request):
+    """
+    What the messages of these roles say, in a chat completion; with `assistant`, what the model generates too.
+
+    The chat template's own text around a message belongs to no role.
+    """
+
+    roles: Annotated[tuple[Role, ...], Field(min_length=1, max_length=5)]
+
+
+class Positions(_Request):
+    """Single positions of the request, counted from 0."""
+
+    positions: Annotated[
+        tuple[Annotated[int, Field(strict=True, ge=0, le=2**31)], ...], Field(min_length=1, max_length=MAX_POSITIONS)
+    ]
+
+
+TOKEN_OBJECTS: dict[str, type[_Request]] = {"first": First, "after": After, "roles": Roles, "positions": Positions}
+"""By the one field that each has."""
+
+
+def _kind_of_tokens(value: object) -> str | None:
+    if isinstance(value, str):
+        return "<scope>"
+    keys = (
+        value.keys() if isinstance(value, Mapping) else type(value).model_fields if isinstance(value, _Request) else ()
+    )
+    return next((f"<{key}>" for key in TOKEN_OBJECTS if key in keys), None)
+
+
+Tokens = Annotated[
+    Annotated[Literal["all", "prompt", "generated"], Tag("<scope>")]
+    | Annotated[First, Tag("<first>")]
+    | Annotated[After, Tag("<after>")]
+    | Annotated[Roles, Tag("<roles>")]
+    | Annotated[Positions, Tag("<positions>")],
+    Discriminator(_kind_of_tokens),
+]
+"""
+Which positions are touched. `prompt` are the positions of the request's prompt, `generated` those of the tokens that the
+model has produced (its first new token is predicted at the last prompt position, so it depends on `prompt` steering).
+Position 0 and special tokens are touched only with `special_tokens`: they are attention sinks.
+"""
 
 
 class FeatureIndex(_Request):
@@ -79,6 +136,7 @@ class Clamp(_Request):
     """Target activation, in `unit`."""
     unit: Unit = "max_act"
     tokens: Tokens = "all"
+    special_tokens: Annotated[bool, Field(strict=True)] = False
 
 
 class Add(_Request):
@@ -90,6 +148,7 @@ class Add(_Request):
     """Change of the activation, in `unit`. May be negative."""
     unit: Unit = "max_act"
     tokens: Tokens = "all"
+    special_tokens: Annotated[bool, Field(strict=True)] = False
 
 
 class AtLeast(_Request):
@@ -101,6 +160,7 @@ class AtLeast(_Request):
     """Lowest activation, in `unit`."""
     unit: Unit = "max_act"
     tokens: Tokens = "all"
+    special_tokens: Annotated[bool, Field(strict=True)] = False
 
 
 class AtMost(_Request):
@@ -112,6 +172,7 @@ class AtMost(_Request):
     """Highest activation, in `unit`."""
     unit: Unit = "max_act"
     tokens: Tokens = "all"
+    special_tokens: Annotated[bool, Field(strict=True)] = False
 
 
 class Scale(_Request):
@@ -121,6 +182,7 @@ class Scale(_Request):
     feature: Feature
     factor: Value
     tokens: Tokens = "all"
+    special_tokens: Annotated[bool, Field(strict=True)] = False
 
 
 class Ablate(_Request):
@@ -129,6 +191,7 @@ class Ablate(_Request):
     op: Literal["ablate"] = "ablate"
     feature: Feature
     tokens: Tokens = "all"
+    special_tokens: Annotated[bool, Field(strict=True)] = False
 
 
 Operation: TypeAlias = Clamp | Add | AtLeast | AtMost | Scale | Ablate

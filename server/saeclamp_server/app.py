@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from argparse import Namespace
 from typing import Any
 
@@ -24,7 +23,6 @@ def create_app(args: Namespace, supported_tasks: Any, model_config: Any) -> Fast
     app.title, app.openapi_schema = "saeclamp", None
     app.router.routes[:] = [route for route in app.router.routes if not _is_replaced(route)]
     app.include_router(router)
-    app.state.cache_secret = secrets.token_hex(16)
     app.add_exception_handler(RequestError, _refuse)
     app.add_exception_handler(HTTPException, _http_error)
     # innermost, so that its refusals too are authenticated and carry a request id; add_middleware() would put it outermost

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from saeclamp_server.scopes import ALL, Scope
+
 EXTRA_ARGS_KEY = "saeclamp"
 """Where the program rides in vLLM's `SamplingParams.extra_args`."""
 
@@ -24,7 +26,9 @@ class Edit:
     op: EditOp
     value: float
     """In the units of the SAE's encoder; of `scale`, a factor."""
-    tokens: Literal["all", "prompt", "generated"]
+    tokens: Scope = ALL
+    special: bool = False
+    """Whether special tokens and position 0 are touched too."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,9 @@ class SteeringProgram:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> SteeringProgram:
         """Raise KeyError or TypeError when `value` is not the form that `to_json` writes."""
-        edits = tuple(Edit(**edit) for edit in value["edits"])
+        edits = tuple(
+            Edit(**edit | {"tokens": tuple((start, end) for start, end in edit["tokens"])}) for edit in value["edits"]
+        )
         return cls(edits, tuple((name, sha256) for name, sha256 in value["saes"]))
 
     @property
@@ -51,18 +57,3 @@ class SteeringProgram:
         canonical = self.to_json()
         canonical["edits"].sort(key=lambda edit: json.dumps(edit, sort_keys=True))
         return "sha256:" + hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()
-
-    @property
-    def shares_cache(self) -> bool:
-        """Whether equal programs leave equal keys and values at equal tokens, wherever their prompts end."""
-        return all(edit.tokens == "all" for edit in self.edits)
-
-    def cache_salt(self, secret: str, user_salt: str | None, nonce: str | None) -> str:
-        """
-        Salt that keeps this program's prefix-cache blocks apart from all others.
-
-        `secret` keeps users from writing a salt that meets ours: the spec is public, it stands in every receipt. vLLM
-        hashes salts and LoRA names in one untagged domain, hence the prefix.
-        """
-        parts = json.dumps([secret, self.spec, user_salt, nonce])
-        return f"{EXTRA_ARGS_KEY}:{hashlib.sha256(parts.encode()).hexdigest()}"

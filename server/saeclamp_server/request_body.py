@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from saeclamp.types import FeatureIndex, Operation, Steering, looks_like_steering
+from saeclamp.types import TOKEN_OBJECTS, FeatureIndex, Operation, Steering, looks_like_steering
 from saeclamp_server.errors import InvalidSteeringError, RequestError, did_you_mean
 from saeclamp_server.program import EXTRA_ARGS_KEY
 
@@ -48,17 +48,14 @@ FOREIGN_XARGS = {
 PLANNED = {
     "rules": "rules",
     "readout": "readouts",
-    "special_tokens": "steering special tokens",
     "vector": "uploaded vectors",
     "resid_norm": "the unit 'resid_norm'",
-    "first": "token windows",
-    "after": "token windows",
-    "roles": "token scopes by role",
-    "positions": "token scopes by position",
     "tokens": "receipts per token",
 }
 """Words of the planned wire that this version does not know: refused by name rather than as a misspelling."""
 
+
+CHOOSING_TOKENS = f"tokens are 'all', 'prompt' or 'generated', or an object with one of {', '.join(TOKEN_OBJECTS)}"
 
 OPERATIONS: dict[int | str, type[BaseModel]] = {
     model.model_fields["op"].default: model for model in get_args(Operation)
@@ -179,13 +176,16 @@ def _refusal(exc: ValidationError, steering: Any) -> RequestError:
         return InvalidSteeringError(
             f"{path}: unknown field {key!r}.{did_you_mean(str(key), known)} Known: {', '.join(known)}.", path
         )
-    return InvalidSteeringError(f"{path}: {_in_plain_words(error['type'], error['msg'])}.", path)
+    words = CHOOSING_TOKENS if error["loc"][-1:] == ("tokens",) else _in_plain_words(error["type"], error["msg"])
+    return InvalidSteeringError(f"{path}: {words}.", path)
 
 
 def _known_fields(loc: tuple[int | str, ...]) -> list[str]:
     """Return the fields of the object that `loc` points into."""
     if "<object>" in loc:
         return [*FeatureIndex.model_fields]
+    if tokens := next((key for key in TOKEN_OBJECTS if f"<{key}>" in loc), None):
+        return [tokens]
     return [*next((OPERATIONS[part].model_fields for part in loc if part in OPERATIONS), Steering.model_fields)]
 
 

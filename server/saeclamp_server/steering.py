@@ -9,19 +9,26 @@ from typing import Any
 from saeclamp.types import (
     Ablate,
     Add,
+    After,
     AtLeast,
     AtMost,
     Clamp,
     FeatureIndex,
+    First,
     InterventionReceipt,
     Operation,
+    Positions,
     Receipt,
+    Roles,
     Scale,
     Steering,
     Summary,
     TokenCounts,
+    Tokens,
 )
 from saeclamp_saes import SAEEntry
+from saeclamp_server import scopes
+from saeclamp_server.conversation import Conversation
 from saeclamp_server.errors import (
     FeatureOutOfRangeError,
     InvalidSteeringError,
@@ -29,7 +36,8 @@ from saeclamp_server.errors import (
     UnknownFeatureError,
     UnknownSAEError,
 )
-from saeclamp_server.program import Edit, SteeringProgram
+from saeclamp_server.program import Edit, EditOp, SteeringProgram
+from saeclamp_server.scopes import Scope
 
 NO_STREAM = ("attn_z", "mlp_in")
 """Points where the engine has no residual stream at hand, and measures an edit against the vector there."""
@@ -47,25 +55,58 @@ class ResolvedSteering:
     """One edit per intervention, in order."""
 
 
-def resolve(steering: Steering, saes: Mapping[str, SAEEntry]) -> ResolvedSteering:
-    """Find every feature and convert every value. Raises RequestError."""
+def roles_in(steering: Steering | None) -> set[str]:
+    """Collect the roles by which tokens are chosen."""
+    scopes = [intervention.tokens for intervention in steering.interventions] if steering else []
+    return {role for scope in scopes if isinstance(scope, Roles) for role in scope.roles}
+
+
+def resolve(
+    steering: Steering, saes: Mapping[str, SAEEntry], conversation: Conversation | None = None
+) -> ResolvedSteering:
+    """
+    Find every feature and convert every value. Raises RequestError.
+
+    conversation: needed where tokens are chosen by role
+    """
     edits = [
-        _edit(intervention, saes, f"steering.interventions[{number}]")
+        _edit(intervention, saes, conversation, f"steering.interventions[{number}]")
         for number, intervention in enumerate(steering.interventions)
     ]
-    _refuse_contradictions(edits)
+    _refuse_contradictions(edits, conversation.prompt_len if conversation else None)
     used = sorted({edit.sae for edit in edits})
     return ResolvedSteering(steering, SteeringProgram(tuple(edits), tuple((name, saes[name].sha256) for name in used)))
 
 
-def _edit(intervention: Operation, saes: Mapping[str, SAEEntry], path: str) -> Edit:
+def _edit(intervention: Operation, saes: Mapping[str, SAEEntry], conversation: Conversation | None, path: str) -> Edit:
     sae, index = _find(intervention.feature, saes, f"{path}.feature")
+    scope = _scope(intervention.tokens, conversation, f"{path}.tokens")
+    op, value = _move(intervention, sae, index, path)
+    return Edit(sae.name, index, op, value, scope, intervention.special_tokens)
+
+
+def _move(intervention: Operation, sae: SAEEntry, index: int, path: str) -> tuple[EditOp, float]:
     if isinstance(intervention, Ablate):
-        return Edit(sae.name, index, "clamp", 0.0, intervention.tokens)
+        return "clamp", 0.0
     if isinstance(intervention, Scale):
-        return Edit(sae.name, index, "scale", intervention.factor + 0.0, intervention.tokens)
-    value = _in_act(intervention, sae, index, path)
-    return Edit(sae.name, index, intervention.op, value, intervention.tokens)
+        return "scale", intervention.factor + 0.0
+    return intervention.op, _in_act(intervention, sae, index, path)
+
+
+def _scope(tokens: Tokens, conversation: Conversation | None, path: str) -> Scope:
+    match tokens:
+        case First(first=num):
+            return ((0, num),)
+        case After(after=num):
+            return ((num, None),)
+        case Positions(positions=positions):
+            return scopes.of_positions(positions)
+        case Roles(roles=roles):
+            if conversation is None:
+                raise InvalidSteeringError("Only the messages of a chat completion have roles.", f"{path}.roles")
+            said: Scope = tuple((start, end) for role, start, end in conversation.spans if role in roles)
+            return (*said, *scopes.GENERATED) if "assistant" in roles else said
+    return {"all": scopes.ALL, "prompt": scopes.PROMPT, "generated": scopes.GENERATED}[str(tokens)]
 
 
 def _find(feature: str | FeatureIndex, saes: Mapping[str, SAEEntry], path: str) -> tuple[SAEEntry, int]:
@@ -98,14 +139,15 @@ def _in_act(intervention: Clamp | Add | AtLeast | AtMost, sae: SAEEntry, index: 
     return value * note.max_act + 0.0  # no -0.0: it does what 0.0 does, so it must have the same spec
 
 
-def _refuse_contradictions(edits: list[Edit]) -> None:
+def _refuse_contradictions(edits: list[Edit], prompt_len: int | None) -> None:
     """Two targets for one feature at one token have no defined sum."""
     for second, edit in enumerate(edits):
         for first, other in enumerate(edits[:second]):
             same = (edit.sae, edit.index) == (other.sae, other.index)
-            if same and (edit.tokens == other.tokens or "all" in (edit.tokens, other.tokens)):
+            if same and scopes.can_meet(edit.tokens, other.tokens, prompt_len):
+                where = "some of these tokens" if prompt_len is not None else "these tokens, or can in some prompt"
                 raise InvalidSteeringError(
-                    f"interventions[{first}] already moves {edit.sae}/{edit.index} at these tokens.",
+                    f"interventions[{first}] already moves {edit.sae}/{edit.index} at {where}.",
                     f"steering.interventions[{second}].feature",
                 )
 

@@ -11,7 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from saeclamp import Ablate, Add, AtLeast, AtMost, Clamp, FeatureIndex, Receipt, Scale, Steering, extra_body
+from saeclamp import (
+    Ablate,
+    Add,
+    After,
+    AtLeast,
+    AtMost,
+    Clamp,
+    FeatureIndex,
+    First,
+    Positions,
+    Receipt,
+    Roles,
+    Scale,
+    Steering,
+    extra_body,
+)
 from saeclamp.types import MAX_INTERVENTIONS, MAX_VALUE, InterventionReceipt, Summary, TokenCounts, as_steering
 
 CLAMP: dict[str, Any] = {"op": "clamp", "feature": "s/1", "value": 0.5}
@@ -21,7 +36,16 @@ indices = st.integers(min_value=0, max_value=2**40)
 features = st.builds("{}/{}".format, names, names) | st.builds(FeatureIndex, sae=names, index=indices)
 values = st.floats(min_value=-MAX_VALUE, max_value=MAX_VALUE, allow_nan=False)
 units = st.sampled_from(["max_act", "act"])
-tokens = st.sampled_from(["all", "prompt", "generated"])
+numbers = st.integers(min_value=1, max_value=2**31)
+tokens = (
+    st.sampled_from(["all", "prompt", "generated"])
+    | st.builds(First, first=numbers)
+    | st.builds(After, after=numbers)
+    | st.builds(
+        Roles, roles=st.lists(st.sampled_from(["user", "assistant", "system"]), min_size=1, max_size=3).map(tuple)
+    )
+    | st.builds(Positions, positions=st.lists(numbers, min_size=1, max_size=5).map(tuple))
+)
 interventions = (
     st.builds(Clamp, feature=features, value=values, unit=units, tokens=tokens)
     | st.builds(Add, feature=features, value=values, unit=units, tokens=tokens)
@@ -93,6 +117,21 @@ def test_a_receipt_survives_json(receipt: Receipt) -> None:
         pytest.param({"strength": 1.0}, id="unknown-field"),
         pytest.param({"unit": "sigma"}, id="unknown-unit"),
         pytest.param({"tokens": "some"}, id="unknown-tokens"),
+        pytest.param({"tokens": {}}, id="no-tokens"),
+        pytest.param({"tokens": None}, id="null-tokens"),
+        pytest.param({"tokens": {"first": 0}}, id="the first none"),
+        pytest.param({"tokens": {"first": 2.0}}, id="float-for-a-number-of-tokens"),
+        pytest.param({"tokens": {"first": True}}, id="bool-for-a-number-of-tokens"),
+        pytest.param({"tokens": {"after": -1}}, id="after-a-negative-number"),
+        pytest.param({"tokens": {"first": 2, "after": 5}}, id="two-ways-to-choose-tokens"),
+        pytest.param({"tokens": {"roles": []}}, id="no-roles"),
+        pytest.param({"tokens": {"roles": ["usr"]}}, id="unknown-role"),
+        pytest.param({"tokens": {"roles": "user"}}, id="role-outside-a-list"),
+        pytest.param({"tokens": {"positions": []}}, id="no-positions"),
+        pytest.param({"tokens": {"positions": [-1]}}, id="negative-position"),
+        pytest.param({"tokens": {"positions": [1] * 1025}}, id="too-many-positions"),
+        pytest.param({"special_tokens": "yes"}, id="string-for-bool"),
+        pytest.param({"special_tokens": 1}, id="number-for-bool"),
         pytest.param({"op": "set"}, id="unknown-op"),
         pytest.param({"op": "ablate"}, id="ablate-takes-no-value"),
         pytest.param({"feature": "s"}, id="feature-without-index"),
@@ -147,7 +186,11 @@ def test_the_bounds_themselves_are_accepted() -> None:
 
 
 def test_the_defaults_are_multiples_of_the_maximum_on_all_tokens() -> None:
-    assert Clamp(feature="s/1", value=0.5).model_dump() == CLAMP | {"unit": "max_act", "tokens": "all"}
+    assert Clamp(feature="s/1", value=0.5).model_dump() == CLAMP | {
+        "unit": "max_act",
+        "tokens": "all",
+        "special_tokens": False,
+    }
 
 
 def test_a_steering_object_cannot_be_changed() -> None:
@@ -164,7 +207,9 @@ def test_an_older_client_reads_a_newer_receipt() -> None:
 def test_extra_body_holds_plain_json() -> None:
     assert json.loads(json.dumps(extra_body(Ablate(feature=FeatureIndex(sae="s", index=3)), receipt="none"))) == {
         "steering": {
-            "interventions": [{"op": "ablate", "feature": {"sae": "s", "index": 3}, "tokens": "all"}],
+            "interventions": [
+                {"op": "ablate", "feature": {"sae": "s", "index": 3}, "tokens": "all", "special_tokens": False}
+            ],
             "receipt": "none",
         }
     }

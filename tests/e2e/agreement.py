@@ -22,7 +22,12 @@ def on_the_wire(moves: Sequence[Move]) -> list[dict[str, Any]]:
     """Write the oracle's moves as interventions in the encoder's units."""
     interventions = []
     for move in moves:
-        item: dict[str, Any] = {"op": move.op, "feature": f"{move.sae}/{move.index}", "tokens": move.tokens}
+        item: dict[str, Any] = {
+            "op": move.op,
+            "feature": f"{move.sae}/{move.index}",
+            "tokens": move.tokens,
+            "special_tokens": move.special,
+        }
         if move.op == "scale":
             item["factor"] = move.value
         elif move.op != "ablate":

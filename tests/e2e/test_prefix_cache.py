@@ -86,8 +86,49 @@ def test_what_was_generated_is_not_reused_as_prompt(
     own, _ = oracle.generated_logprobs(
         second_turn, again["choices"][0]["token_ids"], [Move("bundled", GOLDEN_GATE, "clamp", ACT, tokens)]
     )
-    assert cached(again) == 0
+    assert cached(again) == 128, "the one block that was prompt in both turns"
     assert max_difference(logprobs(again), own) < TOLERANCE
+
+
+SCOPED: dict[str, tuple[Any, int]] = {
+    "generated": ("generated", 512),
+    "after": ({"after": 300}, 256),
+    "late positions": ({"positions": [520, 599]}, 512),
+    "early positions": ({"positions": [5]}, 0),
+    "prompt": ("prompt", 0),
+}
+"""Tokens, and how many of a prompt of 600 tokens nothing changes, in whole blocks of 128."""
+
+
+@pytest.mark.parametrize(("tokens", "untouched"), SCOPED.values(), ids=SCOPED.keys())
+def test_blocks_before_the_first_edit_are_shared_with_everybody(
+    server: Server, oracle: ReferenceModel, tokenizer: PreTrainedTokenizerBase, tokens: Any, untouched: int
+) -> None:
+    prompt = long_prompt(tokenizer, f"Eighth, {tokens}.")
+    steered = [{**STEERED[0], "tokens": tokens}]
+    plain = server.complete(prompt, **PARAMS)
+    first = server.complete(prompt, steered, return_token_ids=True, **PARAMS)
+    second = server.complete(prompt, steered, **PARAMS)
+    again = server.complete(prompt, **PARAMS)
+    assert [cached(answer) for answer in (plain, first, second, again)] == [0, untouched, 512, 512]
+    assert max_difference(logprobs(again), logprobs(plain)) < TOLERANCE
+    assert max_difference(logprobs(second), logprobs(first)) < TOLERANCE
+    moves = [Move("bundled", GOLDEN_GATE, "clamp", ACT, tokens)]
+    own, _ = oracle.generated_logprobs(prompt, first["choices"][0]["token_ids"], moves)
+    assert max_difference(logprobs(first), own) < TOLERANCE
+
+
+def test_a_steered_answer_that_was_generated_is_not_served_to_unsteered_requests(
+    server: Server, oracle: ReferenceModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    prompt = long_prompt(tokenizer, "Ninth.")[:130]
+    steered = [{**STEERED[0], "tokens": "generated"}]
+    answer = server.complete(prompt, steered, max_tokens=140, ignore_eos=True, return_token_ids=True)
+    longer = [*prompt, *answer["choices"][0]["token_ids"], *tokenizer(" And then? Well,")["input_ids"]]
+    plain = server.complete(longer, return_token_ids=True, **PARAMS)
+    assert cached(plain) == 128
+    own, _ = oracle.generated_logprobs(longer, plain["choices"][0]["token_ids"], [])
+    assert max_difference(logprobs(plain), own) < TOLERANCE
 
 
 def test_a_salt_that_imitates_ours_opens_nothing(server: Server, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from saeclamp_saes.errors import TrainingError
 from saeclamp_saes.sae import SAE
 from saeclamp_saes.sites import Site
-from saeclamp_saes.training.architectures import ARCHITECTURES, outcome
+from saeclamp_saes.training.architectures import ARCHITECTURES, learning_rate, outcome
 from saeclamp_saes.training.calibrate import calibrated
 from saeclamp_saes.training.dictionary import Dictionary
 from saeclamp_saes.training.export import as_read, folded
@@ -286,3 +286,24 @@ def test_figures_in_portions_are_those_of_the_whole() -> None:
     assert got.l0 == pytest.approx(3.0)
     assert got.dead_share == figures.dead_share(acts.count_nonzero(dim=0))
     assert got.dense_share == figures.dense_share(acts.count_nonzero(dim=0), 700) > 0
+
+
+@pytest.mark.parametrize(
+    ("architecture", "steps", "multiple"),
+    [
+        ("batchtopk", 100_000, 1.0),
+        ("batchtopk", 50_000, 1.0),
+        ("matryoshka", 12_500, 2.0),
+        ("topk", 2_000, 5.0),
+        ("topk", 100, 8.0),
+        ("jumprelu", 100, 1.0),
+    ],
+)
+def test_a_short_run_learns_faster(architecture: Name, steps: int, multiple: float) -> None:
+    recipe = Recipe(d_sae=2**12, architecture=architecture, tokens=64 * steps, batch=64)
+    assert learning_rate(recipe) == pytest.approx(2e-4 * 2 * multiple)
+    assert learning_rate(replace(recipe, lr=0.25)) == 0.25
+
+
+def test_the_baselines_learning_rate_is_the_textbooks() -> None:
+    assert learning_rate(Recipe(d_sae=2**12, architecture="relu", tokens=6400, batch=64)) == 3e-4

@@ -12,13 +12,14 @@ from saeclamp_server.engine.ledger import INITIAL_SLOTS, Ledger
 from saeclamp_server.engine.live import LiveRequests, Scheduled
 from saeclamp_server.engine.mapping import Held
 from saeclamp_server.program import Edit, SteeringProgram
+from saeclamp_server.scopes import ALL, GENERATED, PROMPT
 
 HELD = {"a": Held(10, "sha")}
 SPECIAL = [0, 1]
 
 
 def payload(key: str, *edits: Edit) -> dict[str, Any]:
-    edits = edits or (Edit("a", 2, "clamp", 5.0, "all"),)
+    edits = edits or (Edit("a", 2, "clamp", 5.0),)
     return {"key": key, "program": SteeringProgram(edits, (("a", "sha"),)).to_json()}
 
 
@@ -39,7 +40,7 @@ def test_a_request_keeps_its_slots_from_step_to_step(requests: LiveRequests) -> 
 
 
 def test_prompt_counts_leave_out_position_0_and_special_tokens(requests: LiveRequests) -> None:
-    edits = [Edit("a", index, "add", 1.0, scope) for index, scope in enumerate(("all", "prompt", "generated"))]  # type: ignore[arg-type]
+    edits = [Edit("a", index, "add", 1.0, scope) for index, scope in enumerate((ALL, PROMPT, GENERATED))]
     requests.span(Scheduled("1", payload("k", *edits), [9, 5, 1, 6, 0, 7], 0, 6, 0))
     (report,) = requests.collect("k")
     assert report.prompt == [3, 3, 0]
@@ -47,7 +48,7 @@ def test_prompt_counts_leave_out_position_0_and_special_tokens(requests: LiveReq
 
 
 def test_a_failure_is_remembered_reported_and_then_forgotten(requests: LiveRequests) -> None:
-    bad = payload("k", Edit("a", 99, "clamp", 1.0, "all"))
+    bad = payload("k", Edit("a", 99, "clamp", 1.0))
     assert requests.span(Scheduled("1", bad, [1, 2], 0, 2, 0)) is None
     assert requests.span(Scheduled("1", bad, [1, 2], 0, 1, 2)) is None
     (report,) = requests.collect("k")

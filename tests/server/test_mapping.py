@@ -8,24 +8,34 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.reference import touched_positions
+from tests.reference import Tokens, touched_positions
 
 from saeclamp_saes.clamping import MOVES
 from saeclamp_server.engine.mapping import Held, PlacedProgram, Span, pairs_by_sae
 from saeclamp_server.program import Edit, SteeringProgram
+from saeclamp_server.scopes import ALL, GENERATED, PROMPT, Scope
 
 HELD = {"a": Held(10, "sha-a"), "b": Held(5, "sha-b"), "c": Held(4, "sha-c")}
-SCOPES = ("all", "prompt", "generated")
+SCOPES: dict[str, tuple[Tokens, Scope]] = {
+    "all": ("all", ALL),
+    "prompt": ("prompt", PROMPT),
+    "generated": ("generated", GENERATED),
+    "first": ({"first": 7}, ((0, 7),)),
+    "after": ({"after": 12}, ((12, None),)),
+    "positions": ({"positions": [0, 1, 2, 9, 31]}, ((0, 3), (9, 10), (31, 32))),
+}
+"""As the oracle and as a program says it."""
 
 
-def placed(*edits: Edit) -> PlacedProgram:
+def placed(*edits: Edit, prompt_len: int = 4) -> PlacedProgram:
     used = sorted({edit.sae for edit in edits})
-    return PlacedProgram.place(SteeringProgram(edits, tuple((name, HELD[name].sha256) for name in used)), HELD)
+    program = SteeringProgram(edits, tuple((name, HELD[name].sha256) for name in used))
+    return PlacedProgram.place(program, HELD, prompt_len)
 
 
 def test_each_token_carries_the_clamps_of_its_own_request() -> None:
-    first = placed(Edit("a", 2, "clamp", 5.0, "all"))
-    second = placed(Edit("b", 1, "add", -1.0, "all"), Edit("c", 3, "clamp", 7.0, "generated"))
+    first = placed(Edit("a", 2, "clamp", 5.0))
+    second = placed(Edit("b", 1, "add", -1.0), Edit("c", 3, "clamp", 7.0, GENERATED))
     # rows 0-1: an unsteered request; 2-4: positions 0-2 of a prompt of 3; 5: position 9 after a prompt of 4
     pairs = pairs_by_sae([Span(first, 2, 3, 0, 3, 0, 0), Span(second, 5, 1, 9, 4, 0, 1)])
     a, b, c = pairs["a"], pairs["b"], pairs["c"]
@@ -38,24 +48,30 @@ def test_each_token_carries_the_clamps_of_its_own_request() -> None:
 
 
 def test_a_step_without_steered_tokens_has_no_pairs() -> None:
-    only_prompt = placed(Edit("a", 0, "clamp", 1.0, "prompt"))
+    only_prompt = placed(Edit("a", 0, "clamp", 1.0, PROMPT))
     assert pairs_by_sae([]) == {}
     assert pairs_by_sae([Span(only_prompt, 0, 1, 8, 4, 0, 0)]) == {}
-    assert pairs_by_sae([Span(only_prompt, 0, 1, 0, 4, 0, 0)]) == {}, "position 0 is never touched"
+    assert pairs_by_sae([Span(only_prompt, 0, 1, 0, 4, 0, 0)]) == {}, "position 0 is left alone"
+    even_the_first = placed(Edit("a", 0, "clamp", 1.0, PROMPT, special=True))
+    assert pairs_by_sae([Span(even_the_first, 0, 1, 0, 4, 0, 0)])["a"].special.tolist() == [True]
+    beyond = placed(Edit("a", 0, "clamp", 1.0, ((9, 9),)))
+    assert pairs_by_sae([Span(beyond, 0, 4, 0, 4, 0, 0)]) == {}, "a scope without positions"
 
 
 @given(
     prompt_len=st.integers(1, 30),
     num_generated=st.integers(0, 10),
     cuts=st.sets(st.integers(1, 38)),
-    scopes=st.lists(st.sampled_from(SCOPES), min_size=1, max_size=5),
+    scopes=st.lists(st.sampled_from(sorted(SCOPES)), min_size=1, max_size=5),
+    special=st.booleans(),
     first_row=st.integers(0, 100),
 )
 def test_any_chunking_touches_and_counts_the_same_positions_once(
-    prompt_len: int, num_generated: int, cuts: set[int], scopes: list[str], first_row: int
+    prompt_len: int, num_generated: int, cuts: set[int], scopes: list[str], special: bool, first_row: int
 ) -> None:
     num_tokens = prompt_len + num_generated
-    program = placed(*(Edit("a", number, "clamp", 1.0, scope) for number, scope in enumerate(scopes)))  # type: ignore[arg-type]
+    edits = [Edit("a", number, "clamp", 1.0, SCOPES[scope][1], special) for number, scope in enumerate(scopes)]
+    program = placed(*edits, prompt_len=prompt_len)
     touched: Counter[tuple[int, int]] = Counter()
     counted: Counter[tuple[int, str]] = Counter()
     edges = [0, *sorted(cut for cut in cuts if cut < num_tokens), num_tokens]
@@ -69,7 +85,10 @@ def test_any_chunking_touches_and_counts_the_same_positions_once(
             touched[int(batch_row) - first_row + start, int(feature)] += 1
             counted[int(feature), "prompt"] += int(prompt)
             counted[int(feature), "generated"] += int(generated)
-    expected = {number: touched_positions(num_tokens, prompt_len, scope) for number, scope in enumerate(scopes)}
+    expected = {
+        number: touched_positions(num_tokens, prompt_len, SCOPES[scope][0], special)
+        for number, scope in enumerate(scopes)
+    }
     assert touched == Counter((position, number) for number, positions in expected.items() for position in positions)
     for number, positions in expected.items():
         assert counted[number, "prompt"] == sum(position < prompt_len for position in positions)
@@ -77,7 +96,7 @@ def test_any_chunking_touches_and_counts_the_same_positions_once(
 
 
 def test_positions_recomputed_after_a_preemption_are_edited_but_not_counted_again() -> None:
-    program = placed(Edit("a", 0, "clamp", 1.0, "all"))
+    program = placed(Edit("a", 0, "clamp", 1.0))
     (pairs,) = pairs_by_sae([Span(program, 0, 6, 0, 3, 4, 0)]).values()
     assert pairs.batch_row.tolist() == [1, 2, 3, 4, 5]
     assert pairs.prompt.tolist() == [0, 0, 0, 0, 0]
@@ -85,8 +104,8 @@ def test_positions_recomputed_after_a_preemption_are_edited_but_not_counted_agai
 
 
 def test_spans_of_different_sizes_do_not_mix() -> None:
-    one = placed(Edit("a", 1, "clamp", 1.0, "all"))
-    three = placed(*(Edit("a", index, "add", float(index), "all") for index in (4, 5, 6)))
+    one = placed(Edit("a", 1, "clamp", 1.0))
+    three = placed(*(Edit("a", index, "add", float(index)) for index in (4, 5, 6)))
     (pairs,) = pairs_by_sae(
         [Span(three, 0, 2, 5, 9, 0, 10), Span(one, 2, 1, 7, 3, 0, 20), Span(three, 3, 1, 1, 9, 0, 30)]
     ).values()
@@ -100,12 +119,12 @@ def test_spans_of_different_sizes_do_not_mix() -> None:
 @pytest.mark.parametrize(
     ("edit", "sha256", "error"),
     [
-        (Edit("nowhere", 0, "clamp", 1.0, "all"), "sha-a", KeyError),
-        (Edit("a", 0, "clamp", 1.0, "all"), "sha-of-other-weights", ValueError),
-        (Edit("a", 10, "clamp", 1.0, "all"), "sha-a", ValueError),
-        (Edit("a", -1, "clamp", 1.0, "all"), "sha-a", ValueError),
+        (Edit("nowhere", 0, "clamp", 1.0), "sha-a", KeyError),
+        (Edit("a", 0, "clamp", 1.0), "sha-of-other-weights", ValueError),
+        (Edit("a", 10, "clamp", 1.0), "sha-a", ValueError),
+        (Edit("a", -1, "clamp", 1.0), "sha-a", ValueError),
     ],
 )
 def test_a_program_for_another_engine_is_not_placed(edit: Edit, sha256: str, error: type[Exception]) -> None:
     with pytest.raises(error):
-        PlacedProgram.place(SteeringProgram((edit,), ((edit.sae, sha256),)), HELD)
+        PlacedProgram.place(SteeringProgram((edit,), ((edit.sae, sha256),)), HELD, 4)

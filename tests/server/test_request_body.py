@@ -157,6 +157,26 @@ def test_a_body_that_asks_for_nothing_gets_nothing(body: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("tokens", "param", "says"),
+    [
+        ("promt", "tokens", "'all', 'prompt' or 'generated'"),
+        ({}, "tokens", "an object with one of first, after, roles, positions"),
+        ({"frist": 3}, "tokens", "an object with one of first, after, roles, positions"),
+        (3, "tokens", "an object with one of first, after, roles, positions"),
+        ({"first": 0}, "tokens.first", "greater than or equal to 1"),
+        ({"first": 1, "last": 2}, "tokens.last", "unknown field 'last'. Known: first"),
+        ({"roles": ["usr"]}, "tokens.roles[0]", "'user'"),
+        ({"positions": [1, -1]}, "tokens.positions[1]", "greater than or equal to 0"),
+    ],
+)
+def test_what_is_wrong_with_the_choice_of_tokens_is_said(tokens: Any, param: str, says: str) -> None:
+    with pytest.raises(RequestError) as raised:
+        steering_of({"steering": {"interventions": [{"op": "ablate", "feature": "a/1", "tokens": tokens}]}})
+    assert raised.value.param == f"steering.interventions[0].{param}"
+    assert says in raised.value.message
+
+
+@pytest.mark.parametrize(
     ("loc", "value", "path"),
     [
         ((), {}, "steering"),

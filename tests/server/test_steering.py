@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saeclamp import Ablate, Add, AtLeast, AtMost, Clamp, FeatureIndex, Scale, Steering
-from saeclamp.types import Operation
+from saeclamp import Ablate, Add, After, AtLeast, AtMost, Clamp, FeatureIndex, First, Positions, Roles, Scale, Steering
+from saeclamp.types import Operation, Tokens
 from saeclamp_saes import SAEEntry
+from saeclamp_server.conversation import Conversation
 from saeclamp_server.errors import NotAppliedError, RequestError
 from saeclamp_server.program import Edit, EditOp, SteeringProgram
-from saeclamp_server.steering import receipt, resolve
+from saeclamp_server.scopes import ALL, GENERATED, PROMPT, PROMPT_END, Scope
+from saeclamp_server.steering import receipt, resolve, roles_in
 
 
 def steering(*interventions: Operation) -> Steering:
@@ -35,12 +37,12 @@ def test_names_indices_and_units_are_resolved_in_order(saes: Mapping[str, SAEEnt
         saes,
     ).program
     assert program.edits == (
-        Edit("big", 4, "clamp", 100.0, "all"),
-        Edit("big", 5, "add", -3.0, "prompt"),
-        Edit("small", 9, "clamp", 0.0, "generated"),
-        Edit("small", 1, "at_least", 2.0, "all"),
-        Edit("big", 7, "at_most", -1.0, "generated"),
-        Edit("small", 3, "scale", 0.0, "all"),
+        Edit("big", 4, "clamp", 100.0),
+        Edit("big", 5, "add", -3.0, PROMPT),
+        Edit("small", 9, "clamp", 0.0, GENERATED),
+        Edit("small", 1, "at_least", 2.0),
+        Edit("big", 7, "at_most", -1.0, GENERATED),
+        Edit("small", 3, "scale", 0.0),
     )
     assert program.saes == (("big", "sha-of-big"), ("small", "sha-of-small"))
 
@@ -75,6 +77,12 @@ def test_what_does_not_exist_is_refused_with_what_does(
         ("generated", "all", True),
         ("prompt", "prompt", True),
         ("prompt", "generated", False),
+        (First(first=3), After(after=3), False),
+        (First(first=4), After(after=3), True),
+        (First(first=3), "generated", True),
+        (Positions(positions=(2, 4)), Positions(positions=(3,)), False),
+        (Positions(positions=(2, 4)), Positions(positions=(4,)), True),
+        (Positions(positions=(5,)), "prompt", True),
     ],
 )
 def test_two_targets_for_one_feature_at_one_token_contradict(
@@ -93,13 +101,48 @@ def test_two_targets_for_one_feature_at_one_token_contradict(
     assert raised.value.param == "steering.interventions[1].feature"
 
 
+def test_tokens_become_ranges_of_positions(saes: Mapping[str, SAEEntry]) -> None:
+    said = Conversation(30, [("system", 3, 7), ("user", 9, 14), ("assistant", 16, 20), ("user", 22, 27)])
+    asked: dict[Tokens, Scope] = {
+        "all": ALL,
+        "prompt": PROMPT,
+        "generated": GENERATED,
+        First(first=5): ((0, 5),),
+        After(after=5): ((5, None),),
+        Positions(positions=(4, 1, 2)): ((1, 3), (4, 5)),
+        Roles(roles=("user",)): ((9, 14), (22, 27)),
+        Roles(roles=("assistant", "system")): ((3, 7), (16, 20), (PROMPT_END, None)),
+        Roles(roles=("tool",)): (),
+    }
+    moves = [Add(feature=f"big/{n}", value=1, unit="act", tokens=tokens) for n, tokens in enumerate(asked)]
+    program = resolve(steering(*moves), saes, said).program
+    assert {edit.index: edit.tokens for edit in program.edits} == dict(enumerate(asked.values()))
+    assert roles_in(steering(*moves)) == {"user", "assistant", "system", "tool"}
+
+
+def test_roles_are_compared_where_they_are_and_need_a_chat(saes: Mapping[str, SAEEntry]) -> None:
+    said = Conversation(9, [("user", 2, 5), ("assistant", 6, 8)])
+
+    def asked(first: Tokens, second: Tokens) -> Steering:
+        return steering(Ablate(feature="big/4", tokens=first), Clamp(feature="big/4", value=1, tokens=second))
+
+    assert resolve(asked(Roles(roles=("user",)), "generated"), saes, said)
+    assert resolve(asked(Roles(roles=("user",)), Roles(roles=("assistant",))), saes, said)
+    with pytest.raises(RequestError, match="already moves big/4 at some of these tokens"):
+        resolve(asked(Roles(roles=("assistant",)), "generated"), saes, said)
+    with pytest.raises(RequestError) as raised:
+        resolve(asked("all", Roles(roles=("user",))), saes, None)
+    assert raised.value.param == "steering.interventions[1].tokens.roles"
+
+
 EDITS = st.builds(
     Edit,
     sae=st.sampled_from(["big", "small"]),
     index=st.integers(0, 9),
     op=st.sampled_from(get_args(EditOp)),
     value=st.floats(-1e6, 1e6),
-    tokens=st.sampled_from(["all", "prompt", "generated"]),
+    tokens=st.sampled_from([ALL, PROMPT, GENERATED, ((0, 3), (5, "prompt_end")), ((1, 2), ("prompt_end", None))]),
+    special=st.booleans(),
 )
 
 
@@ -112,44 +155,16 @@ def test_a_program_survives_its_way_to_the_worker(edits: tuple[Edit, ...]) -> No
 
 
 def test_the_spec_tells_programs_apart() -> None:
-    base = Edit("big", 1, "clamp", 1.0, "all")
+    base = Edit("big", 1, "clamp", 1.0)
     variants = [
         SteeringProgram((base,), (("big", "x"),)),
         SteeringProgram((base,), (("big", "other weights"),)),
-        SteeringProgram((Edit("big", 1, "clamp", 1.0000001, "all"),), (("big", "x"),)),
-        SteeringProgram((Edit("big", 1, "add", 1.0, "all"),), (("big", "x"),)),
-        SteeringProgram((Edit("big", 1, "clamp", 1.0, "prompt"),), (("big", "x"),)),
-        SteeringProgram((Edit("big", 2, "clamp", 1.0, "all"),), (("big", "x"),)),
+        SteeringProgram((Edit("big", 1, "clamp", 1.0000001),), (("big", "x"),)),
+        SteeringProgram((Edit("big", 1, "add", 1.0),), (("big", "x"),)),
+        SteeringProgram((Edit("big", 1, "clamp", 1.0, PROMPT),), (("big", "x"),)),
+        SteeringProgram((Edit("big", 2, "clamp", 1.0),), (("big", "x"),)),
     ]
     assert len({program.spec for program in variants}) == len(variants)
-
-
-def test_a_salt_is_shared_exactly_by_equal_requests_and_cannot_be_guessed() -> None:
-    one = SteeringProgram((Edit("big", 1, "clamp", 1.0, "all"),), (("big", "x"),))
-    other = SteeringProgram((Edit("big", 1, "clamp", 2.0, "all"),), (("big", "x"),))
-    cases = [
-        (p, secret, user, nonce)
-        for p in (one, other)
-        for secret in "st"
-        for user in (None, "a")
-        for nonce in (None, "n")
-    ]
-    salts = {program.cache_salt(secret, user, nonce) for program, secret, user, nonce in cases}
-    assert len(salts) == len(cases)
-    assert one.cache_salt("s", "a", None) == one.cache_salt("s", "a", None)
-    assert all(salt.startswith("saeclamp:") and len(salt) < 100 for salt in salts)
-    assert not any(one.spec in salt or one.spec.removeprefix("sha256:") in salt for salt in salts)
-
-
-def test_only_programs_that_ignore_where_the_prompt_ends_share_the_cache() -> None:
-    def program(*scopes: Any) -> SteeringProgram:
-        return SteeringProgram(
-            tuple(Edit("big", n, "add", 1.0, scope) for n, scope in enumerate(scopes)), (("big", "x"),)
-        )
-
-    assert program("all", "all").shares_cache
-    assert not program("prompt").shares_cache
-    assert not program("all", "generated").shares_cache
 
 
 def test_minus_zero_is_zero(saes: Mapping[str, SAEEntry]) -> None:

@@ -91,7 +91,9 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         "--tokens", type=count, default=Recipe.tokens, metavar="N", help="such as 500k or 25M (default 5M)"
     )
     group.add_argument("--batch", type=count, default=Recipe.batch, metavar="N", help="tokens (default %(default)s)")
-    group.add_argument("--lr", type=positive, help="learning rate; default: the architecture's own")
+    group.add_argument(
+        "--lr", type=positive, help="learning rate; default: the architecture's own, higher in a short run"
+    )
     group.add_argument(
         "--annealed",
         type=share,

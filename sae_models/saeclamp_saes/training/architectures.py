@@ -12,6 +12,14 @@ from saeclamp_saes.training.activations import CountActive, JumpReLU, batch_top_
 from saeclamp_saes.training.dictionary import Dictionary
 from saeclamp_saes.training.recipe import Name, Recipe
 
+LONG = 50_000
+"""Steps from which on a run's learning rate is the literature's."""
+MOST_HURRIED = 8.0
+"""
+Largest multiple in a shorter run. Measured at layer 23 of SmolLM2-135M, 2,048 features, k 32, 391 steps: of multiples of 1,
+2.1, 4.4 and 8.8 the largest is the best. 2,930 steps of 4,096 features were well served by 4.5.
+"""
+
 Sparsity = Literal["token", "batch", "threshold", "penalty"]
 
 
@@ -29,19 +37,22 @@ class Architecture(NamedTuple):
     calibrated: bool
     """Whether one threshold for all features is chosen after training, for k active features a token on average."""
     lr: float
+    """Of a run of `LONG` steps or more."""
     scaled_lr: bool
     """Whether `lr` is for 2^14 features and falls with the square root of their number."""
+    hurries: bool
+    """Whether a shorter run gets a multiple."""
     beta1: float
     """Of Adam"""
 
 
 ARCHITECTURES: dict[Name, Architecture] = {
-    #                          sparsity     revives unit  saved as   calibrated lr   scaled  beta1
-    "batchtopk": Architecture("batch", True, True, "jumprelu", True, 2e-4, True, 0.9),
-    "matryoshka": Architecture("batch", True, True, "jumprelu", True, 2e-4, True, 0.9),
-    "topk": Architecture("token", True, True, "topk", False, 2e-4, True, 0.9),
-    "jumprelu": Architecture("threshold", True, True, "jumprelu", False, 2e-4, True, 0.0),
-    "relu": Architecture("penalty", False, False, "standard", False, 3e-4, False, 0.9),
+    #                          sparsity     revives unit  saved as   calibrated lr   scaled hurries beta1
+    "batchtopk": Architecture("batch", True, True, "jumprelu", True, 2e-4, True, True, 0.9),
+    "matryoshka": Architecture("batch", True, True, "jumprelu", True, 2e-4, True, True, 0.9),
+    "topk": Architecture("token", True, True, "topk", False, 2e-4, True, True, 0.9),
+    "jumprelu": Architecture("threshold", True, True, "jumprelu", False, 2e-4, True, False, 0.0),
+    "relu": Architecture("penalty", False, False, "standard", False, 3e-4, False, False, 0.9),
 }
 """BatchTopK: Bussmann et al. 2024, arXiv 2412.06410. ReLU with L1 is the textbook's, and by most measures the worst."""
 
@@ -98,11 +109,13 @@ def activated(recipe: Recipe, dictionary: Dictionary, pre: Tensor, step: int) ->
 
 
 def learning_rate(recipe: Recipe) -> float:
-    """Full learning rate: the user's, or the architecture's."""
+    """Full learning rate: the user's, or the architecture's for a run of that length."""
     architecture = ARCHITECTURES[recipe.architecture]
     if recipe.lr is not None:
         return recipe.lr
-    return architecture.lr * ((2**14 / recipe.d_sae) ** 0.5 if architecture.scaled_lr else 1.0)
+    width = (2**14 / recipe.d_sae) ** 0.5 if architecture.scaled_lr else 1.0
+    length = min(MOST_HURRIED, max(1.0, LONG / recipe.num_steps) ** 0.5) if architecture.hurries else 1.0
+    return architecture.lr * width * length
 
 
 def optimizer(recipe: Recipe, dictionary: Dictionary) -> torch.optim.Adam:

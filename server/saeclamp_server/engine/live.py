@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from saeclamp_server.engine.ledger import Ledger
 from saeclamp_server.engine.mapping import Held, PlacedProgram, Span
 from saeclamp_server.program import SteeringProgram
+from saeclamp_server.scopes import Scope, resolved
 
 MAX_UNCOLLECTED = 4096
 """Ended requests whose report nobody has fetched (their client went away) beyond which the oldest are forgotten."""
@@ -92,10 +94,10 @@ class LiveRequests:
 
     def _admit(self, payload: Mapping[str, Any], prompt_ids: Sequence[int]) -> _Request:
         program = SteeringProgram.from_json(payload["program"])
-        placed = PlacedProgram.place(program, self._held)
-        ids = np.asarray(prompt_ids, np.int64)
-        ordinary = int(np.count_nonzero(~np.isin(ids[1:], self._special_ids)))
-        prompt = [0 if edit.tokens == "generated" else ordinary for edit in program.edits]
+        placed = PlacedProgram.place(program, self._held, len(prompt_ids))
+        ordinary = ~np.isin(np.asarray(prompt_ids, np.int64), self._special_ids)
+        ordinary[:1] = False
+        prompt = [_count(ordinary | edit.special, edit.tokens) for edit in program.edits]
         return _Request(payload["key"], placed, self._ledger.allocate(placed.num_edits), prompt)
 
     def collect(self, key: str) -> list[Report]:
@@ -127,3 +129,12 @@ class LiveRequests:
         tallies = [vars(tally) for tally in self._ledger.read(request.first_slot, num_edits)]
         self._ledger.release(request.first_slot, num_edits)
         return Report(prompt=request.prompt, tallies=tallies)
+
+
+def _count(touched: NDArray[np.bool_], scope: Scope) -> int:
+    """
+    Count the positions of a prompt that a scope touches.
+
+    touched: (prompt_len,), where it may touch
+    """
+    return sum(int(np.count_nonzero(touched[start:end])) for start, end in resolved(scope, len(touched)))

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from saeclamp_saes.clamping import MOVES, Move
 from saeclamp_server.program import SteeringProgram
-
-SCOPES = {"all": 0, "prompt": 1, "generated": 2}
+from saeclamp_server.scopes import resolved
 
 
 class Held(NamedTuple):
@@ -24,12 +23,17 @@ class Held(NamedTuple):
 
 
 class SAEEdits(NamedTuple):
-    """A program's edits of one SAE's features, one array element per edit."""
+    """A program's edits of one SAE's features, one array element per edit and range of positions."""
 
     feature: NDArray[np.int64]
     moves: NDArray[np.float32]
     """(num_edits, 4): a `Move` a row."""
-    scope: NDArray[np.int64]
+    start: NDArray[np.int64]
+    """First position."""
+    end: NDArray[np.int64]
+    """Position after the last one."""
+    special: NDArray[np.bool_]
+    """Are special tokens and position 0 touched too?"""
     edit: NDArray[np.int64]
     """Which edit of the program this is."""
 
@@ -43,9 +47,9 @@ class PlacedProgram:
     num_edits: int
 
     @classmethod
-    def place(cls, program: SteeringProgram, held: Mapping[str, Held]) -> PlacedProgram:
+    def place(cls, program: SteeringProgram, held: Mapping[str, Held], prompt_len: int) -> PlacedProgram:
         """
-        Sort the edits by SAE; `held` is by name.
+        Sort the edits by SAE, and find their positions in a request with a prompt of that length; `held` is by name.
 
         Raises KeyError for an SAE that this engine does not hold, ValueError for other weights than were resolved against
         or an index outside the SAE.
@@ -53,21 +57,25 @@ class PlacedProgram:
         for name, sha256 in program.saes:
             if held[name].sha256 != sha256:
                 raise ValueError(f"SAE {name!r} has other weights in the engine than in the API server.")
-        by_sae: dict[str, list[tuple[int, Move, int, int]]] = {}
+        by_sae: dict[str, list[tuple[int, Move, int, int, bool, int]]] = {}
         for number, edit in enumerate(program.edits):
             if not 0 <= edit.index < held[edit.sae].d_sae:
                 raise ValueError(f"SAE {edit.sae!r} has no feature {edit.index}.")
             move = MOVES[edit.op](edit.value)
-            by_sae.setdefault(edit.sae, []).append((edit.index, move, SCOPES[edit.tokens], number))
-        return cls({sae: _columns(edits) for sae, edits in by_sae.items()}, len(program.edits))
+            by_sae.setdefault(edit.sae, []).extend(
+                (edit.index, move, start, end, edit.special, number) for start, end in resolved(edit.tokens, prompt_len)
+            )
+        return cls({sae: _columns(edits) for sae, edits in by_sae.items() if edits}, len(program.edits))
 
 
-def _columns(edits: Sequence[tuple[int, Move, int, int]]) -> SAEEdits:
-    feature, moves, scope, number = zip(*edits, strict=True)
+def _columns(edits: Sequence[tuple[int, Move, int, int, bool, int]]) -> SAEEdits:
+    feature, moves, start, end, special, number = zip(*edits, strict=True)
     return SAEEdits(
         feature=np.array(feature, np.int64),
         moves=np.array(moves, np.float32),
-        scope=np.array(scope, np.int64),
+        start=np.array(start, np.int64),
+        end=np.array(end, np.int64),
+        special=np.array(special, np.bool_),
         edit=np.array(number, np.int64),
     )
 
@@ -96,6 +104,8 @@ class SAEPairs(NamedTuple):
     feature: NDArray[np.int64]
     moves: NDArray[np.float32]
     """(num_pairs, 4): a `Move` a row."""
+    special: NDArray[np.bool_]
+    """Is the token touched even if it is a special one?"""
     slot: NDArray[np.int64]
     """Ledger slot."""
     prompt: NDArray[np.bool_]
@@ -131,18 +141,19 @@ def _pairs(parts: Sequence[tuple[Span, SAEEdits]]) -> SAEPairs:
 
     positions = position[span] + token
     generated = positions >= prompt_len[span]
-    scope = edits.scope[edit]
-    in_scope = (scope == SCOPES["all"]) | ((scope == SCOPES["generated"]) == generated)
+    special = edits.special[edit]
+    in_scope = (positions >= edits.start[edit]) & (positions < edits.end[edit])
     new = positions >= counted[span]
     pairs = SAEPairs(
         batch_row=first_row[span] + token,
         feature=edits.feature[edit],
         moves=edits.moves[edit],
+        special=special,
         slot=first_slot[span] + edits.edit[edit],
         prompt=new & ~generated,
         generated=new & generated,
     )
-    touched = in_scope & (positions > 0)  # position 0 is the attention sink
+    touched = in_scope & ((positions > 0) | special)  # position 0 is the attention sink
     return SAEPairs(*(column[touched] for column in pairs))
 
 

@@ -110,7 +110,7 @@ class SteeredRunner:
     def _is_live(self, pairs: SAEPairs) -> Tensor:
         # from the ids on the device: under asynchronous scheduling the host does not know the last sampled ones yet
         ids = self._runner.input_ids.gpu[self._to_device(pairs.batch_row)]
-        return (~self._is_special[ids]).float()
+        return (~self._is_special[ids] | self._to_device(pairs.special)).float()
 
     def _edits(self, pairs: SAEPairs, token: NDArray[np.int64], live: Tensor) -> Edits:
         return Edits(

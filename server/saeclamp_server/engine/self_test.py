@@ -36,7 +36,7 @@ async def check_that_steering_works(engine: Any, saes: Mapping[str, SAEEntry]) -
 
 
 def _probe(sae: SAEEntry, indices: list[int]) -> SteeringProgram:
-    edits = tuple(Edit(sae.name, index, "add", VALUE, "all") for index in indices)
+    edits = tuple(Edit(sae.name, index, "add", VALUE) for index in indices)
     return SteeringProgram(edits, ((sae.name, sae.sha256),))
 
 

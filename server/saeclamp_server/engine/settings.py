@@ -34,6 +34,7 @@ SINGLE_PROCESS = {
     "kv_sharing_fast_prefill": False,
     "kv_transfer_config": None,
     "worker_cls": "auto",
+    "scheduler_cls": None,
 }
 """Settings of vLLM under which steering has been tested; any other value is refused rather than hoped for."""
 
@@ -79,6 +80,7 @@ def parse_vllm_args(
         if current_platform.is_cpu() and args.dtype == "auto":
             args.dtype = "float32"  # faster than bfloat16 on CPUs without bf16 instructions, and exact
     args.worker_cls = _worker_class(current_platform)
+    args.scheduler_cls = "saeclamp_server.engine.scheduler.make_scheduler"
     args.additional_config = {**(args.additional_config or {}), **_worker_config(args, saes)}
     if current_platform.is_cuda():
         _leave_the_op_out_of_cuda_graphs(args)

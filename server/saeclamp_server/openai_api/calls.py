@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from saeclamp.types import Receipt, Steering
+from saeclamp_server.conversation import Conversation
 from saeclamp_server.steering import ResolvedSteering, receipt, resolve
 
 
@@ -21,9 +22,11 @@ class SteeredCall:
     num_sequences: int
 
     @classmethod
-    def begin(cls, app_state: Any, steering: Steering, key: str, num_sequences: int) -> SteeredCall:
+    def begin(
+        cls, app_state: Any, steering: Steering, conversation: Conversation | None, key: str, num_sequences: int
+    ) -> SteeredCall:
         """Resolve the steering. Raises RequestError."""
-        return cls(app_state, resolve(steering, app_state.saes), key, num_sequences)
+        return cls(app_state, resolve(steering, app_state.saes, conversation), key, num_sequences)
 
     @property
     def wants_receipt(self) -> bool:

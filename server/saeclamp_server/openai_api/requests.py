@@ -18,19 +18,14 @@ class _Steered(BaseModel):
     # validated by request_body.steering_of, whose errors name the JSON path; here only for the API's own schema
     steering: SkipValidation[Steering | None] = Field(default=None)
     _payload: dict[str, Any] | None = PrivateAttr(default=None)
-    _shares_cache: bool = PrivateAttr(default=True)
 
     if TYPE_CHECKING:  # fields of the vLLM class that this is mixed into
-        cache_salt: str | None
         use_beam_search: bool
 
-    def carry(self, key: str, program: SteeringProgram, cache_secret: str) -> None:
+    def carry(self, key: str, program: SteeringProgram) -> None:
         """Send `program` with this request, its report to be fetched by `key`. Raises RequestError."""
         self._refuse_what_cannot_be_steered()
         self._payload = {"key": key, "program": program.to_json()}
-        self._shares_cache = program.shares_cache
-        # where the prompt ends decides what a scoped program does, so nobody else may read what it writes
-        self.cache_salt = program.cache_salt(cache_secret, self.cache_salt, None if self._shares_cache else key)
 
     def _refuse_what_cannot_be_steered(self) -> None:
         if self.use_beam_search:
@@ -44,8 +39,6 @@ class _Steered(BaseModel):
         params: SamplingParams = super().to_sampling_params(*args, **kwargs)  # type: ignore[misc]
         if self._payload is not None:
             params.extra_args = {**(params.extra_args or {}), EXTRA_ARGS_KEY: self._payload}
-            if not self._shares_cache:  # nor may it read: prompts of one request can be prefixes of each other
-                params.skip_reading_prefix_cache = True
         return params
 
 

@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Collection, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from vllm.entrypoints.openai.chat_completion.api_router import create_chat_completion
 from vllm.entrypoints.openai.completion.api_router import create_completion
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
 from saeclamp.types import Steering
+from saeclamp_server.conversation import Conversation, Message, locate
+from saeclamp_server.errors import InvalidSteeringError
 from saeclamp_server.openai_api.calls import SteeredCall
 from saeclamp_server.openai_api.requests import SteeredChatCompletionRequest, SteeredCompletionRequest
 from saeclamp_server.openai_api.streams import with_receipt
 from saeclamp_server.request_body import parse_body, steering_of
+from saeclamp_server.steering import roles_in
 
 router = APIRouter()
 
@@ -42,7 +46,9 @@ async def steered_chat_completion(
     request: SteeredChatCompletionRequest, raw_request: Request, steering: SteeringInBody
 ) -> Response:
     """Chat completion, as OpenAI's, with an optional `steering` object."""
-    return await _answer(create_chat_completion, request, raw_request, steering)
+    roles = roles_in(steering)
+    conversation = await _located(request, raw_request, roles) if roles else None
+    return await _answer(create_chat_completion, request, raw_request, steering, conversation)
 
 
 @router.post("/v1/completions", dependencies=[Depends(validate_json_request)], response_model=None)
@@ -53,18 +59,40 @@ async def steered_completion(
     return await _answer(create_completion, request, raw_request, steering)
 
 
+async def _located(request: SteeredChatCompletionRequest, raw_request: Request, roles: Collection[str]) -> Conversation:
+    """Find the messages of some roles in the prompt. Raises RequestError."""
+    if request.truncate_prompt_tokens is not None:
+        raise InvalidSteeringError("A truncated prompt cannot be steered by role.", "truncate_prompt_tokens")
+    body = parse_body(await raw_request.body())
+    renderer = raw_request.app.state.openai_serving_chat.online_renderer
+
+    async def render(messages: Sequence[Message]) -> Sequence[int]:
+        # from the body each time: reading a request's messages uses some of them up
+        rendered = await renderer.render_chat(
+            SteeredChatCompletionRequest.model_validate(body | {"messages": messages})
+        )
+        if isinstance(rendered, ErrorResponse):
+            raise InvalidSteeringError(f"The chat cannot be rendered: {rendered.error.message}", "messages")
+        (prompt,) = rendered[1]
+        ids: Sequence[int] = prompt["prompt_token_ids"]
+        return ids
+
+    return await locate(body["messages"], roles, render)
+
+
 async def _answer(
     handler: Handler,
     request: SteeredChatCompletionRequest | SteeredCompletionRequest,
     raw_request: Request,
     steering: Steering | None,
+    conversation: Conversation | None = None,
 ) -> Response:
     if steering is None:
         return await handler(request, raw_request)
     call = SteeredCall.begin(
-        raw_request.app.state, steering, key=uuid.uuid4().hex, num_sequences=request.num_sequences()
+        raw_request.app.state, steering, conversation, key=uuid.uuid4().hex, num_sequences=request.num_sequences()
     )
-    request.carry(call.key, call.resolved.program, raw_request.app.state.cache_secret)
+    request.carry(call.key, call.resolved.program)
     response = await handler(request, raw_request)
     if isinstance(response, StreamingResponse):
         response.body_iterator = with_receipt(_as_text(response.body_iterator), call)
