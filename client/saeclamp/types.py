@@ -25,8 +25,11 @@ SIMILAR = 0.8
 
 FEATURE_PATTERN = r"^[^/\s]+/[^/\s]+$"
 
-Unit = Literal["max_act", "act"]
-"""`max_act`: multiples of the feature's stored maximum activation. `act`: what the SAE's encoder returns."""
+Unit = Literal["max_act", "act", "resid_norm"]
+"""
+`max_act`: multiples of the feature's stored maximum activation. `act`: what the SAE's encoder returns. `resid_norm`: what
+moves a token by that multiple of the residual stream's median length at the SAE's layer, sinks excluded.
+"""
 
 Value = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-MAX_VALUE, le=MAX_VALUE)]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from saeclamp_saes import commands as sae_commands
+from saeclamp_saes.commands.numbers import positive
 from saeclamp_server.calibration import command as calibrate_command
 from saeclamp_server.packaged_model import PACKAGED_MODEL, PackagedModelError, prepared_model
 
@@ -33,6 +34,8 @@ class ServeOptions:
     """Passed to vLLM's own parser."""
     allow_unverified: bool = False
     """Whether to serve SAEs that do not reconstruct what the model has where they claim to sit."""
+    max_dose: float | None = None
+    """Longest edit of a token that a request may ask for, in median lengths of the residual stream."""
 
 
 def parse(argv: list[str]) -> ServeOptions | argparse.Namespace:
@@ -55,7 +58,7 @@ def parse(argv: list[str]) -> ServeOptions | argparse.Namespace:
         if known.model != PACKAGED_MODEL:
             serve.error(f"give at least one --sae NAME_OR_FOLDER (the packaged model is called {PACKAGED_MODEL})")
         known.sae = ["bundled"]
-    return ServeOptions(known.model, tuple(known.sae), tuple(vllm_argv), known.allow_unverified_sae)
+    return ServeOptions(known.model, tuple(known.sae), tuple(vllm_argv), known.allow_unverified_sae, known.max_dose)
 
 
 def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -73,6 +76,12 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--allow-unverified-sae",
         action="store_true",
         help="serve SAEs even if they do not reconstruct what the model has where they claim to sit",
+    )
+    serve.add_argument(
+        "--max-dose",
+        type=positive,
+        metavar="X",
+        help="refuse requests that could move a token by more than X times the layer's median residual norm",
     )
     return serve
 

@@ -6,6 +6,7 @@ What a request can be refused for.
     ├── UnknownSAEError           400  no SAE of that name is loaded
     ├── UnknownFeatureError       400  the SAE has no feature of that name
     ├── FeatureOutOfRangeError    400  the index is outside the SAE
+    ├── DoseTooLargeError         400  the edits are longer than this server allows
     └── NotAppliedError           500  the engine did not steer a request that asked for it
 """
 
@@ -43,6 +44,18 @@ class RequestError(Exception):
 
 class InvalidSteeringError(RequestError):
     code = "invalid_steering"
+
+
+class DoseTooLargeError(RequestError):
+    code = "dose_too_large"
+
+    def __init__(self, site: str, dose: float, max_dose: float, parts: Iterable[tuple[str, float]], param: str) -> None:
+        shares = ", ".join(f"{feature} {share:.2f}" for feature, share in parts)
+        super().__init__(
+            f"At {site} this could move a token by {dose:.2f} times the stream's median length ({shares}); this server "
+            f"allows {max_dose:g}.",
+            param,
+        )
 
 
 class UnknownSAEError(RequestError):

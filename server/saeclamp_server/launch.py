@@ -78,7 +78,7 @@ def _serve(options: ServeOptions, model: ModelFacts, saes: Mapping[str, SAEEntry
     args = parse_vllm_args(options, model, saes, say)
     started = threading.Event()
     threading.Thread(target=_show_progress, args=(started,), daemon=True).start()
-    uvloop.run(_run(args, saes, started, options.allow_unverified))
+    uvloop.run(_run(args, saes, started, options))
 
 
 def _show_progress(started: threading.Event) -> None:
@@ -89,7 +89,7 @@ def _show_progress(started: threading.Event) -> None:
         say(f"still starting ({waited} s) ...")
 
 
-async def _run(args: Namespace, saes: Mapping[str, SAEEntry], started: threading.Event, allow_unverified: bool) -> None:
+async def _run(args: Namespace, saes: Mapping[str, SAEEntry], started: threading.Event, options: ServeOptions) -> None:
     from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
     from vllm.entrypoints.launchers.launcher import setup_server
 
@@ -102,7 +102,7 @@ async def _run(args: Namespace, saes: Mapping[str, SAEEntry], started: threading
     try:
         async with build_async_engine_client(args) as engine:
             started.set()
-            shutdown = await _serve_http(engine, args, saes, address, socket, allow_unverified)
+            shutdown = await _serve_http(engine, args, saes, address, socket, options)
         await shutdown
     finally:
         socket.close()
@@ -126,7 +126,7 @@ def _die() -> None:
 
 
 async def _serve_http(
-    engine: Any, args: Namespace, saes: Mapping[str, SAEEntry], address: str, socket: Any, allow_unverified: bool
+    engine: Any, args: Namespace, saes: Mapping[str, SAEEntry], address: str, socket: Any, options: ServeOptions
 ) -> Any:
     from vllm import envs
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -137,13 +137,13 @@ async def _serve_http(
     from saeclamp_server.engine.fit_check import check_that_saes_fit
     from saeclamp_server.engine.self_test import check_that_steering_works
     from saeclamp_server.engine.settings import sample_ids
+    from saeclamp_server.steering import Served
 
     await check_that_steering_works(engine, saes)
-    for line in await check_that_saes_fit(engine, saes, sample_ids(args), allow_unverified):
-        say(line)
+    lengths = await check_that_saes_fit(engine, saes, sample_ids(args), options.allow_unverified, say)
     tasks = await engine.get_supported_tasks()
     app = create_app(args, tasks, engine.model_config)
-    app.state.saes = saes
+    app.state.served = Served(saes, lengths, options.max_dose)
     await init_app_state(engine, app.state, args, tasks)
     log_config = get_uvicorn_log_config(args)
     announcement = asyncio.create_task(_announce(app.state, args, saes, address))

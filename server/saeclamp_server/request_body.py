@@ -49,7 +49,6 @@ PLANNED = {
     "rules": "rules",
     "readout": "readouts",
     "vector": "uploaded vectors",
-    "resid_norm": "the unit 'resid_norm'",
     "tokens": "receipts per token",
 }
 """Words of the planned wire that this version does not know: refused by name rather than as a misspelling."""

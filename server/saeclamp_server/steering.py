@@ -29,6 +29,7 @@ from saeclamp.types import (
 from saeclamp_saes import SAEEntry
 from saeclamp_server import scopes
 from saeclamp_server.conversation import Conversation
+from saeclamp_server.doses import Lengths, check_doses, in_act
 from saeclamp_server.errors import (
     FeatureOutOfRangeError,
     InvalidSteeringError,
@@ -61,36 +62,48 @@ def roles_in(steering: Steering | None) -> set[str]:
     return {role for scope in scopes if isinstance(scope, Roles) for role in scope.roles}
 
 
-def resolve(
-    steering: Steering, saes: Mapping[str, SAEEntry], conversation: Conversation | None = None
-) -> ResolvedSteering:
+@dataclass(frozen=True)
+class Served:
+    """What this server steers with."""
+
+    saes: Mapping[str, SAEEntry]
+    lengths: Mapping[str, Lengths]
+    """By the SAE's name."""
+    max_dose: float | None = None
+    """Longest edit of a token, as a multiple of the stream's median length; None is without bound."""
+
+
+def resolve(steering: Steering, served: Served, conversation: Conversation | None = None) -> ResolvedSteering:
     """
     Find every feature and convert every value. Raises RequestError.
 
     conversation: needed where tokens are chosen by role
     """
     edits = [
-        _edit(intervention, saes, conversation, f"steering.interventions[{number}]")
+        _edit(intervention, served, conversation, f"steering.interventions[{number}]")
         for number, intervention in enumerate(steering.interventions)
     ]
-    _refuse_contradictions(edits, conversation.prompt_len if conversation else None)
-    used = sorted({edit.sae for edit in edits})
-    return ResolvedSteering(steering, SteeringProgram(tuple(edits), tuple((name, saes[name].sha256) for name in used)))
+    prompt_len = conversation.prompt_len if conversation else None
+    _refuse_contradictions(edits, prompt_len)
+    if served.max_dose is not None:
+        check_doses(edits, served.saes, served.lengths, served.max_dose, prompt_len)
+    used = tuple((name, served.saes[name].sha256) for name in sorted({edit.sae for edit in edits}))
+    return ResolvedSteering(steering, SteeringProgram(tuple(edits), used))
 
 
-def _edit(intervention: Operation, saes: Mapping[str, SAEEntry], conversation: Conversation | None, path: str) -> Edit:
-    sae, index = _find(intervention.feature, saes, f"{path}.feature")
+def _edit(intervention: Operation, served: Served, conversation: Conversation | None, path: str) -> Edit:
+    sae, index = _find(intervention.feature, served.saes, f"{path}.feature")
     scope = _scope(intervention.tokens, conversation, f"{path}.tokens")
-    op, value = _move(intervention, sae, index, path)
+    op, value = _move(intervention, sae, index, served.lengths[sae.name], path)
     return Edit(sae.name, index, op, value, scope, intervention.special_tokens)
 
 
-def _move(intervention: Operation, sae: SAEEntry, index: int, path: str) -> tuple[EditOp, float]:
+def _move(intervention: Operation, sae: SAEEntry, index: int, lengths: Lengths, path: str) -> tuple[EditOp, float]:
     if isinstance(intervention, Ablate):
         return "clamp", 0.0
     if isinstance(intervention, Scale):
         return "scale", intervention.factor + 0.0
-    return intervention.op, _in_act(intervention, sae, index, path)
+    return intervention.op, _in_act(intervention, sae, index, lengths, path) + 0.0  # no -0.0: it does what 0.0 does
 
 
 def _scope(tokens: Tokens, conversation: Conversation | None, path: str) -> Scope:
@@ -125,10 +138,14 @@ def _find(feature: str | FeatureIndex, saes: Mapping[str, SAEEntry], path: str) 
     return sae, index
 
 
-def _in_act(intervention: Clamp | Add | AtLeast | AtMost, sae: SAEEntry, index: int, path: str) -> float:
+def _in_act(
+    intervention: Clamp | Add | AtLeast | AtMost, sae: SAEEntry, index: int, lengths: Lengths, path: str
+) -> float:
     value, feature = intervention.value, intervention.feature
     if intervention.unit == "act":
-        return value + 0.0
+        return value
+    if intervention.unit == "resid_norm":
+        return in_act(value, lengths, index, f"{path}.unit")
     note = sae.features.get(index)
     if note is None or note.max_act is None:
         raise InvalidSteeringError(
@@ -136,7 +153,7 @@ def _in_act(intervention: Clamp | Add | AtLeast | AtMost, sae: SAEEntry, index: 
             "give the value in unit 'act'.",
             f"{path}.unit",
         )
-    return value * note.max_act + 0.0  # no -0.0: it does what 0.0 does, so it must have the same spec
+    return value * note.max_act
 
 
 def _refuse_contradictions(edits: list[Edit], prompt_len: int | None) -> None:

@@ -35,7 +35,7 @@ names = st.from_regex(r"[a-zA-Z0-9_.é\-]{1,20}", fullmatch=True)
 indices = st.integers(min_value=0, max_value=2**40)
 features = st.builds("{}/{}".format, names, names) | st.builds(FeatureIndex, sae=names, index=indices)
 values = st.floats(min_value=-MAX_VALUE, max_value=MAX_VALUE, allow_nan=False)
-units = st.sampled_from(["max_act", "act"])
+units = st.sampled_from(["max_act", "act", "resid_norm"])
 numbers = st.integers(min_value=1, max_value=2**31)
 tokens = (
     st.sampled_from(["all", "prompt", "generated"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,8 @@ import pytest
 from saeclamp_saes import Options, SAEEntry, Site
 from saeclamp_saes.formats import CheckpointSummary
 from saeclamp_saes.library.feature_book import FeatureNote
+from saeclamp_server.doses import Lengths
+from saeclamp_server.steering import Served
 
 
 def entry(name: str, layer: int, d_sae: int, *notes: FeatureNote) -> SAEEntry:
@@ -21,6 +22,8 @@ def entry(name: str, layer: int, d_sae: int, *notes: FeatureNote) -> SAEEntry:
 
 
 @pytest.fixture
-def saes() -> Mapping[str, SAEEntry]:
+def served() -> Served:
     bridge, food = FeatureNote(4, "bridge", 200.0), FeatureNote(5, "food", None)
-    return {"big": entry("big", 8, 100, bridge, food), "small": entry("small", 3, 10)}
+    saes = {"big": entry("big", 8, 100, bridge, food), "small": entry("small", 3, 10)}
+    rows = [2.0] * 99 + [0.0]
+    return Served(saes, {"big": Lengths(50.0, rows), "small": Lengths(None, rows[:10])})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from itertools import permutations
 from typing import Any, get_args
 
@@ -12,19 +12,18 @@ from hypothesis import strategies as st
 
 from saeclamp import Ablate, Add, After, AtLeast, AtMost, Clamp, FeatureIndex, First, Positions, Roles, Scale, Steering
 from saeclamp.types import Operation, Tokens
-from saeclamp_saes import SAEEntry
 from saeclamp_server.conversation import Conversation
 from saeclamp_server.errors import NotAppliedError, RequestError
 from saeclamp_server.program import Edit, EditOp, SteeringProgram
 from saeclamp_server.scopes import ALL, GENERATED, PROMPT, PROMPT_END, Scope
-from saeclamp_server.steering import receipt, resolve, roles_in
+from saeclamp_server.steering import Served, receipt, resolve, roles_in
 
 
 def steering(*interventions: Operation) -> Steering:
     return Steering(interventions=interventions)
 
 
-def test_names_indices_and_units_are_resolved_in_order(saes: Mapping[str, SAEEntry]) -> None:
+def test_names_indices_and_units_are_resolved_in_order(served: Served) -> None:
     program = resolve(
         steering(
             Clamp(feature="big/bridge", value=0.5),
@@ -34,7 +33,7 @@ def test_names_indices_and_units_are_resolved_in_order(saes: Mapping[str, SAEEnt
             AtMost(feature="big/7", value=-1, unit="act", tokens="generated"),
             Scale(feature="small/3", factor=-0.0),
         ),
-        saes,
+        served,
     ).program
     assert program.edits == (
         Edit("big", 4, "clamp", 100.0),
@@ -60,10 +59,10 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("intervention", "field", "code", "says"), REFUSALS)
 def test_what_does_not_exist_is_refused_with_what_does(
-    saes: Mapping[str, SAEEntry], intervention: Clamp | Add, field: str, code: str, says: str
+    served: Served, intervention: Clamp | Add, field: str, code: str, says: str
 ) -> None:
     with pytest.raises(RequestError) as raised:
-        resolve(steering(Clamp(feature="big/1", value=1, unit="act"), intervention), saes)
+        resolve(steering(Clamp(feature="big/1", value=1, unit="act"), intervention), served)
     assert raised.value.param == f"steering.interventions[1].{field}"
     assert raised.value.code == code
     assert says in raised.value.message
@@ -86,7 +85,7 @@ def test_what_does_not_exist_is_refused_with_what_does(
     ],
 )
 def test_two_targets_for_one_feature_at_one_token_contradict(
-    saes: Mapping[str, SAEEntry], first: Any, second: Any, contradict: bool
+    served: Served, first: Any, second: Any, contradict: bool
 ) -> None:
     asked = steering(
         Clamp(feature="big/bridge", value=1, tokens=first),
@@ -94,14 +93,14 @@ def test_two_targets_for_one_feature_at_one_token_contradict(
         Ablate(feature="small/4"),
     )
     if not contradict:
-        assert len(resolve(asked, saes).program.edits) == 3
+        assert len(resolve(asked, served).program.edits) == 3
         return
     with pytest.raises(RequestError) as raised:
-        resolve(asked, saes)
+        resolve(asked, served)
     assert raised.value.param == "steering.interventions[1].feature"
 
 
-def test_tokens_become_ranges_of_positions(saes: Mapping[str, SAEEntry]) -> None:
+def test_tokens_become_ranges_of_positions(served: Served) -> None:
     said = Conversation(30, [("system", 3, 7), ("user", 9, 14), ("assistant", 16, 20), ("user", 22, 27)])
     asked: dict[Tokens, Scope] = {
         "all": ALL,
@@ -115,23 +114,23 @@ def test_tokens_become_ranges_of_positions(saes: Mapping[str, SAEEntry]) -> None
         Roles(roles=("tool",)): (),
     }
     moves = [Add(feature=f"big/{n}", value=1, unit="act", tokens=tokens) for n, tokens in enumerate(asked)]
-    program = resolve(steering(*moves), saes, said).program
+    program = resolve(steering(*moves), served, said).program
     assert {edit.index: edit.tokens for edit in program.edits} == dict(enumerate(asked.values()))
     assert roles_in(steering(*moves)) == {"user", "assistant", "system", "tool"}
 
 
-def test_roles_are_compared_where_they_are_and_need_a_chat(saes: Mapping[str, SAEEntry]) -> None:
+def test_roles_are_compared_where_they_are_and_need_a_chat(served: Served) -> None:
     said = Conversation(9, [("user", 2, 5), ("assistant", 6, 8)])
 
     def asked(first: Tokens, second: Tokens) -> Steering:
         return steering(Ablate(feature="big/4", tokens=first), Clamp(feature="big/4", value=1, tokens=second))
 
-    assert resolve(asked(Roles(roles=("user",)), "generated"), saes, said)
-    assert resolve(asked(Roles(roles=("user",)), Roles(roles=("assistant",))), saes, said)
+    assert resolve(asked(Roles(roles=("user",)), "generated"), served, said)
+    assert resolve(asked(Roles(roles=("user",)), Roles(roles=("assistant",))), served, said)
     with pytest.raises(RequestError, match="already moves big/4 at some of these tokens"):
-        resolve(asked(Roles(roles=("assistant",)), "generated"), saes, said)
+        resolve(asked(Roles(roles=("assistant",)), "generated"), served, said)
     with pytest.raises(RequestError) as raised:
-        resolve(asked("all", Roles(roles=("user",))), saes, None)
+        resolve(asked("all", Roles(roles=("user",))), served, None)
     assert raised.value.param == "steering.interventions[1].tokens.roles"
 
 
@@ -167,16 +166,66 @@ def test_the_spec_tells_programs_apart() -> None:
     assert len({program.spec for program in variants}) == len(variants)
 
 
-def test_minus_zero_is_zero(saes: Mapping[str, SAEEntry]) -> None:
-    specs = {resolve(steering(Clamp(feature="big/1", value=v, unit="act")), saes).program.spec for v in (0.0, -0.0)}
+def test_residual_norms_are_turned_into_activations_by_the_decoder_rows_length(served: Served) -> None:
+    asked = steering(
+        Clamp(feature="big/1", value=0.5, unit="resid_norm"), Add(feature="big/2", value=-2, unit="resid_norm")
+    )
+    assert [edit.value for edit in resolve(asked, served).program.edits] == [0.5 * 50 / 2, -2 * 50 / 2]
+    for feature, says in (("big/99", "empty"), ("small/1", "could not be measured")):
+        with pytest.raises(RequestError, match=says) as raised:
+            resolve(steering(Add(feature=feature, value=1, unit="resid_norm")), served)
+        assert raised.value.param == "steering.interventions[0].unit"
+
+
+BRIDGE = {"feature": "big/bridge"}  # 200 at most
+OTHER = {"feature": "big/7"}
+DOSES: dict[str, tuple[tuple[Operation, ...], float]] = {
+    "add": ((Add(**BRIDGE, value=-100, unit="act"),), 4.0),
+    "clamp": ((Clamp(**BRIDGE, value=225, unit="act"),), 9.0),
+    "clamp below what may be there": ((Clamp(**BRIDGE, value=-25, unit="act"),), 9.0),
+    "clamp, of an unknown maximum": ((Clamp(**OTHER, value=-25, unit="act"),), 1.0),
+    "ablate": ((Ablate(**BRIDGE),), 8.0),
+    "at least": ((AtLeast(**BRIDGE, value=50, unit="act"),), 2.0),
+    "at most": ((AtMost(**BRIDGE, value=50, unit="act"),), 6.0),
+    "scale": ((Scale(**BRIDGE, factor=1.5),), 4.0),
+    "several": ((Add(**BRIDGE, value=25, unit="act"), Add(**OTHER, value=50, unit="act")), 3.0),
+    "several that do not meet": (
+        (Add(**BRIDGE, value=25, unit="act", tokens="prompt"), Add(**OTHER, value=50, unit="act", tokens="generated")),
+        2.0,
+    ),
+}
+"""Interventions, and the multiple of 50 by which rows of length 2 can move a token."""
+
+
+@pytest.mark.parametrize(("interventions", "dose"), DOSES.values(), ids=DOSES.keys())
+def test_a_dose_above_the_servers_bound_is_refused_with_its_numbers(
+    served: Served, interventions: tuple[Operation, ...], dose: float
+) -> None:
+    asked = steering(*interventions)
+    assert resolve(asked, replace(served, max_dose=dose)) == resolve(asked, served)
+    with pytest.raises(RequestError) as raised:
+        resolve(asked, replace(served, max_dose=0.99 * dose))
+    assert raised.value.code == "dose_too_large"
+    assert f"by {dose:.2f} times" in raised.value.message
+    assert f"allows {0.99 * dose:g}" in raised.value.message
+    assert raised.value.param == f"steering.interventions[{len(interventions) - 1}]"
+
+
+def test_what_cannot_be_measured_is_refused_where_doses_are_bounded(served: Served) -> None:
+    with pytest.raises(RequestError, match="this server bounds doses"):
+        resolve(steering(Ablate(feature="small/1")), replace(served, max_dose=9.0))
+
+
+def test_minus_zero_is_zero(served: Served) -> None:
+    specs = {resolve(steering(Clamp(feature="big/1", value=v, unit="act")), served).program.spec for v in (0.0, -0.0)}
     assert len(specs) == 1
 
 
-def test_a_dose_that_drowns_the_text_is_warned_of(saes: Mapping[str, SAEEntry]) -> None:
-    resolved = resolve(steering(Clamp(feature="big/bridge", value=0.5)), saes)
+def test_a_dose_that_drowns_the_text_is_warned_of(served: Served) -> None:
+    resolved = resolve(steering(Clamp(feature="big/bridge", value=0.5)), served)
     loud = report(3, 5, 8.0, 4.0)
     loud["tallies"][0]["dose_max"] = 65.2
-    assert receipt(resolved, [loud], 1, saes, "tiny").warnings == (
+    assert receipt(resolved, [loud], 1, served.saes, "tiny").warnings == (
         "interventions[0] moved a token by 65.2 x its residual norm; text usually breaks above 1.",
     )
 
@@ -186,9 +235,9 @@ def report(prompt: int, generated: int, act_sum: float, act_max: float) -> dict[
     return {"failure": None, "prompt": [prompt + 2], "tallies": [{**tally, "dose_sum": 0.4, "dose_max": 0.3}]}
 
 
-def test_a_receipt_sums_over_the_sequences_of_its_answer(saes: Mapping[str, SAEEntry]) -> None:
-    resolved = resolve(steering(Clamp(feature="big/bridge", value=0.5)), saes)
-    written = receipt(resolved, [report(3, 5, 8.0, 4.0), report(1, 1, 2.0, 1.5)], 2, saes, "tiny")
+def test_a_receipt_sums_over_the_sequences_of_its_answer(served: Served) -> None:
+    resolved = resolve(steering(Clamp(feature="big/bridge", value=0.5)), served)
+    written = receipt(resolved, [report(3, 5, 8.0, 4.0), report(1, 1, 2.0, 1.5)], 2, served.saes, "tiny")
     (item,) = written.interventions
     assert (item.tokens.prompt, item.tokens.generated) == (8, 6)
     assert item.act_before is not None
@@ -198,25 +247,25 @@ def test_a_receipt_sums_over_the_sequences_of_its_answer(saes: Mapping[str, SAEE
     assert written.warnings == ()
 
 
-def test_a_receipt_does_not_invent_measurements(saes: Mapping[str, SAEEntry]) -> None:
-    resolved = resolve(steering(Ablate(feature="big/bridge")), saes)
+def test_a_receipt_does_not_invent_measurements(served: Served) -> None:
+    resolved = resolve(steering(Ablate(feature="big/bridge")), served)
     cached = {**report(0, 0, 0.0, 0.0), "prompt": [7]}
-    (item,) = receipt(resolved, [cached], 1, saes, "tiny").interventions
+    (item,) = receipt(resolved, [cached], 1, served.saes, "tiny").interventions
     assert item.tokens.prompt == 7
     assert (item.act_before, item.dose, item.value, item.value_act) == (None, None, None, 0.0)
 
 
 @pytest.mark.parametrize("reports", [[], [report(1, 1, 1.0, 1.0)], [report(1, 1, 1.0, 1.0)] * 3])
 def test_an_answer_whose_sequences_are_not_all_accounted_for_does_not_leave(
-    saes: Mapping[str, SAEEntry], reports: list[dict[str, Any]]
+    served: Served, reports: list[dict[str, Any]]
 ) -> None:
-    resolved = resolve(steering(Ablate(feature="big/bridge")), saes)
+    resolved = resolve(steering(Ablate(feature="big/bridge")), served)
     with pytest.raises(NotAppliedError, match=f"{len(reports)} of 2"):
-        receipt(resolved, reports, 2, saes, "tiny")
+        receipt(resolved, reports, 2, served.saes, "tiny")
 
 
-def test_one_failed_sequence_fails_the_answer(saes: Mapping[str, SAEEntry]) -> None:
-    resolved = resolve(steering(Ablate(feature="big/bridge")), saes)
+def test_one_failed_sequence_fails_the_answer(served: Served) -> None:
+    resolved = resolve(steering(Ablate(feature="big/bridge")), served)
     failed = {"failure": "RuntimeError: lost", "prompt": [], "tallies": []}
     with pytest.raises(NotAppliedError, match="lost"):
-        receipt(resolved, [report(1, 1, 1.0, 1.0), failed], 2, saes, "tiny")
+        receipt(resolved, [report(1, 1, 1.0, 1.0), failed], 2, served.saes, "tiny")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vllm import SamplingParams
 
 from saeclamp_saes import SAEEntry
+from saeclamp_server.doses import Lengths
 from saeclamp_server.fit import StartupError
 from saeclamp_server.program import EXTRA_ARGS_KEY
 
@@ -20,12 +21,17 @@ SECONDS = 10.0
 
 
 async def check_that_saes_fit(
-    engine: Any, saes: Mapping[str, SAEEntry], text_ids: Sequence[int], allow_unverified: bool
-) -> list[str]:
+    engine: Any,
+    saes: Mapping[str, SAEEntry],
+    text_ids: Sequence[int],
+    allow_unverified: bool,
+    report: Callable[[str], None],
+) -> dict[str, Lengths]:
     """
-    Return a line about each SAE for the terminal.
+    Return the lengths by which each SAE's edits are measured, by name.
 
     text_ids: token ids of ordinary text, without special tokens
+    report:   told a line about each SAE
     Raises StartupError with a hint for an SAE that does not fit, unless unverified ones are allowed.
     """
     chunks = _chunks(text_ids, engine.vllm_config.model_config.max_model_len - 1)
@@ -36,15 +42,18 @@ async def check_that_saes_fit(
         run.append(chunk)
         if time.monotonic() - started > SECONDS:
             break
-    fits = (await engine.collective_rpc("measure_fit", args=(run,)))[0]
+    measured = (await engine.collective_rpc("measure_fit", args=(run,)))[0]
     for name in saes:
-        if fits[name]["problem"] is not None and not allow_unverified:
-            measured = fits[name]["explained_variance"] is not None
+        fit = measured[name]["fit"]
+        if fit["problem"] is not None and not allow_unverified:
+            what = "does not fit this model" if fit["explained_variance"] is not None else "cannot be verified"
             raise StartupError(
-                f"SAE {name!r} {'does not fit this model' if measured else 'cannot be verified'}: {fits[name]['problem']} "
+                f"SAE {name!r} {what}: {fit['problem']} "
                 "Run `saeclamp sae verify` for the whole picture; --allow-unverified-sae serves it all the same."
             )
-    return [_line(name, fits[name]) for name in saes]
+    for name in saes:
+        report(_line(name, measured[name]["fit"]))
+    return {name: Lengths(**measured[name]["lengths"]) for name in saes}
 
 
 def _chunks(ids: Sequence[int], max_tokens: int) -> list[list[int]]:

@@ -87,7 +87,9 @@ def steer(hidden: Tensor, residual: Tensor | None, number: int) -> None:
     """
     state = _STATES[number]
     if state.probe.is_recording:
-        state.probe.record(_vectors(state, hidden, residual, state.probe.rows))
+        rows = state.probe.rows
+        vectors = _vectors(state, hidden, residual, rows)
+        state.probe.record(vectors, _lengths(state, vectors, residual, rows))
     tokens = state.tokens
     if tokens is None:
         return
@@ -96,8 +98,7 @@ def steer(hidden: Tensor, residual: Tensor | None, number: int) -> None:
         if loaded.step is not None:
             loaded.before = read_acts(x, loaded.sae, loaded.step.edits[number])
     if any(loaded.step is not None for loaded, _ in state.writes):
-        stream = x if residual is None or state.whole_stream else x + residual[tokens].float()
-        delta = _change(state, number, stream.norm(dim=1), x.shape)
+        delta = _change(state, number, _lengths(state, x, residual, tokens), x.shape)
         hidden.index_copy_(0, tokens, (hidden[tokens].float() + delta).to(hidden.dtype))
 
 
@@ -109,6 +110,13 @@ def _vectors(state: SiteState, hidden: Tensor, residual: Tensor | None, tokens: 
     if state.norm_eps is not None:
         return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + state.norm_eps)
     return x
+
+
+def _lengths(state: SiteState, x: Tensor, residual: Tensor | None, tokens: Tensor) -> Tensor:
+    """Lengths of the stream behind the gathered vectors `x`, or of these where it is not at hand: (num_tokens,)."""
+    stream = x if residual is None or state.whole_stream else x + residual[tokens].float()
+    lengths: Tensor = stream.norm(dim=1)
+    return lengths
 
 
 def _change(state: SiteState, number: int, lengths: Tensor, shape: torch.Size) -> Tensor:

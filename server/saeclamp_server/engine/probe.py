@@ -14,13 +14,20 @@ class Probe:
         self.rows = torch.empty(0, dtype=torch.int64)
         """(num_tokens,), the rows of the coming forward that are real tokens; set by the runner's adapter."""
         self._vectors: list[Tensor] = []
+        self._lengths: list[Tensor] = []
 
-    def record(self, vectors: Tensor) -> None:
-        """Keep the vectors of one forward: (num_tokens, width) fp32."""
+    def record(self, vectors: Tensor, lengths: Tensor) -> None:
+        """
+        Keep the vectors of one forward, (num_tokens, width) fp32.
+
+        lengths: (num_tokens,) of the stream, or of the site's vector where the stream is not at hand
+        """
         self._vectors.append(vectors.cpu())
+        self._lengths.append(lengths.cpu())
 
-    def take(self) -> Tensor:
-        """Stop, return all vectors since the start, (num_tokens, width) fp32, and forget them."""
+    def take(self) -> tuple[Tensor, Tensor]:
+        """Stop, return all vectors and lengths since the start, and forget them."""
         self.is_recording = False
-        vectors, self._vectors = self._vectors, []
-        return torch.cat(vectors)
+        recorded = torch.cat(self._vectors), torch.cat(self._lengths)
+        self._vectors, self._lengths = [], []
+        return recorded

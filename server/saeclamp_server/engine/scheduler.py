@@ -17,7 +17,7 @@ class _Steering:
     """Mixed into vLLM's schedulers."""
 
     def __init__(self, *args: Any, block_size: int, hash_block_size: int | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, block_size=block_size, hash_block_size=hash_block_size, **kwargs)
+        super().__init__(*args, block_size=block_size, hash_block_size=hash_block_size, **kwargs)  # type: ignore[call-arg]
         self._hashed_tokens = hash_block_size or block_size
         self._secret = secrets.token_bytes(32)
 

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from saeclamp_saes import SAE, Options, Site, read_sae
 from saeclamp_saes.library.entries import hash_of
+from saeclamp_saes.verification.figures import ordinary
 from saeclamp_saes.verification.quick import quick_fit
 from saeclamp_server.engine.layers import WHOLE_STREAM, hook_sites, in_order, norm_eps, place_of
 from saeclamp_server.engine.ledger import Ledger
@@ -69,22 +71,29 @@ class SteeringWorker:
 
     def measure_fit(self, chunks: list[list[int]]) -> dict[str, dict[str, Any]]:
         """
-        Measure every SAE on what was recorded (see `verification.quick`), by name, and stop recording.
+        Measure every SAE on what was recorded, by name, and stop recording.
+
+        `fit` is as in `verification.quick`. `lengths` is as in `doses`, of the first chunk, which is always run.
 
         chunks: the token ids of the prompts that were run since `start_probes`, in order
         """
         ids = torch.tensor([token for chunk in chunks for token in chunk])
         position = torch.tensor([position for chunk in chunks for position in range(len(chunk))])
-        vectors = {state.site: state.probe.take() for state in self._states}
-        fits = {}
+        recorded = {state.site: state.probe.take() for state in self._states}
+        measured = {}
         for loaded in self._saes:
             # on the CPU: beside a model on a GPU there may be no room for the activations of all features
             sae = loaded.sae.to(torch.device("cpu"))
             x, target = (
-                torch.cat([vectors[place_of(site)] for site in sites], dim=1) for sites in (sae.reads, sae.writes)
+                torch.cat([recorded[place_of(site)][0] for site in sites], dim=1) for sites in (sae.reads, sae.writes)
             )
-            fits[loaded.name] = vars(quick_fit(sae, x, target, position, self._is_special[ids]))
-        return fits
+            lengths, first = recorded[place_of(sae.site)][1], slice(len(chunks[0]))
+            is_special = self._is_special[ids]
+            measured[loaded.name] = {
+                "fit": vars(quick_fit(sae, x, target, position, is_special)),
+                "lengths": _lengths(sae, x[first], lengths[first], position[first], is_special[first]),
+            }
+        return measured
 
     def steering_reports(self, key: str) -> list[dict[str, Any]]:
         """Report on the requests of one API call (see `live.Report`), and forget them."""
@@ -97,6 +106,22 @@ def _read_checked(sae: dict[str, Any]) -> SAE:
     if hash_of([Path(path) for path in sae["files"]], options) != sae["sha256"]:
         raise RuntimeError(f"The files of SAE {sae['name']!r} changed while the server was starting.")
     return loaded
+
+
+def _lengths(sae: SAE, x: Tensor, lengths: Tensor, position: Tensor, is_special: Tensor) -> dict[str, Any]:
+    """
+    The fields of `doses.Lengths`.
+
+    x:       (num_tokens, d_in), where the SAE reads
+    lengths: (num_tokens,), where it writes first
+    """
+    rows = sae.W_dec[:, : sae.d_out // len(sae.writes)].norm(dim=1)
+    counted = ordinary(lengths[:, None], position, is_special)
+    if not counted.any():
+        return {"stream": None, "rows": rows.tolist()}
+    scale = sae.input_norm.apply(x[counted])[1].median()
+    # few digits, so that the same text gives the same length however its batch was summed
+    return {"stream": float(f"{lengths[counted].median():.4g}"), "rows": (rows * scale).tolist()}
 
 
 def _state(site: Site, saes: list[LoadedSAE], ledger: Ledger, eps: float | None) -> SiteState:

@@ -15,7 +15,7 @@ class SteeredCall:
     """What must be known to say whether a steered answer may leave."""
 
     app_state: Any
-    """vLLM's app state, plus `saes`: SAEEntry by name."""
+    """vLLM's app state, plus `served`: Served."""
     resolved: ResolvedSteering
     key: str
     """Names this call's sequences to the engine."""
@@ -26,7 +26,7 @@ class SteeredCall:
         cls, app_state: Any, steering: Steering, conversation: Conversation | None, key: str, num_sequences: int
     ) -> SteeredCall:
         """Resolve the steering. Raises RequestError."""
-        return cls(app_state, resolve(steering, app_state.saes, conversation), key, num_sequences)
+        return cls(app_state, resolve(steering, app_state.served, conversation), key, num_sequences)
 
     @property
     def wants_receipt(self) -> bool:
@@ -38,4 +38,4 @@ class SteeredCall:
         reports = await self.app_state.engine_client.collective_rpc("steering_reports", args=(self.key,))
         served_name = self.app_state.openai_serving_models.base_model_paths[0].name
         # every worker of a tensor-parallel group makes the same edits
-        return receipt(self.resolved, reports[0], self.num_sequences, self.app_state.saes, served_name)
+        return receipt(self.resolved, reports[0], self.num_sequences, self.app_state.served.saes, served_name)
