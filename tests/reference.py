@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 
@@ -106,7 +106,9 @@ class ReferenceModel:
     """Steered forward passes of one sequence at a time."""
 
     def __init__(self, folder: Path, saes: dict[str, ReferenceSAE], special_ids: Sequence[int]) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
         self.saes = saes
         self.special_ids = set(special_ids)
 
@@ -158,7 +160,7 @@ class ReferenceModel:
     def _hook(self, stack: ExitStack, name: str, change: Callable[[Tensor], Tensor]) -> None:
         """Replace the tensor that TransformerLens calls `name` (without a gain folded away) by `change` of it."""
         _, number, point = name.split(".", 2)
-        layer = self.model.model.layers[int(number)]
+        layer = self._layers()[int(number)]
 
         def before(module: object, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (change(args[0]), *args[1:])
@@ -166,6 +168,10 @@ class ReferenceModel:
         def after(module: object, args: object, output: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
             return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
+        # some architectures norm what attention and the MLP add once more before it is added
+        adds_mlp = getattr(layer, "post_feedforward_layernorm", None) or layer.mlp
+        attention = next(part for name, part in layer.named_children() if name in ("self_attn", "attn", "attention"))
+        adds_attention = layer.post_attention_layernorm if adds_mlp is not layer.mlp else attention
         entered: list[Tensor] = []
 
         def remember(module: object, args: tuple[Tensor, ...]) -> None:
@@ -184,14 +190,19 @@ class ReferenceModel:
             "hook_resid_post": lambda: layer.register_forward_hook(after),
             "hook_resid_pre": lambda: layer.register_forward_pre_hook(before),
             "hook_resid_mid": lambda: layer.self_attn.register_forward_hook(between),
-            "hook_mlp_out": lambda: layer.mlp.register_forward_hook(after),
-            "hook_attn_out": lambda: layer.self_attn.register_forward_hook(after),
+            "hook_mlp_out": lambda: adds_mlp.register_forward_hook(after),
+            "hook_attn_out": lambda: adds_attention.register_forward_hook(after),
             "attn.hook_z": lambda: layer.self_attn.o_proj.register_forward_pre_hook(before),
             "mlp.hook_in": lambda: layer.mlp.register_forward_pre_hook(before),
             "ln2.hook_normalized": lambda: layer.post_attention_layernorm.register_forward_pre_hook(normed),
         }[point]()
         stack.callback(handle.remove)
-        stack.callback(layer.input_layernorm.register_forward_pre_hook(remember).remove)
+        stack.callback(layer.register_forward_pre_hook(remember).remove)
+
+    def _layers(self) -> nn.ModuleList:
+        """The decoder's blocks, whatever the architecture calls them."""
+        num = self.model.config.num_hidden_layers
+        return next(part for part in self.model.modules() if isinstance(part, nn.ModuleList) and len(part) == num)
 
     def _positions(self, ids: Sequence[int], prompt_len: int, move: Move) -> list[int]:
         touched = touched_positions(len(ids), prompt_len, move.tokens, move.special)

@@ -6,9 +6,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from saeclamp_saes import SAEEntry, Site
+from saeclamp_saes.sites import POINTS, Point
 
-SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-"""Models whose layers `engine/layers.py` knows."""
+_WITH_RMS_NORM = frozenset(POINTS)
+_WITH_LAYER_NORM = _WITH_RMS_NORM - {"embed", "mlp_in_no_gain"}
+_RUN_BY_TRANSFORMERS = frozenset[Point](("embed", "resid_pre", "resid_post"))
+
+SUPPORTED_ARCHITECTURES: dict[str, frozenset[Point]] = {
+    "LlamaForCausalLM": _WITH_RMS_NORM,
+    "MistralForCausalLM": _WITH_RMS_NORM,
+    "Phi3ForCausalLM": _WITH_RMS_NORM,
+    "Qwen2ForCausalLM": _WITH_RMS_NORM,
+    "Qwen3ForCausalLM": _WITH_RMS_NORM,
+    "Qwen2MoeForCausalLM": _WITH_RMS_NORM,
+    "Qwen3MoeForCausalLM": _WITH_RMS_NORM,
+    "Gemma2ForCausalLM": _WITH_RMS_NORM,
+    "Gemma3ForCausalLM": _WITH_RMS_NORM,
+    "GptOssForCausalLM": _WITH_RMS_NORM,
+    "GPT2LMHeadModel": _WITH_LAYER_NORM,
+    "GPTNeoXForCausalLM": _RUN_BY_TRANSFORMERS,
+    "Olmo2ForCausalLM": _RUN_BY_TRANSFORMERS,
+}
+"""Models whose layers `engine/layers.py` knows, and the points that it finds there."""
 
 ORDER = (
     ("embed", "resid_pre"),
@@ -32,6 +51,8 @@ class ModelFacts:
 
     path: str
     """What vLLM is to load."""
+    architecture: str
+    """One of `SUPPORTED_ARCHITECTURES`."""
     hidden_size: int
     num_layers: int
     z_width: int
@@ -52,6 +73,11 @@ def check_fit(saes: Mapping[str, SAEEntry], model: ModelFacts) -> None:
         for site in (*summary.reads, *summary.writes):
             if site.layer >= model.num_layers:
                 raise StartupError(f"SAE {name!r} sits at {site}; {model.path} has layers 0 to {model.num_layers - 1}.")
+            if site.point not in (points := SUPPORTED_ARCHITECTURES[model.architecture]):
+                raise StartupError(
+                    f"SAE {name!r} sits at {site}, where a {model.architecture} cannot be steered; it can at "
+                    f"{', '.join(point for point in POINTS if point in points)}."
+                )
         _check_width(name, "reads", summary.reads, summary.d_in, model)
         _check_width(name, "writes", summary.writes, summary.d_out, model)
         _check_order(name, summary.reads[0], summary.writes)

@@ -135,6 +135,7 @@ async def _serve_http(
 
     from saeclamp_server.app import create_app
     from saeclamp_server.engine.fit_check import check_that_saes_fit
+    from saeclamp_server.engine.maxima import labelled_maxima
     from saeclamp_server.engine.self_test import check_that_steering_works
     from saeclamp_server.engine.settings import sample_ids
     from saeclamp_server.steering import Served
@@ -143,7 +144,7 @@ async def _serve_http(
     lengths = await check_that_saes_fit(engine, saes, sample_ids(args), options.allow_unverified, say)
     tasks = await engine.get_supported_tasks()
     app = create_app(args, tasks, engine.model_config)
-    app.state.served = Served(saes, lengths, options.max_dose)
+    app.state.served = Served(saes, lengths, await labelled_maxima(engine, saes, say), options.max_dose)
     await init_app_state(engine, app.state, args, tasks)
     log_config = get_uvicorn_log_config(args)
     announcement = asyncio.create_task(_announce(app.state, args, saes, address))

@@ -41,6 +41,7 @@ def read_model(model: str) -> ModelFacts:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return ModelFacts(
         path=model,
+        architecture=architectures[0],
         hidden_size=config.hidden_size,
         num_layers=config.num_hidden_layers,
         z_width=head_dim * config.num_attention_heads,

@@ -56,6 +56,11 @@ PLANNED = {
 
 CHOOSING_TOKENS = f"tokens are 'all', 'prompt' or 'generated', or an object with one of {', '.join(TOKEN_OBJECTS)}"
 
+A_FEATURE = (
+    "a feature is written <sae>/<index> or <sae>/<name>, such as bundled/golden-gate (without spaces), or as an object with "
+    "sae and index"
+)
+
 OPERATIONS: dict[int | str, type[BaseModel]] = {
     model.model_fields["op"].default: model for model in get_args(Operation)
 }
@@ -172,11 +177,18 @@ def _refusal(exc: ValidationError, steering: Any) -> RequestError:
         return InvalidSteeringError(f"{path}: this version of saeclamp does not support {PLANNED[asked]} yet.", path)
     if error["type"] == "extra_forbidden":
         known = _known_fields(error["loc"])
+        of_interventions = {name for model in OPERATIONS.values() for name in model.model_fields}
+        if len(error["loc"]) == 1 and key in of_interventions:
+            return InvalidSteeringError(f"{path}: {key!r} is a field of each intervention.", path)
         return InvalidSteeringError(
             f"{path}: unknown field {key!r}.{did_you_mean(str(key), known)} Known: {', '.join(known)}.", path
         )
-    words = CHOOSING_TOKENS if error["loc"][-1:] == ("tokens",) else _in_plain_words(error["type"], error["msg"])
-    return InvalidSteeringError(f"{path}: {words}.", path)
+    if error["type"] == "union_tag_invalid" and error["loc"][-1:] != ("tokens",):
+        known = [*map(str, OPERATIONS)]
+        return InvalidSteeringError(
+            f"{path}: unknown operation {asked!r}.{did_you_mean(str(asked), known)} Known: {', '.join(known)}.", path
+        )
+    return InvalidSteeringError(f"{path}: {_in_plain_words(error)}.", path)
 
 
 def _known_fields(loc: tuple[int | str, ...]) -> list[str]:
@@ -188,12 +200,17 @@ def _known_fields(loc: tuple[int | str, ...]) -> list[str]:
     return [*next((OPERATIONS[part].model_fields for part in loc if part in OPERATIONS), Steering.model_fields)]
 
 
-def _in_plain_words(kind: str, message: str) -> str:
+def _in_plain_words(error: Mapping[str, Any]) -> str:
     """Say what pydantic found in the words of someone who writes JSON."""
+    kind, message = error["type"], str(error["msg"])
+    if error["loc"][-1:] == ("tokens",):
+        return CHOOSING_TOKENS
     if kind == "union_tag_not_found":
         return f"the field 'op' is missing: {', '.join(map(str, OPERATIONS))}"
-    if kind == "string_pattern_mismatch":
-        return "a feature is written <sae>/<index> or <sae>/<name>, such as bundled/golden-gate"
+    if kind == "string_pattern_mismatch" or (kind == "model_type" and "<object>" in error["loc"]):
+        return A_FEATURE
+    if kind == "too_short":
+        return "the list is empty"
     return message.replace("Tuple", "List").replace("tuple", "list").replace("Input", "The value")
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from saeclamp.types import (
@@ -29,7 +29,7 @@ from saeclamp.types import (
 from saeclamp_saes import SAEEntry
 from saeclamp_server import scopes
 from saeclamp_server.conversation import Conversation
-from saeclamp_server.doses import Lengths, check_doses, in_act
+from saeclamp_server.doses import Lengths, check_doses, dose, in_act
 from saeclamp_server.errors import (
     FeatureOutOfRangeError,
     InvalidSteeringError,
@@ -39,9 +39,6 @@ from saeclamp_server.errors import (
 )
 from saeclamp_server.program import Edit, EditOp, SteeringProgram
 from saeclamp_server.scopes import Scope
-
-NO_STREAM = ("attn_z", "mlp_in")
-"""Points where the engine has no residual stream at hand, and measures an edit against the vector there."""
 
 SAFE_DOSE = 1.0
 """Edit longer than the residual itself: the model sees more of the edit than of the text."""
@@ -69,8 +66,17 @@ class Served:
     saes: Mapping[str, SAEEntry]
     lengths: Mapping[str, Lengths]
     """By the SAE's name."""
+    labelled: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    """Largest activations that labels know, by the SAE's name and the feature's index."""
     max_dose: float | None = None
     """Longest edit of a token, as a multiple of the stream's median length; None is without bound."""
+
+    def max_act(self, sae: str, index: int) -> float | None:
+        """Look up a feature's stored maximum: the feature book's, or else the labels'."""
+        note = self.saes[sae].features.get(index)
+        if note is not None and note.max_act is not None:
+            return note.max_act
+        return self.labelled[sae][index] if sae in self.labelled else None
 
 
 def resolve(steering: Steering, served: Served, conversation: Conversation | None = None) -> ResolvedSteering:
@@ -86,7 +92,12 @@ def resolve(steering: Steering, served: Served, conversation: Conversation | Non
     prompt_len = conversation.prompt_len if conversation else None
     _refuse_contradictions(edits, prompt_len)
     if served.max_dose is not None:
-        check_doses(edits, served.saes, served.lengths, served.max_dose, prompt_len)
+        sites = [served.saes[edit.sae].summary.site for edit in edits]
+        doses = [
+            dose(edit, served.lengths[edit.sae], served.max_act(edit.sae, edit.index), str(site))
+            for edit, site in zip(edits, sites, strict=True)
+        ]
+        check_doses(edits, sites, doses, served.max_dose, prompt_len)
     used = tuple((name, served.saes[name].sha256) for name in sorted({edit.sae for edit in edits}))
     return ResolvedSteering(steering, SteeringProgram(tuple(edits), used))
 
@@ -94,16 +105,16 @@ def resolve(steering: Steering, served: Served, conversation: Conversation | Non
 def _edit(intervention: Operation, served: Served, conversation: Conversation | None, path: str) -> Edit:
     sae, index = _find(intervention.feature, served.saes, f"{path}.feature")
     scope = _scope(intervention.tokens, conversation, f"{path}.tokens")
-    op, value = _move(intervention, sae, index, served.lengths[sae.name], path)
+    op, value = _move(intervention, served, sae.name, index, path)
     return Edit(sae.name, index, op, value, scope, intervention.special_tokens)
 
 
-def _move(intervention: Operation, sae: SAEEntry, index: int, lengths: Lengths, path: str) -> tuple[EditOp, float]:
+def _move(intervention: Operation, served: Served, sae: str, index: int, path: str) -> tuple[EditOp, float]:
     if isinstance(intervention, Ablate):
         return "clamp", 0.0
     if isinstance(intervention, Scale):
         return "scale", intervention.factor + 0.0
-    return intervention.op, _in_act(intervention, sae, index, lengths, path) + 0.0  # no -0.0: it does what 0.0 does
+    return intervention.op, _in_act(intervention, served, sae, index, path) + 0.0  # no -0.0: it does what 0.0 does
 
 
 def _scope(tokens: Tokens, conversation: Conversation | None, path: str) -> Scope:
@@ -138,22 +149,20 @@ def _find(feature: str | FeatureIndex, saes: Mapping[str, SAEEntry], path: str) 
     return sae, index
 
 
-def _in_act(
-    intervention: Clamp | Add | AtLeast | AtMost, sae: SAEEntry, index: int, lengths: Lengths, path: str
-) -> float:
+def _in_act(intervention: Clamp | Add | AtLeast | AtMost, served: Served, sae: str, index: int, path: str) -> float:
     value, feature = intervention.value, intervention.feature
     if intervention.unit == "act":
         return value
     if intervention.unit == "resid_norm":
-        return in_act(value, lengths, index, f"{path}.unit")
-    note = sae.features.get(index)
-    if note is None or note.max_act is None:
+        return in_act(value, served.lengths[sae], index, f"{path}.unit")
+    max_act = served.max_act(sae, index)
+    if max_act is None:
         raise InvalidSteeringError(
             f"Feature {feature} has no stored maximum activation, so 'max_act' has no meaning for it; "
             "give the value in unit 'act'.",
             f"{path}.unit",
         )
-    return value * note.max_act
+    return value * max_act
 
 
 def _refuse_contradictions(edits: list[Edit], prompt_len: int | None) -> None:
@@ -173,7 +182,7 @@ def receipt(
     resolved: ResolvedSteering,
     reports: list[dict[str, Any]],
     num_sequences: int,
-    saes: Mapping[str, SAEEntry],
+    served: Served,
     model: str,
 ) -> Receipt:
     """
@@ -193,17 +202,17 @@ def receipt(
         model=model,
         sae={name: f"sha256:{sha256}" for name, sha256 in program.saes},
         interventions=tuple(
-            _intervention_receipt(resolved, number, reports, saes[edit.sae])
-            for number, edit in enumerate(program.edits)
+            _intervention_receipt(resolved, number, reports, served) for number in range(len(program.edits))
         ),
         warnings=_warnings(program, reports),
     )
 
 
 def _intervention_receipt(
-    resolved: ResolvedSteering, number: int, reports: list[dict[str, Any]], sae: SAEEntry
+    resolved: ResolvedSteering, number: int, reports: list[dict[str, Any]], served: Served
 ) -> InterventionReceipt:
     intervention, edit = resolved.steering.interventions[number], resolved.program.edits[number]
+    sae = served.saes[edit.sae]
     tallies = [report["tallies"][number] for report in reports]
     note = sae.features.get(edit.index)
     return InterventionReceipt(
@@ -223,9 +232,7 @@ def _intervention_receipt(
             generated=sum(tally["generated"] for tally in tallies),
         ),
         act_before=_summary(tallies, "act", "act"),
-        dose=_summary(
-            tallies, "dose", "token_site_norm" if sae.summary.site.point in NO_STREAM else "token_resid_norm"
-        ),
+        dose=_summary(tallies, "dose", "token_resid_norm" if served.lengths[edit.sae].of_stream else "token_site_norm"),
         approximation=sae.summary.approximation,
     )
 

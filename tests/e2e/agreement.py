@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.e2e.serving import Server
@@ -50,21 +50,37 @@ def assert_agreement(
         ignore_eos=True,
     )
     (choice,) = answer["choices"]
-    measured = [
-        entry[str(token)]["logprob"] for entry, token in zip(choice["prompt_logprobs"][1:], prompt[1:], strict=True)
-    ]
-    expected = oracle.prompt_logprobs(prompt, moves)
-    assert max_difference(measured, expected) < TOLERANCE
     generated = choice["token_ids"]
-    own, best = oracle.generated_logprobs(prompt, generated, moves)
     assert len(generated) == num_new
-    assert max_difference(choice["logprobs"]["token_logprobs"], own) < TOLERANCE
-    assert max_difference(own, best) < TOLERANCE, "the engine chose a token that the oracle would not"
+    steered = assert_choice_agrees(choice, oracle, prompt, moves)
     if moves:
         plain = oracle.prompt_logprobs(prompt, []) + oracle.generated_logprobs(prompt, generated, [])[0]
-        assert max_difference(plain, expected + own) > VISIBLE, "this case cannot tell steering from its absence"
+        assert max_difference(plain, steered) > VISIBLE, "this case cannot tell steering from its absence"
+
+
+def assert_choice_agrees(
+    choice: Mapping[str, Any],
+    oracle: ReferenceModel,
+    prompt: Sequence[int],
+    moves: Sequence[Move],
+    tolerance: float = TOLERANCE,
+) -> list[float]:
+    """
+    Compare a greedy choice, asked for with `logprobs`, `return_token_ids` and maybe `prompt_logprobs`.
+
+    returns: the oracle's logprobs of the prompt's tokens and the generated ones
+    """
+    expected = oracle.prompt_logprobs(prompt, moves)
+    if choice["prompt_logprobs"] is not None:
+        entries = zip(choice["prompt_logprobs"][1:], prompt[1:], strict=True)
+        measured = [entry[str(token)]["logprob"] for entry, token in entries]
+        assert max_difference(measured, expected) < tolerance
+    own, best = oracle.generated_logprobs(prompt, choice["token_ids"], moves)
+    assert max_difference(choice["logprobs"]["token_logprobs"], own) < tolerance
+    assert max_difference(own, best) < tolerance, "the engine chose a token that the oracle would not"
+    return expected + own
 
 
 def max_difference(one: Sequence[float], other: Sequence[float]) -> float:
     """Largest absolute difference of two equally long sequences."""
-    return max(abs(a - b) for a, b in zip(one, other, strict=True))
+    return max((abs(a - b) for a, b in zip(one, other, strict=True)), default=0.0)

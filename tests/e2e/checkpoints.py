@@ -58,27 +58,48 @@ def make_sae(
     return folder
 
 
+MOE: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {}),
+    "mistral": ("MistralConfig", {"sliding_window": None}),
+    "qwen2": ("Qwen2Config", {}),
+    "qwen3": ("Qwen3Config", {}),
+    "qwen2_moe": ("Qwen2MoeConfig", {**MOE, "shared_expert_intermediate_size": 64}),
+    "qwen3_moe": ("Qwen3MoeConfig", MOE),
+    "gemma2": ("Gemma2Config", {"query_pre_attn_scalar": 32, "sliding_window": 2048, "tie_word_embeddings": True}),
+    "gemma3": ("Gemma3TextConfig", {"query_pre_attn_scalar": 32, "sliding_window": 2048, "tie_word_embeddings": True}),
+    "phi3": ("Phi3Config", {"pad_token_id": 2}),
+    "gpt2": ("GPT2Config", {"n_inner": 128}),
+    "gpt_neox": ("GPTNeoXConfig", {"num_key_value_heads": 2}),
+    "olmo2": ("Olmo2Config", {}),
+    "gpt_oss": ("GptOssConfig", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 2048}),
+}
+"""Class of the configuration in transformers, and what it needs besides the common ones."""
+
+
 def make_model(folder: Path, tokenizer: Path, kind: str = "llama", num_layers: int = 4, d_model: int = 64) -> Path:
     """Write a random model of a real architecture, with the tokenizer of another model."""
-    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+    import transformers
 
     torch.manual_seed(1)
-    config_class = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}[kind]
-    config = config_class(
-        vocab_size=49152,
-        hidden_size=d_model,
-        intermediate_size=2 * d_model,
-        num_hidden_layers=num_layers,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        max_position_embeddings=2048,
-        bos_token_id=1,
-        eos_token_id=2,
-        tie_word_embeddings=False,
-        initializer_range=0.2,
-    )
-    AutoModelForCausalLM.from_config(config).float().save_pretrained(folder)
+    config_class, special = CONFIGS[kind]
+    common = {
+        "vocab_size": 49152,
+        "hidden_size": d_model,
+        "intermediate_size": 2 * d_model,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "max_position_embeddings": 2048,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.2,
+    }
+    config = getattr(transformers, config_class)(**common | special)
+    transformers.AutoModelForCausalLM.from_config(config).float().save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(tokenizer / name, folder)
     return folder

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pyarrow.parquet as pq
 import pytest
-from tests.bundled import ACT, GOLDEN_GATE, MAX_ACT, OTHERS
+import torch
+from tests.bundled import ACT, GOLDEN_GATE, LAYER, MAX_ACT, OTHERS, STRENGTH, UNNAMED
 from tests.e2e.agreement import assert_agreement
 from tests.e2e.serving import Server
 from tests.reference import Move, ReferenceModel
 from transformers import PreTrainedTokenizerBase
+
+from saeclamp_saes.library.names import BUNDLED
 
 BRIDGE_TEXT = "The Golden Gate Bridge in San Francisco was opened to traffic in 1937 and is painted orange."
 
@@ -59,6 +63,79 @@ def test_special_tokens_inside_a_chat_are_left_alone(
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
     assert set(prompt[1:]) & set(tokenizer.all_special_ids)
     assert_agreement(server, oracle, prompt, [Move("bundled", GOLDEN_GATE, "clamp", ACT)])
+
+
+def test_special_tokens_are_steered_on_request(
+    server: Server, oracle: ReferenceModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    chat = [{"role": "user", "content": "How do I bake bread?"}]
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert_agreement(server, oracle, prompt, [Move("second", 7, "add", 9.0, special=True)])
+
+
+def test_roles_are_what_their_messages_say(server: Server, tokenizer: PreTrainedTokenizerBase) -> None:
+    chat = [
+        {"role": "user", "content": "user"},
+        {"role": "assistant", "content": "You are a helpful AI assistant named SmolLM, trained by Hugging Face"},
+        {"role": "user", "content": "How do I bake bread?"},
+    ]
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
+    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+
+    def said(role: str) -> list[int]:
+        """Behind <|im_start|>, the role and a newline, up to <|im_end|>."""
+        head = [start, *tokenizer(f"{role}\n")["input_ids"]]
+        firsts = [n + len(head) for n in range(len(prompt)) if prompt[n : n + len(head)] == head]
+        return [
+            position for first in firsts if end in prompt[first:] for position in range(first, prompt.index(end, first))
+        ]
+
+    users = said("user")
+    assert tokenizer.decode([prompt[position] for position in users]) == "userHow do I bake bread?"
+
+    def asked(tokens: object) -> dict[str, object]:
+        return {"op": "clamp", "feature": "bundled/golden-gate", "value": STRENGTH, "tokens": tokens}
+
+    answers = {}
+    for role in ("user", "assistant"):
+        response = server.post(
+            "/v1/chat/completions",
+            messages=chat,
+            temperature=0,
+            max_tokens=12,
+            ignore_eos=True,
+            steering={"interventions": [asked({"roles": [role]})]},
+        )
+        assert response.status_code == 200, response.text
+        answers[role] = response.json()
+    by_position = server.complete(prompt, [asked({"positions": users})], max_tokens=12, ignore_eos=True)
+    assert answers["user"]["choices"][0]["message"]["content"] == by_position["choices"][0]["text"]
+    assert answers["user"]["steering"]["spec"] == by_position["steering"]["spec"]
+    counts = {role: answer["steering"]["interventions"][0]["tokens"] for role, answer in answers.items()}
+    assert counts == {
+        "user": {"prompt": len(users), "generated": 0},
+        "assistant": {"prompt": len(said("assistant")), "generated": 11},
+    }
+
+
+def test_the_maximum_of_a_feature_without_a_name_is_its_labels(server: Server) -> None:
+    move = {"op": "clamp", "feature": f"bundled/{UNNAMED}", "value": 0.5}
+    (item,) = server.complete("Hello there", [move])["steering"]["interventions"]
+    row = pq.read_table(BUNDLED["bundled"] / "labels.parquet").slice(UNNAMED, 1).to_pylist()[0]
+    assert row["index"] == UNNAMED
+    assert item["value_act"] == pytest.approx(row["max_act"] / 2)
+
+
+def test_a_value_in_residual_norms_is_an_edit_of_that_length(
+    server: Server, oracle: ReferenceModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    prompt = tokenizer(BRIDGE_TEXT)["input_ids"]
+    move = {"op": "add", "feature": f"bundled/{GOLDEN_GATE}", "value": 0.5, "unit": "resid_norm", "tokens": "prompt"}
+    (item,) = server.complete(prompt, [move])["steering"]["interventions"]
+    stream = oracle.model(torch.tensor([prompt]), output_hidden_states=True).hidden_states[LAYER + 1][0, 1:].detach()
+    length = item["value_act"] * oracle.saes["bundled"].tensors["W_dec"][GOLDEN_GATE].norm()
+    assert item["dose"]["mean"] == pytest.approx(float((length / stream.norm(dim=1)).mean()), rel=1e-4)
+    assert item["dose"]["mean"] == pytest.approx(0.5, rel=0.15), "the median length of another text is near this one's"
 
 
 def test_a_prompt_of_one_token_is_steered_from_its_first_generated_token_on(

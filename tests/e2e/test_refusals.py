@@ -6,7 +6,7 @@ import json
 from typing import Any, NamedTuple
 
 import pytest
-from tests.bundled import D_SAE, GOLDEN_GATE, STRENGTH, UNNAMED
+from tests.bundled import D_SAE, GOLDEN_GATE, STRENGTH
 from tests.e2e.serving import Server
 
 GOOD = {"op": "clamp", "feature": "bundled/golden-gate", "value": STRENGTH}
@@ -36,12 +36,12 @@ REFUSALS = {
     "missing operation": Refusal(
         steering({"feature": "bundled/5", "value": 1}),
         "steering.interventions[0]",
-        "'op' is missing: clamp, add or ablate",
+        "'op' is missing: clamp, add, at_least, at_most, scale, ablate",
     ),
     "missing value": Refusal(
         steering({"op": "clamp", "feature": "bundled/5"}), "steering.interventions[0].value", "required"
     ),
-    "no interventions": Refusal(steering(), "steering.interventions", "at least 1"),
+    "no interventions": Refusal(steering(), "steering.interventions", "the list is empty"),
     "too many interventions": Refusal(steering(*[GOOD] * 65), "steering.interventions", "at most 64"),
     "unknown SAE": Refusal(one(feature="elsewhere/5"), "steering.interventions[0].feature", "Loaded: bundled, second"),
     "unknown feature": Refusal(one(feature="bundled/golden-gat"), "steering.interventions[0].feature", "golden-gate"),
@@ -67,12 +67,14 @@ REFUSALS = {
         "unknown field",
     ),
     "feature without an SAE": Refusal(one(feature="golden-gate"), "steering.interventions[0].feature", "<sae>/<name>"),
-    "feature of the wrong type": Refusal(one(feature=GOLDEN_GATE), "steering.interventions[0].feature", "dictionary"),
+    "feature of the wrong type": Refusal(
+        one(feature=GOLDEN_GATE), "steering.interventions[0].feature", "<sae>/<index>"
+    ),
     "digits of another script": Refusal(
         one(feature="bundled/٥"), "steering.interventions[0].feature", "no feature named"
     ),
     "max_act of an unmeasured feature": Refusal(
-        one(feature=f"bundled/{UNNAMED}"), "steering.interventions[0].unit", "no stored maximum"
+        one(feature="second/5"), "steering.interventions[0].unit", "no stored maximum"
     ),
     "value of the wrong type": Refusal(one(value="0.74"), "steering.interventions[0].value", "valid number"),
     "value true": Refusal(one(value=True), "steering.interventions[0].value", "valid number"),
@@ -86,8 +88,13 @@ REFUSALS = {
         "steering.interventions[0].value",
         "unknown field",
     ),
-    "unknown operation": Refusal(one(op="clmp"), "steering.interventions[0]", "'clamp', 'add', 'ablate'"),
-    "unknown unit": Refusal(one(unit="sigma"), "steering.interventions[0].unit", "'max_act' or 'act'"),
+    "unknown operation": Refusal(one(op="clmp"), "steering.interventions[0]", "Did you mean 'clamp'?"),
+    "scale with a value": Refusal(one(op="scale"), "steering.interventions[0].value", "Known: op, feature, factor"),
+    "unknown unit": Refusal(one(unit="sigma"), "steering.interventions[0].unit", "'max_act', 'act' or 'resid_norm'"),
+    "a window of nothing": Refusal(one(tokens={"first": 0}), "steering.interventions[0].tokens.first", "equal to 1"),
+    "special_tokens of the whole": Refusal(
+        steering(GOOD, special_tokens=True), "steering.special_tokens", "a field of each intervention"
+    ),
     "unknown tokens": Refusal(one(tokens="last"), "steering.interventions[0].tokens", "'all', 'prompt' or 'generated'"),
     "unknown receipt": Refusal(steering(GOOD, receipt="full"), "steering.receipt", "'none' or 'summary'"),
     "one feature twice": Refusal(
@@ -101,11 +108,6 @@ REFUSALS = {
     "rules, later": Refusal(steering(GOOD, rules=[]), "steering.rules", "does not support rules yet"),
     "readout, later": Refusal(steering(GOOD, readout={}), "steering.readout", "does not support readouts yet"),
     "token receipts, later": Refusal(steering(GOOD, receipt="tokens"), "steering.receipt", "yet"),
-    "special tokens, later": Refusal(steering(GOOD, special_tokens=True), "steering.special_tokens", "yet"),
-    "at_least, later": Refusal(one(op="at_least"), "steering.interventions[0]", "'at_least' yet"),
-    "scale, later": Refusal(one(op="scale"), "steering.interventions[0]", "'scale' yet"),
-    "resid_norm, later": Refusal(one(unit="resid_norm"), "steering.interventions[0].unit", "'resid_norm' yet"),
-    "token windows, later": Refusal(one(tokens={"first": 3}), "steering.interventions[0].tokens", "token windows yet"),
     "vectors, later": Refusal(
         steering({"op": "add", "vector": "v", "value": 1, "feature": "bundled/5"}),
         "steering.interventions[0].vector",
@@ -208,3 +210,20 @@ def test_a_refused_request_leaves_the_server_as_it_was(server: Server) -> None:
     before = server.complete("The capital of France is")["choices"][0]["text"]
     server.post("/v1/completions", prompt="The capital of France is", **one(feature="bundled/9999999", unit="act"))
     assert server.complete("The capital of France is")["choices"][0]["text"] == before
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "param"),
+    [
+        ("/v1/completions", {"prompt": "Hi"}, "steering.interventions[0].tokens.roles"),
+        ("/v1/chat/completions", {"truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}] * 257}, "messages"),
+    ],
+)
+def test_roles_are_refused_where_they_cannot_be_found(
+    server: Server, path: str, more: dict[str, Any], param: str
+) -> None:
+    prompt = {"messages": [{"role": "user", "content": "Hi"}]} if "chat" in path else {}
+    response = server.post(path, **(prompt | more), **one(tokens={"roles": ["user"]}))
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == param

@@ -35,6 +35,8 @@ class Failure(NamedTuple):
     content: str | None = None
     """In place of the text of an otherwise good answer"""
     delay: float = 0.0
+    is_endless: bool = False
+    """Blanks after the headers, until the client goes"""
 
 
 @dataclass
@@ -130,8 +132,10 @@ def endpoint(rules: Rules) -> Iterator[str]:
             self.send_response(failure.status)
             for name, value in {"content-type": "application/json", **failure.headers}.items():
                 self.send_header(name, value)
-            self.send_header("content-length", str(len(data)))
+            self.send_header("content-length", str(10**12 if failure.is_endless else len(data)))
             self.end_headers()
+            while failure.is_endless:
+                self.wfile.write(b" " * 65536)
             self.wfile.write(data)
 
         def log_message(self, format: str, *args: Any) -> None:

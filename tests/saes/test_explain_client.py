@@ -12,7 +12,14 @@ import httpx
 import pytest
 from tests.saes.explain_endpoint import Failure, Rules, endpoint
 
-from saeclamp_saes.labelling.explain_client import Asker, Endpoint, EndpointError, UnansweredError, Usage
+from saeclamp_saes.labelling.explain_client import (
+    LONGEST_ANSWER,
+    Asker,
+    Endpoint,
+    EndpointError,
+    UnansweredError,
+    Usage,
+)
 from saeclamp_saes.labelling.explain_prompts import AGAIN, EXPLAIN, EXPLANATION, explanation_in
 
 QUESTION = '{"marks": ["<<", ">>"], "strong_examples": ["a << b>>"], "weaker_examples": []}'
@@ -118,6 +125,8 @@ def test_waits_double() -> None:
         pytest.param(
             Rules(failures=[Failure(content="no")] * 9), {}, 3, "not answer as asked, but with 'no'", id="prose"
         ),
+        pytest.param(Rules(failures=[Failure(is_endless=True)]), {}, 1, "it sends more than 4 MiB", id="endless"),
+        pytest.param(Rules(failures=[Failure(500, is_endless=True)]), {}, 1, "more than 4 MiB", id="endless-error"),
     ],
 )
 def test_what_is_not_answered_is_given_up(
@@ -136,6 +145,40 @@ def test_an_unusable_answer_is_shown_to_the_model_and_asked_for_again() -> None:
     _, second, third = ([(m["role"], m["content"]) for m in body["messages"]] for body in rules.seen)
     assert second == [("system", EXPLAIN), ("user", QUESTION), ("assistant", "first"), ("user", AGAIN)]
     assert third == [*second[:2], ("assistant", "second"), ("user", AGAIN)]
+
+
+def test_of_a_long_answer_only_the_end_is_read() -> None:
+    rules = Rules(failures=[Failure(content="x" * 200_000), Failure(content=f'{"x" * 200_000}{{"explanation": "b"}}')])
+    with endpoint(rules) as url:
+        assert ask(url)[0] == "b"
+    assert len(rules.seen[1]["messages"][2]["content"]) == LONGEST_ANSWER
+
+
+def test_half_a_character_in_an_answer_does_no_harm() -> None:
+    rules = Rules(failures=[Failure(content="\ud800")])
+    with endpoint(rules) as url:
+        assert ask(url)[0] == ANSWER
+    assert rules.seen[1]["messages"][2]["content"] == "\ud800"
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("http://127.0.0.1:99999/x", "is no address"),
+        ("http://127.0.0.1:x", "is no address"),
+        ("http://[::1", "is no address"),
+        ("here", "is no address"),
+        (f"http://{'a' * 70}.test", "cannot be reached"),
+    ],
+)
+def test_an_address_that_is_none_is_said_in_a_sentence(url: str, sentence: str) -> None:
+    with pytest.raises(EndpointError, match=sentence):
+        ask(url)
+
+
+def test_a_body_that_json_cannot_hold_is_said_in_a_sentence() -> None:
+    with pytest.raises(EndpointError, match="cannot be sent as JSON"):
+        ask("http://127.0.0.1:9", body={"temperature": float("nan")})
 
 
 def test_answers_are_held_to_a_schema_where_that_is_wanted() -> None:

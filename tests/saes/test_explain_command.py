@@ -130,6 +130,10 @@ def test_labels_that_are_not_there_are_a_sentence(tmp_path: Path) -> None:
         ["--timeout", "0"],
         ["--body", "[1]"],
         ["--body", "{"],
+        ["--body", '{"max_tokens": NaN}'],
+        ["--body", '{"temperature": -Infinity}'],
+        ["--body", '{"temperature": 1e999}'],
+        pytest.param(["--body", '{"a": ' * 100_000], id="body-deeply-nested"),
     ],
 )
 def test_numbers_that_are_none_are_usage_errors(argv: list[str]) -> None:

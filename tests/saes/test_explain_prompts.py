@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -74,6 +75,28 @@ def test_marks_are_such_that_no_text_holds_them() -> None:
 )
 def test_an_explanation_is_found_where_there_is_one(answer: str, expected: str | None) -> None:
     assert explanation_in(answer) == expected
+
+
+@pytest.mark.parametrize(
+    "clutter",
+    [
+        pytest.param('{"explanation": "' * 60_000, id="strings-that-do-not-end"),
+        pytest.param('{"explanation": ' * 60_000, id="objects-that-do-not-end"),
+        pytest.param('{"explanation": [' * 60_000, id="lists-that-do-not-end"),
+        pytest.param("{" * 1_000_000, id="braces"),
+        pytest.param('{"x": 1}' * 100_000, id="objects"),
+        pytest.param('{"x": [' + "1," * 400_000, id="a-list-that-does-not-end"),
+    ],
+)
+def test_a_hostile_answer_is_read_in_seconds(clutter: str) -> None:
+    started = time.process_time()
+    assert explanation_in(clutter) is None
+    assert explanation_in(clutter + ' {"explanation": "cats"}') in ("cats", None)
+    assert time.process_time() - started < 5
+
+
+def test_an_explanation_is_found_behind_many_braces() -> None:
+    assert explanation_in("{x} " * 1000 + '{"explanation": "cats"}') == "cats"
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,13 @@ def test_who_said_it_may_be_unknown_and_texts_are_one_line(tmp_path: Path) -> No
         pytest.param(line(1, scores=[{"value": "high"}]), "must have a number as its value", id="score"),
         pytest.param(line(1, scores=[3]), "must have a number as its value", id="no-score"),
         pytest.param(line(1, scores=scored(x=float("nan"))), "must have a number as its value", id="nan"),
-        pytest.param(line(1, "x" * (1 << 21)), "is not JSON", id="too-long"),
+        pytest.param(line(1, scores=[{"value": True}]), "must have a number as its value", id="boolean-score"),
+        pytest.param(line(1, scores=scored(x=1e39)), "as its value, of at most 3.4e+38", id="beyond-float32"),
+        pytest.param(line(1, scores=scored(x=-1e39)), "as its value, of at most 3.4e+38", id="below-float32"),
+        pytest.param(line(1, scores=scored(x=float("inf"))), "must have a number as its value", id="infinite"),
+        pytest.param(line(1, scores=scored(x=10**400)), "must have a number as its value", id="endless-score"),
+        pytest.param(line(1, "x" * (1 << 21)), "is longer than 1 MiB", id="too-long"),
+        pytest.param(" " * (1 << 21), "is longer than 1 MiB", id="too-long-and-blank"),
     ],
 )
 def test_a_bad_line_is_named_and_nothing_is_imported(tmp_path: Path, bad: Any, sentence: str) -> None:

@@ -41,6 +41,11 @@ class Asked:
         steering = self.body.get("steering")
         return steering["interventions"][0]["value"] if steering else 0.0
 
+    @property
+    def is_check(self) -> bool:
+        """Whether it only finds out, with a token, what the server takes."""
+        return "steering" in self.body and self.body["max_tokens"] == 1
+
 
 @dataclass
 class Stub:
@@ -54,7 +59,11 @@ class Stub:
 
     def acts(self) -> list[float]:
         """What answers were asked for: one a request."""
-        return [asked.act for asked in self.asked if "messages" in asked.body or "steering" in asked.body]
+        return [asked.act for asked in self.answers() if "messages" in asked.body or "steering" in asked.body]
+
+    def answers(self) -> list[Asked]:
+        """Requests but for those that only check."""
+        return [asked for asked in self.asked if not asked.is_check]
 
     def note(self, path: str, body: Any) -> Asked:
         with self.lock:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.server.calibration_stub import BOOK, NUM_PROMPTS, Stub, curve_of, run, serving, words, write_sae
+from tests.client.scripted_server import RECEIPT, chat_answer, reply
+from tests.server.calibration_stub import BOOK, NUM_PROMPTS, PLAIN, Stub, curve_of, run, serving, words, write_sae
 
 
 @pytest.fixture
@@ -102,11 +103,11 @@ def test_what_was_measured_with_is_kept_with_the_curve(server: Stub, folder: Pat
     assert curve["decodings"] == [{"name": "greedy", "temperature": 0, "repetition_penalty": 1.1, "seeds": [None]}]
     assert curve["concept"]["words_from"] == "--concept"
     assert (curve["server"], curve["max_tokens"]) == ({"vllm": "0.32.0", "flags": []}, 9)
-    assert {asked.body["max_tokens"] for asked in server.asked if "messages" in asked.body} == {9}
-    sent = next(asked.body for asked in server.asked if "steering" in asked.body)
-    assert sent["steering"]["interventions"] == [
-        {"op": "clamp", "feature": {"sae": "mine", "index": 3}, "value": 5.0, "unit": "act", "tokens": "all"}
-    ]
+    assert {asked.body["max_tokens"] for asked in server.answers() if "messages" in asked.body} == {9}
+    sent = next(asked.body for asked in server.answers() if asked.act == 5)
+    (clamp,) = sent["steering"]["interventions"]
+    expected = {"op": "clamp", "feature": {"sae": "mine", "index": 3}, "value": 5.0, "unit": "act", "tokens": "all"}
+    assert clamp == {**expected, "special_tokens": False}
     scored = next(asked.body for asked in server.asked if "prompt_logprobs" in asked.body)
     assert "steering" not in scored
     assert scored["prompt"][:3] == [5, 6, 7]
@@ -175,6 +176,60 @@ def test_strengths_are_added_to_a_curve_that_was_measured_alike(server: Stub, fo
     assert run(words(server, folder, "--strengths", "0.15", "--tokens", "7")) == 0  # measured otherwise: anew
     assert [point["strength"] for point in curve_of(folder)["curve"]] == [0.15]
     assert sorted(server.acts()) == [0] * NUM_PROMPTS + [15] * NUM_PROMPTS
+
+
+@pytest.mark.parametrize(
+    ("max_act", "strengths", "acts"),
+    [
+        ("1e-9", "0.5,1", [5e-10, 1e-9]),
+        ("100", "1e-9,0.15", [1e-7, 15]),
+        ("123.456789", "0.7", [86.4197523]),
+        ("3", "0.1", [0.3]),
+    ],
+)
+def test_a_clamp_is_never_rounded_to_nothing(
+    server: Stub, folder: Path, max_act: str, strengths: str, acts: list[float]
+) -> None:
+    arguments = words(server, folder, "--max-act", max_act, "--strengths", strengths)
+    assert run(arguments) == 0
+    assert [point["act"] for point in curve_of(folder)["curve"]] == acts
+    assert sorted(set(server.acts())) == [0, *acts]
+
+
+def test_strengths_with_the_same_clamp_are_one(server: Stub, folder: Path) -> None:
+    assert run(words(server, folder, "--strengths", "0.15,0.15000000000001,0.45")) == 0
+    assert sorted(server.acts()) == [0] * NUM_PROMPTS + [15] * NUM_PROMPTS + [45] * NUM_PROMPTS
+    assert [point["strength"] for point in curve_of(folder)["curve"]] == [0.15, 0.45]
+    server.asked.clear()
+    assert run(words(server, folder, "--strengths", "0.15000000000001,0.45")) == 0
+    assert server.asked == []
+
+
+def test_a_point_that_was_rounded_to_nothing_is_measured_again(server: Stub, folder: Path) -> None:
+    assert run(words(server, folder, "--strengths", "0.15,0.45")) == 0
+    kept = json.loads((folder / "calibration.json").read_text())
+    kept["features"]["3"]["curve"][0]["act"] = 0.0
+    (folder / "calibration.json").write_text(json.dumps(kept))
+    server.asked.clear()
+    assert run(words(server, folder, "--strengths", "0.15,0.45")) == 0
+    assert set(server.acts()) == {0, 15}
+    assert [point["act"] for point in curve_of(folder)["curve"]] == [15, 45]
+
+
+def test_what_a_terminal_would_obey_is_printed_as_an_escape(server: Stub, folder: Path, capsys: Any) -> None:
+    """In a prompt and in answers, also where no terminal is."""
+    answer = {**chat_answer("a \x1b]0;mine\x07bridge\x9b31m"), "prompt_token_ids": [5]}
+    answer["choices"][0]["token_ids"] = [PLAIN]
+    receipt = {**RECEIPT, "sae": {"mine": f"sha256:{server.sae_sha256}"}}
+    server.fault = lambda asked: (
+        reply(answer | ({"steering": receipt} if asked.act else {})) if "messages" in asked.body else None
+    )
+    (folder.parent / "prompts.txt").write_text("what\x1b[31m is\x00 it?\n")
+    assert run(words(server, folder)) == 0
+    said = capsys.readouterr()
+    assert "for example\twhat\\x1b[31m is\\x00 it?\n" in said.out
+    assert "  unsteered\ta \\x1b]0;mine\\x07bridge\\x9b31m\n" in said.out
+    assert all(char.isprintable() or char in "\n\t" for char in said.out + said.err)
 
 
 def test_results_may_go_elsewhere(server: Stub, folder: Path, tmp_path: Path) -> None:

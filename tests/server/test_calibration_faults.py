@@ -50,7 +50,76 @@ def test_a_run_that_was_cut_off_goes_on_and_comes_to_the_same(server: Stub, fold
     (folder / "calibration.json").unlink()
     assert run(words(server, folder, "--keep-answers")) == 0
     assert curve_of(folder) == resumed
-    assert kept.exists()
+    assert [path.name for path in folder.glob("calibration-answers-*")] == [f"{kept.stem}.kept.jsonl"]
+
+
+def test_kept_answers_stay_whatever_later_runs_are_told(server: Stub, folder: Path) -> None:
+    assert run(words(server, folder, "--keep-answers")) == 0
+    (kept,) = folder.glob("calibration-answers-*.jsonl")
+    answers = kept.read_text()
+    assert run(words(server, folder)) == 0
+    assert kept.read_text() == answers
+    server.asked.clear()
+    assert run(words(server, folder, "--strengths", "0.15,0.35")) == 0
+    assert set(server.acts()) == {35}  # the kept ones are gone on with
+    assert kept.read_text().startswith(answers)
+
+
+def test_answers_that_a_stopped_run_needs_stay_until_it_has_gone_on(
+    server: Stub, folder: Path, monkeypatch: Any
+) -> None:
+    server.fault = lambda asked: hang_up if asked.act == 25 and not asked.is_check else None
+    with monkeypatch.context() as patched:
+        patched.setattr("saeclamp_server.calibration.asking.MAX_RETRIES", 0)
+        with pytest.raises(CalibrationError, match="The same command goes on"):
+            run(words(server, folder, "--at-once", "1"))
+    server.fault = lambda asked: None
+    assert run(words(server, folder, "--strengths", "0.05,0.45")) == 0
+    assert run(words(server, folder, "--concept", "bridge", features="food")) == 0
+    server.asked.clear()
+    assert run(words(server, folder)) == 0
+    assert set(server.acts()) == {25, 90}
+    assert not list(folder.glob("calibration-answers-*"))
+
+
+DAMAGED = {
+    "no JSON": b"\x00\xff\n",
+    "a list": b"[1]\n",
+    "deeply nested": b"[" * 100_000 + b"\n",
+    "no answers": b'{"feature": null, "act": null}\n',
+    "another decoding": b'{"feature": null, "act": null, "answers": {"sampled": []}}\n',
+    "too few answers": b'{"feature": null, "act": null, "answers": {"greedy": []}}\n',
+}
+
+
+def damaged_answer(**values: Any) -> bytes:
+    answers = [
+        {"prompt": number, "text": "x", "num_tokens": 1, "nll": 1.0, "seed": None, "dose": None, **values}
+        for number in range(NUM_PROMPTS)
+    ]
+    return json.dumps({"feature": None, "act": None, "answers": {"greedy": answers}}).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(pytest.param(line, id=name) for name, line in DAMAGED.items()),
+        pytest.param(damaged_answer(text=5), id="a text that is none"),
+        pytest.param(damaged_answer(nll="1"), id="a likelihood that is none"),
+        pytest.param(damaged_answer(nll=10**400), id="an endless likelihood"),
+        pytest.param(damaged_answer(nll=float("nan")), id="a likelihood that is no number"),
+        pytest.param(damaged_answer(prompt=7), id="another prompt"),
+        pytest.param(damaged_answer(more=1), id="an unknown field"),
+    ],
+)
+def test_a_damaged_line_of_answers_is_named_and_left_alone(server: Stub, folder: Path, line: bytes) -> None:
+    assert run(words(server, folder, "--keep-answers")) == 0
+    (kept,) = folder.glob("calibration-answers-*.jsonl")
+    good = kept.read_bytes()
+    kept.write_bytes(good + line)
+    with pytest.raises(CalibrationError, match=r"jsonl, line 6 holds no answers of this calibration: delete that line"):
+        run(words(server, folder, "--strengths", "0.35"))
+    assert kept.read_bytes() == good + line
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -102,9 +171,11 @@ def test_a_busy_server_is_asked_again_when_it_says(server: Stub, folder: Path) -
 
 def test_a_refusal_is_passed_on_in_a_sentence(server: Stub, folder: Path) -> None:
     server.fault = lambda asked: (
-        reply({"error": {"message": "No SAE of that name."}}, status=400) if asked.act else None
+        reply({"error": {"message": "Not\nthat\x1b[31m one."}}, status=400)
+        if asked.act and not asked.is_check
+        else None
     )
-    with pytest.raises(CalibrationError, match="could not answer: HTTP 400: No SAE of that name"):
+    with pytest.raises(CalibrationError, match=r"could not answer: HTTP 400: Not that\\x1b\[31m one\.$"):
         run(words(server, folder))
     (kept,) = folder.glob("calibration-answers-*.jsonl")
     assert len(kept.read_text().splitlines()) == 1  # the unsteered answers
@@ -117,14 +188,37 @@ def test_a_model_without_a_chat_template_leads_to_plain(server: Stub, folder: Pa
         run(words(server, folder))
 
 
-def test_a_server_with_other_weights_is_refused(server: Stub, folder: Path) -> None:
+def test_a_server_with_other_weights_is_refused_before_any_answer(server: Stub, folder: Path) -> None:
     server.sae_sha256 = "0" * 64
     with pytest.raises(CalibrationError, match="serves other weights, or other options, under the name 'mine'"):
         run(words(server, folder))
+    assert server.answers() == []
+
+
+def test_a_server_without_the_sae_is_refused_before_any_answer(server: Stub, folder: Path) -> None:
+    no = {"error": {"message": "No SAE named 'mine' is loaded. Loaded: other.", "code": "unknown_sae"}}
+    server.fault = lambda asked: reply(no, status=400) if asked.act else None
+    with pytest.raises(CalibrationError, match=r"does not serve the SAE under this name: .*Loaded: other\.\)$"):
+        run(words(server, folder))
+    assert server.answers() == []
+    assert not list(folder.glob("calibration*"))
+
+
+def test_the_highest_strengths_are_tried_before_any_answer(server: Stub, folder: Path) -> None:
+    assert run(words(server, folder, "--concept", "3=bridge", "--concept", "5=bridge", features="3,5")) == 0
+    checked = [asked for asked in server.asked if asked.is_check]
+    assert sorted(asked.act for asked in checked) == [45, 90]
+    assert set(map(id, server.asked[:2])) == set(map(id, checked))
+    no = {"error": {"message": "This could move a token by 9 times the length."}}
+    server.fault = lambda asked: reply(no, status=400) if asked.act > 90 else None
+    server.asked.clear()
+    with pytest.raises(CalibrationError, match=r"could not answer: HTTP 400: This could move .* length\.$"):
+        run(words(server, folder, "--strengths", "0.35,0.95"))
+    assert server.answers() == []
 
 
 def test_a_server_that_returns_no_token_ids_is_refused(server: Stub, folder: Path) -> None:
-    server.fault = lambda asked: reply(chat_answer("hello")) if "messages" in asked.body else None
+    server.fault = lambda asked: reply(chat_answer("hello")) if "messages" in asked.body and not asked.act else None
     with pytest.raises(CalibrationError, match="returns no token ids, which perplexity needs"):
         run(words(server, folder))
 

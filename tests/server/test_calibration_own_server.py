@@ -22,6 +22,9 @@ words = sys.argv[1:]
 if "--broken" in words:
     print("Traceback (most recent call last):\\nsaeclamp: The model is broken.", file=sys.stderr)
     sys.exit(1)
+if "--coloured" in words:
+    print("\x1b[31mRuntimeError: out of memory\x1b[0m \x07", file=sys.stderr)
+    sys.exit(1)
 # an engine that does not go when its parent does
 engine = subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"])
 pathlib.Path(sys.argv[4], "told.json").write_text(json.dumps([words, os.getpid(), engine.pid]))
@@ -93,6 +96,14 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path, command: list[str
     with (
         pytest.raises(CalibrationError, match=r"^The server did not start: The model is broken\.$"),
         own_server("m", str(tmp_path), ["--broken"], lambda _: None, command),
+    ):
+        pytest.fail("it has started")
+
+
+def test_what_a_terminal_would_obey_is_escaped_in_a_servers_last_words(tmp_path: Path, command: list[str]) -> None:
+    with (
+        pytest.raises(CalibrationError, match=r"start: \\x1b\[31mRuntimeError: out of memory\\x1b\[0m \\x07$"),
+        own_server("m", str(tmp_path), ["--coloured"], lambda _: None, command),
     ):
         pytest.fail("it has started")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,14 @@ def server(folder: Path) -> Iterator[Stub]:
         ("bridge", ("--examples", "nowhere.parquet"), "There are no labels at nowhere.parquet"),
         ("bridge", ("--prompts", "nowhere.txt"), "nowhere.txt cannot be read"),
         ("bridge", ("--model", "other"), "serves tiny, not other"),
+        (
+            "bridge",
+            ("--strengths", "1,1e6"),
+            r"feature bridge would be clamped to 1e\+08, but a server takes from .* 1e\+06",
+        ),
+        ("bridge", ("--max-act", "1e300"), "would be clamped to .*: give other --strengths, or another --max-act"),
+        ("bridge", ("--max-act", "1e300", "--strengths", "1e300"), "would be clamped to inf"),
+        ("bridge", ("--max-act", "1e-300"), "would be clamped to 5e-302, but a server takes from 1.2e-38"),
         ("bridge", ("--", "--enforce-eager"), "with --url there is none to start"),
     ],
 )
@@ -71,6 +81,28 @@ def test_neither_a_model_nor_a_server_is_refused(folder: Path) -> None:
 def test_no_server_at_the_url_is_said_in_a_sentence(folder: Path) -> None:
     with pytest.raises(CalibrationError, match=r"No server answers at http://127\.0\.0\.1:9"):
         run(["calibrate", str(folder), "--features", "bridge", "--concept", "x", "--url", "http://127.0.0.1:9"])
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:x", "http://[::1", f"http://{'a' * 70}.com", "here", ""])
+def test_a_url_that_is_none_is_said_in_a_sentence(folder: Path, url: str) -> None:
+    with pytest.raises(CalibrationError, match=r"No server answers at .*: "):
+        run(["calibrate", str(folder), "--features", "bridge", "--concept", "x", "--url", url])
+
+
+def test_a_server_that_says_nothing_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saeclamp_server.calibration.command.FIRST_ANSWER_S", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        started = time.monotonic()
+        with pytest.raises(CalibrationError, match=rf"^No server answers at {url} within 1 seconds\.$"):
+            run(["calibrate", str(folder), "--features", "bridge", "--concept", "x", "--url", url])
+    assert time.monotonic() - started < 20
+
+
+def test_words_separated_by_commas_are_refused(folder: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        parse(["calibrate", str(folder), "--features", "1", "--concept", "1=food,dish"])
+    assert "'food,dish' holds a comma: separate words with semicolons" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

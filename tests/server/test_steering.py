@@ -216,6 +216,16 @@ def test_what_cannot_be_measured_is_refused_where_doses_are_bounded(served: Serv
         resolve(steering(Ablate(feature="small/1")), replace(served, max_dose=9.0))
 
 
+def test_a_feature_that_is_not_in_the_book_has_the_maximum_of_its_label(served: Served) -> None:
+    labelled = replace(served, labelled={"small": [None, 40.0, *[None] * 8], "big": [7.0] * 100})
+    asked = steering(
+        Clamp(feature="small/1", value=0.5), Clamp(feature="big/bridge", value=0.5), Clamp(feature="big/food", value=2)
+    )
+    assert [edit.value for edit in resolve(asked, labelled).program.edits] == [20.0, 100.0, 14.0]
+    with pytest.raises(RequestError, match="no stored maximum"):
+        resolve(steering(Clamp(feature="small/2", value=0.5)), labelled)
+
+
 def test_minus_zero_is_zero(served: Served) -> None:
     specs = {resolve(steering(Clamp(feature="big/1", value=v, unit="act")), served).program.spec for v in (0.0, -0.0)}
     assert len(specs) == 1
@@ -225,7 +235,7 @@ def test_a_dose_that_drowns_the_text_is_warned_of(served: Served) -> None:
     resolved = resolve(steering(Clamp(feature="big/bridge", value=0.5)), served)
     loud = report(3, 5, 8.0, 4.0)
     loud["tallies"][0]["dose_max"] = 65.2
-    assert receipt(resolved, [loud], 1, served.saes, "tiny").warnings == (
+    assert receipt(resolved, [loud], 1, served, "tiny").warnings == (
         "interventions[0] moved a token by 65.2 x its residual norm; text usually breaks above 1.",
     )
 
@@ -237,7 +247,7 @@ def report(prompt: int, generated: int, act_sum: float, act_max: float) -> dict[
 
 def test_a_receipt_sums_over_the_sequences_of_its_answer(served: Served) -> None:
     resolved = resolve(steering(Clamp(feature="big/bridge", value=0.5)), served)
-    written = receipt(resolved, [report(3, 5, 8.0, 4.0), report(1, 1, 2.0, 1.5)], 2, served.saes, "tiny")
+    written = receipt(resolved, [report(3, 5, 8.0, 4.0), report(1, 1, 2.0, 1.5)], 2, served, "tiny")
     (item,) = written.interventions
     assert (item.tokens.prompt, item.tokens.generated) == (8, 6)
     assert item.act_before is not None
@@ -250,7 +260,7 @@ def test_a_receipt_sums_over_the_sequences_of_its_answer(served: Served) -> None
 def test_a_receipt_does_not_invent_measurements(served: Served) -> None:
     resolved = resolve(steering(Ablate(feature="big/bridge")), served)
     cached = {**report(0, 0, 0.0, 0.0), "prompt": [7]}
-    (item,) = receipt(resolved, [cached], 1, served.saes, "tiny").interventions
+    (item,) = receipt(resolved, [cached], 1, served, "tiny").interventions
     assert item.tokens.prompt == 7
     assert (item.act_before, item.dose, item.value, item.value_act) == (None, None, None, 0.0)
 
@@ -261,11 +271,11 @@ def test_an_answer_whose_sequences_are_not_all_accounted_for_does_not_leave(
 ) -> None:
     resolved = resolve(steering(Ablate(feature="big/bridge")), served)
     with pytest.raises(NotAppliedError, match=f"{len(reports)} of 2"):
-        receipt(resolved, reports, 2, served.saes, "tiny")
+        receipt(resolved, reports, 2, served, "tiny")
 
 
 def test_one_failed_sequence_fails_the_answer(served: Served) -> None:
     resolved = resolve(steering(Ablate(feature="big/bridge")), served)
     failed = {"failure": "RuntimeError: lost", "prompt": [], "tallies": []}
     with pytest.raises(NotAppliedError, match="lost"):
-        receipt(resolved, [report(1, 1, 1.0, 1.0), failed], 2, served.saes, "tiny")
+        receipt(resolved, [report(1, 1, 1.0, 1.0), failed], 2, served, "tiny")

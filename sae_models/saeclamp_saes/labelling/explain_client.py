@@ -9,13 +9,14 @@ Asking a language model behind an OpenAI-compatible endpoint, until it answers a
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
 
@@ -30,6 +31,11 @@ PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 LONGEST_WAIT = 600.0
 """Seconds. An endpoint that asks for a longer pause is not waited for."""
 LONGEST_BACKOFF = 60.0
+LAST_PORT = 65535
+LONGEST_BODY = 4 << 20
+"""Bytes of what an endpoint sends; an answer has some thousands."""
+LONGEST_ANSWER = 100_000
+"""Characters. Of a longer answer the end is read: models think aloud before they answer."""
 ASKED_TIMES = 3
 """Until an answer is of the wanted form."""
 
@@ -85,6 +91,18 @@ class Usage:
             self.uncounted += 1
 
 
+class _Response(NamedTuple):
+    """What an endpoint sent, read to its end."""
+
+    status: int
+    headers: httpx.Headers
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        return self.body.decode(errors="replace")
+
+
 class _Passing(Exception):
     """A failure that may pass, and after how many seconds the endpoint says so."""
 
@@ -97,8 +115,9 @@ class Asker:
     """Asks one endpoint."""
 
     def __init__(self, endpoint: Endpoint, http: httpx.AsyncClient) -> None:
+        """Raise EndpointError where the endpoint's URL is none."""
         self._endpoint, self._http = endpoint, http
-        self._url = f"{endpoint.base_url.rstrip('/')}/chat/completions"
+        self._url = _checked(f"{endpoint.base_url.rstrip('/')}/chat/completions")
         self.usage = Usage()
 
     async def ask(self, system: str, user: str, schema: Mapping[str, Any], parse: Callable[[str], T | None]) -> T:
@@ -123,11 +142,14 @@ class Asker:
         if self._endpoint.structured:
             form = {"name": "answer", "strict": True, "schema": schema}
             body["response_format"] = {"type": "json_schema", "json_schema": form}
-        body = {name: value for name, value in body.items() if value is not None}
+        try:
+            data = json.dumps({name: value for name, value in body.items() if value is not None}, allow_nan=False)
+        except ValueError as exc:
+            raise EndpointError(f"The body of a request cannot be sent as JSON: {exc}.") from None
         retry = 0
         while True:
             try:
-                return await self._post(body)
+                return self._content(await self._post(data.encode()))
             except _Passing as exc:
                 wait = exc.wait if exc.wait is not None else self._backoff(retry)
                 if retry == self._endpoint.retries or wait > LONGEST_WAIT:
@@ -139,49 +161,71 @@ class Asker:
         # spread out, so that requests that failed together do not come back together
         return float(min(self._endpoint.first_wait * 2**retry, LONGEST_BACKOFF) * random.uniform(0.5, 1.0))
 
-    async def _post(self, body: dict[str, Any]) -> str:
-        key = self._endpoint.api_key
+    async def _post(self, data: bytes) -> _Response:
+        """Send a request, and return the answer of status 200."""
+        headers = {"Content-Type": "application/json"}
+        if key := self._endpoint.api_key:
+            headers["Authorization"] = f"Bearer {key}"
         try:
-            async with asyncio.timeout(self._endpoint.timeout):
-                response = await self._http.post(
-                    self._url, json=body, headers={"Authorization": f"Bearer {key}"} if key else {}
-                )
+            async with (
+                asyncio.timeout(self._endpoint.timeout),
+                self._http.stream("POST", self._url, content=data, headers=headers) as streamed,
+            ):
+                response = _Response(streamed.status_code, streamed.headers, await self._read(streamed))
         except TimeoutError:
             raise _Passing(f"no answer within {self._endpoint.timeout:g} seconds") from None
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as exc:
+        except httpx.UnsupportedProtocol as exc:
             raise EndpointError(f"{self._url} is no address: {exc}.") from None
         except httpx.HTTPError as exc:
             if isinstance(exc, httpx.ConnectError) and not self.usage.requests:
                 raise EndpointError(f"{self._url} cannot be reached: {exc}.") from None
-            raise _Passing(str(exc) or type(exc).__name__) from None
-        if response.status_code in HOPELESS:
-            raise EndpointError(f"{self._url} refuses, {HOPELESS[response.status_code]}: {_reason(response)}")
-        if response.status_code in PASSING:
+            raise _Passing(one_line(str(exc)) or type(exc).__name__) from None
+        if response.status in HOPELESS:
+            raise EndpointError(f"{self._url} refuses, {HOPELESS[response.status]}: {_reason(response)}")
+        if response.status in PASSING:
             raise _Passing(_reason(response), _retry_after(response))
-        if response.status_code != 200:
+        if response.status != 200:
             raise UnansweredError(f"{self._url}: {_reason(response)}")
-        return self._content(response)
+        return response
 
-    def _content(self, response: httpx.Response) -> str:
+    async def _read(self, response: httpx.Response) -> bytes:
+        body = bytearray()
+        async for part in response.aiter_bytes():
+            body += part
+            if len(body) > LONGEST_BODY:
+                raise UnansweredError(f"{self._url}: it sends more than {LONGEST_BODY >> 20} MiB")
+        return bytes(body)
+
+    def _content(self, response: _Response) -> str:
         try:
-            value = response.json()
+            value = json.loads(response.body)
             content = value["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError, RecursionError):
             raise _Passing(f"what it sends is no chat completion: {one_line(response.text)[:80]!r}") from None
         self.usage.add(value.get("usage"))
         # a refusal, or an answer that ended while it was thought about
-        return content if isinstance(content, str) else ""
+        return content[-LONGEST_ANSWER:] if isinstance(content, str) else ""
 
 
-def _reason(response: httpx.Response) -> str:
+def _checked(url: str) -> str:
     try:
-        text = response.json()["error"]["message"]
+        port = httpx.URL(url).port or 0
+    except httpx.InvalidURL as exc:
+        raise EndpointError(f"{url} is no address: {exc}.") from None
+    if port > LAST_PORT:  # which httpx finds out only where it connects, and says in other words each time
+        raise EndpointError(f"{url} is no address: ports end at {LAST_PORT}.")
+    return url
+
+
+def _reason(response: _Response) -> str:
+    try:
+        text = json.loads(response.body)["error"]["message"]
     except (ValueError, LookupError, TypeError, RecursionError):
         text = response.text
-    return f"status {response.status_code}, {one_line(str(text))[:200]!r}"
+    return f"status {response.status}, {one_line(str(text))[:200]!r}"
 
 
-def _retry_after(response: httpx.Response) -> float | None:
+def _retry_after(response: _Response) -> float | None:
     """Seconds, or a date, as HTTP has it; None where there is neither."""
     value = response.headers.get("retry-after", "")
     try:

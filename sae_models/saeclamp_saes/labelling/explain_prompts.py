@@ -46,6 +46,8 @@ MATCHES = {
     "additionalProperties": False,
 }
 """JSON schema of an answer"""
+MOST_BRACES = 100
+"""Of an answer, the last of them, at which an object may begin; each costs a look at all that follows."""
 AGAIN = "That was not the JSON that was asked for. Answer with that JSON and nothing else."
 
 
@@ -87,15 +89,15 @@ def matches_in(answer: str, num: int) -> frozenset[int] | None:
 
 def _objects(answer: str) -> Iterator[dict[str, Any]]:
     """Yield the JSON objects in a text, the last one first: models think aloud before they answer."""
-    found, at = [], answer.find("{")
-    while at >= 0:
+    found, end = [], 0
+    for at in [at for at, char in enumerate(answer) if char == "{"][-MOST_BRACES:]:
+        if at < end:  # inside the one that was found last
+            continue
         try:
             value, end = json.JSONDecoder().raw_decode(answer, at)
         except (ValueError, RecursionError):
-            end = at + 1
-        else:
-            found.append(value)
-        at = answer.find("{", end)
+            continue
+        found.append(value)
     yield from reversed(found)
 
 

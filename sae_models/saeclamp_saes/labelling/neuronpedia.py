@@ -17,6 +17,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,8 @@ SUFFIXES = (".jsonl", ".jsonl.gz")
 GZIP = b"\x1f\x8b"
 LONGEST_LINE = 1 << 20
 """Bytes. A line with an embedding has some thousands."""
+LARGEST_SCORE = 3.4e38
+"""That the labels can hold, as float32."""
 
 
 class Place(NamedTuple):
@@ -148,7 +151,12 @@ def _raw_lines(path: Path) -> Iterator[bytes]:
         with path.open("rb") as file:
             packed = file.read(2) == GZIP
         with gzip.open(path, "rb") if packed else path.open("rb") as file:
-            while data := file.readline(LONGEST_LINE):
+            for number in count(1):
+                data = file.readline(LONGEST_LINE + 1)
+                if len(data) > LONGEST_LINE:
+                    raise LabelError(f"{path}, line {number} is longer than {LONGEST_LINE >> 20} MiB.")
+                if not data:
+                    return
                 yield data
     except (EOFError, zlib.error, OSError) as exc:  # a damaged gzip file is any of them
         raise LabelError(f"{path} cannot be read: {exc}.") from None
@@ -188,8 +196,10 @@ def _scores(value: Any, where: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for item in value if isinstance(value, list) else []:
         score = item.get("value") if isinstance(item, dict) else None
-        if not isinstance(score, int | float) or not math.isfinite(score):
-            raise LabelError(f"{where}: each of its scores must have a number as its value.")
+        if not isinstance(score, int | float) or isinstance(score, bool) or not abs(score) <= LARGEST_SCORE:
+            raise LabelError(
+                f"{where}: each of its scores must have a number as its value, of at most {LARGEST_SCORE:g}."
+            )
         kind = _said(item, "explanationScoreTypeName", "unknown")
         found[kind] = max(float(score), found.get(kind, -math.inf))
     return found

@@ -16,4 +16,5 @@ The dose curve of a feature: how far it can be clamped, measured through a runni
     records      what is kept of a feature
     files        the answers and the curves
     report       tables and progress
+    visible      other people's texts, without what a terminal would obey
 """

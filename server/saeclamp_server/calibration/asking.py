@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
 from saeclamp import (
+    APIConnectionError,
+    APIStatusError,
     AsyncClient,
     BadRequestError,
     ChatCompletion,
     Clamp,
     Completion,
     FeatureIndex,
+    InternalServerError,
     NotFoundError,
+    RateLimitError,
     Receipt,
     SaeclampError,
 )
 from saeclamp_server.calibration.errors import CalibrationError
 from saeclamp_server.calibration.figures import Answer
+from saeclamp_server.calibration.visible import visible_line
 
+T = TypeVar("T")
 MAX_RETRIES = 5
 """Of a request that the server was too busy for, or that never reached it."""
 
@@ -79,6 +85,14 @@ class Asker:
         self._slots = asyncio.Semaphore(at_once)
         self._sae_sha256 = sae_sha256
 
+    async def check(self, prompt: str, decoding: Decoding, doses: Sequence[Dose]) -> None:
+        """
+        Find out, for a token each, whether the server has the very SAE and takes these doses.
+
+        Raises CalibrationError.
+        """
+        await _together(self._check(prompt, decoding, dose) for dose in doses)
+
     async def answers(
         self, prompts: Sequence[str], decodings: Sequence[Decoding], dose: Dose | None
     ) -> dict[str, list[Answer]]:
@@ -90,26 +104,29 @@ class Asker:
         Raises CalibrationError.
         """
         asked = [
-            (decoding.name, self._answer(number, prompt, decoding, seed, dose))
+            (decoding, number, prompt, seed)
             for decoding in decodings
             for number, prompt in enumerate(prompts)
             for seed in decoding.seeds
         ]
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [(name, group.create_task(answer)) for name, answer in asked]
-        except ExceptionGroup as several:
-            raise _sentence(several.exceptions[0]) from several
+        said = await _together(
+            self._answer(number, prompt, decoding, seed, dose) for decoding, number, prompt, seed in asked
+        )
         answers: dict[str, list[Answer]] = {decoding.name: [] for decoding in decodings}
-        for name, task in tasks:
-            answers[name].append(task.result())
+        for (decoding, *_), answer in zip(asked, said, strict=True):
+            answers[decoding.name].append(answer)
         return answers
+
+    async def _check(self, prompt: str, decoding: Decoding, dose: Dose) -> None:
+        async with self._slots:
+            answer = await self._generate(prompt, decoding, decoding.seeds[0], dose, max_tokens=1)
+        self._check_sae(answer.steering, dose)
 
     async def _answer(
         self, number: int, prompt: str, decoding: Decoding, seed: int | None, dose: Dose | None
     ) -> Answer:
         async with self._slots:
-            answer = await self._generate(prompt, decoding, seed, dose)
+            answer = await self._generate(prompt, decoding, seed, dose, self._max_tokens)
             if dose is not None:
                 self._check_sae(answer.steering, dose)
             prompt_ids, ids = _token_ids(answer)
@@ -117,10 +134,10 @@ class Asker:
         return Answer(number, answer.text, len(ids), nll, seed, _mean_dose(answer.steering))
 
     async def _generate(
-        self, prompt: str, decoding: Decoding, seed: int | None, dose: Dose | None
+        self, prompt: str, decoding: Decoding, seed: int | None, dose: Dose | None, max_tokens: int
     ) -> ChatCompletion | Completion:
         params: dict[str, Any] = {
-            "max_tokens": self._max_tokens,
+            "max_tokens": max_tokens,
             "temperature": decoding.temperature,
             "repetition_penalty": decoding.repetition_penalty,
             "return_token_ids": True,
@@ -178,13 +195,30 @@ def _mean_dose(receipt: Receipt | None) -> float | None:
     return dose.mean if dose else None
 
 
+async def _together(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run them at the same time; the first error ends them all, and is raised alone."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(call) for call in calls]
+    except ExceptionGroup as several:
+        raise _sentence(several.exceptions[0]) from several
+    return [task.result() for task in tasks]
+
+
 def _sentence(exc: Exception) -> Exception:
     """Say what went wrong; what nobody foresaw stays what it is."""
     if not isinstance(exc, SaeclampError):
         return exc
-    said = str(exc)
+    said = visible_line(str(exc))
+    if isinstance(exc, APIStatusError) and exc.code == "unknown_sae":
+        return CalibrationError(
+            "The server does not serve the SAE under this name: start it with the same --sae, or write the name that it has "
+            f"there before the SAE here, as in NAME=SAE. ({said})"
+        )
     if isinstance(exc, BadRequestError | NotFoundError) and "chat template" in said:
         return CalibrationError(
             f"The model has no chat template, so give --plain: prompts are then continued as text. ({said})"
         )
-    return CalibrationError(f"The server could not answer: {said}. The same command goes on.")
+    may_pass = isinstance(exc, APIConnectionError | RateLimitError | InternalServerError)
+    ended = said if said.endswith((".", "?", "!")) else f"{said}."
+    return CalibrationError(f"The server could not answer: {ended}{' The same command goes on.' if may_pass else ''}")

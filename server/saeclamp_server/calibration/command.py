@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from saeclamp_server.calibration.targets import Target
 
 NAME = "calibrate"
+FIRST_ANSWER_S = 10
+"""Seconds in which a running server must say what it serves."""
 DESCRIPTION = """\
 Clamp features to rising strengths on neutral prompts, through a server, and measure how often answers are about the feature
 and what that costs in fluency. The whole curve is kept in calibration.json, and the strengths that work, the green zone, in
@@ -145,24 +147,28 @@ def _add_judging(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, print the curves, and return the exit code. Raises SAEError with a sentence."""
     from saeclamp_saes import find_sae, open_entry
-    from saeclamp_server.calibration.files import locked
+    from saeclamp_server.calibration.files import Key, locked
     from saeclamp_server.calibration.measuring import Calibration
     from saeclamp_server.calibration.report import print_curve, say
 
     _check_where(args)
+    served = None if args.url is None else _served_model(args)
     sae = open_entry(find_sae(args.sae))
     folder = args.out or (sae.path if sae.path.is_dir() else sae.path.parent)
     targets = _targets(args, sae, folder)
-    settings = _settings(args, sae)
+    settings = _settings(args, sae, served)
     with locked(folder):
         calibration = Calibration(settings, folder, _encoder(targets))
+        if args.keep_answers:
+            calibration.answers.keep()
         try:
             results = _calibrate(args, calibration, targets)
         except KeyboardInterrupt:
             say("stopped; the same command goes on with it.")
             return 130
-        if not args.keep_answers:
-            calibration.answers.delete()
+        calibration.answers.release(
+            {Key(result.target.index, point.act) for result in results for point in result.points}
+        )
     records = [calibration.record(result) for result in results]
     if args.json:
         print_json({"path": str(folder), "features": records})
@@ -192,6 +198,7 @@ def _targets(args: argparse.Namespace, sae: SAEEntry, folder: Path) -> list[Targ
     words, scales = _by_feature(args.concept, "--concept"), _by_feature(args.max_act, "--max-act")
     targets = resolve(features, sae, book, labels, words, scales, not args.no_similarity)
     for target in targets:
+        target.check(args.strengths)
         if args.judge == "words" and not target.concept.words:
             raise CalibrationError(f"There are no words to judge feature {target.title} by: give some with --concept.")
         if args.judge == "similarity" and not target.concept.texts:
@@ -201,7 +208,7 @@ def _targets(args: argparse.Namespace, sae: SAEEntry, folder: Path) -> list[Targ
     return targets
 
 
-def _settings(args: argparse.Namespace, sae: SAEEntry) -> Settings:
+def _settings(args: argparse.Namespace, sae: SAEEntry, served: str | None) -> Settings:
     from saeclamp_server.calibration.asking import GREEDY, sampled
     from saeclamp_server.calibration.prompts import read_prompts
 
@@ -213,7 +220,7 @@ def _settings(args: argparse.Namespace, sae: SAEEntry) -> Settings:
         plain=args.plain,
         strengths=args.strengths,
         criteria=Criteria(args.judge, args.share_of_best, args.max_perplexity, args.min_distinct_2, args.min_gain),
-        model=_model(args),
+        model=_model(args) if served is None else {"name": served, "sha256": None},
     )
 
 
@@ -221,21 +228,30 @@ def _model(args: argparse.Namespace) -> dict[str, Any]:
     """Name the model, and hash its weights where they are at hand."""
     from saeclamp_saes.training.provenance import model_hashes
 
-    if args.url is None:
-        folder = args.resolve_model(args.model)
-        name = Path(args.model).name if Path(args.model).is_dir() else args.model
-        return {"name": name, "sha256": model_hashes(folder) if Path(folder).is_dir() else None}
-    from saeclamp import Client, SaeclampError
+    folder = args.resolve_model(args.model)
+    name = Path(args.model).name if Path(args.model).is_dir() else args.model
+    return {"name": name, "sha256": model_hashes(folder) if Path(folder).is_dir() else None}
+
+
+def _served_model(args: argparse.Namespace) -> str:
+    """Ask the running server for the model's name, and so find out whether there is a server."""
+    import httpx
+
+    from saeclamp import APITimeoutError, Client, SaeclampError
+    from saeclamp_server.calibration.visible import visible_line
 
     try:
-        with Client(args.url) as client:
+        with Client(args.url, timeout=FIRST_ANSWER_S, max_retries=0) as client:
             served = client.models.list()
-    except SaeclampError as exc:
-        raise CalibrationError(f"No server answers at {args.url}: {exc}") from exc
+    except APITimeoutError as exc:
+        raise CalibrationError(f"No server answers at {args.url} within {FIRST_ANSWER_S} seconds.") from exc
+    except (SaeclampError, httpx.InvalidURL, UnicodeError) as exc:
+        raise CalibrationError(f"No server answers at {visible_line(args.url)}: {visible_line(str(exc))}") from exc
     names = [model.id for model in served.data if model.parent is None]
     if not names or args.model not in (None, *names):
-        raise CalibrationError(f"The server at {args.url} serves {', '.join(names) or 'no model'}, not {args.model}.")
-    return {"name": args.model or names[0], "sha256": None}
+        serves = visible_line(", ".join(names)) or "no model"
+        raise CalibrationError(f"The server at {args.url} serves {serves}, not {args.model}.")
+    return args.model or names[0]
 
 
 def _encoder(targets: Sequence[Target]) -> Any:
@@ -275,10 +291,12 @@ async def _measure(
     from saeclamp import AsyncClient
     from saeclamp_server.calibration.asking import MAX_RETRIES, Asker, engine_version
     from saeclamp_server.calibration.measuring import Run
+    from saeclamp_server.calibration.report import say
 
     settings = calibration.settings
     async with AsyncClient(url, max_retries=MAX_RETRIES) as client:
         asker = Asker(client, settings.max_tokens, settings.plain, args.at_once, settings.sae.sha256)
+        say("waiting for the server's first token ...")
         server = {"vllm": await engine_version(url), "flags": list(args.engine_argv)}
         return await Run(calibration, asker, server, report).measure(targets)
 

@@ -2,16 +2,19 @@
 What a run leaves behind, in one folder:
 
     calibration.json                     the curves, one entry a feature; replaced as a whole or not at all
-    calibration-answers-<settings>.jsonl the answers so far, a line for each strength; deleted when all is measured
     features.yaml                        the feature book, with each feature's green zone
+    calibration-answers-<settings>.jsonl the answers so far, a line for each strength; deleted when all is measured
+    calibration-answers-<settings>.kept.jsonl the same, after a run that was told to keep them: never deleted
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,13 +65,18 @@ def locked(folder: Path) -> Iterator[None]:
 class AnswerFile:
     """The answers so far: what is written is kept, even if the process dies in the middle of the next line."""
 
-    def __init__(self, folder: Path, settings: str) -> None:
+    def __init__(self, folder: Path, settings: str, questions: Mapping[str, Sequence[tuple[int, int | None]]]) -> None:
         """
         Open, or go on.
 
-        settings: hash of all that the answers depend on
+        settings:  hash of all that the answers depend on
+        questions: prompt's number and seed of each answer of a line, by decoding
+        Raises CalibrationError for lines that are none of ours.
         """
-        self.path = folder / f"calibration-answers-{settings[:12]}.jsonl"
+        name = f"calibration-answers-{settings[:12]}"
+        self._kept = folder / f"{name}.kept.jsonl"
+        self.path = self._kept if self._kept.exists() else folder / f"{name}.jsonl"
+        self._questions = questions
         self._answers: dict[Key, Answers] = {}
         if self.path.exists():
             self._read()
@@ -81,28 +89,69 @@ class AnswerFile:
 
     def add(self, key: Key, answers: Answers) -> None:
         """Keep answers."""
-        value = {**key._asdict(), "answers": {name: [vars(one) for one in some] for name, some in answers.items()}}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(value, ensure_ascii=False) + "\n")
+            file.write(_line(key, answers))
             file.flush()
             os.fsync(file.fileno())
         self._answers[key] = answers
 
-    def delete(self) -> None:
-        """Delete the file."""
-        self.path.unlink(missing_ok=True)
+    def keep(self) -> None:
+        """Have the file stay, whatever later runs are told."""
+        if self.path.exists():
+            os.replace(self.path, self._kept)
+        self.path = self._kept
+
+    def release(self, done: AbstractSet[Key]) -> None:
+        """
+        Drop answers that are not needed any more, and the file when no others are left, unless it is to stay.
+
+        done: what has a point of a curve; the rest is of a run that was stopped, and may go on
+        """
+        if self.path == self._kept:
+            return
+        self._answers = {key: answers for key, answers in self._answers.items() if key not in done}
+        if self._answers.keys() <= {UNSTEERED}:
+            self.path.unlink(missing_ok=True)
+            return
+        unfinished = self.path.with_name(f"{self.path.name}.unfinished")
+        unfinished.write_text("".join(_line(key, answers) for key, answers in self._answers.items()), encoding="utf-8")
+        os.replace(unfinished, self.path)
 
     def _read(self) -> None:
         whole = 0
         with self.path.open("rb") as file:
-            for line in file:
+            for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
                     break
-                value = json.loads(line)
-                answers = {name: [Answer(**one) for one in some] for name, some in value["answers"].items()}
-                self._answers[Key(value["feature"], value["act"])] = answers
+                try:
+                    key, answers = self._parsed(line)
+                    self._answers[key] = answers
+                except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
+                    raise CalibrationError(
+                        f"{self.path}, line {number} holds no answers of this calibration: delete that line, or move the "
+                        "file away."
+                    ) from None
                 whole += len(line)
         os.truncate(self.path, whole)
+
+    def _parsed(self, line: bytes) -> tuple[Key, Answers]:
+        """Read a line. Raises one of several errors, ValueError among them, where it is none."""
+        value = json.loads(line)
+        answers = {name: [Answer(**one) for one in some] for name, some in value["answers"].items()}
+        asked = {name: [(one.prompt, one.seed) for one in some] for name, some in answers.items()}
+        if asked != self._questions or not all(_is_whole(one) for some in answers.values() for one in some):
+            raise ValueError
+        return Key(value["feature"], value["act"]), answers
+
+
+def _line(key: Key, answers: Answers) -> str:
+    value = {**key._asdict(), "answers": {name: [vars(one) for one in some] for name, some in answers.items()}}
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def _is_whole(answer: Answer) -> bool:
+    numbers = (answer.num_tokens, answer.nll, 0.0 if answer.dose is None else answer.dose)
+    return isinstance(answer.text, str) and all(map(math.isfinite, numbers))
 
 
 class CurveFile:

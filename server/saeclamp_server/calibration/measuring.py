@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from saeclamp_server.calibration.embedding import Encoder
 
 
+SAME_ACT = 1e-6
+"""Share by which the clamp of a point that was measured earlier, when clamps had fewer digits, may be another one."""
+
+
 class Calibration:
     """Curves of features of an SAE: what is kept of them, what is still to be measured, and what they say."""
 
@@ -34,7 +39,7 @@ class Calibration:
         Raises CalibrationError.
         """
         self.settings = settings
-        self.answers = AnswerFile(folder, settings.identity)
+        self.answers = AnswerFile(folder, settings.identity, settings.questions)
         self._curves = CurveFile(folder, settings.sae.sha256)
         self._folder = folder
         self._encoder = encoder
@@ -44,12 +49,17 @@ class Calibration:
         record = self._curves.curves.get(target.index)
         if record is None or record["identity"] != self.settings.identity_of(target):
             return {}
-        return {point.strength: point for point in read_points(record)}
+        return {
+            point.strength: point
+            for point in read_points(record)
+            if math.isclose(point.act, target.act_at(point.strength), rel_tol=SAME_ACT)
+        }
 
     def missing(self, target: Target) -> list[float]:
-        """Strengths that have no point yet."""
-        kept = self.kept(target)
-        return [strength for strength in self.settings.strengths if strength not in kept]
+        """Strengths that have no point yet; of those with the same clamp one."""
+        known = {target.act_at(strength) for strength in self.kept(target)}
+        by_act = {target.act_at(strength): strength for strength in reversed(self.settings.strengths)}
+        return sorted(strength for act, strength in by_act.items() if act not in known)
 
     def words_of(self, target: Target) -> WordSet | None:
         """Choose the words to look for, once there are unsteered answers. Raises CalibrationError where nothing tells."""
@@ -137,6 +147,13 @@ class Run:
 
         Raises CalibrationError.
         """
+        settings = self._calibration.settings
+        doses = [
+            Dose(settings.sae.name, target.index, target.act_at(missing[-1]))
+            for target in targets
+            if (missing := self._calibration.missing(target))
+        ]
+        await self._asker.check(settings.prompts.texts[0], settings.decodings[0], doses)
         await self._answers(UNSTEERED)
         self._report(None, None)
         try:
@@ -160,7 +177,7 @@ class Run:
         return calibration.judge(target, {**calibration.kept(target), **points}, unsteered, said)
 
     async def _measure_point(self, target: Target, strength: float, words: WordSet | None) -> Point:
-        act = round(strength * target.max_act, 6)
+        act = target.act_at(strength)
         answers = await self._answers(Key(target.index, act))
         point = Point(strength, act, self._calibration.figures(answers, target, words))
         self._report(target, point)

@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 
 from saeclamp_server.calibration.errors import CalibrationError
+from saeclamp_server.calibration.visible import visible
 
 POLL_S = 0.5
 PROGRESS_S = 20
@@ -107,7 +108,7 @@ def _last_words(log: Path) -> str:
         return "it said nothing."
     own = lines[-1].startswith("saeclamp: ")
     errors = [line for line in lines if "Error:" in line and not own]
-    return (errors or lines)[-1].removeprefix("saeclamp: ")
+    return visible((errors or lines)[-1].removeprefix("saeclamp: "))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -13,6 +13,7 @@ from saeclamp_server.calibration.figures import Bounded, Figures
 from saeclamp_server.calibration.green_zone import Point
 from saeclamp_server.calibration.records import Calibrated
 from saeclamp_server.calibration.targets import Target
+from saeclamp_server.calibration.visible import visible
 
 COLUMNS = ("x max", "hit", "similar", "perplexity x", "distinct-2 x", "repeated", "dose", "score", "green")
 SHOWN_LETTERS = 240
@@ -21,7 +22,7 @@ SHOWN_LETTERS = 240
 
 def say(message: str) -> None:
     """Tell the terminal what is going on."""
-    print(f"saeclamp: {message}", file=sys.stderr, flush=True)
+    print(f"saeclamp: {visible(message)}", file=sys.stderr, flush=True)
 
 
 class Progress(Protocol):
@@ -62,7 +63,7 @@ def print_curve(calibrated: Calibrated, sample: Mapping[str, Any] | None) -> Non
     sample: a prompt and its answers; None where none are at hand
     """
     verdict, several = calibrated.verdict, len(calibrated.unsteered) > 1
-    print_facts(dict(_facts(calibrated, sample)))
+    print_facts({name: visible(fact) for name, fact in _facts(calibrated, sample)})
     rows = []
     for name, figures in calibrated.unsteered.items():
         rows.append((name, "0", *_row(figures), "", ""))

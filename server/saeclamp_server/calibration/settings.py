@@ -57,6 +57,12 @@ class Settings:
         }
 
     @property
+    def questions(self) -> dict[str, list[tuple[int, int | None]]]:
+        """What is asked at each strength, by decoding and in order: the prompt's number, and the seed."""
+        numbers = range(len(self.prompts.texts))
+        return {one.name: [(number, seed) for number in numbers for seed in one.seeds] for one in self.decodings}
+
+    @property
     def identity(self) -> str:
         """Hex digest of what answers depend on."""
         return _sha256({"asked": self.asked, "form": ANSWERS})

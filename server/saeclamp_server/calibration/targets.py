@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from saeclamp.types import MAX_VALUE
 from saeclamp_saes import SAEEntry
 from saeclamp_saes.library.feature_book import NAME, FeatureNote, read_feature_book
 from saeclamp_server.calibration.concept import Concept, background_of
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 MaxActFrom = Literal["--max-act", "feature book", "labels"]
 T = TypeVar("T")
+DIGITS = 9
+"""Of a clamp: as many as tell one float32 from the next, which is what a server computes with."""
+MIN_VALUE = 1.2e-38
+"""Below it float32 loses digits, and in the end is 0."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,24 @@ class Target:
     def title(self) -> str:
         """What it is called in tables and messages."""
         return self.name or str(self.index)
+
+    def act_at(self, strength: float) -> float:
+        """
+        Return what a strength clamps the feature to, in the encoder's units.
+
+        strength: in multiples of max_act
+        """
+        return float(f"{strength * self.max_act:.{DIGITS}g}")
+
+    def check(self, strengths: Sequence[float]) -> None:
+        """Raise CalibrationError for a strength whose clamp no server takes as it is."""
+        for strength in strengths:
+            if not MIN_VALUE <= (act := self.act_at(strength)) <= MAX_VALUE:
+                raise CalibrationError(
+                    f"At {strength:g} x its maximum activation, {self.max_act:g}, feature {self.title} would be clamped to "
+                    f"{act:g}, but a server takes from {MIN_VALUE:g} to {MAX_VALUE:g}: give other --strengths, or "
+                    "another --max-act."
+                )
 
 
 def book_of(entry: SAEEntry, out: Path) -> Mapping[int, FeatureNote]:

@@ -43,7 +43,12 @@ class WordSet:
 
     @classmethod
     def parse(cls, text: str) -> WordSet:
-        """Read words that semicolons separate. Raises CalibrationError."""
+        """Read words that semicolons separate. Raises CalibrationError, also for a comma, which may be meant to."""
+        if "," in text:
+            raise CalibrationError(
+                f"{text!r} holds a comma: separate words with semicolons, as in 'word;some phrase;begin*', and leave the "
+                "comma out of a phrase."
+            )
         return cls([word.strip() for word in text.split(";") if word.strip()])
 
     def found_in(self, text: str) -> bool:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from saeclamp_saes import SAE, Options, Site, read_sae
+from saeclamp_saes.labelling.table import decoder_sha256
 from saeclamp_saes.library.entries import hash_of
 from saeclamp_saes.verification.figures import ordinary
 from saeclamp_saes.verification.quick import quick_fit
-from saeclamp_server.engine.layers import WHOLE_STREAM, hook_sites, in_order, norm_eps, place_of
+from saeclamp_server.engine.layers import WHOLE_STREAM, Layout
 from saeclamp_server.engine.ledger import Ledger
 from saeclamp_server.engine.live import LiveRequests
 from saeclamp_server.engine.mapping import Held
@@ -43,10 +44,10 @@ class SteeringWorker:
             sae["name"]: Held(loaded.sae.d_sae, sae["sha256"]) for sae, loaded in zip(config["saes"], saes, strict=True)
         }
         ledger = Ledger(self.device)
-        model = self.model_runner.get_model()
-        sites = in_order([site for loaded in saes for site in (*loaded.sae.reads, *loaded.sae.writes)])
-        hook_sites(model, sites)
-        states = [_state(site, saes, ledger, norm_eps(model, site)) for site in sites]
+        layout = Layout(self.model_runner.get_model())
+        sites = layout.in_order([site for loaded in saes for site in (*loaded.sae.reads, *loaded.sae.writes)])
+        layout.hook(sites)
+        states = [_state(site, saes, ledger, layout) for site in sites]
         for number, state in enumerate(states):
             bind(number, state)
         # tokenizers may know special tokens beyond the model's vocabulary
@@ -54,7 +55,7 @@ class SteeringWorker:
             max([self.vllm_config.model_config.get_vocab_size(), *config["special_ids"]]) + 1, dtype=torch.bool
         )
         is_special[torch.tensor(config["special_ids"], dtype=torch.long)] = True
-        self._saes, self._states, self._is_special = saes, states, is_special
+        self._saes, self._states, self._is_special, self._layout = saes, states, is_special, layout
         self._live = LiveRequests(held, config["special_ids"], ledger)
         self._steered_runner = SteeredRunner(self.model_runner, saes, states, self._live, is_special.to(self.device))
 
@@ -63,6 +64,10 @@ class SteeringWorker:
         (sae,) = [loaded.sae for loaded in self._saes if loaded.name == name]
         strongest: list[int] = sae.W_dec.norm(dim=1).topk(min(count, sae.d_sae)).indices.tolist()
         return strongest
+
+    def decoder_hashes(self) -> dict[str, str]:
+        """Hash every SAE's decoder, by name, as labels do to say whose they are."""
+        return {loaded.name: decoder_sha256(loaded.sae) for loaded in self._saes}
 
     def start_probes(self) -> None:
         """Record the vectors at every site, from now until `measure_fit`."""
@@ -85,13 +90,17 @@ class SteeringWorker:
             # on the CPU: beside a model on a GPU there may be no room for the activations of all features
             sae = loaded.sae.to(torch.device("cpu"))
             x, target = (
-                torch.cat([recorded[place_of(site)][0] for site in sites], dim=1) for sites in (sae.reads, sae.writes)
+                torch.cat([recorded[self._layout.place_of(site)][0] for site in sites], dim=1)
+                for sites in (sae.reads, sae.writes)
             )
-            lengths, first = recorded[place_of(sae.site)][1], slice(len(chunks[0]))
+            lengths, first = recorded[self._layout.place_of(sae.site)][1], slice(len(chunks[0]))
             is_special = self._is_special[ids]
             measured[loaded.name] = {
                 "fit": vars(quick_fit(sae, x, target, position, is_special)),
-                "lengths": _lengths(sae, x[first], lengths[first], position[first], is_special[first]),
+                "lengths": {
+                    "of_stream": self._layout.has_stream(sae.site),
+                    **_lengths(sae, x[first], lengths[first], position[first], is_special[first]),
+                },
             }
         return measured
 
@@ -110,7 +119,7 @@ def _read_checked(sae: dict[str, Any]) -> SAE:
 
 def _lengths(sae: SAE, x: Tensor, lengths: Tensor, position: Tensor, is_special: Tensor) -> dict[str, Any]:
     """
-    The fields of `doses.Lengths`.
+    Most fields of `doses.Lengths`.
 
     x:       (num_tokens, d_in), where the SAE reads
     lengths: (num_tokens,), where it writes first
@@ -124,17 +133,17 @@ def _lengths(sae: SAE, x: Tensor, lengths: Tensor, position: Tensor, is_special:
     return {"stream": float(f"{lengths[counted].median():.4g}"), "rows": (rows * scale).tolist()}
 
 
-def _state(site: Site, saes: list[LoadedSAE], ledger: Ledger, eps: float | None) -> SiteState:
+def _state(site: Site, saes: list[LoadedSAE], ledger: Ledger, layout: Layout) -> SiteState:
     return SiteState(
         site=site,
         ledger=ledger,
-        reads=[loaded for loaded in saes if site in map(place_of, loaded.sae.reads)],
+        reads=[loaded for loaded in saes if site in map(layout.place_of, loaded.sae.reads)],
         writes=[
             (loaded, number)
             for loaded in saes
             for number, written in enumerate(loaded.sae.writes)
-            if place_of(written) == site
+            if layout.place_of(written) == site
         ],
         whole_stream=site.point in WHOLE_STREAM,
-        norm_eps=eps,
+        norm_eps=layout.norm_eps(site),
     )

@@ -38,4 +38,4 @@ class SteeredCall:
         reports = await self.app_state.engine_client.collective_rpc("steering_reports", args=(self.key,))
         served_name = self.app_state.openai_serving_models.base_model_paths[0].name
         # every worker of a tensor-parallel group makes the same edits
-        return receipt(self.resolved, reports[0], self.num_sequences, self.app_state.served.saes, served_name)
+        return receipt(self.resolved, reports[0], self.num_sequences, self.app_state.served, served_name)

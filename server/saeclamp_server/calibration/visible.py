@@ -1,0 +1,13 @@
+"""Texts of a server, a model or a file, made fit to be printed."""
+
+from __future__ import annotations
+
+
+def visible(text: str) -> str:
+    r"""Write control characters, which a terminal would obey, as escapes such as `\x1b`."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def visible_line(text: str) -> str:
+    """Make one line of it besides."""
+    return visible(" ".join(text.split()))
