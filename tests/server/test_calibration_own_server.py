@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from saeclamp_server.calibration.errors import CalibrationError
-from saeclamp_server.calibration.own_server import own_server
+from saeclamp_server.calibration.own_server import last_words, own_server
 
 SERVER = """\
 import http.server, json, os, pathlib, signal, subprocess, sys, threading
@@ -100,6 +100,34 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path, command: list[str
         pytest.fail("it has started")
 
 
+NOISE = """\
+Found ulimit of 20000 and failed to increase it: this can cause errors like `OSError: [Errno 24] Too many open files`.
+saeclamp: SAE mine: 64 features at resid_post 1; named: none
+saeclamp: still starting (20 s) ...
+"""
+TRACKED = """\
+/usr/lib/python3.11/multiprocessing/resource_tracker.py:254: UserWarning: there appear to be 1 leaked semaphore objects
+  warnings.warn('resource_tracker: There appear to be %d '
+"""
+TRACE = 'Traceback (most recent call last):\n  File "x.py", line 1\nRuntimeError: out of memory\n'
+
+
+@pytest.mark.parametrize(
+    ("log", "says"),
+    [
+        (NOISE + "saeclamp: SAE 'mine' does not fit this model.\n", "SAE 'mine' does not fit this model."),
+        (NOISE + "saeclamp: SAE 'mine' does not fit this model.\n" + TRACKED, "SAE 'mine' does not fit this model."),
+        (NOISE + TRACE + "saeclamp: The port is taken.\n" + TRACKED, "The port is taken."),
+        (NOISE + TRACE + TRACKED, "RuntimeError: out of memory"),
+        ("killed\n", "killed"),
+        ("", "it said nothing."),
+    ],
+)
+def test_the_reason_is_found_between_what_else_a_server_says(tmp_path: Path, log: str, says: str) -> None:
+    (tmp_path / "log").write_text(log)
+    assert last_words(tmp_path / "log") == says
+
+
 def test_what_a_terminal_would_obey_is_escaped_in_a_servers_last_words(tmp_path: Path, command: list[str]) -> None:
     with (
         pytest.raises(CalibrationError, match=r"start: \\x1b\[31mRuntimeError: out of memory\\x1b\[0m \\x07$"),
@@ -122,7 +150,7 @@ def test_a_server_that_dies_in_the_middle_says_why(tmp_path: Path, command: list
 
 def test_a_run_that_is_killed_takes_its_server_with_it(tmp_path: Path, command: list[str]) -> None:
     code = (
-        "import sys, time\nfrom saeclamp_server.calibration.own_server import own_server\n"
+        "import sys, time\nfrom saeclamp_server.calibration.own_server import last_words, own_server\n"
         f"with own_server('m', {str(tmp_path)!r}, [], print, {command!r}):\n"
         "    print('ready', flush=True)\n    time.sleep(600)"
     )

@@ -55,7 +55,7 @@ def own_server(
             except CalibrationError as exc:
                 if process.poll() is not None:
                     raise CalibrationError(
-                        f"The server has ended: {_last_words(log)} The same command goes on."
+                        f"The server has ended: {last_words(log)} The same command goes on."
                     ) from exc
                 raise
         finally:
@@ -87,7 +87,7 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path, say: Callable[[
     started = said = time.monotonic()
     while not _is_ready(url):
         if process.poll() is not None:
-            raise CalibrationError(f"The server did not start: {_last_words(log)}")
+            raise CalibrationError(f"The server did not start: {last_words(log)}")
         if time.monotonic() - said > PROGRESS_S:
             said = time.monotonic()
             say(f"the server is still starting ({said - started:.0f} s) ...")
@@ -101,14 +101,16 @@ def _is_ready(url: str) -> bool:
         return False
 
 
-def _last_words(log: Path) -> str:
+def last_words(log: Path) -> str:
     """Find the line that says why a server ended: its own sentence, else the last error, else the last line of all."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     if not lines:
         return "it said nothing."
-    own = lines[-1].startswith("saeclamp: ")
-    errors = [line for line in lines if "Error:" in line and not own]
-    return visible((errors or lines)[-1].removeprefix("saeclamp: "))
+    # its sentence is not always the last line: Python's resource tracker warns of what the engine left
+    traced = max((number for number, line in enumerate(lines) if line.startswith("Traceback")), default=-1)
+    own = [line for line in lines[traced + 1 :] if line.startswith("saeclamp: ") and not line.endswith("...")]
+    errors = [line for line in lines if "Error:" in line]
+    return visible((own or errors or lines)[-1].removeprefix("saeclamp: "))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
