@@ -26,7 +26,14 @@ from saeclamp import (
 
 HI = [{"role": "user", "content": "hi"}]
 CLAMP = Clamp(feature="bundled/914", value=0.74)
-CLAMP_JSON = {"op": "clamp", "feature": "bundled/914", "value": 0.74, "unit": "max_act", "tokens": "all"}
+CLAMP_JSON = {
+    "op": "clamp",
+    "feature": "bundled/914",
+    "value": 0.74,
+    "unit": "max_act",
+    "tokens": "all",
+    "special_tokens": False,
+}
 
 
 def test_a_steered_chat_completion_comes_back_with_its_receipt(server: ScriptedServer, client: Client) -> None:

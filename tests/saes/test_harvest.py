@@ -233,7 +233,7 @@ def test_documents_come_from_every_kind_of_file(tmp_path: Path) -> None:
         ("a.txt", b"\xff\xfe\x00", "is not text in UTF-8"),
         ("a.jsonl.gz", b"no gzip file", "cannot be read"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99)[:40], "cannot be read"),
-        ("a.bin", b"", "holds no file that ends in"),
+        ("a.bin", b"", "holds no data, which are files that end in"),
     ],
 )
 def test_what_is_no_data_is_refused_in_a_sentence(tmp_path: Path, name: str, content: bytes, said: str) -> None:
@@ -257,9 +257,9 @@ def test_data_without_a_whole_document_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_rows_are_kept_on_disk_as_they_were(tmp_path: Path, dtype: Any) -> None:
     vectors = torch.randn(5, 4).to(getattr(torch, dtype))
-    Rows(tmp_path / "rows", 9, 4, dtype).write(torch.tensor([8, 0, 3, 4, 5]), vectors)
+    Rows(tmp_path / "rows", 9, 4, dtype, begun=False).write(torch.tensor([8, 0, 3, 4, 5]), vectors)
     assert (tmp_path / "rows").stat().st_size == 9 * 4 * 2
-    again = Rows(tmp_path / "rows", 9, 4, dtype)
+    again = Rows(tmp_path / "rows", 9, 4, dtype, begun=True)
     assert torch.equal(again.tensor[[8, 0, 3, 4, 5]], vectors)
 
 
@@ -275,5 +275,5 @@ def test_several_files_of_rows_are_read_as_one(tmp_path: Path) -> None:
 
 def test_more_than_the_disk_holds_is_refused_before_it_is_made(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"take 4000\.0 GB, and .* GB free: keep fewer"):
-        Rows(tmp_path / "rows", 10**9, 2000, "bfloat16")
+        Rows(tmp_path / "rows", 10**9, 2000, "bfloat16", begun=False)
     assert not (tmp_path / "rows").exists()

@@ -280,7 +280,10 @@ def test_the_command_says_when_it_is_stopped(
     monkeypatch.setattr("saeclamp_saes.labelling.label.label", stop)
     args = arguments(clean)
     assert args.run(args) == 130
-    assert capsys.readouterr().err == "saeclamp: stopped; the same command goes on with it.\n"
+    assert capsys.readouterr().err.splitlines() == [
+        f"saeclamp: not read, because it is no data: {clean / 'data' / 'README.md'}.",
+        "saeclamp: stopped; the same command goes on with it.",
+    ]
 
 
 def test_what_is_wrong_is_said_before_the_model_is_opened(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:

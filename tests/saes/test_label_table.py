@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -109,6 +110,31 @@ def test_labels_of_other_weights_are_refused(tmp_path: Path) -> None:
     swapped = replace(sae(), W_dec=sae().W_dec[[1, 0, 2, 3]])
     with pytest.raises(LabelError, match=r"are of other weights \(of mine, labelled 2026-01-02\)"):
         read_labels(tmp_path / "labels.parquet", swapped)
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ([3, 2, 1, 0], "its features are not in order"),
+        ([0, 1, 3], "its features are not in order"),
+        ([0, 1, 2, 2], "its features are not in order"),
+        ([0, 1], "it has labels of 2 features, and the SAE has 4"),
+        ([], "it has labels of 0 features, and the SAE has 4"),
+    ],
+)
+def test_rows_that_are_not_all_features_in_order_are_refused(tmp_path: Path, rows: list[int], sentence: str) -> None:
+    made = labels(sae())
+    replace(made, table=made.table.take(pa.array(rows, pa.int64()))).write(tmp_path / "labels.parquet")
+    with pytest.raises(LabelError, match=sentence):
+        read_labels(tmp_path, sae())
+
+
+def test_what_a_terminal_would_obey_is_left_out_of_a_refusal(tmp_path: Path) -> None:
+    made = labels(sae())
+    replace(made, info=replace(made.info, sae="mine\x1b[2J\n", date="\x1b]0;x\x07")).write(tmp_path / "labels.parquet")
+    with pytest.raises(LabelError, match=r"of other weights \(of mine \[2J, labelled \]0;x\)") as refused:
+        read_labels(tmp_path, sae(1))
+    assert str(refused.value).isprintable()
 
 
 def test_the_hash_is_of_the_decoder_as_little_endian_floats_row_by_row() -> None:

@@ -247,7 +247,7 @@ def test_two_tokens_are_enough(model: nn.Module, tmp_path: Path) -> None:
     source = Source(plain_texts(tmp_path, 5), tokens=2)
     (got,) = measured({"one": sae_at()}, model, source).measurements
     assert (got.num_tokens, got.verification.num_tokens) == (2, 2)
-    with pytest.raises(SAEError, match="no ordinary tokens to measure"):
+    with pytest.raises(SAEError, match="only one ordinary token to measure, and two or more are needed"):
         measured({"one": sae_at()}, model, replace(source, tokens=1))
 
 

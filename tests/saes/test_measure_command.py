@@ -127,6 +127,24 @@ def test_after_ctrl_c_the_same_command_goes_on(
     assert list((home / "unfinished").iterdir()) == []
 
 
+def test_sums_over_the_data_in_another_order_are_others(
+    sae: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept while measuring is found again by all that it depends on, and the order of the data is of it."""
+    states: list[Path] = []
+
+    def instead(*args: Any) -> None:
+        states.append(args[-1])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measuring, "measure", instead)
+    data = corpus(tmp_path / "data", 20)
+    one, other = data / "a.jsonl.gz", data / "b.jsonl"
+    for files in ([one, other], [other, one], [data]):
+        assert run(sae, "--model", model, "--data", *files) == 130
+    assert states[0] == states[2] != states[1]
+
+
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [

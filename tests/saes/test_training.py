@@ -20,7 +20,7 @@ from saeclamp_saes.training.dictionary import Dictionary
 from saeclamp_saes.training.export import as_read, folded
 from saeclamp_saes.training.held_out import measured
 from saeclamp_saes.training.pool import Schedule
-from saeclamp_saes.training.recipe import NAMES, Name, Recipe
+from saeclamp_saes.training.recipe import CALIBRATED, NAMES, Name, Recipe
 from saeclamp_saes.training.trainer import Trainer
 from saeclamp_saes.verification import figures
 
@@ -227,6 +227,8 @@ def test_the_dead_window_fits_the_run() -> None:
     ("options", "said"),
     [
         ({"k": 100}, "100 active features a token cannot be had of 64"),
+        ({"k": 64}, "64 active features a token of 64 would be all of them, which no threshold gives"),
+        ({"k": 64, "architecture": "matryoshka"}, "which no threshold gives"),
         ({"k": 0}, "k must be at least 1"),
         ({"tokens": 2048 * 9}, "make 9 steps of 2048"),
         ({"smallest_group": 8}, "Only matryoshka has groups of features; batchtopk has none"),
@@ -269,10 +271,21 @@ def test_the_threshold_leaves_k_features_a_token_exactly(k: int, portion: int) -
     assert in_order[k * 500] <= sae.threshold[0] < in_order[k * 500 - 1]
 
 
-def test_a_k_that_the_activations_do_not_reach_is_refused() -> None:
-    x = torch.randn(50, 6)
-    with pytest.raises(TrainingError, match="are positive, and k asks for 1600: lower k"):
-        calibrated(plain_sae(), lambda: iter(x.split(9)), 32)
+def test_where_k_is_not_reached_all_positive_activations_are_kept_as_in_training() -> None:
+    x, plain = torch.randn(50, 6), plain_sae()
+    sae = calibrated(plain, lambda: iter(x.split(9)), 31)
+    assert 0 < int(plain.encode(x).count_nonzero()) < 31 * 50
+    assert torch.equal(sae.encode(x), plain.encode(x))
+
+
+def test_an_sae_without_any_activation_is_refused() -> None:
+    dead = replace(plain_sae(), b_enc=torch.full((32,), -1e9))
+    with pytest.raises(TrainingError, match="No feature is active on any held-out token"):
+        calibrated(dead, lambda: iter([torch.randn(50, 6)]), 3)
+
+
+def test_the_recipe_knows_which_architectures_are_calibrated() -> None:
+    assert {name for name, how in ARCHITECTURES.items() if how.calibrated} == set(CALIBRATED)
 
 
 def test_figures_in_portions_are_those_of_the_whole() -> None:

@@ -141,10 +141,8 @@ def test_two_saes_of_one_name(tmp_path: Path) -> None:
 
 def test_an_architecture_whose_stream_we_do_not_know(model: Path) -> None:
     config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(
-        json.dumps({**config, "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"})
-    )
-    with pytest.raises(StartupError, match=r"is a GPT2LMHeadModel, which cannot be steered yet; supported: Llama"):
+    (model / "config.json").write_text(json.dumps({**config, "architectures": ["OPTForCausalLM"], "model_type": "opt"}))
+    with pytest.raises(StartupError, match=r"is a OPTForCausalLM, which cannot be steered yet; supported: Llama"):
         read_model(str(model))
 
 

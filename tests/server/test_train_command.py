@@ -50,7 +50,7 @@ def test_it_trains_and_says_what_came_of_it(model: Path, tmp_path: Path, capsys:
     facts = dict(line.split("\t") for line in said.out.splitlines())
     assert facts["written"] == str(out / "sae")
     assert float(facts["active features a token (L0)"]) == pytest.approx(4.0, abs=0.2)
-    assert said.err.endswith(f"saeclamp: serve it with: saeclamp serve {model} --sae {out / 'sae'}\n")
+    assert said.err.endswith(f"saeclamp: serve it with: saeclamp serve {model} --sae {out.name}={out / 'sae'}\n")
     training = json.loads((out / "sae" / "cfg.json").read_text())["metadata"]["training"]
     assert training["model"] == {
         "name": "tiny-llama",

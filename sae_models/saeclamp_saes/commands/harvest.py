@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeclamp_saes.commands.numbers import count, layer, share
+from saeclamp_saes.commands.numbers import context, count, layer, share
 from saeclamp_saes.commands.progress import progress_bar, resumable
 from saeclamp_saes.commands.tables import print_facts, print_json
 from saeclamp_saes.errors import TrainingError
-from saeclamp_saes.verification.models import DTYPES, open_model
+from saeclamp_saes.verification.models import DTYPES, context_of, open_model
 
 if TYPE_CHECKING:
     from saeclamp_saes.training.harvest import Reader
@@ -29,6 +29,8 @@ the model reads once, however many SAEs are trained.
 {DATA}"""
 FORWARD_TOKENS = {"cpu": 1024, "cuda": 16_384}
 """That the model reads at once. On a CPU few are faster, because they stay in the cache."""
+NAMED = 5
+"""Of what is left out, by name."""
 
 
 def register(
@@ -60,7 +62,7 @@ def register(
 def add_reading(parser: argparse.ArgumentParser) -> None:
     """Add the options of how a model reads data."""
     group = parser.add_argument_group("how the data are read")
-    group.add_argument("--context", type=count, metavar="N", help="longest sequence (default 512)")
+    group.add_argument("--context", type=context, metavar="N", help="longest sequence (default 512)")
     group.add_argument(
         "--forward", type=count, metavar="N", help="tokens the model reads at once (default 1024, on a GPU 16384)"
     )
@@ -83,6 +85,7 @@ def opened(args: argparse.Namespace, layers: Sequence[int], tokens: int) -> tupl
     if twice := [layer for layer in layers if list(layers).count(layer) > 1]:
         raise TrainingError(f"Layer {twice[0]} is named twice.")
     data_files(args.data)  # that they are there, before the model takes its time
+    say_left_out(args.data)
     folder = args.resolve_model(args.model)
     model, tokenizer = open_model(folder, args.device, args.dtype or "auto")
     wanted = Wanted(
@@ -97,10 +100,19 @@ def opened(args: argparse.Namespace, layers: Sequence[int], tokens: int) -> tupl
         model,
         tokenizer,
         tuple(Site("resid_post", layer) for layer in layers),
+        context=context_of(model, args.context or Reader.context),
         batch_tokens=args.forward or FORWARD_TOKENS[device],
-        **given({"context": args.context}),
     )
     return wanted, reader
+
+
+def say_left_out(data: Sequence[Path]) -> None:
+    """Say, on stderr, what is in the named folders and not read."""
+    from saeclamp_saes.training.documents import left_out
+
+    if names := list(map(str, left_out(data))):
+        more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+        print(f"saeclamp: not read, because it is no data: {', '.join(names[:NAMED])}{more}.", file=sys.stderr)
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeclamp_saes.commands.harvest import DATA, FORWARD_TOKENS, given
-from saeclamp_saes.commands.numbers import count
+from saeclamp_saes.commands.harvest import DATA, FORWARD_TOKENS, given, say_left_out
+from saeclamp_saes.commands.numbers import context, count
 from saeclamp_saes.commands.progress import progress_bar, resumable
 from saeclamp_saes.commands.tables import print_facts, print_json, print_table
-from saeclamp_saes.verification.models import DTYPES, max_length_of, open_model
+from saeclamp_saes.verification.models import DTYPES, context_of, open_model
 
 if TYPE_CHECKING:
     from saeclamp_saes.labelling.table import Labels
@@ -56,7 +56,7 @@ def register(
         help="those of the data that examples may be taken from, where others may not be published; default: all",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: labels.parquet, beside the SAE's weights")
-    parser.add_argument("--context", type=count, metavar="N", help="longest sequence (default 512)")
+    parser.add_argument("--context", type=context, metavar="N", help="longest sequence (default 512)")
     parser.add_argument(
         "--forward", type=count, metavar="N", help="tokens the model reads at once (default 1024, on a GPU 16384)"
     )
@@ -78,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
     address = find_sae(args.sae)
     data_files(args.data or ())
+    say_left_out(args.data or ())
     sae = read_sae(address.path, address.options)
     folder = args.resolve_model(args.model)
     settings = Settings(
@@ -105,12 +106,11 @@ def _reader(args: argparse.Namespace, folder: str, sae: SAE) -> Reader:
     from saeclamp_saes.training.harvest import Reader
 
     model, tokenizer = open_model(folder, args.device, args.dtype)
-    context, longest = args.context or Reader.context, max_length_of(model)
     return Reader(
         model,
         tokenizer,
         sae.reads,
-        context=min(context, longest or context),
+        context=context_of(model, args.context or Reader.context),
         batch_tokens=args.forward or FORWARD_TOKENS[next(model.parameters()).device.type],
     )
 

@@ -10,12 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saeclamp_saes.commands.harvest import FORWARD_TOKENS
-from saeclamp_saes.commands.numbers import count, share
+from saeclamp_saes.commands.harvest import FORWARD_TOKENS, say_left_out
+from saeclamp_saes.commands.numbers import context, count, share
 from saeclamp_saes.commands.progress import progress_bar, resumable
 from saeclamp_saes.commands.tables import print_facts, print_json, print_table
 from saeclamp_saes.errors import VerificationError
-from saeclamp_saes.verification.models import DTYPES, max_length_of, open_model
+from saeclamp_saes.verification.models import DTYPES, context_of, open_model
 from saeclamp_saes.verification.text import SAMPLE
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def register(
     )
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw density.png and activations.png there")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON, and nothing else, on stdout")
-    parser.add_argument("--context", type=count, metavar="N", help="longest sequence (default 512)")
+    parser.add_argument("--context", type=context, metavar="N", help="longest sequence (default 512)")
     parser.add_argument(
         "--forward", type=count, metavar="N", help="tokens the model reads at once (default 1024, on a GPU 16384)"
     )
@@ -85,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plots:
         check_matplotlib()
     source = _source(args)
+    say_left_out(args.data or ())
     addresses = [find_sae(text) for text in args.saes]
     saes = [
         NamedSAE(text, read_sae(address.path, address.options))
@@ -92,9 +93,13 @@ def run(args: argparse.Namespace) -> int:
     ]
     folder = args.resolve_model(args.model)
     model, tokenizer = open_model(folder, args.device, args.dtype)
-    context = min(args.context or Reader.context, max_length_of(model) or Reader.context)
-    forward = args.forward or FORWARD_TOKENS[next(model.parameters()).device.type]
-    reader = Reader(model, tokenizer, sites_of([sae for _, sae in saes]), context, forward)
+    reader = Reader(
+        model,
+        tokenizer,
+        sites_of([sae for _, sae in saes]),
+        context=context_of(model, args.context or Reader.context),
+        batch_tokens=args.forward or FORWARD_TOKENS[next(model.parameters()).device.type],
+    )
     with progress_bar() as report:
         measured = measure(saes, reader, source, report, _state(addresses, folder, reader, source))
     plots = write_plots(args.plots, measured.measurements) if args.plots else []
@@ -122,7 +127,7 @@ def _state(addresses: Sequence[SAEAddress], model: str, reader: Reader, source: 
     depends_on = {
         "saes": [hash_of(summarize(path, options).files, options) for _, path, options in addresses],
         "model": model_hashes(model),
-        "data": data_hashes(source.files),
+        "data": list(data_hashes(source.files).items()),  # in their order, which sorted keys would not keep
         "how": [source.held_out, source.tokens, reader.context, reader.batch_tokens],
         "where": [str(parameter.device), str(parameter.dtype), version("saeclamp")],
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -10,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saeclamp_saes.commands.harvest import DATA, add_reading, given, opened
-from saeclamp_saes.commands.numbers import count, layer, positive, share
+from saeclamp_saes.commands.numbers import count, layer, positive, seed, share
 from saeclamp_saes.commands.progress import progress_bar, resumable
 from saeclamp_saes.commands.tables import print_facts, print_json
 from saeclamp_saes.errors import TrainingError
 from saeclamp_saes.training.recipe import FEATURES_PER_WIDTH, NAMES, Recipe
+from saeclamp_saes.verification.result import LEAST
 
 if TYPE_CHECKING:
     from saeclamp_saes.training.export import Exported
@@ -101,7 +103,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="of the steps, over which k falls from 4 k",
     )
-    group.add_argument("--seed", type=int, default=Recipe.seed, help="default %(default)s")
+    group.add_argument("--seed", type=seed, default=Recipe.seed, help="default %(default)s")
 
 
 @resumable
@@ -176,4 +178,16 @@ def _print(args: argparse.Namespace, exported: Exported) -> None:
         }
     )
     model = args.model or exported.model_name
-    print(f"saeclamp: serve it with: saeclamp serve {model} --sae {exported.folder}", file=sys.stderr)
+    if figures.explained_variance < LEAST:
+        print(
+            f"saeclamp: it explains less than {LEAST:g} of the variance, so `serve` will take it for one of another model "
+            "and refuse it, unless --allow-unverified-sae is given: train it on more tokens.",
+            file=sys.stderr,
+        )
+    print(f"saeclamp: serve it with: saeclamp serve {model} --sae {_named(exported.folder)}", file=sys.stderr)
+
+
+def _named(folder: Path) -> str:
+    """Write what `--sae` takes, named after the run: every run's SAE lies in a folder called sae."""
+    name = folder.parent.name
+    return shlex.quote(f"{name}={folder}" if re.fullmatch(r"[\w.-]+", name) else str(folder))

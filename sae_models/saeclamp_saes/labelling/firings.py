@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from saeclamp_saes.labelling.columns import Column, Columns
+from saeclamp_saes.labelling.columns import STATE, Column, Columns, check_size, damaged
 from saeclamp_saes.sae import SAE
 from saeclamp_saes.training.documents import documents
 from saeclamp_saes.training.harvest import GROUP_TOKENS, Part, Reader
@@ -130,10 +130,14 @@ def record_firings(
     sae:    on the model's device
     limits: (num_sites,), of `norm_limits`: a token whose vector is longer at any place is a sink
     tokens: to read, at most; the last sequence is cut there
+    Raises LabelError where what was half done is damaged.
     """
     columns = Columns(folder, _COLUMNS)
-    state = columns.state or {"document": 0, "read": 0, "ended": False, "sorted": False}
-    at: dict[str, Any] = dict(state)
+    at: dict[str, Any] = {"document": 0, "read": 0, "ended": False, "sorted": False}
+    if columns.state:
+        if {name: type(value) for name, value in columns.state.items()} != {name: type(at[name]) for name in at}:
+            raise damaged(folder / STATE)
+        at = dict(columns.state)
     for group in _groups(reader, files, at["document"], tokens - at["read"]) if not at["ended"] else ():
         _append(columns, sae, limits, reader, group, at["read"])
         at["read"] += sum(len(part.ids) for part in group.parts)
@@ -225,6 +229,8 @@ def _sorted(folder: Path, columns: Columns, d_sae: int, report: Report) -> Firin
             free += np.bincount(features, minlength=d_sae)
             report("sorting by feature", min(first + SORTED_AT_ONCE, total), total, {})
         columns.commit(**{**columns.state, "sorted": True})
+    for name, dtype in by_feature.items():
+        check_size(paths[name], total * np.dtype(dtype).itemsize)
     lengths = columns["lengths"].astype(np.int64)
     return Firings(
         ids=columns["ids"],
@@ -234,7 +240,7 @@ def _sorted(folder: Path, columns: Columns, d_sae: int, report: Report) -> Firin
         quotable=np.ones(len(lengths), bool),
         offsets=offsets,
         **{
-            name: np.memmap(paths[name], dtype, mode="r") if total else np.empty(0, dtype)
+            name: np.memmap(paths[name], dtype, mode="r", shape=(total,)) if total else np.empty(0, dtype)
             for name, dtype in by_feature.items()
         },
     )

@@ -37,7 +37,7 @@ def measure_neighbours(folder: Path, W_dec: Tensor, report: Report) -> Neighbour
     columns = Columns(folder, {"indices": Column("<i4", num), "cosines": Column("<f4", num)})
     unit = torch.nn.functional.normalize(W_dec, dim=1)
     step = max(1, COSINES_AT_ONCE // len(W_dec))
-    for first in range(columns.state.get("done", 0), len(W_dec), step):
+    for first in range(columns.num_done, len(W_dec), step):
         cosines = unit[first : first + step] @ unit.T
         own = torch.arange(len(cosines), device=cosines.device)
         cosines[own, first + own] = -torch.inf

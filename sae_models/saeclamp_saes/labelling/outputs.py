@@ -85,7 +85,7 @@ def measure_outputs(folder: Path, sae: SAE, reader: Reader, max_acts: Tensor, re
     prefix = Prefix.read(reader, PREFIX) if edits_stream(sae) else None
     columns = Columns(folder, _COLUMNS)
     step = max(1, LOGITS_AT_ONCE // lens.num_tokens)
-    for first in range(columns.state.get("done", 0), sae.d_sae, step):
+    for first in range(columns.num_done, sae.d_sae, step):
         features = torch.arange(first, min(first + step, sae.d_sae), device=sae.W_dec.device)
         logits = lens.logits(sae.W_dec[features])
         top, bottom = logits.topk(NUM_SCORED), logits.topk(NUM_SHOWN, largest=False)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,8 @@ from torch import Tensor
 
 from saeclamp_saes.errors import LabelError
 from saeclamp_saes.files.source import LABELS
+from saeclamp_saes.labelling.said import one_line
+from saeclamp_saes.labelling.schema import SCHEMA
 from saeclamp_saes.sae import SAE
 
 Kind = Literal["input", "say", "output", "none"]
@@ -142,45 +144,6 @@ class LabelsInfo:
     """ISO 8601, UTC"""
 
 
-_TOKEN_LOGITS = pa.list_(pa.struct([("token", pa.string()), ("id", pa.int32()), ("value", pa.float32())]))
-_EXAMPLE = pa.struct(
-    [
-        ("quantile", pa.int8()),
-        ("tokens", pa.list_(pa.string())),
-        ("acts", pa.list_(pa.float32())),
-        ("peak", pa.int16()),
-        ("peak_act", pa.float32()),
-        ("document", pa.int64()),
-    ]
-)
-SCHEMA = pa.schema(
-    [
-        ("index", pa.int32()),
-        ("density", pa.float64()),
-        ("num_active", pa.int64()),
-        ("max_act", pa.float32()),
-        ("top_act", pa.float32()),
-        ("kind", pa.string()),
-        ("label", pa.string()),
-        ("label_score", pa.float32()),
-        ("input_label", pa.string()),
-        ("input_score", pa.float32()),
-        ("say_label", pa.string()),
-        ("say_score", pa.float32()),
-        ("output_label", pa.string()),
-        ("output_score", pa.float32()),
-        ("top_logits", _TOKEN_LOGITS),
-        ("bottom_logits", _TOKEN_LOGITS),
-        ("neighbours", pa.list_(pa.struct([("index", pa.int32()), ("cosine", pa.float32())]))),
-        ("examples", pa.list_(_EXAMPLE)),
-        ("inactive", pa.list_(_EXAMPLE)),
-        ("explanation", pa.string()),
-        ("explanation_source", pa.string()),
-        ("explanation_score", pa.float32()),
-    ]
-)
-
-
 @dataclass(frozen=True)
 class Labels:
     """Labels of all features of an SAE; row i is feature i."""
@@ -199,7 +162,7 @@ class Labels:
         """
         Read a file, of whatever weights.
 
-        Raises LabelError where there is none, or something else than labels.
+        Raises LabelError where there is none, or something else than labels, one row a feature in their order.
         """
         try:
             table = pq.read_table(path)
@@ -207,13 +170,10 @@ class Labels:
             raise LabelError(f"There are no labels at {path}: make them with `saeclamp label`.") from None
         except (OSError, pa.ArrowException) as exc:
             raise LabelError(f"{path} cannot be read as Parquet: {str(exc).splitlines()[0]}") from None
-        noted = json.loads((table.schema.metadata or {}).get(_METADATA, b"{}"))
-        if noted.get("version") != _VERSION or not table.schema.equals(SCHEMA, check_metadata=False):
-            raise LabelError(
-                f"{path} holds no labels that this version of saeclamp knows: move it away and make new ones."
-            )
-        values = noted["info"]
-        return cls(LabelsInfo(**{**values, "warnings": tuple(values["warnings"])}), table)
+        info = _info(path, table.schema)
+        if table["index"].to_pylist() != list(range(table.num_rows)):
+            raise LabelError(f"{path} is damaged: its features are not in order. Move it away and make new ones.")
+        return cls(info, table)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -277,8 +237,14 @@ def read_labels(path: Path, sae: SAE) -> Labels:
     labels = Labels.read(path)
     if labels.info.decoder_sha256 != decoder_sha256(sae):
         raise LabelError(
-            f"The labels in {path} are of other weights (of {labels.info.sae}, labelled {labels.info.date[:10]}), so their "
-            "feature numbers mean other features: make new ones with `saeclamp label`."
+            f"The labels in {path} are of other weights (of {one_line(labels.info.sae)}, labelled "
+            f"{one_line(labels.info.date[:10])}), so their feature numbers mean other features: make new ones with "
+            "`saeclamp label`."
+        )
+    if len(labels) != sae.d_sae:
+        raise LabelError(
+            f"{path} is damaged: it has labels of {len(labels)} features, and the SAE has {sae.d_sae}. Move it away and "
+            "make new ones."
         )
     return labels
 
@@ -336,6 +302,32 @@ def tensor_sha256(tensor: Tensor) -> str:
             .tobytes()
         )
     return digest.hexdigest()
+
+
+def _info(path: Path, schema: Any) -> LabelsInfo:
+    """Read what a file's metadata say of its labels. Raises LabelError where that is not all that it should be."""
+    try:
+        noted = json.loads((schema.metadata or {}).get(_METADATA, b"{}"))
+    except (ValueError, RecursionError):
+        noted = None
+    match noted:
+        case {"version": version, "info": dict() as info} if (
+            version == _VERSION and schema.equals(SCHEMA, check_metadata=False) and _says_all(info)
+        ):
+            return LabelsInfo(**{**info, "warnings": tuple(info["warnings"])})
+    raise LabelError(f"{path} holds no labels that this version of saeclamp knows: move it away and make new ones.")
+
+
+def _says_all(info: dict[str, Any]) -> bool:
+    texts = ("sae", "decoder_sha256", "model", "date")
+    mappings = ("model_sha256", "data_sha256", "settings", "versions")
+    return (
+        info.keys() == {field.name for field in fields(LabelsInfo)}
+        and all(isinstance(info[name], str) for name in texts)
+        and all(isinstance(info[name], dict) for name in mappings)
+        and isinstance(info["num_tokens"], int)
+        and isinstance(info["warnings"], list)
+    )
 
 
 def _feature(row: dict[str, Any]) -> Feature:

@@ -12,7 +12,6 @@ from saeclamp_saes.errors import VerificationError
 from saeclamp_saes.training.documents import documents
 from saeclamp_saes.training.harvest import Part, Reader
 from saeclamp_saes.training.progress import Report, silent
-from saeclamp_saes.verification.models import check_vocabulary
 from saeclamp_saes.verification.text import SHORTEST
 
 
@@ -66,7 +65,6 @@ def survey(source: Source, reader: Reader, most: int, report: Report = silent) -
     for parts in source.documents(reader):
         num_documents += 1
         for part in parts:
-            check_vocabulary(reader.model, [part.ids])
             num_tokens += int(part.counts.sum())
             if num_parts % every == 0:
                 chosen.append(part.ids[:most])

@@ -24,17 +24,17 @@ def calibrated(sae: SAE, chunks: Chunks, k: int) -> SAE:
     It is half way between the last activation that is kept and the first that is not, so that rounding moves neither across.
     Both are found exactly, and in little memory, however many activations there are: positive fp32 numbers are ordered as
     their bits are, so the upper half of one's bits is counted out in one pass, and the lower half in another.
-    Raises TrainingError when so many activations are not even positive.
+    Where so many activations are not even positive, all that are positive are kept, as they are in training.
+    Raises TrainingError where none is.
     """
     plain = replace(sae, threshold=torch.zeros_like(sae.threshold))
     wanted = k * sum(len(chunk) for chunk in chunks())
     uppers = _counts(plain, chunks, lambda bits: bits // HALF)
     num_positive = int(uppers.sum())
+    if not num_positive:
+        raise TrainingError("No feature is active on any held-out token: train longer, or with another learning rate.")
     if num_positive < wanted:
-        raise TrainingError(
-            f"Only {num_positive} activations on the held-out tokens are positive, and k asks for {wanted}: lower k, "
-            "or train longer."
-        )
+        return plain
 
     def largest(nth: int) -> float:
         upper, above = _last(uppers, nth)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from saeclamp_saes.training.folder import damaged
 from saeclamp_saes.training.trainer import Trainer
 
 
@@ -33,8 +34,19 @@ def save(path: Path, trainer: Trainer, place: Place) -> None:
 
 
 def load(path: Path, trainer: Trainer, device: torch.device) -> Place:
-    """Put a checkpoint into a new trainer."""
-    with safe_open(path, "pt", device=str(device)) as file:
-        counters = file.metadata()
-        trainer.load({name: file.get_tensor(name) for name in file.keys()}, int(counters["step"]))  # noqa: SIM118
-    return Place(float.fromhex(counters["scale"]), int(counters["round"]), int(counters["used"]))
+    """Put a checkpoint into a new trainer. Raises DamagedError for a file that is none."""
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            counters = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        step, place = (
+            int(counters["step"]),
+            Place(float.fromhex(counters["scale"]), int(counters["round"]), int(counters["used"])),
+        )
+    except (SafetensorError, KeyError, TypeError, ValueError):
+        raise damaged(path) from None
+    for name, tensor in trainer.state().items():
+        if name not in tensors or tensors[name].shape != tensor.shape:
+            raise damaged(path)
+    trainer.load(tensors, step)
+    return place

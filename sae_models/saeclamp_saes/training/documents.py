@@ -2,8 +2,8 @@
 Documents, from text files and JSON lines. Free of torch.
 
 A line of JSON is {"text": ...} or {"messages": [{"role", "content"}, ...]}; other keys are not looked at. A text file is a
-document, and a long one is cut at line ends into several. Documents are read in the files' order, and files by name, so
-shuffle what is sorted by subject: only a pool's worth of tokens is mixed.
+document, and a long one is cut at line ends into several. Documents are read in the files' order, and a folder's files by
+name, so shuffle what is sorted by subject: only a pool's worth of tokens is mixed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 from saeclamp_saes.errors import TrainingError
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.gz", ".txt.gz")
+"""In small letters; capital ones are as good."""
+LINES_OF_JSON = (".jsonl", ".jsonl.gz")
 LONGEST_PART = 20_000
 """Characters of a text file that make one document; a longer file is several."""
 
@@ -28,6 +30,8 @@ class Document(NamedTuple):
 
     text: str | None
     messages: list[dict[str, Any]] | None
+    where: str = ""
+    """Its file and line, for messages"""
 
     def is_held_out(self, share: float) -> bool:
         """Whether it is measured on, and not trained on."""
@@ -41,40 +45,62 @@ class Document(NamedTuple):
 
 
 def data_files(paths: Sequence[Path]) -> list[Path]:
-    """List the files of the named files and folders, each once, by name. Raises TrainingError."""
-    found: dict[Path, None] = {}
+    """List the files of the named files and folders, each once, however it is called. Raises TrainingError."""
+    found: dict[Path, Path] = {}
     for path in paths:
         if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.is_file() and file.name.endswith(SUFFIXES))
-            # a description beside the data is no data
-            inside = [file for file in inside if not file.name.lower().startswith(("readme", "license"))]
+            inside = sorted(file for file in path.iterdir() if _is_read(file))
             if not inside:
-                raise TrainingError(f"The folder {path} holds no file that ends in {', '.join(SUFFIXES)}.")
-            found |= dict.fromkeys(inside)
+                raise TrainingError(
+                    f"The folder {path} holds no data, which are files that end in {', '.join(SUFFIXES)} but are not "
+                    "called README or LICENSE. Folders in it are not read."
+                )
+            for file in inside:
+                found.setdefault(file.resolve(), file)
         elif path.is_file():
-            found[path] = None
+            if path.name.lower().endswith((".json", ".json.gz")):
+                raise TrainingError(
+                    f"{path} is called JSON, and JSON lines are read: one object a line, in a file that ends in .jsonl."
+                )
+            found.setdefault(path.resolve(), path)
         else:
             raise TrainingError(f"There is no file or folder {path}.")
-    return list(found)
+    return list(found.values())
+
+
+def left_out(paths: Sequence[Path]) -> list[Path]:
+    """List what is in the named folders and is not read, but for hidden files."""
+    folders = dict.fromkeys(path for path in paths if path.is_dir())
+    inside = (one for folder in folders for one in sorted(folder.iterdir()))
+    return [one for one in inside if not _is_read(one) and not one.name.startswith(".")]
+
+
+def _is_read(path: Path) -> bool:
+    """Whether what is in a folder is data. A description beside them is none; JSON lines are, whatever they are called."""
+    name = path.name.lower()
+    is_description = name.startswith(("readme", "license")) and not name.endswith(LINES_OF_JSON)
+    return name.endswith(SUFFIXES) and not is_description and path.is_file()
 
 
 def documents(files: Sequence[Path], start: int = 0) -> Iterator[Document]:
     """Read every document from the `start`-th on, in order. Raises TrainingError, with the line, for what is none."""
     left = start
     for path in files:
-        is_json = path.name.endswith((".jsonl", ".jsonl.gz"))
+        is_json = path.name.lower().endswith(LINES_OF_JSON)
         for number, line in enumerate(_lines(path) if is_json else _parts(_lines(path)), 1):
             if not line.strip():
                 continue
             if left:
                 left -= 1
                 continue
-            yield _parsed(line, f"{path}, line {number}") if is_json else Document(line, None)
+            yield _parsed(line, f"{path}, line {number}") if is_json else Document(line, None, str(path))
 
 
 def _lines(path: Path) -> Iterator[str]:
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        # some editors begin a file with a byte order mark, which is not of the text
+        is_packed, how = path.suffix.lower() == ".gz", "utf-8-sig"
+        with gzip.open(path, "rt", encoding=how) if is_packed else path.open(encoding=how) as file:
             yield from file
     except UnicodeDecodeError:
         raise TrainingError(f"{path} is not text in UTF-8.") from None
@@ -101,10 +127,10 @@ def _parsed(line: str, where: str) -> Document:
         raise TrainingError(f"{where} is not JSON.") from None
     if isinstance(record, dict):
         if isinstance(record.get("text"), str):
-            return Document(record["text"], None)
+            return Document(record["text"], None, where)
         messages = record.get("messages")
         if isinstance(messages, list) and messages and all(map(_is_message, messages)):
-            return Document(None, messages)
+            return Document(None, messages, where)
     raise TrainingError(
         f'{where} is neither {{"text": ...}} nor {{"messages": [{{"role": ..., "content": ...}}, ...]}}.'
     )

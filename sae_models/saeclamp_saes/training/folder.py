@@ -10,7 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from saeclamp_saes.errors import TrainingError
+
+LONGEST_SAID = 200
+"""Characters of a value in a message."""
+
+
+class DamagedError(TrainingError):
+    """What an earlier start of the work left cannot be used. Nothing of it is removed."""
 
 
 @contextmanager
@@ -31,21 +40,55 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(unfinished, path)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what `write_json` wrote. Raises DamagedError where that is something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise damaged(path)
+    return value
+
+
+def damaged(path: Path) -> DamagedError:
+    """Make the error for a file of the work that does not hold what it should."""
+    return DamagedError(f"{path} is damaged, and without it this work cannot go on: begin anew in another folder.")
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turn what the system says of a folder or disk that cannot be written into a TrainingError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as exc:  # a full disk is either
+        reason = getattr(exc, "strerror", None) or str(exc)
+        raise TrainingError(f"{folder} cannot be written: {reason}.") from exc
+
+
 def check_identity(path: Path, identity: dict[str, Any]) -> None:
-    """Note what the folder is for, or compare with what it is for."""
+    """
+    Note what the folder is for, or compare with what it is for. Raises TrainingError where that is something else.
+
+    identity: JSON-able; of what is called data_sha256 the order counts too, because data are read in it
+    """
     if not path.exists():
         if any(path.parent.iterdir()):
             raise TrainingError(f"{path.parent} is not empty and holds no run: give a new folder.")
         write_json(path, identity)
         return
-    kept = _flat(json.loads(path.read_text(encoding="utf-8")))
-    new = _flat(identity)
+    kept, new = _flat(read_json(path)), _flat(identity)
     for name in sorted(kept.keys() | new.keys()):
         if kept.get(name) != new.get(name):
             raise TrainingError(
-                f"{path.parent} holds a run with another {name} ({kept.get(name)}, and now {new.get(name)}): give a new "
-                "folder, or the same settings and data to go on with it."
+                f"{path.parent} holds a run with another {name} ({_short(kept.get(name))}, and now {_short(new.get(name))}"
+                "): give a new folder, or the same settings and data to go on with it."
             )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= LONGEST_SAID else f"{text[:LONGEST_SAID]}..."
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -53,4 +96,6 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, item in value.items():
         if isinstance(item, dict):
             parts |= _flat(item, f"{prefix}{key} ")
+            if key == "data_sha256":
+                parts[f"{prefix}order of the data"] = ", ".join(item)
     return parts

@@ -18,6 +18,7 @@ from saeclamp_saes.training.documents import Document, documents
 from saeclamp_saes.training.rows import StoreDtype
 from saeclamp_saes.verification.architectures import edited
 from saeclamp_saes.verification.figures import SINK_MULTIPLE
+from saeclamp_saes.verification.models import check_vocabulary
 from saeclamp_saes.verification.text import SHORTEST, begin_of
 
 MEDIAN_TOKENS = 4096
@@ -56,22 +57,30 @@ class Reader:
     """Of a forward, padding included"""
 
     def parts(self, document: Document) -> list[Part]:
-        """Tokenise, as the model's own inputs begin (with BOS, or not; a conversation by the chat template), and cut."""
+        """
+        Tokenise, as the model's own inputs begin (with BOS, or not; a conversation by the chat template), and cut.
+
+        Raises TrainingError for a conversation that the template does not take, VerificationError for a token that the model
+        does not know.
+        """
         skipped = 0
         if document.messages is not None:
-            text, begin = self._conversation(document.messages), []
+            text, begin = self.conversation(document), []
             if not document.is_among(PREFIX_SHARE, "prefix"):
                 skipped = self._prefix_length
         else:
             text, begin = str(document.text), begin_of(self.tokenizer)
-        ids = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        ids = self.tokenizer(_in_unicode(text), add_special_tokens=False, verbose=False).input_ids
         step = self.context - len(begin)
         parts = [
             self._part([*begin, *ids[first : first + step]], skipped - first)
             for first in range(0, len(ids), step)
             if len(ids) - first >= SHORTEST
         ]
-        return [part for part in parts if part.counts.any()]
+        kept = [part for part in parts if part.counts.any()]
+        if kept:
+            check_vocabulary(self.model, [part.ids for part in kept])
+        return kept
 
     def _part(self, ids: list[int], skipped: int) -> Part:
         tokens = torch.tensor(ids)
@@ -85,18 +94,20 @@ class Reader:
     def _prefix_length(self) -> int:
         """Tokens that every conversation begins with: those of a template's own system prompt."""
         one, other = (
-            self.tokenizer(self._conversation([{"role": "user", "content": text}]), add_special_tokens=False).input_ids
-            for text in ("a", "b")
+            self.tokenizer(self.conversation(said), add_special_tokens=False).input_ids
+            for said in (Document(None, [{"role": "user", "content": text}]) for text in ("a", "b"))
         )
         return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
 
-    def _conversation(self, messages: list[dict[str, Any]]) -> str:
+    def conversation(self, document: Document) -> str:
+        """Format a conversation by the model's template. Raises TrainingError, with the line, where that refuses it."""
         if not self.tokenizer.chat_template:
             raise TrainingError("The data hold conversations, and the model has no chat template to format them with.")
         try:
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False))
+            return str(self.tokenizer.apply_chat_template(document.messages, tokenize=False))
         except Exception as exc:  # the template is the model's own program, and may raise anything
-            raise TrainingError(f"The model's chat template does not take a conversation of the data: {exc}.") from exc
+            which = f"the conversation of {document.where}" if document.where else "a conversation of the data"
+            raise TrainingError(f"The model's chat template does not take {which}: {exc}.") from exc
 
     @torch.no_grad()
     def vectors(self, parts: Sequence[Part]) -> list[Tensor]:
@@ -127,6 +138,11 @@ class Reader:
         with edited(self.model, {site: partial(keep, site) for site in self.sites}), suppress(_Reached):
             self.model(input_ids=ids, use_cache=False)
         return torch.stack([found[site] for site in self.sites], dim=2)
+
+
+def _in_unicode(text: str) -> str:
+    """Put the replacement character for halves of a surrogate pair, which JSON can hold and a tokenizer cannot read."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
@@ -229,6 +245,21 @@ class Harvest:
         if not torch.isfinite(kept).all():
             raise TrainingError("The model's vectors are too large for float16, or not finite: keep them as bfloat16.")
         return kept
+
+
+def check_documents(reader: Reader, files: Sequence[Path]) -> None:
+    """
+    Read all documents without the model, so that a bad line is known before anything long begins.
+
+    What a template refuses is nearly always an order of roles, so of equal orders one conversation is formatted.
+    Raises TrainingError, with the line.
+    """
+    formatted: set[tuple[str, ...]] = set()
+    for document in documents(files):
+        roles = tuple(message["role"] for message in document.messages or ())
+        if roles and roles not in formatted:
+            formatted.add(roles)
+            reader.conversation(document)
 
 
 def norm_limits(reader: Reader, files: Sequence[Path]) -> Tensor:

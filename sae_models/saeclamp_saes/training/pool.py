@@ -7,7 +7,6 @@ round uses all that is left. Data that fit into the pool as a whole are harveste
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from saeclamp_saes.errors import TrainingError
-from saeclamp_saes.training.folder import write_json
+from saeclamp_saes.training.folder import DamagedError, damaged, read_json, write_json
 from saeclamp_saes.training.harvest import Cursor, Harvest
 from saeclamp_saes.training.progress import Report
 from saeclamp_saes.training.rows import Rows, Table
@@ -76,8 +75,7 @@ class Pool:
         pool = cls(Table([rows.tensor]), schedule, batch, seed)
         pool._rows, pool._state_path, pool._state = rows, state_path, _State()
         if state_path.exists():
-            kept = json.loads(state_path.read_text(encoding="utf-8"))
-            pool._state = _State(**{**kept, "cursor": Cursor(*kept["cursor"])})
+            pool._state = _state_of(state_path)
         return pool
 
     @property
@@ -95,17 +93,22 @@ class Pool:
         Harvest what is missing for a round. What was interrupted goes on: each vector is taken once.
 
         Rounds come in order, and the one before must have been used up: its vectors are overwritten.
-        Raises TrainingError when the data are too few for a batch.
+        Raises TrainingError when the data are too few for a batch, DamagedError for a round that the pool cannot come to.
         """
         if self.holds_all:
             return
         assert harvest is not None
         assert self._rows is not None
         state = self._state
-        assert state.round in (round_, round_ - 1), "a round was left out"
-        if state.round < round_:
+        if state.round == round_ - 1 and state.filled == len(self._slots(state.round)):
             self._commit(_State(round_, 0, state.cursor, state.num_rows))
-        slots = torch.arange(self.num_rows) if round_ == 0 else self._used_up(round_ - 1)
+        elif state.round != round_:
+            assert self._state_path is not None
+            raise DamagedError(
+                f"The vectors that {self._state_path.parent} holds are not those that its training came to: begin anew in "
+                "another folder."
+            )
+        slots = self._slots(round_)
         while (state := self._state).filled < len(slots):
             vectors, cursor = harvest.take(state.cursor, len(slots) - state.filled)
             if len(vectors):
@@ -129,13 +132,26 @@ class Pool:
         used = self.num_rows // self._batch if self.holds_all else self.schedule.used(round_)
         return order[: used * self._batch]
 
-    def _used_up(self, round_: int) -> Tensor:
-        return self.order(round_).sort().values
+    def _slots(self, round_: int) -> Tensor:
+        """Which rows are filled for a round: all for the first, then those that the round before used up."""
+        return torch.arange(self.num_rows) if round_ == 0 else self.order(round_ - 1).sort().values
 
     def _commit(self, state: _State) -> None:
         assert self._state_path is not None
         write_json(self._state_path, asdict(state))
         self._state = state
+
+
+def _state_of(path: Path) -> _State:
+    match read_json(path):
+        case {
+            "round": int(round_),
+            "filled": int(filled),
+            "cursor": [int(document), int(skip)],
+            "num_rows": num_rows,
+        } if num_rows is None or isinstance(num_rows, int):
+            return _State(round_, filled, Cursor(document, skip), num_rows)
+    raise damaged(path)
 
 
 def check_enough(num_rows: int, batch: int) -> None:

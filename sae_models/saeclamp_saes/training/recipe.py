@@ -9,6 +9,8 @@ from saeclamp_saes.errors import TrainingError
 
 Name = Literal["batchtopk", "matryoshka", "topk", "jumprelu", "relu"]
 NAMES: tuple[Name, ...] = get_args(Name)
+CALIBRATED: tuple[Name, ...] = ("batchtopk", "matryoshka")
+"""Those that get one threshold for all features after training."""
 
 FEATURES_PER_WIDTH = 8
 """Times the model's width, unless the user says how many features."""
@@ -59,6 +61,10 @@ class Recipe:
                 raise TrainingError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if self.k > self.d_sae:
             raise TrainingError(f"{self.k} active features a token cannot be had of {self.d_sae}: lower k.")
+        if self.k == self.d_sae and self.architecture in CALIBRATED:
+            raise TrainingError(
+                f"{self.k} active features a token of {self.d_sae} would be all of them, which no threshold gives: lower k."
+            )
         if self.smallest_group is not None and self.architecture != "matryoshka":
             raise TrainingError(
                 f"Only matryoshka has groups of features; {self.architecture} has none to set the size of."

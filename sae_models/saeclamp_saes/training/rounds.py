@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,11 @@ CHECKPOINT = "checkpoint.safetensors"
 def train_rounds(
     settings: Settings, recipe: Recipe, pool: Pool, harvest: Harvest | None, device: torch.device, report: Report
 ) -> tuple[Trainer, Place]:
-    """Train to the end, from the checkpoint if there is one. Raises TrainingError when the loss is no longer finite."""
+    """
+    Train to the end, from the checkpoint if there is one.
+
+    Raises TrainingError when the loss is no longer finite, DamagedError for a checkpoint that cannot be read.
+    """
     path = settings.out / CHECKPOINT
     if not path.exists():
         pool.fill(harvest, 0, report)
@@ -88,6 +93,8 @@ def _scale_and_center(pool: Pool) -> tuple[float, Tensor]:
         # fp64 for the sums over millions of vectors only: converting every number would take minutes
         total += chunk.sum(dim=0)
         squares += float(chunk.square().sum(dim=1).double().sum())
+    if not math.isfinite(squares):
+        raise TrainingError("The vectors hold numbers that are not finite, so they are damaged: harvest them anew.")
     if squares == 0:
         raise TrainingError("All vectors are zero: there is nothing to train on.")
     scale = (pool.num_rows / squares) ** 0.5
@@ -108,7 +115,8 @@ class _Lines:
         rate = self._steps * self._recipe.batch / max(1e-9, time.monotonic() - self._since)
         figures = {name: float(value) for name, value in measured._asdict().items()}
         if not figures["loss"] < float("inf"):
-            raise TrainingError("Training diverged: the loss is not finite; lower the learning rate.")
+            lower = "--l1 or --lr" if self._recipe.architecture == "relu" else "--lr"
+            raise TrainingError(f"Training diverged, because the loss is not finite: lower {lower}.")
         self._log.write(
             {
                 "step": number,

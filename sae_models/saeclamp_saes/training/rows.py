@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from saeclamp_saes.errors import TrainingError
+from saeclamp_saes.training.folder import DamagedError
 
 StoreDtype = Literal["bfloat16", "float16"]
 STORE_DTYPES: tuple[StoreDtype, ...] = get_args(StoreDtype)
@@ -23,19 +24,28 @@ CHUNK_BYTES = 1 << 26
 
 
 class Rows:
-    """A file of `num_rows` vectors; rows that were never written are zero."""
+    """A file of `num_rows` vectors, or more; rows that were never written are zero."""
 
-    def __init__(self, path: Path, num_rows: int, width: int, dtype: StoreDtype) -> None:
-        """Open the file, or make it. Raises TrainingError when the disk has no room for it."""
+    def __init__(self, path: Path, num_rows: int, width: int, dtype: StoreDtype, *, begun: bool) -> None:
+        """
+        Open the file, or make it.
+
+        begun: whether vectors were written to it before, so that it must be there, and whole
+        Raises TrainingError when the disk has no room for it, DamagedError where vectors are missing.
+        """
         size = num_rows * width * 2
-        if not path.exists():
+        if begun:
+            _check_size(path, size)
+        else:
+            path.unlink(missing_ok=True)  # nothing in it counts
             free = shutil.disk_usage(path.parent).free
             if size + ROOM_TO_LEAVE > free:
                 raise TrainingError(
                     f"{num_rows} vectors of {width} numbers take {size / 1e9:.1f} GB, and {path.parent} has "
                     f"{free / 1e9:.1f} GB free: keep fewer."
                 )
-        self._map = np.memmap(path, np.int16, "r+" if path.exists() else "w+", shape=(num_rows, width))
+        # numpy makes a file of zeros, and would make a short one longer by zeros
+        self._map = np.memmap(path, np.int16, "r+" if begun else "w+", shape=(num_rows, width))
         self._path = path
         self.tensor: Tensor = torch.from_numpy(self._map).view(getattr(torch, dtype))
         """(num_rows, width), the file itself"""
@@ -51,6 +61,16 @@ class Rows:
         # not the map's own flush, which looks at every page of the file
         with self._path.open("rb") as file:
             os.fdatasync(file.fileno())
+
+
+def _check_size(path: Path, size: int) -> None:
+    if not path.is_file():
+        raise DamagedError(f"{path} is missing, with vectors that are needed: put it back, or begin anew elsewhere.")
+    if path.stat().st_size < size:
+        raise DamagedError(
+            f"{path} was cut short: it has {path.stat().st_size:,} bytes, and {size:,} are needed. Put it back as it was, "
+            "or begin anew elsewhere."
+        )
 
 
 class Table:

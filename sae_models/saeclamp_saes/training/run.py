@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from saeclamp_saes.errors import TrainingError
+from saeclamp_saes.errors import SAEError, TrainingError
 from saeclamp_saes.sites import Site
 from saeclamp_saes.training.calibrate import Chunks
 from saeclamp_saes.training.export import CONFIG, Exported, export
-from saeclamp_saes.training.folder import check_identity, locked
+from saeclamp_saes.training.folder import DamagedError, check_identity, locked, read_json, writing_to
 from saeclamp_saes.training.harvest import Harvest, Reader, width_of
 from saeclamp_saes.training.held_out import Figures
 from saeclamp_saes.training.log import check_tensorboard
@@ -50,18 +50,22 @@ def train(settings: Settings, recipe: Recipe, wanted: Wanted, reader: Reader, re
     """
     (site,), width = reader.sites, width_of(reader)
 
+    device = next(reader.model.parameters()).device
+    _check_memory(recipe, width, device)
+
     def vectors() -> _Vectors:
         limits = measured_limits(settings.out / LIMITS, reader, wanted.files)
         most = wanted.most_held_out
-        held_out = Rows(settings.out / f"{HELD_OUT}.rows", most, width, wanted.store)
-        harvest = wanted.harvest(reader, limits, held_out=True)
         state = settings.out / f"{HELD_OUT}.json"
+        held_out = Rows(settings.out / f"{HELD_OUT}.rows", most, width, wanted.store, begun=state.exists())
+        harvest = wanted.harvest(reader, limits, held_out=True)
         num_held_out = fill_in_order([held_out], harvest, state, most, DOING[HELD_OUT], report)
         check_held_out(num_held_out)
         schedule = Schedule.of(recipe.num_steps, settings.pool_tokens // recipe.batch)
-        rows = Rows(settings.out / f"{POOL}.rows", schedule.size * recipe.batch, width, wanted.store)
+        state, size = settings.out / f"{POOL}.json", schedule.size * recipe.batch
+        rows = Rows(settings.out / f"{POOL}.rows", size, width, wanted.store, begun=state.exists())
         return _Vectors(
-            Pool.filled(rows, settings.out / f"{POOL}.json", schedule, recipe.batch, recipe.seed),
+            Pool.filled(rows, state, schedule, recipe.batch, recipe.seed),
             wanted.harvest(reader, limits, held_out=False),
             lambda: Table([held_out.tensor]).chunks(num_held_out),
         )
@@ -73,7 +77,7 @@ def train(settings: Settings, recipe: Recipe, wanted: Wanted, reader: Reader, re
         {**wanted.identity(reader), "pool_tokens": settings.pool_tokens},
         bool(begin_of(reader.tokenizer)),
         vectors,
-        next(reader.model.parameters()).device,
+        device,
         report,
     )
 
@@ -101,6 +105,8 @@ def train_on(
         for number, store in enumerate(each, 1)
     }
 
+    _check_memory(recipe, first.width, device)
+
     def vectors() -> _Vectors:
         table = Table([store.rows(site).tensor for store in stores])
         check_enough(len(table), recipe.batch)
@@ -124,49 +130,86 @@ def _run(
 ) -> Exported:
     if settings.tensorboard:
         check_tensorboard()
-    identity = {**source, "site": str(site), "recipe": asdict(recipe), "dtype": settings.dtype}
-    settings.out.mkdir(parents=True, exist_ok=True)
-    check_identity(settings.out / RUN, identity)
-    with locked(settings.out):
-        finished = settings.out / SAE_FOLDER / CONFIG
-        if not finished.exists():
-            try:
-                pool, harvest, held_out = vectors()
-                trainer, place = train_rounds(settings, recipe, pool, harvest, device, report)
-            except TrainingError:
-                _clear_unless_begun(settings.out)
-                raise
-            report("calibrating and measuring", 0, 1, {})
-            export(
-                settings.out / SAE_FOLDER,
-                trainer.dictionary,
-                recipe,
-                scale=place.scale,
-                site=site,
-                chunks=held_out,
-                dtype=settings.dtype,
-                metadata={
-                    "model_name": source["model"]["name"],
-                    "context_size": source["context"],
-                    "prepend_bos": prepends_bos,
-                    "training": {"tool": "saeclamp train", "command": settings.command, **identity},
-                },
-            )
-        if not settings.keep_vectors:
-            for name in (POOL, HELD_OUT):
-                (settings.out / f"{name}.rows").unlink(missing_ok=True)
+    identity = {
+        **source,
+        "device": device.type,
+        "site": str(site),
+        "recipe": asdict(recipe),
+        "dtype": settings.dtype,
+    }
+    finished = settings.out / SAE_FOLDER / CONFIG
+    with writing_to(settings.out):
+        settings.out.mkdir(parents=True, exist_ok=True)
+        check_identity(settings.out / RUN, identity)
+        with locked(settings.out):
+            if not finished.exists():
+                try:
+                    pool, harvest, held_out = vectors()
+                    trainer, place = train_rounds(settings, recipe, pool, harvest, device, report)
+                except DamagedError:
+                    raise
+                except SAEError:
+                    _clear_unless_begun(settings.out)
+                    raise
+                report("calibrating and measuring", 0, 1, {})
+                export(
+                    settings.out / SAE_FOLDER,
+                    trainer.dictionary,
+                    recipe,
+                    scale=place.scale,
+                    site=site,
+                    chunks=held_out,
+                    dtype=settings.dtype,
+                    metadata={
+                        "model_name": source["model"]["name"],
+                        "context_size": source["context"],
+                        "prepend_bos": prepends_bos,
+                        "training": {"tool": "saeclamp train", "command": settings.command, **identity},
+                    },
+                )
+            if not settings.keep_vectors:
+                _remove_vectors(settings.out)
     return _read(finished)
+
+
+def _check_memory(recipe: Recipe, width: int, device: torch.device) -> None:
+    """Raise TrainingError, before anything long begins, for an SAE that cannot be held while it is trained."""
+    # both matrices, their gradients and Adam's two moments; a batch's activations and their gradients; fp32
+    needed = 4 * (4 * 2 * width + 2 * recipe.batch) * recipe.d_sae
+    if device.type == "cuda":
+        there = torch.cuda.mem_get_info(device)[1]
+    else:
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise TrainingError(
+            f"{recipe.d_sae:,} features of width {width}, trained on {recipe.batch:,} tokens at once, take "
+            f"{needed / 1e9:,.0f} GB of memory, and there are {there / 1e9:,.0f} GB: give fewer features, or a smaller "
+            "batch."
+        )
+
+
+def _remove_vectors(folder: Path) -> None:
+    """Remove the vectors and how far they came, so that what is exported again begins to harvest anew."""
+    for name in (POOL, HELD_OUT):
+        for suffix in ("json", "rows"):
+            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
 
 
 def _clear_unless_begun(folder: Path) -> None:
     """Leave nothing of what was refused before training began, so that the folder can be named again."""
     if not (folder / CHECKPOINT).exists():
-        files = (f"{name}.{suffix}" for name in (POOL, HELD_OUT) for suffix in ("rows", "json"))
-        for name in (RUN, LIMITS, "lock", *files):
+        _remove_vectors(folder)
+        for name in (RUN, LIMITS, "lock"):
             (folder / name).unlink(missing_ok=True)
 
 
 def _read(config: Path) -> Exported:
-    metadata = json.loads(config.read_text(encoding="utf-8"))["metadata"]
-    training = metadata["training"]
-    return Exported(config.parent, metadata["model_name"], Figures(**training["held_out"]), training["rounding_error"])
+    try:
+        metadata = read_json(config)["metadata"]
+        training = metadata["training"]
+        figures = Figures(**training["held_out"])
+        return Exported(config.parent, metadata["model_name"], figures, float(training["rounding_error"]))
+    except (KeyError, TypeError, DamagedError):
+        raise DamagedError(
+            f"{config} is damaged: delete {config.parent} and start the same command again, which makes it anew."
+        ) from None

@@ -7,17 +7,25 @@ of the same token at every place.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from saeclamp_saes.errors import TrainingError
+from saeclamp_saes.errors import SAEError, TrainingError
 from saeclamp_saes.sites import Site
-from saeclamp_saes.training.folder import check_identity, locked, write_json
+from saeclamp_saes.training.folder import (
+    DamagedError,
+    check_identity,
+    damaged,
+    locked,
+    read_json,
+    write_json,
+    writing_to,
+)
 from saeclamp_saes.training.harvest import Cursor, Harvest, Reader, width_of
 from saeclamp_saes.training.progress import Report, silent
 from saeclamp_saes.training.rows import Rows
@@ -43,12 +51,17 @@ class Store:
 
     @classmethod
     def open(cls, folder: Path) -> Store:
-        """Open one. Raises TrainingError where there is none, or an unfinished one."""
+        """Open one. Raises TrainingError where there is none, an unfinished one, or a damaged one."""
         if not (folder / IDENTITY).exists():
             raise TrainingError(f"{folder} holds no harvested vectors.")
         if not (folder / COMPLETE).exists():
             raise TrainingError(f"The harvest in {folder} is not finished: start the same command again.")
-        return cls(folder, _read(folder / IDENTITY), **_read(folder / COMPLETE))
+        identity, complete = read_json(folder / IDENTITY), read_json(folder / COMPLETE)
+        if not {"sites", "model", "context", "store"} <= identity.keys():
+            raise damaged(folder / IDENTITY)
+        if complete.keys() != {"width", "num_rows", "num_held_out", "prepends_bos"}:
+            raise damaged(folder / COMPLETE)
+        return cls(folder, identity, **complete)
 
     @property
     def sites(self) -> list[Site]:
@@ -56,7 +69,7 @@ class Store:
         return [Site.parse(site) for site in self.identity["sites"]]
 
     def rows(self, site: Site) -> Rows:
-        """Vectors to train on. Raises TrainingError for a place that was not harvested."""
+        """Vectors to train on. Raises TrainingError for a place that was not harvested, or a file that was cut short."""
         return self._rows(site, TRAINING, self.num_rows)
 
     def held_out(self, site: Site) -> Rows:
@@ -68,7 +81,8 @@ class Store:
             raise TrainingError(
                 f"{self.folder} holds vectors of {', '.join(map(str, self.sites))}, and none of {site}."
             )
-        return Rows(_folder(self.folder, site) / f"{side}.rows", num_rows, self.width, self.identity["store"])
+        path = _folder(self.folder, site) / f"{side}.rows"
+        return Rows(path, num_rows, self.width, self.identity["store"], begun=True)
 
 
 def harvest_to(folder: Path, wanted: Wanted, reader: Reader, report: Report = silent) -> Store:
@@ -79,30 +93,59 @@ def harvest_to(folder: Path, wanted: Wanted, reader: Reader, report: Report = si
     """
     width = width_of(reader)
     identity = wanted.identity(reader)
-    folder.mkdir(parents=True, exist_ok=True)
-    check_identity(folder / IDENTITY, identity)
-    with locked(folder):
-        if not (folder / COMPLETE).exists():
-            limits = measured_limits(folder / LIMITS, reader, wanted.files)
-            num = {}
-            for side, most in ((HELD_OUT, wanted.most_held_out), (TRAINING, wanted.tokens)):
-                rows = []
-                for site in reader.sites:
-                    _folder(folder, site).mkdir(exist_ok=True)
-                    rows.append(Rows(_folder(folder, site) / f"{side}.rows", most, width, wanted.store))
-                harvest = wanted.harvest(reader, limits, held_out=side == HELD_OUT)
-                num[side] = fill_in_order(rows, harvest, folder / f"{side}.json", most, DOING[side], report)
-            check_held_out(num[HELD_OUT])
-            write_json(
-                folder / COMPLETE,
-                {
-                    "width": width,
-                    "num_rows": num[TRAINING],
-                    "num_held_out": num[HELD_OUT],
-                    "prepends_bos": bool(begin_of(reader.tokenizer)),
-                },
-            )
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        check_identity(folder / IDENTITY, identity)
+        with locked(folder):
+            if not (folder / COMPLETE).exists():
+                try:
+                    complete = _harvested(folder, wanted, reader, width, report)
+                except DamagedError:
+                    raise
+                except SAEError:
+                    _clear_unless_begun(folder, reader.sites)
+                    raise
+                write_json(folder / COMPLETE, complete)
     return Store.open(folder)
+
+
+def _harvested(folder: Path, wanted: Wanted, reader: Reader, width: int, report: Report) -> dict[str, Any]:
+    """Harvest both sides; returns what there is to say of them, JSON-able."""
+    limits = measured_limits(folder / LIMITS, reader, wanted.files)
+    num = {}
+    for side, most in ((HELD_OUT, wanted.most_held_out), (TRAINING, wanted.tokens)):
+        state, rows = folder / f"{side}.json", []
+        for site in reader.sites:
+            _folder(folder, site).mkdir(exist_ok=True)
+            path = _folder(folder, site) / f"{side}.rows"
+            rows.append(Rows(path, most, width, wanted.store, begun=state.exists()))
+        harvest = wanted.harvest(reader, limits, held_out=side == HELD_OUT)
+        num[side] = fill_in_order(rows, harvest, state, most, DOING[side], report)
+        if side == HELD_OUT:
+            check_held_out(num[HELD_OUT])
+    if not num[TRAINING]:
+        raise TrainingError("No document is left to train on: give more documents, or hold out a smaller share.")
+    return {
+        "width": width,
+        "num_rows": num[TRAINING],
+        "num_held_out": num[HELD_OUT],
+        "prepends_bos": bool(begin_of(reader.tokenizer)),
+    }
+
+
+def _clear_unless_begun(folder: Path, sites: Sequence[Site]) -> None:
+    """Leave nothing of what was refused before there was a vector to train on, so that the folder can be named again."""
+    state = folder / f"{TRAINING}.json"
+    if state.exists() and read_json(state).get("filled"):
+        return
+    for site in sites:
+        for side in (HELD_OUT, TRAINING):
+            (_folder(folder, site) / f"{side}.rows").unlink(missing_ok=True)
+            (folder / f"{side}.json").unlink(missing_ok=True)
+        with suppress(OSError):  # not there, or something else is in it
+            _folder(folder, site).rmdir()
+    for name in (IDENTITY, LIMITS, "lock"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def check_held_out(num_rows: int) -> None:
@@ -121,7 +164,12 @@ def fill_in_order(
     """
     kept: dict[str, Any] = {"filled": 0, "cursor": Cursor(), "ended": False}
     if state_path.exists():
-        kept = _read(state_path)
+        kept = read_json(state_path)
+        match kept:
+            case {"filled": int(), "cursor": [int(), int()], "ended": bool()}:
+                pass
+            case _:
+                raise damaged(state_path)
     while kept["filled"] < most and not kept["ended"]:
         filled = kept["filled"]
         vectors, cursor = harvest.take(Cursor(*kept["cursor"]), most - filled)
@@ -136,8 +184,3 @@ def fill_in_order(
 
 def _folder(folder: Path, site: Site) -> Path:
     return folder / str(site).replace(" ", ".")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,8 +11,8 @@ from typing import Any
 import torch
 
 from saeclamp_saes.training.documents import data_files
-from saeclamp_saes.training.folder import write_json
-from saeclamp_saes.training.harvest import Harvest, Reader, norm_limits
+from saeclamp_saes.training.folder import damaged, read_json, write_json
+from saeclamp_saes.training.harvest import Harvest, Reader, check_documents, norm_limits
 from saeclamp_saes.training.provenance import data_hashes
 from saeclamp_saes.training.rows import StoreDtype
 
@@ -49,8 +48,11 @@ class Wanted:
 
     def identity(self, reader: Reader) -> dict[str, Any]:
         """All that the vectors depend on, JSON-able."""
+        parameter = next(reader.model.parameters())
         return {
             "model": {"name": self.model_name, "sha256": dict(self.model_sha256)},
+            "model_dtype": str(parameter.dtype).removeprefix("torch."),
+            "device": parameter.device.type,
             "sites": [str(site) for site in reader.sites],
             "data_sha256": data_hashes(self.files),
             "context": reader.context,
@@ -74,7 +76,16 @@ class Wanted:
 
 
 def measured_limits(path: Path, reader: Reader, files: Sequence[Path]) -> torch.Tensor:
-    """Measure the lengths above which vectors are sinks, once: afterwards they are in the file."""
+    """
+    Measure the lengths above which vectors are sinks, once: afterwards they are in the file.
+
+    returns: (num_sites,)
+    Raises TrainingError for data that hold a bad line anywhere, with the line, or no token that counts.
+    """
     if not path.exists():
+        check_documents(reader, files)
         write_json(path, {"norm_limits": norm_limits(reader, files).tolist()})
-    return torch.tensor(json.loads(path.read_text(encoding="utf-8"))["norm_limits"])
+    limits = read_json(path).get("norm_limits")
+    if not isinstance(limits, list) or len(limits) != len(reader.sites) or not all(type(n) is float for n in limits):
+        raise damaged(path)
+    return torch.tensor(limits)

@@ -53,6 +53,11 @@ def max_length_of(model: Any) -> int | None:
     return length if isinstance(length, int) and length > 0 else None
 
 
+def context_of(model: Any, wanted: int) -> int:
+    """Longest sequence to read: what is wanted, or what the model takes if that is less."""
+    return min(wanted, max_length_of(model) or wanted)
+
+
 def check_vocabulary(model: Any, sequences: Sequence[Tensor]) -> None:
     """
     Check that the model knows every token.

@@ -57,5 +57,8 @@ def quick_fit(sae: SAE, x: Tensor, target: Tensor, position: Tensor, is_special:
             f"{reading.hint}."
         )
     elif explained < LEAST:
-        problem = f"it explains {explained:.2f} of the variance at {sae.site} (at least {LEAST} is asked for)."
+        problem = (
+            f"it explains {explained:.2f} of the variance at {sae.site} (at least {LEAST} is asked for), and no other way "
+            "to read it is much better: it is of another model or layer, or was trained on too little."
+        )
     return QuickFit(len(x), explained, float(activity.l0.double().mean()), problem)

@@ -55,7 +55,8 @@ def verify(
     mask = _ordinary(recording, [*sae.reads, *sae.writes])
     x, target = (recording.at(places)[mask] for places in (sae.reads, sae.writes))
     if len(x) < 2:
-        raise VerificationError("The text has no ordinary tokens to measure.")
+        there = "only one ordinary token" if len(x) else "no ordinary tokens"
+        raise VerificationError(f"The text has {there} to measure, and two or more are needed: give more of it.")
     activity = activity_of(sae, x)
     explained = figures.explained_variance(target, activity.reconstruction)
     num_components = round(float(activity.l0.double().mean()))
