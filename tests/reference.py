@@ -50,6 +50,15 @@ class ReferenceSAE:
         acts = torch.relu(pre)
         return acts * (pre > t["threshold"]) if "threshold" in t else acts
 
+    def to_jump(self, x: Tensor) -> Tensor:
+        """How far each feature is from where its activation jumps: there, the last bit of x decides; inf without a jump."""
+        t = self.tensors
+        if self.architecture != "jumprelu" or "threshold" not in t:
+            return torch.full((*x.shape[:-1], len(t["W_dec"])), float("inf"))
+        x = self._normalised(x)
+        pre = (x - t["b_dec"] if self.cfg["apply_b_dec_to_input"] else x) @ t["W_enc"] + t["b_enc"]
+        return torch.where(t["threshold"] > 0, (pre - t["threshold"]).abs(), float("inf"))
+
     def decode(self, acts: Tensor, x: Tensor) -> Tensor:
         """x: what was encoded; where the input is normalised, the output has its scale."""
         out = acts @ self.tensors["W_dec"] + self.tensors["b_dec"]
@@ -111,6 +120,8 @@ class ReferenceModel:
         ).eval()
         self.saes = saes
         self.special_ids = set(special_ids)
+        self.to_jump = float("inf")
+        """Of all activations that moves were applied to since it was set: the nearest to where they jump."""
 
     @torch.no_grad()
     def logprobs(self, ids: Sequence[int], prompt_len: int, moves: Sequence[Move]) -> Tensor:
@@ -144,6 +155,7 @@ class ReferenceModel:
                     x = seen[name]
                     acts = sae.encode(x)
                     edited = self._overwrite(acts, ids, prompt_len, moved[name])
+                    self._note_jumps(sae.to_jump(x), ids, prompt_len, moved[name])
                     error = here - sae.decode(acts, x)
                     out = out + (sae.decode(edited, x) + error - here)
             return out
@@ -156,6 +168,12 @@ class ReferenceModel:
             for position in self._positions(ids, prompt_len, move):
                 edited[0, position, move.index] = moved(acts[0, position, move.index], move.op, move.value)
         return edited
+
+    def _note_jumps(self, to_jump: Tensor, ids: Sequence[int], prompt_len: int, moves: Sequence[Move]) -> None:
+        for move in moves:
+            for position in self._positions(ids, prompt_len, move):
+                if move.op != "add":
+                    self.to_jump = min(self.to_jump, float(to_jump[0, position, move.index]))
 
     def _hook(self, stack: ExitStack, name: str, change: Callable[[Tensor], Tensor]) -> None:
         """Replace the tensor that TransformerLens calls `name` (without a gain folded away) by `change` of it."""

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+SPECIAL_IDS = range(17)
+"""Of the packaged model's tokenizer, which tiny models get too."""
+
 
 def make_sae(
     folder: Path,

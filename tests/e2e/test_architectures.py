@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.e2e.agreement import assert_agreement
-from tests.e2e.checkpoints import make_model, make_sae
+from tests.e2e.checkpoints import SPECIAL_IDS, make_model, make_sae
 from tests.e2e.serving import Server, serve
 from tests.reference import Move, ReferenceModel, ReferenceSAE
 from transformers import PreTrainedTokenizerBase
@@ -101,7 +101,7 @@ def engine(
     flags = ("--dtype", "float32", "--max-model-len", "512", "--served-model-name", "tiny", *request.param)
     with serve(folder / "server.log", str(model), *named, *flags, name="tiny") as server:
         saes = {name: ReferenceSAE(path) for name, path in {**paths, **halves}.items()}
-        yield server, ReferenceModel(model, saes, [0, 1, 2])
+        yield server, ReferenceModel(model, saes, SPECIAL_IDS)
 
 
 @pytest.fixture

@@ -17,13 +17,15 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tests.e2e.agreement import assert_choice_agrees, on_the_wire
+from tests.e2e.checkpoints import SPECIAL_IDS
 from tests.e2e.serving import Server
 from tests.e2e.test_other_engines import tiny_engine
 from tests.reference import Move, ReferenceModel, touched_positions
 
 TOLERANCE = 1e-4
 """In logprob, of a model of four layers in fp32."""
-SPECIAL = [0, 1, 2]
+NEAR_A_JUMP = 1e-4
+"""Of a JumpReLU: an activation nearer than that to where it jumps may be none on one side and one on the other."""
 MAX_MODEL_LEN = 160
 FLAGS = (
     *(
@@ -80,7 +82,7 @@ programs = st.dictionaries(features, st.tuples(kinds, scopes, st.booleans()), ma
 prompts = st.builds(
     lambda num, tail: [*BASE[:num], *tail],
     st.integers(0, len(BASE)),
-    st.lists(st.sampled_from([*SPECIAL, 305, 300, 301]), min_size=1, max_size=40),
+    st.lists(st.sampled_from([0, 1, 2, 305, 300, 301]), min_size=1, max_size=40),
 )
 batches = st.lists(
     st.builds(Asked, prompts, programs, st.integers(1, MAX_MODEL_LEN - 102), st.booleans()), min_size=1, max_size=8
@@ -117,7 +119,13 @@ def test_every_answer_of_any_batch_is_the_oracles(engine: tuple[Server, Referenc
     for asked, answer in zip(batch, answers, strict=True):
         (choice,) = answer["choices"]
         assert len(choice["token_ids"]) == asked.num_new
-        assert_choice_agrees(choice, oracle, asked.prompt, asked.moves, TOLERANCE)
+        oracle.to_jump = float("inf")
+        try:
+            assert_choice_agrees(choice, oracle, asked.prompt, asked.moves, TOLERANCE)
+        except AssertionError:
+            if oracle.to_jump > NEAR_A_JUMP:
+                raise
+            continue
         assert_receipt_counts(asked, choice["token_ids"], answer.get("steering"))
         checked += 1
 
@@ -127,7 +135,7 @@ def assert_receipt_counts(asked: Asked, generated: list[int], receipt: dict[str,
     ids = [*asked.prompt, *generated[:-1]]
     for number, move in enumerate(asked.moves):
         touched = touched_positions(len(ids), len(asked.prompt), move.tokens, move.special)
-        touched = [position for position in touched if move.special or ids[position] not in SPECIAL]
+        touched = [position for position in touched if move.special or ids[position] not in SPECIAL_IDS]
         in_prompt = sum(position < len(asked.prompt) for position in touched)
         assert receipt is not None
         counts = receipt["interventions"][number]["tokens"]
@@ -167,7 +175,7 @@ def test_exactly_the_positions_in_scope_are_steered(
     changed = [n for n, pair in enumerate(zip(steered, unsteered, strict=True)) if abs(pair[0] - pair[1]) > 1e-3]
     ids = [*prompt, *generated[:-1]]
     in_scope = touched_positions(len(ids), len(prompt), tokens, special)
-    assert changed == [position for position in in_scope if special or ids[position] not in SPECIAL]
+    assert changed == [position for position in in_scope if special or ids[position] not in SPECIAL_IDS]
 
 
 def test_a_request_for_more_than_the_servers_dose_is_refused(engine: tuple[Server, ReferenceModel]) -> None:

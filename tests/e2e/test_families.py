@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.agreement import assert_agreement
-from tests.e2e.checkpoints import make_model, make_sae
+from tests.e2e.checkpoints import SPECIAL_IDS, make_model, make_sae
 from tests.e2e.serving import serve
 from tests.reference import Move, ReferenceModel, ReferenceSAE
 from transformers import PreTrainedTokenizerBase
@@ -40,7 +40,7 @@ def test_edits_at_every_site_are_the_oracles(
         name: make_sae(tmp_path / name, layer=layer, d_in=64, seed=layer, threshold=0.1, hooks=(hook,))
         for name, (layer, hook) in FAMILIES[kind].items()
     }
-    oracle = ReferenceModel(model, {name: ReferenceSAE(path) for name, path in saes.items()}, range(17))
+    oracle = ReferenceModel(model, {name: ReferenceSAE(path) for name, path in saes.items()}, SPECIAL_IDS)
     named = [part for name, path in saes.items() for part in ("--sae", f"{name}={path}")]
     flags = ("--dtype", "float32", "--max-model-len", "512", "--served-model-name", "tiny", "--enforce-eager")
     prompt = tokenizer(TEXT)["input_ids"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.bundled import ACT, GOLDEN_GATE, LAYER
 from tests.e2e.agreement import assert_agreement
-from tests.e2e.checkpoints import make_model, make_sae
+from tests.e2e.checkpoints import SPECIAL_IDS, make_model, make_sae
 from tests.e2e.serving import Server, serve
 from tests.reference import Move, ReferenceModel, ReferenceSAE
 from transformers import PreTrainedTokenizerBase
@@ -42,7 +42,7 @@ def tiny_engine(
     named = [part for name, path in saes.items() for part in ("--sae", f"{name}={path}")]
     flags = ("--dtype", "float32", "--max-model-len", "1024", "--served-model-name", "tiny", *flags)
     with serve(folder / "server.log", str(model), *named, *flags, name="tiny") as server:
-        yield server, ReferenceModel(model, {name: ReferenceSAE(path) for name, path in saes.items()}, [0, 1, 2])
+        yield server, ReferenceModel(model, {name: ReferenceSAE(path) for name, path in saes.items()}, SPECIAL_IDS)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_a_compiled_graph_is_not_reused_for_another_site(
     for layer in (1, 2):
         sae = make_sae(tmp_path / f"at-{layer}", layer=layer, d_in=64, threshold=0.5)
         with serve(tmp_path / "log", str(model), "--sae", f"sae={sae}", *flags, name="tiny") as server:
-            oracle = ReferenceModel(model, {"sae": ReferenceSAE(sae)}, [0, 1, 2])
+            oracle = ReferenceModel(model, {"sae": ReferenceSAE(sae)}, SPECIAL_IDS)
             assert_agreement(server, oracle, prompt, [Move("sae", 3, "clamp", 9.0)])
 
 
