@@ -53,7 +53,8 @@ def every_prompt_of_a_list(engine: Engine) -> None:
 def every_choice_of_n(engine: Engine) -> None:
     """vllm-lens steers no choice where n is above 1."""
     prompt = engine.ids(TEXTS[0])
-    answer = engine.server.complete(prompt, on_the_wire([CLAMP]), n=3, **PARAMS)
+    likeliest = {"temperature": 1, "top_k": 1}  # vLLM takes no n with temperature 0
+    answer = engine.server.complete(prompt, on_the_wire([CLAMP]), n=3, **likeliest, **PARAMS)
     assert len(answer["choices"]) == 3
     for choice in answer["choices"]:
         engine.assert_steered(choice, prompt, [CLAMP])
