@@ -72,7 +72,7 @@ def build_generation(
     body = params | extra_body
     _refuse_misspelt_steering(body)
     if checked is not None:
-        body["steering"] = checked.model_dump(mode="json")
+        body["steering"] = checked.to_json()
     expects_receipt = checked is not None and checked.receipt != "none"
     return Generation(path, response_type, chunk_type, body, headers, timeout, expects_receipt)
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
-from saeclamp.types import Receipt
+from saeclamp.types import ChoiceReadout, Receipt
 
 
 class _Answer(BaseModel):
@@ -95,6 +95,8 @@ class ChatChoice(_Answer):
     message: ChatMessage
     finish_reason: str | None = None
     logprobs: ChatLogprobs | None = None
+    steering: ChoiceReadout | None = None
+    """What was read, where the request had a readout."""
 
 
 class TextChoice(_Answer):
@@ -104,6 +106,8 @@ class TextChoice(_Answer):
     text: str
     finish_reason: str | None = None
     logprobs: TextLogprobs | None = None
+    steering: ChoiceReadout | None = None
+    """What was read, where the request had a readout."""
 
 
 class ChatDelta(_Answer):
@@ -121,6 +125,8 @@ class ChatChunkChoice(_Answer):
     delta: ChatDelta
     finish_reason: str | None = None
     logprobs: ChatLogprobs | None = None
+    steering: ChoiceReadout | None = None
+    """What was read, where the request had a readout."""
 
 
 class _Generation(_Identified):

@@ -59,6 +59,15 @@ class Edits(NamedTuple):
     """(num_pairs,), 0 or 1; 0 leaves the token alone"""
 
 
+class Pairs(NamedTuple):
+    """Which feature is looked at at which token, all of one SAE."""
+
+    token: Tensor
+    """(num_pairs,) int64, row of the gathered vectors"""
+    feature: Tensor
+    """(num_pairs,) int64"""
+
+
 class Acts(NamedTuple):
     """Activations before the edit, per pair."""
 
@@ -68,7 +77,7 @@ class Acts(NamedTuple):
     """(num_pairs,): what a unit of activation is worth at this token, in lengths of the decoder row"""
 
 
-def read_acts(x: Tensor, sae: SAE, edits: Edits) -> Acts:
+def read_acts(x: Tensor, sae: SAE, edits: Edits | Pairs) -> Acts:
     """
     Activation of each pair's feature at its token, from the unedited vectors.
 
@@ -83,7 +92,7 @@ def read_acts(x: Tensor, sae: SAE, edits: Edits) -> Acts:
     return Acts(torch.where(pre > rows.threshold[edits.feature], pre, 0.0), scales)
 
 
-def _among_the_largest(normed: Tensor, rows: FeatureRows, top_k: TopK, edits: Edits) -> Tensor:
+def _among_the_largest(normed: Tensor, rows: FeatureRows, top_k: TopK, edits: Edits | Pairs) -> Tensor:
     tokens, place = torch.unique(edits.token, return_inverse=True)
     acts = torch.zeros(edits.token.shape, dtype=normed.dtype, device=normed.device)
     step = max(1, ENCODE_BYTES // (rows.bias.numel() * normed.element_size()))

@@ -36,6 +36,12 @@ mlp_out_raw     output of down_proj, before such a norm; the same as `mlp_out` w
 
 POINTS: tuple[Point, ...] = get_args(Point)
 
+FORWARD: tuple[Point, ...] = (
+    *("embed", "resid_pre", "attn_z", "attn_out_raw", "attn_out", "resid_mid"),
+    *("mlp_in_no_gain", "mlp_in", "mlp_out_raw", "mlp_out", "resid_post"),
+)
+"""The points of a block in the order in which a forward pass reaches them."""
+
 
 class Site(NamedTuple):
     """A place in the model, for example `resid_post 19`."""
@@ -45,6 +51,11 @@ class Site(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.point} {self.layer}"
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Smaller for what a forward pass reaches earlier."""
+        return self.layer, FORWARD.index(self.point)
 
     @classmethod
     def parse(cls, text: str) -> Site:

@@ -50,10 +50,11 @@ async def locate(messages: Sequence[Message], roles: Collection[str], render: Re
     spans: list[tuple[str, int, int]] = []
     for number in chosen:
         start, end = await _span(messages, number, prompt, render)
-        if start < end and spans and start < spans[-1][2]:
+        if start == end:  # the template leaves it out
+            continue
+        if spans and start < spans[-1][2]:
             raise _cannot_tell(number)
-        if start < end:
-            spans.append((str(messages[number]["role"]), start, end))
+        spans.append((str(messages[number]["role"]), start, end))
     return Conversation(len(prompt), spans)
 
 

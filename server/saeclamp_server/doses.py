@@ -53,12 +53,17 @@ def dose(edit: Edit, lengths: Lengths, max_act: float | None, site: str) -> floa
 
 
 def check_doses(
-    edits: Sequence[Edit], sites: Sequence[Site], doses: Sequence[float], max_dose: float, prompt_len: int | None
+    edits: Sequence[Edit],
+    paths: Sequence[str],
+    sites: Sequence[Site],
+    doses: Sequence[float],
+    max_dose: float,
+    prompt_len: int | None,
 ) -> None:
     """
     Refuse edits that could together move a token by more than `max_dose`; those that can meet at one site are added up.
 
-    sites, doses: of each edit
+    paths, sites, doses: of each edit
     Raises DoseTooLargeError.
     """
     for edit, site in zip(edits, sites, strict=True):
@@ -71,4 +76,4 @@ def check_doses(
         if total > max_dose:
             longest = max(together, key=lambda other: doses[other])
             parts = [(f"{edits[other].sae}/{edits[other].index}", doses[other]) for other in together]
-            raise DoseTooLargeError(str(site), total, max_dose, parts, f"steering.interventions[{longest}]")
+            raise DoseTooLargeError(str(site), total, max_dose, parts, paths[longest])

@@ -138,6 +138,7 @@ async def _serve_http(
     from saeclamp_server.engine.maxima import labelled_maxima
     from saeclamp_server.engine.self_test import check_that_steering_works
     from saeclamp_server.engine.settings import sample_ids
+    from saeclamp_server.openai_api.sequences import Sequences
     from saeclamp_server.steering import Served
 
     await check_that_steering_works(engine, saes)
@@ -145,6 +146,8 @@ async def _serve_http(
     tasks = await engine.get_supported_tasks()
     app = create_app(args, tasks, engine.model_config)
     app.state.served = Served(saes, lengths, await labelled_maxima(engine, saes, say), options.max_dose)
+    app.state.sequences = Sequences()
+    app.state.sequences.listen(engine.output_processor)
     await init_app_state(engine, app.state, args, tasks)
     log_config = get_uvicorn_log_config(args)
     announcement = asyncio.create_task(_announce(app.state, args, saes, address))

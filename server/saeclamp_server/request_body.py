@@ -13,7 +13,16 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from saeclamp.types import TOKEN_OBJECTS, FeatureIndex, Operation, Steering, looks_like_steering
+from saeclamp.types import (
+    CONDITIONS,
+    TOKEN_OBJECTS,
+    FeatureIndex,
+    Operation,
+    Readout,
+    Rule,
+    Steering,
+    looks_like_steering,
+)
 from saeclamp_server.errors import InvalidSteeringError, RequestError, did_you_mean
 from saeclamp_server.program import EXTRA_ARGS_KEY
 
@@ -46,9 +55,6 @@ FOREIGN_XARGS = {
 }
 
 PLANNED = {
-    "rules": "rules",
-    "readout": "readouts",
-    "vector": "uploaded vectors",
     "tokens": "receipts per token",
 }
 """Words of the planned wire that this version does not know: refused by name rather than as a misspelling."""
@@ -61,9 +67,20 @@ A_FEATURE = (
     "sae and index"
 )
 
+A_CONDITION = "a condition is an object with 'feature' and 'above' or 'below', or with one of 'all', 'any' and 'not'"
+
 OPERATIONS: dict[int | str, type[BaseModel]] = {
     model.model_fields["op"].default: model for model in get_args(Operation)
 }
+
+PARTS: dict[int | str, type[BaseModel]] = {
+    **OPERATIONS,
+    **{f"<{key}>": kind for key, kind in {**TOKEN_OBJECTS, **CONDITIONS}.items()},
+    "<object>": FeatureIndex,
+    "rules": Rule,
+    "readout": Readout,
+}
+"""Objects within `steering`, by how pydantic's locations name them."""
 
 
 def parse_body(content: bytes) -> Any:
@@ -147,17 +164,15 @@ def _refuse_foreign_xargs(xargs: Mapping[str, Any]) -> None:
 
 
 def _refuse_foreign_shapes(steering: Any) -> None:
-    expected = "here 'steering' is an object with a list 'interventions'"
+    expected = "here 'steering' is an object with 'interventions', 'rules' or 'readout'"
     if isinstance(steering, str):
         raise InvalidSteeringError(f"A string is saklas's steering expression; {expected}.", "steering")
     if isinstance(steering, Sequence):
         raise InvalidSteeringError(f"A list is the RhizoNymph fork's steering gates; {expected}.", "steering")
-    if isinstance(steering, Mapping) and "interventions" not in steering:
+    if isinstance(steering, Mapping) and not steering.keys() & Steering.model_fields.keys():
         if "vectors" in steering or "conflict" in steering:
             raise InvalidSteeringError(f"'vectors' is EasySteer's steering; {expected}.", "steering.vectors")
-        if steering.keys() - PLANNED.keys() and all(
-            isinstance(value, int | float | list) for value in steering.values()
-        ):
+        if steering and all(isinstance(value, int | float | list) for value in steering.values()):
             raise InvalidSteeringError(
                 f"A mapping from names to numbers or vectors is another project's steering; {expected}.", "steering"
             )
@@ -183,7 +198,7 @@ def _refusal(exc: ValidationError, steering: Any) -> RequestError:
         return InvalidSteeringError(
             f"{path}: unknown field {key!r}.{did_you_mean(str(key), known)} Known: {', '.join(known)}.", path
         )
-    if error["type"] == "union_tag_invalid" and error["loc"][-1:] != ("tokens",):
+    if error["type"] == "union_tag_invalid" and error["loc"][-1:] != ("tokens",) and not _is_condition(error["loc"]):
         known = [*map(str, OPERATIONS)]
         return InvalidSteeringError(
             f"{path}: unknown operation {asked!r}.{did_you_mean(str(asked), known)} Known: {', '.join(known)}.", path
@@ -191,13 +206,16 @@ def _refusal(exc: ValidationError, steering: Any) -> RequestError:
     return InvalidSteeringError(f"{path}: {_in_plain_words(error)}.", path)
 
 
+def _is_condition(loc: tuple[int | str, ...]) -> bool:
+    return "when" in loc and loc[-1] != "tokens"
+
+
 def _known_fields(loc: tuple[int | str, ...]) -> list[str]:
-    """Return the fields of the object that `loc` points into."""
-    if "<object>" in loc:
-        return [*FeatureIndex.model_fields]
-    if tokens := next((key for key in TOKEN_OBJECTS if f"<{key}>" in loc), None):
-        return [tokens]
-    return [*next((OPERATIONS[part].model_fields for part in loc if part in OPERATIONS), Steering.model_fields)]
+    """Return the fields of the object that `loc` points into: of the innermost one that it names."""
+    for part in reversed(loc[:-1]):
+        if part in PARTS:
+            return [field.alias or name for name, field in PARTS[part].model_fields.items()]
+    return [*Steering.model_fields]
 
 
 def _in_plain_words(error: Mapping[str, Any]) -> str:
@@ -205,6 +223,12 @@ def _in_plain_words(error: Mapping[str, Any]) -> str:
     kind, message = error["type"], str(error["msg"])
     if error["loc"][-1:] == ("tokens",):
         return CHOOSING_TOKENS
+    if kind == "value_error":
+        return message.removeprefix("Value error, ")
+    if kind in ("union_tag_not_found", "union_tag_invalid") and _is_condition(error["loc"]):
+        return A_CONDITION
+    if "then" in error["loc"][-2:] and kind != "union_tag_not_found":
+        return "'then' is 'abort' or a list of interventions"
     if kind == "union_tag_not_found":
         return f"the field 'op' is missing: {', '.join(map(str, OPERATIONS))}"
     if kind == "string_pattern_mismatch" or (kind == "model_type" and "<object>" in error["loc"]):

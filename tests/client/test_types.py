@@ -186,7 +186,7 @@ def test_the_bounds_themselves_are_accepted() -> None:
 
 
 def test_the_defaults_are_multiples_of_the_maximum_on_all_tokens() -> None:
-    assert Clamp(feature="s/1", value=0.5).model_dump() == CLAMP | {
+    assert Clamp(feature="s/1", value=0.5).model_dump(exclude_none=True) == CLAMP | {
         "unit": "max_act",
         "tokens": "all",
         "special_tokens": False,

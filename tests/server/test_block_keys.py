@@ -26,10 +26,12 @@ class Request:
         self.all_token_ids = list(prompt)
         self.block_hashes: list[bytes] = []
         self.hasher = vllm_hasher
-        if edits is not None:
-            program = SteeringProgram(tuple(edits), (("a", "sha"), ("b", "sha-b")))
-            self.hasher = steered_hasher(vllm_hasher, EditedBlocks(program, len(prompt), secret), BLOCK)
         self.block_hashes.extend(self.hasher(self))
+        if edits is not None:  # when the scheduler gets it, vLLM has hashed the prompt
+            program = SteeringProgram(tuple(edits), (("a", "sha"), ("b", "sha-b")))
+            unsteered, self.block_hashes = self.block_hashes, []
+            self.hasher = steered_hasher(vllm_hasher, EditedBlocks(program, len(prompt), secret), BLOCK, unsteered)
+            self.block_hashes.extend(self.hasher(self))
 
     def append(self, tokens: list[int]) -> None:
         for token in tokens:

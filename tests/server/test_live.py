@@ -8,14 +8,17 @@ import pytest
 import torch
 
 from saeclamp_server.engine import live
-from saeclamp_server.engine.ledger import INITIAL_SLOTS, Ledger
+from saeclamp_server.engine.firings import Firings
+from saeclamp_server.engine.ledger import Ledger
 from saeclamp_server.engine.live import LiveRequests, Scheduled
-from saeclamp_server.engine.mapping import Held
+from saeclamp_server.engine.placed import Held
+from saeclamp_server.engine.slots import INITIAL_SLOTS
 from saeclamp_server.program import Edit, SteeringProgram
 from saeclamp_server.scopes import ALL, GENERATED, PROMPT
 
 HELD = {"a": Held(10, "sha")}
 SPECIAL = [0, 1]
+CPU = torch.device("cpu")
 
 
 def payload(key: str, *edits: Edit) -> dict[str, Any]:
@@ -25,7 +28,7 @@ def payload(key: str, *edits: Edit) -> dict[str, Any]:
 
 @pytest.fixture
 def requests() -> LiveRequests:
-    return LiveRequests(HELD, SPECIAL, Ledger(torch.device("cpu")))
+    return LiveRequests(HELD, SPECIAL, Ledger(CPU), Firings(CPU))
 
 
 def test_a_request_keeps_its_slots_from_step_to_step(requests: LiveRequests) -> None:
@@ -42,7 +45,7 @@ def test_a_request_keeps_its_slots_from_step_to_step(requests: LiveRequests) -> 
 def test_prompt_counts_leave_out_position_0_and_special_tokens(requests: LiveRequests) -> None:
     edits = [Edit("a", index, "add", 1.0, scope) for index, scope in enumerate((ALL, PROMPT, GENERATED))]
     requests.span(Scheduled("1", payload("k", *edits), [9, 5, 1, 6, 0, 7], 0, 6, 0))
-    (report,) = requests.collect("k")
+    (report,) = requests.collect("k").values()
     assert report.prompt == [3, 3, 0]
     assert report.failure is None
 
@@ -51,9 +54,9 @@ def test_a_failure_is_remembered_reported_and_then_forgotten(requests: LiveReque
     bad = payload("k", Edit("a", 99, "clamp", 1.0))
     assert requests.span(Scheduled("1", bad, [1, 2], 0, 2, 0)) is None
     assert requests.span(Scheduled("1", bad, [1, 2], 0, 1, 2)) is None
-    (report,) = requests.collect("k")
+    (report,) = requests.collect("k").values()
     assert report.failure == "ValueError: SAE 'a' has no feature 99."
-    assert requests.collect("k") == []
+    assert requests.collect("k") == {}
 
 
 @pytest.mark.parametrize(
@@ -71,9 +74,9 @@ def test_a_request_that_fails_on_the_way_is_reported_as_failed_only(
     assert requests.span(Scheduled("1", payload("k"), [1, 2], 0, 2, 0)) is not None
     monkeypatch.setattr(requests, "_span", lambda scheduled: 1 / 0)
     assert requests.span(Scheduled("1", payload("k"), [1, 2], 0, 1, 2)) is None
-    (report,) = requests.collect("k")
+    (report,) = requests.collect("k").values()
     assert report.failure == "ZeroDivisionError: division by zero"
-    assert requests.collect("k") == []
+    assert requests.collect("k") == {}
 
 
 def test_reports_go_to_the_call_that_they_belong_to(requests: LiveRequests) -> None:
@@ -93,7 +96,7 @@ def test_what_departed_clients_leave_behind_is_bounded(requests: LiveRequests, m
 
 
 def test_the_ledger_sums_per_slot_and_reuses_what_is_released() -> None:
-    ledger = Ledger(torch.device("cpu"))
+    ledger = Ledger(CPU)
     first, second = ledger.allocate(2), ledger.allocate(2)
     slots = torch.tensor([first, first + 1, first, second])
     sums = torch.tensor([[1.0, 0.0, 3.0, 0.1], [1.0, 0.0, 5.0, 0.2], [0.0, 1.0, 4.0, 0.3], [1.0, 0.0, 9.0, 0.9]])
@@ -109,7 +112,7 @@ def test_the_ledger_sums_per_slot_and_reuses_what_is_released() -> None:
 
 
 def test_the_ledger_grows_without_losing_anything() -> None:
-    ledger = Ledger(torch.device("cpu"))
+    ledger = Ledger(CPU)
     first = ledger.allocate(1)
     ledger.add(torch.tensor([first]), torch.tensor([[1.0, 0.0, 2.0, 0.5]]), torch.tensor([[2.0, 0.5]]))
     last = [ledger.allocate(64) for _ in range(2 * INITIAL_SLOTS // 64)][-1]

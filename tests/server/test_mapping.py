@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from tests.reference import Tokens, touched_positions
 
 from saeclamp_saes.clamping import MOVES
-from saeclamp_server.engine.mapping import Held, PlacedProgram, Span, pairs_by_sae
-from saeclamp_server.program import Edit, SteeringProgram
+from saeclamp_server.engine.mapping import Places, Span, looks_by_sae, pairs_by_sae
+from saeclamp_server.engine.placed import Held, PlacedProgram
+from saeclamp_server.engine.watching import rule_rows
+from saeclamp_server.program import Comparison, Edit, Rule, SteeringProgram
 from saeclamp_server.scopes import ALL, GENERATED, PROMPT, Scope
 
 HELD = {"a": Held(10, "sha-a"), "b": Held(5, "sha-b"), "c": Held(4, "sha-c")}
@@ -128,3 +130,33 @@ def test_spans_of_different_sizes_do_not_mix() -> None:
 def test_a_program_for_another_engine_is_not_placed(edit: Edit, sha256: str, error: type[Exception]) -> None:
     with pytest.raises(error):
         PlacedProgram.place(SteeringProgram((edit,), ((edit.sae, sha256),)), HELD, 4)
+
+
+def test_looks_and_verdicts_have_a_place_each_and_edits_find_the_verdict_of_their_rule() -> None:
+    rules = (
+        Rule((Comparison("a", 1, 2.0, True), Comparison("b", 4, 1.0, False)), ("all", (0, 1)), ALL),
+        Rule((Comparison("a", 3, 0.5, True),), 0, GENERATED),
+    )
+    program = SteeringProgram(
+        (Edit("b", 2, "clamp", 1.0, rule=1), Edit("b", 3, "clamp", 1.0)), (("a", "sha-a"), ("b", "sha-b")), rules
+    )
+    first, second = (PlacedProgram.place(program, HELD, prompt_len) for prompt_len in (4, 9))
+    spans = [Span(first, 0, 2, 3, 4, 0, 0, 10), Span(second, 2, 3, 1, 9, 0, 2, 20)]
+    places = Places(spans)
+    assert (places.num_acts, places.num_verdicts) == (1 + 2 * 3 + 3 * 3, 1 + 2 * 2 + 3 * 2)
+    looks = looks_by_sae(spans, places)
+    # of a/1 at all five tokens, of a/3 at the generated one; a token has three looks
+    assert sorted(zip(looks["a"].batch_row, looks["a"].feature, looks["a"].act, strict=True)) == [
+        *((0, 1, 1), (1, 1, 4), (1, 3, 6), (2, 1, 7), (3, 1, 10), (4, 1, 13))
+    ]
+    assert looks["b"].act.tolist() == [2, 5, 8, 11, 14]
+    pairs = pairs_by_sae(spans, places)["b"]
+    ruled = pairs.feature == 2
+    assert pairs.verdict[ruled].tolist() == [3, 4, 8, 9, 10]
+    assert not pairs.verdict[~ruled].any()
+    one, other = rule_rows(spans, places)
+    assert (one.form, other.form) == (("all", (0, 1)), 0)
+    assert one.act.tolist() == [[1, 2], [4, 5], [7, 8], [10, 11], [13, 14]]
+    assert other.in_scope.tolist() == [False, True, False, False, False]
+    assert (one.slot.tolist(), other.slot.tolist()) == ([10, 10, 20, 20, 20], [11, 11, 21, 21, 21])
+    assert sorted([*one.verdict, *other.verdict]) == [*range(1, 11)]

@@ -235,19 +235,24 @@ def test_a_dose_that_drowns_the_text_is_warned_of(served: Served) -> None:
     resolved = resolve(steering(Clamp(feature="big/bridge", value=0.5)), served)
     loud = report(3, 5, 8.0, 4.0)
     loud["tallies"][0]["dose_max"] = 65.2
-    assert receipt(resolved, [loud], 1, served, "tiny").warnings == (
+    assert receipt(resolved, {0: loud}, 1, served, "tiny").warnings == (
         "interventions[0] moved a token by 65.2 x its residual norm; text usually breaks above 1.",
     )
 
 
 def report(prompt: int, generated: int, act_sum: float, act_max: float) -> dict[str, Any]:
     tally = {"prompt": prompt, "generated": generated, "act_sum": act_sum, "act_max": act_max}
-    return {"failure": None, "prompt": [prompt + 2], "tallies": [{**tally, "dose_sum": 0.4, "dose_max": 0.3}]}
+    return {
+        "failure": None,
+        "prompt": [prompt + 2],
+        "tallies": [{**tally, "dose_sum": 0.4, "dose_max": 0.3}],
+        "fired": [],
+    }
 
 
 def test_a_receipt_sums_over_the_sequences_of_its_answer(served: Served) -> None:
     resolved = resolve(steering(Clamp(feature="big/bridge", value=0.5)), served)
-    written = receipt(resolved, [report(3, 5, 8.0, 4.0), report(1, 1, 2.0, 1.5)], 2, served, "tiny")
+    written = receipt(resolved, {0: report(3, 5, 8.0, 4.0), 1: report(1, 1, 2.0, 1.5)}, 2, served, "tiny")
     (item,) = written.interventions
     assert (item.tokens.prompt, item.tokens.generated) == (8, 6)
     assert item.act_before is not None
@@ -260,7 +265,7 @@ def test_a_receipt_sums_over_the_sequences_of_its_answer(served: Served) -> None
 def test_a_receipt_does_not_invent_measurements(served: Served) -> None:
     resolved = resolve(steering(Ablate(feature="big/bridge")), served)
     cached = {**report(0, 0, 0.0, 0.0), "prompt": [7]}
-    (item,) = receipt(resolved, [cached], 1, served, "tiny").interventions
+    (item,) = receipt(resolved, {0: cached}, 1, served, "tiny").interventions
     assert item.tokens.prompt == 7
     assert (item.act_before, item.dose, item.value, item.value_act) == (None, None, None, 0.0)
 
@@ -271,11 +276,11 @@ def test_an_answer_whose_sequences_are_not_all_accounted_for_does_not_leave(
 ) -> None:
     resolved = resolve(steering(Ablate(feature="big/bridge")), served)
     with pytest.raises(NotAppliedError, match=f"{len(reports)} of 2"):
-        receipt(resolved, reports, 2, served, "tiny")
+        receipt(resolved, dict(enumerate(reports)), 2, served, "tiny")
 
 
 def test_one_failed_sequence_fails_the_answer(served: Served) -> None:
     resolved = resolve(steering(Ablate(feature="big/bridge")), served)
-    failed = {"failure": "RuntimeError: lost", "prompt": [], "tallies": []}
+    failed = {"failure": "RuntimeError: lost", "prompt": [], "tallies": [], "fired": []}
     with pytest.raises(NotAppliedError, match="lost"):
-        receipt(resolved, [report(1, 1, 1.0, 1.0), failed], 2, served, "tiny")
+        receipt(resolved, {0: report(1, 1, 1.0, 1.0), 1: failed}, 2, served, "tiny")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -22,13 +23,29 @@ class Call:
     def __init__(self, wants_receipt: bool = True, failure: str | None = None) -> None:
         self.wants_receipt = wants_receipt
         self.failure = failure
-        self.asked = 0
+        self.asked = self.ended = 0
+        self.aborts: set[int] = set()
+
+    completes = False
+
+    def complete(self, body: dict[str, Any]) -> None:
+        body["completed"] = True
+
+    def aborted(self, receipt: Receipt) -> set[int]:
+        return self.aborts
+
+    def end(self) -> None:
+        self.ended += 1
 
     async def receipt(self) -> Receipt:
         self.asked += 1
         if self.failure is not None:
             raise NotAppliedError(self.failure)
         return RECEIPT
+
+
+def empty_chunk(index: int) -> dict[str, Any]:
+    return {"id": "c", "choices": [{"index": index, "text": "", "finish_reason": "content_filter"}]}
 
 
 def chunk(text: str, finish_reason: str | None = None, index: int = 0) -> str:
@@ -45,7 +62,7 @@ def passed_on(events: list[str], call: Call) -> list[str]:
             yield event
 
     async def collect() -> list[str]:
-        return [event async for event in with_receipt(source(), call)]
+        return [event async for event in with_receipt(source(), call, empty_chunk)]
 
     return asyncio.run(collect())
 
@@ -85,7 +102,7 @@ def test_chunks_are_not_held_back_while_text_is_coming() -> None:
         yield DONE
 
     async def read() -> None:
-        async for event in with_receipt(source(), Call()):
+        async for event in with_receipt(source(), Call(), empty_chunk):
             seen.append(event)
 
     asyncio.run(read())

@@ -164,16 +164,7 @@ class Labels:
 
         Raises LabelError where there is none, or something else than labels, one row a feature in their order.
         """
-        try:
-            table = pq.read_table(path)
-        except FileNotFoundError:
-            raise LabelError(f"There are no labels at {path}: make them with `saeclamp label`.") from None
-        except (OSError, pa.ArrowException) as exc:
-            raise LabelError(f"{path} cannot be read as Parquet: {str(exc).splitlines()[0]}") from None
-        info = _info(path, table.schema)
-        if table["index"].to_pylist() != list(range(table.num_rows)):
-            raise LabelError(f"{path} is damaged: its features are not in order. Move it away and make new ones.")
-        return cls(info, table)
+        return cls(*_read(path))
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -304,6 +295,25 @@ def tensor_sha256(tensor: Tensor) -> str:
     return digest.hexdigest()
 
 
+def read_max_acts(path: Path) -> tuple[LabelsInfo, list[float | None]]:
+    """Read every feature's `max_act`, by index, and nothing else of a file that may be large. Raises as `Labels.read`."""
+    info, table = _read(path, ["index", "max_act"])
+    return info, table["max_act"].to_pylist()
+
+
+def _read(path: Path, columns: list[str] | None = None) -> tuple[LabelsInfo, Any]:
+    try:
+        info = _info(path, pq.read_schema(path))
+        table = pq.read_table(path, columns=columns)
+    except FileNotFoundError:
+        raise LabelError(f"There are no labels at {path}: make them with `saeclamp label`.") from None
+    except (OSError, pa.ArrowException) as exc:
+        raise LabelError(f"{path} cannot be read as Parquet: {str(exc).splitlines()[0]}") from None
+    if table["index"].to_pylist() != list(range(table.num_rows)):
+        raise LabelError(f"{path} is damaged: its features are not in order. Move it away and make new ones.")
+    return info, table
+
+
 def _info(path: Path, schema: Any) -> LabelsInfo:
     """Read what a file's metadata say of its labels. Raises LabelError where that is not all that it should be."""
     try:
@@ -319,12 +329,10 @@ def _info(path: Path, schema: Any) -> LabelsInfo:
 
 
 def _says_all(info: dict[str, Any]) -> bool:
-    texts = ("sae", "decoder_sha256", "model", "date")
-    mappings = ("model_sha256", "data_sha256", "settings", "versions")
     return (
         info.keys() == {field.name for field in fields(LabelsInfo)}
-        and all(isinstance(info[name], str) for name in texts)
-        and all(isinstance(info[name], dict) for name in mappings)
+        and all(isinstance(info[name], str) for name in ("sae", "decoder_sha256", "model", "date"))
+        and all(isinstance(info[name], dict) for name in ("model_sha256", "data_sha256", "settings", "versions"))
         and isinstance(info["num_tokens"], int)
         and isinstance(info["warnings"], list)
     )

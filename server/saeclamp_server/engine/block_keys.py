@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any, TypeAlias
 
-from saeclamp_server.program import SteeringProgram
-from saeclamp_server.scopes import resolved
+from saeclamp_server.program import Edit, SteeringProgram
+from saeclamp_server.scopes import FOREVER, resolved
 
 Hasher: TypeAlias = Callable[[Any], list[bytes]]
 """vLLM's: from a request to the hashes of its full blocks that are not in `block_hashes` yet."""
@@ -25,11 +26,7 @@ class EditedBlocks:
 
     def __init__(self, program: SteeringProgram, prompt_len: int, secret: bytes) -> None:
         """`secret` is this engine's: users see specs, and could otherwise write a salt that meets a block's hash."""
-        weights = dict(program.saes)
-        self._edits = [
-            ((weights[edit.sae], edit.index, edit.op, edit.value, edit.special), resolved(edit.tokens, prompt_len))
-            for edit in program.edits
-        ]
+        self._edits = [_edit(edit, program, prompt_len) for edit in program.edits]
         self._secret = secret
 
     def within(self, start: int, end: int) -> str | None:
@@ -49,24 +46,40 @@ class EditedBlocks:
         return hashlib.sha256(b"".join(len(part).to_bytes(8) + part for part in parts)).digest()
 
 
-def steered_hasher(hasher: Hasher, edited: EditedBlocks, block_size: int) -> Hasher:
+def _edit(edit: Edit, program: SteeringProgram, prompt_len: int) -> tuple[tuple[Any, ...], list[tuple[int, int]]]:
+    """
+    What an edit does, and at which positions it matters.
+
+    One that a rule decides also depends on what the rule has looked at before, so it counts from there on.
+    """
+    weights = dict(program.saes)
+    what = (weights[edit.sae], edit.index, edit.op, edit.value, edit.special)
+    ranges = resolved(edit.tokens, prompt_len)
+    if edit.rule is None:
+        return (*what, ""), ranges
+    rule = program.rules[edit.rule]
+    looked_at = resolved(rule.tokens, prompt_len)
+    condition = {"rule": asdict(rule), "weights": [weights[comparison.sae] for comparison in rule.comparisons]}
+    first = min([start for start, _ in looked_at], default=FOREVER)
+    return (*what, json.dumps([condition, ranges, looked_at])), [(first, FOREVER)] if first < FOREVER else []
+
+
+def steered_hasher(hasher: Hasher, edited: EditedBlocks, block_size: int, unsteered: list[bytes]) -> Hasher:
     """
     Wrap vLLM's hasher for one steered request.
 
     hasher:     vLLM's own, which reads the hashes so far off the request
     block_size: in tokens, of what is hashed
+    unsteered:  vLLM's hashes so far, which are gone on with
     """
-    unsteered: list[bytes] = []
     digest: bytes | None = None
 
     def hash_blocks(request: Any) -> list[bytes]:
         nonlocal digest
-        new = hasher(_Unsteered(request, unsteered))
-        steered = []
-        for block_hash in new:
-            start = len(unsteered) * block_size
-            digest = edited.join(digest, block_hash, edited.within(start, start + block_size))
-            unsteered.append(block_hash)
+        unsteered.extend(hasher(_Unsteered(request, unsteered)))
+        first, steered = len(request.block_hashes), []
+        for number, block_hash in enumerate(unsteered[first:], first):
+            digest = edited.join(digest, block_hash, edited.within(number * block_size, (number + 1) * block_size))
             steered.append(digest or block_hash)
         return steered
 

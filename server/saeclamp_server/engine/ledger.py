@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-INITIAL_SLOTS = 1024
+from saeclamp_server.engine.slots import Slots
 
 
 @dataclass(frozen=True)
@@ -24,32 +24,19 @@ class Tally:
 
 
 class Ledger:
-    """Slots of running sums and maxima. Grows by doubling; slots are reused."""
+    """Running sums and maxima."""
 
     def __init__(self, device: torch.device) -> None:
         # fp64: counts and sums over long generations stay exact
-        self._sums = torch.zeros(INITIAL_SLOTS, 4, dtype=torch.float64, device=device)
-        self._peaks = torch.zeros(INITIAL_SLOTS, 2, dtype=torch.float32, device=device)
-        self._next = 0
-        self._free: dict[int, list[int]] = {}
+        self._slots = Slots([(4, torch.float64, 0.0), (2, torch.float32, 0.0)], device)
 
     def allocate(self, num_edits: int) -> int:
         """Reserve `num_edits` consecutive zeroed slots and return the first."""
-        if self._free.get(num_edits):
-            first = self._free[num_edits].pop()
-        else:
-            first = self._next
-            self._next += num_edits
-            while self._next > len(self._sums):
-                self._sums = torch.cat((self._sums, torch.zeros_like(self._sums)))
-                self._peaks = torch.cat((self._peaks, torch.zeros_like(self._peaks)))
-        self._sums[first : first + num_edits] = 0
-        self._peaks[first : first + num_edits] = 0
-        return first
+        return self._slots.allocate(num_edits)
 
     def release(self, first: int, num_edits: int) -> None:
         """Return slots for reuse by a request with as many edits."""
-        self._free.setdefault(num_edits, []).append(first)
+        self._slots.release(first, num_edits)
 
     def add(self, slot: Tensor, sums: Tensor, peaks: Tensor) -> None:
         """
@@ -57,14 +44,16 @@ class Ledger:
 
         slot: (num_pairs,) int64;  sums: (num_pairs, 4) as in Tally;  peaks: (num_pairs, 2) activation, dose
         """
-        self._sums.index_add_(0, slot, sums.to(self._sums.dtype))
-        self._peaks.scatter_reduce_(0, slot[:, None].expand_as(peaks), peaks, "amax")
+        all_sums, all_peaks = self._slots.tensors
+        all_sums.index_add_(0, slot, sums.to(all_sums.dtype))
+        all_peaks.scatter_reduce_(0, slot[:, None].expand_as(peaks), peaks, "amax")
 
     def read(self, first: int, num_edits: int) -> list[Tally]:
         """Fetch the tallies of `num_edits` consecutive slots."""
-        sums = self._sums[first : first + num_edits].tolist()
-        peaks = self._peaks[first : first + num_edits].tolist()
+        sums, peaks = self._slots.read(first, num_edits)
         return [
             Tally(int(prompt), int(generated), act_sum, dose_sum, act_max, dose_max)
-            for (prompt, generated, act_sum, dose_sum), (act_max, dose_max) in zip(sums, peaks, strict=True)
+            for (prompt, generated, act_sum, dose_sum), (act_max, dose_max) in zip(
+                sums.tolist(), peaks.tolist(), strict=True
+            )
         ]

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from saeclamp_server.engine.firings import Firings
 from saeclamp_server.engine.ledger import Ledger
-from saeclamp_server.engine.mapping import Held, PlacedProgram, Span
+from saeclamp_server.engine.mapping import Span
+from saeclamp_server.engine.placed import Held, PlacedProgram
 from saeclamp_server.program import SteeringProgram
 from saeclamp_server.scopes import Scope, resolved
 
@@ -25,9 +27,11 @@ class Report:
     failure: str | None = None
     """Why it could not be steered. Its generation was stopped."""
     prompt: list[int] = field(default_factory=list)
-    """Per edit: prompt positions in its scope, computed here or found in the prefix cache."""
+    """Per edit: prompt positions in its scope, computed here or found in the prefix cache; of a rule's, those computed."""
     tallies: list[dict[str, float]] = field(default_factory=list)
     """Per edit: the fields of `ledger.Tally`."""
+    fired: list[dict[str, Any] | None] = field(default_factory=list)
+    """Per rule: what `Firings.read` says of it."""
 
 
 class Scheduled(NamedTuple):
@@ -47,7 +51,9 @@ class _Request:
     key: str
     program: PlacedProgram
     first_slot: int
-    prompt: list[int]
+    first_rule_slot: int
+    prompt: list[int | None]
+    """Per edit: prompt positions in its scope; None where a rule decides."""
     counted: int = 0
 
 
@@ -59,10 +65,11 @@ class LiveRequests:
     failed; the runner then stops its generation, and its report carries the reason.
     """
 
-    def __init__(self, held: Mapping[str, Held], special_ids: Sequence[int], ledger: Ledger) -> None:
+    def __init__(self, held: Mapping[str, Held], special_ids: Sequence[int], ledger: Ledger, firings: Firings) -> None:
         self._held = held
         self._special_ids = np.array(sorted(special_ids), np.int64)
         self._ledger = ledger
+        self._firings = firings
         self._requests: dict[str, _Request] = {}
         self.failures: dict[str, tuple[str, str]] = {}
         """Request id -> (key, reason)."""
@@ -90,6 +97,7 @@ class LiveRequests:
             len(scheduled.prompt_ids),
             counted,
             request.first_slot,
+            request.first_rule_slot,
         )
 
     def _admit(self, payload: Mapping[str, Any], prompt_ids: Sequence[int]) -> _Request:
@@ -97,11 +105,17 @@ class LiveRequests:
         placed = PlacedProgram.place(program, self._held, len(prompt_ids))
         ordinary = ~np.isin(np.asarray(prompt_ids, np.int64), self._special_ids)
         ordinary[:1] = False
-        prompt = [_count(ordinary | edit.special, edit.tokens) for edit in program.edits]
-        return _Request(payload["key"], placed, self._ledger.allocate(placed.num_edits), prompt)
+        prompt = [_count(ordinary | edit.special, edit.tokens) if edit.rule is None else None for edit in program.edits]
+        return _Request(
+            payload["key"],
+            placed,
+            self._ledger.allocate(placed.num_edits),
+            self._firings.allocate(len(placed.rules)),
+            prompt,
+        )
 
-    def collect(self, key: str) -> list[Report]:
-        """Report on every request of an API call, and forget them."""
+    def collect(self, key: str) -> dict[str, Report]:
+        """Report on every request of an API call, by request id, and forget them."""
         reports = {
             request_id: self._close(request_id)
             for request_id in [*self._requests]
@@ -112,7 +126,7 @@ class LiveRequests:
             if owner == key:  # instead of what it did before it failed
                 reports[request_id] = Report(failure=reason)
                 del self.failures[request_id]
-        return [*reports.values()]
+        return reports
 
     def forget_the_uncollected(self, is_running: Callable[[str], bool]) -> None:
         """Bound what clients that went away leave behind."""
@@ -128,7 +142,14 @@ class LiveRequests:
         num_edits = request.program.num_edits
         tallies = [vars(tally) for tally in self._ledger.read(request.first_slot, num_edits)]
         self._ledger.release(request.first_slot, num_edits)
-        return Report(prompt=request.prompt, tallies=tallies)
+        rules = request.program.rules
+        fired = self._firings.read(request.first_rule_slot, [len(rule.looks) for rule in rules])
+        self._firings.release(request.first_rule_slot, len(rules))
+        prompt = [
+            int(tally["prompt"]) if count is None else count
+            for count, tally in zip(request.prompt, tallies, strict=True)
+        ]
+        return Report(prompt=prompt, tallies=tallies, fired=fired)
 
 
 def _count(touched: NDArray[np.bool_], scope: Scope) -> int:

@@ -1,83 +1,16 @@
-"""Which edits each token of a step gets. Host-side and free of vLLM, so it tests on a laptop."""
+"""What each token of a step gets: edits, looks, conditions. Host-side and free of vLLM, so it tests on a laptop."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from saeclamp_saes.clamping import MOVES, Move
-from saeclamp_server.program import SteeringProgram
-from saeclamp_server.scopes import resolved
+from saeclamp_server.engine.placed import PlacedProgram, SAEEdits, SAELooks
 
-
-class Held(NamedTuple):
-    """An SAE that this engine holds."""
-
-    d_sae: int
-    sha256: str
-    """Of the weights and how they are read."""
-
-
-class SAEEdits(NamedTuple):
-    """A program's edits of one SAE's features, one array element per edit and range of positions."""
-
-    feature: NDArray[np.int64]
-    moves: NDArray[np.float32]
-    """(num_edits, 4): a `Move` a row."""
-    start: NDArray[np.int64]
-    """First position."""
-    end: NDArray[np.int64]
-    """Position after the last one."""
-    special: NDArray[np.bool_]
-    """Are special tokens and position 0 touched too?"""
-    edit: NDArray[np.int64]
-    """Which edit of the program this is."""
-
-
-@dataclass(frozen=True)
-class PlacedProgram:
-    """A program checked against the SAEs of this engine."""
-
-    saes: Mapping[str, SAEEdits]
-    """By the SAE's name."""
-    num_edits: int
-
-    @classmethod
-    def place(cls, program: SteeringProgram, held: Mapping[str, Held], prompt_len: int) -> PlacedProgram:
-        """
-        Sort the edits by SAE, and find their positions in a request with a prompt of that length; `held` is by name.
-
-        Raises KeyError for an SAE that this engine does not hold, ValueError for other weights than were resolved against
-        or an index outside the SAE.
-        """
-        for name, sha256 in program.saes:
-            if held[name].sha256 != sha256:
-                raise ValueError(f"SAE {name!r} has other weights in the engine than in the API server.")
-        by_sae: dict[str, list[tuple[int, Move, int, int, bool, int]]] = {}
-        for number, edit in enumerate(program.edits):
-            if not 0 <= edit.index < held[edit.sae].d_sae:
-                raise ValueError(f"SAE {edit.sae!r} has no feature {edit.index}.")
-            move = MOVES[edit.op](edit.value)
-            by_sae.setdefault(edit.sae, []).extend(
-                (edit.index, move, start, end, edit.special, number) for start, end in resolved(edit.tokens, prompt_len)
-            )
-        return cls({sae: _columns(edits) for sae, edits in by_sae.items() if edits}, len(program.edits))
-
-
-def _columns(edits: Sequence[tuple[int, Move, int, int, bool, int]]) -> SAEEdits:
-    feature, moves, start, end, special, number = zip(*edits, strict=True)
-    return SAEEdits(
-        feature=np.array(feature, np.int64),
-        moves=np.array(moves, np.float32),
-        start=np.array(start, np.int64),
-        end=np.array(end, np.int64),
-        special=np.array(special, np.bool_),
-        edit=np.array(number, np.int64),
-    )
+Columns = TypeVar("Columns", SAEEdits, SAELooks)
 
 
 class Span(NamedTuple):
@@ -94,6 +27,25 @@ class Span(NamedTuple):
     """Positions below this were counted in an earlier step (they are recomputed after a preemption)."""
     first_slot: int
     """Ledger slot of the program's first edit; the others follow."""
+    first_rule_slot: int = 0
+    """Slot, among the firings, of the program's first rule; the others follow."""
+
+
+class Numbers(NamedTuple):
+    """The same of many spans, one array element a span."""
+
+    first_row: NDArray[np.int64]
+    num_tokens: NDArray[np.int64]
+    position: NDArray[np.int64]
+    prompt_len: NDArray[np.int64]
+    counted: NDArray[np.int64]
+    first_slot: NDArray[np.int64]
+    first_rule_slot: NDArray[np.int64]
+    first_act: NDArray[np.int64]
+    """Where the span's activations begin among those of the step: (num_tokens, num_looks), row after row."""
+    first_verdict: NDArray[np.int64]
+    """Where its verdicts begin: (num_rules, num_tokens), row after row."""
+    num_looks: NDArray[np.int64]
 
 
 class SAEPairs(NamedTuple):
@@ -112,52 +64,138 @@ class SAEPairs(NamedTuple):
     """Is this a prompt position that was not counted before?"""
     generated: NDArray[np.bool_]
     """Is this a generated position that was not counted before?"""
+    verdict: NDArray[np.int64]
+    """Place of the verdict on which it depends; 0: on none."""
 
 
-def pairs_by_sae(spans: Iterable[Span]) -> dict[str, SAEPairs]:
+def no_pairs() -> SAEPairs:
+    """Pairs of an SAE of which nothing is moved."""
+    integers, booleans = np.zeros(0, np.int64), np.zeros(0, np.bool_)
+    moves = np.zeros((0, 4), np.float32)
+    return SAEPairs(integers, integers, moves, booleans, integers, booleans, booleans, integers)
+
+
+class LookPairs(NamedTuple):
+    """One SAE's (token, feature) pairs of a step that are looked at, one array element per pair."""
+
+    batch_row: NDArray[np.int64]
+    feature: NDArray[np.int64]
+    special: NDArray[np.bool_]
+    """Is the token looked at even if it is a special one?"""
+    act: NDArray[np.int64]
+    """Place of the activation."""
+
+
+class Places:
+    """Where a step's activations and verdicts lie. Place 0 of either is taken: of no activation, and of `always`."""
+
+    def __init__(self, spans: Sequence[Span]) -> None:
+        num_tokens = np.array([span.num_tokens for span in spans], np.int64)
+        self.num_looks = np.array([span.program.num_looks for span in spans], np.int64)
+        num_rules = np.array([len(span.program.rules) for span in spans], np.int64)
+        ends = 1 + np.cumsum(num_tokens * self.num_looks)
+        self.first_act = ends - num_tokens * self.num_looks
+        self.num_acts = int(ends[-1]) if len(spans) else 1
+        ends = 1 + np.cumsum(num_tokens * num_rules)
+        self.first_verdict = ends - num_tokens * num_rules
+        self.num_verdicts = int(ends[-1]) if len(spans) else 1
+
+
+def numbers(spans: Sequence[Span], places: Places, which: Sequence[int]) -> Numbers:
+    """Columns of some of the spans."""
+    columns = np.array([spans[number][1:] for number in which], np.int64).reshape(len(which), 7).T
+    chosen = np.array(which, np.int64)
+    return Numbers._make([*columns, places.first_act[chosen], places.first_verdict[chosen], places.num_looks[chosen]])
+
+
+def pairs_by_sae(spans: Iterable[Span], places: Places | None = None) -> dict[str, SAEPairs]:
     """Spread each request's edits over its tokens; SAEs of which nothing is touched are left out."""
-    by_sae: dict[str, list[tuple[Span, SAEEdits]]] = {}
-    for span in spans:
-        for sae, edits in span.program.saes.items():
-            by_sae.setdefault(sae, []).append((span, edits))
-    pairs = {sae: _pairs(parts) for sae, parts in by_sae.items()}
+    spans = [*spans]
+    places = places or Places(spans)
+    pairs = {
+        sae: _edit_pairs(numbers(spans, places, which), parts)
+        for sae, (which, parts) in _by_sae(spans, [span.program.saes for span in spans]).items()
+    }
     return {sae: sae_pairs for sae, sae_pairs in pairs.items() if sae_pairs.feature.size}
 
 
-def _pairs(parts: Sequence[tuple[Span, SAEEdits]]) -> SAEPairs:
-    """
-    Cross each span's tokens with its edits and keep the pairs in scope.
+def looks_by_sae(spans: Sequence[Span], places: Places) -> dict[str, LookPairs]:
+    """Spread what each request looks at over its tokens; SAEs of which nothing is looked at are left out."""
+    looks = {
+        sae: _look_pairs(numbers(spans, places, which), parts)
+        for sae, (which, parts) in _by_sae(spans, [span.program.looks for span in spans]).items()
+    }
+    return {sae: pairs for sae, pairs in looks.items() if pairs.feature.size}
 
-    All spans at once rather than one after the other: a decode step has hundreds of them with a token each.
-    """
-    columns = [(*span[1:], len(edits.feature)) for span, edits in parts]
-    first_row, num_tokens, position, prompt_len, counted, first_slot, num_edits = np.array(columns, np.int64).T
-    edits = SAEEdits(*(np.concatenate(column) for column in zip(*(edits for _, edits in parts), strict=True)))
 
-    num_pairs = num_tokens * num_edits
-    span = np.repeat(np.arange(len(parts)), num_pairs)
-    token, nth_edit = np.divmod(_count_within(num_pairs), num_edits[span])
-    edit = (np.cumsum(num_edits) - num_edits)[span] + nth_edit
+def _by_sae(
+    spans: Sequence[Span], columns: Sequence[Mapping[str, Columns]]
+) -> dict[str, tuple[list[int], list[Columns]]]:
+    by_sae: dict[str, tuple[list[int], list[Columns]]] = {}
+    for number in range(len(spans)):
+        for sae, part in columns[number].items():
+            which, parts = by_sae.setdefault(sae, ([], []))
+            which.append(number)
+            parts.append(part)
+    return by_sae
 
-    positions = position[span] + token
-    generated = positions >= prompt_len[span]
-    special = edits.special[edit]
-    in_scope = (positions >= edits.start[edit]) & (positions < edits.end[edit])
-    new = positions >= counted[span]
+
+def _edit_pairs(span: Numbers, parts: Sequence[SAEEdits]) -> SAEPairs:
+    edits = SAEEdits._make(np.concatenate(column) for column in zip(*parts, strict=True))
+    of, token, edit = _cross(span.num_tokens, np.array([len(part.feature) for part in parts], np.int64))
+    positions = span.position[of] + token
+    generated = positions >= span.prompt_len[of]
+    special, rule = edits.special[edit], edits.rule[edit]
+    new = positions >= span.counted[of]
     pairs = SAEPairs(
-        batch_row=first_row[span] + token,
+        batch_row=span.first_row[of] + token,
         feature=edits.feature[edit],
         moves=edits.moves[edit],
         special=special,
-        slot=first_slot[span] + edits.edit[edit],
+        slot=span.first_slot[of] + edits.edit[edit],
         prompt=new & ~generated,
         generated=new & generated,
+        verdict=np.where(rule < 0, 0, span.first_verdict[of] + rule * span.num_tokens[of] + token),
     )
-    touched = in_scope & ((positions > 0) | special)  # position 0 is the attention sink
-    return SAEPairs(*(column[touched] for column in pairs))
+    touched = _touched(positions, edits.start[edit], edits.end[edit], special)
+    return SAEPairs._make(column[touched] for column in pairs)
 
 
-def _count_within(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+def _look_pairs(span: Numbers, parts: Sequence[SAELooks]) -> LookPairs:
+    looks = SAELooks._make(np.concatenate(column) for column in zip(*parts, strict=True))
+    of, token, look = _cross(span.num_tokens, np.array([len(part.feature) for part in parts], np.int64))
+    pairs = LookPairs(
+        batch_row=span.first_row[of] + token,
+        feature=looks.feature[look],
+        special=looks.special[look],
+        act=span.first_act[of] + token * span.num_looks[of] + looks.look[look],
+    )
+    touched = _touched(span.position[of] + token, looks.start[look], looks.end[look], pairs.special)
+    return LookPairs._make(column[touched] for column in pairs)
+
+
+def _touched(
+    positions: NDArray[np.int64], start: NDArray[np.int64], end: NDArray[np.int64], special: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    # position 0 is the attention sink
+    return (positions >= start) & (positions < end) & ((positions > 0) | special)
+
+
+def _cross(
+    num_tokens: NDArray[np.int64], num_entries: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """
+    Pair each span's tokens with its entries: the span, the token within it and the entry of each pair.
+
+    All spans at once rather than one after the other: a decode step has hundreds of them with a token each.
+    """
+    num_pairs = num_tokens * num_entries
+    span = np.repeat(np.arange(len(num_tokens)), num_pairs)
+    token, nth = np.divmod(count_within(num_pairs), num_entries[span])
+    return span, token, (np.cumsum(num_entries) - num_entries)[span] + nth
+
+
+def count_within(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Count 0, 1, ... within each group: sizes 2, 3 give 0 1 0 1 2."""
     starts = np.cumsum(sizes) - sizes
     counts: NDArray[np.int64] = np.arange(sizes.sum()) - np.repeat(starts, sizes)

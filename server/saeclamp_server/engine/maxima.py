@@ -8,7 +8,7 @@ from typing import Any
 
 from saeclamp_saes import SAEEntry
 from saeclamp_saes.errors import LabelError
-from saeclamp_saes.labelling.table import Labels, labels_path
+from saeclamp_saes.labelling.table import labels_path, read_max_acts
 
 
 async def labelled_maxima(
@@ -19,21 +19,21 @@ async def labelled_maxima(
 
     Labels that cannot be read, or are of other weights than the engine holds, are reported and left out.
     """
-    hashes = (await engine.collective_rpc("decoder_hashes"))[0]
     maxima: dict[str, Sequence[float | None]] = {}
     for name, sae in saes.items():
         path = labels_path(sae.path)
         if not path.exists():
             continue
         try:
-            labels = Labels.read(path)
+            info, max_acts = read_max_acts(path)
         except LabelError as exc:
             report(f"SAE {name}: its labels are left out. {exc}")
             continue
-        if labels.info.decoder_sha256 != hashes[name]:
+        decoder = (await engine.collective_rpc("decoder_hash", args=(name,)))[0]
+        if info.decoder_sha256 != decoder or len(max_acts) != sae.summary.d_sae:
             report(f"SAE {name}: its labels in {path} are left out, because they are of other weights.")
             continue
-        maxima[name] = [_positive(value) for value in labels.table["max_act"].to_pylist()]
+        maxima[name] = [_positive(value) for value in max_acts]
     return maxima
 
 

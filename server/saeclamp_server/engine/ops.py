@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from vllm.utils.torch_utils import direct_register_custom_op
 
 from saeclamp_saes import SAE, Site
-from saeclamp_saes.clamping import Acts, Edits, read_acts, written
+from saeclamp_saes.clamping import Acts, Edits, Pairs, read_acts, written
+from saeclamp_server.engine.board import Board, TopStep, strongest
 from saeclamp_server.engine.ledger import Ledger
 from saeclamp_server.engine.probe import Probe
 
@@ -30,6 +32,28 @@ class SAEStep:
     """(num_pairs,) int64, ledger slot of each pair"""
     counts: Tensor
     """(num_pairs, 2) fp32: counts as a prompt position, as a generated position"""
+    verdict: Tensor | None = None
+    """(num_pairs,) int64, place of the verdict on which each pair depends; None where none depends on any"""
+    looks: Looks | None = None
+    """Activations that are looked at beside those of the edits."""
+    top: TopStep | None = None
+
+    def edits_at(self, number: int) -> bool:
+        """Whether anything is moved at this site."""
+        return number in self.edits and len(self.slot) > 0
+
+
+class Looks(NamedTuple):
+    """Activations that are looked at, one entry per (token, feature) pair."""
+
+    token: Tensor
+    """(num_looks,) int64, row of the gathered vectors"""
+    feature: Tensor
+    """(num_looks,) int64"""
+    is_seen: Tensor
+    """(num_looks,) bool; False leaves the activation out"""
+    act: Tensor
+    """(num_looks,) int64, place of the activation on the board"""
 
 
 @dataclass
@@ -50,6 +74,7 @@ class SiteState:
 
     site: Site
     ledger: Ledger
+    board: Board
     reads: Sequence[LoadedSAE]
     """SAEs that read their activations here."""
     writes: Sequence[tuple[LoadedSAE, int]]
@@ -92,12 +117,14 @@ def steer(hidden: Tensor, residual: Tensor | None, number: int) -> None:
         state.probe.record(vectors, _lengths(state, vectors, residual, rows))
     tokens = state.tokens
     if tokens is None:
+        state.board.decide(number)  # a rule that held before may last
         return
     x = _vectors(state, hidden, residual, tokens)
     for loaded in state.reads:
         if loaded.step is not None:
-            loaded.before = read_acts(x, loaded.sae, loaded.step.edits[number])
-    if any(loaded.step is not None for loaded, _ in state.writes):
+            _read(state.board, loaded, loaded.step, x, number)
+    state.board.decide(number)
+    if any(loaded.step is not None and loaded.step.edits_at(number) for loaded, _ in state.writes):
         delta = _change(state, number, _lengths(state, x, residual, tokens), x.shape)
         hidden.index_copy_(0, tokens, (hidden[tokens].float() + delta).to(hidden.dtype))
 
@@ -110,6 +137,25 @@ def _vectors(state: SiteState, hidden: Tensor, residual: Tensor | None, tokens: 
     if state.norm_eps is not None:
         return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + state.norm_eps)
     return x
+
+
+def _read(board: Board, loaded: LoadedSAE, step: SAEStep, x: Tensor, number: int) -> None:
+    """
+    Read what the step needs of an SAE's activations.
+
+    x: (num_tokens, width), the site's vectors
+    """
+    edits, looks, top = step.edits[number], step.looks, step.top
+    if looks is None:
+        loaded.before = read_acts(x, loaded.sae, edits)
+    else:
+        both = Pairs(torch.cat((edits.token, looks.token)), torch.cat((edits.feature, looks.feature)))
+        acts, scale = read_acts(x, loaded.sae, both)
+        num_edits = len(edits.token)
+        loaded.before = Acts(acts[:num_edits], scale[:num_edits])
+        board.acts[looks.act] = torch.where(looks.is_seen, acts[num_edits:], float("nan"))
+    if top is not None:
+        board.top[loaded.name] = strongest(loaded.sae.encode(x[top.token]), top)
 
 
 def _lengths(state: SiteState, x: Tensor, residual: Tensor | None, tokens: Tensor) -> Tensor:
@@ -128,10 +174,12 @@ def _change(state: SiteState, number: int, lengths: Tensor, shape: torch.Size) -
     delta = torch.zeros(shape, device=lengths.device)
     for loaded, write in state.writes:
         step = loaded.step
-        if step is None:
+        if step is None or not step.edits_at(number):
             continue
         assert loaded.before is not None, "an SAE reads before it writes"
         edits = step.edits[number]
+        if step.verdict is not None:
+            edits = edits._replace(live=edits.live * state.board.verdicts[step.verdict])
         change, pushes = written(loaded.sae, edits, loaded.before, shape[0], write)
         delta += change
         if write == 0:

@@ -30,7 +30,7 @@ async def check_that_steering_works(engine: Any, saes: Mapping[str, SAEEntry]) -
         key = uuid.uuid4().hex
         steered = await _first_logprobs(engine, {"key": key, "program": program.to_json()})
         reports = (await engine.collective_rpc("steering_reports", args=(key,)))[0]
-        _check(sae, before, steered, reports)
+        _check(sae, before, steered, [*reports.values()])
     if _differs(await _first_logprobs(engine, None), before):
         raise StartupError("Self-test: an unsteered request was changed by a steered one before it.")
 

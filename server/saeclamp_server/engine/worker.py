@@ -13,11 +13,14 @@ from saeclamp_saes.labelling.table import decoder_sha256
 from saeclamp_saes.library.entries import hash_of
 from saeclamp_saes.verification.figures import ordinary
 from saeclamp_saes.verification.quick import quick_fit
+from saeclamp_server.engine.board import Board
+from saeclamp_server.engine.filling import Filler
+from saeclamp_server.engine.firings import Firings
 from saeclamp_server.engine.layers import WHOLE_STREAM, Layout
 from saeclamp_server.engine.ledger import Ledger
 from saeclamp_server.engine.live import LiveRequests
-from saeclamp_server.engine.mapping import Held
 from saeclamp_server.engine.ops import LoadedSAE, SiteState, bind
+from saeclamp_server.engine.placed import Held
 from saeclamp_server.engine.runner import SteeredRunner
 from saeclamp_server.engine.settings import CONFIG_KEY
 
@@ -40,14 +43,15 @@ class SteeringWorker:
         super().load_model(*args, **kwargs)  # type: ignore[misc]
         config = self.vllm_config.additional_config[CONFIG_KEY]
         saes = [LoadedSAE(sae["name"], _read_checked(sae).to(self.device)) for sae in config["saes"]]
-        held = {
-            sae["name"]: Held(loaded.sae.d_sae, sae["sha256"]) for sae, loaded in zip(config["saes"], saes, strict=True)
-        }
-        ledger = Ledger(self.device)
+        ledger, board = Ledger(self.device), Board(Firings(self.device))
         layout = Layout(self.model_runner.get_model())
         sites = layout.in_order([site for loaded in saes for site in (*loaded.sae.reads, *loaded.sae.writes)])
         layout.hook(sites)
-        states = [_state(site, saes, ledger, layout) for site in sites]
+        states = [_state(site, saes, ledger, board, layout) for site in sites]
+        held = {
+            sae["name"]: Held(loaded.sae.d_sae, sae["sha256"], sites.index(layout.place_of(loaded.sae.reads[-1])))
+            for sae, loaded in zip(config["saes"], saes, strict=True)
+        }
         for number, state in enumerate(states):
             bind(number, state)
         # tokenizers may know special tokens beyond the model's vocabulary
@@ -56,8 +60,9 @@ class SteeringWorker:
         )
         is_special[torch.tensor(config["special_ids"], dtype=torch.long)] = True
         self._saes, self._states, self._is_special, self._layout = saes, states, is_special, layout
-        self._live = LiveRequests(held, config["special_ids"], ledger)
-        self._steered_runner = SteeredRunner(self.model_runner, saes, states, self._live, is_special.to(self.device))
+        self._live = LiveRequests(held, config["special_ids"], ledger, board.firings)
+        filler = Filler(saes, states, board, is_special.to(self.device))
+        self._steered_runner = SteeredRunner(self.model_runner, filler, states, self._live)
 
     def strongest_features(self, name: str, count: int) -> list[int]:
         """Find the features with the longest decoder rows; a dead feature's may be empty, and could not be seen to act."""
@@ -65,9 +70,10 @@ class SteeringWorker:
         strongest: list[int] = sae.W_dec.norm(dim=1).topk(min(count, sae.d_sae)).indices.tolist()
         return strongest
 
-    def decoder_hashes(self) -> dict[str, str]:
-        """Hash every SAE's decoder, by name, as labels do to say whose they are."""
-        return {loaded.name: decoder_sha256(loaded.sae) for loaded in self._saes}
+    def decoder_hash(self, name: str) -> str:
+        """Hash an SAE's decoder, as labels do to say whose they are."""
+        (sae,) = [loaded.sae for loaded in self._saes if loaded.name == name]
+        return decoder_sha256(sae)
 
     def start_probes(self) -> None:
         """Record the vectors at every site, from now until `measure_fit`."""
@@ -104,9 +110,9 @@ class SteeringWorker:
             }
         return measured
 
-    def steering_reports(self, key: str) -> list[dict[str, Any]]:
-        """Report on the requests of one API call (see `live.Report`), and forget them."""
-        return [vars(report) for report in self._live.collect(key)]
+    def steering_reports(self, key: str) -> dict[str, dict[str, Any]]:
+        """Report on the requests of one API call (see `live.Report`), by request id, and forget them."""
+        return {request_id: vars(report) for request_id, report in self._live.collect(key).items()}
 
 
 def _read_checked(sae: dict[str, Any]) -> SAE:
@@ -133,10 +139,11 @@ def _lengths(sae: SAE, x: Tensor, lengths: Tensor, position: Tensor, is_special:
     return {"stream": float(f"{lengths[counted].median():.4g}"), "rows": (rows * scale).tolist()}
 
 
-def _state(site: Site, saes: list[LoadedSAE], ledger: Ledger, layout: Layout) -> SiteState:
+def _state(site: Site, saes: list[LoadedSAE], ledger: Ledger, board: Board, layout: Layout) -> SiteState:
     return SiteState(
         site=site,
         ledger=ledger,
+        board=board,
         reads=[loaded for loaded in saes if site in map(layout.place_of, loaded.sae.reads)],
         writes=[
             (loaded, number)

@@ -7,6 +7,8 @@ from typing import Any
 
 from saeclamp.types import Receipt, Steering
 from saeclamp_server.conversation import Conversation
+from saeclamp_server.openai_api.readouts import ReadoutWriter, name_aborted
+from saeclamp_server.openai_api.sequences import Sequences
 from saeclamp_server.steering import ResolvedSteering, receipt, resolve
 
 
@@ -15,27 +17,70 @@ class SteeredCall:
     """What must be known to say whether a steered answer may leave."""
 
     app_state: Any
-    """vLLM's app state, plus `served`: Served."""
+    """vLLM's app state, plus `served`: Served, and `sequences`: Sequences."""
     resolved: ResolvedSteering
     key: str
     """Names this call's sequences to the engine."""
     num_sequences: int
+    writer: ReadoutWriter | None
 
     @classmethod
     def begin(
-        cls, app_state: Any, steering: Steering, conversation: Conversation | None, key: str, num_sequences: int
+        cls,
+        app_state: Any,
+        steering: Steering,
+        conversation: Conversation | None,
+        key: str,
+        num_sequences: int,
+        num_per_prompt: int,
+        shows_token_ids: bool,
     ) -> SteeredCall:
-        """Resolve the steering. Raises RequestError."""
-        return cls(app_state, resolve(steering, app_state.served, conversation), key, num_sequences)
+        """Resolve the steering. Raises RequestError. Whoever begins a call must end it."""
+        resolved = resolve(steering, app_state.served, conversation)
+        sequences: Sequences = app_state.sequences
+        writer = None
+        if steering.readout is not None and resolved.program.readout is not None:
+            writer = ReadoutWriter(
+                steering.readout,
+                app_state.served,
+                sequences,
+                key,
+                shows_token_ids,
+                resolved.program.readout.reads_prompt,
+            )
+        sequences.begin(key, num_per_prompt)
+        return cls(app_state, resolved, key, num_sequences, writer)
+
+    def end(self) -> None:
+        """Forget the call, whether or not it was answered."""
+        self.app_state.sequences.end(self.key)
 
     @property
     def wants_receipt(self) -> bool:
         """Whether the receipt is to be sent; it is checked in any case."""
         return self.resolved.steering.receipt != "none"
 
+    @property
+    def completes(self) -> bool:
+        """Whether responses and chunks are to show more than vLLM writes into them."""
+        return self.writer is not None or any(rule.then == "abort" for rule in self.resolved.steering.rules)
+
+    def complete(self, body: dict[str, Any]) -> None:
+        """Write what a response or a chunk is to show beside vLLM's own."""
+        if self.writer is not None:
+            self.writer.write(body)
+        name_aborted(body)
+
     async def receipt(self) -> Receipt:
         """Ask the engine what it did. Raises NotAppliedError unless every sequence was steered."""
-        reports = await self.app_state.engine_client.collective_rpc("steering_reports", args=(self.key,))
+        answers = await self.app_state.engine_client.collective_rpc("steering_reports", args=(self.key,))
         served_name = self.app_state.openai_serving_models.base_model_paths[0].name
+        choices = self.app_state.sequences.choices(self.key)
         # every worker of a tensor-parallel group makes the same edits
-        return receipt(self.resolved, reports[0], self.num_sequences, self.app_state.served, served_name)
+        reports = {choices[request_id]: report for request_id, report in answers[0].items()}
+        return receipt(self.resolved, reports, self.num_sequences, self.app_state.served, served_name)
+
+    def aborted(self, receipt: Receipt) -> set[int]:
+        """Choices that a rule has ended."""
+        ending = {rule.name for rule in self.resolved.steering.rules if rule.then == "abort"}
+        return {fired.choice for fired in receipt.fired if fired.rule in ending}

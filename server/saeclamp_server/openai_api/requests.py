@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, Field, PrivateAttr, SkipValidation
@@ -17,29 +19,60 @@ from saeclamp_server.program import EXTRA_ARGS_KEY, SteeringProgram
 class _Steered(BaseModel):
     # validated by request_body.steering_of, whose errors name the JSON path; here only for the API's own schema
     steering: SkipValidation[Steering | None] = Field(default=None)
-    _payload: dict[str, Any] | None = PrivateAttr(default=None)
+    _key: str = PrivateAttr(default="")
+    _program: SteeringProgram | None = PrivateAttr(default=None)
+    _num_prompts: int = PrivateAttr(default=0)
 
     if TYPE_CHECKING:  # fields of the vLLM class that this is mixed into
         use_beam_search: bool
+        include_stop_str_in_output: bool
+        return_token_ids: bool | None
+        n: int | None
+
+    @property
+    def num_per_prompt(self) -> int:
+        """How many sequences the engine runs for each prompt."""
+        return int(self.n or 1)
 
     def carry(self, key: str, program: SteeringProgram) -> None:
         """Send `program` with this request, its report to be fetched by `key`. Raises RequestError."""
-        self._refuse_what_cannot_be_steered()
-        self._payload = {"key": key, "program": program.to_json()}
+        self._refuse_what_cannot_be_steered(program)
+        self._key, self._program = key, program
+        if program.readout is not None:
+            self.return_token_ids = True  # by which readings are put beside their tokens
 
-    def _refuse_what_cannot_be_steered(self) -> None:
+    def _refuse_what_cannot_be_steered(self, program: SteeringProgram) -> None:
         if self.use_beam_search:
             raise InvalidSteeringError(
                 "Beam search cannot be steered: its sequences carry no program.", "use_beam_search"
             )
         if getattr(self, "prompt_embeds", None) is not None:
             raise InvalidSteeringError("A prompt of embeddings cannot be steered: it has no tokens.", "prompt_embeds")
+        if self.include_stop_str_in_output and any(rule.aborts for rule in program.rules):
+            raise InvalidSteeringError(
+                "What stops an answer is not read by the model, so no rule can see it; with a rule that aborts, it cannot "
+                "be included in the output.",
+                "include_stop_str_in_output",
+            )
 
     def to_sampling_params(self, *args: Any, **kwargs: Any) -> SamplingParams:
         params: SamplingParams = super().to_sampling_params(*args, **kwargs)  # type: ignore[misc]
-        if self._payload is not None:
-            params.extra_args = {**(params.extra_args or {}), EXTRA_ARGS_KEY: self._payload}
+        program = self._program
+        if program is not None:
+            # vLLM asks once for each prompt, in their order
+            payload = {"key": self._key, "prompt": self._num_prompts, "program": program.to_json()}
+            self._num_prompts += 1
+            params.extra_args = {**(params.extra_args or {}), EXTRA_ARGS_KEY: payload}
+            if program.reads_prompt:
+                params.skip_reading_prefix_cache = True
+            if program.holds_back and params.max_tokens is not None:
+                params.max_tokens += 1  # the scheduler drops it, when the one before it has been read
         return params
+
+
+def _chunk(kind: str, answer_id: str, model: str | None, choice: dict[str, Any]) -> dict[str, Any]:
+    head = {"id": answer_id, "object": kind, "created": int(time.time()), "model": model}
+    return head | {"choices": [choice | {"finish_reason": "content_filter"}]}
 
 
 class SteeredChatCompletionRequest(_Steered, ChatCompletionRequest):
@@ -49,7 +82,13 @@ class SteeredChatCompletionRequest(_Steered, ChatCompletionRequest):
 
     def num_sequences(self) -> int:
         """How many sequences the engine runs for this request."""
-        return int(self.n or 1)
+        return self.num_per_prompt
+
+    def empty_chunk(self, answer_id: str) -> Callable[[int], dict[str, Any]]:
+        """Make the chunk of a choice that a rule ended before its first token."""
+        return lambda index: _chunk(
+            "chat.completion.chunk", answer_id, self.model, {"index": index, "delta": {}, "logprobs": None}
+        )
 
 
 class SteeredCompletionRequest(_Steered, CompletionRequest):
@@ -61,4 +100,10 @@ class SteeredCompletionRequest(_Steered, CompletionRequest):
         """How many sequences the engine runs for this request."""
         prompt = self.prompt
         num_prompts = len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
-        return num_prompts * int(self.n or 1)
+        return num_prompts * self.num_per_prompt
+
+    def empty_chunk(self, answer_id: str) -> Callable[[int], dict[str, Any]]:
+        """Make the chunk of a choice that a rule ended before its first token."""
+        return lambda index: _chunk(
+            "text_completion", answer_id, self.model, {"index": index, "text": "", "logprobs": None}
+        )

@@ -89,28 +89,49 @@ async def _answer(
 ) -> Response:
     if steering is None:
         return await handler(request, raw_request)
+    shows_token_ids = bool(request.return_token_ids)
     call = SteeredCall.begin(
-        raw_request.app.state, steering, conversation, key=uuid.uuid4().hex, num_sequences=request.num_sequences()
+        raw_request.app.state,
+        steering,
+        conversation,
+        key=uuid.uuid4().hex,
+        num_sequences=request.num_sequences(),
+        num_per_prompt=request.num_per_prompt,
+        shows_token_ids=shows_token_ids,
     )
-    request.carry(call.key, call.resolved.program)
-    response = await handler(request, raw_request)
-    if isinstance(response, StreamingResponse):
-        response.body_iterator = with_receipt(_as_text(response.body_iterator), call)
-        return response
-    if response is None or response.status_code != 200:  # vLLM's handler returns None when the client has gone
-        return response
+    response: Response | None = None
+    try:
+        request.carry(call.key, call.resolved.program)
+        response = await handler(request, raw_request)
+        if isinstance(response, StreamingResponse):
+            response.body_iterator = with_receipt(
+                _as_text(response.body_iterator), call, request.empty_chunk(_id_of(raw_request))
+            )
+            return response
+        if response is None or response.status_code != 200:  # vLLM's handler returns None when the client has gone
+            return response
+        return await _completed(response, call)
+    finally:
+        if not isinstance(response, StreamingResponse):
+            call.end()
+
+
+async def _completed(response: Response, call: SteeredCall) -> Response:
     receipt = await call.receipt()
-    if call.wants_receipt:
-        return _with_field(response, receipt.model_dump(mode="json"))
-    return response
-
-
-def _with_field(response: Response, receipt: dict[str, Any]) -> Response:
     body = json.loads(bytes(response.body))
+    call.complete(body)
+    if call.wants_receipt:
+        body["steering"] = receipt.model_dump(mode="json")
     headers = {
         name: value for name, value in response.headers.items() if name not in ("content-length", "content-type")
     }
-    return JSONResponse(body | {"steering": receipt}, headers=headers)
+    return JSONResponse(body, headers=headers)
+
+
+def _id_of(raw_request: Request) -> str:
+    """Look up the id that vLLM gave the answer."""
+    answer_id: str = raw_request.state.request_metadata.request_id
+    return answer_id
 
 
 async def _as_text(chunks: AsyncIterable[Any]) -> AsyncIterator[str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol
 
 from saeclamp.types import Receipt
 from saeclamp_server.errors import NotAppliedError
@@ -20,34 +20,71 @@ class Call(Protocol):
         """Whether the receipt is to be sent."""
         ...
 
+    @property
+    def completes(self) -> bool:
+        """Whether chunks are to show more than vLLM writes into them; else they pass as they are."""
+        ...
+
+    def complete(self, body: dict[str, Any]) -> None:
+        """Write into a chunk what it is to show beside vLLM's own."""
+        ...
+
     async def receipt(self) -> Receipt:
         """Return the receipt, or raise NotAppliedError."""
         ...
 
+    def aborted(self, receipt: Receipt) -> set[int]:
+        """Choices that a rule has ended."""
+        ...
 
-async def with_receipt(events: AsyncIterator[str], call: Call) -> AsyncIterator[str]:
+    def end(self) -> None:
+        """Forget the call."""
+        ...
+
+
+async def with_receipt(
+    events: AsyncIterator[str], call: Call, empty_chunk: Callable[[int], dict[str, Any]]
+) -> AsyncIterator[str]:
     """
-    Pass a stream of server-sent events on, adding the receipt to the last chunk.
+    Pass a stream of server-sent events on, completing each chunk and adding the receipt to the last one.
 
     A chunk that may be the last is held back until the next event shows whether it was; all others pass at once. If the
     engine did not steer the request, the last chunk is replaced by an error event.
+
+    empty_chunk: makes a chunk of a choice that ended without a token, of which vLLM sends none
     """
     held: str | None = None
-    failed = False
-    async for event in events:
-        if event.startswith(DONE):
-            if not failed:
-                yield await _last_chunk(held, call)
-            yield event
-            return
-        if held is not None:
-            yield held
-        held = event if _may_be_last(event) else None
-        failed = failed or event.startswith('data: {"error"')
-        if held is None:
-            yield event
-    if not failed:
-        yield await _last_chunk(held, call)
+    failed, ended = False, set[int]()
+    try:
+        async for event in events:
+            if event.startswith(DONE):
+                if not failed:
+                    async for last in _last_chunks(held, call, ended, empty_chunk):
+                        yield last
+                yield event
+                return
+            if held is not None:
+                yield held
+            event = _completed(event, call, ended)
+            held = event if _may_be_last(event) else None
+            failed = failed or event.startswith('data: {"error"')
+            if held is None:
+                yield event
+        if not failed:
+            async for last in _last_chunks(held, call, ended, empty_chunk):
+                yield last
+    finally:
+        call.end()
+
+
+def _completed(event: str, call: Call, ended: set[int]) -> str:
+    """Complete a chunk, and note which choices end in it."""
+    if not call.completes or not event.startswith('data: {"id"'):
+        return event
+    body = json.loads(event.removeprefix("data: "))
+    call.complete(body)
+    ended |= {choice["index"] for choice in body["choices"] if choice.get("finish_reason") is not None}
+    return _event(body)
 
 
 def _may_be_last(event: str) -> bool:
@@ -55,16 +92,23 @@ def _may_be_last(event: str) -> bool:
     return event.startswith("data: {") and ('"finish_reason":"' in event or '"choices":[]' in event)
 
 
-async def _last_chunk(held: str | None, call: Call) -> str:
+async def _last_chunks(
+    held: str | None, call: Call, ended: set[int], empty_chunk: Callable[[int], dict[str, Any]]
+) -> AsyncIterator[str]:
     try:
         receipt = await call.receipt()
-        if held is None:
+        without = [empty_chunk(choice) for choice in sorted(call.aborted(receipt) - ended)]
+        for chunk in without:
+            call.complete(chunk)
+        for chunk in without[: None if held is not None else -1]:
+            yield _event(chunk)
+        if held is None and not without:
             raise NotAppliedError("the stream ended without a last chunk.")
+        last = json.loads(held.removeprefix("data: ")) if held is not None else without[-1]
     except NotAppliedError as exc:
-        return _event(exc.body())
-    if not call.wants_receipt:
-        return held
-    return _event(json.loads(held.removeprefix("data: ")) | {"steering": receipt.model_dump(mode="json")})
+        yield _event(exc.body())
+        return
+    yield _event(last | {"steering": receipt.model_dump(mode="json")} if call.wants_receipt else last)
 
 
 def _event(body: object) -> str:

@@ -1,0 +1,50 @@
+"""What all parts of a request share: nothing unknown, nothing changed afterwards, numbers within bounds."""
+
+from __future__ import annotations
+
+import unicodedata
+from difflib import SequenceMatcher
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_INTERVENTIONS = 64
+"""Interventions in one request, those of its rules among them."""
+
+MAX_RULES = 16
+"""Rules in one request."""
+
+MAX_TESTS = 16
+"""Comparisons of activations in one rule's condition."""
+
+MAX_READ = 64
+"""Features that a readout can name, and the most of the strongest ones that it can ask for per token."""
+
+MAX_POSITIONS = 1024
+"""Positions that one intervention can name."""
+
+MAX_VALUE = 1e6
+"""Largest magnitude of a `value`, in any unit: far above every useful dose, far below where fp32 sums break."""
+
+SIMILAR = 0.8
+"""Share of common letters from which a key counts as a misspelt `steering`."""
+
+Unit = Literal["max_act", "act", "resid_norm"]
+"""
+`max_act`: multiples of the feature's stored maximum activation. `act`: what the SAE's encoder returns. `resid_norm`: what
+moves a token by that multiple of the residual stream's median length at the SAE's layer, sinks excluded.
+"""
+
+Value = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-MAX_VALUE, le=MAX_VALUE)]
+
+
+def looks_like_steering(key: str) -> bool:
+    """Is this key `steering`, or a near miss of it? What looks like it and is not must be refused, not ignored."""
+    plain = "".join(char for char in unicodedata.normalize("NFKC", key).lower() if char.isalnum())
+    return "steer" in plain or SequenceMatcher(None, plain, "steering").ratio() >= SIMILAR
+
+
+class Request(BaseModel):
+    """A part of a request."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)

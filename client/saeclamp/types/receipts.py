@@ -1,0 +1,120 @@
+"""What the server says of a steered request."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Receipt(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class TokenCounts(_Receipt):
+    """Positions whose residual stream an intervention edited, summed over all choices of the response."""
+
+    prompt: int
+    """Includes positions whose edited keys and values were already in the prefix cache."""
+    generated: int
+
+
+class Summary(_Receipt):
+    """Mean and maximum over the positions that were computed for this response (cached ones are not measured again)."""
+
+    mean: float
+    max: float
+    unit: str | None = None
+
+
+class InterventionReceipt(_Receipt):
+    """One intervention as it was resolved and applied."""
+
+    feature: str | None = None
+    vector: str | None = None
+    """What was moved, as the request named it."""
+    rule: str | None = None
+    """The rule that it belongs to. Its `tokens` are those at which it was carried out."""
+    sae: str | None = None
+    index: int | None = None
+    name: str | None = None
+    layer: int
+    site: str | None = None
+    """Where the edit was added, for example `resid_post 23`."""
+    op: str
+    value: float | None = None
+    unit: str | None = None
+    value_act: float | None = None
+    """`value` in the encoder's own units, as applied."""
+    factor: float | None = None
+    """Of `scale`."""
+    tokens: TokenCounts
+    act_before: Summary | None = None
+    """Activation before the edit, in the encoder's units. None where no position was computed."""
+    dose: Summary | None = None
+    """
+    Length of the edit as a share of the token's own residual norm (`token_resid_norm`), or, at sites where the stream is
+    not at hand (`attn_z`, `mlp_in`), of the vector that was edited (`token_site_norm`).
+    """
+    approximation: str | None = None
+    """In what the SAE differs from the trained one, because the server was told so: a threshold in place of TopK."""
+
+
+class Fired(_Receipt):
+    """A rule whose condition held."""
+
+    rule: str
+    choice: int
+    """Index of the answer."""
+    token: int
+    """Absolute position, in the request, of the first token at which it held."""
+    value: float
+    """Activation, in the encoder's units, of the rule's first feature at that token."""
+    acts: dict[str, float] = {}
+    """Activations of all its features at that token."""
+    num_tokens: int = 1
+    """At how many tokens it held."""
+
+
+class TopFeature(_Receipt):
+    """One of a token's strongest features."""
+
+    index: int
+    name: str | None = None
+    act: float
+
+
+class TokenReadout(_Receipt):
+    """What was read at one token."""
+
+    position: int
+    """In the request, its prompt included."""
+    token_id: int
+    features: dict[str, float] = {}
+    """Activations by the feature's name in the request, in the encoder's units."""
+    top: dict[str, list[TopFeature]] = {}
+    """The strongest features by SAE, strongest first; only those that are active."""
+
+
+class ChoiceReadout(_Receipt):
+    """`choices[i].steering`; in a stream, that of the tokens of this chunk."""
+
+    tokens: list[TokenReadout | None] = []
+    """Aligned with the generated tokens; None where a token was not asked for, is a special one, or ended the answer."""
+    prompt_tokens: list[TokenReadout | None] | None = None
+    """Aligned with the prompt's tokens, where these were asked for; in a stream, in the first chunk."""
+
+
+class Receipt(_Receipt):
+    """What was resolved and applied; `response.steering`."""
+
+    applied: Annotated[bool, Field(strict=True)]
+    spec: str
+    """sha256 of the resolved interventions and the SAEs' files: equal for equal steering."""
+    model: str
+    sae: dict[str, str]
+    """sha256 of each SAE's weights, configuration and options, by the name it is served under."""
+    interventions: tuple[InterventionReceipt, ...]
+    """Those of the request, then those of its rules."""
+    fired: tuple[Fired, ...] = ()
+    warnings: tuple[str, ...] = ()

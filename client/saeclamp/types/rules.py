@@ -1,0 +1,105 @@
+"""What is to happen where features are active, or are not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
+
+from saeclamp.types._base import MAX_INTERVENTIONS, MAX_TESTS, Request, Unit, Value
+from saeclamp.types.interventions import Feature, Intervention
+from saeclamp.types.tokens import SpecialTokens, Tokens
+
+
+class FeatureCondition(Request):
+    """Whether a feature's activation at a token is above, or below, a value; one of the two is given."""
+
+    feature: Feature
+    above: Value | None = None
+    below: Value | None = None
+    unit: Unit = "max_act"
+
+    @model_validator(mode="after")
+    def _compares_once(self) -> FeatureCondition:
+        if (self.above is None) == (self.below is None):
+            raise ValueError("give one of 'above' and 'below'")
+        return self
+
+
+class AllOf(Request):
+    """Whether all of some conditions hold at a token."""
+
+    all: Annotated[tuple[Condition, ...], Field(min_length=1, max_length=MAX_TESTS)]
+
+
+class AnyOf(Request):
+    """Whether any of some conditions holds at a token."""
+
+    any: Annotated[tuple[Condition, ...], Field(min_length=1, max_length=MAX_TESTS)]
+
+
+class Not(Request):
+    """Whether a condition does not hold at a token."""
+
+    model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True)
+
+    not_: Annotated[Condition, Field(alias="not")]
+
+
+CONDITIONS: dict[str, type[Request]] = {"feature": FeatureCondition, "all": AllOf, "any": AnyOf, "not": Not}
+"""By the field that each has."""
+
+
+def _kind_of_condition(value: object) -> str | None:
+    if isinstance(value, Mapping):
+        return next((f"<{key}>" for key in CONDITIONS if key in value), None)
+    return next((f"<{key}>" for key, kind in CONDITIONS.items() if isinstance(value, kind)), None)
+
+
+Condition: TypeAlias = Annotated[
+    Annotated[FeatureCondition, Tag("<feature>")]
+    | Annotated[AllOf, Tag("<all>")]
+    | Annotated[AnyOf, Tag("<any>")]
+    | Annotated[Not, Tag("<not>")],
+    Discriminator(_kind_of_condition),
+]
+"""A comparison, or `all`, `any` and `not` of conditions."""
+
+
+def comparisons(condition: FeatureCondition | AllOf | AnyOf | Not) -> Iterator[FeatureCondition]:
+    """All comparisons in a condition, in the order in which they are written."""
+    match condition:
+        case FeatureCondition():
+            yield condition
+        case AllOf(all=parts) | AnyOf(any=parts):
+            for part in parts:
+                yield from comparisons(part)
+        case Not(not_=inner):
+            yield from comparisons(inner)
+
+
+class Rule(Request):
+    """
+    What is to happen where a condition holds.
+
+    Activations are read from the unedited stream. `then` may move features at the layer where the condition is known (that
+    of the last feature it reads) or at a later one. `abort` ends the answer before the token at which the condition holds.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    when: Condition
+    scope: Literal["token", "rest_of_request"] = "token"
+    """How far `then` reaches: the token at which the condition holds, or that one and all later ones."""
+    then: Literal["abort"] | Annotated[tuple[Intervention, ...], Field(min_length=1, max_length=MAX_INTERVENTIONS)]
+    tokens: Tokens = "all"
+    """Where the condition is looked at."""
+    special_tokens: SpecialTokens = False
+
+    @model_validator(mode="after")
+    def _is_bounded(self) -> Rule:
+        if sum(1 for _ in comparisons(self.when)) > MAX_TESTS:
+            raise ValueError(f"a condition has at most {MAX_TESTS} comparisons")
+        if self.then == "abort" and self.scope != "token":
+            raise ValueError("'abort' ends the request, so it has no scope 'rest_of_request'")
+        return self

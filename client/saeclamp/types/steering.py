@@ -1,0 +1,90 @@
+"""The `steering` object of a request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from saeclamp.types._base import MAX_INTERVENTIONS, MAX_READ, MAX_RULES, Request
+from saeclamp.types.interventions import Feature, Intervention, Operation
+from saeclamp.types.rules import Rule
+from saeclamp.types.tokens import SpecialTokens, Tokens
+
+
+class Readout(Request):
+    """Which activations the response is to show, for each token, as they are before any edit at their layer."""
+
+    features: Annotated[tuple[Feature, ...], Field(max_length=MAX_READ)] = ()
+    top_k: Annotated[int, Field(strict=True, ge=0, le=MAX_READ)] = 0
+    """How many of the strongest features of each SAE."""
+    saes: Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_READ)] | None = None
+    """Of which SAEs the strongest features are shown; None for all that are loaded."""
+    tokens: Tokens = "generated"
+    special_tokens: SpecialTokens = False
+
+    @model_validator(mode="after")
+    def _reads_something(self) -> Readout:
+        if not self.features and not self.top_k:
+            raise ValueError("give 'features' or 'top_k'")
+        return self
+
+
+class Steering(Request):
+    """
+    The `steering` object of a request: interventions, rules, a readout, or several of them.
+
+    Every activation is read from the stream as the model produced it, before any of the request's own interventions at
+    that layer, and the changes are summed; so the order of `interventions` does not matter.
+    """
+
+    interventions: Annotated[tuple[Intervention, ...], Field(max_length=MAX_INTERVENTIONS)] = ()
+    rules: Annotated[tuple[Rule, ...], Field(max_length=MAX_RULES)] = ()
+    readout: Readout | None = None
+    receipt: Literal["none", "summary"] = "summary"
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Steering:
+        if not self.interventions and not self.rules and self.readout is None:
+            raise ValueError("give 'interventions', 'rules' or 'readout'")
+        names = [rule.name for rule in self.rules]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two rules are named {twice!r}")
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is sent: without what was left out."""
+        parts = self.model_dump(mode="json", exclude_none=True)
+        return {name: part for name, part in parts.items() if part != []}
+
+
+def extra_body(*interventions: Operation, receipt: Literal["none", "summary"] = "summary") -> dict[str, Any]:
+    """
+    Build the `extra_body` that openai-python merges into a request.
+
+    >>> extra_body(Clamp(feature="bundled/golden-gate", value=0.75))["steering"]["interventions"][0]["op"]
+    'clamp'
+    """
+    return {"steering": as_steering(interventions, receipt).to_json()}
+
+
+def as_steering(
+    steering: Steering | Operation | Iterable[Operation] | dict[str, Any],
+    receipt: Literal["none", "summary"] | None = None,
+) -> Steering:
+    """
+    Accept what a caller finds natural: a `Steering`, its JSON, one intervention, or several.
+
+    `receipt`, if given, replaces what `steering` asks for. Raises TypeError for a string, and pydantic's ValidationError.
+    """
+    if isinstance(steering, str):  # which would be taken for a sequence of letters
+        raise TypeError(f"steering takes interventions such as Clamp(feature={steering!r}, value=...), not a string")
+    if isinstance(steering, dict):
+        steering = Steering.model_validate(steering)
+    elif isinstance(steering, Operation):
+        steering = Steering(interventions=(steering,))
+    elif not isinstance(steering, Steering):
+        steering = Steering(interventions=tuple(steering))
+    return steering if receipt is None else steering.model_copy(update={"receipt": receipt})

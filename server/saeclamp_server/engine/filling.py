@@ -1,0 +1,143 @@
+"""From what each token of a step gets to tensors on the device: the step of every SAE, site and rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from saeclamp_saes.clamping import Edits
+from saeclamp_server.engine.board import Board, RuleStep, TopStep
+from saeclamp_server.engine.mapping import LookPairs, Places, SAEPairs, Span, looks_by_sae, no_pairs, pairs_by_sae
+from saeclamp_server.engine.ops import LoadedSAE, Looks, SAEStep, SiteState
+from saeclamp_server.engine.watching import RuleRows, TopRows, rule_rows, top_rows
+
+
+class Filler:
+    """Fills the steps of the SAEs and sites of one worker."""
+
+    def __init__(self, saes: Sequence[LoadedSAE], sites: Sequence[SiteState], board: Board, is_special: Tensor) -> None:
+        """
+        sites:      by number
+        is_special: (vocab_size,) bool, on the model's device
+        """
+        self._saes = saes
+        self._sites = sites
+        self._board = board
+        self._is_special = is_special
+
+    def fill(self, spans: Sequence[Span], input_ids: Tensor) -> None:
+        """
+        Make the coming forward do what its steered requests ask for; nothing for no spans.
+
+        input_ids: (max_num_tokens,) of the step, on the device: under asynchronous scheduling the host does not know the
+                   last sampled ones yet
+        """
+        places = Places(spans)
+        pairs, looks, tops = pairs_by_sae(spans, places), looks_by_sae(spans, places), top_rows(spans)
+        is_special = self._is_special[input_ids] if spans else self._is_special[:0]
+        rules: dict[int, list[RuleStep]] = {}
+        for rows in rule_rows(spans, places):
+            rules.setdefault(rows.place, []).append(self._rule(rows, is_special))
+        self._board.begin(places.num_acts, places.num_verdicts, rules)
+        gathered = [self._gather(number, pairs, looks, tops) for number in range(len(self._sites))]
+        for loaded in self._saes:
+            loaded.before = None
+            loaded.step = None
+            if loaded.name in pairs or loaded.name in looks or loaded.name in tops:
+                loaded.step = self._step(loaded.name, pairs, looks, tops, gathered, is_special)
+
+    def _gather(
+        self,
+        number: int,
+        pairs: Mapping[str, SAEPairs],
+        looks: Mapping[str, LookPairs],
+        tops: Mapping[str, TopRows],
+    ) -> _Gathered:
+        """One list of rows for all SAEs of a site, so that their changes are summed before the one rounding."""
+        state = self._sites[number]
+        wanted = [(name, "edits", pairs[name].batch_row) for name in state.sae_names if name in pairs]
+        for loaded in state.reads:
+            wanted += [(loaded.name, "looks", looks[loaded.name].batch_row)] if loaded.name in looks else []
+            wanted += [(loaded.name, "top", tops[loaded.name].batch_row)] if loaded.name in tops else []
+        state.tokens = None
+        if not wanted:
+            return {}
+        rows, token = np.unique(np.concatenate([rows for _, _, rows in wanted]), return_inverse=True)
+        state.tokens = self._to_device(rows)
+        ends = np.cumsum([len(rows) for _, _, rows in wanted])
+        parts = np.split(token, ends[:-1])
+        return {(name, what): self._to_device(part) for (name, what, _), part in zip(wanted, parts, strict=True)}
+
+    def _step(
+        self,
+        name: str,
+        pairs: Mapping[str, SAEPairs],
+        looks: Mapping[str, LookPairs],
+        tops: Mapping[str, TopRows],
+        gathered: Sequence[_Gathered],
+        is_special: Tensor,
+    ) -> SAEStep:
+        sae_pairs = pairs.get(name) or no_pairs()
+        live = self._live(sae_pairs.batch_row, sae_pairs.special, is_special).float()
+        feature, moves = self._to_device(sae_pairs.feature), self._to_device(sae_pairs.moves)
+        nothing = self._to_device(np.zeros(0, np.int64))
+        sites = [number for number, state in enumerate(self._sites) if name in state.sae_names]
+        return SAEStep(
+            edits={
+                number: Edits(gathered[number].get((name, "edits"), nothing), feature, moves, live) for number in sites
+            },
+            slot=self._to_device(sae_pairs.slot),
+            counts=self._to_device(np.stack((sae_pairs.prompt, sae_pairs.generated), axis=1)).float(),
+            verdict=self._to_device(sae_pairs.verdict) if sae_pairs.verdict.any() else None,
+            looks=self._looks(name, looks.get(name), gathered, is_special),
+            top=self._top(name, tops.get(name), gathered, is_special),
+        )
+
+    def _looks(
+        self, name: str, looks: LookPairs | None, gathered: Sequence[_Gathered], is_special: Tensor
+    ) -> Looks | None:
+        if looks is None:
+            return None
+        (token,) = [here[name, "looks"] for here in gathered if (name, "looks") in here]
+        is_seen = self._live(looks.batch_row, looks.special, is_special)
+        return Looks(token, self._to_device(looks.feature), is_seen, self._to_device(looks.act))
+
+    def _top(
+        self, name: str, rows: TopRows | None, gathered: Sequence[_Gathered], is_special: Tensor
+    ) -> TopStep | None:
+        if rows is None:
+            return None
+        (token,) = [here[name, "top"] for here in gathered if (name, "top") in here]
+        return TopStep(token, self._live(rows.batch_row, rows.special, is_special), rows.top_k)
+
+    def _rule(self, rows: RuleRows, is_special: Tensor) -> RuleStep:
+        is_seen = self._live(rows.batch_row, rows.special, is_special) & self._to_device(rows.in_scope)
+        return RuleStep(
+            form=rows.form,
+            act=self._to_device(rows.act),
+            bounds=self._to_device(rows.bounds),
+            above=self._to_device(rows.above),
+            position=self._to_device(rows.position),
+            start=self._to_device(rows.start),
+            is_seen=is_seen,
+            lasting=self._to_device(rows.lasting),
+            counted=self._to_device(rows.new),
+            slot=self._to_device(rows.slot),
+            verdict=self._to_device(rows.verdict),
+        )
+
+    def _live(self, batch_row: NDArray[np.int64], special: NDArray[np.bool_], is_special: Tensor) -> Tensor:
+        """Whether each token may be touched: is it an ordinary one, or are special ones meant too?"""
+        return ~is_special[self._to_device(batch_row)] | self._to_device(special)
+
+    def _to_device(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self._is_special.device)
+
+
+_Gathered = dict[tuple[str, str], Tensor]
+"""Rows of a site's gathered vectors, by SAE and what they are gathered for."""

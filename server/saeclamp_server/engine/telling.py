@@ -1,0 +1,133 @@
+"""What the worker tells the scheduler of a step: which requests failed, what their tokens showed, where rules end them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from saeclamp_server.engine.board import Board
+from saeclamp_server.engine.mapping import Places, Span
+from saeclamp_server.engine.watching import shown
+from saeclamp_server.scopes import FOREVER
+
+ATTRIBUTE = "saeclamp_told"
+"""Of vLLM's `ModelRunnerOutput`: it goes where the sampled tokens go, with them."""
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What was read at some positions of a request, ascending."""
+
+    positions: list[int]
+    acts: list[list[float | None]]
+    """Of each position, the readout's named features; None where a special token was not to be looked at."""
+    top: dict[str, list[list[tuple[int, float]]]]
+    """By SAE, of each position: (index, activation) of the strongest features that are active."""
+
+    def between(self, start: int, end: int | None) -> Readings:
+        """Those at positions from `start` (included) to `end` (excluded; None: all)."""
+        kept = [n for n, at in enumerate(self.positions) if at >= start and (end is None or at < end)]
+        return Readings(
+            [self.positions[n] for n in kept],
+            [self.acts[n] for n in kept],
+            {sae: [rows[n] for n in kept] for sae, rows in self.top.items()},
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Readings]) -> Readings:
+        """One after the other."""
+        saes = dict.fromkeys(sae for part in parts for sae in part.top)
+        return cls(
+            [at for part in parts for at in part.positions],
+            [acts for part in parts for acts in part.acts],
+            {sae: [row for part in parts for row in part.top[sae]] for sae in saes},
+        )
+
+
+@dataclass(frozen=True)
+class Told:
+    """What one request's tokens of a step showed."""
+
+    position: int
+    """Of the first token."""
+    num_tokens: int
+    abort: int | None = None
+    """First position at which a rule ends the answer; None: none has."""
+    readings: Readings | None = None
+    failure: str | None = None
+    """Why the request cannot be steered. Nothing else is told then."""
+
+
+def see(
+    spans: Mapping[str, Span], board: Board, failures: Mapping[str, str], device: torch.device
+) -> Callable[[], dict[str, Told]] | None:
+    """
+    Keep what a forward has shown, and return what fetches it to the host. None where there is nothing to tell.
+
+    spans:    of all steered requests of the step, by request id, in the order of the batch
+    failures: by request id
+    """
+    telling = {request_id: span for request_id, span in spans.items() if span.program.tells}
+    if not telling and not failures:
+        return None
+    slots = [slot for span in telling.values() for slot in _aborting(span)]
+    firsts = board.firings.first(torch.tensor(slots, dtype=torch.int64, device=device))
+    places, acts, top = Places([*spans.values()]), board.acts, dict(board.top)
+    numbers = {request_id: number for number, request_id in enumerate(spans)}
+
+    def fetch() -> dict[str, Told]:
+        told = {request_id: Told(0, 0, failure=reason) for request_id, reason in failures.items()}
+        all_firsts, all_acts = firsts.tolist(), acts.cpu().numpy()
+        tops = {sae: _Rows(found.acts.tolist(), found.features.tolist()) for sae, found in top.items()}
+        next_first = 0
+        for request_id, span in telling.items():
+            num = len(_aborting(span))
+            first = min(all_firsts[next_first : next_first + num], default=FOREVER)
+            next_first += num
+            start = int(places.first_act[numbers[request_id]])
+            told[request_id] = Told(
+                position=span.position,
+                num_tokens=span.num_tokens,
+                abort=None if first == FOREVER else first,
+                readings=_readings(span, all_acts[start : start + span.num_tokens * span.program.num_looks], tops),
+            )
+        return told
+
+    return fetch
+
+
+def _aborting(span: Span) -> list[int]:
+    return [span.first_rule_slot + nth for nth, rule in enumerate(span.program.rules) if rule.aborts]
+
+
+class _Rows:
+    """An SAE's rows of strongest features, taken in the order of the batch."""
+
+    def __init__(self, acts: list[list[float]], index: list[list[int]]) -> None:
+        self._acts, self._index, self._next = acts, index, 0
+
+    def take(self, num: int, top_k: int) -> list[list[tuple[int, float]]]:
+        rows = range(self._next, self._next + num)
+        self._next += num
+        return [
+            [(i, act) for i, act in zip(self._index[row][:top_k], self._acts[row][:top_k], strict=True) if act != 0]
+            for row in rows
+        ]
+
+
+def _readings(span: Span, acts: Any, tops: Mapping[str, _Rows]) -> Readings | None:
+    """`acts` is the span's part of the board, (num_tokens * num_looks,)."""
+    readout = span.program.readout
+    if readout is None:
+        return None
+    at = np.flatnonzero(shown(span))
+    named = acts.reshape(span.num_tokens, span.program.num_looks)[at][:, readout.looks]
+    return Readings(
+        positions=(span.position + at).tolist(),
+        acts=[[None if np.isnan(act) else float(act) for act in row] for row in named],
+        top={sae: tops[sae].take(len(at), readout.top_k) for sae in readout.saes if len(at)},
+    )

@@ -1,0 +1,17 @@
+"""
+From the wire to a program, and from what the engine did to a receipt.
+
+    served.py      what this server steers with
+    targets.py     names to features and vectors, units to activations
+    resolve.py     a whole `steering` object, its interventions and its contradictions
+    conditions.py  rules and readouts
+    receipt.py     what was resolved and applied
+
+What cannot be applied ends the request here.
+"""
+
+from saeclamp_server.steering.receipt import receipt
+from saeclamp_server.steering.resolve import ResolvedSteering, resolve, roles_in
+from saeclamp_server.steering.served import Served
+
+__all__ = ["ResolvedSteering", "Served", "receipt", "resolve", "roles_in"]

@@ -1,0 +1,144 @@
+"""What was resolved and applied, from the engine's reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from saeclamp.types import (
+    Fired,
+    InterventionReceipt,
+    Operation,
+    Receipt,
+    Summary,
+    TokenCounts,
+)
+from saeclamp_server.errors import NotAppliedError
+from saeclamp_server.program import Edit, SteeringProgram
+from saeclamp_server.steering.resolve import ResolvedSteering
+from saeclamp_server.steering.served import Served
+
+SAFE_DOSE = 1.0
+"""Edit longer than the residual itself: the model sees more of the edit than of the text."""
+
+
+def receipt(
+    resolved: ResolvedSteering,
+    reports: Mapping[int, Mapping[str, Any]],
+    num_sequences: int,
+    served: Served,
+    model: str,
+) -> Receipt:
+    """
+    Write the receipt from the engine's reports on a request's sequences.
+
+    reports: the fields of `engine.live.Report`, by the sequence's number among the choices
+    Raises NotAppliedError unless every sequence was steered: the answer must not leave then.
+    """
+    failures = [report["failure"] for report in reports.values() if report["failure"] is not None]
+    if failures:
+        raise NotAppliedError(failures[0])
+    if len(reports) != num_sequences:
+        raise NotAppliedError(f"it reported on {len(reports)} of {num_sequences} sequences.")
+    program, done = resolved.program, [*reports.values()]
+    return Receipt(
+        applied=True,
+        spec=program.spec,
+        model=model,
+        sae={name: f"sha256:{sha256}" for name, sha256 in program.saes},
+        interventions=tuple(
+            _intervention_receipt(edit, operation, rule, [_Done.of(report, number) for report in done], served)
+            for number, (edit, (operation, rule)) in enumerate(zip(program.edits, resolved.interventions, strict=True))
+        ),
+        fired=_fired(resolved, reports),
+        warnings=_warnings(program, done),
+    )
+
+
+class _Done(NamedTuple):
+    """What one edit did in one sequence."""
+
+    prompt: int
+    tally: Mapping[str, float]
+
+    @classmethod
+    def of(cls, report: Mapping[str, Any], number: int) -> _Done:
+        return cls(report["prompt"][number], report["tallies"][number])
+
+
+def _intervention_receipt(
+    edit: Edit, operation: Operation, rule: str | None, done: Sequence[_Done], served: Served
+) -> InterventionReceipt:
+    site = served.saes[edit.sae].summary.site
+    tallies = [tally for _, tally in done]
+    return InterventionReceipt(
+        feature=None if operation.feature is None else str(operation.feature),
+        vector=operation.vector,
+        rule=rule,
+        sae=edit.sae,
+        index=edit.index,
+        name=served.name_of(edit.sae, edit.index),
+        layer=site.layer,
+        site=str(site),
+        op=operation.op,
+        value=getattr(operation, "value", None),
+        unit=getattr(operation, "unit", None),
+        value_act=None if edit.op == "scale" else edit.value,
+        factor=getattr(operation, "factor", None),
+        tokens=TokenCounts(
+            prompt=sum(prompt for prompt, _ in done),
+            generated=sum(int(tally["generated"]) for tally in tallies),
+        ),
+        act_before=_summary(tallies, "act", "act"),
+        dose=_summary(tallies, "dose", "token_resid_norm" if served.lengths[edit.sae].of_stream else "token_site_norm"),
+        approximation=served.saes[edit.sae].summary.approximation,
+    )
+
+
+def _summary(tallies: Sequence[Mapping[str, float]], what: str, unit: str) -> Summary | None:
+    measured = sum(tally["prompt"] + tally["generated"] for tally in tallies)
+    if not measured:
+        return None
+    return Summary(
+        mean=sum(tally[f"{what}_sum"] for tally in tallies) / measured,
+        max=max(tally[f"{what}_max"] for tally in tallies),
+        unit=unit,
+    )
+
+
+def _fired(resolved: ResolvedSteering, reports: Mapping[int, Mapping[str, Any]]) -> tuple[Fired, ...]:
+    return tuple(
+        Fired(
+            rule=wire.name,
+            choice=choice,
+            token=fired["position"],
+            value=fired["acts"][0],
+            acts={
+                f"{comparison.sae}/{comparison.index}": act
+                for comparison, act in zip(rule.comparisons, fired["acts"], strict=True)
+            },
+            num_tokens=fired["num_tokens"],
+        )
+        for choice, report in sorted(reports.items())
+        for wire, rule, fired in zip(resolved.steering.rules, resolved.program.rules, report["fired"], strict=True)
+        if fired is not None
+    )
+
+
+def _warnings(program: SteeringProgram, reports: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    counts = [
+        sum(report["prompt"][number] + report["tallies"][number]["generated"] for report in reports)
+        for number in range(len(program.edits))
+    ]
+    idle = [
+        f"interventions[{number}] touched no token."
+        for number, (edit, count) in enumerate(zip(program.edits, counts, strict=True))
+        if not count and edit.rule is None
+    ]
+    doses = [max(report["tallies"][number]["dose_max"] for report in reports) for number in range(len(program.edits))]
+    excessive = [
+        f"interventions[{number}] moved a token by {dose:.3g} x its residual norm; text usually breaks above {SAFE_DOSE:g}."
+        for number, dose in enumerate(doses)
+        if dose > SAFE_DOSE
+    ]
+    return (*idle, *excessive)

@@ -1,0 +1,73 @@
+"""Names to features, and values in any unit to activations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from saeclamp.types import After, FeatureIndex, First, Positions, Roles, Tokens, Unit
+from saeclamp_saes import SAEEntry
+from saeclamp_server import scopes
+from saeclamp_server.conversation import Conversation
+from saeclamp_server.doses import in_act
+from saeclamp_server.errors import (
+    FeatureOutOfRangeError,
+    InvalidSteeringError,
+    UnknownFeatureError,
+    UnknownSAEError,
+)
+from saeclamp_server.scopes import Scope
+from saeclamp_server.steering.served import Served
+
+
+def find(feature: str | FeatureIndex, saes: Mapping[str, SAEEntry], path: str) -> tuple[SAEEntry, int]:
+    """Find a feature by name or number. Raises RequestError."""
+    sae_name, _, which = str(feature).partition("/")
+    if sae_name not in saes:
+        raise UnknownSAEError(sae_name, saes, path)
+    sae = saes[sae_name]
+    # int() reads any script's digits and would take a sign; an index is plain
+    index = int(which) if which.isascii() and which.isdigit() else sae.index_of(which)
+    if index is None:
+        raise UnknownFeatureError(
+            sae_name, which, (note.name for note in sae.features.values()), sae.summary.d_sae, path
+        )
+    if index >= sae.summary.d_sae:
+        raise FeatureOutOfRangeError(sae_name, index, sae.summary.d_sae, path)
+    return sae, index
+
+
+def to_act(value: float, unit: Unit, served: Served, sae: str, index: int, path: str) -> float:
+    """Convert a value to the encoder's units. Raises RequestError, which names `path`.unit."""
+    if unit == "act":
+        return value
+    if unit == "resid_norm":
+        return in_act(value, served.lengths[sae], index, f"{path}.unit")
+    max_act = served.max_act(sae, index)
+    if max_act is None:
+        raise InvalidSteeringError(
+            f"Feature {sae}/{index} has no stored maximum activation, so 'max_act' has no meaning for it; "
+            "give the value in unit 'act'.",
+            f"{path}.unit",
+        )
+    return value * max_act
+
+
+def to_scope(tokens: Tokens, conversation: Conversation | None, path: str) -> Scope:
+    """
+    Find the positions that are meant. Raises RequestError.
+
+    conversation: needed where tokens are chosen by role
+    """
+    match tokens:
+        case First(first=num):
+            return ((0, num),)
+        case After(after=num):
+            return ((num, None),)
+        case Positions(positions=positions):
+            return scopes.of_positions(positions)
+        case Roles(roles=roles):
+            if conversation is None:
+                raise InvalidSteeringError("Only the messages of a chat completion have roles.", f"{path}.roles")
+            said: Scope = tuple((start, end) for role, start, end in conversation.spans if role in roles)
+            return (*said, *scopes.GENERATED) if "assistant" in roles else said
+    return {"all": scopes.ALL, "prompt": scopes.PROMPT, "generated": scopes.GENERATED}[str(tokens)]
