@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from saeclamp_saes.conversion import convert
+from saeclamp_saes.conversion.sandbox import Request, main
 from saeclamp_saes.errors import CheckpointError
 
 
@@ -20,6 +22,18 @@ class Payload:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, (self.code,)
+
+
+def forked(request: Request, folder: Path, timeout_seconds: float) -> None:
+    """
+    Run the sandbox's program in a fork of this process, for tests of what it computes: importing torch anew takes seconds.
+
+    What is given up is given up for the fork alone; `process.run_sandbox` is what it stands in for.
+    """
+    process = multiprocessing.get_context("fork").Process(target=lambda: os._exit(main(request.to_json())))
+    process.start()
+    process.join(timeout_seconds)
+    assert process.exitcode == 0
 
 
 def refusal(path: Path, destination: Path, **how: Any) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from tests.saes.converting import Payload, refusal
+from tests.saes.converting import Payload, forked, refusal
 from tests.saes.layouts import (
     Written,
     connor_rob,
@@ -65,7 +65,11 @@ FAMILIES: dict[str, tuple[Callable[[Path], Written], str]] = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_converted_computes_what_its_family_computes(family: str, tmp_path: Path) -> None:
+def test_what_is_converted_computes_what_its_family_computes(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if family != "goodfire":  # the one that goes the whole way, in a process with an empty environment
+        monkeypatch.setattr("saeclamp_saes.conversion.run_sandbox", forked)
     write, options = FAMILIES[family]
     written = write(tmp_path / "published")
     conversion = convert(written.path, tmp_path / "converted", Options.parse(options))

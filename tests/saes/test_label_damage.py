@@ -17,12 +17,15 @@ from saeclamp_saes.labelling import firings
 from saeclamp_saes.labelling.label import Settings, label
 from saeclamp_saes.labelling.table import Labels
 
+NUM_TOLD = {"reading documents": 12}
+"""Of a step's reports, until something of it was kept."""
 TO_BEGIN_ANEW = r"To begin anew, delete the folder .*labels\.parquet\.work\."
 
 
 @pytest.fixture(autouse=True)
 def _small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(firings, "GROUP_TOKENS", 200)
+    monkeypatch.setattr("saeclamp_saes.training.harvest.MEDIAN_TOKENS", 300)
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def of(out: Path, *files: Path, **options: Any) -> Settings:
 def stopped(out: Path, data: Path, step: str = "reading documents") -> Path:
     """Label until a step has begun; returns the folder of what was half done."""
     with pytest.raises(Stopped):
-        label(settings(out, data), sae(), reader(batch_tokens=50), StopAfter(2, step))
+        label(settings(out, data), sae(), reader(batch_tokens=50), StopAfter(NUM_TOLD.get(step, 2), step))
     return out.with_name(f"{out.name}.work")
 
 
@@ -47,7 +50,7 @@ def test_labels_do_not_go_on_with_their_text_in_another_order(tmp_path: Path) ->
         file.write_text("\n".join(json.dumps({"text": text}) for text in texts(20, seed=seed)))
     quote = {"quote": (files[0],)}
     with pytest.raises(Stopped):
-        label(of(out, files[1], files[0], **quote), sae(), reader(batch_tokens=50), StopAfter(2))
+        label(of(out, files[1], files[0], **quote), sae(), reader(batch_tokens=50), StopAfter(2, "reading documents"))
     said = r"another order of the data \(secret\.jsonl, a\.jsonl, and now a\.jsonl, secret\.jsonl\)"
     with pytest.raises(LabelError, match=said):
         label(of(out, *files, **quote), sae(), reader(batch_tokens=50))

@@ -29,6 +29,12 @@ from saeclamp_saes.labelling.table import Explanation, Labels, decoder_sha256, r
 CATS = Explanation("cats", "a-model", 0.75)
 
 
+@pytest.fixture(autouse=True)
+def _short_median(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text on which lengths are measured, as many times smaller as the corpus is."""
+    monkeypatch.setattr("saeclamp_saes.training.harvest.MEDIAN_TOKENS", 300)
+
+
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """So many steps that a tiny run can be stopped in the middle of each part."""
@@ -58,6 +64,7 @@ def test_a_stopped_run_goes_on_and_comes_to_the_same(tmp_path: Path) -> None:
     some = {"tokens": 2500}  # fewer than there are, so that going on must know how many are left
     whole = label(settings(tmp_path / "whole" / "labels.parquet", data, **some), sae(), reading, told)
     assert parts_of(told) == [
+        "measuring lengths",
         "reading documents",
         "sorting by feature",
         "logit lens and output scores",
@@ -67,8 +74,9 @@ def test_a_stopped_run_goes_on_and_comes_to_the_same(tmp_path: Path) -> None:
     assert min(told.doing.count(part) for part in parts_of(told)) >= 3
     out = tmp_path / "stopped" / "labels.parquet"
     for part in (part for part in parts_of(told) for _ in range(2)):
+        num = 12 if part == "reading documents" else 1  # where each forward is told, and not each group of them
         with pytest.raises(Stopped):
-            label(settings(out, data, **some), sae(), reading, StopAfter(1, part))
+            label(settings(out, data, **some), sae(), reading, StopAfter(num, part))
         assert not out.exists()
     finished = label(settings(out, data, **some), sae(), reading)
     assert finished.table.equals(whole.table)
@@ -130,7 +138,7 @@ def test_explanations_of_the_same_weights_are_kept(tmp_path: Path) -> None:
 def test_an_unfinished_run_goes_on_only_with_the_same(tmp_path: Path) -> None:
     data, out = corpus(tmp_path / "data"), tmp_path / "labels.parquet"
     with pytest.raises(Stopped):
-        label(settings(out, data), sae(), reader(), StopAfter(1))
+        label(settings(out, data), sae(), reader(), StopAfter(1, "reading documents"))
     with pytest.raises(
         LabelError, match=r"another tokens \(1000000, and now 300\).* To begin anew, delete that folder"
     ):
@@ -144,10 +152,11 @@ def test_an_unfinished_run_goes_on_only_with_the_same(tmp_path: Path) -> None:
 def test_two_processes_do_not_share_the_work(tmp_path: Path) -> None:
     data, out = corpus(tmp_path / "data"), tmp_path / "labels.parquet"
 
-    def meanwhile(*_: Any) -> None:
-        with pytest.raises(SAEError, match="Another process is at work in"):
-            label(settings(out, data), sae(), reader())
-        raise Stopped
+    def meanwhile(doing: str, *_: Any) -> None:
+        if doing == "reading documents":
+            with pytest.raises(SAEError, match="Another process is at work in"):
+                label(settings(out, data), sae(), reader())
+            raise Stopped
 
     with pytest.raises(Stopped):
         label(settings(out, data), sae(), reader(), meanwhile)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.saes.tiny_models import make
 from tests.saes.tiny_training import LAYER, corpus, reader, texts
 from torch import Tensor, nn
@@ -35,9 +36,10 @@ D_SAE = 40
 
 
 @pytest.fixture(autouse=True)
-def short_verification(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cross-entropies on few tokens, because they take longest."""
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cross-entropies on few tokens, because they take longest, and groups as many times smaller as the texts are."""
     monkeypatch.setattr(measuring, "VERIFIED_TOKENS", 400)
+    monkeypatch.setattr(measuring, "GROUP_TOKENS", 1500)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +124,7 @@ def figures(found: Measured) -> list[dict[str, Any]]:
 )
 def test_figures_are_those_of_a_slow_loop(tmp_path: Path, options: dict[str, Any]) -> None:
     """Over several groups of documents, with a token here and there that is a sink."""
-    sae, source = sae_at(), Source(data_files([corpus(tmp_path, 330)]), **options)
+    sae, source = sae_at(), Source(data_files([corpus(tmp_path, 120)]), **options)
     with torch.no_grad():  # a token whose vector is many times as long
         stretched = make("llama")
         stretched.model.embed_tokens.weight[5] *= 100
@@ -214,13 +216,15 @@ class Stopped(Exception):
 
 
 def test_stopped_again_and_again_it_goes_on_and_comes_to_the_same(model: nn.Module, tmp_path: Path) -> None:
-    source, state = Source(plain_texts(tmp_path / "data", 900)), tmp_path / "kept" / "state.safetensors"
+    source, state = Source(plain_texts(tmp_path / "data", 100)), tmp_path / "kept" / "state.safetensors"
     saes = {"a": sae_at(), "b": sae_at(seed=2)}
     expected = figures(measured(saes, model, source))
     dones: list[int] = []
 
     def stop(doing: str, done: int, total: int, figures: Mapping[str, float]) -> None:
-        if doing == "measuring" and done < total and done not in dones:
+        if doing != "measuring" or done == total or done in dones or not state.exists():
+            return
+        if int(load_file(state)["num_done"]) == done:  # a group of documents was kept just now
             dones.append(done)
             raise Stopped
 
@@ -252,11 +256,11 @@ def test_two_tokens_are_enough(model: nn.Module, tmp_path: Path) -> None:
 
 
 def test_sequences_for_the_cross_entropies_are_even_and_few(model: nn.Module, tmp_path: Path) -> None:
-    source, read = Source(plain_texts(tmp_path, 900)), reading(model, sae_at())
+    source, read = Source(plain_texts(tmp_path, 300)), reading(model, sae_at())
     every = [part.ids.tolist() for parts in source.documents(read) for part in parts]
     found = survey(source, read, 1000)
     chosen = [ids.tolist() for ids in found.chosen]
-    assert (found.num_parts, found.num_documents) == (len(every), 900)
+    assert (found.num_parts, found.num_documents) == (len(every), 300)
     assert 500 <= sum(map(len, chosen)) <= 1000
     step = round(len(every) / len(chosen))
     assert chosen == every[::step][: len(chosen)]

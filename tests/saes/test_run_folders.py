@@ -32,8 +32,9 @@ def training(folder: Path, what: Wanted, reading: Reader, *report: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def _small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Groups of documents as many times smaller as the corpus is."""
+    """Groups of documents, and the text on which lengths are measured, as many times smaller as the corpus is."""
     monkeypatch.setattr("saeclamp_saes.training.harvest.GROUP_TOKENS", 300)
+    monkeypatch.setattr("saeclamp_saes.training.harvest.MEDIAN_TOKENS", 300)
 
 
 class Stopped(Exception):
@@ -112,11 +113,12 @@ def test_kept_vectors_that_were_cut_short_are_not_trained_on(tmp_path: Path, nam
 
 
 @pytest.mark.parametrize("name", ["pool.rows", "held-out.rows"])
-@pytest.mark.parametrize("doing", ["harvesting", "training"])
-def test_a_run_does_not_go_on_without_its_vectors(tmp_path: Path, name: str, doing: str) -> None:
+@pytest.mark.parametrize(("doing", "num"), [("harvesting", 20), ("training", 14)])
+def test_a_run_does_not_go_on_without_its_vectors(tmp_path: Path, name: str, doing: str, num: int) -> None:
     data, run = corpus(tmp_path / "data"), tmp_path / "run"
     with pytest.raises(Stopped):
-        training(run, wanted(data), reader(), stop_at(doing, 2))
+        training(run, wanted(data), reader(), stop_at(doing, num))
+    assert json.loads((run / "pool.json").read_text())["filled"] > 0
     content = (run / name).read_bytes()
     (run / name).write_bytes(content[:999])
     with pytest.raises(TrainingError, match=f"{name} was cut short: it has 999 bytes"):
@@ -133,7 +135,7 @@ def test_a_run_does_not_go_on_without_its_vectors(tmp_path: Path, name: str, doi
 def test_a_pool_that_is_behind_its_checkpoint_is_refused(tmp_path: Path) -> None:
     data, run = corpus(tmp_path / "data"), tmp_path / "run"
     with pytest.raises(Stopped):
-        training(run, wanted(data), reader(), stop_at("training", 12))
+        training(run, wanted(data), reader(), stop_at("training", 84))
     assert json.loads((run / "pool.json").read_text())["round"] > 1
     for name in ("pool.json", "pool.rows"):
         (run / name).unlink()
@@ -171,10 +173,19 @@ def test_a_bad_line_is_found_before_anything_long_and_leaves_the_folder_free(tmp
     good = (data / "b.jsonl").read_text()
     (data / "b.jsonl").write_text(f'{good}\n{{"text": 1}}\n')
     with pytest.raises(TrainingError, match=r"b\.jsonl, line 31 is neither"):
-        work(out, wanted(data), reader(), lambda *_: pytest.fail("vectors were harvested"))
+        work(out, wanted(data), reader(), lambda *_: pytest.fail("something long began"))
     assert list(out.iterdir()) == []
     (data / "b.jsonl").write_text(good)
     work(out, wanted(data), reader())
+
+
+@pytest.mark.parametrize("work", [training, harvest_to])
+def test_a_data_file_that_is_gone_meanwhile_is_named(tmp_path: Path, work: Work) -> None:
+    what = wanted(corpus(tmp_path / "data"))
+    what.files[-1].unlink()
+    with pytest.raises(TrainingError, match=r"b\.jsonl cannot be read: No such file or directory\."):
+        work(tmp_path / "out", what, reader())
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -259,7 +270,7 @@ def put(path: Path, content: str | bytes) -> None:
 def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, name: str) -> None:
     data, run = corpus(tmp_path / "data"), tmp_path / "run"
     with pytest.raises(Stopped):
-        training(run, wanted(data), reader(), stop_at("training", 2))
+        training(run, wanted(data), reader(), stop_at("training", 14))
     whole = (run / name).read_bytes()
     also = [whole[:-9]] if name.endswith("safetensors") else ['{"norm_limits": ["x"], "filled": null}']
     for content in [*NO_JSON, *(also if name != "run.json" else [])]:
@@ -273,9 +284,9 @@ def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, name: str) -> None:
 def test_a_checkpoint_of_other_sizes_is_damaged(tmp_path: Path) -> None:
     data, run = corpus(tmp_path / "data"), tmp_path / "run"
     with pytest.raises(Stopped):
-        training(run, wanted(data), reader(), stop_at("training", 2))
+        training(run, wanted(data), reader(), stop_at("training", 14))
     with pytest.raises(Stopped):
-        train(settings(tmp_path / "o"), recipe(d_sae=30), wanted(data), reader(), stop_at("training", 2))
+        train(settings(tmp_path / "o"), recipe(d_sae=30), wanted(data), reader(), stop_at("training", 14))
     shutil.copy(tmp_path / "o" / "checkpoint.safetensors", run)
     with pytest.raises(TrainingError, match=r"checkpoint\.safetensors is damaged"):
         training(run, wanted(data), reader())

@@ -33,8 +33,9 @@ ALL = 10**6
 
 @pytest.fixture(autouse=True)
 def _small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Groups of documents as many times smaller as the corpus is."""
+    """Groups of documents, and the text on which lengths are measured, as many times smaller as the corpus is."""
     monkeypatch.setattr("saeclamp_saes.training.harvest.GROUP_TOKENS", 300)
+    monkeypatch.setattr("saeclamp_saes.training.harvest.MEDIAN_TOKENS", 300)
 
 
 class Stopped(Exception):
@@ -77,15 +78,17 @@ def test_a_harvest_that_is_stopped_again_and_again_comes_to_the_same(
 ) -> None:
     data, reading = corpus(tmp_path / "data"), two_places(batch_tokens=64)
     harvest_to(tmp_path / "whole", wanted(data, 1500), reading)
-    stops = 0
-    for after in (1, 1, 2, 1, 3, 2, 10**9):
+    kept = []
+    for after in (1, 12, 18, 20, 25, 10**9):
         try:
             harvest_to(tmp_path / "stopped", wanted(data, 1500), reading, stop(after))
         except Stopped:
-            stops += 1
+            states = [tmp_path / "stopped" / f"{side}.json" for side in ("held-out", "training")]
+            kept.append(sum(json.loads(state.read_text())["filled"] for state in states if state.exists()))
             with pytest.raises(TrainingError, match="is not finished"):
                 Store.open(tmp_path / "stopped")
-    assert stops >= 4
+    assert len(kept) == 5
+    assert len(set(kept)) >= 4
     assert files(tmp_path / "stopped") == files(tmp_path / "whole")
     assert Store.open(tmp_path / "whole").num_rows == 1500
 

@@ -7,7 +7,6 @@ feature. Memory holds one group of documents at a time, and the disk 20 bytes an
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +21,8 @@ from saeclamp_saes.labelling.columns import STATE, Column, Columns, check_size, 
 from saeclamp_saes.sae import SAE
 from saeclamp_saes.training.documents import documents
 from saeclamp_saes.training.harvest import GROUP_TOKENS, Part, Reader
-from saeclamp_saes.training.progress import Report
+from saeclamp_saes.training.progress import Report, forwards
+from saeclamp_saes.training.rows import allocate
 
 ENCODED_AT_ONCE = 1 << 26
 """Activations in memory: 256 MB."""
@@ -139,7 +139,8 @@ def record_firings(
             raise damaged(folder / STATE)
         at = dict(columns.state)
     for group in _groups(reader, files, at["document"], tokens - at["read"]) if not at["ended"] else ():
-        _append(columns, sae, limits, reader, group, at["read"])
+        read = forwards(report, "reading documents", at["read"], tokens, lambda part: len(part.ids))
+        _append(columns, sae, limits, group, reader.vectors(group.parts, read), at["read"])
         at["read"] += sum(len(part.ids) for part in group.parts)
         at["document"] = group.end
         columns.commit(**at)
@@ -180,13 +181,13 @@ def _groups(reader: Reader, files: Sequence[Path], start: int, tokens: int) -> I
         yield _Group(parts, owners, at)
 
 
-def _append(columns: Columns, sae: SAE, limits: Tensor, reader: Reader, group: _Group, read: int) -> None:
-    for part, vectors, document in zip(group.parts, reader.vectors(group.parts), group.documents, strict=True):
+def _append(columns: Columns, sae: SAE, limits: Tensor, group: _Group, found: Sequence[Tensor], num_read: int) -> None:
+    for part, vectors, document in zip(group.parts, found, group.documents, strict=True):
         norms = vectors.float().norm(dim=2)
         ordinary = (norms <= limits.to(norms.device)).all(dim=1)
         counts = part.counts.clone()
         counts[part.counts] = ordinary.cpu()
-        place = read + counts.nonzero()[:, 0]
+        place = num_read + counts.nonzero()[:, 0]
         x = vectors[ordinary].flatten(1)
         step = max(1, ENCODED_AT_ONCE // sae.d_sae)
         for first in range(0, len(x), step):
@@ -203,7 +204,7 @@ def _append(columns: Columns, sae: SAE, limits: Tensor, reader: Reader, group: _
             lengths=np.array([len(part.ids)]),
             documents=np.array([document]),
         )
-        read += len(part.ids)
+        num_read += len(part.ids)
 
 
 def _sorted(folder: Path, columns: Columns, d_sae: int, report: Report) -> Firings:
@@ -249,6 +250,5 @@ def _sorted(folder: Path, columns: Columns, d_sae: int, report: Report) -> Firin
 def _mapped(path: Path, dtype: str, size: int) -> Any:
     if not size:
         return np.empty(0, dtype)
-    with path.open("wb") as file:  # a mapped file that meets a full disk kills the process, so its room is taken first
-        os.posix_fallocate(file.fileno(), 0, size * np.dtype(dtype).itemsize)
+    allocate(path, size * np.dtype(dtype).itemsize)
     return np.memmap(path, dtype, mode="r+")

@@ -33,7 +33,7 @@ from saeclamp_saes.labelling.table import (
 from saeclamp_saes.sae import SAE
 from saeclamp_saes.training.documents import data_files
 from saeclamp_saes.training.folder import check_identity, locked
-from saeclamp_saes.training.harvest import Reader, norm_limits, width_of
+from saeclamp_saes.training.harvest import Reader, check_documents, norm_limits, width_of
 from saeclamp_saes.training.progress import Report, silent
 from saeclamp_saes.training.provenance import data_hashes
 from saeclamp_saes.verification.text import SAMPLE
@@ -79,9 +79,11 @@ def label(settings: Settings, sae: SAE, reader: Reader, report: Report = silent)
     """
     check(settings, sae)
     files = data_files(settings.data)
-    _check_width(sae, reader)
-    limits = norm_limits(reader, files)
+    _check_widths(sae, reader)
     work = settings.out.with_name(f"{settings.out.name}.work")
+    if not work.exists():  # the same data were looked at before
+        check_documents(reader, files, report)
+    limits = norm_limits(reader, files, report)
     identity = _identity(settings, sae, reader, files)
     try:
         work.mkdir(parents=True, exist_ok=True)
@@ -126,13 +128,14 @@ def _explanations(out: Path, sae: SAE) -> dict[int, Explanation]:
     return labels.explanations()
 
 
-def _check_width(sae: SAE, reader: Reader) -> None:
-    width = len(reader.sites) * width_of(reader)
-    if width != sae.d_in:
-        raise LabelError(
-            f"The SAE reads vectors of width {sae.d_in}, and {', '.join(map(str, reader.sites))} of this model is {width} "
-            "wide: it was made for another model, or for another place."
-        )
+def _check_widths(sae: SAE, reader: Reader) -> None:
+    for does, sites, width in (("reads", reader.sites, sae.d_in), ("writes", sae.writes, sae.d_out)):
+        own = len(sites) * width_of(replace(reader, sites=sites))
+        if own != width:
+            raise LabelError(
+                f"The SAE {does} vectors of width {width}, and {', '.join(map(str, sites))} of this model is {own} wide: it "
+                "was made for another model, or for another place."
+            )
 
 
 def _check_identity(work: Path, identity: dict[str, Any]) -> None:

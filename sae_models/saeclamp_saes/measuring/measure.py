@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from saeclamp_saes.errors import VerificationError
 from saeclamp_saes.measuring.result import Measurement
 from saeclamp_saes.measuring.source import Source, Survey, survey
-from saeclamp_saes.measuring.tally import Tally
+from saeclamp_saes.measuring.sums import Sums
 from saeclamp_saes.sae import SAE
 from saeclamp_saes.sites import Site
 from saeclamp_saes.training.harvest import GROUP_TOKENS, Part, Reader, norm_limits, width_of
-from saeclamp_saes.training.progress import Report, silent
+from saeclamp_saes.training.progress import Report, forwards, silent
 from saeclamp_saes.verification.result import Verification
 from saeclamp_saes.verification.verify import verify
 
@@ -64,19 +60,20 @@ def measure(
 
     reader: of the places of `sites_of`
     state:  a file to keep the sums in while this runs, and to go on from; it must be of the same SAEs, model and data
-    Raises VerificationError for an SAE that cannot be measured on the model, TrainingError for data that cannot be used.
+    Raises VerificationError for an SAE that cannot be measured on the model or a damaged state, TrainingError for data that
+    cannot be used.
     """
     _check_widths(saes, reader)
+    device = next(reader.model.parameters()).device
+    sums = Sums.begin([sae for _, sae in saes], device, state, save_seconds)
     # data with a mistake somewhere are refused here, before the long part
     found = survey(source, reader, VERIFIED_TOKENS, report)
     verifications = [_verified(named, reader, found, report) for named in saes]
-    device = next(reader.model.parameters()).device
     saes = [NamedSAE(name, sae.to(device, torch.float32)) for name, sae in saes]
-    tallies = _tally(saes, reader, source, found, report, state, save_seconds)
-    results = zip(saes, tallies, verifications, strict=True)
+    _sum_up(sums, saes, reader, source, found, report)
+    results = zip(saes, sums.tallies, verifications, strict=True)
     measured = Measured(found, [Measurement.of(*named, tally, verification) for named, tally, verification in results])
-    if state:
-        state.unlink(missing_ok=True)
+    sums.discard()
     return measured
 
 
@@ -104,29 +101,18 @@ def _verified(named: NamedSAE, reader: Reader, found: Survey, report: Report) ->
     return verify(named.sae, reader.model, found.chosen, reader.tokenizer.all_special_ids, progress)
 
 
-def _tally(
-    saes: Sequence[NamedSAE],
-    reader: Reader,
-    source: Source,
-    found: Survey,
-    report: Report,
-    state: Path | None,
-    save_seconds: float,
-) -> list[Tally]:
-    limits = norm_limits(reader, source.files)
-    tallies, num_done = _begin(saes, reader, state)
-    saved = time.monotonic()
+def _sum_up(
+    sums: Sums, saes: Sequence[NamedSAE], reader: Reader, source: Source, found: Survey, report: Report
+) -> None:
+    limits = norm_limits(reader, source.files, report)
     for first, group in _groups(source, reader):
-        if first >= num_done:
-            _add(saes, tallies, reader, group, limits)
-            num_done = first + len(group)
-            if state and time.monotonic() - saved >= save_seconds:
-                _save(state, tallies, num_done)
-                saved = time.monotonic()
-        report("measuring", num_done, found.num_parts, {})
-    if not all(int(tally.num_tokens) for tally in tallies):
+        if first >= sums.num_done:
+            read = forwards(report, "measuring", first, found.num_parts, lambda part: 1)
+            _add(sums, saes, reader.sites, reader.vectors(group, read), limits)
+            sums.commit(first + len(group))
+        report("measuring", sums.num_done, found.num_parts, {})
+    if not all(int(tally.num_tokens) for tally in sums.tallies):
         raise VerificationError("The data have no ordinary tokens to measure.")
-    return tallies
 
 
 def _groups(source: Source, reader: Reader) -> Iterator[tuple[int, list[Part]]]:
@@ -143,37 +129,12 @@ def _groups(source: Source, reader: Reader) -> Iterator[tuple[int, list[Part]]]:
         yield first, group
 
 
-def _add(
-    saes: Sequence[NamedSAE], tallies: Sequence[Tally], reader: Reader, group: Sequence[Part], limits: Tensor
-) -> None:
-    x = torch.cat([vectors.float() for vectors in reader.vectors(group)])
+def _add(sums: Sums, saes: Sequence[NamedSAE], sites: Sequence[Site], found: Sequence[Tensor], limits: Tensor) -> None:
+    x = torch.cat([vectors.float() for vectors in found])
     within = x.norm(dim=2) <= limits.to(x.device)
-    for (_, sae), tally in zip(saes, tallies, strict=True):
-        reads, writes = ([reader.sites.index(site) for site in sites] for sites in (sae.reads, sae.writes))
+    for (_, sae), tally in zip(saes, sums.tallies, strict=True):
+        reads, writes = ([sites.index(site) for site in places] for places in (sae.reads, sae.writes))
         # an SAE's own places decide, so that its figures are the same beside any other SAE
         mask = within[:, [*reads, *writes]].all(dim=1)
         kept = x[mask]
         tally.add(sae, kept[:, reads].flatten(1), kept[:, writes].flatten(1), int((~mask).sum()))
-
-
-def _begin(saes: Sequence[NamedSAE], reader: Reader, state: Path | None) -> tuple[list[Tally], int]:
-    device = next(reader.model.parameters()).device
-    tallies = [Tally.empty(sae, device) for _, sae in saes]
-    if not (state and state.exists()):
-        return tallies, 0
-    kept = load_file(state, device=str(device))
-    return [
-        Tally(**{name: kept[f"{index}.{name}"] for name in vars(tally)}) for index, tally in enumerate(tallies)
-    ], int(kept["num_done"])
-
-
-def _save(state: Path, tallies: Sequence[Tally], num_done: int) -> None:
-    """Replace the file, as a whole or not at all."""
-    tensors = {f"{index}.{name}": tensor for index, tally in enumerate(tallies) for name, tensor in vars(tally).items()}
-    unfinished = state.with_name(f"{state.name}.unfinished")
-    try:
-        state.parent.mkdir(parents=True, exist_ok=True)
-        save_file({**tensors, "num_done": torch.tensor(num_done)}, unfinished)
-        os.replace(unfinished, state)
-    except (OSError, SafetensorError) as exc:  # a full disk is either
-        raise VerificationError(f"What was measured so far cannot be kept in {state}: {exc}.") from None

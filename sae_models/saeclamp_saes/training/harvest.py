@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from saeclamp_saes.errors import TrainingError
 from saeclamp_saes.sites import Site
 from saeclamp_saes.training.documents import Document, documents
+from saeclamp_saes.training.progress import Read, Report, forwards, silent, unheard
 from saeclamp_saes.training.rows import StoreDtype
 from saeclamp_saes.verification.architectures import edited
 from saeclamp_saes.verification.figures import SINK_MULTIPLE
@@ -25,6 +26,8 @@ MEDIAN_TOKENS = 4096
 """On which the median lengths are measured, once for a run."""
 GROUP_TOKENS = 1 << 14
 """Of documents that are sorted by length together, at least, so that little is padding."""
+LOOKED_AT = 1000
+"""Documents between two reports while all are looked at."""
 PREFIX_SHARE = 1 / 16
 """Of the conversations, in which the words that the template puts before every one of them count."""
 
@@ -40,6 +43,11 @@ class Part(NamedTuple):
     """(length,) int64"""
     counts: Tensor
     """(length,) bool: not the first of the sequence, not a special token, and not said in every conversation"""
+
+    @property
+    def num_counting(self) -> int:
+        """Tokens that count."""
+        return int(self.counts.sum())
 
 
 @dataclass(frozen=True)
@@ -110,10 +118,11 @@ class Reader:
             raise TrainingError(f"The model's chat template does not take {which}: {exc}.") from exc
 
     @torch.no_grad()
-    def vectors(self, parts: Sequence[Part]) -> list[Tensor]:
+    def vectors(self, parts: Sequence[Part], read: Read = unheard) -> list[Tensor]:
         """
         Run the model up to the last place, over parts of like length at once.
 
+        read:    is told of each forward
         returns: (n, num_sites, width) of each part, those that count
         """
         found: list[Tensor] = [torch.empty(0)] * len(parts)
@@ -125,6 +134,7 @@ class Reader:
             for row, index in enumerate(batch):
                 counts = parts[index].counts
                 found[index] = out[row, : len(counts)][counts.to(device)]
+            read([parts[index] for index in batch])
         return found
 
     def _forward(self, ids: Tensor) -> Tensor:
@@ -201,15 +211,16 @@ class Harvest:
         self._at = -1
         """Index of the next document of `_documents`"""
 
-    def take(self, cursor: Cursor, most: int) -> tuple[Tensor, Cursor]:
+    def take(self, cursor: Cursor, most: int, read: Read = unheard) -> tuple[Tensor, Cursor]:
         """
         Return the next vectors, at most `most`, and the cursor after them; none when the documents are at their end.
 
+        read:    is told of each forward
         returns: (n, num_sites, width), in the dtype to keep
         """
         while True:
             if self._group is None or self._group.start != cursor.document:
-                self._group = self._read(cursor.document)
+                self._group = self._read(cursor.document, read)
             group = self._group
             if group.end == group.start:
                 return group.vectors, cursor
@@ -220,7 +231,7 @@ class Harvest:
             if len(left):
                 return left, cursor
 
-    def _read(self, start: int) -> _Group:
+    def _read(self, start: int, read: Read) -> _Group:
         if self._at != start:
             self._documents, self._at = documents(self._files, start), start
         parts: list[Part] = []
@@ -234,7 +245,7 @@ class Harvest:
                 cut = self._reader.parts(document)
                 parts += cut
                 num_tokens += sum(len(part.ids) for part in cut)
-        found = [self._ordinary(x) for x in self._reader.vectors(parts)]
+        found = [self._ordinary(x) for x in self._reader.vectors(parts, read)]
         return _Group(start, torch.cat(found) if found else torch.empty(0, 0, 0), self._at)
 
     def _ordinary(self, x: Tensor) -> Tensor:
@@ -247,7 +258,7 @@ class Harvest:
         return kept
 
 
-def check_documents(reader: Reader, files: Sequence[Path]) -> None:
+def check_documents(reader: Reader, files: Sequence[Path], report: Report = silent) -> None:
     """
     Read all documents without the model, so that a bad line is known before anything long begins.
 
@@ -255,14 +266,16 @@ def check_documents(reader: Reader, files: Sequence[Path]) -> None:
     Raises TrainingError, with the line.
     """
     formatted: set[tuple[str, ...]] = set()
-    for document in documents(files):
+    for number, document in enumerate(documents(files), 1):
+        if number % LOOKED_AT == 0:  # how many there are is not known before the end
+            report("looking at the data", number, number, {})
         roles = tuple(message["role"] for message in document.messages or ())
         if roles and roles not in formatted:
             formatted.add(roles)
             reader.conversation(document)
 
 
-def norm_limits(reader: Reader, files: Sequence[Path]) -> Tensor:
+def norm_limits(reader: Reader, files: Sequence[Path], report: Report = silent) -> Tensor:
     """
     Measure the length above which a vector is a sink, at each place: 10 times the median of the first few thousand tokens.
 
@@ -270,8 +283,9 @@ def norm_limits(reader: Reader, files: Sequence[Path]) -> Tensor:
     Raises TrainingError when the data hold no token that counts.
     """
     norms: list[Tensor] = []
+    read = forwards(report, "measuring lengths", 0, MEDIAN_TOKENS, lambda part: part.num_counting)
     for document in documents(files):
-        norms += [x.float().norm(dim=2).cpu() for x in reader.vectors(reader.parts(document))]
+        norms += [x.float().norm(dim=2).cpu() for x in reader.vectors(reader.parts(document), read)]
         if sum(map(len, norms)) >= MEDIAN_TOKENS:
             break
     if not sum(map(len, norms)):

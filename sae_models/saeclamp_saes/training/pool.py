@@ -16,7 +16,7 @@ from torch import Tensor
 from saeclamp_saes.errors import TrainingError
 from saeclamp_saes.training.folder import DamagedError, damaged, read_json, write_json
 from saeclamp_saes.training.harvest import Cursor, Harvest
-from saeclamp_saes.training.progress import Report
+from saeclamp_saes.training.progress import Report, forwards
 from saeclamp_saes.training.rows import Rows, Table
 
 
@@ -110,7 +110,9 @@ class Pool:
             )
         slots = self._slots(round_)
         while (state := self._state).filled < len(slots):
-            vectors, cursor = harvest.take(state.cursor, len(slots) - state.filled)
+            done = state.filled - state.cursor.skip
+            read = forwards(report, "harvesting", done, len(slots), lambda part: part.num_counting)
+            vectors, cursor = harvest.take(state.cursor, len(slots) - state.filled, read)
             if len(vectors):
                 self._rows.write(slots[state.filled : state.filled + len(vectors)], vectors[:, 0])
                 self._commit(_State(round_, state.filled + len(vectors), cursor))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from saeclamp_saes.errors import TrainingError
 from saeclamp_saes.hashes import sha256_of
 
 
@@ -23,6 +24,17 @@ def model_hashes(model: str) -> dict[str, str]:
 
 
 def data_hashes(files: Sequence[Path]) -> dict[str, str]:
-    """Hash data files: sha256 by name; the folder's too, where two are called the same."""
+    """
+    Hash data files: sha256 by name; the folder's too, where two are called the same.
+
+    Raises TrainingError, with its name, for one that cannot be read.
+    """
     names = [file.name for file in files]
-    return {file.name if names.count(file.name) == 1 else str(file.absolute()): sha256_of(file) for file in files}
+    return {file.name if names.count(file.name) == 1 else str(file.absolute()): _hash(file) for file in files}
+
+
+def _hash(file: Path) -> str:
+    try:
+        return sha256_of(file)
+    except OSError as exc:
+        raise TrainingError(f"{file} cannot be read: {exc.strerror or exc}.") from None

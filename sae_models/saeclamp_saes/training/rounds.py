@@ -102,16 +102,21 @@ def _scale_and_center(pool: Pool) -> tuple[float, Tensor]:
 
 
 class _Lines:
-    """Every so many steps: a line in the log, and the progress."""
+    """Every so many steps a line in the log; the progress after each, with the last line's figures."""
 
     def __init__(self, log: Log, settings: Settings, recipe: Recipe, report: Report) -> None:
         self._log, self._every, self._recipe, self._report = log, settings.log_every, recipe, report
         self._since, self._steps = time.monotonic(), 0
+        self._figures: dict[str, float] = {}
+        """Of the last line"""
 
     def step(self, number: int, measured: Measured) -> None:
         self._steps += 1
-        if number % self._every and number != self._recipe.num_steps:
-            return
+        if number % self._every == 0 or number == self._recipe.num_steps:
+            self._write(number, measured)
+        self._report("training", number, self._recipe.num_steps, self._figures)
+
+    def _write(self, number: int, measured: Measured) -> None:
         rate = self._steps * self._recipe.batch / max(1e-9, time.monotonic() - self._since)
         figures = {name: float(value) for name, value in measured._asdict().items()}
         if not figures["loss"] < float("inf"):
@@ -126,5 +131,5 @@ class _Lines:
                 **figures,
             }
         )
-        self._report("training", number, self._recipe.num_steps, {**figures, "tokens_per_second": rate})
+        self._figures = {**figures, "tokens_per_second": rate}
         self._since, self._steps = time.monotonic(), 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -19,6 +20,10 @@ StoreDtype = Literal["bfloat16", "float16"]
 STORE_DTYPES: tuple[StoreDtype, ...] = get_args(StoreDtype)
 ROOM_TO_LEAVE = 1 << 28
 """Bytes of a disk that are left free."""
+BYTES = 2
+"""Of a number."""
+WRITTEN_AT_ONCE = 1 << 20
+"""Bytes of zeros."""
 CHUNK_BYTES = 1 << 26
 """Of vectors, in fp32, that are worked on at once."""
 
@@ -33,19 +38,14 @@ class Rows:
         begun: whether vectors were written to it before, so that it must be there, and whole
         Raises TrainingError when the disk has no room for it, DamagedError where vectors are missing.
         """
-        size = num_rows * width * 2
+        size = num_rows * width * BYTES
         if begun:
             _check_size(path, size)
         else:
             path.unlink(missing_ok=True)  # nothing in it counts
-            free = shutil.disk_usage(path.parent).free
-            if size + ROOM_TO_LEAVE > free:
-                raise TrainingError(
-                    f"{num_rows} vectors of {width} numbers take {size / 1e9:.1f} GB, and {path.parent} has "
-                    f"{free / 1e9:.1f} GB free: keep fewer."
-                )
-        # numpy makes a file of zeros, and would make a short one longer by zeros
-        self._map = np.memmap(path, np.int16, "r+" if begun else "w+", shape=(num_rows, width))
+            _make(path, num_rows, width)
+        # numpy would make a short file longer by zeros
+        self._map = np.memmap(path, np.int16, "r+", shape=(num_rows, width))
         self._path = path
         self.tensor: Tensor = torch.from_numpy(self._map).view(getattr(torch, dtype))
         """(num_rows, width), the file itself"""
@@ -61,6 +61,38 @@ class Rows:
         # not the map's own flush, which looks at every page of the file
         with self._path.open("rb") as file:
             os.fdatasync(file.fileno())
+
+
+def _make(path: Path, num_rows: int, width: int) -> None:
+    size, free = num_rows * width * BYTES, shutil.disk_usage(path.parent).free
+    takes = f"{num_rows} vectors of {width} numbers take {size / 1e9:.1f} GB"
+    if size + ROOM_TO_LEAVE > free:
+        raise TrainingError(f"{takes}, and {path.parent} has {free / 1e9:.1f} GB free: keep fewer.")
+    try:
+        allocate(path, size)
+    except OSError as exc:  # a quota, or a disk that another process filled meanwhile
+        path.unlink(missing_ok=True)
+        raise TrainingError(f"{takes}, and {path} cannot be made so large: {exc.strerror or exc}. Keep fewer.") from exc
+
+
+def allocate(path: Path, size: int) -> None:
+    """
+    Make a file of zeros that has all its room on the disk: where a mapped file meets a full one, the process is killed.
+
+    size: bytes, 1 or more
+    Raises OSError where there is no room; what was made of the file is left.
+    """
+    with path.open("wb") as file:
+        if sys.platform != "darwin":
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:  # which has no such call
+            for first in range(0, size, WRITTEN_AT_ONCE):
+                file.write(bytes(min(WRITTEN_AT_ONCE, size - first)))
+
+
+def cut(path: Path, num_rows: int, width: int) -> None:
+    """Leave the first vectors of a file, which is not to be written to any more."""
+    os.truncate(path, num_rows * width * BYTES)
 
 
 def _check_size(path: Path, size: int) -> None:

@@ -53,19 +53,22 @@ def train(settings: Settings, recipe: Recipe, wanted: Wanted, reader: Reader, re
     device = next(reader.model.parameters()).device
     _check_memory(recipe, width, device)
 
+    def rows(name: str, num_rows: int) -> tuple[Rows, Path]:
+        state = settings.out / f"{name}.json"
+        return Rows(settings.out / f"{name}.rows", num_rows, width, wanted.store, begun=state.exists()), state
+
     def vectors() -> _Vectors:
-        limits = measured_limits(settings.out / LIMITS, reader, wanted.files)
         most = wanted.most_held_out
-        state = settings.out / f"{HELD_OUT}.json"
-        held_out = Rows(settings.out / f"{HELD_OUT}.rows", most, width, wanted.store, begun=state.exists())
-        harvest = wanted.harvest(reader, limits, held_out=True)
-        num_held_out = fill_in_order([held_out], harvest, state, most, DOING[HELD_OUT], report)
-        check_held_out(num_held_out)
         schedule = Schedule.of(recipe.num_steps, settings.pool_tokens // recipe.batch)
-        state, size = settings.out / f"{POOL}.json", schedule.size * recipe.batch
-        rows = Rows(settings.out / f"{POOL}.rows", size, width, wanted.store, begun=state.exists())
+        # both, so that a disk without room for them is known before anything long begins
+        held_out, held_out_state = rows(HELD_OUT, most)
+        pool, pool_state = rows(POOL, schedule.size * recipe.batch)
+        limits = measured_limits(settings.out / LIMITS, reader, wanted.files, report)
+        harvest = wanted.harvest(reader, limits, held_out=True)
+        num_held_out = fill_in_order([held_out], harvest, held_out_state, most, DOING[HELD_OUT], report)
+        check_held_out(num_held_out)
         return _Vectors(
-            Pool.filled(rows, state, schedule, recipe.batch, recipe.seed),
+            Pool.filled(pool, pool_state, schedule, recipe.batch, recipe.seed),
             wanted.harvest(reader, limits, held_out=False),
             lambda: Table([held_out.tensor]).chunks(num_held_out),
         )

@@ -7,6 +7,7 @@ of the same token at every place.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ from saeclamp_saes.training.folder import (
     writing_to,
 )
 from saeclamp_saes.training.harvest import Cursor, Harvest, Reader, width_of
-from saeclamp_saes.training.progress import Report, silent
-from saeclamp_saes.training.rows import Rows
+from saeclamp_saes.training.progress import Report, forwards, silent
+from saeclamp_saes.training.rows import Rows, cut
 from saeclamp_saes.training.wanted import Wanted, measured_limits
 from saeclamp_saes.verification.text import begin_of
 
@@ -106,21 +107,24 @@ def harvest_to(folder: Path, wanted: Wanted, reader: Reader, report: Report = si
                     _clear_unless_begun(folder, reader.sites)
                     raise
                 write_json(folder / COMPLETE, complete)
+                _give_back(folder, reader.sites, complete)
     return Store.open(folder)
 
 
 def _harvested(folder: Path, wanted: Wanted, reader: Reader, width: int, report: Report) -> dict[str, Any]:
     """Harvest both sides; returns what there is to say of them, JSON-able."""
-    limits = measured_limits(folder / LIMITS, reader, wanted.files)
+    most = {HELD_OUT: wanted.most_held_out, TRAINING: wanted.tokens}
+    rows: dict[str, list[Rows]] = {HELD_OUT: [], TRAINING: []}
+    # all of them, so that a disk without room is known before anything long begins
+    for site, side in itertools.product(reader.sites, rows):
+        _folder(folder, site).mkdir(exist_ok=True)
+        path, begun = _folder(folder, site) / f"{side}.rows", _state(folder, side).exists()
+        rows[side].append(Rows(path, most[side], width, wanted.store, begun=begun))
+    limits = measured_limits(folder / LIMITS, reader, wanted.files, report)
     num = {}
-    for side, most in ((HELD_OUT, wanted.most_held_out), (TRAINING, wanted.tokens)):
-        state, rows = folder / f"{side}.json", []
-        for site in reader.sites:
-            _folder(folder, site).mkdir(exist_ok=True)
-            path = _folder(folder, site) / f"{side}.rows"
-            rows.append(Rows(path, most, width, wanted.store, begun=state.exists()))
+    for side in (HELD_OUT, TRAINING):
         harvest = wanted.harvest(reader, limits, held_out=side == HELD_OUT)
-        num[side] = fill_in_order(rows, harvest, state, most, DOING[side], report)
+        num[side] = fill_in_order(rows[side], harvest, _state(folder, side), most[side], DOING[side], report)
         if side == HELD_OUT:
             check_held_out(num[HELD_OUT])
     if not num[TRAINING]:
@@ -133,15 +137,22 @@ def _harvested(folder: Path, wanted: Wanted, reader: Reader, width: int, report:
     }
 
 
+def _give_back(folder: Path, sites: Sequence[Site], complete: dict[str, Any]) -> None:
+    """Give back the room of the vectors that documents were too few for."""
+    for site in sites:
+        for side, num_rows in ((TRAINING, complete["num_rows"]), (HELD_OUT, complete["num_held_out"])):
+            cut(_folder(folder, site) / f"{side}.rows", num_rows, complete["width"])
+
+
 def _clear_unless_begun(folder: Path, sites: Sequence[Site]) -> None:
     """Leave nothing of what was refused before there was a vector to train on, so that the folder can be named again."""
-    state = folder / f"{TRAINING}.json"
+    state = _state(folder, TRAINING)
     if state.exists() and read_json(state).get("filled"):
         return
     for site in sites:
         for side in (HELD_OUT, TRAINING):
             (_folder(folder, site) / f"{side}.rows").unlink(missing_ok=True)
-            (folder / f"{side}.json").unlink(missing_ok=True)
+            _state(folder, side).unlink(missing_ok=True)
         with suppress(OSError):  # not there, or something else is in it
             _folder(folder, site).rmdir()
     for name in (IDENTITY, LIMITS, "lock"):
@@ -171,8 +182,9 @@ def fill_in_order(
             case _:
                 raise damaged(state_path)
     while kept["filled"] < most and not kept["ended"]:
-        filled = kept["filled"]
-        vectors, cursor = harvest.take(Cursor(*kept["cursor"]), most - filled)
+        filled, cursor = kept["filled"], Cursor(*kept["cursor"])
+        read = forwards(report, doing, filled - cursor.skip, most, lambda part: part.num_counting)
+        vectors, cursor = harvest.take(cursor, most - filled, read)
         if len(vectors):
             for index, file in enumerate(rows):
                 file.write(torch.arange(filled, filled + len(vectors)), vectors[:, index])
@@ -180,6 +192,11 @@ def fill_in_order(
         write_json(state_path, kept)
         report(doing, kept["filled"], most, {})
     return int(kept["filled"])
+
+
+def _state(folder: Path, side: str) -> Path:
+    """Where it is noted how far a side has come."""
+    return folder / f"{side}.json"
 
 
 def _folder(folder: Path, site: Site) -> Path:

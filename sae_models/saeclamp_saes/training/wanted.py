@@ -13,6 +13,7 @@ import torch
 from saeclamp_saes.training.documents import data_files
 from saeclamp_saes.training.folder import damaged, read_json, write_json
 from saeclamp_saes.training.harvest import Harvest, Reader, check_documents, norm_limits
+from saeclamp_saes.training.progress import Report, silent
 from saeclamp_saes.training.provenance import data_hashes
 from saeclamp_saes.training.rows import StoreDtype
 
@@ -75,7 +76,7 @@ class Wanted:
         )
 
 
-def measured_limits(path: Path, reader: Reader, files: Sequence[Path]) -> torch.Tensor:
+def measured_limits(path: Path, reader: Reader, files: Sequence[Path], report: Report = silent) -> torch.Tensor:
     """
     Measure the lengths above which vectors are sinks, once: afterwards they are in the file.
 
@@ -83,8 +84,8 @@ def measured_limits(path: Path, reader: Reader, files: Sequence[Path]) -> torch.
     Raises TrainingError for data that hold a bad line anywhere, with the line, or no token that counts.
     """
     if not path.exists():
-        check_documents(reader, files)
-        write_json(path, {"norm_limits": norm_limits(reader, files).tolist()})
+        check_documents(reader, files, report)
+        write_json(path, {"norm_limits": norm_limits(reader, files, report).tolist()})
     limits = read_json(path).get("norm_limits")
     if not isinstance(limits, list) or len(limits) != len(reader.sites) or not all(type(n) is float for n in limits):
         raise damaged(path)
