@@ -46,6 +46,15 @@ MOVES: dict[str, Callable[[float], Move]] = {
 """By operation"""
 
 
+class Distinct(NamedTuple):
+    """The distinct features among pairs: a few of them at many tokens are cheaper as one product than row by row."""
+
+    features: Tensor
+    """(num_distinct,) int64"""
+    which: Tensor
+    """(num_pairs,) int64, of each pair"""
+
+
 class Edits(NamedTuple):
     """Which feature moves at which token: one entry per (token, intervention) pair, all of one SAE."""
 
@@ -57,6 +66,8 @@ class Edits(NamedTuple):
     """(num_pairs, 4): a `Move` a row"""
     live: Tensor
     """(num_pairs,), 0 or 1; 0 leaves the token alone"""
+    distinct: Distinct | None = None
+    """Where it is worth a product: then no row is gathered more than once."""
 
 
 class Pairs(NamedTuple):
@@ -66,6 +77,7 @@ class Pairs(NamedTuple):
     """(num_pairs,) int64, row of the gathered vectors"""
     feature: Tensor
     """(num_pairs,) int64"""
+    distinct: Distinct | None = None
 
 
 class Acts(NamedTuple):
@@ -88,7 +100,11 @@ def read_acts(x: Tensor, sae: SAE, edits: Edits | Pairs) -> Acts:
     scales = scale[edits.token, 0]
     if sae.top_k is not None:
         return Acts(_among_the_largest(normed, rows, sae.top_k, edits), scales)
-    pre = (normed[edits.token] * rows.encoder[edits.feature]).sum(dim=1) + rows.bias[edits.feature]
+    if edits.distinct is not None:
+        pre = (normed @ rows.encoder[edits.distinct.features].T)[edits.token, edits.distinct.which]
+    else:
+        pre = (normed[edits.token] * rows.encoder[edits.feature]).sum(dim=1)
+    pre = pre + rows.bias[edits.feature]
     return Acts(torch.where(pre > rows.threshold[edits.feature], pre, 0.0), scales)
 
 
@@ -115,9 +131,17 @@ def written(sae: SAE, edits: Edits, before: Acts, num_tokens: int, write: int = 
     returns: (num_tokens, width), a token's change being the sum over its pairs; (num_pairs,)
     """
     width = sae.d_out // len(sae.writes)
-    decoder = sae.W_dec[:, write * width : (write + 1) * width][edits.feature]
+    decoder = sae.W_dec[:, write * width : (write + 1) * width]
     offset, gain, low, high = edits.moves.unbind(dim=1)
     moved = (offset + gain * before.acts).clamp(low - before.acts, high - before.acts)
-    pushes = (moved * edits.live * before.scale)[:, None] * decoder
-    delta = torch.zeros(num_tokens, width, dtype=decoder.dtype, device=decoder.device)
-    return delta.index_add_(0, edits.token, pushes), pushes.norm(dim=1)
+    units = moved * edits.live * before.scale
+    if edits.distinct is not None:
+        features, which = edits.distinct
+        rows = decoder[features]
+        matrix = torch.zeros(num_tokens, len(features), dtype=rows.dtype, device=rows.device)
+        # added, as an edit may come in several ranges
+        matrix.index_put_((edits.token, which), units, accumulate=True)
+        return matrix @ rows, units.abs() * rows.norm(dim=1)[which]
+    rows = decoder[edits.feature]
+    delta = torch.zeros(num_tokens, width, dtype=rows.dtype, device=rows.device)
+    return delta.index_add_(0, edits.token, units[:, None] * rows), units.abs() * rows.norm(dim=1)

@@ -89,7 +89,10 @@ class SAE:
     b_dec: Tensor
     """(d_out,)"""
     threshold: Tensor
-    """(d_sae,), at least 0. An activation at or below it is zero; 0 is a plain ReLU. Not used by a signed TopK."""
+    """
+    (d_sae,), at least 0. An activation at or below it is zero; 0 is a plain ReLU. Not used by a signed TopK. Minus infinity
+    where a feature is a plain direction, whose activation is a projection of either sign.
+    """
     kind: Kind = "sae"
     top_k: TopK | None = None
     input_norm: InputNorm = field(default=InputNorm())

@@ -15,7 +15,7 @@ from tests.reference import ReferenceSAE, clamped, moved
 from torch import Tensor
 
 from saeclamp_saes import SAE, Site, clamping, read_sae
-from saeclamp_saes.clamping import Edits, read_acts, written
+from saeclamp_saes.clamping import Distinct, Edits, read_acts, written
 
 D_IN, D_SAE, NUM_TOKENS = 48, 96, 7
 
@@ -45,7 +45,7 @@ def edits_of(moves: list[tuple[int, int, str, float]], live: list[float] | None 
 
 def edited(x: Tensor, y: Tensor, sae: SAE, moves: list[tuple[int, int, str, float]]) -> Tensor:
     edits = edits_of(moves)
-    edits = Edits(*(part if part.dtype is torch.int64 else part.to(x.dtype) for part in edits))
+    edits = edits._replace(moves=edits.moves.to(x.dtype), live=edits.live.to(x.dtype))
     return y + written(sae, edits, read_acts(x, sae, edits), len(y))[0]
 
 
@@ -184,3 +184,18 @@ def test_an_sae_that_writes_to_several_sites_has_a_part_of_each_decoder_row_ther
     before = read_acts(x, sae, edits)
     assert written(sae, edits, before, 1, write=0)[0].tolist() == [[0.0, 2.0, 0.0]]
     assert written(sae, edits, before, 1, write=1)[0].tolist() == [[0.0, 10.0, 0.0]]
+
+
+def test_one_product_of_distinct_features_gives_what_rows_pair_by_pair_give() -> None:
+    generator = torch.Generator().manual_seed(3)
+    sae = unit_sae()
+    x = torch.randn(5, 3, generator=generator, dtype=sae.W_dec.dtype)
+    token = torch.tensor([0, 0, 1, 3, 3, 3, 4])
+    feature = torch.tensor([0, 1, 1, 0, 1, 1, 0])  # one feature twice at one token: two ranges of an edit
+    moves = torch.tensor([[*clamping.MOVES["clamp"](float(value))] for value in range(-3, 4)], dtype=x.dtype)
+    pairs = Edits(token, feature, moves, torch.tensor([1, 1, 0, 1, 1, 1, 1], dtype=x.dtype))
+    product = pairs._replace(distinct=Distinct(*torch.unique(feature, return_inverse=True)))
+    acts, expected = read_acts(x, sae, product), read_acts(x, sae, pairs)
+    assert torch.allclose(acts.acts, expected.acts, atol=1e-6)
+    for one, other in zip(written(sae, product, acts, 5), written(sae, pairs, expected, 5), strict=True):
+        assert torch.allclose(one, other, atol=1e-5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from io import FileIO
+from io import BytesIO, FileIO
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class SafetensorsFile(Tensors):
         with open_regular(path) as file:
             self._stamp = stamp_of(file)
             try:
-                stored = _safetensors_header(file, self._stamp[0])
+                stored, _ = read_header(file, self._stamp[0])
             except (ValueError, RecursionError) as exc:
                 raise CheckpointError(f"{path} is not a readable safetensors file: {exc}.") from exc
         super().__init__(path, stored, shapes_only)
@@ -53,15 +53,21 @@ class SafetensorsFile(Tensors):
                 yield _read_exactly(self.path, file, min(step, count - start), dtype)
 
 
-def _safetensors_header(file: FileIO, size: int) -> dict[str, Stored]:
-    """Raise ValueError unless the tensors fill the file exactly, without gaps or overlaps."""
+def read_header(file: FileIO | BytesIO, size: int) -> tuple[dict[str, Stored], dict[str, Any]]:
+    """
+    Read what a file of `size` bytes says of its tensors, and its metadata.
+
+    Raises ValueError unless the tensors fill it exactly, without gaps or overlaps.
+    """
     length = int.from_bytes(file.read(8), "little")
     if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
         raise ValueError(f"its header would have {length} bytes")
     header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_without_repetition)
     if not isinstance(header, dict):
         raise ValueError("its header is no JSON object")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict):
+        raise ValueError("its metadata is no JSON object")
     stored = {name: _safetensors_entry(name, value, 8 + length) for name, value in header.items()}
     end = 8 + length
     for name, entry in sorted(stored.items(), key=lambda item: item[1].offset):
@@ -70,7 +76,7 @@ def _safetensors_header(file: FileIO, size: int) -> dict[str, Stored]:
         end += entry.nbytes
     if end != size:
         raise ValueError(f"it has {size} bytes where its header describes {end}")
-    return stored
+    return stored, metadata
 
 
 def _safetensors_entry(name: str, value: Any, start: int) -> Stored:
