@@ -8,81 +8,16 @@ recomputes the full sequence for every token: no cache, no batch, no custom op.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from safetensors.torch import load_file
+from tests.reference_sae import ReferenceSAE
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
-
-
-class ReferenceSAE:
-    """A SAELens checkpoint of any architecture, computed as its own documentation describes it, all features at once."""
-
-    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-        self.cfg = json.loads((folder / "cfg.json").read_text())
-        self.tensors = {
-            name: tensor.to(dtype) for name, tensor in load_file(folder / "sae_weights.safetensors").items()
-        }
-        self.architecture = self.cfg["architecture"]
-        self.reads = one_name(self.cfg["metadata"]["hook_name"])
-        self.writes = one_name(self.cfg["metadata"].get("hook_name_out", self.reads))
-
-    def encode(self, x: Tensor) -> Tensor:
-        t = self.tensors
-        x = self._normalised(x)
-        if self.cfg["apply_b_dec_to_input"]:
-            x = x - t["b_dec"]
-        if self.architecture == "gated":
-            is_open = x @ t["W_enc"] + t["b_gate"] > 0
-            return is_open * torch.relu(x @ (t["W_enc"] * t["r_mag"].exp()) + t["b_mag"])
-        pre = x @ t["W_enc"] + t["b_enc"]
-        if self.architecture in ("topk", "abstopk"):
-            size = pre.abs() if self.architecture == "abstopk" else pre
-            rank = size.argsort(dim=-1, descending=True).argsort(dim=-1)
-            kept = pre * (rank < self.cfg["k"])
-            return kept if self.architecture == "abstopk" else torch.relu(kept)
-        acts = torch.relu(pre)
-        return acts * (pre > t["threshold"]) if "threshold" in t else acts
-
-    def to_jump(self, x: Tensor) -> Tensor:
-        """How far each feature is from where its activation jumps: there, the last bit of x decides; inf without a jump."""
-        t = self.tensors
-        if self.architecture != "jumprelu" or "threshold" not in t:
-            return torch.full((*x.shape[:-1], len(t["W_dec"])), float("inf"))
-        x = self._normalised(x)
-        pre = (x - t["b_dec"] if self.cfg["apply_b_dec_to_input"] else x) @ t["W_enc"] + t["b_enc"]
-        return torch.where(t["threshold"] > 0, (pre - t["threshold"]).abs(), float("inf"))
-
-    def decode(self, acts: Tensor, x: Tensor) -> Tensor:
-        """x: what was encoded; where the input is normalised, the output has its scale."""
-        out = acts @ self.tensors["W_dec"] + self.tensors["b_dec"]
-        norm = self.cfg.get("normalize_activations", "none")
-        if norm == "layer_norm":
-            out = out * x.std(dim=-1, keepdim=True) + x.mean(dim=-1, keepdim=True)
-        if norm == "constant_norm_rescale":
-            out = out * x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
-        return out + x @ self.tensors["W_skip"].T if "W_skip" in self.tensors else out
-
-    def _normalised(self, x: Tensor) -> Tensor:
-        norm = self.cfg.get("normalize_activations", "none")
-        if norm == "layer_norm":
-            return (x - x.mean(dim=-1, keepdim=True)) / (x.std(dim=-1, keepdim=True) + 1e-5)
-        if norm == "constant_norm_rescale":
-            return x * x.shape[-1] ** 0.5 / x.norm(dim=-1, keepdim=True)
-        return x
-
-
-def one_name(hook: str) -> str:
-    """What enters a block is what the one before it leaves: SAEs of both names read the same unsteered stream."""
-    _, layer, point = hook.split(".", 2)
-    return f"blocks.{int(layer) - 1}.hook_resid_post" if point == "hook_resid_pre" and layer != "0" else hook
-
 
 Tokens: TypeAlias = str | Mapping[str, Any]
 """As on the wire, without roles."""
@@ -111,6 +46,42 @@ def moved(act: Tensor, op: str, value: float) -> Tensor:
     return torch.full_like(act, 0.0 if op == "ablate" else value)
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Whether a feature's activation is above a value, or below it."""
+
+    sae: str
+    index: int
+    bound: float
+    above: bool = True
+
+
+Condition: TypeAlias = "Compared | tuple[str, tuple[Condition, ...]]"
+"""Nested by all, any and not."""
+
+
+@dataclass(frozen=True)
+class When:
+    """A rule: moves that are made where a condition holds, or from there on."""
+
+    condition: Condition
+    then: tuple[Move, ...] = ()
+    lasting: bool = False
+    tokens: Tokens = "all"
+    special: bool = False
+
+
+class Pass(NamedTuple):
+    """What one forward has shown."""
+
+    logprobs: Tensor
+    """(num_tokens, vocab)"""
+    acts: dict[str, Tensor]
+    """By SAE, (num_tokens, d_sae), before its moves."""
+    held: list[list[int]]
+    """Of each rule, the positions at which its condition held."""
+
+
 class ReferenceModel:
     """Steered forward passes of one sequence at a time."""
 
@@ -123,44 +94,92 @@ class ReferenceModel:
         self.to_jump = float("inf")
         """Of all activations that moves were applied to since it was set: the nearest to where they jump."""
 
-    @torch.no_grad()
-    def logprobs(self, ids: Sequence[int], prompt_len: int, moves: Sequence[Move]) -> Tensor:
+    def logprobs(
+        self, ids: Sequence[int], prompt_len: int, moves: Sequence[Move], rules: Sequence[When] = ()
+    ) -> Tensor:
         """(len(ids), vocab): row i is the distribution of the token after ids[: i + 1]."""
+        return self.forward(ids, prompt_len, moves, rules).logprobs
+
+    @torch.no_grad()
+    def forward(
+        self,
+        ids: Sequence[int],
+        prompt_len: int,
+        moves: Sequence[Move],
+        rules: Sequence[When] = (),
+        reads: Sequence[str] = (),
+    ) -> Pass:
+        """
+        Everything that one pass over a request shows, with its moves and rules.
+
+        reads: SAEs whose activations are wanted besides those of moves and rules
+        """
+        named = {*reads, *(move.sae for move in moves), *(move.sae for rule in rules for move in rule.then)}
+        named |= {compared.sae for rule in rules for compared in comparisons(rule.condition)}
+        saes = {name: sae for name, sae in self.saes.items() if name in named}
+        shown = Pass(torch.empty(0), {}, [[] for _ in rules])
+
+        def moves_of(name: str) -> list[Move]:
+            """Those whose rules hold are of single positions; a rule's SAEs have all been read by now."""
+            made = [move for move in moves if move.sae == name]
+            for rule, held in zip(rules, shown.held, strict=True):
+                held[:] = self._held(rule, shown.acts, ids, prompt_len) if self._is_known(rule, shown.acts) else []
+                active = [*range(min(held), len(ids))] if held and rule.lasting else held
+                for move in rule.then:
+                    touched = [at for at in self._positions(ids, prompt_len, move) if at in active]
+                    made += [replace(move, tokens={"positions": touched})] if move.sae == name and touched else []
+            return made
+
         with ExitStack() as stack:
-            moved = {name: [move for move in moves if move.sae == name] for name in self.saes}
-            saes = {name: sae for name, sae in self.saes.items() if moved[name]}
             seen: dict[str, Tensor] = {}
             hooks = {hook for sae in saes.values() for hook in (sae.reads, sae.writes)}
             # two of them may hang on one module, whose hooks run as they were registered: attn_out comes before resid_mid
             for hook in sorted(hooks):
-                self._hook(stack, hook, self._change(hook, saes, seen, ids, prompt_len, moved))
-            return torch.log_softmax(self.model(torch.tensor([ids])).logits[0], dim=-1)
+                self._hook(stack, hook, self._change(hook, saes, seen, shown, ids, prompt_len, moves_of))
+            logits = self.model(torch.tensor([ids])).logits[0]
+        for rule, held in zip(rules, shown.held, strict=True):
+            held[:] = self._held(rule, shown.acts, ids, prompt_len)
+            for compared in comparisons(rule.condition):
+                looked_at = self._positions(ids, prompt_len, Move("", 0, "", tokens=rule.tokens, special=rule.special))
+                acts = shown.acts[compared.sae][looked_at, compared.index]
+                self.to_jump = min([self.to_jump, *(acts - compared.bound).abs().tolist()])
+        return shown._replace(logprobs=torch.log_softmax(logits, dim=-1))
 
     def _change(
         self,
         hook: str,
-        saes: dict[str, ReferenceSAE],
+        saes: Mapping[str, ReferenceSAE],
         seen: dict[str, Tensor],
+        shown: Pass,
         ids: Sequence[int],
         prompt_len: int,
-        moved: dict[str, list[Move]],
+        moves_of: Callable[[str], list[Move]],
     ) -> Callable[[Tensor], Tensor]:
         """All SAEs of a hook read the same unsteered vectors, which `seen` carries to where they write."""
 
         def change(here: Tensor) -> Tensor:
-            seen.update({name: here for name, sae in saes.items() if sae.reads == hook})
+            for name, sae in saes.items():
+                if sae.reads == hook:
+                    seen[name] = here
+                    shown.acts[name] = sae.encode(here)[0]
             out = here
             for name, sae in saes.items():
-                if sae.writes == hook:
-                    x = seen[name]
-                    acts = sae.encode(x)
-                    edited = self._overwrite(acts, ids, prompt_len, moved[name])
-                    self._note_jumps(sae.to_jump(x), ids, prompt_len, moved[name])
+                if sae.writes == hook and (moves := moves_of(name)):
+                    x, acts = seen[name], shown.acts[name][None]
+                    edited = self._overwrite(acts, ids, prompt_len, moves)
+                    self._note_jumps(sae.to_jump(x), ids, prompt_len, moves)
                     error = here - sae.decode(acts, x)
                     out = out + (sae.decode(edited, x) + error - here)
             return out
 
         return change
+
+    def _is_known(self, rule: When, acts: Mapping[str, Tensor]) -> bool:
+        return all(compared.sae in acts for compared in comparisons(rule.condition))
+
+    def _held(self, rule: When, acts: Mapping[str, Tensor], ids: Sequence[int], prompt_len: int) -> list[int]:
+        looked_at = self._positions(ids, prompt_len, Move("", 0, "", tokens=rule.tokens, special=rule.special))
+        return [position for position in looked_at if holds(rule.condition, acts, position)]
 
     def _overwrite(self, acts: Tensor, ids: Sequence[int], prompt_len: int, moves: Sequence[Move]) -> Tensor:
         edited = acts.clone()
@@ -226,19 +245,36 @@ class ReferenceModel:
         touched = touched_positions(len(ids), prompt_len, move.tokens, move.special)
         return [position for position in touched if move.special or ids[position] not in self.special_ids]
 
-    def prompt_logprobs(self, ids: Sequence[int], moves: Sequence[Move]) -> list[float]:
+    def prompt_logprobs(self, ids: Sequence[int], moves: Sequence[Move], rules: Sequence[When] = ()) -> list[float]:
         """Logprob of each prompt token but the first, given those before it."""
-        logprobs = self.logprobs(ids, len(ids), moves)
+        logprobs = self.logprobs(ids, len(ids), moves, rules)
         return [float(logprobs[position - 1, ids[position]]) for position in range(1, len(ids))]
 
     def generated_logprobs(
-        self, prompt: Sequence[int], generated: Sequence[int], moves: Sequence[Move]
+        self, prompt: Sequence[int], generated: Sequence[int], moves: Sequence[Move], rules: Sequence[When] = ()
     ) -> tuple[list[float], list[float]]:
         """Logprob of each generated token, and of the likeliest token in its place."""
-        logprobs = self.logprobs([*prompt, *generated], len(prompt), moves)
+        logprobs = self.logprobs([*prompt, *generated], len(prompt), moves, rules)
         rows = [logprobs[len(prompt) - 1 + step] for step in range(len(generated))]
         own = [float(row[token]) for row, token in zip(rows, generated, strict=True)]
         return own, [float(row.max()) for row in rows]
+
+
+def comparisons(condition: Condition) -> list[Compared]:
+    """All of a condition's."""
+    if isinstance(condition, Compared):
+        return [condition]
+    return [compared for part in condition[1] for compared in comparisons(part)]
+
+
+def holds(condition: Condition, acts: Mapping[str, Tensor], position: int) -> bool:
+    """Whether a condition holds at a position."""
+    if isinstance(condition, Compared):
+        act = float(acts[condition.sae][position, condition.index])
+        return act > condition.bound if condition.above else act < condition.bound
+    kind, parts = condition
+    each = [holds(part, acts, position) for part in parts]
+    return {"all": all(each), "any": any(each), "not": not each[0]}[kind]
 
 
 def touched_positions(num_tokens: int, prompt_len: int, tokens: Tokens, special: bool = False) -> list[int]:

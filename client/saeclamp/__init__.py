@@ -26,7 +26,16 @@ from saeclamp._exceptions import (
     StreamError,
     UnprocessableEntityError,
 )
-from saeclamp._responses import ChatCompletion, ChatCompletionChunk, Completion, Model, ModelList
+from saeclamp._responses import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Completion,
+    DeletedVector,
+    Model,
+    ModelList,
+    Vector,
+    VectorList,
+)
 from saeclamp._streaming import AsyncStream, Stream
 from saeclamp._version import __version__
 from saeclamp.types import (
@@ -63,6 +72,9 @@ __all__ = [
     "Completion",
     "Model",
     "ModelList",
+    "Vector",
+    "VectorList",
+    "DeletedVector",
     "Steering",
     "Clamp",
     "Add",

@@ -11,6 +11,7 @@ import httpx
 from saeclamp._requests import default_headers as headers_of
 from saeclamp._resources import AsyncChat, AsyncCompletions, AsyncModels, Chat, Completions, Models
 from saeclamp._transport import AsyncTransport, Endpoint, Transport
+from saeclamp._vectors import AsyncVectors, Vectors
 
 if TYPE_CHECKING:
     from typing import Self
@@ -47,6 +48,7 @@ class Client:
         self.chat = Chat(self._transport)
         self.completions = Completions(self._transport)
         self.models = Models(self._transport)
+        self.vectors = Vectors(self._transport)
 
     def health(self) -> bool:
         """Whether the server answers and can generate. Asks once and waits 5 s; never raises for a broken server."""
@@ -82,6 +84,7 @@ class AsyncClient:
         self.chat = AsyncChat(self._transport)
         self.completions = AsyncCompletions(self._transport)
         self.models = AsyncModels(self._transport)
+        self.vectors = AsyncVectors(self._transport)
 
     async def health(self) -> bool:
         """Whether the server answers and can generate. Asks once and waits 5 s; never raises for a broken server."""

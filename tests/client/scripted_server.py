@@ -23,6 +23,7 @@ class Seen:
     path: str
     headers: dict[str, str]
     json: Any
+    content: bytes = b""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -37,10 +38,14 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._play()
 
+    def do_DELETE(self) -> None:
+        self._play()
+
     def _play(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         headers = {name.lower(): value for name, value in self.headers.items()}
-        self.script.seen.append(Seen(self.command, self.path, headers, json.loads(body) if body else None))
+        is_json = body and headers.get("content-type") != "application/octet-stream"
+        self.script.seen.append(Seen(self.command, self.path, headers, json.loads(body) if is_json else None, body))
         act = self.script.acts.popleft() if self.script.acts else reply({"error": "nothing is scripted"}, status=501)
         act(self)
 

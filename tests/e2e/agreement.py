@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.e2e.serving import Server
-from tests.reference import Move, ReferenceModel
+from tests.reference import Compared, Condition, Move, ReferenceModel, When
 
 TOLERANCE = 1e-3
 """
@@ -19,12 +19,13 @@ VISIBLE = 0.02
 
 
 def on_the_wire(moves: Sequence[Move]) -> list[dict[str, Any]]:
-    """Write the oracle's moves as interventions in the encoder's units."""
+    """Write the oracle's moves as interventions in the encoder's units; vectors are called `vector:NAME` there."""
     interventions = []
     for move in moves:
+        kind, _, name = move.sae.rpartition(":")
         item: dict[str, Any] = {
             "op": move.op,
-            "feature": f"{move.sae}/{move.index}",
+            **({"vector": name} if kind == "vector" else {"feature": f"{move.sae}/{move.index}"}),
             "tokens": move.tokens,
             "special_tokens": move.special,
         }
@@ -34,6 +35,29 @@ def on_the_wire(moves: Sequence[Move]) -> list[dict[str, Any]]:
             item |= {"value": move.value, "unit": "act"}
         interventions.append(item)
     return interventions
+
+
+def rules_on_the_wire(rules: Sequence[When]) -> list[dict[str, Any]]:
+    """Write the oracle's rules in the encoder's units; one without moves aborts."""
+    return [
+        {
+            "name": f"rule-{number}",
+            "when": _condition(rule.condition),
+            "scope": "rest_of_request" if rule.lasting else "token",
+            "then": on_the_wire(rule.then) or "abort",
+            "tokens": rule.tokens,
+            "special_tokens": rule.special,
+        }
+        for number, rule in enumerate(rules)
+    ]
+
+
+def _condition(condition: Condition) -> dict[str, Any]:
+    if isinstance(condition, Compared):
+        bound = {"above" if condition.above else "below": condition.bound}
+        return {"feature": f"{condition.sae}/{condition.index}", "unit": "act", **bound}
+    kind, parts = condition
+    return {kind: _condition(parts[0]) if kind == "not" else [_condition(part) for part in parts]}
 
 
 def assert_agreement(
@@ -64,18 +88,19 @@ def assert_choice_agrees(
     prompt: Sequence[int],
     moves: Sequence[Move],
     tolerance: float = TOLERANCE,
+    rules: Sequence[When] = (),
 ) -> list[float]:
     """
     Compare a greedy choice, asked for with `logprobs`, `return_token_ids` and maybe `prompt_logprobs`.
 
     returns: the oracle's logprobs of the prompt's tokens and the generated ones
     """
-    expected = oracle.prompt_logprobs(prompt, moves)
+    expected = oracle.prompt_logprobs(prompt, moves, rules)
     if choice["prompt_logprobs"] is not None:
         entries = zip(choice["prompt_logprobs"][1:], prompt[1:], strict=True)
         measured = [entry[str(token)]["logprob"] for entry, token in entries]
         assert max_difference(measured, expected) < tolerance
-    own, best = oracle.generated_logprobs(prompt, choice["token_ids"], moves)
+    own, best = oracle.generated_logprobs(prompt, choice["token_ids"], moves, rules)
     assert max_difference(choice["logprobs"]["token_logprobs"], own) < tolerance
     assert max_difference(own, best) < tolerance, "the engine chose a token that the oracle would not"
     return expected + own

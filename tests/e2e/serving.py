@@ -21,9 +21,10 @@ START_LIMIT_S = 600
 class Server:
     """A running `saeclamp serve`."""
 
-    def __init__(self, url: str, model: str) -> None:
+    def __init__(self, url: str, model: str, pid: int | None = None) -> None:
         self.url = url
         self.model = model
+        self.pid = pid
         self.http = httpx.Client(base_url=url, timeout=300)
 
     def post(self, path: str, **body: Any) -> httpx.Response:
@@ -70,7 +71,7 @@ def run_server(command: Sequence[str], log: Path, name: str) -> Iterator[Server]
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_until_ready(process, url, log)
-        yield Server(url, name)
+        yield Server(url, name, process.pid)
     finally:
         _end(process)
 

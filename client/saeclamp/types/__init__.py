@@ -40,6 +40,7 @@ from saeclamp.types.receipts import (
 from saeclamp.types.rules import CONDITIONS, AllOf, AnyOf, Condition, FeatureCondition, Not, Rule, comparisons
 from saeclamp.types.steering import Readout, Steering, as_steering, extra_body
 from saeclamp.types.tokens import TOKEN_OBJECTS, After, First, Positions, Role, Roles, Tokens
+from saeclamp.types.vectors import StoredVector
 
 __all__ = [
     "MAX_INTERVENTIONS",
@@ -87,4 +88,5 @@ __all__ = [
     "TokenCounts",
     "TokenReadout",
     "TopFeature",
+    "StoredVector",
 ]

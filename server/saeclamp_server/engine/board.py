@@ -31,6 +31,7 @@ class RuleStep(NamedTuple):
     counted: Tensor
     slot: Tensor
     verdict: Tensor
+    batch_row: Tensor
 
 
 class TopStep(NamedTuple):
@@ -81,7 +82,7 @@ class Board:
             # an activation that was not read, NaN, is neither above nor below; `is_seen` keeps its `not` from holding
             compared = torch.where(rule.above, acts > rule.bounds, acts < rule.bounds)
             holds = _holds(rule.form, compared) & rule.is_seen
-            first = self.firings.note(rule.slot, rule.position, rule.start, holds, acts, rule.counted)
+            first = self.firings.note(rule.slot, rule.position, rule.start, holds, acts, rule.counted, rule.batch_row)
             since = rule.lasting & (rule.position >= first)
             self.verdicts[rule.verdict] = (holds | since).float()
 

@@ -10,11 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from saeclamp_saes.clamping import Edits
+from saeclamp_saes.clamping import Distinct, Edits
 from saeclamp_server.engine.board import Board, RuleStep, TopStep
 from saeclamp_server.engine.mapping import LookPairs, Places, SAEPairs, Span, looks_by_sae, no_pairs, pairs_by_sae
 from saeclamp_server.engine.ops import LoadedSAE, Looks, SAEStep, SiteState
 from saeclamp_server.engine.watching import RuleRows, TopRows, rule_rows, top_rows
+
+PRODUCT_PER_PAIR = 16
+"""Entries of a product of all tokens with all distinct features that cost as much as gathering two rows for a pair."""
 
 
 class Filler:
@@ -85,14 +88,17 @@ class Filler:
         sae_pairs = pairs.get(name) or no_pairs()
         live = self._live(sae_pairs.batch_row, sae_pairs.special, is_special).float()
         feature, moves = self._to_device(sae_pairs.feature), self._to_device(sae_pairs.moves)
+        distinct = self._distinct(sae_pairs.feature, sae_pairs.batch_row)
         nothing = self._to_device(np.zeros(0, np.int64))
         sites = [number for number, state in enumerate(self._sites) if name in state.sae_names]
         return SAEStep(
             edits={
-                number: Edits(gathered[number].get((name, "edits"), nothing), feature, moves, live) for number in sites
+                number: Edits(gathered[number].get((name, "edits"), nothing), feature, moves, live, distinct)
+                for number in sites
             },
             slot=self._to_device(sae_pairs.slot),
             counts=self._to_device(np.stack((sae_pairs.prompt, sae_pairs.generated), axis=1)).float(),
+            batch_row=self._to_device(sae_pairs.batch_row),
             verdict=self._to_device(sae_pairs.verdict) if sae_pairs.verdict.any() else None,
             looks=self._looks(name, looks.get(name), gathered, is_special),
             top=self._top(name, tops.get(name), gathered, is_special),
@@ -129,7 +135,16 @@ class Filler:
             counted=self._to_device(rows.new),
             slot=self._to_device(rows.slot),
             verdict=self._to_device(rows.verdict),
+            batch_row=self._to_device(rows.batch_row),
         )
+
+    def _distinct(self, feature: NDArray[np.int64], batch_row: NDArray[np.int64]) -> Distinct | None:
+        """Find the distinct features of an SAE's pairs, where one product is cheaper than a row for each pair."""
+        features, which = np.unique(feature, return_inverse=True)
+        num_tokens = len(np.unique(batch_row))
+        if num_tokens * len(features) > PRODUCT_PER_PAIR * len(feature):
+            return None
+        return Distinct(self._to_device(features), self._to_device(which))
 
     def _live(self, batch_row: NDArray[np.int64], special: NDArray[np.bool_], is_special: Tensor) -> Tensor:
         """Whether each token may be touched: is it an ordinary one, or are special ones meant too?"""

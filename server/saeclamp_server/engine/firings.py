@@ -21,6 +21,9 @@ class Firings:
             device,
         )
         self._nowhere = self._slots.allocate(1)
+        self.holds = False
+        """Whether counts wait for `settle`: some of the tokens may be drafts."""
+        self._held: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self.device = device
 
     def allocate(self, num_rules: int) -> int:
@@ -32,7 +35,14 @@ class Firings:
         self._slots.release(first, num_rules)
 
     def note(
-        self, slot: Tensor, position: Tensor, start: Tensor, holds: Tensor, acts: Tensor, counted: Tensor
+        self,
+        slot: Tensor,
+        position: Tensor,
+        start: Tensor,
+        holds: Tensor,
+        acts: Tensor,
+        counted: Tensor,
+        batch_row: Tensor,
     ) -> Tensor:
         """
         Note at which rows rules hold, and return the first position at which each row's rule did, so far.
@@ -40,7 +50,8 @@ class Firings:
         What was noted at or behind a row's `start` is of tokens that are computed again, or that were drafts and are now
         others: it is forgotten.
 
-        slot, position, start: (num_rows,) int64;  holds, counted: (num_rows,) bool;  acts: (num_rows, num_comparisons)
+        slot, position, start, batch_row: (num_rows,) int64;  holds, counted: (num_rows,) bool
+        acts: (num_rows, num_comparisons)
         returns: (num_rows,) int64, `FOREVER` where it has not held
         """
         first, first_acts, num = self._slots.tensors
@@ -49,8 +60,22 @@ class Firings:
         is_first = holds & (position == first[slot, 0])
         # rows that are not the first write to a slot that nobody reads: a selection would need a round trip to the host
         first_acts[torch.where(is_first, slot, self._nowhere), : acts.shape[1]] = acts
-        num[:, 0].index_add_(0, slot, (holds & counted).to(num.dtype))
+        if self.holds:
+            self._held.append((slot, position, holds & counted, batch_row))
+        else:
+            num[:, 0].index_add_(0, slot, (holds & counted).to(num.dtype))
         return first[slot, 0]
+
+    def settle(self, is_kept: Tensor) -> None:
+        """Count what was held of the tokens that stay, (num_tokens,) bool by row of the batch; forget where drafts held."""
+        first, _, num = self._slots.tensors
+        for slot, position, counts, batch_row in self._held:
+            kept = is_kept[batch_row]
+            num[:, 0].index_add_(0, slot, (counts & kept).to(num.dtype))
+            is_draft = ~kept & (position == first[slot, 0])
+            # one row of a rule at most is at its first position
+            first[torch.where(is_draft, slot, self._nowhere), 0] = FOREVER
+        self._held = []
 
     def first(self, slots: Tensor) -> Tensor:
         """

@@ -11,6 +11,7 @@ from vllm import SamplingParams
 
 from saeclamp_saes import SAEEntry
 from saeclamp_server.doses import Lengths
+from saeclamp_server.everywhere import data_parallel_ranks
 from saeclamp_server.fit import StartupError
 from saeclamp_server.program import EXTRA_ARGS_KEY
 
@@ -28,17 +29,18 @@ async def check_that_saes_fit(
     report: Callable[[str], None],
 ) -> dict[str, Lengths]:
     """
-    Return the lengths by which each SAE's edits are measured, by name.
+    Return the lengths by which edits are measured, by the name of the SAE or of the dictionary of vectors.
 
     text_ids: token ids of ordinary text, without special tokens
     report:   told a line about each SAE
     Raises StartupError with a hint for an SAE that does not fit, unless unverified ones are allowed.
     """
     chunks = _chunks(text_ids, engine.vllm_config.model_config.max_model_len - 1)
+    rank = data_parallel_ranks(engine)[0]
     await engine.collective_rpc("start_probes")
     started, run = time.monotonic(), []
     for chunk in chunks:
-        await _prefill(engine, chunk)
+        await _prefill(engine, chunk, rank)
         run.append(chunk)
         if time.monotonic() - started > SECONDS:
             break
@@ -53,7 +55,7 @@ async def check_that_saes_fit(
             )
     for name in saes:
         report(_line(name, measured[name]["fit"]))
-    return {name: Lengths(**measured[name]["lengths"]) for name in saes}
+    return {name: Lengths(**figures["lengths"]) for name, figures in measured.items()}
 
 
 def _chunks(ids: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -61,11 +63,11 @@ def _chunks(ids: Sequence[int], max_tokens: int) -> list[list[int]]:
     return [list(ids[first : first + size]) for first in range(0, min(len(ids), MAX_TOKENS), size)]
 
 
-async def _prefill(engine: Any, ids: list[int]) -> None:
+async def _prefill(engine: Any, ids: list[int], rank: int | None) -> None:
     params = SamplingParams(temperature=0, max_tokens=1, skip_reading_prefix_cache=True)
     name = f"fit-{uuid.uuid4().hex}"
     prompt = {"prompt_token_ids": ids, "cache_salt": f"{EXTRA_ARGS_KEY}:{name}"}
-    async for _ in engine.generate(prompt, params, name):
+    async for _ in engine.generate(prompt, params, name, data_parallel_rank=rank):
         pass
 
 

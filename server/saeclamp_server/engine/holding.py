@@ -76,7 +76,8 @@ class Holding(Generic[Row]):
             if self._waiting:  # dropped
                 finish = "length" if finish == "stop" else finish
                 self._waiting.clear()
-        return Released(released, self._readings_before(free), finish)
+        # readings of a part of the prompt wait for the first token
+        return Released(released, self._readings_before(free) if released or finish else None, finish)
 
     def _look_at(self, told: Told, num_rejected: int) -> int | None:
         """Note how far the model has read; return the position at which a rule ends the answer."""

@@ -114,6 +114,12 @@ class LiveRequests:
             prompt,
         )
 
+    def settle(self, request_id: str, end: int) -> None:
+        """Take back what was counted of a request at `end` and behind it: those tokens were drafts, and have gone."""
+        request = self._requests.get(request_id)
+        if request is not None:
+            request.counted = min(request.counted, end)
+
     def collect(self, key: str) -> dict[str, Report]:
         """Report on every request of an API call, by request id, and forget them."""
         reports = {

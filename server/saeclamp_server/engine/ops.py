@@ -32,6 +32,8 @@ class SAEStep:
     """(num_pairs,) int64, ledger slot of each pair"""
     counts: Tensor
     """(num_pairs, 2) fp32: counts as a prompt position, as a generated position"""
+    batch_row: Tensor | None = None
+    """(num_pairs,) int64, row of the step's token batch; needed where the ledger holds"""
     verdict: Tensor | None = None
     """(num_pairs,) int64, place of the verdict on which each pair depends; None where none depends on any"""
     looks: Looks | None = None
@@ -192,8 +194,8 @@ def _record(ledger: Ledger, step: SAEStep, live: Tensor, acts: Tensor, dose: Ten
     counts = step.counts * live[:, None]
     measured = counts.sum(dim=1)
     sums = torch.stack((counts[:, 0], counts[:, 1], acts * measured, dose * measured), dim=1)
-    peaks = torch.stack((acts * measured, dose * measured), dim=1)
-    ledger.add(step.slot, sums, peaks)
+    peaks = torch.where(measured[:, None] > 0, torch.stack((acts, dose), dim=1), float("-inf"))
+    ledger.add(step.slot, sums, peaks, step.batch_row)
 
 
 def _steer_fake(hidden: Tensor, residual: Tensor | None, number: int) -> None:

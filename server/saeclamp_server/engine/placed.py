@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,13 +18,20 @@ Ranges = list[tuple[int, int]]
 
 
 class Held(NamedTuple):
-    """An SAE that this engine holds."""
+    """An SAE that this engine holds, or a dictionary of vectors, or one of these."""
 
     d_sae: int
     sha256: str
     """Of the weights and how they are read."""
     place: int = 0
     """Number of the site where it reads."""
+    row: tuple[str, int] | None = None
+    """Of a vector: the name of its dictionary, and its index there."""
+
+
+def vector_key(name: str, sha256: str) -> str:
+    """Name one content of a vector among what is held: for a while there may be an older one of the same name."""
+    return f"{name} {sha256}"
 
 
 class SAEEdits(NamedTuple):
@@ -106,10 +113,11 @@ class PlacedProgram:
         """
         Sort edits and looks by SAE, and find their positions in a request with a prompt of that length.
 
-        held: by the SAE's name
-        Raises KeyError for an SAE that this engine does not hold, ValueError for other weights than were resolved against
-        or an index outside the SAE.
+        held: by the SAE's name, or the vector's `vector_key`
+        Raises KeyError for an SAE that this engine does not hold, ValueError for a vector that it does not, for other
+        weights than were resolved against or an index outside the SAE.
         """
+        program = _with_rows(program, held)
         for name, sha256 in program.saes:
             if held[name].sha256 != sha256:
                 raise ValueError(f"SAE {name!r} has other weights in the engine than in the API server.")
@@ -122,6 +130,22 @@ class PlacedProgram:
     def tells(self) -> bool:
         """Whether the scheduler must hear of each step what was seen."""
         return self.readout is not None or any(rule.aborts for rule in self.rules)
+
+
+def _with_rows(program: SteeringProgram, held: Mapping[str, Held]) -> SteeringProgram:
+    """Put its row of a dictionary in the place of each vector."""
+    weights = dict(program.saes)
+    rows: dict[str, tuple[str, int]] = {}
+    for name in {edit.sae for edit in program.edits if edit.vector is not None}:
+        vector = held.get(vector_key(name, weights[name]))
+        if vector is None or vector.row is None:
+            raise ValueError(f"{name!r} is not in the engine as it was when the request began.")
+        rows[name] = vector.row
+    edits = [
+        replace(edit, sae=rows[edit.sae][0], index=rows[edit.sae][1]) if edit.sae in rows else edit
+        for edit in program.edits
+    ]
+    return replace(program, edits=tuple(edits), saes=tuple(pair for pair in program.saes if pair[0] not in rows))
 
 
 def _checked(sae: str, index: int, held: Mapping[str, Held]) -> int:

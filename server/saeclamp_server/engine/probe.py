@@ -11,6 +11,8 @@ class Probe:
 
     def __init__(self) -> None:
         self.is_recording = False
+        self.lengths_only = False
+        """Whether only lengths are kept: the vectors of every layer would be too many."""
         self.rows = torch.empty(0, dtype=torch.int64)
         """(num_tokens,), the rows of the coming forward that are real tokens; set by the runner's adapter."""
         self._vectors: list[Tensor] = []
@@ -22,8 +24,12 @@ class Probe:
 
         lengths: (num_tokens,) of the stream, or of the site's vector where the stream is not at hand
         """
-        self._vectors.append(vectors.cpu())
+        self._vectors.append(vectors[:, : 0 if self.lengths_only else None].cpu())
         self._lengths.append(lengths.cpu())
+
+    @property
+    def has_recorded(self) -> bool:
+        return bool(self._vectors)
 
     def take(self) -> tuple[Tensor, Tensor]:
         """Stop, return all vectors and lengths since the start, and forget them."""

@@ -7,6 +7,7 @@ each SAE and site is filled. What the forward has shown leaves with the sampled 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,7 +32,8 @@ class SteeredRunner:
         self._runner = runner
         self._filler = filler
         self._sites = sites
-        self._board = sites[0].board
+        self._board, ledger = sites[0].board, sites[0].ledger
+        self._ledger = ledger
         self._live = live
         self._spans: dict[str, Span] = {}
         """Of the step's steered requests, by request id, in the order of the batch."""
@@ -43,6 +45,10 @@ class SteeredRunner:
         runner._prepare_inputs = self._prepare_and_fill
         runner.sample_tokens = self._sample_and_tell
         runner._dummy_run = self._clear_and_dummy_run
+        if runner.speculative_config is not None:
+            ledger.holds = self._board.firings.holds = True
+            self._bookkeeping = runner._bookkeeping_sync
+            runner._bookkeeping_sync = self._book_and_settle
 
     def _prepare_and_fill(self, scheduler_output: Any, num_scheduled_tokens: NDArray[np.int32]) -> Any:
         prepared = self._prepare_inputs(scheduler_output, num_scheduled_tokens)
@@ -88,6 +94,38 @@ class SteeredRunner:
             first_row += num_tokens
         for state in self._sites:
             state.probe.rows = torch.from_numpy(np.concatenate(rows)).to(self._runner.device)
+
+    def _book_and_settle(self, scheduler_output: Any, *args: Any) -> Any:
+        num_before = {request_id: self._num_output(request_id) for request_id in self._spans}
+        booked = self._bookkeeping(scheduler_output, *args)
+        sampled: list[list[int]] = booked[3]
+        is_kept = torch.ones(scheduler_output.total_num_scheduled_tokens, dtype=torch.bool)
+        for request_id, span in self._spans.items():
+            own = sampled[self._runner.input_batch.req_id_to_index[request_id]]
+            if own:
+                end = (
+                    span.prompt_len
+                    + num_before[request_id]
+                    + self._num_kept(request_id, own, num_before[request_id])
+                    - 1
+                )
+                is_kept[span.first_row + max(0, end - span.position) : span.first_row + span.num_tokens] = False
+                self._live.settle(request_id, end)
+        is_kept = is_kept.to(self._runner.device)
+        self._ledger.settle(is_kept)
+        self._board.firings.settle(is_kept)
+        return booked
+
+    def _num_output(self, request_id: str) -> int:
+        return len(self._runner.requests[request_id].output_token_ids)
+
+    def _num_kept(self, request_id: str, sampled: Sequence[int], num_before: int) -> int:
+        """Of tokens that were accepted at once, how many stay when the scheduler has looked for the end of the answer."""
+        params = self._runner.requests[request_id].sampling_params
+        for number, token in enumerate(sampled, 1):
+            if token in params.all_stop_token_ids or num_before + number >= (params.max_tokens or math.inf):
+                return number
+        return len(sampled)
 
     def _sample_and_tell(self, grammar_output: Any) -> Any:
         fetch = see(self._spans, self._board, self._failures, self._runner.device)

@@ -114,7 +114,6 @@ class _Steering:
         if not released.waiting and not released.finish:
             if output is not None:
                 held.wait(output)
-            # readings of a part of the prompt wait in `holding` for the first token
             return []
         leaving = output or EngineCoreOutput(request_id=name, new_token_ids=[])
         leaving.new_token_ids = [waiting.token for waiting in released.waiting]

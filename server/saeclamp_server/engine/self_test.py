@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from vllm import SamplingParams
 
 from saeclamp_saes import SAEEntry
 from saeclamp_server.engine.settings import CONFIG_KEY
+from saeclamp_server.everywhere import data_parallel_ranks, on_workers, steering_reports
 from saeclamp_server.fit import StartupError
-from saeclamp_server.program import EXTRA_ARGS_KEY, Edit, SteeringProgram
+from saeclamp_server.program import EXTRA_ARGS_KEY, VECTOR, Edit, SteeringProgram
+from saeclamp_server.vectors import Place
 
 NUM_TOKENS = 12
 NUM_FEATURES = 8
@@ -21,44 +24,63 @@ VALUE = 1e4
 """Activation that no SAE reaches, so that the effect is visible whatever the features are."""
 
 
-async def check_that_steering_works(engine: Any, saes: Mapping[str, SAEEntry]) -> None:
-    """Raise StartupError unless every SAE's edits change the model's output, and only for the request that asked."""
-    before = await _first_logprobs(engine, None)
-    for sae in saes.values():
-        indices = (await engine.collective_rpc("strongest_features", args=(sae.name, NUM_FEATURES)))[0]
-        program = _probe(sae, indices)
+async def check_that_steering_works(engine: Any, saes: Mapping[str, SAEEntry], places: Sequence[Place] = ()) -> None:
+    """
+    Raise StartupError unless every SAE's edits change the model's output, and only for the request that asked.
+
+    places: where vectors can sit; whatever is in their first rows is lost
+    """
+    probes = {f"SAE {sae.name!r}": await _probe(engine, sae) for sae in saes.values()}
+    probes |= {f"vectors at {place.site}": await _vector_probe(engine, place) for place in places}
+    for rank in data_parallel_ranks(engine):
+        await _check_engine(engine, probes, rank)
+
+
+async def _check_engine(engine: Any, probes: Mapping[str, SteeringProgram], rank: int | None) -> None:
+    """Check one of the data-parallel engines."""
+    before = await _first_logprobs(engine, None, rank)
+    for what, program in probes.items():
         key = uuid.uuid4().hex
-        steered = await _first_logprobs(engine, {"key": key, "program": program.to_json()})
-        reports = (await engine.collective_rpc("steering_reports", args=(key,)))[0]
-        _check(sae, before, steered, [*reports.values()])
-    if _differs(await _first_logprobs(engine, None), before):
+        steered = await _first_logprobs(engine, {"key": key, "program": program.to_json()}, rank)
+        _check(what, before, steered, [*(await steering_reports(engine, key)).values()])
+    if _differs(await _first_logprobs(engine, None, rank), before):
         raise StartupError("Self-test: an unsteered request was changed by a steered one before it.")
 
 
-def _probe(sae: SAEEntry, indices: list[int]) -> SteeringProgram:
+async def _probe(engine: Any, sae: SAEEntry) -> SteeringProgram:
+    indices = (await engine.collective_rpc("strongest_features", args=(sae.name, NUM_FEATURES)))[0]
     edits = tuple(Edit(sae.name, index, "add", VALUE) for index in indices)
     return SteeringProgram(edits, ((sae.name, sae.sha256),))
 
 
-def _check(sae: SAEEntry, before: dict[int, float], steered: dict[int, float], reports: list[dict[str, Any]]) -> None:
+async def _vector_probe(engine: Any, place: Place) -> SteeringProgram:
+    """Plant a direction that no request can name, with a blank in its name."""
+    name, sha256 = f"{VECTOR}self-test {place.site}", "none"
+    direction = torch.nn.functional.normalize(
+        torch.randn(place.width, generator=torch.Generator().manual_seed(0)), dim=0
+    )
+    held = (place.dictionary, 0, name, sha256, direction.numpy().tobytes())
+    await on_workers(engine, "hold_vector", *held)
+    return SteeringProgram((Edit(name, 0, "add", VALUE),), ((name, sha256),))
+
+
+def _check(what: str, before: dict[int, float], steered: dict[int, float], reports: list[dict[str, Any]]) -> None:
     if len(reports) != 1:
-        raise StartupError(f"Self-test of SAE {sae.name!r}: the engine made {len(reports)} reports instead of one.")
+        raise StartupError(f"Self-test of {what}: the engine made {len(reports)} reports instead of one.")
     if reports[0]["failure"] is not None:
-        raise StartupError(f"Self-test of SAE {sae.name!r}: {reports[0]['failure']}.")
+        raise StartupError(f"Self-test of {what}: {reports[0]['failure']}.")
     touched = [tally["prompt"] for tally in reports[0]["tallies"]]
     if any(count != NUM_TOKENS - 1 for count in touched):
-        raise StartupError(
-            f"Self-test of SAE {sae.name!r}: {touched} positions were edited, not {NUM_TOKENS - 1} each."
-        )
+        raise StartupError(f"Self-test of {what}: {touched} positions were edited, not {NUM_TOKENS - 1} each.")
     if not _differs(steered, before):
-        raise StartupError(f"Self-test of SAE {sae.name!r}: its edits do not change the model's output.")
+        raise StartupError(f"Self-test of {what}: its edits do not change the model's output.")
 
 
 def _differs(one: dict[int, float], other: dict[int, float]) -> bool:
     return one.keys() != other.keys() or any(abs(one[token] - other[token]) > TOLERANCE for token in one)
 
 
-async def _first_logprobs(engine: Any, payload: dict[str, Any] | None) -> dict[int, float]:
+async def _first_logprobs(engine: Any, payload: dict[str, Any] | None, rank: int | None) -> dict[int, float]:
     params = SamplingParams(
         temperature=0,
         max_tokens=1,
@@ -67,7 +89,8 @@ async def _first_logprobs(engine: Any, payload: dict[str, Any] | None) -> dict[i
         extra_args=None if payload is None else {EXTRA_ARGS_KEY: payload},
     )
     prompt = {"prompt_token_ids": _ordinary_ids(engine), "cache_salt": f"{EXTRA_ARGS_KEY}:self-test:{uuid.uuid4().hex}"}
-    outputs = [output async for output in engine.generate(prompt, params, f"self-test-{uuid.uuid4().hex}")]
+    answer = engine.generate(prompt, params, f"self-test-{uuid.uuid4().hex}", data_parallel_rank=rank)
+    outputs = [output async for output in answer]
     logprobs = outputs[-1].outputs[0].logprobs[0]
     return {token: entry.logprob for token, entry in logprobs.items()}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from saeclamp_saes import SAEEntry
@@ -13,6 +13,7 @@ from saeclamp_server.args import ServeOptions
 from saeclamp_server.engine.kv_cache import default_size, free_memory, is_sized_by_user, shape_of
 from saeclamp_server.fit import ModelFacts, StartupError
 from saeclamp_server.packaged_model import PACKAGED_MODEL
+from saeclamp_server.vectors import Place
 
 CONFIG_KEY = "saeclamp"
 """Where the worker's configuration rides in `VllmConfig.additional_config`, which vLLM hashes into its compile-cache key."""
@@ -21,13 +22,15 @@ STEER_OP = "vllm::saeclamp_steer"
 DEFAULT_HOST = "127.0.0.1"
 """vLLM listens on every interface by default; a server without a key should not."""
 
-SINGLE_PROCESS = {
-    "tensor_parallel_size": 1,
+TESTED = {
     "pipeline_parallel_size": 1,
-    "data_parallel_size": 1,
+    "data_parallel_rank": None,
+    "data_parallel_external_lb": False,
+    "data_parallel_hybrid_lb": False,
+    "enable_elastic_ep": False,
+    "nnodes": 1,
     "prefill_context_parallel_size": 1,
     "decode_context_parallel_size": 1,
-    "speculative_config": None,
     "headless": False,
     "grpc": False,
     "enable_dbo": False,
@@ -38,6 +41,9 @@ SINGLE_PROCESS = {
 }
 """Settings of vLLM under which steering has been tested; any other value is refused rather than hoped for."""
 
+DRAFTS = "ngram"
+"""The one method of speculative decoding with which steering has been tested: drafts without a model."""
+
 
 def prepare_environment() -> None:
     """Set what vLLM reads from the environment while it is imported. What the user has set stays."""
@@ -45,19 +51,35 @@ def prepare_environment() -> None:
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     # torch has run in this process by now, and its threads do not survive a fork
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-    # all cores this process may use: vLLM's own choice leaves one idle, which costs a third of the speed on two
-    cores = ",".join(map(str, sorted(os.sched_getaffinity(0)))) if hasattr(os, "sched_getaffinity") else None
-    if cores is not None:
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores)
+
+
+def bind_threads(num_workers: int) -> None:
+    """
+    Share all cores this process may use among the workers: a list of cores for each, by data, then tensor parallel rank.
+
+    vLLM's own choice leaves a core idle, which costs a third of the speed on two, and refuses more workers than there are
+    NUMA nodes.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    shares = [cores[n * len(cores) // num_workers : (n + 1) * len(cores) // num_workers] for n in range(num_workers)]
+    lists = [share or [cores[n % len(cores)]] for n, share in enumerate(shares)]
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(",".join(map(str, share)) for share in lists))
 
 
 def parse_vllm_args(
-    options: ServeOptions, model: ModelFacts, saes: Mapping[str, SAEEntry], report: Callable[[str], None]
+    options: ServeOptions,
+    model: ModelFacts,
+    saes: Mapping[str, SAEEntry],
+    report: Callable[[str], None],
+    places: Sequence[Place] = (),
 ) -> Namespace:
     """
     Parse vLLM's flags with its own parser and add what steering needs.
 
     report: told what was chosen for the user
+    places: where vectors can sit
     Raises StartupError.
     """
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
@@ -73,6 +95,9 @@ def parse_vllm_args(
     user_sized_cache = is_sized_by_user(args)
     args.gpu_memory_utilization = utilization if args.gpu_memory_utilization is None else args.gpu_memory_utilization
     refuse_untested(args)
+    refuse_sharded(args, saes, places)
+    num_workers = args.data_parallel_size * args.tensor_parallel_size
+    bind_threads(num_workers)
     if args.dtype in ("half", "float16") or (args.dtype == "auto" and model.is_float16):
         raise StartupError("float16 is too narrow for steering, large edits overflow; use --dtype bfloat16 or float32.")
     if options.model == PACKAGED_MODEL:
@@ -81,25 +106,39 @@ def parse_vllm_args(
             args.dtype = "float32"  # faster than bfloat16 on CPUs without bf16 instructions, and exact
     args.worker_cls = _worker_class(current_platform)
     args.scheduler_cls = "saeclamp_server.engine.scheduler.make_scheduler"
-    args.additional_config = {**(args.additional_config or {}), **_worker_config(args, saes)}
+    args.additional_config = {**(args.additional_config or {}), **_worker_config(args, saes, places)}
     if current_platform.is_cuda():
         _leave_the_op_out_of_cuda_graphs(args)
     args.api_server_count = None
     validate_parsed_serve_args(args)
     if current_platform.is_cpu() and not user_sized_cache:
-        size = default_size(shape_of(args), free_memory())
+        size = default_size(shape_of(args), free_memory() // num_workers)
         args.kv_cache_memory_bytes = size.num_bytes
         report(str(size))
     return args
 
 
 def refuse_untested(args: Namespace) -> None:
-    """Raise StartupError for a setting that splits the engine over processes, or that we have not tried."""
-    for name, tested in SINGLE_PROCESS.items():
+    """Raise StartupError for a setting that we have not tried."""
+    for name, tested in TESTED.items():
         if getattr(args, name, tested) not in (tested, None):
             raise StartupError(f"--{name.replace('_', '-')} is not supported with steering yet.")
+    if args.speculative_config and args.speculative_config.get("method") != DRAFTS:
+        raise StartupError(f"Of speculative decoding, only the method {DRAFTS} is supported with steering.")
+    if args.data_parallel_size_local not in (None, args.data_parallel_size):
+        raise StartupError("--data-parallel-size-local: all engines must run on this machine.")
     if args.api_server_count not in (None, 1):
         raise StartupError("--api-server-count above 1 is not supported with steering yet.")
+
+
+def refuse_sharded(args: Namespace, saes: Mapping[str, SAEEntry], places: Sequence[Place] = ()) -> None:
+    """Raise StartupError for SAEs or vectors at attention heads where tensor parallelism gives each worker some heads."""
+    for sae in saes.values():
+        sites = (*sae.summary.reads, *sae.summary.writes)
+        if args.tensor_parallel_size > 1 and any(site.point == "attn_z" for site in sites):
+            raise StartupError(f"SAE {sae.name!r} is at attention heads, which --tensor-parallel-size splits.")
+    if args.tensor_parallel_size > 1 and any(place.site.point == "attn_z" for place in places):
+        raise StartupError("--vector-site: attn_z is at attention heads, which --tensor-parallel-size splits.")
 
 
 def _worker_class(platform: Any) -> str:
@@ -110,7 +149,7 @@ def _worker_class(platform: Any) -> str:
     raise StartupError(f"The platform {platform.device_name!r} is not supported; CPU and NVIDIA GPUs are.")
 
 
-def _worker_config(args: Namespace, saes: Mapping[str, SAEEntry]) -> dict[str, Any]:
+def _worker_config(args: Namespace, saes: Mapping[str, SAEEntry], places: Sequence[Place]) -> dict[str, Any]:
     """
     What the worker is told. vLLM hashes it into its compile-cache key, so a graph without hooks is never loaded for one
     with them.
@@ -127,6 +166,15 @@ def _worker_config(args: Namespace, saes: Mapping[str, SAEEntry]) -> dict[str, A
                     "sites": [str(site) for site in (*sae.summary.reads, *sae.summary.writes)],
                 }
                 for sae in saes.values()
+            ],
+            "places": [
+                {
+                    "name": place.dictionary,
+                    "site": str(place.site),
+                    "width": place.width,
+                    "capacity": place.capacity,
+                }
+                for place in places
             ],
             "special_ids": special_ids(args.tokenizer or args.model, args.trust_remote_code),
         }

@@ -1,4 +1,4 @@
-"""What saeclamp adds to a vLLM worker: the SAEs, hooks where they read and write, and reports on request."""
+"""What saeclamp adds to a vLLM worker: SAEs and vectors, hooks where they read and write, and reports on request."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from saeclamp_server.engine.layers import WHOLE_STREAM, Layout
 from saeclamp_server.engine.ledger import Ledger
 from saeclamp_server.engine.live import LiveRequests
 from saeclamp_server.engine.ops import LoadedSAE, SiteState, bind
-from saeclamp_server.engine.placed import Held
+from saeclamp_server.engine.placed import Held, vector_key
 from saeclamp_server.engine.runner import SteeredRunner
 from saeclamp_server.engine.settings import CONFIG_KEY
+from saeclamp_server.engine.vector_rows import dictionary, set_row
 
 
 class SteeringWorker:
@@ -43,14 +44,17 @@ class SteeringWorker:
         super().load_model(*args, **kwargs)  # type: ignore[misc]
         config = self.vllm_config.additional_config[CONFIG_KEY]
         saes = [LoadedSAE(sae["name"], _read_checked(sae).to(self.device)) for sae in config["saes"]]
+        dictionaries = [_dictionary(place, self.device) for place in config["places"]]
+        everything = [*saes, *dictionaries]
         ledger, board = Ledger(self.device), Board(Firings(self.device))
         layout = Layout(self.model_runner.get_model())
-        sites = layout.in_order([site for loaded in saes for site in (*loaded.sae.reads, *loaded.sae.writes)])
+        sites = layout.in_order([site for loaded in everything for site in (*loaded.sae.reads, *loaded.sae.writes)])
         layout.hook(sites)
-        states = [_state(site, saes, ledger, board, layout) for site in sites]
+        states = [_state(site, everything, ledger, board, layout) for site in sites]
+        weights = [*(sae["sha256"] for sae in config["saes"]), *("" for _ in dictionaries)]
         held = {
-            sae["name"]: Held(loaded.sae.d_sae, sae["sha256"], sites.index(layout.place_of(loaded.sae.reads[-1])))
-            for sae, loaded in zip(config["saes"], saes, strict=True)
+            loaded.name: Held(loaded.sae.d_sae, sha256, sites.index(layout.place_of(loaded.sae.reads[-1])))
+            for loaded, sha256 in zip(everything, weights, strict=True)
         }
         for number, state in enumerate(states):
             bind(number, state)
@@ -60,8 +64,9 @@ class SteeringWorker:
         )
         is_special[torch.tensor(config["special_ids"], dtype=torch.long)] = True
         self._saes, self._states, self._is_special, self._layout = saes, states, is_special, layout
+        self._dictionaries, self._held = dictionaries, held
         self._live = LiveRequests(held, config["special_ids"], ledger, board.firings)
-        filler = Filler(saes, states, board, is_special.to(self.device))
+        filler = Filler(everything, states, board, is_special.to(self.device))
         self._steered_runner = SteeredRunner(self.model_runner, filler, states, self._live)
 
     def strongest_features(self, name: str, count: int) -> list[int]:
@@ -75,23 +80,49 @@ class SteeringWorker:
         (sae,) = [loaded.sae for loaded in self._saes if loaded.name == name]
         return decoder_sha256(sae)
 
+    def hold_vector(self, place: str, row: int, name: str, sha256: str, direction: bytes) -> None:
+        """
+        Hold a vector in a row that no request refers to any more.
+
+        place:     name of the dictionary
+        name:      as edits name it
+        direction: (width,) fp32
+        """
+        (sae,) = [loaded.sae for loaded in self._dictionaries if loaded.name == place]
+        for key in [key for key, held in self._held.items() if held.row == (place, row)]:
+            del self._held[key]
+        set_row(sae, row, torch.frombuffer(bytearray(direction), dtype=torch.float32))
+        self._held[vector_key(name, sha256)] = Held(1, sha256, self._held[place].place, (place, row))
+
     def start_probes(self) -> None:
-        """Record the vectors at every site, from now until `measure_fit`."""
+        """Record what `measure_fit` needs at every site, from now until then."""
+        of_saes = {self._layout.place_of(site) for one in self._saes for site in (*one.sae.reads, *one.sae.writes)}
         for state in self._states:
+            state.probe.lengths_only = state.site not in of_saes
             state.probe.is_recording = True
 
     def measure_fit(self, chunks: list[list[int]]) -> dict[str, dict[str, Any]]:
         """
-        Measure every SAE on what was recorded, by name, and stop recording.
+        Measure every SAE and dictionary of vectors on what was recorded, by name, and stop recording; {} where nothing was.
 
-        `fit` is as in `verification.quick`. `lengths` is as in `doses`, of the first chunk, which is always run.
+        `fit`, of SAEs, is as in `verification.quick`. `lengths` is as in `doses`, of the first chunk, which is always run.
 
         chunks: the token ids of the prompts that were run since `start_probes`, in order
         """
+        if not any(state.probe.has_recorded for state in self._states):  # another data-parallel engine ran them
+            for state in self._states:
+                state.probe.is_recording = False
+            return {}
         ids = torch.tensor([token for chunk in chunks for token in chunk])
         position = torch.tensor([position for chunk in chunks for position in range(len(chunk))])
         recorded = {state.site: state.probe.take() for state in self._states}
-        measured = {}
+        first = slice(len(chunks[0]))
+        measured: dict[str, dict[str, Any]] = {}
+        for loaded in self._dictionaries:
+            lengths = recorded[self._layout.place_of(loaded.sae.site)][1]
+            stream = _median(lengths[first], position[first], self._is_special[ids[first]])
+            of_stream = self._layout.has_stream(loaded.sae.site)
+            measured[loaded.name] = {"lengths": {"of_stream": of_stream, "stream": stream, "rows": []}}
         for loaded in self._saes:
             # on the CPU: beside a model on a GPU there may be no room for the activations of all features
             sae = loaded.sae.to(torch.device("cpu"))
@@ -99,7 +130,7 @@ class SteeringWorker:
                 torch.cat([recorded[self._layout.place_of(site)][0] for site in sites], dim=1)
                 for sites in (sae.reads, sae.writes)
             )
-            lengths, first = recorded[self._layout.place_of(sae.site)][1], slice(len(chunks[0]))
+            lengths = recorded[self._layout.place_of(sae.site)][1]
             is_special = self._is_special[ids]
             measured[loaded.name] = {
                 "fit": vars(quick_fit(sae, x, target, position, is_special)),
@@ -113,6 +144,10 @@ class SteeringWorker:
     def steering_reports(self, key: str) -> dict[str, dict[str, Any]]:
         """Report on the requests of one API call (see `live.Report`), by request id, and forget them."""
         return {request_id: vars(report) for request_id, report in self._live.collect(key).items()}
+
+
+def _dictionary(place: dict[str, Any], device: torch.device) -> LoadedSAE:
+    return dictionary(place["name"], Site.parse(place["site"]), place["width"], place["capacity"], device)
 
 
 def _read_checked(sae: dict[str, Any]) -> SAE:
@@ -132,11 +167,16 @@ def _lengths(sae: SAE, x: Tensor, lengths: Tensor, position: Tensor, is_special:
     """
     rows = sae.W_dec[:, : sae.d_out // len(sae.writes)].norm(dim=1)
     counted = ordinary(lengths[:, None], position, is_special)
-    if not counted.any():
-        return {"stream": None, "rows": rows.tolist()}
-    scale = sae.input_norm.apply(x[counted])[1].median()
+    if counted.any():
+        rows = rows * sae.input_norm.apply(x[counted])[1].median()
+    return {"stream": _median(lengths, position, is_special), "rows": rows.tolist()}
+
+
+def _median(lengths: Tensor, position: Tensor, is_special: Tensor) -> float | None:
+    """Median length of ordinary tokens; None where there are none. Each argument is (num_tokens,)."""
+    counted = ordinary(lengths[:, None], position, is_special)
     # few digits, so that the same text gives the same length however its batch was summed
-    return {"stream": float(f"{lengths[counted].median():.4g}"), "rows": (rows * scale).tolist()}
+    return float(f"{lengths[counted].median():.4g}") if counted.any() else None
 
 
 def _state(site: Site, saes: list[LoadedSAE], ledger: Ledger, board: Board, layout: Layout) -> SiteState:

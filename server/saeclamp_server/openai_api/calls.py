@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from saeclamp.types import Receipt, Steering
+from saeclamp_server.admission import features_of
 from saeclamp_server.conversation import Conversation
+from saeclamp_server.errors import NotAppliedError
+from saeclamp_server.everywhere import steering_reports
+from saeclamp_server.openai_api import metrics
 from saeclamp_server.openai_api.readouts import ReadoutWriter, name_aborted
 from saeclamp_server.openai_api.sequences import Sequences
 from saeclamp_server.steering import ResolvedSteering, receipt, resolve
@@ -17,7 +21,7 @@ class SteeredCall:
     """What must be known to say whether a steered answer may leave."""
 
     app_state: Any
-    """vLLM's app state, plus `served`: Served, and `sequences`: Sequences."""
+    """vLLM's app state, plus `served`: Served, `sequences`: Sequences and `admission`: Admission."""
     resolved: ResolvedSteering
     key: str
     """Names this call's sequences to the engine."""
@@ -25,7 +29,7 @@ class SteeredCall:
     writer: ReadoutWriter | None
 
     @classmethod
-    def begin(
+    async def begin(
         cls,
         app_state: Any,
         steering: Steering,
@@ -35,8 +39,9 @@ class SteeredCall:
         num_per_prompt: int,
         shows_token_ids: bool,
     ) -> SteeredCall:
-        """Resolve the steering. Raises RequestError. Whoever begins a call must end it."""
-        resolved = resolve(steering, app_state.served, conversation)
+        """Resolve the steering, and wait for its turn. Raises RequestError. Whoever begins a call must end it."""
+        with metrics.admission():
+            resolved = resolve(steering, app_state.served, conversation)
         sequences: Sequences = app_state.sequences
         writer = None
         if steering.readout is not None and resolved.program.readout is not None:
@@ -48,12 +53,14 @@ class SteeredCall:
                 shows_token_ids,
                 resolved.program.readout.reads_prompt,
             )
+        await app_state.admission.enter(features_of(resolved.program))
         sequences.begin(key, num_per_prompt)
         return cls(app_state, resolved, key, num_sequences, writer)
 
     def end(self) -> None:
-        """Forget the call, whether or not it was answered."""
-        self.app_state.sequences.end(self.key)
+        """Forget the call, whether or not it was answered; once, however often it is said."""
+        if self.app_state.sequences.end(self.key):
+            self.app_state.admission.leave(features_of(self.resolved.program))
 
     @property
     def wants_receipt(self) -> bool:
@@ -73,12 +80,17 @@ class SteeredCall:
 
     async def receipt(self) -> Receipt:
         """Ask the engine what it did. Raises NotAppliedError unless every sequence was steered."""
-        answers = await self.app_state.engine_client.collective_rpc("steering_reports", args=(self.key,))
+        answers = await steering_reports(self.app_state.engine_client, self.key)
         served_name = self.app_state.openai_serving_models.base_model_paths[0].name
         choices = self.app_state.sequences.choices(self.key)
-        # every worker of a tensor-parallel group makes the same edits
-        reports = {choices[request_id]: report for request_id, report in answers[0].items()}
-        return receipt(self.resolved, reports, self.num_sequences, self.app_state.served, served_name)
+        reports = {choices[request_id]: report for request_id, report in answers.items()}
+        try:
+            written = receipt(self.resolved, reports, self.num_sequences, self.app_state.served, served_name)
+        except NotAppliedError:
+            metrics.FAILURES.inc()
+            raise
+        metrics.count(self.resolved.steering, written)
+        return written
 
     def aborted(self, receipt: Receipt) -> set[int]:
         """Choices that a rule has ended."""

@@ -6,6 +6,7 @@ from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from saeclamp_server.errors import InvalidSteeringError, RequestError
+from saeclamp_server.openai_api.metrics import REFUSALS
 from saeclamp_server.request_body import parse_body, refuse_lookalikes
 
 STEERED_PATHS = ("/v1/chat/completions", "/v1/completions")
@@ -29,6 +30,7 @@ class SteeringGuard:
         try:
             _refuse(body, scope["path"])
         except RequestError as exc:
+            REFUSALS.labels(exc.code).inc()
             return await JSONResponse(exc.body(), exc.status)(scope, receive, send)
         await self._app(scope, _replay(messages, receive), send)
 

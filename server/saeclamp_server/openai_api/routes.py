@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import uuid
+import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Collection, Sequence
 from typing import Annotated, Any
 
@@ -90,7 +91,7 @@ async def _answer(
     if steering is None:
         return await handler(request, raw_request)
     shows_token_ids = bool(request.return_token_ids)
-    call = SteeredCall.begin(
+    call = await SteeredCall.begin(
         raw_request.app.state,
         steering,
         conversation,
@@ -104,9 +105,9 @@ async def _answer(
         request.carry(call.key, call.resolved.program)
         response = await handler(request, raw_request)
         if isinstance(response, StreamingResponse):
-            response.body_iterator = with_receipt(
-                _as_text(response.body_iterator), call, request.empty_chunk(_id_of(raw_request))
-            )
+            body = with_receipt(_as_text(response.body_iterator), call, request.empty_chunk(_id_of(raw_request)))
+            weakref.finalize(body, call.end)  # a stream that is never read runs no `finally`
+            response.body_iterator = body
             return response
         if response is None or response.status_code != 200:  # vLLM's handler returns None when the client has gone
             return response

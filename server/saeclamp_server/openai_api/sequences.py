@@ -67,11 +67,12 @@ class Sequences:
         """Await the sequences of a call."""
         self._calls[key] = _Call(num_per_prompt)
 
-    def end(self, key: str) -> None:
-        """Forget a call."""
+    def end(self, key: str) -> bool:
+        """Forget a call; False where it was forgotten before."""
         call = self._calls.pop(key, None)
         for request_id in call.choices if call else ():
             del self._of[request_id]
+        return call is not None
 
     def choices(self, key: str) -> Mapping[str, int]:
         """Number of the choice, by the engine's request id."""

@@ -56,12 +56,12 @@ def refuse_acting_before_knowing(rule: Rule, edits: list[Edit], served: Served, 
     last = max(rule.comparisons, key=lambda comparison: served.saes[comparison.sae].summary.reads[-1].order)
     known = served.saes[last.sae].summary.reads[-1]
     for number, edit in enumerate(edits):
-        site = served.saes[edit.sae].summary.writes[0]
+        site = served.site_of(edit)
         if site.order < known.order:
             raise InvalidSteeringError(
-                f"{edit.sae}/{edit.index} is moved at {site}, before the rule's condition is known: it reads "
+                f"{edit.target} is moved at {site}, before the rule's condition is known: it reads "
                 f"{last.sae}/{last.index} at {known}.",
-                f"{path}.then[{number}].feature",
+                f"{path}.then[{number}].{'feature' if edit.vector is None else 'vector'}",
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from saeclamp.types import (
@@ -41,6 +42,7 @@ def receipt(
     if len(reports) != num_sequences:
         raise NotAppliedError(f"it reported on {len(reports)} of {num_sequences} sequences.")
     program, done = resolved.program, [*reports.values()]
+    served = replace(served, vectors=resolved.vectors)  # some may have been deleted meanwhile
     return Receipt(
         applied=True,
         spec=program.spec,
@@ -69,15 +71,15 @@ class _Done(NamedTuple):
 def _intervention_receipt(
     edit: Edit, operation: Operation, rule: str | None, done: Sequence[_Done], served: Served
 ) -> InterventionReceipt:
-    site = served.saes[edit.sae].summary.site
+    site, sae = served.site_of(edit), served.saes.get(edit.sae)
     tallies = [tally for _, tally in done]
     return InterventionReceipt(
         feature=None if operation.feature is None else str(operation.feature),
         vector=operation.vector,
         rule=rule,
-        sae=edit.sae,
-        index=edit.index,
-        name=served.name_of(edit.sae, edit.index),
+        sae=sae and sae.name,
+        index=sae and edit.index,
+        name=sae and served.name_of(sae.name, edit.index),
         layer=site.layer,
         site=str(site),
         op=operation.op,
@@ -90,8 +92,8 @@ def _intervention_receipt(
             generated=sum(int(tally["generated"]) for tally in tallies),
         ),
         act_before=_summary(tallies, "act", "act"),
-        dose=_summary(tallies, "dose", "token_resid_norm" if served.lengths[edit.sae].of_stream else "token_site_norm"),
-        approximation=served.saes[edit.sae].summary.approximation,
+        dose=_summary(tallies, "dose", "token_resid_norm" if served.lengths_of(edit).of_stream else "token_site_norm"),
+        approximation=sae and sae.summary.approximation,
     )
 
 

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from saeclamp.types import MAX_INTERVENTIONS, Ablate, Operation, Roles, Scale, Steering
+from saeclamp.types import MAX_INTERVENTIONS, Ablate, Operation, Roles, Scale, Steering, Unit
 from saeclamp_server import scopes
 from saeclamp_server.conversation import Conversation
 from saeclamp_server.doses import check_doses, dose
 from saeclamp_server.errors import InvalidSteeringError
-from saeclamp_server.program import Edit, EditOp, Rule, SteeringProgram
+from saeclamp_server.program import VECTOR, Edit, EditOp, Rule, SteeringProgram
 from saeclamp_server.steering.conditions import refuse_acting_before_knowing, resolve_readout, resolve_rule
 from saeclamp_server.steering.served import Served
-from saeclamp_server.steering.targets import find, to_act, to_scope
+from saeclamp_server.steering.targets import find, find_vector, to_act, to_projection, to_scope
+from saeclamp_server.vectors import Vector
 
 
 @dataclass(frozen=True)
 class ResolvedSteering:
-    """A request's steering, checked against the loaded SAEs."""
+    """A request's steering, checked against the loaded SAEs and the uploaded vectors."""
 
     steering: Steering
     program: SteeringProgram
     """One edit per intervention, in order: those of the request, then those of its rules."""
+    vectors: Mapping[str, Vector] = field(default_factory=dict)
+    """Those that are moved, by name. The engine keeps them as long as this refers to them, deleted or not."""
 
     @property
     def interventions(self) -> list[tuple[Operation, str | None]]:
@@ -69,8 +72,9 @@ def resolve(steering: Steering, served: Served, conversation: Conversation | Non
         _check_doses(edits, paths, served, served.max_dose, prompt_len)
     readout = resolve_readout(steering.readout, served, conversation, "steering.readout")
     program = SteeringProgram(tuple(edits), (), rules, readout)
-    used = tuple((name, served.saes[name].sha256) for name in sorted(program.sae_names))
-    return ResolvedSteering(steering, SteeringProgram(tuple(edits), used, rules, readout))
+    used = tuple((name, served.sha256_of(name)) for name in sorted(program.sae_names))
+    vectors = {edit.vector: served.vectors[edit.vector] for edit in edits if edit.vector is not None}
+    return ResolvedSteering(steering, SteeringProgram(tuple(edits), used, rules, readout), vectors)
 
 
 def _interventions(steering: Steering) -> list[tuple[Operation, str | None, str]]:
@@ -88,21 +92,25 @@ def _interventions(steering: Steering) -> list[tuple[Operation, str | None, str]
 
 
 def _edit(operation: Operation, served: Served, conversation: Conversation | None, path: str, rule: int | None) -> Edit:
-    if operation.feature is None:
-        raise InvalidSteeringError("This version of saeclamp does not support uploaded vectors yet.", f"{path}.vector")
-    sae, index = find(operation.feature, served.saes, f"{path}.feature")
     scope = to_scope(operation.tokens, conversation, f"{path}.tokens")
-    op, value = _move(operation, served, sae.name, index, path)
-    return Edit(sae.name, index, op, value, scope, operation.special_tokens, rule)
+    if operation.feature is not None:
+        sae, index = find(operation.feature, served.saes, f"{path}.feature")
+        name = sae.name
+        op, value = _move(operation, lambda value, unit: to_act(value, unit, served, name, index, path))
+    else:
+        assert operation.vector is not None, "the wire takes one of the two"
+        vector = find_vector(operation.vector, served.vectors, f"{path}.vector")
+        name, index = f"{VECTOR}{vector.name}", 0
+        op, value = _move(operation, lambda value, unit: to_projection(value, unit, vector, path))
+    return Edit(name, index, op, value, scope, operation.special_tokens, rule)
 
 
-def _move(operation: Operation, served: Served, sae: str, index: int, path: str) -> tuple[EditOp, float]:
+def _move(operation: Operation, to_act: Callable[[float, Unit], float]) -> tuple[EditOp, float]:
     if isinstance(operation, Ablate):
         return "clamp", 0.0
     if isinstance(operation, Scale):
         return "scale", operation.factor + 0.0
-    value = to_act(operation.value, operation.unit, served, sae, index, path)
-    return operation.op, value + 0.0  # no -0.0: it does what 0.0 does
+    return operation.op, to_act(operation.value, operation.unit) + 0.0  # no -0.0: it does what 0.0 does
 
 
 def _refuse_early_acts(rules: Sequence[Rule], edits: Sequence[Edit], served: Served) -> None:
@@ -112,15 +120,15 @@ def _refuse_early_acts(rules: Sequence[Rule], edits: Sequence[Edit], served: Ser
 
 
 def _refuse_contradictions(edits: Sequence[Edit], paths: Sequence[str], prompt_len: int | None) -> None:
-    """Two targets for one feature at one token have no defined sum. Two rules may hold at one token."""
+    """Two targets for one feature or vector at one token have no defined sum. Two rules may hold at one token."""
     for second, edit in enumerate(edits):
         for first, other in enumerate(edits[:second]):
             same = (edit.sae, edit.index) == (other.sae, other.index)
             if same and scopes.can_meet(edit.tokens, other.tokens, prompt_len):
                 where = "some of these tokens" if prompt_len is not None else "these tokens, or can in some prompt"
                 raise InvalidSteeringError(
-                    f"{paths[first].removeprefix('steering.')} already moves {edit.sae}/{edit.index} at {where}.",
-                    f"{paths[second]}.feature",
+                    f"{paths[first].removeprefix('steering.')} already moves {edit.target} at {where}.",
+                    f"{paths[second]}.{'feature' if edit.vector is None else 'vector'}",
                 )
 
 
@@ -128,9 +136,9 @@ def _check_doses(
     edits: Sequence[Edit], paths: Sequence[str], served: Served, max_dose: float, prompt_len: int | None
 ) -> None:
     """Rules count as if they held."""
-    sites = [served.saes[edit.sae].summary.site for edit in edits]
+    sites = [served.site_of(edit) for edit in edits]
     doses = [
-        dose(edit, served.lengths[edit.sae], served.max_act(edit.sae, edit.index), str(site))
+        dose(edit, served.lengths_of(edit), served.max_act(edit.sae, edit.index), str(site))
         for edit, site in zip(edits, sites, strict=True)
     ]
     check_doses(edits, paths, sites, doses, max_dose, prompt_len)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from saeclamp_saes import SAEEntry
+from saeclamp_saes import SAEEntry, Site
 from saeclamp_server.doses import Lengths
+from saeclamp_server.program import VECTOR, Edit
+from saeclamp_server.vectors import Vector
 
 
 @dataclass(frozen=True)
 class Served:
-    """The loaded SAEs, and what values are measured by."""
+    """The loaded SAEs, the uploaded vectors, and what values are measured by."""
 
     saes: Mapping[str, SAEEntry]
     lengths: Mapping[str, Lengths]
@@ -20,9 +22,27 @@ class Served:
     """Largest activations that labels know, by the SAE's name and the feature's index."""
     max_dose: float | None = None
     """Longest edit of a token, as a multiple of the stream's median length; None is without bound."""
+    vectors: Mapping[str, Vector] = field(default_factory=dict)
+    """By name. They come and go while requests run."""
+
+    def site_of(self, edit: Edit) -> Site:
+        """Where the edit is added, first if at several sites."""
+        return self.vectors[edit.vector].site if edit.vector is not None else self.saes[edit.sae].summary.site
+
+    def lengths_of(self, edit: Edit) -> Lengths:
+        """By what the edit is measured; a vector is the one row of its own."""
+        return self.vectors[edit.vector].lengths if edit.vector is not None else self.lengths[edit.sae]
+
+    def sha256_of(self, name: str) -> str:
+        """Look up the hash of an SAE, or of a vector, as edits name them."""
+        if name.startswith(VECTOR):
+            return self.vectors[name.removeprefix(VECTOR)].sha256
+        return self.saes[name].sha256
 
     def max_act(self, sae: str, index: int) -> float | None:
-        """Look up a feature's stored maximum: the feature book's, or else the labels'."""
+        """Look up a feature's stored maximum: the feature book's, or else the labels'. Vectors have none."""
+        if sae not in self.saes:
+            return None
         note = self.saes[sae].features.get(index)
         if note is not None and note.max_act is not None:
             return note.max_act

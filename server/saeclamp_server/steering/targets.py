@@ -14,9 +14,11 @@ from saeclamp_server.errors import (
     InvalidSteeringError,
     UnknownFeatureError,
     UnknownSAEError,
+    UnknownVectorError,
 )
 from saeclamp_server.scopes import Scope
 from saeclamp_server.steering.served import Served
+from saeclamp_server.vectors import Vector
 
 
 def find(feature: str | FeatureIndex, saes: Mapping[str, SAEEntry], path: str) -> tuple[SAEEntry, int]:
@@ -34,6 +36,26 @@ def find(feature: str | FeatureIndex, saes: Mapping[str, SAEEntry], path: str) -
     if index >= sae.summary.d_sae:
         raise FeatureOutOfRangeError(sae_name, index, sae.summary.d_sae, path)
     return sae, index
+
+
+def find_vector(name: str, vectors: Mapping[str, Vector], path: str) -> Vector:
+    """Find an uploaded vector. Raises UnknownVectorError."""
+    if name not in vectors:
+        raise UnknownVectorError(name, vectors, path)
+    return vectors[name]
+
+
+def to_projection(value: float, unit: Unit, vector: Vector, path: str) -> float:
+    """Convert a value to multiples of a vector. Raises RequestError, which names `path`.unit."""
+    if unit == "act":
+        return value
+    if unit == "resid_norm":
+        return in_act(value, vector.lengths, 0, f"{path}.unit")
+    raise InvalidSteeringError(
+        "A vector has no maximum activation, so 'max_act', the default unit, has no meaning for it; give the value in unit "
+        "'act' (multiples of the vector) or 'resid_norm' (of the stream's median length).",
+        f"{path}.unit",
+    )
 
 
 def to_act(value: float, unit: Unit, served: Served, sae: str, index: int, path: str) -> float:

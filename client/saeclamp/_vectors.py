@@ -1,0 +1,91 @@
+"""
+`client.vectors`: directions of your own, to be moved by name as features are.
+
+A vector is a safetensors file with one one-dimensional tensor and the metadata `layer`, `site`, `sign` and `source`, all
+strings; safetensors writes it for numpy or torch, and neither is needed here.
+
+All methods raise `APIConnectionError` or `APIStatusError`: 400 says what is wrong with a file, 404 that there is no such
+vector.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from saeclamp._responses import DeletedVector, Vector, VectorList
+from saeclamp._transport import AsyncTransport, Transport
+from saeclamp.types.interventions import VECTOR_PATTERN
+
+PATH = "/v1/vectors"
+
+VectorFile: TypeAlias = bytes | str | os.PathLike[str]
+"""The content of a safetensors file, or where it is."""
+
+
+def _upload(name: str, file: VectorFile) -> dict[str, Any]:
+    content = file if isinstance(file, bytes) else Path(file).read_bytes()
+    return {"content": content, "params": {"name": name}, "headers": {"content-type": "application/octet-stream"}}
+
+
+def _path(name: str) -> str:
+    """Raise ValueError for a name that no vector has, and that might lead to another path."""
+    if not re.fullmatch(VECTOR_PATTERN.strip("^$"), name) or not name.strip("."):
+        raise ValueError(f"No vector can be named {name!r}.")
+    return f"{PATH}/{name}"
+
+
+class Vectors:
+    """`client.vectors`."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def upload(self, name: str, file: VectorFile) -> Vector:
+        """
+        Upload a vector, for `Add(vector=name, ...)` and the other interventions.
+
+        The same content under the same name is accepted again; other content is refused, as vectors do not change.
+        """
+        return self._transport.ask(Vector, "POST", PATH, **_upload(name, file))
+
+    def list(self) -> VectorList:
+        """List all vectors, and the sites at which they can sit."""
+        return self._transport.ask(VectorList, "GET", PATH)
+
+    def get(self, name: str) -> Vector:
+        """Look up one vector."""
+        return self._transport.ask(Vector, "GET", _path(name))
+
+    def delete(self, name: str) -> DeletedVector:
+        """Delete a vector. Requests that are running end as they began."""
+        return self._transport.ask(DeletedVector, "DELETE", _path(name))
+
+
+class AsyncVectors:
+    """`async_client.vectors`."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    async def upload(self, name: str, file: VectorFile) -> Vector:
+        """
+        Upload a vector, for `Add(vector=name, ...)` and the other interventions.
+
+        The same content under the same name is accepted again; other content is refused, as vectors do not change.
+        """
+        return await self._transport.ask(Vector, "POST", PATH, **_upload(name, file))
+
+    async def list(self) -> VectorList:
+        """List all vectors, and the sites at which they can sit."""
+        return await self._transport.ask(VectorList, "GET", PATH)
+
+    async def get(self, name: str) -> Vector:
+        """Look up one vector."""
+        return await self._transport.ask(Vector, "GET", _path(name))
+
+    async def delete(self, name: str) -> DeletedVector:
+        """Delete a vector. Requests that are running end as they began."""
+        return await self._transport.ask(DeletedVector, "DELETE", _path(name))

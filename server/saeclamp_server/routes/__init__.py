@@ -1,0 +1,1 @@
+"""Our own endpoints, beside OpenAI's. Free of vLLM."""
