@@ -238,6 +238,11 @@ def _in_plain_words(error: Mapping[str, Any]) -> str:
     return message.replace("Tuple", "List").replace("tuple", "list").replace("Input", "The value")
 
 
+def _is_branch(part: int | str) -> bool:
+    """Whether a part of a location names a branch of a union, not a field."""
+    return part in OPERATIONS or str(part).startswith("<")
+
+
 def json_path(loc: tuple[int | str, ...], value: Any) -> str:
     """Write pydantic's location as a JSON path into the request, leaving out the names of union branches."""
     path = "steering"
@@ -246,6 +251,6 @@ def json_path(loc: tuple[int | str, ...], value: Any) -> str:
             path, value = f"{path}[{part}]", value[part]
         elif isinstance(value, Mapping) and part in value:
             path, value = f"{path}.{part}", value[part]
-        elif position == len(loc) - 1 and isinstance(part, str) and isinstance(value, Mapping) and part[0] != "<":
+        elif position == len(loc) - 1 and isinstance(value, Mapping) and not _is_branch(part):
             path = f"{path}.{part}"  # the field that is missing
     return path

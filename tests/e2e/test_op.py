@@ -14,6 +14,8 @@ from torch import Tensor
 
 from saeclamp_saes import Site, clamping, read_sae
 from saeclamp_saes.clamping import Edits
+from saeclamp_server.engine.board import Board
+from saeclamp_server.engine.firings import Firings
 from saeclamp_server.engine.ledger import Ledger
 from saeclamp_server.engine.ops import LoadedSAE, SAEStep, SiteState, bind, steer
 
@@ -36,8 +38,9 @@ def loaded(folder: Path, at: Sequence[int] = (0,), moves: Sequence[tuple[int, in
 
 
 def state(reads: list[LoadedSAE], writes: list[LoadedSAE], whole_stream: bool = True) -> SiteState:
-    ledger = Ledger(torch.device("cpu"))
-    return SiteState(HERE, ledger, reads, [(sae, 0) for sae in writes], whole_stream, tokens=TOKENS)
+    cpu = torch.device("cpu")
+    board, writing = Board(Firings(cpu)), [(sae, 0) for sae in writes]
+    return SiteState(HERE, Ledger(cpu), board, reads, writing, whole_stream, tokens=TOKENS)
 
 
 def stream(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:

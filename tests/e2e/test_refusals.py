@@ -26,13 +26,17 @@ def one(**changes: Any) -> dict[str, Any]:
     return steering({**GOOD, **changes})
 
 
+def ruled(when: Any = None, **changes: Any) -> dict[str, Any]:
+    when = {"feature": "bundled/5", "above": 1, "unit": "act"} if when is None else when
+    return {"steering": {"rules": [{"name": "a", "when": when, "then": "abort", **changes}]}}
+
+
 REFUSALS = {
     "unknown field of steering": Refusal(steering(GOOD, intervention=1), "steering.intervention", "unknown field"),
     "unknown field of an intervention": Refusal(one(valeu=1), "steering.interventions[0].valeu", "'value'"),
     "in the second intervention": Refusal(
         steering(GOOD, {**GOOD, "feature": "bundled/5", "layer": 3}), "steering.interventions[1].layer", "unknown field"
     ),
-    "missing interventions": Refusal({"steering": {}}, "steering.interventions", "required"),
     "missing operation": Refusal(
         steering({"feature": "bundled/5", "value": 1}),
         "steering.interventions[0]",
@@ -41,7 +45,7 @@ REFUSALS = {
     "missing value": Refusal(
         steering({"op": "clamp", "feature": "bundled/5"}), "steering.interventions[0].value", "required"
     ),
-    "no interventions": Refusal(steering(), "steering.interventions", "the list is empty"),
+    "no interventions": Refusal(steering(), "steering", "'interventions', 'rules' or 'readout'"),
     "too many interventions": Refusal(steering(*[GOOD] * 65), "steering.interventions", "at most 64"),
     "unknown SAE": Refusal(one(feature="elsewhere/5"), "steering.interventions[0].feature", "Loaded: bundled, second"),
     "unknown feature": Refusal(one(feature="bundled/golden-gat"), "steering.interventions[0].feature", "golden-gate"),
@@ -89,7 +93,7 @@ REFUSALS = {
         "unknown field",
     ),
     "unknown operation": Refusal(one(op="clmp"), "steering.interventions[0]", "Did you mean 'clamp'?"),
-    "scale with a value": Refusal(one(op="scale"), "steering.interventions[0].value", "Known: op, feature, factor"),
+    "scale with a value": Refusal(one(op="scale"), "steering.interventions[0].value", "special_tokens, op, factor"),
     "unknown unit": Refusal(one(unit="sigma"), "steering.interventions[0].unit", "'max_act', 'act' or 'resid_norm'"),
     "a window of nothing": Refusal(one(tokens={"first": 0}), "steering.interventions[0].tokens.first", "equal to 1"),
     "special_tokens of the whole": Refusal(
@@ -105,13 +109,45 @@ REFUSALS = {
     "one feature at overlapping tokens": Refusal(
         steering(GOOD, {**GOOD, "tokens": "prompt"}), "steering.interventions[1].feature", "already"
     ),
-    "rules, later": Refusal(steering(GOOD, rules=[]), "steering.rules", "does not support rules yet"),
-    "readout, later": Refusal(steering(GOOD, readout={}), "steering.readout", "does not support readouts yet"),
+    "a rule that compares nothing": Refusal(
+        ruled({"feature": "bundled/5"}), "steering.rules[0].when", "give one of 'above' and 'below'"
+    ),
+    "a condition of no kind": Refusal(
+        ruled({"any": [{"above": 1}]}), "steering.rules[0].when.any[0]", "an object with 'feature' and 'above'"
+    ),
+    "an unknown field deep in a condition": Refusal(
+        ruled({"not": {"feature": "bundled/5", "abov": 1}}), "steering.rules[0].when.not.abov", "Did you mean 'above'?"
+    ),
+    "an unknown feature deep in a condition": Refusal(
+        ruled({"all": [{"feature": "bundled/bridg", "above": 1}]}),
+        "steering.rules[0].when.all[0].feature",
+        "no feature",
+    ),
+    "a bound without a maximum": Refusal(
+        ruled({"feature": "second/5", "above": 1}), "steering.rules[0].when.unit", "no stored maximum"
+    ),
+    "a rule that does something else": Refusal(ruled(then="stop"), "steering.rules[0].then", "'abort' or a list"),
+    "a rule that does nothing": Refusal(ruled(then=[]), "steering.rules[0].then", ""),
+    "an abort with a scope": Refusal(ruled(scope="rest_of_request"), "steering.rules[0]", "no scope"),
+    "an unknown field of a rule": Refusal(ruled(thn="abort"), "steering.rules[0].thn", "Did you mean 'then'?"),
+    "a rule against an intervention": Refusal(
+        {"steering": {"interventions": [GOOD], **ruled(then=[GOOD])["steering"]}},
+        "steering.rules[0].then[0].feature",
+        "interventions[0] already moves",
+    ),
+    "a readout of nothing": Refusal(steering(GOOD, readout={}), "steering.readout", "'features' or 'top_k'"),
+    "a readout of another SAE": Refusal(
+        steering(readout={"top_k": 1, "saes": ["bundle"]}), "steering.readout.saes[0]", "Did you mean 'bundled'?"
+    ),
+    "an unknown field of a readout": Refusal(
+        steering(readout={"topk": 1}), "steering.readout.topk", "Did you mean 'top_k'?"
+    ),
+    "nothing at all": Refusal({"steering": {}}, "steering", "'interventions', 'rules' or 'readout'"),
     "token receipts, later": Refusal(steering(GOOD, receipt="tokens"), "steering.receipt", "yet"),
-    "vectors, later": Refusal(
+    "a vector and a feature": Refusal(
         steering({"op": "add", "vector": "v", "value": 1, "feature": "bundled/5"}),
-        "steering.interventions[0].vector",
-        "yet",
+        "steering.interventions[0]",
+        "give one of 'feature' and 'vector'",
     ),
     "not an object: number": Refusal({"steering": 3}, "steering", "dictionary"),
     "saklas": Refusal({"steering": "0.5 happy + 0.2 calm"}, "steering", "saklas"),

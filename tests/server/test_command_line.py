@@ -18,12 +18,15 @@ from tests.e2e.checkpoints import make_sae
 
 from saeclamp_server import preflight
 from saeclamp_server.args import parse
-from saeclamp_server.engine.settings import SINGLE_PROCESS, refuse_untested
+from saeclamp_server.engine.settings import TESTED, refuse_untested
 from saeclamp_server.fit import StartupError, check_fit
 from saeclamp_server.launch import example_request
 from saeclamp_server.preflight import check_vllm, open_saes, read_model
 
-TESTED = {**SINGLE_PROCESS, "api_server_count": None}
+FLAGS: dict[str, Any] = {
+    **TESTED,
+    **{"api_server_count": None, "speculative_config": None, "data_parallel_size": 1, "data_parallel_size_local": None},
+}
 BEFORE_LONG_WORK_S = 40
 """Importing torch and transformers on a busy machine; an engine would not have started by then."""
 
@@ -104,10 +107,9 @@ def test_other_flags_are_vllms() -> None:
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("tensor_parallel_size", 2),
         ("pipeline_parallel_size", 2),
-        ("data_parallel_size", 2),
-        ("speculative_config", {"method": "ngram"}),
+        ("data_parallel_external_lb", True),
+        ("nnodes", 2),
         ("kv_transfer_config", {"kv_connector": "x"}),
         ("worker_cls", "my.Worker"),
         ("headless", True),
@@ -115,9 +117,15 @@ def test_other_flags_are_vllms() -> None:
     ],
 )
 def test_settings_under_which_steering_is_untested_are_refused_by_name(setting: str, value: Any) -> None:
-    refuse_untested(Namespace(**TESTED))
+    refuse_untested(Namespace(**FLAGS))
     with pytest.raises(StartupError, match=f"--{setting.replace('_', '-')}.* not supported with steering yet"):
-        refuse_untested(Namespace(**{**TESTED, setting: value}))
+        refuse_untested(Namespace(**{**FLAGS, setting: value}))
+
+
+def test_drafts_of_another_model_are_refused() -> None:
+    refuse_untested(Namespace(**{**FLAGS, "speculative_config": {"method": "ngram"}}))
+    with pytest.raises(StartupError, match="only the method ngram"):
+        refuse_untested(Namespace(**{**FLAGS, "speculative_config": {"method": "eagle"}}))
 
 
 def test_an_sae_of_another_width(model: Path, tmp_path: Path) -> None:
