@@ -117,6 +117,17 @@ def test_a_row_is_used_again_when_nobody_refers_to_its_vector(tmp_path: Path) ->
     run(steps, tmp_path)
 
 
+def test_an_upload_waits_a_moment_for_requests_that_have_just_been_answered(tmp_path: Path) -> None:
+    async def steps(vectors: Vectors, engine: Engine) -> None:
+        in_use = [(await vectors.upload("a", file()))[0]]
+        await vectors.upload("b", OTHER)
+        await vectors.delete("a")
+        asyncio.get_running_loop().call_later(0.05, in_use.clear)
+        await vectors.upload("c", file(numbers(2)))
+
+    run(steps, tmp_path)
+
+
 def test_what_is_uploaded_again_while_it_is_in_use_is_the_same(tmp_path: Path) -> None:
     """Or its second row might be given away while a request that was placed on it still runs."""
 
