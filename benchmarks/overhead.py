@@ -31,7 +31,7 @@ from typing import Any
 
 import httpx
 
-from saeclamp_server.engine.settings import prepare_environment
+from saeclamp_server.engine.settings import bind_threads, prepare_environment
 from saeclamp_server.packaged_model import PACKAGED_MODEL, prepared_model
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -94,7 +94,8 @@ async def _ask(client: httpx.AsyncClient, model: str, steering: dict[str, Any] |
 @contextmanager
 def servers(eager: bool, ours_first: bool, logs: Path) -> Iterator[tuple[Server, Server]]:
     """Vanilla vLLM and saeclamp, on the same model with the same settings."""
-    prepare_environment()  # both processes inherit it: core binding
+    prepare_environment()
+    bind_threads(1)  # both processes inherit it
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB, of each
     flags = ["--dtype", "float32", "--max-model-len", "2048", "--served-model-name", PACKAGED_MODEL]
     flags += ["--enforce-eager"] if eager else []

@@ -11,13 +11,12 @@ vector.
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from saeclamp._responses import DeletedVector, Vector, VectorList
 from saeclamp._transport import AsyncTransport, Transport
-from saeclamp.types.interventions import VECTOR_PATTERN
+from saeclamp.types.interventions import is_vector_name
 
 PATH = "/v1/vectors"
 
@@ -32,7 +31,7 @@ def _upload(name: str, file: VectorFile) -> dict[str, Any]:
 
 def _path(name: str) -> str:
     """Raise ValueError for a name that no vector has, and that might lead to another path."""
-    if not re.fullmatch(VECTOR_PATTERN.strip("^$"), name) or not name.strip("."):
+    if not is_vector_name(name):
         raise ValueError(f"No vector can be named {name!r}.")
     return f"{PATH}/{name}"
 

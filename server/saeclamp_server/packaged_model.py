@@ -179,7 +179,7 @@ def _prepare(folder: Path, fault: str, report: Report, convert: Convert, source:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     partial.replace(folder)
-    _fsync(folder.parent)
+    fsync(folder.parent)
     report(f"Prepared {PACKAGED_MODEL} in {time.monotonic() - started:.0f} s.")
 
 
@@ -206,10 +206,11 @@ def _seal(folder: Path, source: PackagedFile) -> None:
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     for path in (*files, folder / MANIFEST, folder):
-        _fsync(path)
+        fsync(path)
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Bring a file, or what is in a folder, to the disk. Raises OSError."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -148,10 +148,14 @@ class SteeringProgram:
         return in_rules or (self.readout is not None and self.readout.reads_prompt)
 
     @property
+    def aborts(self) -> bool:
+        """Whether a rule can end the answer."""
+        return any(rule.aborts for rule in self.rules)
+
+    @property
     def holds_back(self) -> bool:
         """Whether a generated token may leave only when the model has read it."""
-        aborts = any(rule.aborts for rule in self.rules)
-        return aborts or (self.readout is not None and can_meet(self.readout.tokens, GENERATED))
+        return self.aborts or (self.readout is not None and can_meet(self.readout.tokens, GENERATED))
 
 
 def _rule(value: Mapping[str, Any]) -> Rule:

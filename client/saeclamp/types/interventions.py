@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -34,6 +35,12 @@ Feature = Annotated[
     Discriminator(_kind_of_feature),
 ]
 """`"<sae>/<index>"`, `"<sae>/<name>"` or `{"sae": ..., "index": ...}`."""
+
+
+def is_vector_name(name: str) -> bool:
+    """Whether a vector can have this name: one of dots alone would lead to another path of a URL, or of the disk."""
+    return re.fullmatch(VECTOR_PATTERN.strip("^$"), name) is not None and name.strip(".") != ""
+
 
 VectorName = Annotated[str, Field(pattern=VECTOR_PATTERN)]
 """As it was uploaded under."""

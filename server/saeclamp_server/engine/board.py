@@ -48,7 +48,7 @@ class Top(NamedTuple):
     """Strongest features of some tokens, strongest first."""
 
     acts: Tensor
-    """(num_rows, top_k); 0 where there is none, or it is not to be seen"""
+    """(num_rows, top_k); 0 where there is none, NaN in a row that is not to be seen"""
     features: Tensor
     """(num_rows, top_k) int64"""
 
@@ -110,4 +110,4 @@ def strongest(acts: Tensor, top: TopStep) -> Top:
     acts: (num_rows, d_sae)
     """
     index = acts.abs().topk(min(top.top_k, acts.shape[1]), dim=1).indices  # those of AbsTopK have either sign
-    return Top(torch.where(top.is_seen[:, None], acts.gather(1, index), 0.0), index)
+    return Top(torch.where(top.is_seen[:, None], acts.gather(1, index), float("nan")), index)

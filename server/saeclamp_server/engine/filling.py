@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,14 @@ PRODUCT_PER_PAIR = 16
 """Entries of a product of all tokens with all distinct features that cost as much as gathering two rows for a pair."""
 
 
+class _Wanted(NamedTuple):
+    """What a step is to do, by SAE."""
+
+    pairs: Mapping[str, SAEPairs]
+    looks: Mapping[str, LookPairs]
+    tops: Mapping[str, TopRows]
+
+
 class Filler:
     """Fills the steps of the SAEs and sites of one worker."""
 
@@ -33,59 +41,45 @@ class Filler:
         self._board = board
         self._is_special = is_special
 
-    def fill(self, spans: Sequence[Span], input_ids: Tensor) -> None:
+    def fill(self, spans: Sequence[Span], input_ids: Tensor) -> Places:
         """
-        Make the coming forward do what its steered requests ask for; nothing for no spans.
+        Make the coming forward do what its steered requests ask for, nothing for no spans; return where it will lie.
 
         input_ids: (max_num_tokens,) of the step, on the device: under asynchronous scheduling the host does not know the
                    last sampled ones yet
         """
         places = Places(spans)
-        pairs, looks, tops = pairs_by_sae(spans, places), looks_by_sae(spans, places), top_rows(spans)
+        wanted = _Wanted(pairs_by_sae(spans, places), looks_by_sae(spans, places), top_rows(spans))
         is_special = self._is_special[input_ids] if spans else self._is_special[:0]
         rules: dict[int, list[RuleStep]] = {}
         for rows in rule_rows(spans, places):
             rules.setdefault(rows.place, []).append(self._rule(rows, is_special))
         self._board.begin(places.num_acts, places.num_verdicts, rules)
-        gathered = [self._gather(number, pairs, looks, tops) for number in range(len(self._sites))]
+        gathered = [self._gather(number, wanted) for number in range(len(self._sites))]
         for loaded in self._saes:
             loaded.before = None
             loaded.step = None
-            if loaded.name in pairs or loaded.name in looks or loaded.name in tops:
-                loaded.step = self._step(loaded.name, pairs, looks, tops, gathered, is_special)
+            if any(loaded.name in part for part in wanted):
+                loaded.step = self._step(loaded.name, wanted, gathered, is_special)
+        return places
 
-    def _gather(
-        self,
-        number: int,
-        pairs: Mapping[str, SAEPairs],
-        looks: Mapping[str, LookPairs],
-        tops: Mapping[str, TopRows],
-    ) -> _Gathered:
+    def _gather(self, number: int, wanted: _Wanted) -> _Gathered:
         """One list of rows for all SAEs of a site, so that their changes are summed before the one rounding."""
         state = self._sites[number]
-        wanted = [(name, "edits", pairs[name].batch_row) for name in state.sae_names if name in pairs]
-        for loaded in state.reads:
-            wanted += [(loaded.name, "looks", looks[loaded.name].batch_row)] if loaded.name in looks else []
-            wanted += [(loaded.name, "top", tops[loaded.name].batch_row)] if loaded.name in tops else []
+        reading = [loaded.name for loaded in state.reads]
+        here = {(name, "edits"): wanted.pairs[name].batch_row for name in state.sae_names if name in wanted.pairs}
+        here |= {(name, "looks"): wanted.looks[name].batch_row for name in reading if name in wanted.looks}
+        here |= {(name, "top"): wanted.tops[name].batch_row for name in reading if name in wanted.tops}
         state.tokens = None
-        if not wanted:
+        if not here:
             return {}
-        rows, token = np.unique(np.concatenate([rows for _, _, rows in wanted]), return_inverse=True)
+        rows, token = np.unique(np.concatenate([*here.values()]), return_inverse=True)
         state.tokens = self._to_device(rows)
-        ends = np.cumsum([len(rows) for _, _, rows in wanted])
-        parts = np.split(token, ends[:-1])
-        return {(name, what): self._to_device(part) for (name, what, _), part in zip(wanted, parts, strict=True)}
+        parts = np.split(token, np.cumsum([len(part) for part in here.values()])[:-1])
+        return {key: self._to_device(part) for key, part in zip(here, parts, strict=True)}
 
-    def _step(
-        self,
-        name: str,
-        pairs: Mapping[str, SAEPairs],
-        looks: Mapping[str, LookPairs],
-        tops: Mapping[str, TopRows],
-        gathered: Sequence[_Gathered],
-        is_special: Tensor,
-    ) -> SAEStep:
-        sae_pairs = pairs.get(name) or no_pairs()
+    def _step(self, name: str, wanted: _Wanted, gathered: Sequence[_Gathered], is_special: Tensor) -> SAEStep:
+        sae_pairs = wanted.pairs.get(name) or no_pairs()
         live = self._live(sae_pairs.batch_row, sae_pairs.special, is_special).float()
         feature, moves = self._to_device(sae_pairs.feature), self._to_device(sae_pairs.moves)
         distinct = self._distinct(sae_pairs.feature, sae_pairs.batch_row)
@@ -100,8 +94,8 @@ class Filler:
             counts=self._to_device(np.stack((sae_pairs.prompt, sae_pairs.generated), axis=1)).float(),
             batch_row=self._to_device(sae_pairs.batch_row),
             verdict=self._to_device(sae_pairs.verdict) if sae_pairs.verdict.any() else None,
-            looks=self._looks(name, looks.get(name), gathered, is_special),
-            top=self._top(name, tops.get(name), gathered, is_special),
+            looks=self._looks(name, wanted.looks.get(name), gathered, is_special),
+            top=self._top(name, wanted.tops.get(name), gathered, is_special),
         )
 
     def _looks(

@@ -45,7 +45,7 @@ class Holding(Generic[Row]):
     def __init__(self, program: SteeringProgram, prompt_len: int, max_tokens: int) -> None:
         """`max_tokens` is what the user asked for."""
         self._holds_back = program.holds_back
-        self._aborts = any(rule.aborts for rule in program.rules)
+        self._aborts = program.aborts
         self._end = prompt_len + max_tokens
         self._next = prompt_len
         self._read = 0

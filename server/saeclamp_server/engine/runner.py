@@ -18,7 +18,7 @@ from vllm.v1.outputs import AsyncModelRunnerOutput
 
 from saeclamp_server.engine.filling import Filler
 from saeclamp_server.engine.live import LiveRequests, Scheduled
-from saeclamp_server.engine.mapping import Span
+from saeclamp_server.engine.mapping import Places, Span
 from saeclamp_server.engine.ops import SiteState
 from saeclamp_server.engine.telling import ATTRIBUTE, Told, see
 from saeclamp_server.program import EXTRA_ARGS_KEY
@@ -32,11 +32,11 @@ class SteeredRunner:
         self._runner = runner
         self._filler = filler
         self._sites = sites
-        self._board, ledger = sites[0].board, sites[0].ledger
-        self._ledger = ledger
+        self._board, self._ledger = sites[0].board, sites[0].ledger
         self._live = live
         self._spans: dict[str, Span] = {}
-        """Of the step's steered requests, by request id, in the order of the batch."""
+        """Of the step's steered requests, by request id, in the order of the batch; none between steps."""
+        self._places = Places([])
         self._failures: dict[str, str] = {}
         """Of the step's requests, by id: why they cannot be steered."""
         self._prepare_inputs = runner._prepare_inputs
@@ -46,21 +46,21 @@ class SteeredRunner:
         runner.sample_tokens = self._sample_and_tell
         runner._dummy_run = self._clear_and_dummy_run
         if runner.speculative_config is not None:
-            ledger.holds = self._board.firings.holds = True
+            self._ledger.holds = self._board.firings.holds = True
             self._bookkeeping = runner._bookkeeping_sync
             runner._bookkeeping_sync = self._book_and_settle
 
     def _prepare_and_fill(self, scheduler_output: Any, num_scheduled_tokens: NDArray[np.int32]) -> Any:
         prepared = self._prepare_inputs(scheduler_output, num_scheduled_tokens)
         self._find_spans(num_scheduled_tokens)
-        self._filler.fill([*self._spans.values()], self._runner.input_ids.gpu)
+        self._places = self._filler.fill([*self._spans.values()], self._runner.input_ids.gpu)
         self._point_probes(num_scheduled_tokens)
         return prepared
 
     def _clear_and_dummy_run(self, *args: Any, **kwargs: Any) -> Any:
         # a dummy batch must not run the steps of the last real one
         self._spans, self._failures = {}, {}
-        self._filler.fill([], self._runner.input_ids.gpu)
+        self._places = self._filler.fill([], self._runner.input_ids.gpu)
         return self._dummy_run(*args, **kwargs)
 
     def _find_spans(self, num_scheduled_tokens: NDArray[np.int32]) -> None:
@@ -128,8 +128,10 @@ class SteeredRunner:
         return len(sampled)
 
     def _sample_and_tell(self, grammar_output: Any) -> Any:
-        fetch = see(self._spans, self._board, self._failures, self._runner.device)
+        fetch = see(self._spans, self._places, self._board, self._failures, self._runner.device)
         output = self._sample_tokens(grammar_output)
+        # told once: a step without tokens prepares nothing, and returns an output that all such steps share
+        self._spans, self._failures = {}, {}
         if fetch is None:
             return output
         if isinstance(output, AsyncModelRunnerOutput):

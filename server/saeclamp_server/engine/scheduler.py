@@ -95,7 +95,9 @@ class _Steering:
         for name, client in clients.items():
             output = by_request.get(name)
             if told[name].failure is not None:
-                self._leave(outputs, client, output, self._end(name, output, None))
+                lost = output or EngineCoreOutput(request_id=name, new_token_ids=[])
+                lost.new_token_ids, lost.new_logprobs = [], None
+                self._leave(outputs, client, output, self._end(lost, None))
             elif name in self._held:
                 ready = self._release(name, told[name], num_rejected.get(name, 0), output)
                 self._leave(outputs, client, output, ready)
@@ -122,31 +124,23 @@ class _Steering:
             leaving.kv_transfer_params = {**(leaving.kv_transfer_params or {}), EXTRA_ARGS_KEY: vars(released.readings)}
         held.join(leaving)
         if released.finish == "aborted":
-            return self._end(name, leaving, ABORTED)
+            return self._end(leaving, ABORTED)
         if released.finish == "length":
             leaving.finish_reason, leaving.stop_reason = FinishReason.LENGTH, None
         return [leaving]
 
-    def _end(self, name: str, last: EngineCoreOutput | None, stop_reason: str | None) -> list[EngineCoreOutput]:
+    def _end(self, last: EngineCoreOutput, stop_reason: str | None) -> list[EngineCoreOutput]:
         """
-        End a request now; for what could not be steered, without what it has generated.
+        End a request now, behind what `last` brings.
 
-        The end is an output of its own, as vLLM takes the last token of an output that ends for the one that stopped it.
+        Where that is tokens, the end is an output of its own: vLLM takes the last token of an output that ends for the one
+        that stopped it.
         """
-        self.finish_requests(name, RequestStatus.FINISHED_STOPPED)  # type: ignore[attr-defined]
-        end = EngineCoreOutput(
-            request_id=name, new_token_ids=[], finish_reason=FinishReason.STOP, stop_reason=stop_reason
-        )
-        if last is None or stop_reason is None or not last.new_token_ids:
-            if last is not None:
-                end.prefill_stats, end.new_prompt_logprobs_tensors = (
-                    last.prefill_stats,
-                    last.new_prompt_logprobs_tensors,
-                )
-                end.events, end.kv_transfer_params = last.events, last.kv_transfer_params
-            return [end]
+        self.finish_requests(last.request_id, RequestStatus.FINISHED_STOPPED)  # type: ignore[attr-defined]
+        end = EngineCoreOutput(request_id=last.request_id, new_token_ids=[]) if last.new_token_ids else last
         last.finish_reason, last.stop_reason = None, None
-        return [last, end]
+        end.finish_reason, end.stop_reason = FinishReason.STOP, stop_reason
+        return [last] if end is last else [last, end]
 
     def _leave(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +26,8 @@ class Readings:
     positions: list[int]
     acts: list[list[float | None]]
     """Of each position, the readout's named features; None where a special token was not to be looked at."""
-    top: dict[str, list[list[tuple[int, float]]]]
-    """By SAE, of each position: (index, activation) of the strongest features that are active."""
+    top: dict[str, list[list[tuple[int, float]] | None]]
+    """By SAE, of each position: (index, activation) of the strongest features that are active; None as in `acts`."""
 
     def between(self, start: int, end: int | None) -> Readings:
         """Those at positions from `start` (included) to `end` (excluded; None: all)."""
@@ -63,12 +64,13 @@ class Told:
 
 
 def see(
-    spans: Mapping[str, Span], board: Board, failures: Mapping[str, str], device: torch.device
+    spans: Mapping[str, Span], places: Places, board: Board, failures: Mapping[str, str], device: torch.device
 ) -> Callable[[], dict[str, Told]] | None:
     """
     Keep what a forward has shown, and return what fetches it to the host. None where there is nothing to tell.
 
     spans:    of all steered requests of the step, by request id, in the order of the batch
+    places:   of these
     failures: by request id
     """
     telling = {request_id: span for request_id, span in spans.items() if span.program.tells}
@@ -76,8 +78,8 @@ def see(
         return None
     slots = [slot for span in telling.values() for slot in _aborting(span)]
     firsts = board.firings.first(torch.tensor(slots, dtype=torch.int64, device=device))
-    places, acts, top = Places([*spans.values()]), board.acts, dict(board.top)
-    numbers = {request_id: number for number, request_id in enumerate(spans)}
+    acts, top = board.acts, dict(board.top)
+    starts = dict(zip(spans, places.first_act.tolist(), strict=True))
 
     def fetch() -> dict[str, Told]:
         told = {request_id: Told(0, 0, failure=reason) for request_id, reason in failures.items()}
@@ -88,7 +90,7 @@ def see(
             num = len(_aborting(span))
             first = min(all_firsts[next_first : next_first + num], default=FOREVER)
             next_first += num
-            start = int(places.first_act[numbers[request_id]])
+            start = starts[request_id]
             told[request_id] = Told(
                 position=span.position,
                 num_tokens=span.num_tokens,
@@ -110,13 +112,14 @@ class _Rows:
     def __init__(self, acts: list[list[float]], index: list[list[int]]) -> None:
         self._acts, self._index, self._next = acts, index, 0
 
-    def take(self, num: int, top_k: int) -> list[list[tuple[int, float]]]:
+    def take(self, num: int, top_k: int) -> list[list[tuple[int, float]] | None]:
         rows = range(self._next, self._next + num)
         self._next += num
-        return [
-            [(i, act) for i, act in zip(self._index[row][:top_k], self._acts[row][:top_k], strict=True) if act != 0]
-            for row in rows
-        ]
+        return [self._active(row, top_k) for row in rows]
+
+    def _active(self, row: int, top_k: int) -> list[tuple[int, float]] | None:
+        acts, index = self._acts[row][:top_k], self._index[row][:top_k]
+        return None if math.isnan(acts[0]) else [(i, act) for i, act in zip(index, acts, strict=True) if act != 0]
 
 
 def _readings(span: Span, acts: Any, tops: Mapping[str, _Rows]) -> Readings | None:

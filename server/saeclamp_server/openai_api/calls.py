@@ -70,7 +70,7 @@ class SteeredCall:
     @property
     def completes(self) -> bool:
         """Whether responses and chunks are to show more than vLLM writes into them."""
-        return self.writer is not None or any(rule.then == "abort" for rule in self.resolved.steering.rules)
+        return self.writer is not None or self.resolved.program.aborts
 
     def complete(self, body: dict[str, Any]) -> None:
         """Write what a response or a chunk is to show beside vLLM's own."""
@@ -89,10 +89,9 @@ class SteeredCall:
         except NotAppliedError:
             metrics.FAILURES.inc()
             raise
-        metrics.count(self.resolved.steering, written)
+        metrics.count(written, self.resolved.aborting)
         return written
 
     def aborted(self, receipt: Receipt) -> set[int]:
         """Choices that a rule has ended."""
-        ending = {rule.name for rule in self.resolved.steering.rules if rule.then == "abort"}
-        return {fired.choice for fired in receipt.fired if fired.rule in ending}
+        return {fired.choice for fired in receipt.fired if fired.rule in self.resolved.aborting}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from saeclamp.types import Receipt, Steering
+from saeclamp.types import Receipt
 from saeclamp_server.admission import Admission
 
 REQUESTS = Counter("saeclamp_requests", "Steered requests that were answered.")
@@ -40,12 +40,11 @@ def admission() -> Iterator[None]:
     ADMISSION.observe(perf_counter() - started)
 
 
-def count(steering: Steering, receipt: Receipt) -> None:
-    """Count an answered request."""
+def count(receipt: Receipt, aborting: Collection[str]) -> None:
+    """Count an answered request; `aborting` are the names of its rules that end the answer."""
     REQUESTS.inc()
     for item in receipt.interventions:
         TOKENS.labels("prompt").inc(item.tokens.prompt)
         TOKENS.labels("generated").inc(item.tokens.generated)
-    ending = {rule.name for rule in steering.rules if rule.then == "abort"}
     for fired in receipt.fired:
-        FIRINGS.labels("abort" if fired.rule in ending else "interventions").inc()
+        FIRINGS.labels("abort" if fired.rule in aborting else "interventions").inc()

@@ -64,6 +64,7 @@ class ReadoutWriter:
                     TopFeature(index=index, name=self.served.name_of(sae, index), act=act) for index, act in strongest
                 ]
                 for sae, strongest in top.items()
+                if strongest is not None
             },
         )
 
@@ -71,7 +72,7 @@ class ReadoutWriter:
 def _is_seen(reading: Reading) -> bool:
     """Whether the token is no special one."""
     acts, top = reading
-    return any(act is not None for act in acts) or (not acts and any(top.values()))
+    return any(read is not None for read in (*acts, *top.values()))
 
 
 def name_aborted(body: dict[str, Any]) -> None:

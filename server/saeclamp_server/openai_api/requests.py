@@ -48,7 +48,7 @@ class _Steered(BaseModel):
             )
         if getattr(self, "prompt_embeds", None) is not None:
             raise InvalidSteeringError("A prompt of embeddings cannot be steered: it has no tokens.", "prompt_embeds")
-        if self.include_stop_str_in_output and any(rule.aborts for rule in program.rules):
+        if self.include_stop_str_in_output and program.aborts:
             raise InvalidSteeringError(
                 "What stops an answer is not read by the model, so no rule can see it; with a rule that aborts, it cannot "
                 "be included in the output.",

@@ -13,7 +13,7 @@ from typing import Any
 
 from saeclamp_server.program import EXTRA_ARGS_KEY
 
-Reading = tuple[list[float | None], dict[str, list[Sequence[Any]]]]
+Reading = tuple[list[float | None], dict[str, list[Sequence[Any]] | None]]
 """Of one token: activations of the named features, and by SAE (index, activation) of the strongest ones."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from saeclamp.types import MAX_INTERVENTIONS, Ablate, Operation, Roles, Scale, Steering, Unit
 from saeclamp_server import scopes
@@ -31,6 +31,11 @@ class ResolvedSteering:
     def interventions(self) -> list[tuple[Operation, str | None]]:
         """What each edit of the program was, with the name of its rule."""
         return [(operation, rule) for operation, rule, _ in _interventions(self.steering)]
+
+    @property
+    def aborting(self) -> set[str]:
+        """Names of the rules that end the answer."""
+        return {rule.name for rule in self.steering.rules if rule.then == "abort"}
 
 
 def roles_in(steering: Steering | None) -> set[str]:
@@ -72,9 +77,9 @@ def resolve(steering: Steering, served: Served, conversation: Conversation | Non
         _check_doses(edits, paths, served, served.max_dose, prompt_len)
     readout = resolve_readout(steering.readout, served, conversation, "steering.readout")
     program = SteeringProgram(tuple(edits), (), rules, readout)
-    used = tuple((name, served.sha256_of(name)) for name in sorted(program.sae_names))
+    program = replace(program, saes=tuple((name, served.sha256_of(name)) for name in sorted(program.sae_names)))
     vectors = {edit.vector: served.vectors[edit.vector] for edit in edits if edit.vector is not None}
-    return ResolvedSteering(steering, SteeringProgram(tuple(edits), used, rules, readout), vectors)
+    return ResolvedSteering(steering, program, vectors)
 
 
 def _interventions(steering: Steering) -> list[tuple[Operation, str | None, str]]:

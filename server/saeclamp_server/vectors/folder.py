@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from saeclamp.types.interventions import VECTOR_PATTERN
+from saeclamp.types.interventions import is_vector_name
 from saeclamp_server.errors import InvalidVectorError, RequestError, VectorExistsError
-from saeclamp_server.packaged_model import cache_folder
+from saeclamp_server.packaged_model import cache_folder, fsync
 from saeclamp_server.vectors.direction import MAX_BYTES, Direction
 
 SUFFIX = ".safetensors"
@@ -27,7 +27,7 @@ def default_folder(model: str) -> Path:
 
 def check_name(name: str) -> None:
     """Raise InvalidVectorError unless it is a name that requests and paths of URLs can have."""
-    if not re.fullmatch(VECTOR_PATTERN.strip("^$"), name) or not name.strip("."):
+    if not is_vector_name(name):
         raise InvalidVectorError(
             f"{name[:80]!r} is no name for a vector: 1 to 64 letters, digits, '_', '.' and '-', and not dots alone.",
             "name",
@@ -71,14 +71,14 @@ class VectorFolder:
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
-        _fsync(self.path)
-        _fsync(self.path.parent)
+        fsync(self.path)
+        fsync(self.path.parent)
 
     def remove(self, name: str) -> None:
         """Delete a vector's file, if there is one. Raises OSError."""
         self._path(name).unlink(missing_ok=True)
         if self.path.is_dir():
-            _fsync(self.path)
+            fsync(self.path)
 
     def _path(self, name: str) -> Path:
         return self.path / f"{name}{SUFFIX}"
@@ -99,11 +99,3 @@ def _read(path: Path) -> Direction:
     if len(data) > MAX_BYTES:
         raise InvalidVectorError(f"it has more than {MAX_BYTES} bytes.", None)
     return Direction.parse(data)
-
-
-def _fsync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
