@@ -84,9 +84,10 @@ def _serve(plan: Plan) -> None:
 
     import uvloop
 
-    from saeclamp_server.engine.settings import parse_vllm_args
+    from saeclamp_server.engine.settings import bind_threads, count_workers, parse_vllm_args
 
     args = parse_vllm_args(plan.options, plan.model, plan.saes, say, plan.places)
+    bind_threads(count_workers(args))
     started = threading.Event()
     threading.Thread(target=_show_progress, args=(started,), daemon=True).start()
     uvloop.run(_run(args, started, plan))

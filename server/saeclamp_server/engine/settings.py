@@ -53,12 +53,17 @@ def prepare_environment() -> None:
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 
 
+def count_workers(args: Namespace) -> int:
+    """Count the processes that run the model."""
+    return int(args.data_parallel_size * args.tensor_parallel_size)
+
+
 def bind_threads(num_workers: int) -> None:
     """
     Share all cores this process may use among the workers: a list of cores for each, by data, then tensor parallel rank.
 
-    vLLM's own choice leaves a core idle, which costs a third of the speed on two, and refuses more workers than there are
-    NUMA nodes.
+    Set in the environment, where the workers look for it; what the user has set there stays. vLLM's own choice leaves a
+    core idle, which costs a third of the speed on two, and refuses more workers than there are NUMA nodes.
     """
     if not hasattr(os, "sched_getaffinity"):
         return
@@ -96,8 +101,6 @@ def parse_vllm_args(
     args.gpu_memory_utilization = utilization if args.gpu_memory_utilization is None else args.gpu_memory_utilization
     refuse_untested(args)
     refuse_sharded(args, saes, places)
-    num_workers = args.data_parallel_size * args.tensor_parallel_size
-    bind_threads(num_workers)
     if args.dtype in ("half", "float16") or (args.dtype == "auto" and model.is_float16):
         raise StartupError("float16 is too narrow for steering, large edits overflow; use --dtype bfloat16 or float32.")
     if options.model == PACKAGED_MODEL:
@@ -112,7 +115,7 @@ def parse_vllm_args(
     args.api_server_count = None
     validate_parsed_serve_args(args)
     if current_platform.is_cpu() and not user_sized_cache:
-        size = default_size(shape_of(args), free_memory() // num_workers)
+        size = default_size(shape_of(args), free_memory() // count_workers(args))
         args.kv_cache_memory_bytes = size.num_bytes
         report(str(size))
     return args
