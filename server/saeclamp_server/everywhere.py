@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -21,10 +21,36 @@ async def on_workers(engine: Any, method: str, *args: Any) -> list[list[Any]]:
 async def steering_reports(engine: Any, key: str) -> Mapping[str, dict[str, Any]]:
     """Fetch the reports on the sequences of an API call, by request id, as if one process had run them."""
     reports: dict[str, dict[str, Any]] = {}
+    tensor_parallel = engine.vllm_config.parallel_config.tensor_parallel_size
     for workers in await on_workers(engine, "steering_reports", key):
         # every worker of a tensor-parallel group makes the same edits
-        reports |= workers[0]
+        stages: list[dict[str, dict[str, Any]]] = workers[::tensor_parallel]
+        reports |= {request_id: _joined([stage[request_id] for stage in stages]) for request_id in stages[0]}
     return reports
+
+
+def _joined(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """
+    Join what the pipeline stages report of a request, as in `live.Report`.
+
+    An edit is made at one stage, and a rule is judged at one; the others have nothing of it.
+    """
+    failed = next((stage for stage in stages if stage["failure"] is not None), None)
+    if failed is not None:
+        return failed
+    return {
+        "failure": None,
+        # of a rule's edit it is what was counted, where it was made
+        "prompt": [max(counts) for counts in _by_entry(stages, "prompt")],
+        "tallies": [
+            max(tally, key=lambda one: one["prompt"] + one["generated"]) for tally in _by_entry(stages, "tallies")
+        ],
+        "fired": [next((one for one in held if one is not None), None) for held in _by_entry(stages, "fired")],
+    }
+
+
+def _by_entry(stages: Sequence[dict[str, Any]], name: str) -> Iterator[tuple[Any, ...]]:
+    return zip(*(stage[name] for stage in stages), strict=True)
 
 
 def data_parallel_ranks(engine: Any) -> list[int | None]:

@@ -84,7 +84,15 @@ def _kill_every_eighth_feature(folder: Path) -> None:
     save_file(tensors, folder / "sae_weights.safetensors")
 
 
-@pytest.fixture(scope="module", params=[["--enforce-eager"], []], ids=["eager", "compiled"])
+ENGINES = {
+    "eager": ["--enforce-eager"],
+    "compiled": [],
+    # the first two layers in one process, the others in another; one transcoder reads in one and writes in both
+    "pipeline": ["--enforce-eager", "--pipeline-parallel-size", "2"],
+}
+
+
+@pytest.fixture(scope="module", params=ENGINES.values(), ids=ENGINES)
 def engine(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, model_folder: Path
 ) -> Iterator[tuple[Server, ReferenceModel]]:

@@ -24,6 +24,7 @@ NUM_NEW = 24
     "flags",
     [
         pytest.param(("--tensor-parallel-size", "2"), id="tensor parallel"),
+        pytest.param(("--pipeline-parallel-size", "2"), id="pipeline parallel"),
         pytest.param(("--data-parallel-size", "2"), id="data parallel"),
         pytest.param(("--speculative-config", DRAFTS), id="n-gram drafts"),
     ],
@@ -48,7 +49,8 @@ def test_answers_readings_and_aborts_are_those_of_one_process(
             answers = [*pool.map(lambda case: case.ask(server), cases)]
         for case, answer in zip(cases, answers, strict=True):
             assert_everything(case, answer, oracle)
-            assert_aborted(server, oracle, case.prompt)
+            for sae in ("low", "high"):
+                assert_aborted(server, oracle, case.prompt, sae)
 
 
 class Case(NamedTuple):
@@ -61,7 +63,12 @@ class Case(NamedTuple):
         return cls(
             [*REPEATING, 300 + number],
             [Move("low", 3 + number, "clamp", 6.0), Move("high", 9, "add", 2.0, "generated")],
-            When(Compared("high", 7, 0.4), (Move("other", 5, "add", 3.0),), lasting=number % 2 == 1),
+            # what is read in the first layer and in the last acts on the last
+            When(
+                Compared("low" if number < 2 else "high", 7, 0.4),
+                (Move("other", 5, "add", 3.0),),
+                lasting=number % 2 == 1,
+            ),
         )
 
     def ask(self, server: Server) -> dict[str, Any]:
@@ -96,12 +103,12 @@ def assert_everything(case: Case, answer: dict[str, Any], oracle: ReferenceModel
     assert answer["steering"]["interventions"][1]["tokens"] == {"prompt": 0, "generated": len(generated)}
 
 
-def assert_aborted(server: Server, oracle: ReferenceModel, prompt: list[int]) -> None:
+def assert_aborted(server: Server, oracle: ReferenceModel, prompt: list[int], sae: str) -> None:
     plain = completed(server, prompt, None, max_tokens=NUM_NEW)["choices"][0]["token_ids"]
-    acts = oracle.forward([*prompt, *plain], len(prompt), [], reads=["high"]).acts["high"][len(prompt) :, 11]
+    acts = oracle.forward([*prompt, *plain], len(prompt), [], reads=[sae]).acts[sae][len(prompt) :, 11]
     candidates = [at for at, token in enumerate(plain) if token not in SPECIAL_IDS]
     loudest = max(candidates, key=lambda at: float(acts[at]))
-    rule = When(Compared("high", 11, float(acts[loudest]) - 0.01), tokens="generated")
+    rule = When(Compared(sae, 11, float(acts[loudest]) - 0.01), tokens="generated")
     first = next(at for at in candidates if float(acts[at]) > rule.condition.bound)  # type: ignore[union-attr]
     body = {"prompt": prompt, "max_tokens": NUM_NEW, "ignore_eos": True, "temperature": 0}
     steering = {"rules": rules_on_the_wire([rule])}

@@ -30,9 +30,7 @@ def refusal(*flags: str) -> list[str]:
 
 @pytest.mark.usefixtures("model_folder")
 def test_settings_that_cannot_be_steered_are_refused() -> None:
-    assert refusal("--pipeline-parallel-size", "2")[-1].endswith(
-        "--pipeline-parallel-size is not supported with steering yet."
-    )
+    assert refusal("--nnodes", "2")[-1].endswith("--nnodes is not supported with steering yet.")
     assert "only the method ngram" in refusal("--speculative-config", '{"method": "suffix"}')[-1]
     assert "use --dtype bfloat16 or float32" in refusal("--dtype", "float16")[-1]
     assert "unrecognized arguments: --no-such-flag" in refusal("--no-such-flag")[-1]

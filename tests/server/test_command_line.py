@@ -107,7 +107,7 @@ def test_other_flags_are_vllms() -> None:
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("pipeline_parallel_size", 2),
+        ("prefill_context_parallel_size", 2),
         ("data_parallel_external_lb", True),
         ("nnodes", 2),
         ("kv_transfer_config", {"kv_connector": "x"}),

@@ -22,7 +22,7 @@ def test_a_token_without_active_features_is_told_from_a_special_one() -> None:
     board.begin(1, 1, {})
     acts = torch.tensor([[0.0, 2.0, 5.0], [0.0, 0.0, 0.0], [7.0, 0.0, 0.0]])  # of positions 1 to 3; 0 is a sink
     board.top["a"] = strongest(acts, TopStep(torch.arange(3), torch.tensor([True, True, False]), 2))
-    fetch = see({"request": span}, Places([span]), board, {}, CPU)
+    fetch = see({"request": span}, Places([span]), board, torch.empty(0, dtype=torch.int64), {})
     assert fetch is not None
     readings = fetch()["request"].readings
     assert readings is not None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from vllm.model_executor.models.utils import PPMissingLayer
 
 from saeclamp_saes import Site
 from saeclamp_saes.sites import Point
@@ -139,13 +140,14 @@ class Layout:
 
     def __init__(self, model: nn.Module) -> None:
         """Raises UnsupportedLayerError."""
-        self._model = model
         for path in dict.fromkeys(family.layers for family in FAMILIES.values()):
             try:
-                layer = model.get_submodule(f"{path}.0")
+                layers = [*model.get_submodule(path).children()]
             except AttributeError:
                 continue
-            kind = type(layer).__name__
+            # the layers of the other pipeline stages are placeholders
+            self._layers = {n: layer for n, layer in enumerate(layers) if not isinstance(layer, PPMissingLayer)}
+            kind = type(next(iter(self._layers.values()), None)).__name__
             if kind in FAMILIES and FAMILIES[kind].layers == path:
                 self._family = FAMILIES[kind]
                 return
@@ -153,6 +155,11 @@ class Layout:
                 f"Layers of class {kind} are not supported; supported: {', '.join(sorted(FAMILIES))}."
             )
         raise UnsupportedLayerError(f"{type(model).__name__} has no decoder layers where they are known to be.")
+
+    @property
+    def layers(self) -> range:
+        """The model's layers that are in this process; the others are those of other pipeline stages."""
+        return range(min(self._layers), max(self._layers) + 1)
 
     def place_of(self, site: Site) -> Site:
         """Return the site under the one name that its place has here. Raises UnsupportedLayerError."""
@@ -170,12 +177,15 @@ class Layout:
 
     def hook(self, sites: Sequence[Site]) -> None:
         """
-        Call the op at each site, with the site's number in the sequence. Must run before vLLM compiles.
+        Call the op at each site of this process's layers, with the site's number in the sequence. Must run before vLLM
+        compiles.
 
         sites: as `in_order` returns them, so that the hooks of one module run in the order of their places
         """
         for number, site in enumerate(sites):
-            layer = self._layer(site)
+            layer = self._layers.get(site.layer)
+            if layer is None:
+                continue
             hook = self._family.hooks[site.point]
             module = layer.get_submodule(hook.module) if hook.module else layer
             if hook.before:
@@ -189,13 +199,10 @@ class Layout:
         return place.point in WHOLE_STREAM or self._family.hooks[place.point].residual is not None
 
     def norm_eps(self, site: Site) -> float | None:
-        """Return what the norm before the MLP adds to the mean square, where the site is its result without the gain."""
-        if site.point != "mlp_in_no_gain":
+        """Return what the norm before the MLP adds to the mean square, where a site that is here is its bare result."""
+        if site.point != "mlp_in_no_gain" or site.layer not in self._layers:
             return None
-        return float(self._layer(site).get_submodule(self._family.norm).variance_epsilon)  # type: ignore[arg-type]
-
-    def _layer(self, site: Site) -> nn.Module:
-        return self._model.get_submodule(f"{self._family.layers}.{site.layer}")
+        return float(self._layers[site.layer].get_submodule(self._family.norm).variance_epsilon)  # type: ignore[arg-type]
 
 
 def _before(hook: Hook, number: int) -> Callable[[nn.Module, tuple[Tensor | None, ...]], None]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+Recorded = tuple[Tensor, Tensor]
+"""Vectors and lengths, as `Probe.record` has them."""
+
 
 class Probe:
     """Idle unless the worker starts it; then every forward's vectors are kept until they are taken."""
@@ -27,13 +30,9 @@ class Probe:
         self._vectors.append(vectors[:, : 0 if self.lengths_only else None].cpu())
         self._lengths.append(lengths.cpu())
 
-    @property
-    def has_recorded(self) -> bool:
-        return bool(self._vectors)
-
-    def take(self) -> tuple[Tensor, Tensor]:
-        """Stop, return all vectors and lengths since the start, and forget them."""
+    def take(self) -> Recorded | None:
+        """Stop, return all vectors and lengths since the start, and forget them; None where nothing was recorded."""
         self.is_recording = False
-        recorded = torch.cat(self._vectors), torch.cat(self._lengths)
+        recorded = (torch.cat(self._vectors), torch.cat(self._lengths)) if self._vectors else None
         self._vectors, self._lengths = [], []
         return recorded

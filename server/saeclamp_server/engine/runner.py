@@ -14,37 +14,59 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from vllm.sequence import IntermediateTensors
 from vllm.v1.outputs import AsyncModelRunnerOutput
 
 from saeclamp_server.engine.filling import Filler
 from saeclamp_server.engine.live import LiveRequests, Scheduled
 from saeclamp_server.engine.mapping import Places, Span
 from saeclamp_server.engine.ops import SiteState
-from saeclamp_server.engine.telling import ATTRIBUTE, Told, see
+from saeclamp_server.engine.stages import Boundary
+from saeclamp_server.engine.telling import ATTRIBUTE, Told, aborting_slots, see
 from saeclamp_server.program import EXTRA_ARGS_KEY
 
 
 class SteeredRunner:
     """Fills the steps of SAEs and sites for one vLLM V1 runner, whose methods it wraps."""
 
-    def __init__(self, runner: Any, filler: Filler, sites: Sequence[SiteState], live: LiveRequests) -> None:
-        """`sites` are by number, at least one."""
+    def __init__(
+        self,
+        runner: Any,
+        filler: Filler,
+        sites: Sequence[SiteState],
+        live: LiveRequests,
+        boundaries: tuple[Boundary | None, Boundary | None] = (None, None),
+    ) -> None:
+        """
+        sites:      by number, at least one
+        boundaries: to the pipeline stages before and behind this one
+        """
         self._runner = runner
         self._filler = filler
         self._sites = sites
         self._board, self._ledger = sites[0].board, sites[0].ledger
         self._live = live
+        self._before, self._behind = boundaries
         self._spans: dict[str, Span] = {}
         """Of the step's steered requests, by request id, in the order of the batch; none between steps."""
         self._places = Places([])
         self._failures: dict[str, str] = {}
         """Of the step's requests, by id: why they cannot be steered."""
+        self._earlier: Tensor | None = None
+        """Where the step's rules that end an answer held at earlier stages; None: at none, or there are none."""
         self._prepare_inputs = runner._prepare_inputs
         self._sample_tokens = runner.sample_tokens
         self._dummy_run = runner._dummy_run
         runner._prepare_inputs = self._prepare_and_fill
         runner.sample_tokens = self._sample_and_tell
         runner._dummy_run = self._clear_and_dummy_run
+        if self._before is not None:
+            self._gather = runner.sync_and_gather_intermediate_tensors
+            runner.sync_and_gather_intermediate_tensors = self._enter_and_gather
+        if self._behind is not None:
+            self._execute_model = runner.execute_model
+            runner.execute_model = self._execute_and_leave
         if runner.speculative_config is not None:
             self._ledger.holds = self._board.firings.holds = True
             self._bookkeeping = runner._bookkeeping_sync
@@ -53,13 +75,14 @@ class SteeredRunner:
     def _prepare_and_fill(self, scheduler_output: Any, num_scheduled_tokens: NDArray[np.int32]) -> Any:
         prepared = self._prepare_inputs(scheduler_output, num_scheduled_tokens)
         self._find_spans(num_scheduled_tokens)
+        self._earlier = None
         self._places = self._filler.fill([*self._spans.values()], self._runner.input_ids.gpu)
         self._point_probes(num_scheduled_tokens)
         return prepared
 
     def _clear_and_dummy_run(self, *args: Any, **kwargs: Any) -> Any:
         # a dummy batch must not run the steps of the last real one
-        self._spans, self._failures = {}, {}
+        self._forget_step()
         self._places = self._filler.fill([], self._runner.input_ids.gpu)
         return self._dummy_run(*args, **kwargs)
 
@@ -127,17 +150,41 @@ class SteeredRunner:
                 return number
         return len(sampled)
 
+    def _enter_and_gather(self, num_tokens: int, intermediate_tensors: Any, *args: Any) -> Any:
+        if intermediate_tensors is not None and self._spans:
+            num_rules = len(aborting_slots(self._spans.values()))
+            self._earlier = self._before.enter(intermediate_tensors.tensors, num_rules)  # type: ignore[union-attr]
+        return self._gather(num_tokens, intermediate_tensors, *args)
+
+    def _execute_and_leave(self, *args: Any, **kwargs: Any) -> Any:
+        output = self._execute_model(*args, **kwargs)
+        if isinstance(output, IntermediateTensors) and self._spans:
+            output.tensors |= self._behind.leave(self._firsts())  # type: ignore[union-attr]
+        self._forget_step()
+        return output
+
+    def _firsts(self) -> Tensor:
+        """Where each of the step's rules that end an answer first held, here or at an earlier stage."""
+        slots = torch.tensor(aborting_slots(self._spans.values()), dtype=torch.int64, device=self._runner.device)
+        firsts = self._board.firings.first(slots)
+        return firsts if self._earlier is None else torch.minimum(firsts, self._earlier)
+
     def _sample_and_tell(self, grammar_output: Any) -> Any:
-        fetch = see(self._spans, self._places, self._board, self._failures, self._runner.device)
+        if not self._spans and not self._failures:
+            return self._sample_tokens(grammar_output)
+        fetch = see(self._spans, self._places, self._board, self._firsts(), self._failures)
         output = self._sample_tokens(grammar_output)
-        # told once: a step without tokens prepares nothing, and returns an output that all such steps share
-        self._spans, self._failures = {}, {}
+        # told once, at the last stage: a step without tokens returns an output that all such steps share
+        self._forget_step()
         if fetch is None:
             return output
         if isinstance(output, AsyncModelRunnerOutput):
             return _ToldLater(output, fetch)
         setattr(output, ATTRIBUTE, fetch())
         return output
+
+    def _forget_step(self) -> None:
+        self._spans, self._failures = {}, {}
 
 
 class _ToldLater(AsyncModelRunnerOutput):

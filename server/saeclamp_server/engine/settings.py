@@ -23,7 +23,6 @@ DEFAULT_HOST = "127.0.0.1"
 """vLLM listens on every interface by default; a server without a key should not."""
 
 TESTED = {
-    "pipeline_parallel_size": 1,
     "data_parallel_rank": None,
     "data_parallel_external_lb": False,
     "data_parallel_hybrid_lb": False,
@@ -55,12 +54,12 @@ def prepare_environment() -> None:
 
 def count_workers(args: Namespace) -> int:
     """Count the processes that run the model."""
-    return int(args.data_parallel_size * args.tensor_parallel_size)
+    return int(args.data_parallel_size * args.pipeline_parallel_size * args.tensor_parallel_size)
 
 
 def bind_threads(num_workers: int) -> None:
     """
-    Share all cores this process may use among the workers: a list of cores for each, by data, then tensor parallel rank.
+    Share all cores this process may use among the workers: a list for each, by data, pipeline, tensor parallel rank.
 
     Set in the environment, where the workers look for it; what the user has set there stays. vLLM's own choice leaves a
     core idle, which costs a third of the speed on two, and refuses more workers than there are NUMA nodes.
@@ -128,6 +127,10 @@ def refuse_untested(args: Namespace) -> None:
             raise StartupError(f"--{name.replace('_', '-')} is not supported with steering yet.")
     if args.speculative_config and args.speculative_config.get("method") != DRAFTS:
         raise StartupError(f"Of speculative decoding, only the method {DRAFTS} is supported with steering.")
+    if args.pipeline_parallel_size > 1 and args.speculative_config:
+        raise StartupError("--speculative-config: vLLM verifies no drafts with --pipeline-parallel-size.")
+    if args.pipeline_parallel_size > 1 and args.async_scheduling:
+        raise StartupError("--async-scheduling: vLLM's V1 model runner cannot with --pipeline-parallel-size.")
     if args.data_parallel_size_local not in (None, args.data_parallel_size):
         raise StartupError("--data-parallel-size-local: all engines must run on this machine.")
     if args.api_server_count not in (None, 1):

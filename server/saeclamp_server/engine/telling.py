@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from saeclamp_server.engine.board import Board
 from saeclamp_server.engine.mapping import Places, Span
@@ -63,21 +63,25 @@ class Told:
     """Why the request cannot be steered. Nothing else is told then."""
 
 
+def aborting_slots(spans: Iterable[Span]) -> list[int]:
+    """Slots, among the firings, of the rules that end an answer."""
+    return [slot for span in spans for slot in _aborting(span)]
+
+
 def see(
-    spans: Mapping[str, Span], places: Places, board: Board, failures: Mapping[str, str], device: torch.device
+    spans: Mapping[str, Span], places: Places, board: Board, firsts: Tensor, failures: Mapping[str, str]
 ) -> Callable[[], dict[str, Told]] | None:
     """
     Keep what a forward has shown, and return what fetches it to the host. None where there is nothing to tell.
 
     spans:    of all steered requests of the step, by request id, in the order of the batch
     places:   of these
+    firsts:   of each of `aborting_slots`, the first position at which its rule held
     failures: by request id
     """
     telling = {request_id: span for request_id, span in spans.items() if span.program.tells}
     if not telling and not failures:
         return None
-    slots = [slot for span in telling.values() for slot in _aborting(span)]
-    firsts = board.firings.first(torch.tensor(slots, dtype=torch.int64, device=device))
     acts, top = board.acts, dict(board.top)
     starts = dict(zip(spans, places.first_act.tolist(), strict=True))
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from vllm.distributed import get_pp_group
 
 from saeclamp_saes import SAE, Options, Site, read_sae
 from saeclamp_saes.labelling.table import decoder_sha256
@@ -21,8 +23,10 @@ from saeclamp_server.engine.ledger import Ledger
 from saeclamp_server.engine.live import LiveRequests
 from saeclamp_server.engine.ops import LoadedSAE, SiteState, bind
 from saeclamp_server.engine.placed import Held, vector_key
+from saeclamp_server.engine.probe import Recorded
 from saeclamp_server.engine.runner import SteeredRunner
 from saeclamp_server.engine.settings import CONFIG_KEY
+from saeclamp_server.engine.stages import Boundary
 from saeclamp_server.engine.vector_rows import dictionary, set_row
 
 
@@ -43,11 +47,11 @@ class SteeringWorker:
             raise RuntimeError("float16 is too narrow for steering: use --dtype bfloat16 or float32.")
         super().load_model(*args, **kwargs)  # type: ignore[misc]
         config = self.vllm_config.additional_config[CONFIG_KEY]
-        saes = [LoadedSAE(sae["name"], _read_checked(sae).to(self.device)) for sae in config["saes"]]
+        layout = Layout(self.model_runner.get_model())
+        saes = [self._load(sae, layout.layers) for sae in config["saes"]]
         dictionaries = [_dictionary(place, self.device) for place in config["places"]]
         everything = [*saes, *dictionaries]
         ledger, board = Ledger(self.device), Board(Firings(self.device))
-        layout = Layout(self.model_runner.get_model())
         sites = layout.in_order([site for loaded in everything for site in (*loaded.sae.reads, *loaded.sae.writes)])
         layout.hook(sites)
         states = [_state(site, everything, ledger, board, layout) for site in sites]
@@ -67,7 +71,14 @@ class SteeringWorker:
         self._dictionaries, self._held = dictionaries, held
         self._live = LiveRequests(held, config["special_ids"], ledger, board.firings)
         filler = Filler(everything, states, board, is_special.to(self.device))
-        self._steered_runner = SteeredRunner(self.model_runner, filler, states, self._live)
+        boundaries = _boundaries(layout.layers, everything, board)
+        self._steered_runner = SteeredRunner(self.model_runner, filler, states, self._live, boundaries)
+
+    def _load(self, sae: dict[str, Any], layers: range) -> LoadedSAE:
+        """Read an SAE, onto the device if it acts on layers that are here."""
+        loaded = _read_checked(sae)
+        is_here = any(site.layer in layers for site in (*loaded.reads, *loaded.writes))
+        return LoadedSAE(sae["name"], loaded.to(self.device) if is_here else loaded)
 
     def strongest_features(self, name: str, count: int) -> list[int]:
         """Find the features with the longest decoder rows; a dead feature's may be empty, and could not be seen to act."""
@@ -109,13 +120,11 @@ class SteeringWorker:
 
         chunks: the token ids of the prompts that were run since `start_probes`, in order
         """
-        if not any(state.probe.has_recorded for state in self._states):  # another data-parallel engine ran them
-            for state in self._states:
-                state.probe.is_recording = False
+        recorded = _gathered({state.site: state.probe.take() for state in self._states})
+        if not recorded:  # another data-parallel engine ran them
             return {}
         ids = torch.tensor([token for chunk in chunks for token in chunk])
         position = torch.tensor([position for chunk in chunks for position in range(len(chunk))])
-        recorded = {state.site: state.probe.take() for state in self._states}
         first = slice(len(chunks[0]))
         measured: dict[str, dict[str, Any]] = {}
         for loaded in self._dictionaries:
@@ -144,6 +153,23 @@ class SteeringWorker:
     def steering_reports(self, key: str) -> dict[str, dict[str, Any]]:
         """Report on the requests of one API call (see `live.Report`), by request id, and forget them."""
         return {request_id: vars(report) for request_id, report in self._live.collect(key).items()}
+
+
+def _boundaries(layers: range, saes: Sequence[LoadedSAE], board: Board) -> tuple[Boundary | None, Boundary | None]:
+    """Make those to the pipeline stages before and behind this one, whose layers are given."""
+    group = get_pp_group()
+    return (
+        None if group.is_first_rank else Boundary(layers.start, saes, board),
+        None if group.is_last_rank else Boundary(layers.stop, saes, board),
+    )
+
+
+def _gathered(recorded: dict[Site, Recorded | None]) -> dict[Site, Recorded]:
+    """Join what the pipeline stages have recorded; every stage has the sites of its own layers."""
+    group = get_pp_group()
+    stages: list[Any] = [None] * group.world_size
+    torch.distributed.all_gather_object(stages, recorded, group=group.cpu_group)
+    return {site: found for stage in stages for site, found in stage.items() if found is not None}
 
 
 def _dictionary(place: dict[str, Any], device: torch.device) -> LoadedSAE:
