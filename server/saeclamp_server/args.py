@@ -55,8 +55,10 @@ class ServeOptions:
     """How many distinct features may be in use at once."""
     max_waiting: int = MAX_WAITING
     """How many requests may wait for features."""
+    offload_saes: bool = False
+    """Whether SAEs stay in the host's memory, and only the features in use are on the model's device."""
     vectors: Path | None = None
-    """Where they are kept; None for a folder of the model in the cache."""
+    """Where uploaded vectors are kept; None for a folder of the model in the cache."""
 
 
 def parse(argv: list[str]) -> ServeOptions | argparse.Namespace:
@@ -76,16 +78,17 @@ def parse(argv: list[str]) -> ServeOptions | argparse.Namespace:
         return parser.parse_args(argv, argparse.Namespace(engine_argv=engine_argv))
     known, vllm_argv = parser.parse_known_args(argv)
     return ServeOptions(
-        known.model,
-        _saes(serve, known),
-        tuple(vllm_argv),
-        known.allow_unverified_sae,
-        known.max_dose,
-        tuple(known.vector_site),
-        known.max_vectors,
-        known.max_features,
-        known.max_waiting,
-        known.vectors,
+        model=known.model,
+        saes=_saes(serve, known),
+        vllm_argv=tuple(vllm_argv),
+        allow_unverified=known.allow_unverified_sae,
+        max_dose=known.max_dose,
+        vector_sites=tuple(known.vector_site),
+        max_vectors=known.max_vectors,
+        max_features=known.max_features,
+        max_waiting=known.max_waiting,
+        offload_saes=known.offload_saes,
+        vectors=known.vectors,
     )
 
 
@@ -154,6 +157,12 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=MAX_WAITING,
         metavar="N",
         help=f"how many requests may wait for features (default {MAX_WAITING}); more are refused with status 429",
+    )
+    serve.add_argument(
+        "--offload-saes",
+        action="store_true",
+        help="keep SAEs in the host's memory, and on the device only the features in use, up to --max-features of each "
+        "(TopK SAEs, whose features depend on each other, stay whole); their strongest features are then read on the host",
     )
     serve.add_argument(
         "--vectors",

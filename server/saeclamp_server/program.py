@@ -4,7 +4,8 @@ What one request does to the residual stream: resolved, in the encoder's units, 
     SteeringProgram
     ├── edits      features that are moved, always or where a rule holds
     ├── rules      conditions on activations, looked at token by token
-    └── readout    activations that the answer is to show
+    ├── readout    activations that the answer is to show
+    └── itemised   whether it is to show each edit of each token
 """
 
 from __future__ import annotations
@@ -97,11 +98,6 @@ class Readout:
     tokens: Scope = GENERATED
     special: bool = False
 
-    @property
-    def reads_prompt(self) -> bool:
-        """Whether prompt positions can be among those that are shown."""
-        return can_meet(self.tokens, PROMPT)
-
 
 @dataclass(frozen=True)
 class SteeringProgram:
@@ -112,6 +108,7 @@ class SteeringProgram:
     """(name, sha256 of the weights) of every SAE and vector that is named, sorted."""
     rules: tuple[Rule, ...] = ()
     readout: Readout | None = None
+    itemised: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able form; `from_json` is its inverse."""
@@ -125,12 +122,14 @@ class SteeringProgram:
             saes=tuple((name, sha256) for name, sha256 in value["saes"]),
             rules=tuple(_rule(rule) for rule in value.get("rules", ())),
             readout=_readout(value.get("readout")),
+            itemised=bool(value.get("itemised", False)),
         )
 
     @property
     def spec(self) -> str:
         """`sha256:...`, equal exactly for programs that do the same; the order of edits does not matter."""
         canonical = self.to_json()
+        del canonical["itemised"]
         canonical["edits"] = sorted(canonical["edits"], key=lambda edit: json.dumps(edit, sort_keys=True))
         return "sha256:" + hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()
 
@@ -144,8 +143,22 @@ class SteeringProgram:
     @property
     def reads_prompt(self) -> bool:
         """Whether activations at prompt positions are looked at: then these must be computed, not found in a cache."""
-        in_rules = any(can_meet(rule.tokens, PROMPT) for rule in self.rules)
-        return in_rules or (self.readout is not None and self.readout.reads_prompt)
+        return any(can_meet(rule.tokens, PROMPT) for rule in self.rules) or self.shows(PROMPT)
+
+    def shows(self, side: Scope) -> bool:
+        """Whether positions of a side of the request can be among those that the answer shows."""
+        by_readout = self.readout is not None and can_meet(self.readout.tokens, side)
+        return by_readout or (self.itemised and any(can_meet(edit.tokens, side) for edit in self.edits))
+
+    @property
+    def shows_tokens(self) -> bool:
+        """Whether the answer is to show something of its tokens, one by one."""
+        return self.readout is not None or self.itemised
+
+    @property
+    def tells(self) -> bool:
+        """Whether the scheduler must hear of each step what was seen."""
+        return self.shows_tokens or self.aborts
 
     @property
     def aborts(self) -> bool:
@@ -155,7 +168,7 @@ class SteeringProgram:
     @property
     def holds_back(self) -> bool:
         """Whether a generated token may leave only when the model has read it."""
-        return self.aborts or (self.readout is not None and can_meet(self.readout.tokens, GENERATED))
+        return self.aborts or self.shows(GENERATED)
 
 
 def _rule(value: Mapping[str, Any]) -> Rule:

@@ -54,12 +54,6 @@ FOREIGN_XARGS = {
     "apply_hooks": "vllm-lens",
 }
 
-PLANNED = {
-    "tokens": "receipts per token",
-}
-"""Words of the planned wire that this version does not know: refused by name rather than as a misspelling."""
-
-
 CHOOSING_TOKENS = f"tokens are 'all', 'prompt' or 'generated', or an object with one of {', '.join(TOKEN_OBJECTS)}"
 
 A_FEATURE = (
@@ -185,11 +179,6 @@ def _refusal(exc: ValidationError, steering: Any) -> RequestError:
     error = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
     path = json_path(error["loc"], steering)
     key = error["loc"][-1] if error["loc"] else None
-    asked = key if error["type"] == "extra_forbidden" else error.get("input")
-    if isinstance(asked, Mapping):
-        asked = asked.get("op") if error["type"] == "union_tag_invalid" else next(iter(asked), None)
-    if isinstance(asked, str) and asked in PLANNED:
-        return InvalidSteeringError(f"{path}: this version of saeclamp does not support {PLANNED[asked]} yet.", path)
     if error["type"] == "extra_forbidden":
         known = _known_fields(error["loc"])
         of_interventions = {name for model in OPERATIONS.values() for name in model.model_fields}
@@ -199,7 +188,8 @@ def _refusal(exc: ValidationError, steering: Any) -> RequestError:
             f"{path}: unknown field {key!r}.{did_you_mean(str(key), known)} Known: {', '.join(known)}.", path
         )
     if error["type"] == "union_tag_invalid" and error["loc"][-1:] != ("tokens",) and not _is_condition(error["loc"]):
-        known = [*map(str, OPERATIONS)]
+        asked, known = error.get("input"), [*map(str, OPERATIONS)]
+        asked = asked.get("op") if isinstance(asked, Mapping) else asked
         return InvalidSteeringError(
             f"{path}: unknown operation {asked!r}.{did_you_mean(str(asked), known)} Known: {', '.join(known)}.", path
         )

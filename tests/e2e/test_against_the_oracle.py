@@ -8,7 +8,7 @@ import torch
 from tests.bundled import ACT, GOLDEN_GATE, LAYER, MAX_ACT, OTHERS, STRENGTH, UNNAMED
 from tests.e2e.agreement import assert_agreement
 from tests.e2e.serving import Server
-from tests.reference import Move, ReferenceModel
+from tests.reference import Move, ReferenceModel, ReferenceSAE
 from transformers import PreTrainedTokenizerBase
 
 from saeclamp_saes.library.names import BUNDLED
@@ -164,3 +164,7 @@ def test_max_act_is_a_multiple_of_the_stored_maximum(server: Server, tokenizer: 
     assert in_act["choices"][0]["text"] == in_max_act["choices"][0]["text"]
     assert in_max_act["steering"]["interventions"][0]["value_act"] == MAX_ACT / 2
     assert in_act["steering"]["spec"] == in_max_act["steering"]["spec"]
+
+
+def test_the_bundled_sae_is_the_one_the_oracle_reads() -> None:
+    assert ReferenceSAE(BUNDLED["bundled"]).reads == f"blocks.{LAYER}.hook_resid_post"

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tests.e2e.agreement import assert_choice_agrees, on_the_wire
 from tests.e2e.checkpoints import SPECIAL_IDS
 from tests.e2e.serving import Server
-from tests.e2e.test_other_engines import tiny_engine
+from tests.e2e.tiny_engine import tiny_engine
 from tests.reference import Move, ReferenceModel, touched_positions
 
 TOLERANCE = 1e-4

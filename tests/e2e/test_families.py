@@ -18,6 +18,8 @@ STREAM = {"first": (0, "hook_resid_pre"), "middle": (1, "hook_resid_post"), "las
 ADDED = {"attention": (2, "hook_attn_out"), "mlp": (1, "hook_mlp_out")}
 
 FAMILIES = {
+    "qwen2": STREAM | ADDED,
+    "qwen3": STREAM | ADDED,
     "mistral": STREAM | ADDED,
     "phi3": STREAM | ADDED,
     "qwen2_moe": STREAM | ADDED,

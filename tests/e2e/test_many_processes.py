@@ -11,8 +11,8 @@ import pytest
 from tests.e2e.agreement import assert_agreement, on_the_wire, rules_on_the_wire
 from tests.e2e.checkpoints import SPECIAL_IDS
 from tests.e2e.serving import Server
-from tests.e2e.test_other_engines import MOVES, tiny_engine
 from tests.e2e.test_rules import completed, streamed_choices
+from tests.e2e.tiny_engine import MOVES, tiny_engine
 from tests.reference import Compared, Move, ReferenceModel, When
 
 DRAFTS = '{"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4, "prompt_lookup_min": 2}'
@@ -76,6 +76,7 @@ class Case(NamedTuple):
             "interventions": on_the_wire(self.moves),
             "rules": rules_on_the_wire([self.rule]),
             "readout": {"features": ["low/3", "high/7"], "top_k": 2},
+            "receipt": "tokens",
         }
         return completed(server, self.prompt, steering, max_tokens=NUM_NEW)
 
@@ -95,12 +96,37 @@ def assert_everything(case: Case, answer: dict[str, Any], oracle: ReferenceModel
             low, high = (float(shown.acts[sae][token["position"], index]) for sae, index in (("low", 3), ("high", 7)))
             assert list(token["features"].values()) == pytest.approx([low, high], abs=1e-3)
             assert token["token_id"] == ids[token["position"]]
+    assert_itemised(case, answer, oracle)
     (held,) = shown.held
     assert [(item["token"], item["num_tokens"]) for item in answer["steering"]["fired"]] == (
         [(held[0], len(held))] if held else []
     )
     generated = [token for token in choice["token_ids"] if token not in SPECIAL_IDS]
     assert answer["steering"]["interventions"][1]["tokens"] == {"prompt": 0, "generated": len(generated)}
+
+
+def assert_itemised(case: Case, answer: dict[str, Any], oracle: ReferenceModel) -> None:
+    """Every edit of every token is shown, with the oracle's activation, and they make up the summary."""
+    (choice,) = answer["choices"]
+    ids = [*case.prompt, *choice["token_ids"]]
+    moves = [*case.moves, *case.rule.then]
+    acts = oracle.forward(ids, len(case.prompt), case.moves, [case.rule], reads=["low", "high", "other"]).acts
+    shown = [
+        token for token in (*choice["steering"]["prompt_tokens"], *choice["steering"]["tokens"]) if token is not None
+    ]
+    for number, (move, item) in enumerate(zip(moves, answer["steering"]["interventions"], strict=True)):
+        made = {token["position"]: edit for token in shown for edit in token["edits"] if edit["intervention"] == number}
+        assert len(made) == item["tokens"]["prompt"] + item["tokens"]["generated"]
+        if not made:  # the rule may hold nowhere
+            assert number == len(case.moves)
+            continue
+        before = [edit["act_before"] for edit in made.values()]
+        assert before == pytest.approx([float(acts[move.sae][at, move.index]) for at in made], abs=1e-3)
+        assert item["act_before"]["mean"] == pytest.approx(sum(before) / len(before), rel=1e-5)
+        doses = [edit["dose"] for edit in made.values()]
+        assert (item["dose"]["mean"], item["dose"]["max"]) == pytest.approx(
+            (sum(doses) / len(doses), max(doses)), rel=1e-5
+        )
 
 
 def assert_aborted(server: Server, oracle: ReferenceModel, prompt: list[int], sae: str) -> None:

@@ -34,7 +34,7 @@ def loaded(folder: Path, at: Sequence[int] = (0,), moves: Sequence[tuple[int, in
         live=torch.ones(len(moves)),
     )
     step = SAEStep(dict.fromkeys(at, edits), torch.arange(len(moves)), torch.ones(len(moves), 2))
-    return LoadedSAE(folder.name, read_sae(folder), step)
+    return LoadedSAE(folder.name, read_sae(folder), step=step)
 
 
 def state(reads: list[LoadedSAE], writes: list[LoadedSAE], whole_stream: bool = True) -> SiteState:

@@ -143,7 +143,7 @@ REFUSALS = {
         steering(readout={"topk": 1}), "steering.readout.topk", "Did you mean 'top_k'?"
     ),
     "nothing at all": Refusal({"steering": {}}, "steering", "'interventions', 'rules' or 'readout'"),
-    "token receipts, later": Refusal(steering(GOOD, receipt="tokens"), "steering.receipt", "yet"),
+    "receipt of another kind": Refusal(steering(GOOD, receipt="token"), "steering.receipt", "'summary' or 'tokens'"),
     "a vector and a feature": Refusal(
         steering({"op": "add", "vector": "v", "value": 1, "feature": "bundled/5"}),
         "steering.interventions[0]",

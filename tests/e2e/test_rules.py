@@ -16,7 +16,7 @@ from tests.e2e.agreement import assert_choice_agrees, max_difference, on_the_wir
 from tests.e2e.checkpoints import SPECIAL_IDS
 from tests.e2e.serving import Server
 from tests.e2e.test_differential import BASE, FLAGS, NEAR_A_JUMP, TOLERANCE, features, kinds, prompts, scopes
-from tests.e2e.test_other_engines import tiny_engine
+from tests.e2e.tiny_engine import tiny_engine
 from tests.reference import Compared, Condition, Move, ReferenceModel, When, touched_positions
 
 NUM_BATCHES = 20
@@ -25,8 +25,8 @@ ACT_TOLERANCE = 1e-3
 
 
 MAX_FEATURES, MAX_WAITING = 20, 5
-FEW_FEATURES = ("--max-features", str(MAX_FEATURES), "--max-waiting", str(MAX_WAITING))
-"""As many as the largest request below has, so that large ones wait for each other."""
+FEW_FEATURES = ("--max-features", str(MAX_FEATURES), "--max-waiting", str(MAX_WAITING), "--offload-saes")
+"""As many as the largest request below has, so that large ones wait for each other, and rows of features come and go."""
 
 
 @pytest.fixture(scope="module")

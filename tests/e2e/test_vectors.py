@@ -19,7 +19,7 @@ from tests.e2e.checkpoints import SPECIAL_IDS, make_model
 from tests.e2e.serving import Server, serve
 from tests.e2e.streaming import chunks
 from tests.e2e.test_differential import BASE, FLAGS, TOLERANCE
-from tests.e2e.test_other_engines import tiny_engine
+from tests.e2e.tiny_engine import tiny_engine
 from tests.reference import Compared, Move, ReferenceModel, When
 from tests.reference_vector import ReferenceVector
 from torch import Tensor

@@ -25,7 +25,12 @@ from saeclamp_server.preflight import check_vllm, open_saes, read_model
 
 FLAGS: dict[str, Any] = {
     **TESTED,
-    **{"api_server_count": None, "speculative_config": None, "data_parallel_size": 1, "data_parallel_size_local": None},
+    "api_server_count": None,
+    "speculative_config": None,
+    "async_scheduling": None,
+    "pipeline_parallel_size": 1,
+    "data_parallel_size": 1,
+    "data_parallel_size_local": None,
 }
 BEFORE_LONG_WORK_S = 40
 """Importing torch and transformers on a busy machine; an engine would not have started by then."""
@@ -126,6 +131,14 @@ def test_drafts_of_another_model_are_refused() -> None:
     refuse_untested(Namespace(**{**FLAGS, "speculative_config": {"method": "ngram"}}))
     with pytest.raises(StartupError, match="only the method ngram"):
         refuse_untested(Namespace(**{**FLAGS, "speculative_config": {"method": "eagle"}}))
+
+
+@pytest.mark.parametrize("setting", [{"speculative_config": {"method": "ngram"}}, {"async_scheduling": True}])
+def test_what_vllm_cannot_do_in_a_pipeline_is_refused(setting: dict[str, Any]) -> None:
+    refuse_untested(Namespace(**{**FLAGS, **setting}))
+    refuse_untested(Namespace(**{**FLAGS, "pipeline_parallel_size": 2}))
+    with pytest.raises(StartupError, match="--pipeline-parallel-size"):
+        refuse_untested(Namespace(**{**FLAGS, **setting, "pipeline_parallel_size": 2}))
 
 
 def test_an_sae_of_another_width(model: Path, tmp_path: Path) -> None:

@@ -21,7 +21,12 @@ def program(aborts: bool = True, readout: Readout | None = None) -> SteeringProg
 
 
 def readings(*positions: int) -> Readings:
-    return Readings([*positions], [[float(at)] for at in positions], {"a": [[(at, 1.0)] for at in positions]})
+    return Readings(
+        [*positions],
+        [[float(at)] for at in positions],
+        {"a": [[(at, 1.0)] for at in positions]},
+        [[(0, float(at), 0.5)] for at in positions],
+    )
 
 
 def tokens_of(holding: Holding[int], told: Told, tokens: list[int], finish: Finish | None = None) -> list[int]:

@@ -6,11 +6,11 @@ import torch
 
 from saeclamp_server.engine.board import Board, TopStep, strongest
 from saeclamp_server.engine.firings import Firings
-from saeclamp_server.engine.mapping import Places, Span
+from saeclamp_server.engine.mapping import Places, Span, pairs_by_sae
 from saeclamp_server.engine.placed import Held, PlacedProgram
 from saeclamp_server.engine.telling import see
-from saeclamp_server.program import Readout, SteeringProgram
-from saeclamp_server.scopes import ALL
+from saeclamp_server.program import Edit, Readout, SteeringProgram
+from saeclamp_server.scopes import ALL, GENERATED
 
 CPU = torch.device("cpu")
 
@@ -28,3 +28,29 @@ def test_a_token_without_active_features_is_told_from_a_special_one() -> None:
     assert readings is not None
     assert readings.positions == [1, 2, 3]
     assert readings.top == {"a": [[(2, 5.0), (1, 2.0)], [], None]}
+
+
+def test_each_edit_that_was_made_is_told_beside_what_was_read_elsewhere() -> None:
+    edits = (Edit("a", 2, "add", 1.0, tokens=GENERATED), Edit("a", 1, "add", 1.0))
+    program = SteeringProgram(
+        edits, (("a", "sha"),), (), Readout(top_k=1, saes=("a",), tokens=GENERATED), itemised=True
+    )
+    placed = PlacedProgram.place(program, {"a": Held(3, "sha")}, 2)
+    spans = [Span(placed, 0, 3, 0, 2, 0, 0), Span(placed, 3, 1, 7, 2, 7, 2)]
+    places, board = Places(spans), Board(Firings(CPU))
+    board.begin(1, 1, {}, places.all_items)
+    pairs = pairs_by_sae(spans, places)["a"]
+    for row, feature, item in zip(pairs.batch_row.tolist(), pairs.feature.tolist(), pairs.item.tolist(), strict=True):
+        if (row, feature) != (2, 1):  # as if it were a special token
+            board.items[item] = torch.tensor([10.0 * row + feature, 0.25])
+    board.top["a"] = strongest(
+        torch.tensor([[0.0, 0.0, 5.0], [6.0, 0.0, 0.0]]), TopStep(torch.arange(2), torch.ones(2) > 0, 1)
+    )
+    fetch = see({"one": spans[0], "two": spans[1]}, places, board, torch.empty(0, dtype=torch.int64), {})
+    assert fetch is not None
+    one, two = (fetch()[name].readings for name in ("one", "two"))
+    assert one is not None
+    assert two is not None
+    assert (one.positions, one.edits) == ([1, 2], [[(1, 11.0, 0.25)], [(0, 22.0, 0.25)]])
+    assert one.top == {"a": [None, [(2, 5.0)]]}
+    assert (two.positions, two.edits, two.top) == ([7], [[(0, 32.0, 0.25), (1, 31.0, 0.25)]], {"a": [[(0, 6.0)]]})

@@ -34,11 +34,12 @@ from saeclamp.types.receipts import (
     Receipt,
     Summary,
     TokenCounts,
+    TokenEdit,
     TokenReadout,
     TopFeature,
 )
 from saeclamp.types.rules import CONDITIONS, AllOf, AnyOf, Condition, FeatureCondition, Not, Rule, comparisons
-from saeclamp.types.steering import Readout, Steering, as_steering, extra_body
+from saeclamp.types.steering import Readout, ReceiptKind, Steering, as_steering, extra_body
 from saeclamp.types.tokens import TOKEN_OBJECTS, After, First, Positions, Role, Roles, Tokens
 from saeclamp.types.vectors import StoredVector
 
@@ -77,6 +78,7 @@ __all__ = [
     "Roles",
     "Tokens",
     "Readout",
+    "ReceiptKind",
     "Steering",
     "as_steering",
     "extra_body",
@@ -86,6 +88,7 @@ __all__ = [
     "Receipt",
     "Summary",
     "TokenCounts",
+    "TokenEdit",
     "TokenReadout",
     "TopFeature",
     "StoredVector",

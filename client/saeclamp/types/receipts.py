@@ -84,8 +84,19 @@ class TopFeature(_Receipt):
     act: float
 
 
+class TokenEdit(_Receipt):
+    """What one intervention did at one token."""
+
+    intervention: int
+    """Which of the receipt's interventions."""
+    act_before: float
+    """In the encoder's units."""
+    dose: float
+    """In the unit of the intervention's `dose`."""
+
+
 class TokenReadout(_Receipt):
-    """What was read at one token."""
+    """What was read at one token, and done."""
 
     position: int
     """In the request, its prompt included."""
@@ -94,13 +105,18 @@ class TokenReadout(_Receipt):
     """Activations by the feature's name in the request, in the encoder's units."""
     top: dict[str, list[TopFeature]] = {}
     """The strongest features by SAE, strongest first; only those that are active."""
+    edits: list[TokenEdit] = []
+    """With `receipt="tokens"`, what the interventions did that acted here."""
 
 
 class ChoiceReadout(_Receipt):
     """`choices[i].steering`; in a stream, that of the tokens of this chunk."""
 
     tokens: list[TokenReadout | None] = []
-    """Aligned with the generated tokens; None where a token was not asked for, is a special one, or ended the answer."""
+    """
+    Aligned with the generated tokens; None where a token was not asked for, was not edited, is a special one, or ended the
+    answer.
+    """
     prompt_tokens: list[TokenReadout | None] | None = None
     """Aligned with the prompt's tokens, where these were asked for; in a stream, in the first chunk."""
 

@@ -12,6 +12,9 @@ from saeclamp.types.interventions import Feature, Intervention, Operation
 from saeclamp.types.rules import Rule
 from saeclamp.types.tokens import SpecialTokens, Tokens
 
+ReceiptKind = Literal["none", "summary", "tokens"]
+"""Nothing, one summary of the whole response, or beside it what was done at each token."""
+
 
 class Readout(Request):
     """Which activations the response is to show, for each token, as they are before any edit at their layer."""
@@ -42,7 +45,7 @@ class Steering(Request):
     interventions: Annotated[tuple[Intervention, ...], Field(max_length=MAX_INTERVENTIONS)] = ()
     rules: Annotated[tuple[Rule, ...], Field(max_length=MAX_RULES)] = ()
     readout: Readout | None = None
-    receipt: Literal["none", "summary"] = "summary"
+    receipt: ReceiptKind = "summary"
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> Steering:
@@ -60,7 +63,7 @@ class Steering(Request):
         return {name: part for name, part in parts.items() if part != []}
 
 
-def extra_body(*interventions: Operation, receipt: Literal["none", "summary"] = "summary") -> dict[str, Any]:
+def extra_body(*interventions: Operation, receipt: ReceiptKind = "summary") -> dict[str, Any]:
     """
     Build the `extra_body` that openai-python merges into a request.
 
@@ -72,7 +75,7 @@ def extra_body(*interventions: Operation, receipt: Literal["none", "summary"] = 
 
 def as_steering(
     steering: Steering | Operation | Iterable[Operation] | dict[str, Any],
-    receipt: Literal["none", "summary"] | None = None,
+    receipt: ReceiptKind | None = None,
 ) -> Steering:
     """
     Accept what a caller finds natural: a `Steering`, its JSON, one intervention, or several.

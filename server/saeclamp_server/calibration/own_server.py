@@ -24,6 +24,9 @@ PROGRESS_S = 20
 STOP_S = 20
 """How long a server that was told to end may take."""
 
+DYING_S = 2.0
+"""How long a server that does not answer any more may take to be gone."""
+
 PR_SET_PDEATHSIG = 1
 
 MODULE = (sys.executable, "-m", "saeclamp_server")
@@ -53,11 +56,9 @@ def own_server(
             try:
                 yield url
             except CalibrationError as exc:
-                if process.poll() is not None:
-                    raise CalibrationError(
-                        f"The server has ended: {last_words(log)} The same command goes on."
-                    ) from exc
-                raise
+                if not _is_dying(process):
+                    raise
+                raise CalibrationError(f"The server has ended: {last_words(log)} The same command goes on.") from exc
         finally:
             _end(process)
 
@@ -80,6 +81,15 @@ def _start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
             preexec_fn=end_with_parent,
             env=environment,
         )
+
+
+def _is_dying(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it has ended, or does soon: its connections close before it is gone."""
+    try:
+        process.wait(DYING_S)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path, say: Callable[[str], None]) -> None:

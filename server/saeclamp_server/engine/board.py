@@ -62,15 +62,20 @@ class Board:
     """(num_acts,) fp32; NaN where nothing was read"""
     verdicts: Tensor = field(default_factory=lambda: torch.empty(0))
     """(num_verdicts,) fp32, 0 or 1; the first is 1"""
+    items: Tensor = field(default_factory=lambda: torch.empty(0, 2))
+    """(num_items, 2) fp32, of edits that are shown: activation before, dose; NaN where none was made"""
     rules: Mapping[int, Sequence[RuleStep]] = field(default_factory=dict)
     """By number of the site where they are decided."""
     top: dict[str, Top] = field(default_factory=dict)
     """By SAE."""
 
-    def begin(self, num_acts: int, num_verdicts: int, rules: Mapping[int, Sequence[RuleStep]]) -> None:
+    def begin(
+        self, num_acts: int, num_verdicts: int, rules: Mapping[int, Sequence[RuleStep]], num_items: int = 1
+    ) -> None:
         """Make room for the coming forward."""
         device = self.firings.device
         self.acts = torch.full((num_acts,), float("nan"), device=device)
+        self.items = torch.full((num_items, 2), float("nan"), device=device)
         self.verdicts = torch.zeros(num_verdicts, device=device)
         self.verdicts[0] = 1.0
         self.rules, self.top = rules, {}

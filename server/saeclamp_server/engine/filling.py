@@ -54,13 +54,13 @@ class Filler:
         rules: dict[int, list[RuleStep]] = {}
         for rows in rule_rows(spans, places):
             rules.setdefault(rows.place, []).append(self._rule(rows, is_special))
-        self._board.begin(places.num_acts, places.num_verdicts, rules)
+        self._board.begin(places.num_acts, places.num_verdicts, rules, places.all_items)
         gathered = [self._gather(number, wanted) for number in range(len(self._sites))]
         for loaded in self._saes:
             loaded.before = None
             loaded.step = None
             if any(loaded.name in part for part in wanted):
-                loaded.step = self._step(loaded.name, wanted, gathered, is_special)
+                loaded.step = self._step(loaded, wanted, gathered, is_special)
         return places
 
     def _gather(self, number: int, wanted: _Wanted) -> _Gathered:
@@ -78,8 +78,14 @@ class Filler:
         parts = np.split(token, np.cumsum([len(part) for part in here.values()])[:-1])
         return {key: self._to_device(part) for key, part in zip(here, parts, strict=True)}
 
-    def _step(self, name: str, wanted: _Wanted, gathered: Sequence[_Gathered], is_special: Tensor) -> SAEStep:
-        sae_pairs = wanted.pairs.get(name) or no_pairs()
+    def _step(self, loaded: LoadedSAE, wanted: _Wanted, gathered: Sequence[_Gathered], is_special: Tensor) -> SAEStep:
+        name, bank = loaded.name, loaded.bank
+        sae_pairs, looks = wanted.pairs.get(name) or no_pairs(), wanted.looks.get(name)
+        if bank is not None:
+            bank.hold(np.concatenate((sae_pairs.feature, looks.feature)) if looks else sae_pairs.feature)
+            loaded.sae = bank.sae
+            sae_pairs = sae_pairs._replace(feature=bank.rows(sae_pairs.feature))
+            looks = looks and looks._replace(feature=bank.rows(looks.feature))
         live = self._live(sae_pairs.batch_row, sae_pairs.special, is_special).float()
         feature, moves = self._to_device(sae_pairs.feature), self._to_device(sae_pairs.moves)
         distinct = self._distinct(sae_pairs.feature, sae_pairs.batch_row)
@@ -94,7 +100,8 @@ class Filler:
             counts=self._to_device(np.stack((sae_pairs.prompt, sae_pairs.generated), axis=1)).float(),
             batch_row=self._to_device(sae_pairs.batch_row),
             verdict=self._to_device(sae_pairs.verdict) if sae_pairs.verdict.any() else None,
-            looks=self._looks(name, wanted.looks.get(name), gathered, is_special),
+            item=self._to_device(sae_pairs.item) if sae_pairs.item.any() else None,
+            looks=self._looks(name, looks, gathered, is_special),
             top=self._top(name, wanted.tops.get(name), gathered, is_special),
         )
 

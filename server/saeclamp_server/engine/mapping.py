@@ -46,6 +46,9 @@ class Numbers(NamedTuple):
     first_verdict: NDArray[np.int64]
     """Where its verdicts begin: (num_rules, num_tokens), row after row."""
     num_looks: NDArray[np.int64]
+    first_item: NDArray[np.int64]
+    """Where its items, edits that are shown, begin: (num_tokens, num_items), row after row."""
+    num_items: NDArray[np.int64]
 
 
 class SAEPairs(NamedTuple):
@@ -66,13 +69,15 @@ class SAEPairs(NamedTuple):
     """Is this a generated position that was not counted before?"""
     verdict: NDArray[np.int64]
     """Place of the verdict on which it depends; 0: on none."""
+    item: NDArray[np.int64]
+    """Place where it is shown; 0: nowhere."""
 
 
 def no_pairs() -> SAEPairs:
     """Pairs of an SAE of which nothing is moved."""
     integers, booleans = np.zeros(0, np.int64), np.zeros(0, np.bool_)
     moves = np.zeros((0, 4), np.float32)
-    return SAEPairs(integers, integers, moves, booleans, integers, booleans, booleans, integers)
+    return SAEPairs(integers, integers, moves, booleans, integers, booleans, booleans, integers, integers)
 
 
 class LookPairs(NamedTuple):
@@ -87,25 +92,34 @@ class LookPairs(NamedTuple):
 
 
 class Places:
-    """Where a step's activations and verdicts lie. Place 0 of either is taken: of no activation, and of `always`."""
+    """
+    Where a step's activations, verdicts and items lie.
+
+    Place 0 of each is taken: it is of no activation, of the verdict `always`, and of edits that are not shown.
+    """
 
     def __init__(self, spans: Sequence[Span]) -> None:
         num_tokens = np.array([span.num_tokens for span in spans], np.int64)
         self.num_looks = np.array([span.program.num_looks for span in spans], np.int64)
+        self.num_items = np.array([span.program.num_items for span in spans], np.int64)
         num_rules = np.array([len(span.program.rules) for span in spans], np.int64)
-        ends = 1 + np.cumsum(num_tokens * self.num_looks)
-        self.first_act = ends - num_tokens * self.num_looks
-        self.num_acts = int(ends[-1]) if len(spans) else 1
-        ends = 1 + np.cumsum(num_tokens * num_rules)
-        self.first_verdict = ends - num_tokens * num_rules
-        self.num_verdicts = int(ends[-1]) if len(spans) else 1
+        self.first_act, self.num_acts = _laid_out(num_tokens * self.num_looks)
+        self.first_verdict, self.num_verdicts = _laid_out(num_tokens * num_rules)
+        self.first_item, self.all_items = _laid_out(num_tokens * self.num_items)
+
+
+def _laid_out(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+    """Lay parts of these sizes one after the other behind place 0: where each begins, and the size of the whole."""
+    ends = 1 + np.cumsum(sizes)
+    return ends - sizes, int(ends[-1]) if len(sizes) else 1
 
 
 def numbers(spans: Sequence[Span], places: Places, which: Sequence[int]) -> Numbers:
     """Columns of some of the spans."""
     columns = np.array([spans[number][1:] for number in which], np.int64).reshape(len(which), 7).T
     chosen = np.array(which, np.int64)
-    return Numbers._make([*columns, places.first_act[chosen], places.first_verdict[chosen], places.num_looks[chosen]])
+    laid = (places.first_act, places.first_verdict, places.num_looks, places.first_item, places.num_items)
+    return Numbers._make([*columns, *(column[chosen] for column in laid)])
 
 
 def pairs_by_sae(spans: Iterable[Span], places: Places | None = None) -> dict[str, SAEPairs]:
@@ -156,6 +170,7 @@ def _edit_pairs(span: Numbers, parts: Sequence[SAEEdits]) -> SAEPairs:
         prompt=new & ~generated,
         generated=new & generated,
         verdict=np.where(rule < 0, 0, span.first_verdict[of] + rule * span.num_tokens[of] + token),
+        item=np.where(span.num_items[of] == 0, 0, span.first_item[of] + token * span.num_items[of] + edits.edit[edit]),
     )
     touched = _touched(positions, edits.start[edit], edits.end[edit], special)
     return SAEPairs._make(column[touched] for column in pairs)

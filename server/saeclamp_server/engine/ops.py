@@ -20,6 +20,7 @@ from saeclamp_saes.clamping import Acts, Edits, Pairs, read_acts, written
 from saeclamp_server.engine.board import Board, TopStep, strongest
 from saeclamp_server.engine.ledger import Ledger
 from saeclamp_server.engine.probe import Probe
+from saeclamp_server.engine.row_bank import RowBank
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class SAEStep:
     """(num_pairs,) int64, row of the step's token batch; needed where the ledger holds"""
     verdict: Tensor | None = None
     """(num_pairs,) int64, place of the verdict on which each pair depends; None where none depends on any"""
+    item: Tensor | None = None
+    """(num_pairs,) int64, place where each pair is shown; None where none is"""
     looks: Looks | None = None
     """Activations that are looked at beside those of the edits."""
     top: TopStep | None = None
@@ -64,10 +67,18 @@ class LoadedSAE:
 
     name: str
     sae: SAE
+    """As its step names features: whole, or the rows of the bank."""
+    bank: RowBank | None = None
+    """Where it is not whole on the device."""
     step: SAEStep | None = None
     """None where it touches no token."""
     before: Acts | None = None
     """Read in this forward; carried from where it reads to where it writes."""
+
+    @property
+    def whole(self) -> SAE:
+        """All its features, maybe in the host's memory."""
+        return self.sae if self.bank is None else self.bank.whole
 
 
 @dataclass
@@ -157,7 +168,9 @@ def _read(board: Board, loaded: LoadedSAE, step: SAEStep, x: Tensor, number: int
         loaded.before = Acts(acts[:num_edits], scale[:num_edits])
         board.acts[looks.act] = torch.where(looks.is_seen, acts[num_edits:], float("nan"))
     if top is not None:
-        board.top[loaded.name] = strongest(loaded.sae.encode(x[top.token]), top)
+        whole = loaded.whole
+        acts = whole.encode(x[top.token].to(whole.W_enc.device)).to(x.device)
+        board.top[loaded.name] = strongest(acts, top)
 
 
 def _lengths(state: SiteState, x: Tensor, residual: Tensor | None, tokens: Tensor) -> Tensor:
@@ -186,16 +199,18 @@ def _change(state: SiteState, number: int, lengths: Tensor, shape: torch.Size) -
         delta += change
         if write == 0:
             length = lengths[edits.token].clamp_min(torch.finfo(torch.float32).tiny)
-            _record(state.ledger, step, edits.live, loaded.before.acts, pushes / length)
+            _record(state, step, edits.live, loaded.before.acts, pushes / length)
     return delta
 
 
-def _record(ledger: Ledger, step: SAEStep, live: Tensor, acts: Tensor, dose: Tensor) -> None:
+def _record(state: SiteState, step: SAEStep, live: Tensor, acts: Tensor, dose: Tensor) -> None:
     counts = step.counts * live[:, None]
     measured = counts.sum(dim=1)
     sums = torch.stack((counts[:, 0], counts[:, 1], acts * measured, dose * measured), dim=1)
     peaks = torch.where(measured[:, None] > 0, torch.stack((acts, dose), dim=1), float("-inf"))
-    ledger.add(step.slot, sums, peaks, step.batch_row)
+    state.ledger.add(step.slot, sums, peaks, step.batch_row)
+    if step.item is not None:
+        state.board.items[step.item] = torch.where(live[:, None] > 0, torch.stack((acts, dose), dim=1), float("nan"))
 
 
 def _steer_fake(hidden: Tensor, residual: Tensor | None, number: int) -> None:

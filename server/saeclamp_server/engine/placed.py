@@ -107,6 +107,10 @@ class PlacedProgram:
     num_looks: int
     rules: tuple[PlacedRule, ...]
     readout: PlacedReadout | None
+    itemised: bool
+    """Whether each edit of each token is shown."""
+    tells: bool
+    """Whether the scheduler must hear of each step what was seen."""
 
     @classmethod
     def place(cls, program: SteeringProgram, held: Mapping[str, Held], prompt_len: int) -> PlacedProgram:
@@ -124,12 +128,21 @@ class PlacedProgram:
         looks = _Looks(held)
         rules = tuple(_rule(rule, looks, held, prompt_len) for rule in program.rules)
         readout = _readout(program, looks, prompt_len)
-        return cls(_edits(program, held, prompt_len), len(program.edits), looks.columns(), looks.num, rules, readout)
+        return cls(
+            saes=_edits(program, held, prompt_len),
+            num_edits=len(program.edits),
+            looks=looks.columns(),
+            num_looks=looks.num,
+            rules=rules,
+            readout=readout,
+            itemised=program.itemised,
+            tells=program.tells,
+        )
 
     @property
-    def tells(self) -> bool:
-        """Whether the scheduler must hear of each step what was seen."""
-        return self.readout is not None or any(rule.aborts for rule in self.rules)
+    def num_items(self) -> int:
+        """How many edits of a token are shown, if they are made."""
+        return self.num_edits if self.itemised else 0
 
 
 def _with_rows(program: SteeringProgram, held: Mapping[str, Held]) -> SteeringProgram:

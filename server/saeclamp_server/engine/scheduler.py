@@ -71,7 +71,7 @@ class _Steering:
         unsteered, request.block_hashes = request.block_hashes, []
         try:
             program = SteeringProgram.from_json(payload["program"])
-            if program.readout is not None or program.holds_back:
+            if program.tells:
                 self._held[request.request_id] = _Held(program, request)
             if hasher is not None:  # else there is no prefix cache
                 edited = EditedBlocks(program, request.num_prompt_tokens, self._secret)

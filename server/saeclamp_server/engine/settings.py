@@ -108,7 +108,8 @@ def parse_vllm_args(
             args.dtype = "float32"  # faster than bfloat16 on CPUs without bf16 instructions, and exact
     args.worker_cls = _worker_class(current_platform)
     args.scheduler_cls = "saeclamp_server.engine.scheduler.make_scheduler"
-    args.additional_config = {**(args.additional_config or {}), **_worker_config(args, saes, places)}
+    num_rows = options.max_features if options.offload_saes else None
+    args.additional_config = {**(args.additional_config or {}), **_worker_config(args, saes, places, num_rows)}
     if current_platform.is_cuda():
         _leave_the_op_out_of_cuda_graphs(args)
     args.api_server_count = None
@@ -155,7 +156,9 @@ def _worker_class(platform: Any) -> str:
     raise StartupError(f"The platform {platform.device_name!r} is not supported; CPU and NVIDIA GPUs are.")
 
 
-def _worker_config(args: Namespace, saes: Mapping[str, SAEEntry], places: Sequence[Place]) -> dict[str, Any]:
+def _worker_config(
+    args: Namespace, saes: Mapping[str, SAEEntry], places: Sequence[Place], num_rows: int | None
+) -> dict[str, Any]:
     """
     What the worker is told. vLLM hashes it into its compile-cache key, so a graph without hooks is never loaded for one
     with them.
@@ -169,6 +172,7 @@ def _worker_config(args: Namespace, saes: Mapping[str, SAEEntry], places: Sequen
                     "options": str(sae.options),
                     "files": [str(path) for path in sae.summary.files],
                     "sha256": sae.sha256,
+                    "num_rows": num_rows,
                     "sites": [str(site) for site in (*sae.summary.reads, *sae.summary.writes)],
                 }
                 for sae in saes.values()

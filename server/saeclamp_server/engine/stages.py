@@ -3,7 +3,7 @@ Pipeline stages: what a forward has shown goes on to the next stage, beside the 
 
 Every stage plans the whole step, with the same rows at the same places, and runs the ops of its own layers. What later
 layers need of earlier ones is activations, verdicts of rules, where rules that end the answer held, and the readings of SAEs
-that write at a later stage; what the last stage tells also needs the strongest features.
+that write at a later stage; what the last stage tells also needs the strongest features, and the edits that are shown.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Boundary:
 
         firsts: (num_rules,) int64, of the step's rules that end an answer: the first position at which each held
         """
-        floats, ints = [self._board.acts, self._board.verdicts], [firsts]
+        floats, ints = [self._board.acts, self._board.verdicts, self._board.items], [firsts]
         for loaded in self._with_edits():
             assert loaded.before is not None, "an SAE reads before it writes"
             floats += loaded.before
@@ -60,13 +60,14 @@ class Boundary:
         floats, ints = _Reader(sent.pop(FLOATS).clone()), _Reader(sent.pop(INTS).clone())
         self._board.acts = floats.take(len(self._board.acts))
         self._board.verdicts = floats.take(len(self._board.verdicts))
+        self._board.items = floats.take(self._board.items.numel()).view(-1, 2)
         firsts = ints.take(num_rules)
         for loaded in self._with_edits():
             num_pairs = len(loaded.step.slot)  # type: ignore[union-attr]
             loaded.before = Acts(floats.take(num_pairs), floats.take(num_pairs))
         for loaded in self._with_top():
             top = loaded.step.top  # type: ignore[union-attr]
-            shape = len(top.token), min(top.top_k, loaded.sae.d_sae)  # type: ignore[union-attr]
+            shape = len(top.token), min(top.top_k, loaded.whole.d_sae)  # type: ignore[union-attr]
             acts, features = (part.take(shape[0] * shape[1]).view(shape) for part in (floats, ints))
             self._board.top[loaded.name] = Top(acts, features)
         if not floats.is_empty or not ints.is_empty:

@@ -28,6 +28,8 @@ class Readings:
     """Of each position, the readout's named features; None where a special token was not to be looked at."""
     top: dict[str, list[list[tuple[int, float]] | None]]
     """By SAE, of each position: (index, activation) of the strongest features that are active; None as in `acts`."""
+    edits: list[list[tuple[int, float, float]]]
+    """Of each position: (number of the edit, activation before, dose) of the edits that were made; empty unless itemised."""
 
     def between(self, start: int, end: int | None) -> Readings:
         """Those at positions from `start` (included) to `end` (excluded; None: all)."""
@@ -36,6 +38,7 @@ class Readings:
             [self.positions[n] for n in kept],
             [self.acts[n] for n in kept],
             {sae: [rows[n] for n in kept] for sae, rows in self.top.items()},
+            [self.edits[n] for n in kept],
         )
 
     @classmethod
@@ -46,6 +49,7 @@ class Readings:
             [at for part in parts for at in part.positions],
             [acts for part in parts for acts in part.acts],
             {sae: [row for part in parts for row in part.top[sae]] for sae in saes},
+            [edits for part in parts for edits in part.edits],
         )
 
 
@@ -82,24 +86,29 @@ def see(
     telling = {request_id: span for request_id, span in spans.items() if span.program.tells}
     if not telling and not failures:
         return None
-    acts, top = board.acts, dict(board.top)
-    starts = dict(zip(spans, places.first_act.tolist(), strict=True))
+    acts, items, top = board.acts, board.items, dict(board.top)
+    starts = dict(zip(spans, zip(places.first_act.tolist(), places.first_item.tolist(), strict=True), strict=True))
 
     def fetch() -> dict[str, Told]:
         told = {request_id: Told(0, 0, failure=reason) for request_id, reason in failures.items()}
-        all_firsts, all_acts = firsts.tolist(), acts.cpu().numpy()
+        all_firsts, all_acts, all_items = firsts.tolist(), acts.cpu().numpy(), items.cpu().numpy()
         tops = {sae: _Rows(found.acts.tolist(), found.features.tolist()) for sae, found in top.items()}
         next_first = 0
         for request_id, span in telling.items():
             num = len(_aborting(span))
             first = min(all_firsts[next_first : next_first + num], default=FOREVER)
             next_first += num
-            start = starts[request_id]
+            first_act, first_item = starts[request_id]
             told[request_id] = Told(
                 position=span.position,
                 num_tokens=span.num_tokens,
                 abort=None if first == FOREVER else first,
-                readings=_readings(span, all_acts[start : start + span.num_tokens * span.program.num_looks], tops),
+                readings=_readings(
+                    span,
+                    all_acts[first_act : first_act + span.num_tokens * span.program.num_looks],
+                    all_items[first_item : first_item + span.num_tokens * span.program.num_items],
+                    tops,
+                ),
             )
         return told
 
@@ -126,15 +135,33 @@ class _Rows:
         return None if math.isnan(acts[0]) else [(i, act) for i, act in zip(index, acts, strict=True) if act != 0]
 
 
-def _readings(span: Span, acts: Any, tops: Mapping[str, _Rows]) -> Readings | None:
-    """`acts` is the span's part of the board, (num_tokens * num_looks,)."""
-    readout = span.program.readout
-    if readout is None:
+def _readings(span: Span, acts: Any, items: Any, tops: Mapping[str, _Rows]) -> Readings | None:
+    """
+    Read a span's parts of the board.
+
+    acts:  (num_tokens * num_looks,)
+    items: (num_tokens * num_items, 2)
+    """
+    program, readout = span.program, span.program.readout
+    if readout is None and not program.itemised:
         return None
-    at = np.flatnonzero(shown(span))
-    named = acts.reshape(span.num_tokens, span.program.num_looks)[at][:, readout.looks]
+    items = items.reshape(span.num_tokens, program.num_items, 2)
+    is_shown = shown(span)
+    at = np.flatnonzero(is_shown | ~np.isnan(items[:, :, 0]).all(axis=1))
+    named = acts.reshape(span.num_tokens, program.num_looks)[:, readout.looks if readout else []]
+    top: dict[str, list[list[tuple[int, float]] | None]] = {}
+    if readout is not None:
+        num_shown = int(is_shown.sum())
+        top = {sae: tops[sae].take(num_shown, readout.top_k) if num_shown else [] for sae in readout.saes}
+    nth_shown = np.cumsum(is_shown) - 1
     return Readings(
         positions=(span.position + at).tolist(),
-        acts=[[None if np.isnan(act) else float(act) for act in row] for row in named],
-        top={sae: tops[sae].take(len(at), readout.top_k) for sae in readout.saes if len(at)},
+        acts=[[float(act) if is_shown[n] and not np.isnan(act) else None for act in named[n]] for n in at],
+        top={sae: [rows[nth_shown[n]] if is_shown[n] else None for n in at] for sae, rows in top.items()},
+        edits=[_made(items[n]) for n in at],
     )
+
+
+def _made(items: Any) -> list[tuple[int, float, float]]:
+    """`items` are a token's, (num_items, 2)."""
+    return [(edit, act, dose) for edit, (act, dose) in enumerate(items.tolist()) if not math.isnan(act)]

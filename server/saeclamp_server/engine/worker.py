@@ -24,6 +24,7 @@ from saeclamp_server.engine.live import LiveRequests
 from saeclamp_server.engine.ops import LoadedSAE, SiteState, bind
 from saeclamp_server.engine.placed import Held, vector_key
 from saeclamp_server.engine.probe import Recorded
+from saeclamp_server.engine.row_bank import RowBank
 from saeclamp_server.engine.runner import SteeredRunner
 from saeclamp_server.engine.settings import CONFIG_KEY
 from saeclamp_server.engine.stages import Boundary
@@ -57,7 +58,7 @@ class SteeringWorker:
         states = [_state(site, everything, ledger, board, layout) for site in sites]
         weights = [*(sae["sha256"] for sae in config["saes"]), *("" for _ in dictionaries)]
         held = {
-            loaded.name: Held(loaded.sae.d_sae, sha256, sites.index(layout.place_of(loaded.sae.reads[-1])))
+            loaded.name: Held(loaded.whole.d_sae, sha256, sites.index(layout.place_of(loaded.sae.reads[-1])))
             for loaded, sha256 in zip(everything, weights, strict=True)
         }
         for number, state in enumerate(states):
@@ -76,19 +77,22 @@ class SteeringWorker:
 
     def _load(self, sae: dict[str, Any], layers: range) -> LoadedSAE:
         """Read an SAE, onto the device if it acts on layers that are here."""
-        loaded = _read_checked(sae)
-        is_here = any(site.layer in layers for site in (*loaded.reads, *loaded.writes))
-        return LoadedSAE(sae["name"], loaded.to(self.device) if is_here else loaded)
+        whole = _read_checked(sae)
+        if sae["num_rows"] is not None and whole.top_k is None:
+            bank = RowBank(whole, sae["num_rows"], self.device)
+            return LoadedSAE(sae["name"], bank.sae, bank)
+        is_here = any(site.layer in layers for site in (*whole.reads, *whole.writes))
+        return LoadedSAE(sae["name"], whole.to(self.device) if is_here else whole)
 
     def strongest_features(self, name: str, count: int) -> list[int]:
         """Find the features with the longest decoder rows; a dead feature's may be empty, and could not be seen to act."""
-        (sae,) = [loaded.sae for loaded in self._saes if loaded.name == name]
+        (sae,) = [loaded.whole for loaded in self._saes if loaded.name == name]
         strongest: list[int] = sae.W_dec.norm(dim=1).topk(min(count, sae.d_sae)).indices.tolist()
         return strongest
 
     def decoder_hash(self, name: str) -> str:
         """Hash an SAE's decoder, as labels do to say whose they are."""
-        (sae,) = [loaded.sae for loaded in self._saes if loaded.name == name]
+        (sae,) = [loaded.whole for loaded in self._saes if loaded.name == name]
         return decoder_sha256(sae)
 
     def hold_vector(self, place: str, row: int, name: str, sha256: str, direction: bytes) -> None:
@@ -134,7 +138,7 @@ class SteeringWorker:
             measured[loaded.name] = {"lengths": {"of_stream": of_stream, "stream": stream, "rows": []}}
         for loaded in self._saes:
             # on the CPU: beside a model on a GPU there may be no room for the activations of all features
-            sae = loaded.sae.to(torch.device("cpu"))
+            sae = loaded.whole.to(torch.device("cpu"))
             x, target = (
                 torch.cat([recorded[self._layout.place_of(site)][0] for site in sites], dim=1)
                 for sites in (sae.reads, sae.writes)

@@ -13,6 +13,7 @@ from saeclamp_server.everywhere import steering_reports
 from saeclamp_server.openai_api import metrics
 from saeclamp_server.openai_api.readouts import ReadoutWriter, name_aborted
 from saeclamp_server.openai_api.sequences import Sequences
+from saeclamp_server.scopes import PROMPT
 from saeclamp_server.steering import ResolvedSteering, receipt, resolve
 
 
@@ -44,14 +45,14 @@ class SteeredCall:
             resolved = resolve(steering, app_state.served, conversation)
         sequences: Sequences = app_state.sequences
         writer = None
-        if steering.readout is not None and resolved.program.readout is not None:
+        if resolved.program.shows_tokens:
             writer = ReadoutWriter(
                 steering.readout,
                 app_state.served,
                 sequences,
                 key,
                 shows_token_ids,
-                resolved.program.readout.reads_prompt,
+                resolved.program.shows(PROMPT),
             )
         await app_state.admission.enter(features_of(resolved.program))
         sequences.begin(key, num_per_prompt)

@@ -1,4 +1,4 @@
-"""What was read at each token, beside the tokens of an answer or of a chunk."""
+"""What was read and done at each token, beside the tokens of an answer or of a chunk."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from saeclamp.types import ChoiceReadout, Readout, TokenReadout, TopFeature
-from saeclamp_server.openai_api.sequences import OneSequence, Reading, Sequences
+from saeclamp.types import ChoiceReadout, Readout, TokenEdit, TokenReadout, TopFeature
+from saeclamp_server.openai_api.sequences import OneSequence, Sequences
 from saeclamp_server.program import ABORTED
 from saeclamp_server.steering import Served
 
@@ -16,7 +16,7 @@ from saeclamp_server.steering import Served
 class ReadoutWriter:
     """Writes a call's readings into its answer, or into the chunks of its stream."""
 
-    readout: Readout
+    readout: Readout | None
     served: Served
     sequences: Sequences
     key: str
@@ -51,28 +51,22 @@ class ReadoutWriter:
 
     def _token(self, sequence: OneSequence, position: int, token_id: int) -> TokenReadout | None:
         reading = sequence.readings.pop(position, None)
-        if reading is None or not _is_seen(reading):
+        if reading is None or reading.is_empty:
             return None
-        acts, top = reading
-        names = map(str, self.readout.features)
+        names = map(str, self.readout.features) if self.readout else ()
         return TokenReadout(
             position=position,
             token_id=token_id,
-            features={name: act for name, act in zip(names, acts, strict=True) if act is not None},
+            features={name: act for name, act in zip(names, reading.acts, strict=True) if act is not None},
             top={
                 sae: [
                     TopFeature(index=index, name=self.served.name_of(sae, index), act=act) for index, act in strongest
                 ]
-                for sae, strongest in top.items()
+                for sae, strongest in reading.top.items()
                 if strongest is not None
             },
+            edits=[TokenEdit(intervention=edit, act_before=act, dose=dose) for edit, act, dose in reading.edits],
         )
-
-
-def _is_seen(reading: Reading) -> bool:
-    """Whether the token is no special one."""
-    acts, top = reading
-    return any(read is not None for read in (*acts, *top.values()))
 
 
 def name_aborted(body: dict[str, Any]) -> None:

@@ -38,7 +38,7 @@ class _Steered(BaseModel):
         """Send `program` with this request, its report to be fetched by `key`. Raises RequestError."""
         self._refuse_what_cannot_be_steered(program)
         self._key, self._program = key, program
-        if program.readout is not None:
+        if program.shows_tokens:
             self.return_token_ids = True  # by which readings are put beside their tokens
 
     def _refuse_what_cannot_be_steered(self, program: SteeringProgram) -> None:

@@ -9,12 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from saeclamp_server.program import EXTRA_ARGS_KEY
 
-Reading = tuple[list[float | None], dict[str, list[Sequence[Any]] | None]]
-"""Of one token: activations of the named features, and by SAE (index, activation) of the strongest ones."""
+
+class Reading(NamedTuple):
+    """What was seen at one token, as in `telling.Readings`."""
+
+    acts: list[float | None]
+    top: dict[str, list[Sequence[Any]] | None]
+    edits: list[Sequence[Any]]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to show: it is a special token, and was not edited."""
+        return not self.edits and all(read is None for read in (*self.acts, *self.top.values()))
 
 
 @dataclass
@@ -101,4 +111,4 @@ class Sequences:
         sequence = self._calls[key].sequences[choice]
         for number, position in enumerate(readings["positions"]):
             top = {sae: rows[number] for sae, rows in readings["top"].items()}
-            sequence.readings[position] = readings["acts"][number], top
+            sequence.readings[position] = Reading(readings["acts"][number], top, readings["edits"][number])

@@ -76,7 +76,7 @@ def resolve(steering: Steering, served: Served, conversation: Conversation | Non
     if served.max_dose is not None:
         _check_doses(edits, paths, served, served.max_dose, prompt_len)
     readout = resolve_readout(steering.readout, served, conversation, "steering.readout")
-    program = SteeringProgram(tuple(edits), (), rules, readout)
+    program = SteeringProgram(tuple(edits), (), rules, readout, itemised=steering.receipt == "tokens")
     program = replace(program, saes=tuple((name, served.sha256_of(name)) for name in sorted(program.sae_names)))
     vectors = {edit.vector: served.vectors[edit.vector] for edit in edits if edit.vector is not None}
     return ResolvedSteering(steering, program, vectors)

