@@ -78,7 +78,7 @@ class Figures:
 
 
 def admission(server: Server) -> str:
-    """Say what the server itself has measured of the time from a request's arrival to its admission."""
+    """Say what the server itself has measured of the time from a checked request to its program."""
     metrics = server.http.get("/metrics").text
     (total,), (count,) = (
         re.findall(rf"^saeclamp_admission_seconds_{part} ([\d.e+-]+)$", metrics, re.MULTILINE)
@@ -103,7 +103,7 @@ def report(figures: Figures, command: str, eager: bool) -> str:
         HEADER,
         *(_line(key, row) for key, row in sorted(figures.rows.items(), key=lambda item: _order(item[0]))),
         "",
-        f"From a steered request's arrival to its admission: {'; '.join(figures.admissions)}.",
+        f"From a checked request to its program: {'; '.join(figures.admissions)}.",
     ]
     if figures.agreements:
         lines.append(f"To the first prompt, the libraries gave {', '.join(sorted(figures.agreements))}.")
