@@ -27,12 +27,15 @@ from saeclamp._exceptions import (
     UnprocessableEntityError,
 )
 from saeclamp._responses import (
+    SAE,
     ChatCompletion,
     ChatCompletionChunk,
     Completion,
     DeletedVector,
+    Feature,
     Model,
     ModelList,
+    SAEList,
     Vector,
     VectorList,
 )
@@ -75,6 +78,9 @@ __all__ = [
     "Vector",
     "VectorList",
     "DeletedVector",
+    "SAE",
+    "SAEList",
+    "Feature",
     "Steering",
     "Clamp",
     "Add",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
+from saeclamp._features import AsyncFeatures, AsyncSAEs, Features, SAEs
 from saeclamp._requests import default_headers as headers_of
 from saeclamp._resources import AsyncChat, AsyncCompletions, AsyncModels, Chat, Completions, Models
 from saeclamp._transport import AsyncTransport, Endpoint, Transport
@@ -48,6 +49,8 @@ class Client:
         self.chat = Chat(self._transport)
         self.completions = Completions(self._transport)
         self.models = Models(self._transport)
+        self.saes = SAEs(self._transport)
+        self.features = Features(self._transport)
         self.vectors = Vectors(self._transport)
 
     def health(self) -> bool:
@@ -84,6 +87,8 @@ class AsyncClient:
         self.chat = AsyncChat(self._transport)
         self.completions = AsyncCompletions(self._transport)
         self.models = AsyncModels(self._transport)
+        self.saes = AsyncSAEs(self._transport)
+        self.features = AsyncFeatures(self._transport)
         self.vectors = AsyncVectors(self._transport)
 
     async def health(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
-from saeclamp.types import ChoiceReadout, Receipt, StoredVector
+from saeclamp.types import ChoiceReadout, Receipt, StoredFeature, StoredSAE, StoredVector
 
 
 class _Answer(BaseModel):
@@ -197,6 +197,25 @@ class ModelList(_Identified):
     def ids(self) -> list[str]:
         """What may be passed as `model`."""
         return [model.id for model in self.data]
+
+
+class SAE(_Identified, StoredSAE):
+    """Answer of `GET /v1/saes/NAME`."""
+
+
+class SAEList(_Identified):
+    """Answer of `GET /v1/saes`."""
+
+    data: list[StoredSAE]
+
+    @property
+    def names(self) -> list[str]:
+        """What features are named after."""
+        return [sae.name for sae in self.data]
+
+
+class Feature(_Identified, StoredFeature):
+    """Answer of `GET /v1/features/SAE/FEATURE`."""
 
 
 class Vector(_Identified, StoredVector):

@@ -1,12 +1,33 @@
-"""Hashes of files."""
+"""Hashes of files and tensors."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
 
+from torch import Tensor
+
+_HASHED_AT_ONCE = 4096
+"""Rows."""
+
 
 def sha256_of(path: Path) -> str:
     """Hex digest of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensor_sha256(tensor: Tensor) -> str:
+    """Hash a tensor's numbers as float32, little-endian, row after row: hex digest."""
+    digest = hashlib.sha256()
+    for first in range(0, len(tensor), _HASHED_AT_ONCE):
+        digest.update(
+            tensor[first : first + _HASHED_AT_ONCE]
+            .float()
+            .cpu()
+            .contiguous()
+            .numpy()
+            .astype("<f4", copy=False)
+            .tobytes()
+        )
+    return digest.hexdigest()

@@ -16,7 +16,7 @@ from saeclamp_server.errors import RequestError
 from saeclamp_server.openai_api.guard import STEERED_PATHS, SteeringGuard
 from saeclamp_server.openai_api.metrics import REFUSALS
 from saeclamp_server.openai_api.routes import router
-from saeclamp_server.routes import vectors
+from saeclamp_server.routes import features, vectors
 
 
 def create_app(args: Namespace, supported_tasks: Any, model_config: Any) -> FastAPI:
@@ -25,6 +25,7 @@ def create_app(args: Namespace, supported_tasks: Any, model_config: Any) -> Fast
     app.title, app.openapi_schema = "saeclamp", None
     app.router.routes[:] = [route for route in app.router.routes if not _is_replaced(route)]
     app.include_router(router)
+    app.include_router(features.router)
     app.include_router(vectors.router)
     app.add_exception_handler(RequestError, _refuse)
     app.add_exception_handler(HTTPException, _http_error)

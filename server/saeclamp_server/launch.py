@@ -146,21 +146,26 @@ async def _serve_http(engine: Any, args: Namespace, address: str, socket: Any, p
     from saeclamp_server.admission import Admission
     from saeclamp_server.app import create_app
     from saeclamp_server.engine.fit_check import check_that_saes_fit
-    from saeclamp_server.engine.maxima import labelled_maxima
     from saeclamp_server.engine.self_test import check_that_steering_works
     from saeclamp_server.engine.settings import sample_ids
+    from saeclamp_server.engine.trusted_labels import trusted_labels
+    from saeclamp_server.features import known_saes
     from saeclamp_server.openai_api import metrics
     from saeclamp_server.openai_api.sequences import Sequences
     from saeclamp_server.steering import Served
 
     saes, options = plan.saes, plan.options
     await check_that_steering_works(engine, saes, plan.places)
-    lengths = await check_that_saes_fit(engine, saes, sample_ids(args), options.allow_unverified, say)
+    measured = await check_that_saes_fit(engine, saes, sample_ids(args), options.allow_unverified, say)
+    lengths = {name: of.lengths for name, of in measured.items()}
+    labels = await trusted_labels(engine, saes, say)
     vectors = Vectors(plan.places, lengths, VectorFolder(options.vectors or default_folder(options.model)), engine)
     await vectors.load(say)
     tasks = await engine.get_supported_tasks()
     app = create_app(args, tasks, engine.model_config)
-    app.state.served = Served(saes, lengths, await labelled_maxima(engine, saes, say), options.max_dose, vectors)
+    max_acts = {name: opened.max_acts for name, opened in labels.items()}
+    app.state.served = Served(saes, lengths, max_acts, options.max_dose, vectors)
+    app.state.known = known_saes(saes, lengths, {name: of.fit for name, of in measured.items()}, labels, say)
     app.state.admission = Admission(plan.options.max_features, plan.options.max_waiting, metrics.WAIT.observe)
     metrics.watch(app.state.admission)
     app.state.sequences = Sequences()

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from saeclamp_saes import SAE, Site
+from saeclamp_saes import SAE, Site, hashes
 from saeclamp_saes.errors import LabelError
 from saeclamp_saes.labelling import table
+from saeclamp_saes.labelling.open_table import OpenLabels
 from saeclamp_saes.labelling.table import (
     Example,
     Explanation,
@@ -27,6 +28,7 @@ from saeclamp_saes.labelling.table import (
     decoder_sha256,
     labels_path,
     read_labels,
+    write_labels,
 )
 
 SITE = Site("resid_post", 1)
@@ -148,7 +150,7 @@ def test_the_hash_is_of_the_decoder_as_little_endian_floats_row_by_row() -> None
 
 def test_parts_of_a_decoder_hash_like_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = decoder_sha256(sae())
-    monkeypatch.setattr(table, "_HASHED_AT_ONCE", 3)
+    monkeypatch.setattr(hashes, "_HASHED_AT_ONCE", 3)
     assert decoder_sha256(sae()) == whole
 
 
@@ -199,3 +201,29 @@ def test_labels_lie_beside_the_weights(tmp_path: Path) -> None:
     assert labels_path(tmp_path) == tmp_path / "labels.parquet"
     (tmp_path / "layer_3.safetensors").touch()
     assert labels_path(tmp_path / "layer_3.safetensors") == tmp_path / "layer_3.labels.parquet"
+
+
+def test_single_rows_are_read_from_an_open_file_whatever_its_parts(tmp_path: Path) -> None:
+    path = tmp_path / "labels.parquet"
+    first, *others = features()
+    write_labels(path, labels(sae()).info, [table.batch_of([first]), table.batch_of(others)])
+    opened = OpenLabels(path)
+    assert (opened.info, len(opened)) == (labels(sae()).info, 4)
+    assert opened.max_acts == [None, None, None, 1.5]
+    (tmp_path / "other").write_bytes(b"another file takes its place")
+    (tmp_path / "other").replace(path)
+    assert [opened[index] for index in (3, 0, 2, 1)] == [features()[index] for index in (3, 0, 2, 1)]
+    for index in (-1, 4):
+        with pytest.raises(IndexError):
+            opened[index]
+
+
+def test_what_is_no_file_of_labels_is_not_opened(tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match="There are no labels"):
+        OpenLabels(tmp_path / "labels.parquet")
+    (tmp_path / "labels.parquet").write_bytes(b"nothing")
+    with pytest.raises(LabelError, match="cannot be read as Parquet"):
+        OpenLabels(tmp_path / "labels.parquet")
+    write_labels(tmp_path / "labels.parquet", labels(sae()).info, [table.batch_of(features()[::-1])])
+    with pytest.raises(LabelError, match="not in order"):
+        OpenLabels(tmp_path / "labels.parquet")

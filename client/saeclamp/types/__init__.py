@@ -15,6 +15,15 @@ from saeclamp.types._base import (
     Unit,
     looks_like_steering,
 )
+from saeclamp.types.features import (
+    Example,
+    Label,
+    LabelsInfo,
+    Neighbour,
+    StoredFeature,
+    StoredSAE,
+    TokenLogit,
+)
 from saeclamp.types.interventions import (
     Ablate,
     Add,
@@ -92,4 +101,11 @@ __all__ = [
     "TokenReadout",
     "TopFeature",
     "StoredVector",
+    "Example",
+    "Label",
+    "LabelsInfo",
+    "Neighbour",
+    "StoredFeature",
+    "StoredSAE",
+    "TokenLogit",
 ]

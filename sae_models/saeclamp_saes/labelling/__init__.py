@@ -8,6 +8,6 @@ What an SAE's features do, measured and told in words that can be checked. Label
     typed.py       labels that counting can belie, and their scores
     examples.py    pieces of text, from the strongest activations to the weakest
     rows.py        all that, as a feature's row
-    table.py       the file of rows, which belongs to one decoder
+    table.py       the file of rows, which belongs to one decoder; open_table.py reads single ones
     neuronpedia.py, explain.py   explanations in prose, put into that file afterwards
 """

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from saeclamp_saes.errors import LabelError, TrainingError
+from saeclamp_saes.hashes import tensor_sha256
 from saeclamp_saes.labelling import examples, outputs, rows, typed
 from saeclamp_saes.labelling.examples import TokenStrings
 from saeclamp_saes.labelling.firings import of_files, record_firings
@@ -27,7 +28,6 @@ from saeclamp_saes.labelling.table import (
     Labels,
     LabelsInfo,
     decoder_sha256,
-    tensor_sha256,
     write_labels,
 )
 from saeclamp_saes.sae import SAE

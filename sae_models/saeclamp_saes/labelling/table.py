@@ -7,20 +7,20 @@ decoder's hash, and is refused for any other.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from torch import Tensor
 
 from saeclamp_saes.errors import LabelError
 from saeclamp_saes.files.source import LABELS
+from saeclamp_saes.hashes import tensor_sha256
 from saeclamp_saes.labelling.said import one_line
 from saeclamp_saes.labelling.schema import SCHEMA
 from saeclamp_saes.sae import SAE
@@ -29,8 +29,6 @@ Kind = Literal["input", "say", "output", "none"]
 
 _METADATA = b"saeclamp_labels"
 _VERSION = 2
-_HASHED_AT_ONCE = 4096
-"""Rows."""
 
 
 @dataclass(frozen=True)
@@ -174,11 +172,11 @@ class Labels:
         if not 0 <= index < len(self):
             raise IndexError(index)
         (row,) = self.table.slice(index, 1).to_pylist()
-        return _feature(row)
+        return feature_of(row)
 
     def __iter__(self) -> Iterator[Feature]:
         for batch in self.table.to_batches(max_chunksize=256):
-            yield from map(_feature, batch.to_pylist())
+            yield from map(feature_of, batch.to_pylist())
 
     def with_explanations(self, explanations: Mapping[int, Explanation | None]) -> Labels:
         """
@@ -279,42 +277,32 @@ def decoder_sha256(sae: SAE) -> str:
     return tensor_sha256(sae.W_dec)
 
 
-def tensor_sha256(tensor: Tensor) -> str:
-    """Hash a tensor's numbers as float32, little-endian, row after row: hex digest."""
-    digest = hashlib.sha256()
-    for first in range(0, len(tensor), _HASHED_AT_ONCE):
-        digest.update(
-            tensor[first : first + _HASHED_AT_ONCE]
-            .float()
-            .cpu()
-            .contiguous()
-            .numpy()
-            .astype("<f4", copy=False)
-            .tobytes()
-        )
-    return digest.hexdigest()
+def _read(path: Path) -> tuple[LabelsInfo, Any]:
+    with readable(path):
+        info = info_of(path, pq.read_schema(path))
+        table = pq.read_table(path)
+    check_order(path, table["index"].to_pylist())
+    return info, table
 
 
-def read_max_acts(path: Path) -> tuple[LabelsInfo, list[float | None]]:
-    """Read every feature's `max_act`, by index, and nothing else of a file that may be large. Raises as `Labels.read`."""
-    info, table = _read(path, ["index", "max_act"])
-    return info, table["max_act"].to_pylist()
-
-
-def _read(path: Path, columns: list[str] | None = None) -> tuple[LabelsInfo, Any]:
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Raise LabelError for what goes wrong when a file of labels is read."""
     try:
-        info = _info(path, pq.read_schema(path))
-        table = pq.read_table(path, columns=columns)
+        yield
     except FileNotFoundError:
         raise LabelError(f"There are no labels at {path}: make them with `saeclamp label`.") from None
     except (OSError, pa.ArrowException) as exc:
         raise LabelError(f"{path} cannot be read as Parquet: {str(exc).splitlines()[0]}") from None
-    if table["index"].to_pylist() != list(range(table.num_rows)):
+
+
+def check_order(path: Path, indices: Sequence[int]) -> None:
+    """Raise LabelError unless row i is feature i."""
+    if list(indices) != list(range(len(indices))):
         raise LabelError(f"{path} is damaged: its features are not in order. Move it away and make new ones.")
-    return info, table
 
 
-def _info(path: Path, schema: Any) -> LabelsInfo:
+def info_of(path: Path, schema: Any) -> LabelsInfo:
     """Read what a file's metadata say of its labels. Raises LabelError where that is not all that it should be."""
     try:
         noted = json.loads((schema.metadata or {}).get(_METADATA, b"{}"))
@@ -338,7 +326,8 @@ def _says_all(info: dict[str, Any]) -> bool:
     )
 
 
-def _feature(row: dict[str, Any]) -> Feature:
+def feature_of(row: dict[str, Any]) -> Feature:
+    """Read a row of the file."""
     for name in ("top_logits", "bottom_logits"):
         if row[name] is not None:
             row[name] = tuple(TokenLogit(**item) for item in row[name])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from vllm import SamplingParams
 
@@ -21,15 +21,24 @@ SECONDS = 10.0
 """After which no further chunk is run; the first one always is."""
 
 
+class Measured(NamedTuple):
+    """Of an SAE, or of a dictionary of vectors."""
+
+    lengths: Lengths
+    """By which edits are measured."""
+    fit: Mapping[str, Any] | None
+    """Of an SAE: the fields of `verification.quick.QuickFit`."""
+
+
 async def check_that_saes_fit(
     engine: Any,
     saes: Mapping[str, SAEEntry],
     text_ids: Sequence[int],
     allow_unverified: bool,
     report: Callable[[str], None],
-) -> dict[str, Lengths]:
+) -> dict[str, Measured]:
     """
-    Return the lengths by which edits are measured, by the name of the SAE or of the dictionary of vectors.
+    Return what was measured, by the name of the SAE or of the dictionary of vectors.
 
     text_ids: token ids of ordinary text, without special tokens
     report:   told a line about each SAE
@@ -55,7 +64,7 @@ async def check_that_saes_fit(
             )
     for name in saes:
         report(_line(name, measured[name]["fit"]))
-    return {name: Lengths(**figures["lengths"]) for name, figures in measured.items()}
+    return {name: Measured(Lengths(**figures["lengths"]), figures.get("fit")) for name, figures in measured.items()}
 
 
 def _chunks(ids: Sequence[int], max_tokens: int) -> list[list[int]]:

@@ -13,5 +13,6 @@ What cannot be applied ends the request here.
 from saeclamp_server.steering.receipt import receipt
 from saeclamp_server.steering.resolve import ResolvedSteering, resolve, roles_in
 from saeclamp_server.steering.served import Served
+from saeclamp_server.steering.targets import find
 
-__all__ = ["ResolvedSteering", "Served", "receipt", "resolve", "roles_in"]
+__all__ = ["ResolvedSteering", "Served", "find", "receipt", "resolve", "roles_in"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -46,7 +47,8 @@ class Served:
         note = self.saes[sae].features.get(index)
         if note is not None and note.max_act is not None:
             return note.max_act
-        return self.labelled[sae][index] if sae in self.labelled else None
+        largest = self.labelled[sae][index] if sae in self.labelled else None
+        return largest if largest is not None and math.isfinite(largest) and largest > 0 else None
 
     def name_of(self, sae: str, index: int) -> str | None:
         """Look up a feature's name in the feature book."""

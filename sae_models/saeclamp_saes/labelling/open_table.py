@@ -1,0 +1,45 @@
+"""A file of labels that stays on the disk: rows are read when they are asked for."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from itertools import accumulate
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from saeclamp_saes.labelling.table import Feature, LabelsInfo, check_order, feature_of, info_of, readable
+
+
+class OpenLabels:
+    """Labels as they were when the file was opened: another that takes its place is not looked at."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises LabelError where there is none, or something else than labels, one row a feature in their order."""
+        self.path = path
+        with readable(path):
+            self._file = pq.ParquetFile(path)
+            self.info: LabelsInfo = info_of(path, self._file.schema_arrow)
+            columns = self._file.read(["index", "max_act"])
+        check_order(path, columns["index"].to_pylist())
+        self.max_acts: list[float | None] = columns["max_act"].to_pylist()
+        """By index."""
+        groups = self._file.metadata
+        sizes = (groups.row_group(number).num_rows for number in range(groups.num_row_groups))
+        self._firsts = [0, *accumulate(sizes)]
+        self._lock = Lock()  # a file has one position
+
+    def __len__(self) -> int:
+        return len(self.max_acts)
+
+    def __getitem__(self, index: int) -> Feature:
+        """Read a feature's row. Raises IndexError, and LabelError where the file is damaged there."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = bisect_right(self._firsts, index) - 1
+        with readable(self.path), self._lock:
+            group: Any = self._file.read_row_group(number)
+            (row,) = group.slice(index - self._firsts[number], 1).to_pylist()
+        return feature_of(row)
