@@ -17,6 +17,7 @@ import asyncio
 import random
 import sys
 import tempfile
+import time
 from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
@@ -38,13 +39,21 @@ def one_round(running: dict[str, servers.Server], others: dict[str, peers.Peer],
     visits: list[tuple[Setting | str, int]] = [(setting, batch) for setting in SETTINGS for batch in setting.batches]
     visits += [(name, batch) for name in others for batch in PEER_BATCHES]
     figures.begin_round(is_counted=number > 0)
-    for visited, batch in random.sample(visits, len(visits)):
+    for nth, (visited, batch) in enumerate(random.sample(visits, len(visits)), 1):
+        started = time.monotonic()
         num_tokens = NUM_WIDE_TOKENS if batch == WIDE else NUM_TOKENS
         if isinstance(visited, str):
             figures.add_peer(visited, batch, num_tokens, others[visited].run(batch, num_tokens))
         else:
             taken = asyncio.run(run(running[visited.server], batch, num_tokens, visited.steering))
             figures.add(visited, batch, num_tokens, taken)
+        what = visited if isinstance(visited, str) else f"{visited.server}, {visited.name}"
+        _say(f"  {nth} of {len(visits)}: {what}, batch {batch}: {time.monotonic() - started:.1f} s")
+    figures.end_round()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -67,13 +76,13 @@ def main() -> None:
             figures.note_agreement({name: peer.first_ids for name, peer in others.items()})
             for number in range(args.rounds + 1):
                 one_round(running, others, figures, number)
-                print(f"start {start + 1}, round {number} of {args.rounds}", file=sys.stderr, flush=True)
-            figures.admissions.append(admission(running["1 layer"]))
-    text = report(figures, " ".join(["python -m benchmarks.overhead", *sys.argv[1:]]), args.eager)
+                _say(f"start {start + 1}, round {number} of {args.rounds}")
+                figures.admissions[start] = admission(running["1 layer"])
+                text = report(figures, " ".join(["python -m benchmarks.overhead", *sys.argv[1:]]), args.eager)
+                if args.write and number > 0:  # what was measured is kept if the rest is broken off
+                    name = f"{date.today().isoformat()}-overhead-{'eager' if args.eager else 'compiled'}.md"
+                    (RESULTS / name).write_text(text)
     print(text)
-    if args.write:
-        name = f"{date.today().isoformat()}-overhead-{'eager' if args.eager else 'compiled'}.md"
-        (RESULTS / name).write_text(text)
 
 
 if __name__ == "__main__":

