@@ -100,7 +100,7 @@ REFUSALS = {
         steering(GOOD, special_tokens=True), "steering.special_tokens", "a field of each intervention"
     ),
     "unknown tokens": Refusal(one(tokens="last"), "steering.interventions[0].tokens", "'all', 'prompt' or 'generated'"),
-    "unknown receipt": Refusal(steering(GOOD, receipt="full"), "steering.receipt", "'none' or 'summary'"),
+    "unknown receipt": Refusal(steering(GOOD, receipt="full"), "steering.receipt", "'none', 'summary' or 'tokens'"),
     "one feature twice": Refusal(
         steering(GOOD, {**GOOD, "feature": f"bundled/{GOLDEN_GATE}", "unit": "act"}),
         "steering.interventions[1].feature",
@@ -143,7 +143,6 @@ REFUSALS = {
         steering(readout={"topk": 1}), "steering.readout.topk", "Did you mean 'top_k'?"
     ),
     "nothing at all": Refusal({"steering": {}}, "steering", "'interventions', 'rules' or 'readout'"),
-    "receipt of another kind": Refusal(steering(GOOD, receipt="token"), "steering.receipt", "'summary' or 'tokens'"),
     "a vector and a feature": Refusal(
         steering({"op": "add", "vector": "v", "value": 1, "feature": "bundled/5"}),
         "steering.interventions[0]",
