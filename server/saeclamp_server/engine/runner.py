@@ -36,7 +36,7 @@ class SteeredRunner:
         filler: Filler,
         sites: Sequence[SiteState],
         live: LiveRequests,
-        boundaries: tuple[Boundary | None, Boundary | None] = (None, None),
+        boundaries: tuple[Boundary | None, Boundary | None],
     ) -> None:
         """
         sites:      by number, at least one

@@ -76,13 +76,14 @@ class SteeringWorker:
         self._steered_runner = SteeredRunner(self.model_runner, filler, states, self._live, boundaries)
 
     def _load(self, sae: dict[str, Any], layers: range) -> LoadedSAE:
-        """Read an SAE, onto the device if it acts on layers that are here."""
+        """Read an SAE, onto the device if it acts on layers that are here: whole, or some rows of it."""
         whole = _read_checked(sae)
-        if sae["num_rows"] is not None and whole.top_k is None:
-            bank = RowBank(whole, sae["num_rows"], self.device)
-            return LoadedSAE(sae["name"], bank.sae, bank)
-        is_here = any(site.layer in layers for site in (*whole.reads, *whole.writes))
-        return LoadedSAE(sae["name"], whole.to(self.device) if is_here else whole)
+        if not any(site.layer in layers for site in (*whole.reads, *whole.writes)):
+            return LoadedSAE(sae["name"], whole)
+        if sae["num_rows"] is None or whole.top_k is not None:
+            return LoadedSAE(sae["name"], whole.to(self.device))
+        bank = RowBank(whole, sae["num_rows"], self.device)
+        return LoadedSAE(sae["name"], bank.sae, bank)
 
     def strongest_features(self, name: str, count: int) -> list[int]:
         """Find the features with the longest decoder rows; a dead feature's may be empty, and could not be seen to act."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
@@ -52,5 +51,5 @@ async def get_feature(request: Request, sae: str, feature: str) -> JSONResponse:
 
 
 def _known(request: Request) -> Mapping[str, KnownSAE]:
-    known: Mapping[str, Any] = request.app.state.known
+    known: Mapping[str, KnownSAE] = request.app.state.known
     return known
