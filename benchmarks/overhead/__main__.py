@@ -5,9 +5,10 @@ What steering costs: tokens/s and time per token against vanilla vLLM and agains
 
 Four servers run at once on the packaged model, vLLM's own and three of saeclamp's, with the same flags and environment, and
 beside them libraries that hook a model in their own process. Each round visits every size of batch and every setting in a
-fresh random order, so that a slow minute of the machine hits all alike; a ratio is taken within its round. Two processes
-of the very same server differ by up to a tenth for as long as they live (where their memory happens to lie), so all are
-started anew several times, in a random order. Answers are streamed.
+fresh random order, and right before or after each the vanilla server in the same size: a ratio is that of two runs that
+follow each other, so that a slow minute of the machine hits both. Two processes of the very same server differ by up to a
+tenth for as long as they live (where their memory happens to lie), so all can be started anew several times, in a random
+order. Answers are streamed.
 """
 
 from __future__ import annotations
@@ -15,22 +16,22 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import shutil
 import sys
 import tempfile
-import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import date
 from pathlib import Path
 
 from benchmarks.overhead import peers, servers
-from benchmarks.overhead.load import run
-from benchmarks.overhead.report import Figures, admission, report
-from benchmarks.overhead.settings import SETTINGS, WIDE, Setting
+from benchmarks.overhead.load import Run, run
+from benchmarks.overhead.report import HOOKS, Figures, admission, report
+from benchmarks.overhead.settings import BATCH, PLAIN, SETTINGS, WIDE, Setting
 
 RESULTS = Path(__file__).parent.parent / "results"
-NUM_TOKENS = 48
-NUM_WIDE_TOKENS = 16
-"""In the widest batch, which takes long."""
+NUM_TOKENS = {1: 48, 8: 48, 32: 32, BATCH: 24, WIDE: 12}
+"""Of an answer, by size of batch: a run takes about ten seconds on two cores."""
 PEER_BATCHES = (1, 32)
 
 
@@ -38,18 +39,33 @@ def one_round(running: dict[str, servers.Server], others: dict[str, peers.Peer],
     """Visit everything once; the first round warms up, and is not counted."""
     visits: list[tuple[Setting | str, int]] = [(setting, batch) for setting in SETTINGS for batch in setting.batches]
     visits += [(name, batch) for name in others for batch in PEER_BATCHES]
-    figures.begin_round(is_counted=number > 0)
     for nth, (visited, batch) in enumerate(random.sample(visits, len(visits)), 1):
-        started = time.monotonic()
-        num_tokens = NUM_WIDE_TOKENS if batch == WIDE else NUM_TOKENS
-        if isinstance(visited, str):
-            figures.add_peer(visited, batch, num_tokens, others[visited].run(batch, num_tokens))
-        else:
-            taken = asyncio.run(run(running[visited.server], batch, num_tokens, visited.steering))
-            figures.add(visited, batch, num_tokens, taken)
-        what = visited if isinstance(visited, str) else f"{visited.server}, {visited.name}"
-        _say(f"  {nth} of {len(visits)}: {what}, batch {batch}: {time.monotonic() - started:.1f} s")
-    figures.end_round()
+        pair: list[Setting | str] = random.sample([visited, PLAIN], 2)
+        taken = {_name(one): _run(one, batch, running, others) for one in pair}
+        if number > 0:
+            figures.add(*_name(visited), batch, taken[_name(visited)], taken[_name(PLAIN)])
+        speeds = ", ".join(f"{name}, {of}: {run.speed:.1f}" for (of, name), run in taken.items())
+        _say(f"  {nth} of {len(visits)}, batch {batch}: {speeds} tokens/s")
+
+
+def _run(what: Setting | str, batch: int, running: dict[str, servers.Server], others: dict[str, peers.Peer]) -> Run:
+    if isinstance(what, str):
+        return Run(batch * NUM_TOKENS[batch], others[what].run(batch, NUM_TOKENS[batch]))
+    return asyncio.run(run(running[what.server], batch, NUM_TOKENS[batch], what.steering))
+
+
+def _name(what: Setting | str) -> tuple[str, str]:
+    return (what, HOOKS) if isinstance(what, str) else (what.server, what.name)
+
+
+@contextmanager
+def _empty_folder() -> Iterator[Path]:
+    """Always the same one: vLLM compiles anew for other paths of SAEs."""
+    folder = Path(tempfile.gettempdir()) / "saeclamp-overhead"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder)
 
 
 def _say(line: str) -> None:
@@ -68,9 +84,10 @@ def main() -> None:
     figures = Figures()
     names = [name for name in peers.PEERS if name not in args.without]
     for start in range(args.starts):
-        order = random.sample(sorted({setting.server for setting in SETTINGS}), 4)
+        names_of_servers = sorted({PLAIN.server, *(setting.server for setting in SETTINGS)})
+        order = random.sample(names_of_servers, len(names_of_servers))
         with ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="overhead-")))
+            folder = stack.enter_context(_empty_folder())
             running = stack.enter_context(servers.started(args.eager, order, folder))
             others = {name: stack.enter_context(peers.started(name)) for name in names}
             figures.note_agreement({name: peer.first_ids for name, peer in others.items()})

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -28,10 +28,17 @@ def prompt(number: int) -> str:
 class Run:
     """What became of some simultaneous requests."""
 
+    num_tokens: int
+    """Of all answers."""
     seconds: float
     """Until the last was answered."""
-    gaps: list[float]
-    """Seconds between a request's tokens, of all requests."""
+    gaps: list[float] = field(default_factory=list)
+    """Seconds between a request's tokens, of all requests; empty where single tokens are not seen."""
+
+    @property
+    def speed(self) -> float:
+        """Tokens/s."""
+        return self.num_tokens / self.seconds
 
 
 async def run(server: Server, batch: int, num_tokens: int, steering: Steering) -> Run:
@@ -47,7 +54,7 @@ async def run(server: Server, batch: int, num_tokens: int, steering: Steering) -
             *(_stream(client, server.model, number, num_tokens, steering(number)) for number in range(batch))
         )
         seconds = time.perf_counter() - started
-    return Run(seconds, [later - at for times in arrivals for at, later in pairwise(times)])
+    return Run(batch * num_tokens, seconds, [later - at for times in arrivals for at, later in pairwise(times)])
 
 
 async def _stream(

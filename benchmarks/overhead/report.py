@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import date
 
 from benchmarks.overhead.load import PROMPT, Run
-from benchmarks.overhead.settings import BATCH, PLAIN, SETTINGS, WIDE, Setting
+from benchmarks.overhead.settings import BATCH, PLAIN, SETTINGS, WIDE
 from tests.e2e.serving import Server
 
 from saeclamp_server.packaged_model import PACKAGED_MODEL
@@ -21,6 +21,10 @@ HEADER = (
     "| batch | hooked | setting | tokens/s | ms per token: p50 | p99 | speed / vanilla (middle half) | target |\n"
     "|--:|---|---|--:|--:|--:|---|--:|"
 )
+
+
+HOOKS = "1 feature by hooks"
+"""What the libraries do."""
 
 
 @dataclass
@@ -32,7 +36,7 @@ class Row:
     gaps: list[float] = field(default_factory=list)
     """Seconds between a request's tokens, of all rounds."""
     ratios: list[float] = field(default_factory=list)
-    """Speeds by that of vanilla vLLM in the same round."""
+    """Speeds by that of vanilla vLLM right before or after."""
 
 
 class Figures:
@@ -44,30 +48,14 @@ class Figures:
         self.admissions: dict[int, str] = {}
         """By number of the start."""
         self.agreements: set[str] = set()
-        self._round: dict[tuple[int, str, str], tuple[float, list[float]]] = {}
-        self._is_counted = False
 
-    def begin_round(self, is_counted: bool) -> None:
-        """Begin a round."""
-        self._is_counted = is_counted
-
-    def end_round(self) -> None:
-        """Add what was measured in the round, with its ratios."""
-        if self._is_counted:
-            for key, (speed, gaps) in self._round.items():
-                row = self.rows.setdefault(key, Row())
-                row.speeds.append(speed)
-                row.gaps += gaps
-                row.ratios.append(speed / self._round[key[0], PLAIN.server, PLAIN.name][0])
-        self._round, self._is_counted = {}, False
-
-    def add(self, setting: Setting, batch: int, num_tokens: int, run: Run) -> None:
-        """Add what a server did."""
-        self._round[batch, setting.server, setting.name] = batch * num_tokens / run.seconds, run.gaps
-
-    def add_peer(self, name: str, batch: int, num_tokens: int, seconds: float) -> None:
-        """Add what a library did, which shows no single tokens."""
-        self._round[batch, name, "1 feature by hooks"] = batch * num_tokens / seconds, []
+    def add(self, server: str, name: str, batch: int, own: Run, plain: Run) -> None:
+        """Add a run of a server or library, and the one of vanilla vLLM that went before it or followed."""
+        row = self.rows.setdefault((batch, server, name), Row())
+        row.ratios.append(own.speed / plain.speed)
+        for kept, run in ((row, own), (self.rows.setdefault((batch, PLAIN.server, PLAIN.name), Row()), plain)):
+            kept.speeds.append(run.speed)
+            kept.gaps += run.gaps
 
     def note_agreement(self, first_ids: dict[str, list[int]]) -> None:
         """Note whether the libraries gave the same answer."""
@@ -109,7 +97,7 @@ def report(figures: Figures, command: str, eager: bool) -> str:
 
 
 def _order(key: tuple[int, str, str]) -> tuple[int, int]:
-    names = [(setting.server, setting.name) for setting in SETTINGS]
+    names = [(setting.server, setting.name) for setting in (PLAIN, *SETTINGS)]
     return key[0], names.index(key[1:]) if key[1:] in names else len(names)
 
 

@@ -60,9 +60,9 @@ def _vectors() -> dict[str, Any]:
     return {"interventions": edits}
 
 
-PLAIN = Setting("vanilla vLLM", "vanilla", _always(None), (*BATCHES, WIDE))
+PLAIN = Setting("vanilla vLLM", "vanilla", _always(None))
+"""What all others are compared with, in their size of batch."""
 SETTINGS = (
-    PLAIN,
     Setting("idle", "1 layer", _always(None), BATCHES, target=0.99),
     Setting("1 feature", "1 layer", _always(_edits(_features(1))), BATCHES, target=0.97),
     Setting("4 features", "1 layer", _always(_edits(_features(4)))),

@@ -11,7 +11,9 @@ import httpx
 from saeclamp._features import AsyncFeatures, AsyncSAEs, Features, SAEs
 from saeclamp._requests import default_headers as headers_of
 from saeclamp._resources import AsyncChat, AsyncCompletions, AsyncModels, Chat, Completions, Models
+from saeclamp._steering import AsyncSteeringTrials, SteeringTrials
 from saeclamp._transport import AsyncTransport, Endpoint, Transport
+from saeclamp._variants import AsyncVariants, Variants
 from saeclamp._vectors import AsyncVectors, Vectors
 
 if TYPE_CHECKING:
@@ -51,7 +53,9 @@ class Client:
         self.models = Models(self._transport)
         self.saes = SAEs(self._transport)
         self.features = Features(self._transport)
+        self.steering = SteeringTrials(self._transport)
         self.vectors = Vectors(self._transport)
+        self.variants = Variants(self._transport)
 
     def health(self) -> bool:
         """Whether the server answers and can generate. Asks once and waits 5 s; never raises for a broken server."""
@@ -89,7 +93,9 @@ class AsyncClient:
         self.models = AsyncModels(self._transport)
         self.saes = AsyncSAEs(self._transport)
         self.features = AsyncFeatures(self._transport)
+        self.steering = AsyncSteeringTrials(self._transport)
         self.vectors = AsyncVectors(self._transport)
+        self.variants = AsyncVariants(self._transport)
 
     async def health(self) -> bool:
         """Whether the server answers and can generate. Asks once and waits 5 s; never raises for a broken server."""

@@ -1,17 +1,39 @@
 """
-`client.saes` and `client.features`: what the server steers with, and what it knows of each feature.
+`client.saes` and `client.features`: what the server steers with, looking for features, and what is known of each.
 
-All methods raise `APIConnectionError` or `APIStatusError`; `NotFoundError` says which SAE or feature there is not.
+All methods raise `APIConnectionError` or `APIStatusError`, and pydantic's `ValidationError` for a wrong argument, before
+anything is sent. `NotFoundError` says which SAE or feature there is not.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
-from saeclamp._responses import SAE, Feature, SAEList
 from saeclamp._transport import AsyncTransport, Transport
+from saeclamp.types import (
+    Attribute,
+    Attribution,
+    Contrast,
+    Contrasted,
+    FeatureHits,
+    FeatureQuery,
+    Inspect,
+    Inspection,
+    Neighbourhoods,
+    NeighboursQuery,
+    StoredFeature,
+    StoredSAE,
+    StoredSAEs,
+    Suggest,
+    Suggestion,
+)
 
 SAES, FEATURES = "/v1/saes", "/v1/features"
+
+Passage: TypeAlias = str | Sequence[Mapping[str, Any]]
+"""A text, or the messages of a conversation."""
 
 
 def _sae_path(name: str) -> str:
@@ -32,30 +54,88 @@ def _segment(text: str) -> str:
     return quote(text, safe="")
 
 
+def _query(query: str, sae: str | Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
+    saes = (sae,) if isinstance(sae, str) else tuple(sae)
+    return FeatureQuery(query=query, sae=saes, **options).to_params()
+
+
+def _inspect(passage: Passage, options: dict[str, Any]) -> dict[str, Any]:
+    return Inspect(**_passage(passage), **options).to_json()
+
+
+def _attribute(passage: Passage, options: dict[str, Any]) -> dict[str, Any]:
+    return Attribute(**_passage(passage), **options).to_json()
+
+
+def _contrast(positive: Sequence[Passage], negative: Sequence[Passage], options: dict[str, Any]) -> dict[str, Any]:
+    sets = {"positive": list(positive), "negative": list(negative)}
+    return Contrast.model_validate({**sets, **options}).to_json()
+
+
+def _neighbours(features: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
+    return NeighboursQuery(features=tuple(features), **options).to_json()
+
+
+def _passage(passage: Passage) -> dict[str, Any]:
+    return {"text": passage} if isinstance(passage, str) else {"messages": list(passage)}
+
+
 class SAEs:
     """`client.saes`."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def list(self) -> SAEList:
+    def list(self) -> StoredSAEs:
         """List the loaded SAEs."""
-        return self._transport.ask(SAEList, "GET", SAES)
+        return self._transport.ask(StoredSAEs, "GET", SAES)
 
-    def get(self, name: str) -> SAE:
+    def get(self, name: str) -> StoredSAE:
         """Look up one SAE."""
-        return self._transport.ask(SAE, "GET", _sae_path(name))
+        return self._transport.ask(StoredSAE, "GET", _sae_path(name))
 
 
 class Features:
-    """`client.features`."""
+    """`client.features`. `options` of each method are the other fields of the request that it names."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def get(self, feature: str) -> Feature:
+    def search(self, query: str = "", *, sae: str | Sequence[str] = (), **options: Any) -> FeatureHits:
+        """
+        Look for features by words and by meaning; without a query, list them.
+
+        sae:     of which SAEs; none: of all
+        options: as in `FeatureQuery`
+        """
+        return self._transport.ask(FeatureHits, "GET", FEATURES, params=_query(query, sae, options))
+
+    def get(self, feature: str) -> StoredFeature:
         """Look up all that is known of a feature, `<sae>/<index>` or `<sae>/<name>`."""
-        return self._transport.ask(Feature, "GET", _feature_path(feature))
+        return self._transport.ask(StoredFeature, "GET", _feature_path(feature))
+
+    def inspect(self, passage: Passage, **options: Any) -> Inspection:
+        """Find which features are active in a text or a conversation; `options` as in `Inspect`."""
+        return self._transport.ask(Inspection, "POST", f"{FEATURES}/inspect", body=_inspect(passage, options))
+
+    def contrast(self, positive: Sequence[Passage], negative: Sequence[Passage], **options: Any) -> Contrasted:
+        """Find which features tell two sets of texts or conversations apart; `options` as in `Contrast`."""
+        body = _contrast(positive, negative, options)
+        return self._transport.ask(Contrasted, "POST", f"{FEATURES}/contrast", body=body)
+
+    def attribute(self, passage: Passage, **options: Any) -> Attribution:
+        """Find which features caused a token, by taking them away; `options` as in `Attribute`."""
+        return self._transport.ask(Attribution, "POST", f"{FEATURES}/attribute", body=_attribute(passage, options))
+
+    def neighbours(self, *features: str, **options: Any) -> Neighbourhoods:
+        """Find which features' decoder rows point the same way; `options` as in `NeighboursQuery`."""
+        body = _neighbours(features, options)
+        return self._transport.ask(Neighbourhoods, "POST", f"{FEATURES}/neighbours", body=body)
+
+    def suggest(self, wish: str, **options: Any) -> Suggestion:
+        """Propose a small steering for a wish, tried on neutral questions; `options` as in `Suggest`. Takes a while."""
+        body = Suggest(wish=wish, **options).to_json()
+        return self._transport.ask(Suggestion, "POST", f"{FEATURES}/suggest", body=body)
 
 
 class AsyncSAEs:
@@ -64,21 +144,54 @@ class AsyncSAEs:
     def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
 
-    async def list(self) -> SAEList:
+    async def list(self) -> StoredSAEs:
         """List the loaded SAEs."""
-        return await self._transport.ask(SAEList, "GET", SAES)
+        return await self._transport.ask(StoredSAEs, "GET", SAES)
 
-    async def get(self, name: str) -> SAE:
+    async def get(self, name: str) -> StoredSAE:
         """Look up one SAE."""
-        return await self._transport.ask(SAE, "GET", _sae_path(name))
+        return await self._transport.ask(StoredSAE, "GET", _sae_path(name))
 
 
 class AsyncFeatures:
-    """`async_client.features`."""
+    """`async_client.features`. `options` of each method are the other fields of the request that it names."""
 
     def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
 
-    async def get(self, feature: str) -> Feature:
+    async def search(self, query: str = "", *, sae: str | Sequence[str] = (), **options: Any) -> FeatureHits:
+        """
+        Look for features by words and by meaning; without a query, list them.
+
+        sae:     of which SAEs; none: of all
+        options: as in `FeatureQuery`
+        """
+        return await self._transport.ask(FeatureHits, "GET", FEATURES, params=_query(query, sae, options))
+
+    async def get(self, feature: str) -> StoredFeature:
         """Look up all that is known of a feature, `<sae>/<index>` or `<sae>/<name>`."""
-        return await self._transport.ask(Feature, "GET", _feature_path(feature))
+        return await self._transport.ask(StoredFeature, "GET", _feature_path(feature))
+
+    async def inspect(self, passage: Passage, **options: Any) -> Inspection:
+        """Find which features are active in a text or a conversation; `options` as in `Inspect`."""
+        return await self._transport.ask(Inspection, "POST", f"{FEATURES}/inspect", body=_inspect(passage, options))
+
+    async def contrast(self, positive: Sequence[Passage], negative: Sequence[Passage], **options: Any) -> Contrasted:
+        """Find which features tell two sets of texts or conversations apart; `options` as in `Contrast`."""
+        body = _contrast(positive, negative, options)
+        return await self._transport.ask(Contrasted, "POST", f"{FEATURES}/contrast", body=body)
+
+    async def attribute(self, passage: Passage, **options: Any) -> Attribution:
+        """Find which features caused a token, by taking them away; `options` as in `Attribute`."""
+        body = _attribute(passage, options)
+        return await self._transport.ask(Attribution, "POST", f"{FEATURES}/attribute", body=body)
+
+    async def neighbours(self, *features: str, **options: Any) -> Neighbourhoods:
+        """Find which features' decoder rows point the same way; `options` as in `NeighboursQuery`."""
+        body = _neighbours(features, options)
+        return await self._transport.ask(Neighbourhoods, "POST", f"{FEATURES}/neighbours", body=body)
+
+    async def suggest(self, wish: str, **options: Any) -> Suggestion:
+        """Propose a small steering for a wish, tried on neutral questions; `options` as in `Suggest`. Takes a while."""
+        body = Suggest(wish=wish, **options).to_json()
+        return await self._transport.ask(Suggestion, "POST", f"{FEATURES}/suggest", body=body)

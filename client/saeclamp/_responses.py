@@ -8,25 +8,12 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr
+from pydantic import Field
 
-from saeclamp.types import ChoiceReadout, Receipt, StoredFeature, StoredSAE, StoredVector
-
-
-class _Answer(BaseModel):
-    model_config = ConfigDict(extra="allow")
+from saeclamp.types import Answer, ChoiceReadout, Receipt
 
 
-class _Identified(_Answer):
-    _request_id: str | None = PrivateAttr(default=None)
-
-    @property
-    def request_id(self) -> str | None:
-        """The `x-request-id` of the HTTP response, to quote when reporting a problem."""
-        return self._request_id
-
-
-class Usage(_Answer):
+class Usage(Answer):
     """Counts of tokens."""
 
     prompt_tokens: int = 0
@@ -35,14 +22,14 @@ class Usage(_Answer):
     prompt_tokens_details: dict[str, Any] | None = None
 
 
-class FunctionCall(_Answer):
+class FunctionCall(Answer):
     """A function and its arguments, as JSON text. In a stream, a piece of it."""
 
     name: str | None = None
     arguments: str | None = None
 
 
-class ToolCall(_Answer):
+class ToolCall(Answer):
     """A call the model wants made. In a stream `index` tells which call a piece belongs to."""
 
     id: str | None = None
@@ -51,7 +38,7 @@ class ToolCall(_Answer):
     function: FunctionCall | None = None
 
 
-class ChatMessage(_Answer):
+class ChatMessage(Answer):
     """What the model said. May be put into the next request's `messages` as it is."""
 
     role: str
@@ -59,7 +46,7 @@ class ChatMessage(_Answer):
     tool_calls: list[ToolCall] | None = None
 
 
-class TopLogprob(_Answer):
+class TopLogprob(Answer):
     """A candidate token; natural logarithm."""
 
     token: str
@@ -70,25 +57,25 @@ class TopLogprob(_Answer):
 class TokenLogprob(TopLogprob):
     """The token that was chosen, and the best candidates."""
 
-    top_logprobs: list[TopLogprob] = []
+    top_logprobs: list[TopLogprob] = Field(default_factory=list)
 
 
-class ChatLogprobs(_Answer):
+class ChatLogprobs(Answer):
     """One entry a token."""
 
     content: list[TokenLogprob] | None = None
 
 
-class TextLogprobs(_Answer):
+class TextLogprobs(Answer):
     """Parallel lists, one entry a token."""
 
-    text_offset: list[int] = []
-    token_logprobs: list[float | None] = []
-    tokens: list[str] = []
+    text_offset: list[int] = Field(default_factory=list)
+    token_logprobs: list[float | None] = Field(default_factory=list)
+    tokens: list[str] = Field(default_factory=list)
     top_logprobs: list[dict[str, float] | None] | None = None
 
 
-class ChatChoice(_Answer):
+class ChatChoice(Answer):
     """One of the `n` answers."""
 
     index: int
@@ -99,7 +86,7 @@ class ChatChoice(_Answer):
     """What was read, where the request had a readout."""
 
 
-class TextChoice(_Answer):
+class TextChoice(Answer):
     """One of the `n` continuations."""
 
     index: int
@@ -110,7 +97,7 @@ class TextChoice(_Answer):
     """What was read, where the request had a readout."""
 
 
-class ChatDelta(_Answer):
+class ChatDelta(Answer):
     """What a chunk adds to a message."""
 
     role: str | None = None
@@ -118,7 +105,7 @@ class ChatDelta(_Answer):
     tool_calls: list[ToolCall] | None = None
 
 
-class ChatChunkChoice(_Answer):
+class ChatChunkChoice(Answer):
     """What a chunk adds to one answer."""
 
     index: int
@@ -129,7 +116,7 @@ class ChatChunkChoice(_Answer):
     """What was read, where the request had a readout."""
 
 
-class _Generation(_Identified):
+class _Generation(Answer):
     id: str
     object: str
     created: int
@@ -176,7 +163,7 @@ class Completion(_Generation):
         return "".join(choice.text for choice in self.choices if choice.index == 0)
 
 
-class Model(_Answer):
+class Model(Answer):
     """A model name the server accepts: the base model, or a variant of it."""
 
     id: str
@@ -188,7 +175,7 @@ class Model(_Answer):
     """The model this one is a variant of; None for the base model."""
 
 
-class ModelList(_Identified):
+class ModelList(Answer):
     """Answer of `GET /v1/models`."""
 
     data: list[Model]
@@ -199,51 +186,6 @@ class ModelList(_Identified):
         return [model.id for model in self.data]
 
 
-class SAE(_Identified, StoredSAE):
-    """Answer of `GET /v1/saes/NAME`."""
-
-
-class SAEList(_Identified):
-    """Answer of `GET /v1/saes`."""
-
-    data: list[StoredSAE]
-
-    @property
-    def names(self) -> list[str]:
-        """What features are named after."""
-        return [sae.name for sae in self.data]
-
-
-class Feature(_Identified, StoredFeature):
-    """Answer of `GET /v1/features/SAE/FEATURE`."""
-
-
-class Vector(_Identified, StoredVector):
-    """Answer of `POST /v1/vectors?name=NAME` and `GET /v1/vectors/NAME`."""
-
-
-class VectorList(_Identified):
-    """Answer of `GET /v1/vectors`."""
-
-    data: list[StoredVector]
-    sites: list[str] = []
-    """Where vectors can sit."""
-    max_vectors: int | None = None
-    """How many each site can hold."""
-
-    @property
-    def names(self) -> list[str]:
-        """What may be passed as `vector`."""
-        return [vector.name for vector in self.data]
-
-
-class DeletedVector(_Identified):
-    """Answer of `DELETE /v1/vectors/NAME`."""
-
-    name: str
-    deleted: bool
-
-
-AnswerT = TypeVar("AnswerT", bound=_Identified)
+AnswerT = TypeVar("AnswerT", bound=Answer)
 ResponseT = TypeVar("ResponseT", bound=_Generation)
 ChunkT = TypeVar("ChunkT", bound=_Generation)

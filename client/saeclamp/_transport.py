@@ -49,7 +49,7 @@ class Endpoint:
         *,
         body: Mapping[str, Any] | None = None,
         content: bytes | None = None,
-        params: Mapping[str, str] | None = None,
+        params: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: float | httpx.Timeout | None = None,
     ) -> httpx.Request:

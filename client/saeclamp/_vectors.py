@@ -14,8 +14,8 @@ import os
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from saeclamp._responses import DeletedVector, Vector, VectorList
 from saeclamp._transport import AsyncTransport, Transport
+from saeclamp.types import DeletedVector, StoredVector, StoredVectors
 from saeclamp.types.interventions import is_vector_name
 
 PATH = "/v1/vectors"
@@ -42,21 +42,21 @@ class Vectors:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def upload(self, name: str, file: VectorFile) -> Vector:
+    def upload(self, name: str, file: VectorFile) -> StoredVector:
         """
         Upload a vector, for `Add(vector=name, ...)` and the other interventions.
 
         The same content under the same name is accepted again; other content is refused, as vectors do not change.
         """
-        return self._transport.ask(Vector, "POST", PATH, **_upload(name, file))
+        return self._transport.ask(StoredVector, "POST", PATH, **_upload(name, file))
 
-    def list(self) -> VectorList:
+    def list(self) -> StoredVectors:
         """List all vectors, and the sites at which they can sit."""
-        return self._transport.ask(VectorList, "GET", PATH)
+        return self._transport.ask(StoredVectors, "GET", PATH)
 
-    def get(self, name: str) -> Vector:
+    def get(self, name: str) -> StoredVector:
         """Look up one vector."""
-        return self._transport.ask(Vector, "GET", _path(name))
+        return self._transport.ask(StoredVector, "GET", _path(name))
 
     def delete(self, name: str) -> DeletedVector:
         """Delete a vector. Requests that are running end as they began."""
@@ -69,21 +69,21 @@ class AsyncVectors:
     def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
 
-    async def upload(self, name: str, file: VectorFile) -> Vector:
+    async def upload(self, name: str, file: VectorFile) -> StoredVector:
         """
         Upload a vector, for `Add(vector=name, ...)` and the other interventions.
 
         The same content under the same name is accepted again; other content is refused, as vectors do not change.
         """
-        return await self._transport.ask(Vector, "POST", PATH, **_upload(name, file))
+        return await self._transport.ask(StoredVector, "POST", PATH, **_upload(name, file))
 
-    async def list(self) -> VectorList:
+    async def list(self) -> StoredVectors:
         """List all vectors, and the sites at which they can sit."""
-        return await self._transport.ask(VectorList, "GET", PATH)
+        return await self._transport.ask(StoredVectors, "GET", PATH)
 
-    async def get(self, name: str) -> Vector:
+    async def get(self, name: str) -> StoredVector:
         """Look up one vector."""
-        return await self._transport.ask(Vector, "GET", _path(name))
+        return await self._transport.ask(StoredVector, "GET", _path(name))
 
     async def delete(self, name: str) -> DeletedVector:
         """Delete a vector. Requests that are running end as they began."""

@@ -13,10 +13,10 @@ from starlette.middleware import Middleware
 from vllm.entrypoints.launchers.app import build_app
 
 from saeclamp_server.errors import RequestError
+from saeclamp_server.openai_api import models, routes
 from saeclamp_server.openai_api.guard import STEERED_PATHS, SteeringGuard
 from saeclamp_server.openai_api.metrics import REFUSALS
-from saeclamp_server.openai_api.routes import router
-from saeclamp_server.routes import features, vectors
+from saeclamp_server.routes import features, finding, steering, variants, vectors
 
 
 def create_app(args: Namespace, supported_tasks: Any, model_config: Any) -> FastAPI:
@@ -24,9 +24,8 @@ def create_app(args: Namespace, supported_tasks: Any, model_config: Any) -> Fast
     app: FastAPI = build_app(args, supported_tasks, model_config)
     app.title, app.openapi_schema = "saeclamp", None
     app.router.routes[:] = [route for route in app.router.routes if not _is_replaced(route)]
-    app.include_router(router)
-    app.include_router(features.router)
-    app.include_router(vectors.router)
+    for own in (routes, models, features, finding, steering, variants, vectors):
+        app.include_router(own.router)
     app.add_exception_handler(RequestError, _refuse)
     app.add_exception_handler(HTTPException, _http_error)
     # innermost, so that its refusals too are authenticated and carry a request id; add_middleware() would put it outermost
@@ -36,7 +35,7 @@ def create_app(args: Namespace, supported_tasks: Any, model_config: Any) -> Fast
 
 
 def _is_replaced(route: Any) -> bool:
-    return isinstance(route, APIRoute) and route.path in STEERED_PATHS
+    return isinstance(route, APIRoute) and route.path in (*STEERED_PATHS, models.MODELS_PATH)
 
 
 async def _http_error(request: Request, exc: Exception) -> JSONResponse:

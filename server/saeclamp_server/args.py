@@ -10,6 +10,7 @@ from pathlib import Path
 
 from saeclamp_saes import commands as sae_commands
 from saeclamp_saes.commands.numbers import positive
+from saeclamp_server import terminal
 from saeclamp_server.calibration import command as calibrate_command
 from saeclamp_server.packaged_model import PACKAGED_MODEL, PackagedModelError, prepared_model
 
@@ -59,6 +60,8 @@ class ServeOptions:
     """Whether SAEs stay in the host's memory, and only the features in use are on the model's device."""
     vectors: Path | None = None
     """Where uploaded vectors are kept; None for a folder of the model in the cache."""
+    variants: str | None = None
+    """URL of the database of variants; None for a SQLite file among the user's data."""
 
 
 def parse(argv: list[str]) -> ServeOptions | argparse.Namespace:
@@ -73,6 +76,7 @@ def parse(argv: list[str]) -> ServeOptions | argparse.Namespace:
     serve = _add_serve(commands)
     sae_commands.register(commands, _model_path)
     calibrate_command.register(commands, _model_path)
+    terminal.register(commands)
     if argv[:1] != ["serve"]:
         argv, engine_argv = calibrate_command.split_engine_flags(argv)
         return parser.parse_args(argv, argparse.Namespace(engine_argv=engine_argv))
@@ -89,6 +93,7 @@ def parse(argv: list[str]) -> ServeOptions | argparse.Namespace:
         max_waiting=known.max_waiting,
         offload_saes=known.offload_saes,
         vectors=known.vectors,
+        variants=known.variants,
     )
 
 
@@ -169,6 +174,12 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=Path,
         metavar="FOLDER",
         help="where uploaded vectors are kept, and found at the next start (default: a folder of the model in the cache)",
+    )
+    serve.add_argument(
+        "--variants",
+        metavar="URL",
+        help="database of variants: sqlite:////path/to/file or postgresql+psycopg://user:password@host/database (default: a "
+        "SQLite file in ~/.local/share/saeclamp)",
     )
     return serve
 

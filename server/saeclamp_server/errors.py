@@ -2,6 +2,7 @@
 What a request can be refused for.
 
     RequestError                  any refusal: status, message, JSON path, code
+    ├── InvalidRequestError       400  the body or a parameter of one of our own endpoints is malformed
     ├── InvalidSteeringError      400  the `steering` object is malformed, or asks for what cannot be applied
     ├── UnknownSAEError           400  no SAE of that name is loaded
     ├── UnknownFeatureError       400  the SAE has no feature of that name
@@ -13,6 +14,11 @@ What a request can be refused for.
     ├── VectorExistsError         400  another vector has that name
     ├── VectorsFullError          400  its site holds as many vectors as it can
     ├── VectorNotKeptError        500  the disk did not take it
+    ├── UnknownVariantError       404  no variant of that name is kept
+    ├── VariantReadOnlyError      400  the feature book's variants cannot be changed or deleted
+    ├── VariantChangedError       400  what a variant was created with is no longer what is served
+    ├── VariantsUnavailableError  503  the database of variants does not answer
+    ├── SearchUnavailableError    500  what is searched could not be read at the start
     ├── BusyError                 429  as many features are in use, and as many requests wait, as this server allows
     └── NotAppliedError           500  the engine did not steer a request that asked for it
 """
@@ -49,6 +55,10 @@ class RequestError(Exception):
     def body(self) -> dict[str, Any]:
         """Return OpenAI's error envelope."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class InvalidRequestError(RequestError):
+    pass
 
 
 class InvalidSteeringError(RequestError):
@@ -142,6 +152,54 @@ class VectorNotKeptError(RequestError):
     status = 500
     type = "server_error"
     code = "vector_not_kept"
+
+
+class UnknownVariantError(RequestError):
+    code = "model_not_found"
+
+    def __init__(self, name: str, known: Iterable[str], param: str, status: int) -> None:
+        known = list(known)
+        super().__init__(
+            f"There is no variant {name!r}.{did_you_mean(name, known)} There are: {', '.join(known) or 'none'}.", param
+        )
+        self.status = status
+
+
+class VariantReadOnlyError(RequestError):
+    code = "variant_read_only"
+
+    def __init__(self, variant: str, param: str) -> None:
+        super().__init__(f"{variant} comes from the feature book and is read-only: choose another name.", param)
+
+
+class VariantChangedError(RequestError):
+    code = "variant_changed"
+
+    def __init__(self, version: str) -> None:
+        super().__init__(
+            f"{version} was created with other weights, names or maximum activations than are served now, or by another "
+            "version of saeclamp, so it would not do what it did. Create it again to use it as it is now.",
+            "model",
+        )
+
+
+class VariantsUnavailableError(RequestError):
+    status = 503
+    type = "server_error"
+    code = "variants_unavailable"
+    retry_after_s = 1
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, None)
+
+
+class SearchUnavailableError(RequestError):
+    status = 500
+    type = "server_error"
+    code = "search_unavailable"
+
+    def __init__(self) -> None:
+        super().__init__("Features cannot be searched: preparing it failed, and the server's log says why.", None)
 
 
 class BusyError(RequestError):

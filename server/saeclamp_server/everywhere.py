@@ -18,6 +18,27 @@ async def on_workers(engine: Any, method: str, *args: Any) -> list[list[Any]]:
     return results
 
 
+class EngineDirections:
+    """`model.Directions`, asked of the workers."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+
+    async def nearest(self, sae: str, indices: Sequence[int], count: int) -> list[list[tuple[int, float]]]:
+        """Find the nearest decoder rows; every worker has them all."""
+        found: list[list[list[tuple[int, float]]]] = await self._engine.collective_rpc(
+            "nearest_features", args=(sae, [*indices], count)
+        )
+        return found[0]
+
+    async def alignment(self, sae: str, indices: Sequence[int], token_ids: Sequence[int]) -> list[list[float]] | None:
+        """Find what decoder rows add to logits, from the worker that has these."""
+        found: list[list[list[float]] | None] = await self._engine.collective_rpc(
+            "logit_alignment", args=(sae, [*indices], [*token_ids])
+        )
+        return next((rows for rows in found if rows is not None), None)
+
+
 async def steering_reports(engine: Any, key: str) -> Mapping[str, dict[str, Any]]:
     """Fetch the reports on the sequences of an API call, by request id, as if one process had run them."""
     reports: dict[str, dict[str, Any]] = {}

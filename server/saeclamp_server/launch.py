@@ -19,6 +19,7 @@ from saeclamp_server.args import ServeOptions
 from saeclamp_server.fit import ModelFacts, StartupError, check_fit
 from saeclamp_server.packaged_model import PACKAGED_MODEL, PackagedModelError, prepared_model
 from saeclamp_server.preflight import check_vllm, open_saes, read_model
+from saeclamp_server.variants import StoreError, VariantStore, default_url
 from saeclamp_server.vectors import Place, VectorFolder, Vectors, default_folder, find_places
 
 PROGRESS_S = 20
@@ -35,6 +36,7 @@ class Plan(NamedTuple):
     saes: Mapping[str, SAEEntry]
     places: tuple[Place, ...]
     """Where vectors can sit."""
+    store: VariantStore
 
 
 def say(message: str) -> None:
@@ -64,7 +66,15 @@ def _prepare(options: ServeOptions) -> Plan:
         model = read_model(options.model)  # first, because SAEs may be downloaded for a model that cannot be steered
         saes = open_saes(options.saes, say)
     check_fit(saes, model)
-    return Plan(options, model, saes, find_places(options.vector_sites, options.max_vectors, saes, model))
+    places = find_places(options.vector_sites, options.max_vectors, saes, model)
+    return Plan(options, model, saes, places, _open_store(options.variants))
+
+
+def _open_store(url: str | None) -> VariantStore:
+    try:
+        return VariantStore(url or default_url())
+    except StoreError as exc:
+        raise StartupError(f"{exc} Name another one with --variants URL.") from exc
 
 
 def _model_path(model: str) -> str:
@@ -149,12 +159,15 @@ async def _serve_http(engine: Any, args: Namespace, address: str, socket: Any, p
     from saeclamp_server.engine.self_test import check_that_steering_works
     from saeclamp_server.engine.settings import sample_ids
     from saeclamp_server.engine.trusted_labels import trusted_labels
-    from saeclamp_server.features import known_saes
-    from saeclamp_server.openai_api import metrics
+    from saeclamp_server.everywhere import EngineDirections
+    from saeclamp_server.features import FeatureSearch, known_saes
+    from saeclamp_server.openai_api import elsewhere, metrics
     from saeclamp_server.openai_api.sequences import Sequences
+    from saeclamp_server.openai_api.served_model import ServedModel
     from saeclamp_server.steering import Served
+    from saeclamp_server.variants import Variants
 
-    saes, options = plan.saes, plan.options
+    saes, options, store = plan.saes, plan.options, plan.store
     await check_that_steering_works(engine, saes, plan.places)
     measured = await check_that_saes_fit(engine, saes, sample_ids(args), options.allow_unverified, say)
     lengths = {name: of.lengths for name, of in measured.items()}
@@ -166,11 +179,18 @@ async def _serve_http(engine: Any, args: Namespace, address: str, socket: Any, p
     max_acts = {name: opened.max_acts for name, opened in labels.items()}
     app.state.served = Served(saes, lengths, max_acts, options.max_dose, vectors)
     app.state.known = known_saes(saes, lengths, {name: of.fit for name, of in measured.items()}, labels, say)
+    app.state.search = FeatureSearch(app.state.known, app.state.served.max_act)
+    # embedding takes minutes for a large SAE, and searches by words until it is done
+    threading.Thread(target=app.state.search.prepare, args=(say,), daemon=True).start()
     app.state.admission = Admission(plan.options.max_features, plan.options.max_waiting, metrics.WAIT.observe)
     metrics.watch(app.state.admission)
     app.state.sequences = Sequences()
     app.state.sequences.listen(engine.output_processor)
+    elsewhere.listen(engine)
     await init_app_state(engine, app.state, args, tasks)
+    bases = [path.name for path in app.state.openai_serving_models.base_model_paths]
+    app.state.variants = Variants(store, app.state.served, bases)
+    app.state.model, app.state.directions = ServedModel(app.state), EngineDirections(engine)
     log_config = get_uvicorn_log_config(args)
     announcement = asyncio.create_task(_announce(app.state, args, saes, address))
     try:

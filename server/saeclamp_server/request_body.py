@@ -23,6 +23,7 @@ from saeclamp.types import (
     Steering,
     looks_like_steering,
 )
+from saeclamp.types.interventions import FEATURE_PATTERN
 from saeclamp_server.errors import InvalidSteeringError, RequestError, did_you_mean
 from saeclamp_server.program import EXTRA_ARGS_KEY
 
@@ -60,6 +61,8 @@ A_FEATURE = (
     "a feature is written <sae>/<index> or <sae>/<name>, such as bundled/golden-gate (without spaces), or as an object with "
     "sae and index"
 )
+
+A_NAME = "a name is 1 to 64 letters, digits, '_', '.' and '-'"
 
 A_CONDITION = "a condition is an object with 'feature' and 'above' or 'below', or with one of 'all', 'any' and 'not'"
 
@@ -193,7 +196,7 @@ def _refusal(exc: ValidationError, steering: Any) -> RequestError:
         return InvalidSteeringError(
             f"{path}: unknown operation {asked!r}.{did_you_mean(str(asked), known)} Known: {', '.join(known)}.", path
         )
-    return InvalidSteeringError(f"{path}: {_in_plain_words(error)}.", path)
+    return InvalidSteeringError(f"{path}: {in_plain_words(error)}.", path)
 
 
 def _is_condition(loc: tuple[int | str, ...]) -> bool:
@@ -208,7 +211,7 @@ def _known_fields(loc: tuple[int | str, ...]) -> list[str]:
     return [*Steering.model_fields]
 
 
-def _in_plain_words(error: Mapping[str, Any]) -> str:
+def in_plain_words(error: Mapping[str, Any]) -> str:
     """Say what pydantic found in the words of someone who writes JSON."""
     kind, message = error["type"], str(error["msg"])
     if error["loc"][-1:] == ("tokens",):
@@ -221,6 +224,8 @@ def _in_plain_words(error: Mapping[str, Any]) -> str:
         return "'then' is 'abort' or a list of interventions"
     if kind == "union_tag_not_found":
         return f"the field 'op' is missing: {', '.join(map(str, OPERATIONS))}"
+    if kind == "string_pattern_mismatch" and error["ctx"]["pattern"] != FEATURE_PATTERN:
+        return A_NAME
     if kind == "string_pattern_mismatch" or (kind == "model_type" and "<object>" in error["loc"]):
         return A_FEATURE
     if kind == "too_short":
@@ -233,9 +238,12 @@ def _is_branch(part: int | str) -> bool:
     return part in OPERATIONS or str(part).startswith("<")
 
 
-def json_path(loc: tuple[int | str, ...], value: Any) -> str:
-    """Write pydantic's location as a JSON path into the request, leaving out the names of union branches."""
-    path = "steering"
+def json_path(loc: tuple[int | str, ...], value: Any, path: str = "steering") -> str:
+    """
+    Write pydantic's location as a JSON path into the request, leaving out the names of union branches.
+
+    path: that of `value`; empty for the whole body
+    """
     for position, part in enumerate(loc):
         if isinstance(part, int) and isinstance(value, Sequence) and part < len(value):
             path, value = f"{path}[{part}]", value[part]
@@ -243,4 +251,4 @@ def json_path(loc: tuple[int | str, ...], value: Any) -> str:
             path, value = f"{path}.{part}", value[part]
         elif position == len(loc) - 1 and isinstance(value, Mapping) and not _is_branch(part):
             path = f"{path}.{part}"  # the field that is missing
-    return path
+    return path.removeprefix(".")

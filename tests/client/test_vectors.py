@@ -41,7 +41,7 @@ def test_vectors_are_listed_looked_up_and_deleted(server: ScriptedServer, client
     listed = {"object": "list", "data": [VECTOR], "sites": ["resid_post 12"], "max_vectors": 256}
     server.will(reply(listed), reply(VECTOR), reply({"object": "vector", "name": "sleepy", "deleted": True}))
     vectors = client.vectors.list()
-    assert (vectors.names, vectors.sites, vectors.max_vectors) == (["sleepy"], ["resid_post 12"], 256)
+    assert (vectors.names, vectors.sites, vectors.max_vectors) == (["sleepy"], ("resid_post 12",), 256)
     assert client.vectors.get("sleepy").norm == 3.5
     assert client.vectors.delete("sleepy").deleted
     assert [(seen.method, seen.path) for seen in server.seen] == [

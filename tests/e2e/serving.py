@@ -60,6 +60,7 @@ def run_server(command: Sequence[str], log: Path, name: str) -> Iterator[Server]
     """Run a command that takes `--port` and serves `/health`, in a process group of its own, until the block ends."""
     port = _free_port()
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING", **os.environ, "HF_HUB_OFFLINE": "1"}
+    environment["XDG_DATA_HOME"] = str(log.parent / "data")  # variants of tests are not the user's
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, "--port", str(port)],

@@ -189,8 +189,6 @@ def test_a_bad_request_is_a_400_that_names_the_place(server: Server, refusal: Re
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        ("/v1/responses", {"input": "Hi"}),
-        ("/v1/messages", {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}),
         ("/v1/chat/completions/batch", {"messages": [[{"role": "user", "content": "Hi"}]]}),
         ("/invocations", {"messages": [{"role": "user", "content": "Hi"}]}),
         ("/inference/v1/generate", {"token_ids": [5, 6], "sampling_params": {"max_tokens": 1}}),

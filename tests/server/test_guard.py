@@ -41,14 +41,14 @@ def post(path: str, **arguments: Any) -> httpx.Response:
     ],
 )
 def test_a_body_that_asks_for_steering_is_refused(body: dict[str, Any]) -> None:
-    response = post("/v1/responses", json={"input": "x", **body})
+    response = post("/tokenize", json={"input": "x", **body})
     assert response.status_code == 400
     assert response.json()["error"]["param"] in body
 
 
 @pytest.mark.parametrize("content", [b'{"input":"steering"}', b'{"steering":null}', b"[1]", b"{", b"", b"\xff"])
 def test_any_other_body_arrives_byte_for_byte(content: bytes) -> None:
-    response = post("/v1/responses", content=content, headers={"Content-Type": "application/json"})
+    response = post("/tokenize", content=content, headers={"Content-Type": "application/json"})
     assert bytes.fromhex(response.json()["body"]) == content
 
 
@@ -59,7 +59,7 @@ def test_long_bodies_in_many_parts_arrive_whole() -> None:
         for part in parts:
             yield part
 
-    response = post("/v1/responses", content=stream(), headers={"Content-Type": "application/json"})
+    response = post("/tokenize", content=stream(), headers={"Content-Type": "application/json"})
     assert bytes.fromhex(response.json()["body"]) == b"".join(parts)
 
 

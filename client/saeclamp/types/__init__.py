@@ -12,9 +12,22 @@ from saeclamp.types._base import (
     MAX_RULES,
     MAX_TESTS,
     MAX_VALUE,
+    Answer,
     Unit,
     looks_like_steering,
 )
+from saeclamp.types.attribution import (
+    Attribute,
+    AttributedFeature,
+    AttributedPair,
+    AttributedToken,
+    Attribution,
+    Together,
+)
+from saeclamp.types.comparison import MAX_SEEDS, Compare, ComparedAnswer, ComparedToken, Comparison, Difference
+from saeclamp.types.composing import Composable, all_, any_, not_
+from saeclamp.types.contrast import MAX_TEXTS, Contrast, Contrasted, ContrastedFeature, ContrastExample
+from saeclamp.types.errors import ErrorBody, ErrorDetail
 from saeclamp.types.features import (
     Example,
     Label,
@@ -22,8 +35,10 @@ from saeclamp.types.features import (
     Neighbour,
     StoredFeature,
     StoredSAE,
+    StoredSAEs,
     TokenLogit,
 )
+from saeclamp.types.inspection import Aggregate, Inspect, InspectedFeature, InspectedToken, Inspection
 from saeclamp.types.interventions import (
     Ablate,
     Add,
@@ -36,6 +51,7 @@ from saeclamp.types.interventions import (
     Operation,
     Scale,
 )
+from saeclamp.types.neighbours import Neighbourhood, Neighbourhoods, NeighboursQuery
 from saeclamp.types.receipts import (
     ChoiceReadout,
     Fired,
@@ -48,11 +64,45 @@ from saeclamp.types.receipts import (
     TopFeature,
 )
 from saeclamp.types.rules import CONDITIONS, AllOf, AnyOf, Condition, FeatureCondition, Not, Rule, comparisons
+from saeclamp.types.search import MAX_HITS, MAX_QUERY, FeatureHit, FeatureHits, FeatureQuery
 from saeclamp.types.steering import Readout, ReceiptKind, Steering, as_steering, extra_body
+from saeclamp.types.suggestion import Suggest, SuggestedFeature, SuggestedPoint, Suggestion
 from saeclamp.types.tokens import TOKEN_OBJECTS, After, First, Positions, Role, Roles, Tokens
-from saeclamp.types.vectors import StoredVector
+from saeclamp.types.validation import PlannedIntervention, Validate, Validation
+from saeclamp.types.variants import (
+    DeletedVariant,
+    ExportedVariant,
+    ImportedVariants,
+    NewVariant,
+    Variant,
+    VariantExport,
+    VariantList,
+)
+from saeclamp.types.vectors import DeletedVector, StoredVector, StoredVectors
 
 __all__ = [
+    "Suggest",
+    "SuggestedFeature",
+    "SuggestedPoint",
+    "Suggestion",
+    "DeletedVariant",
+    "ExportedVariant",
+    "ImportedVariants",
+    "NewVariant",
+    "Variant",
+    "VariantExport",
+    "VariantList",
+    "MAX_SEEDS",
+    "Compare",
+    "ComparedAnswer",
+    "ComparedToken",
+    "Comparison",
+    "Difference",
+    "Answer",
+    "Composable",
+    "all_",
+    "any_",
+    "not_",
     "MAX_INTERVENTIONS",
     "MAX_POSITIONS",
     "MAX_READ",
@@ -101,6 +151,8 @@ __all__ = [
     "TokenReadout",
     "TopFeature",
     "StoredVector",
+    "StoredVectors",
+    "DeletedVector",
     "Example",
     "Label",
     "LabelsInfo",
@@ -108,4 +160,34 @@ __all__ = [
     "StoredFeature",
     "StoredSAE",
     "TokenLogit",
+    "MAX_TEXTS",
+    "Contrast",
+    "ContrastedFeature",
+    "ContrastExample",
+    "Neighbourhood",
+    "NeighboursQuery",
+    "Attribute",
+    "AttributedFeature",
+    "AttributedPair",
+    "AttributedToken",
+    "Together",
+    "PlannedIntervention",
+    "Validate",
+    "Validation",
+    "Aggregate",
+    "Inspect",
+    "InspectedFeature",
+    "InspectedToken",
+    "MAX_HITS",
+    "MAX_QUERY",
+    "FeatureHit",
+    "FeatureQuery",
+    "Attribution",
+    "Contrasted",
+    "ErrorBody",
+    "ErrorDetail",
+    "FeatureHits",
+    "Inspection",
+    "Neighbourhoods",
+    "StoredSAEs",
 ]

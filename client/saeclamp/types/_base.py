@@ -6,7 +6,7 @@ import unicodedata
 from difflib import SequenceMatcher
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 MAX_INTERVENTIONS = 64
 """Interventions in one request, those of its rules among them."""
@@ -48,3 +48,16 @@ class Request(BaseModel):
     """A part of a request."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Answer(BaseModel):
+    """A part of what the server says. Fields that this version does not know are kept: it can read a newer server."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    _request_id: str | None = PrivateAttr(default=None)
+
+    @property
+    def request_id(self) -> str | None:
+        """The `x-request-id` of the HTTP response, to quote when reporting a problem; None in a part of an answer."""
+        return self._request_id

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from saeclamp.types._base import Answer
+from saeclamp.types.composing import Composable
 
 
-class _Known(BaseModel):
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-
-class LabelsInfo(_Known):
+class LabelsInfo(Answer):
     """Of what an SAE's labels were made."""
 
     model: str
@@ -21,7 +18,7 @@ class LabelsInfo(_Known):
     warnings: tuple[str, ...] = ()
 
 
-class StoredSAE(_Known):
+class StoredSAE(Answer):
     """A loaded SAE."""
 
     object: str = "sae"
@@ -54,7 +51,19 @@ class StoredSAE(_Known):
     labels: LabelsInfo | None = None
 
 
-class Label(_Known):
+class StoredSAEs(Answer):
+    """All that are loaded."""
+
+    object: str = "list"
+    data: tuple[StoredSAE, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """What features are named after."""
+        return [sae.name for sae in self.data]
+
+
+class Label(Answer):
     """A few words on what a feature is about, who says so, and how well that holds."""
 
     text: str
@@ -64,7 +73,7 @@ class Label(_Known):
     """Of what the source measures, 0 to 1; None where it measures nothing."""
 
 
-class TokenLogit(_Known):
+class TokenLogit(Answer):
     """What a feature's decoder row adds to a token's logit, up to the final norm's scale."""
 
     token: str
@@ -72,15 +81,17 @@ class TokenLogit(_Known):
     value: float
 
 
-class Neighbour(_Known):
+class Neighbour(Answer):
     """A feature whose decoder row points the same way."""
 
     feature: str
     name: str | None = None
+    label: Label | None = None
+    """The best of its labels, where neighbours were asked for."""
     cosine: float
 
 
-class Example(_Known):
+class Example(Answer):
     """A piece of text, and a feature's activations in it."""
 
     quantile: int
@@ -92,7 +103,7 @@ class Example(_Known):
     peak_act: float
 
 
-class StoredFeature(_Known):
+class StoredFeature(Composable, Answer):
     """All that the server knows of a feature. What needs labels is None without them."""
 
     object: str = "feature"

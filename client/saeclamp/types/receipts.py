@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from saeclamp.types._base import Answer
 
 
-class _Receipt(BaseModel):
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-
-class TokenCounts(_Receipt):
+class TokenCounts(Answer):
     """Positions whose residual stream an intervention edited, summed over all choices of the response."""
 
     prompt: int
@@ -19,7 +17,7 @@ class TokenCounts(_Receipt):
     generated: int
 
 
-class Summary(_Receipt):
+class Summary(Answer):
     """Mean and maximum over the positions that were computed for this response (cached ones are not measured again)."""
 
     mean: float
@@ -27,7 +25,7 @@ class Summary(_Receipt):
     unit: str | None = None
 
 
-class InterventionReceipt(_Receipt):
+class InterventionReceipt(Answer):
     """One intervention as it was resolved and applied."""
 
     feature: str | None = None
@@ -60,7 +58,7 @@ class InterventionReceipt(_Receipt):
     """In what the SAE differs from the trained one, because the server was told so: a threshold in place of TopK."""
 
 
-class Fired(_Receipt):
+class Fired(Answer):
     """A rule whose condition held."""
 
     rule: str
@@ -70,13 +68,13 @@ class Fired(_Receipt):
     """Absolute position, in the request, of the first token at which it held."""
     value: float
     """Activation, in the encoder's units, of the rule's first feature at that token."""
-    acts: dict[str, float] = {}
+    acts: dict[str, float] = Field(default_factory=dict)
     """Activations of all its features at that token."""
     num_tokens: int = 1
     """At how many tokens it held."""
 
 
-class TopFeature(_Receipt):
+class TopFeature(Answer):
     """One of a token's strongest features."""
 
     index: int
@@ -84,7 +82,7 @@ class TopFeature(_Receipt):
     act: float
 
 
-class TokenEdit(_Receipt):
+class TokenEdit(Answer):
     """What one intervention did at one token."""
 
     intervention: int
@@ -95,24 +93,24 @@ class TokenEdit(_Receipt):
     """In the unit of the intervention's `dose`."""
 
 
-class TokenReadout(_Receipt):
+class TokenReadout(Answer):
     """What was read at one token, and done."""
 
     position: int
     """In the request, its prompt included."""
     token_id: int
-    features: dict[str, float] = {}
+    features: dict[str, float] = Field(default_factory=dict)
     """Activations by the feature's name in the request, in the encoder's units."""
-    top: dict[str, list[TopFeature]] = {}
+    top: dict[str, list[TopFeature]] = Field(default_factory=dict)
     """The strongest features by SAE, strongest first; only those that are active."""
-    edits: list[TokenEdit] = []
+    edits: list[TokenEdit] = Field(default_factory=list)
     """With `receipt="tokens"`, what the interventions did that acted here."""
 
 
-class ChoiceReadout(_Receipt):
+class ChoiceReadout(Answer):
     """`choices[i].steering`; in a stream, that of the tokens of this chunk."""
 
-    tokens: list[TokenReadout | None] = []
+    tokens: list[TokenReadout | None] = Field(default_factory=list)
     """
     Aligned with the generated tokens; None where a token was not asked for, was not edited, is a special one, or ended the
     answer.
@@ -121,16 +119,23 @@ class ChoiceReadout(_Receipt):
     """Aligned with the prompt's tokens, where these were asked for; in a stream, in the first chunk."""
 
 
-class Receipt(_Receipt):
+class Receipt(Answer):
     """What was resolved and applied; `response.steering`."""
 
     applied: Annotated[bool, Field(strict=True)]
     spec: str
     """sha256 of the resolved interventions and the SAEs' files: equal for equal steering."""
     model: str
+    variant: str | None = None
+    """The version of the variant that the request named as its model."""
     sae: dict[str, str]
     """sha256 of each SAE's weights, configuration and options, by the name it is served under."""
     interventions: tuple[InterventionReceipt, ...]
     """Those of the request, then those of its rules."""
     fired: tuple[Fired, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    def _repr_html_(self) -> str:
+        from saeclamp import _html  # which reads all of these types
+
+        return _html.receipt(self)

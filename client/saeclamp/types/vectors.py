@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from saeclamp.types._base import Answer
 
 
-class StoredVector(BaseModel):
+class StoredVector(Answer):
     """A direction that interventions can name."""
-
-    model_config = ConfigDict(extra="allow")
 
     object: str = "vector"
     name: str
@@ -27,3 +25,27 @@ class StoredVector(BaseModel):
     """The same as a share of the residual stream's median length at the site; None where that could not be measured."""
     sha256: str
     """Of its numbers and of what was said of them."""
+
+
+class StoredVectors(Answer):
+    """All vectors."""
+
+    object: str = "list"
+    data: tuple[StoredVector, ...]
+    sites: tuple[str, ...] = ()
+    """Where vectors can sit."""
+    max_vectors: int | None = None
+    """How many each site can hold."""
+
+    @property
+    def names(self) -> list[str]:
+        """What may be passed as `vector`."""
+        return [vector.name for vector in self.data]
+
+
+class DeletedVector(Answer):
+    """A vector that is no more."""
+
+    object: str = "vector"
+    name: str
+    deleted: bool

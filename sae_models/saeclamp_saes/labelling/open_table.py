@@ -9,6 +9,7 @@ from threading import Lock
 from typing import Any
 
 import pyarrow.parquet as pq
+from pyarrow.compute import list_value_length
 
 from saeclamp_saes.labelling.table import Feature, LabelsInfo, check_order, feature_of, info_of, readable
 
@@ -33,6 +34,26 @@ class OpenLabels:
 
     def __len__(self) -> int:
         return len(self.max_acts)
+
+    def column(self, name: str) -> list[Any]:
+        """Read one column of plain values, by index. Raises LabelError."""
+        with readable(self.path), self._lock:
+            values: list[Any] = self._file.read([name])[name].to_pylist()
+        return values
+
+    def top_tokens(self) -> list[list[str]]:
+        """Read the tokens whose logits each feature raises most, by index. Raises LabelError."""
+        rows: list[list[str]] = []
+        with readable(self.path), self._lock:
+            for batch in self._file.iter_batches(columns=["top_logits"]):
+                column = batch.column(0)
+                tokens = column.flatten().field("token").to_pylist()  # no dictionary for each of them
+                ends = accumulate(length.as_py() or 0 for length in list_value_length(column))
+                start = 0
+                for end in ends:
+                    rows.append(tokens[start:end])
+                    start = end
+        return rows
 
     def __getitem__(self, index: int) -> Feature:
         """Read a feature's row. Raises IndexError, and LabelError where the file is damaged there."""

@@ -19,6 +19,7 @@ Mass is the sum of positive activations. Even sequences choose, and odd ones sco
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -142,3 +143,16 @@ def _harmonic(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
 
 def _quoted(token: str) -> str:
     return json.dumps(token, ensure_ascii=False)
+
+
+def tokens_of(label: str) -> list[str]:
+    """
+    List the tokens that a typed label names; none where it is not one.
+
+    >>> tokens_of('token " bridge", " Bridge"')
+    [' bridge', ' Bridge']
+    """
+    try:
+        return [json.loads(quoted) for quoted in re.findall(r'"(?:[^"\\]|\\.)*"', label)]
+    except ValueError:
+        return []

@@ -9,12 +9,10 @@ The dose curve of a feature: how far it can be clamped, measured through a runni
     asking       answers and their likelihood, over HTTP
     own_server   a server for the time of the run
     text         what is counted in an answer
-    embedding    similarity of texts
     figures      answers against unsteered answers, with their bounds
     green_zone   from a curve to the strengths that work
     measuring    the run: what is missing is asked for, and kept
     records      what is kept of a feature
     files        the answers and the curves
     report       tables and progress
-    visible      other people's texts, without what a terminal would obey
 """

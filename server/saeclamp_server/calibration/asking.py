@@ -26,7 +26,7 @@ from saeclamp import (
 )
 from saeclamp_server.calibration.errors import CalibrationError
 from saeclamp_server.calibration.figures import Answer
-from saeclamp_server.calibration.visible import visible_line
+from saeclamp_server.visible import visible_line
 
 T = TypeVar("T")
 MAX_RETRIES = 5

@@ -238,7 +238,7 @@ def _served_model(args: argparse.Namespace) -> str:
     import httpx
 
     from saeclamp import APITimeoutError, Client, SaeclampError
-    from saeclamp_server.calibration.visible import visible_line
+    from saeclamp_server.visible import visible_line
 
     try:
         with Client(args.url, timeout=FIRST_ANSWER_S, max_retries=0) as client:
@@ -255,9 +255,14 @@ def _served_model(args: argparse.Namespace) -> str:
 
 
 def _encoder(targets: Sequence[Target]) -> Any:
-    from saeclamp_server.calibration.embedding import Encoder
+    from saeclamp_server.embedding import Encoder, EncoderMissingError
 
-    return Encoder() if any(target.concept.texts for target in targets) else None
+    if not any(target.concept.texts for target in targets):
+        return None
+    try:
+        return Encoder()
+    except EncoderMissingError as exc:
+        raise CalibrationError(f"{exc} It measures similarity; --no-similarity goes without.") from exc
 
 
 def _calibrate(args: argparse.Namespace, calibration: Calibration, targets: Sequence[Target]) -> list[Calibrated]:

@@ -21,7 +21,7 @@ from saeclamp_server.calibration.targets import Target
 from saeclamp_server.calibration.text import WordSet
 
 if TYPE_CHECKING:
-    from saeclamp_server.calibration.embedding import Encoder
+    from saeclamp_server.embedding import Encoder
 
 
 SAME_ACT = 1e-6

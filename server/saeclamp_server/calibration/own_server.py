@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 
 from saeclamp_server.calibration.errors import CalibrationError
-from saeclamp_server.calibration.visible import visible
+from saeclamp_server.visible import visible
 
 POLL_S = 0.5
 PROGRESS_S = 20

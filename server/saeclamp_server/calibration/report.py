@@ -13,7 +13,7 @@ from saeclamp_server.calibration.figures import Bounded, Figures
 from saeclamp_server.calibration.green_zone import Point
 from saeclamp_server.calibration.records import Calibrated
 from saeclamp_server.calibration.targets import Target
-from saeclamp_server.calibration.visible import visible
+from saeclamp_server.visible import visible
 
 COLUMNS = ("x max", "hit", "similar", "perplexity x", "distinct-2 x", "repeated", "dose", "score", "green")
 SHOWN_LETTERS = 240

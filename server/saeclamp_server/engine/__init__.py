@@ -11,5 +11,7 @@ A request's program, on its way through one step:
     stages       passes on to the next pipeline stage what was seen so far
     telling      sends what was seen along with the sampled tokens                  holding
 
+Asked by our own endpoints: directions.
+
 Before the server listens: settings, self_test, fit_check, trusted_labels. For CUDA graphs, not used yet: kernel.
 """

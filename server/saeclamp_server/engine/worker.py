@@ -15,6 +15,7 @@ from saeclamp_saes.labelling.table import decoder_sha256
 from saeclamp_saes.library.entries import hash_of
 from saeclamp_saes.verification.figures import ordinary
 from saeclamp_saes.verification.quick import quick_fit
+from saeclamp_server.engine import directions
 from saeclamp_server.engine.board import Board
 from saeclamp_server.engine.filling import Filler
 from saeclamp_server.engine.firings import Firings
@@ -87,14 +88,23 @@ class SteeringWorker:
 
     def strongest_features(self, name: str, count: int) -> list[int]:
         """Find the features with the longest decoder rows; a dead feature's may be empty, and could not be seen to act."""
-        (sae,) = [loaded.whole for loaded in self._saes if loaded.name == name]
-        strongest: list[int] = sae.W_dec.norm(dim=1).topk(min(count, sae.d_sae)).indices.tolist()
-        return strongest
+        return directions.strongest(self._whole(name), count)
+
+    def nearest_features(self, name: str, indices: list[int], count: int) -> list[list[tuple[int, float]]]:
+        """Find the features whose decoder rows point the same way as each of some: index and cosine."""
+        return directions.nearest(self._whole(name), indices, count)
+
+    def logit_alignment(self, name: str, indices: list[int], token_ids: list[int]) -> list[list[float]] | None:
+        """Find what some decoder rows add to some logits by the direct path; None where it is not known here."""
+        return directions.alignment(self.model_runner.get_model(), self._whole(name), indices, token_ids)
 
     def decoder_hash(self, name: str) -> str:
         """Hash an SAE's decoder, as labels do to say whose they are."""
+        return decoder_sha256(self._whole(name))
+
+    def _whole(self, name: str) -> SAE:
         (sae,) = [loaded.whole for loaded in self._saes if loaded.name == name]
-        return decoder_sha256(sae)
+        return sae
 
     def hold_vector(self, place: str, row: int, name: str, sha256: str, direction: bytes) -> None:
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from saeclamp.types import Example, Label, LabelsInfo, Neighbour, StoredFeature, StoredSAE, TokenLogit
@@ -31,6 +31,10 @@ class KnownSAE:
     """Of the very weights that are served; None: there are none."""
     curves: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     """By index, what calibration wrote of a feature."""
+
+    def without_labels(self) -> KnownSAE:
+        """As if none lay beside it."""
+        return replace(self, labels=None)
 
     def to_wire(self) -> StoredSAE:
         """Describe the SAE."""

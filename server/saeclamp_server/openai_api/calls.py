@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from saeclamp.types import Receipt, Steering
+from saeclamp.types import Receipt
 from saeclamp_server.admission import features_of
 from saeclamp_server.conversation import Conversation
 from saeclamp_server.errors import NotAppliedError
 from saeclamp_server.everywhere import steering_reports
 from saeclamp_server.openai_api import metrics
+from saeclamp_server.openai_api.asked_model import AskedModel
 from saeclamp_server.openai_api.readouts import ReadoutWriter, name_aborted
 from saeclamp_server.openai_api.sequences import Sequences
 from saeclamp_server.scopes import PROMPT
-from saeclamp_server.steering import ResolvedSteering, receipt, resolve
+from saeclamp_server.steering import ResolvedSteering, receipt
+from saeclamp_server.variants.content import Version
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,13 @@ class SteeredCall:
     """Names this call's sequences to the engine."""
     num_sequences: int
     writer: ReadoutWriter | None
+    asked: AskedModel | None = None
 
     @classmethod
     async def begin(
         cls,
         app_state: Any,
-        steering: Steering,
+        asked: AskedModel,
         conversation: Conversation | None,
         key: str,
         num_sequences: int,
@@ -42,7 +45,7 @@ class SteeredCall:
     ) -> SteeredCall:
         """Resolve the steering, and wait for its turn. Raises RequestError. Whoever begins a call must end it."""
         with metrics.admission():
-            resolved = resolve(steering, app_state.served, conversation)
+            steering, resolved = asked.resolved(app_state, conversation)
         sequences: Sequences = app_state.sequences
         writer = None
         if resolved.program.shows_tokens:
@@ -56,12 +59,27 @@ class SteeredCall:
             )
         await app_state.admission.enter(features_of(resolved.program))
         sequences.begin(key, num_per_prompt)
-        return cls(app_state, resolved, key, num_sequences, writer)
+        return cls(app_state, resolved, key, num_sequences, writer, asked)
+
+    @classmethod
+    async def begin_resolved(
+        cls, app_state: Any, resolved: ResolvedSteering, key: str, num_sequences: int
+    ) -> SteeredCall:
+        """Wait for the turn of steering that needs no writer. Raises RequestError. Whoever begins a call must end it."""
+        await app_state.admission.enter(features_of(resolved.program))
+        app_state.sequences.begin(key, num_sequences)
+        return cls(app_state, resolved, key, num_sequences, None)
 
     def end(self) -> None:
         """Forget the call, whether or not it was answered; once, however often it is said."""
         if self.app_state.sequences.end(self.key):
             self.app_state.admission.leave(features_of(self.resolved.program))
+
+    @property
+    def sequences(self) -> Sequences:
+        """Those of all calls."""
+        found: Sequences = self.app_state.sequences
+        return found
 
     @property
     def wants_receipt(self) -> bool:
@@ -71,13 +89,19 @@ class SteeredCall:
     @property
     def completes(self) -> bool:
         """Whether responses and chunks are to show more than vLLM writes into them."""
-        return self.writer is not None or self.resolved.program.aborts
+        return self.writer is not None or self.resolved.program.aborts or self._variant is not None
+
+    @property
+    def _variant(self) -> Version | None:
+        return self.asked.variant if self.asked else None
 
     def complete(self, body: dict[str, Any]) -> None:
         """Write what a response or a chunk is to show beside vLLM's own."""
         if self.writer is not None:
             self.writer.write(body)
         name_aborted(body)
+        if self._variant is not None and self.asked is not None:
+            body["model"] = self.asked.name
 
     async def receipt(self) -> Receipt:
         """Ask the engine what it did. Raises NotAppliedError unless every sequence was steered."""
@@ -91,7 +115,8 @@ class SteeredCall:
             metrics.FAILURES.inc()
             raise
         metrics.count(written, self.resolved.aborting)
-        return written
+        variant = self._variant.to_wire().version if self._variant else None
+        return written.model_copy(update={"variant": variant}) if variant else written
 
     def aborted(self, receipt: Receipt) -> set[int]:
         """Choices that a rule has ended."""

@@ -1,22 +1,29 @@
-"""Refuse `steering` on endpoints that would ignore it."""
+"""Steer on vLLM's own endpoints that generate, and refuse `steering` on all others, which would ignore it."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from saeclamp.types import Steering
 from saeclamp_server.errors import InvalidSteeringError, RequestError
+from saeclamp_server.openai_api import elsewhere
+from saeclamp_server.openai_api.calls import SteeredCall
 from saeclamp_server.openai_api.metrics import REFUSALS
-from saeclamp_server.request_body import parse_body, refuse_lookalikes
+from saeclamp_server.request_body import parse_body, refuse_lookalikes, steering_of
 
 STEERED_PATHS = ("/v1/chat/completions", "/v1/completions")
+OWN_PATHS = ("/v1/features/", "/v1/steering/", "/v1/variants")
+"""Beginnings of our own endpoints' paths: they refuse what they do not know themselves."""
 
 
 class SteeringGuard:
     """
-    ASGI middleware over vLLM's other endpoints (`/v1/responses`, `/v1/messages`, ...).
+    ASGI middleware over vLLM's other endpoints (`/v1/responses`, `/v1/messages`, `/tokenize`, ...).
 
-    They ignore unknown keys, so a body that asks for steering there must be refused.
+    They ignore unknown keys, so a body that asks for steering gets it here, or is refused.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -24,20 +31,29 @@ class SteeringGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on everything but a JSON POST that asks for steering in vain."""
-        if scope["type"] != "http" or scope["method"] != "POST" or _is_steered(scope) or not _is_json(scope):
+        if scope["type"] != "http" or scope["method"] != "POST" or _is_ours(scope) or not _is_json(scope):
             return await self._app(scope, receive, send)
-        messages, body = await _read(receive)
+        messages, content = await _read(receive)
         try:
-            _refuse(body, scope["path"])
+            body = _object(content)
+            call = await _begun(body, scope)
         except RequestError as exc:
             REFUSALS.labels(exc.code).inc()
-            return await JSONResponse(exc.body(), exc.status)(scope, receive, send)
+            retry = {"Retry-After": str(exc.retry_after_s)} if exc.retry_after_s is not None else None
+            return await JSONResponse(exc.body(), exc.status, retry)(scope, receive, send)
+        if call is not None:
+            return await elsewhere.answer(self._app, scope, receive, send, body, call)
         await self._app(scope, _replay(messages, receive), send)
 
 
-def _is_steered(scope: Scope) -> bool:
+def _is_ours(scope: Scope) -> bool:
+    path = _path(scope)
+    return path in STEERED_PATHS or path.startswith(OWN_PATHS)
+
+
+def _path(scope: Scope) -> str:
     path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", "")).rstrip("/") in STEERED_PATHS
+    return path.removeprefix(scope.get("root_path", "")).rstrip("/")
 
 
 def _is_json(scope: Scope) -> bool:
@@ -52,18 +68,27 @@ async def _read(receive: Receive) -> tuple[list[Message], bytes]:
             return messages, b"".join(message.get("body", b"") for message in messages)
 
 
-def _refuse(body: bytes, path: str) -> None:
+def _object(content: bytes) -> dict[str, Any]:
+    """Read a body; what is no object is passed on as it is, and the endpoint says what is wrong. Raises RequestError."""
     try:
-        value = parse_body(body)
+        value = parse_body(content)
     except (ValueError, RecursionError):
-        return  # the endpoint says what is wrong with it
-    if not isinstance(value, dict):
-        return
-    refuse_lookalikes(value)
-    if value.get("steering") is not None:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+async def _begun(body: dict[str, Any], scope: Scope) -> SteeredCall | None:
+    """Begin the call of a body that steers, on an endpoint that can; None for one that does not. Raises RequestError."""
+    path = _path(scope)
+    if path in elsewhere.PATHS:
+        steering: Steering | None = steering_of(body)
+        return await elsewhere.steered(body, steering, scope["app"].state, path)
+    refuse_lookalikes(body)
+    if body.get("steering") is not None:
         raise InvalidSteeringError(
-            f"{path} does not support 'steering' yet; use {' or '.join(STEERED_PATHS)}.", "steering"
+            f"{path} does not support 'steering'; use {' or '.join((*STEERED_PATHS, *elsewhere.PATHS))}.", "steering"
         )
+    return None
 
 
 def _replay(messages: list[Message], receive: Receive) -> Receive:

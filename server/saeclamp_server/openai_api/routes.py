@@ -23,11 +23,11 @@ from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 from saeclamp.types import Steering
 from saeclamp_server.conversation import Conversation, Message, locate
 from saeclamp_server.errors import InvalidSteeringError
+from saeclamp_server.openai_api.asked_model import AskedModel
 from saeclamp_server.openai_api.calls import SteeredCall
 from saeclamp_server.openai_api.requests import SteeredChatCompletionRequest, SteeredCompletionRequest
 from saeclamp_server.openai_api.streams import with_receipt
 from saeclamp_server.request_body import parse_body, steering_of
-from saeclamp_server.steering import roles_in
 
 router = APIRouter()
 
@@ -47,9 +47,10 @@ async def steered_chat_completion(
     request: SteeredChatCompletionRequest, raw_request: Request, steering: SteeringInBody
 ) -> Response:
     """Chat completion, as OpenAI's, with an optional `steering` object."""
-    roles = roles_in(steering)
+    asked = await AskedModel.of(raw_request.app.state, request.model, steering)
+    roles = asked.roles(raw_request.app.state)
     conversation = await _located(request, raw_request, roles) if roles else None
-    return await _answer(create_chat_completion, request, raw_request, steering, conversation)
+    return await _answer(create_chat_completion, request, raw_request, asked, conversation)
 
 
 @router.post("/v1/completions", dependencies=[Depends(validate_json_request)], response_model=None)
@@ -57,7 +58,8 @@ async def steered_completion(
     request: SteeredCompletionRequest, raw_request: Request, steering: SteeringInBody
 ) -> Response:
     """Text completion, as OpenAI's, with an optional `steering` object."""
-    return await _answer(create_completion, request, raw_request, steering)
+    asked = await AskedModel.of(raw_request.app.state, request.model, steering)
+    return await _answer(create_completion, request, raw_request, asked)
 
 
 async def _located(request: SteeredChatCompletionRequest, raw_request: Request, roles: Collection[str]) -> Conversation:
@@ -85,15 +87,16 @@ async def _answer(
     handler: Handler,
     request: SteeredChatCompletionRequest | SteeredCompletionRequest,
     raw_request: Request,
-    steering: Steering | None,
+    asked: AskedModel,
     conversation: Conversation | None = None,
 ) -> Response:
-    if steering is None:
+    if not asked.steers:
         return await handler(request, raw_request)
+    request.model = asked.base
     shows_token_ids = bool(request.return_token_ids)
     call = await SteeredCall.begin(
         raw_request.app.state,
-        steering,
+        asked,
         conversation,
         key=uuid.uuid4().hex,
         num_sequences=request.num_sequences(),

@@ -9,22 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
+from saeclamp_server.model import Reading
 from saeclamp_server.program import EXTRA_ARGS_KEY
-
-
-class Reading(NamedTuple):
-    """What was seen at one token, as in `telling.Readings`."""
-
-    acts: list[float | None]
-    top: dict[str, list[Sequence[Any]] | None]
-    edits: list[Sequence[Any]]
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to show: it is a special token, and was not edited."""
-        return not self.edits and all(read is None for read in (*self.acts, *self.top.values()))
 
 
 @dataclass

@@ -1,41 +1,51 @@
-"""`/v1/saes` and `/v1/features`: the loaded SAEs, and what is known of each feature."""
+"""`/v1/saes` and `/v1/features`: the loaded SAEs, looking for features, and what is known of each."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
 
-from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
+from fastapi import Query, Request
 from starlette.concurrency import run_in_threadpool
 
-from saeclamp.types import StoredFeature
+from saeclamp.types import FeatureHits, FeatureQuery, StoredFeature, StoredSAE, StoredSAEs
 from saeclamp_server.errors import RequestError, UnknownSAEError
-from saeclamp_server.features import KnownSAE
+from saeclamp_server.features import FeatureSearch, KnownSAE
+from saeclamp_server.routes.own_route import own_router
 from saeclamp_server.steering import Served, find
 
-router = APIRouter()
+router = own_router()
 
 
-@router.get("/v1/saes", response_model=None)
-async def list_saes(request: Request) -> JSONResponse:
+@router.get("/v1/saes")
+async def list_saes(request: Request) -> StoredSAEs:
     """List the loaded SAEs."""
-    known = _known(request).values()
-    return JSONResponse({"object": "list", "data": [sae.to_wire().model_dump(mode="json") for sae in known]})
+    return StoredSAEs(data=tuple(sae.to_wire() for sae in _known(request).values()))
 
 
-@router.get("/v1/saes/{sae}", response_model=None)
-async def get_sae(request: Request, sae: str) -> JSONResponse:
+@router.get("/v1/saes/{sae}")
+async def get_sae(request: Request, sae: str) -> StoredSAE:
     """Look up one SAE."""
     known = _known(request)
     if sae not in known:
         error = UnknownSAEError(sae, known, "sae")
         error.status = 404
         raise error
-    return JSONResponse(known[sae].to_wire().model_dump(mode="json"))
+    return known[sae].to_wire()
 
 
-@router.get("/v1/features/{sae}/{feature}", response_model=None)
-async def get_feature(request: Request, sae: str, feature: str) -> JSONResponse:
+@router.get("/v1/features")
+async def find_features(request: Request, query: Annotated[FeatureQuery, Query()]) -> FeatureHits:
+    """Look for features by words and by meaning, or list them."""
+    for name in query.sae:
+        if name not in _known(request):
+            raise UnknownSAEError(name, _known(request), "sae")
+    search: FeatureSearch = request.app.state.search
+    return await run_in_threadpool(search.find, query)
+
+
+@router.get("/v1/features/{sae}/{feature}")
+async def get_feature(request: Request, sae: str, feature: str) -> StoredFeature:
     """Look up all that is known of a feature, by its index or its name in the feature book."""
     served: Served = request.app.state.served
     try:
@@ -47,7 +57,7 @@ async def get_feature(request: Request, sae: str, feature: str) -> JSONResponse:
     def described() -> StoredFeature:
         return _known(request)[entry.name].feature(index, served.max_act(entry.name, index))
 
-    return JSONResponse((await run_in_threadpool(described)).model_dump(mode="json"))
+    return await run_in_threadpool(described)
 
 
 def _known(request: Request) -> Mapping[str, KnownSAE]:

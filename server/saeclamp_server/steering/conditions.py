@@ -6,10 +6,10 @@ from saeclamp.types import AllOf, AnyOf, Condition, FeatureCondition, Not
 from saeclamp.types import Readout as WireReadout
 from saeclamp.types import Rule as WireRule
 from saeclamp_server.conversation import Conversation
-from saeclamp_server.errors import InvalidSteeringError, UnknownSAEError
+from saeclamp_server.errors import InvalidSteeringError
 from saeclamp_server.program import Comparison, Edit, Form, Readout, Rule
 from saeclamp_server.steering.served import Served
-from saeclamp_server.steering.targets import find, to_act, to_scope
+from saeclamp_server.steering.targets import find, known_saes_named, to_act, to_scope
 
 
 def resolve_rule(rule: WireRule, served: Served, conversation: Conversation | None, path: str) -> Rule:
@@ -71,16 +71,14 @@ def resolve_readout(
     """Find a readout's features and SAEs. Raises RequestError."""
     if readout is None:
         return None
-    for number, name in enumerate(readout.saes or ()):
-        if name not in served.saes:
-            raise UnknownSAEError(name, served.saes, f"{path}.saes[{number}]")
+    saes = known_saes_named(readout.saes, served, f"{path}.saes")
     found = [
         find(feature, served.saes, f"{path}.features[{number}]") for number, feature in enumerate(readout.features)
     ]
     return Readout(
         features=tuple((sae.name, index) for sae, index in found),
         top_k=readout.top_k,
-        saes=tuple(dict.fromkeys(readout.saes or served.saes)) if readout.top_k else (),
+        saes=saes if readout.top_k else (),
         tokens=to_scope(readout.tokens, conversation, f"{path}.tokens"),
         special=readout.special_tokens,
     )

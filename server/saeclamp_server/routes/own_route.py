@@ -1,0 +1,79 @@
+"""How our own endpoints refuse: with OpenAI's error envelope, and a path to the place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+
+from saeclamp.types import ErrorBody
+from saeclamp_server.errors import InvalidRequestError, did_you_mean
+from saeclamp_server.request_body import in_plain_words, json_path, parse_body, steering_of
+
+
+class OwnRoute(APIRoute):
+    """
+    A route whose body and parameters FastAPI checks, and whose refusals are ours.
+
+    A body's `steering` is checked as that of a completion, with the same messages.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Wrap FastAPI's handler."""
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            if self.body_field is not None:
+                _check_steering(await request.body())
+            try:
+                return await handler(request)
+            except RequestValidationError as exc:
+                raise _refusal(exc, self) from None
+
+        return handle
+
+
+def own_router() -> APIRouter:
+    """Make a router for endpoints of ours; its documentation says how they refuse."""
+    said = {400: "Malformed, or it cannot be done", 404: "There is no such thing", 429: "Too much at once"}
+    responses: dict[int | str, dict[str, Any]] = {
+        status: {"model": ErrorBody, "description": description} for status, description in said.items()
+    }
+    return APIRouter(route_class=OwnRoute, responses=responses)
+
+
+def _check_steering(content: bytes) -> None:
+    try:
+        body = parse_body(content)
+    except (ValueError, RecursionError):
+        return  # FastAPI says what is wrong with it
+    if isinstance(body, Mapping) and body.get("steering") is not None:
+        steering_of({"steering": body["steering"]})
+
+
+def _refusal(exc: RequestValidationError, route: APIRoute) -> InvalidRequestError:
+    errors: Sequence[Any] = exc.errors()
+    # a misspelt field is reported before the field that is missing because of it
+    error = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
+    where, *rest = error["loc"]
+    if error["type"] == "json_invalid":
+        return InvalidRequestError(f"The body is not JSON: {error.get('ctx', {}).get('error', error['msg'])}.", None)
+    value = exc.body if where == "body" else {str(part): None for part in rest[:1]}
+    path = json_path(tuple(rest), value, "")
+    if error["type"] == "extra_forbidden":
+        word, known = str(rest[-1]), _known_fields(route, where) if len(rest) == 1 else []
+        listed = f" Known: {', '.join(known)}." if known else ""
+        return InvalidRequestError(f"{path}: unknown field {word!r}.{did_you_mean(word, known)}{listed}", path)
+    if not rest:
+        asked = "The body must be a JSON object" if error["type"] != "value_error" else in_plain_words(error)
+        return InvalidRequestError(f"{asked}.", None)
+    return InvalidRequestError(f"{path}: {in_plain_words(error)}.", path)
+
+
+def _known_fields(route: APIRoute, where: str) -> list[str]:
+    fields = [route.body_field] if where == "body" else route.dependant.query_params
+    kinds = [field.field_info.annotation for field in fields if field is not None]
+    return [name for kind in kinds for name in getattr(kind, "model_fields", {})]

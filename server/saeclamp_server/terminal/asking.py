@@ -1,0 +1,51 @@
+"""Where the server is, and what becomes of its refusals."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from pydantic import ValidationError
+
+from saeclamp import APIConnectionError, Client, SaeclampError
+from saeclamp_saes.errors import SAEError
+from saeclamp_server.visible import visible_line
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+class TerminalError(SAEError):
+    """What was asked for cannot be done. One sentence for the user."""
+
+
+def add_server(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that every command has."""
+    parser.add_argument("--url", default=DEFAULT_URL, help=f"where the server is (default {DEFAULT_URL})")
+    parser.add_argument("--api-key", metavar="KEY", help="if the server wants one (default: $SAECLAMP_API_KEY)")
+
+
+def asking(ask: Callable[[argparse.Namespace, Client], int]) -> Callable[[argparse.Namespace], int]:
+    """Make a command's `run` of what it does with a client. Refusals become a TerminalError."""
+
+    def run(args: argparse.Namespace) -> int:
+        with refusals_told(args.url), Client(args.url, api_key=args.api_key) as client:
+            return ask(args, client)
+
+    return run
+
+
+@contextmanager
+def refusals_told(url: str) -> Iterator[None]:
+    """Turn what the client raises into a TerminalError, a sentence."""
+    try:
+        yield
+    except APIConnectionError as exc:
+        said = f"No server answers at {url}; start one with `saeclamp serve`. ({exc})"
+        raise TerminalError(visible_line(said)) from exc
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise TerminalError(visible_line(f"{where}: {first['msg']}" if where else first["msg"])) from exc
+    except (SaeclampError, ValueError) as exc:
+        raise TerminalError(visible_line(str(exc))) from exc

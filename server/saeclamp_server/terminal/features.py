@@ -1,0 +1,239 @@
+"""`saeclamp features ...`: looking for features on a running server."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from saeclamp import Client
+from saeclamp.types import Answer, Label, SuggestedPoint
+from saeclamp_saes.commands.tables import print_facts, print_json, print_table
+from saeclamp_server.terminal.asking import TerminalError, add_server, asking
+from saeclamp_server.visible import visible, visible_line
+
+NUM_EXAMPLES = 5
+
+
+def register(commands: Any) -> None:
+    """Add the command and its subcommands."""
+    parser = commands.add_parser(
+        "features", help="look for features on a running server", description="Look for features on a running server."
+    )
+    subcommands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    search = _command(subcommands, "search", "search labels by words and by meaning", _search)
+    search.add_argument("query", nargs="?", default="", help="what it is about; without it, features are listed")
+    search.add_argument("--sae", action="append", default=[], metavar="NAME", help="only features of this SAE")
+    search.add_argument("--green-zone", action="store_true", help="only features whose clamp was calibrated")
+    for name in ("min-density", "max-density", "min-output-score"):
+        search.add_argument(f"--{name}", type=float, metavar="X")
+    _add_limit(search, 10)
+
+    show = _command(subcommands, "show", "show all that is known of a feature", _show)
+    show.add_argument("feature", help="<sae>/<name or index>")
+
+    inspect = _command(subcommands, "inspect", "show which features are active in a text", _inspect)
+    inspect.add_argument("text", help="the text")
+    inspect.add_argument("--feature", action="append", default=[], help="only this feature, token by token")
+    inspect.add_argument("--aggregate", choices=("max", "mean", "frequency"), default="max")
+    _add_limit(inspect, 20)
+
+    contrast = _command(subcommands, "contrast", "find features that tell two sets of texts apart", _contrast)
+    contrast.add_argument("positive", type=Path, help="a file with one text a line")
+    contrast.add_argument("negative", type=Path, help="another")
+    contrast.add_argument("--aggregate", choices=("max", "mean", "frequency"), default="mean")
+    _add_limit(contrast, 20)
+
+    attribute = _command(subcommands, "attribute", "find which features caused the next token", _attribute)
+    attribute.add_argument("text", help="what stands before the token")
+    attribute.add_argument("--target", metavar="TOKEN", help="the token, blanks included (default: the likeliest one)")
+    attribute.add_argument("--against", metavar="TOKEN", help="another token that could stand there")
+
+    neighbours = _command(subcommands, "neighbours", "find features whose decoder rows point the same way", _neighbours)
+    neighbours.add_argument("feature", help="<sae>/<name or index>")
+    _add_limit(neighbours, 10)
+
+    suggest = _command(subcommands, "suggest", "propose a small steering for a wish, and try it", _suggest)
+    suggest.add_argument("wish", help="such as 'talk about the sea'")
+
+
+def _command(
+    commands: Any, name: str, what: str, ask: Callable[[argparse.Namespace, Client], int]
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=what, description=f"{what.capitalize()}.")
+    parser.add_argument("--json", action="store_true", help="print the server's answer as JSON")
+    add_server(parser)
+    parser.set_defaults(run=asking(ask))
+    return parser
+
+
+def _add_limit(parser: argparse.ArgumentParser, default: int) -> None:
+    parser.add_argument("--limit", type=int, default=default, metavar="N", help=f"how many (default {default})")
+
+
+def _search(args: argparse.Namespace, client: Client) -> int:
+    filters = {name: getattr(args, name) for name in ("min_density", "max_density", "min_output_score")}
+    given = {name: value for name, value in filters.items() if value is not None}
+    found = client.features.search(args.query, sae=args.sae, limit=args.limit, green_zone=args.green_zone, **given)
+    rows = [
+        (
+            hit.feature,
+            hit.name or "",
+            _label(hit.label),
+            " ".join(map(repr, hit.tokens[:3])),
+            _number(hit.density),
+            _number(hit.max_act),
+            _number(hit.output_score),
+            _zone(hit.green_zone),
+        )
+        for hit in found.data
+    ]
+    headers = ("feature", "name", "label", "active on", "density", "max act", "output score", "green zone")
+    return _print(args, found, headers, rows, [found.note] if found.note else [])
+
+
+def _show(args: argparse.Namespace, client: Client) -> int:
+    feature = client.features.get(args.feature)
+    if args.json:
+        print_json(feature.model_dump(mode="json"))
+        return 0
+    facts = {"feature": feature.feature, "name": feature.name or "-"}
+    facts |= {f"label, {label.source}": _label(label) for label in feature.labels}
+    for name in ("density", "max_act", "top_act", "output_score"):
+        facts[name] = _number(getattr(feature, name)) or "-"
+    facts["green zone"] = _zone(feature.green_zone) or "-"
+    facts["best"] = _number(feature.best) or "-"
+    facts["promotes"] = " ".join(repr(logit.token) for logit in feature.top_logits or ()) or "-"
+    facts["suppresses"] = " ".join(repr(logit.token) for logit in feature.bottom_logits or ()) or "-"
+    near = (f"{other.feature} {other.name or ''} {other.cosine:.2f}" for other in feature.neighbours or ())
+    facts["neighbours"] = "; ".join(" ".join(one.split()) for one in near) or "-"
+    print_facts({name: visible(value) for name, value in facts.items()})
+    for example in (feature.examples or ())[:NUM_EXAMPLES]:
+        marked = [f"[{token}]" if number == example.peak else token for number, token in enumerate(example.tokens)]
+        print(f"{example.peak_act:8.1f}  {visible_line(''.join(marked))}")
+    return 0
+
+
+def _inspect(args: argparse.Namespace, client: Client) -> int:
+    found = client.features.inspect(args.text, features=tuple(args.feature), aggregate=args.aggregate, limit=args.limit)
+    if args.feature and not args.json:
+        rows = [
+            (str(token.position), repr(token.text), *(_number(token.features.get(name)) for name in args.feature))
+            for token in found.tokens
+        ]
+        return _print(args, found, ("position", "token", *args.feature), rows, found.warnings)
+    rows = [
+        (one.feature, one.name or "", _label(one.label), _number(one.max), _number(one.mean), _number(one.frequency))
+        for one in found.features
+    ]
+    return _print(args, found, ("feature", "name", "label", "max", "mean", "frequency"), rows, found.warnings)
+
+
+def _contrast(args: argparse.Namespace, client: Client) -> int:
+    found = client.features.contrast(
+        _lines(args.positive), _lines(args.negative), aggregate=args.aggregate, limit=args.limit
+    )
+    rows = [
+        (
+            one.feature,
+            one.name or "",
+            _label(one.label),
+            _number(one.positive),
+            _number(one.negative),
+            f"{one.effect:+.2f}",
+            f"{one.p:.2g}",
+        )
+        for one in found.data
+    ]
+    headers = ("feature", "name", "label", "positive", "negative", "effect", "p, corrected")
+    return _print(args, found, headers, rows, [found.test, *found.warnings])
+
+
+def _attribute(args: argparse.Namespace, client: Client) -> int:
+    given = {name: value for name in ("target", "against") if (value := getattr(args, name)) is not None}
+    found = client.features.attribute(args.text, **given)
+    rows = [
+        (
+            one.feature,
+            one.name or "",
+            _label(one.label),
+            _number(one.act),
+            f"{one.change:+.3f}",
+            f"{one.predicted:+.3f}",
+        )
+        for one in found.data
+    ]
+    headers = ("feature", "name", "label", "activation", "change without it", "predicted")
+    if not args.json:
+        print(f"{found.target.text!r}: {found.metric} {found.value:.3f}")
+    return _print(args, found, headers, rows, [found.claim])
+
+
+def _neighbours(args: argparse.Namespace, client: Client) -> int:
+    found = client.features.neighbours(args.feature, limit=args.limit)
+    rows = [
+        (one.feature, one.name or "", _label(one.label), f"{one.cosine:.2f}")
+        for near in found.data
+        for one in near.neighbours
+    ]
+    return _print(args, found, ("feature", "name", "label", "cosine"), rows, [])
+
+
+def _suggest(args: argparse.Namespace, client: Client) -> int:
+    found = client.features.suggest(args.wish)
+    if not args.json:
+        print(json.dumps(found.steering) if found.steering else visible_line(found.note or "Nothing works."))
+        if found.example:
+            print(f"e.g. {visible_line(found.example)}")
+    features = [*([found.chosen] if found.chosen else []), *found.alternatives]
+    rows = [
+        (one.feature, one.name or "", _label(one.label), _best(one.curve), one.reason or "chosen") for one in features
+    ]
+    return _print(args, found, ("feature", "name", "label", "largest gain that works", "why not"), rows, [])
+
+
+def _best(curve: Sequence[SuggestedPoint]) -> str:
+    best = max((point for point in curve if point.works), key=lambda point: point.gain, default=None)
+    return f"{best.gain:.3f} at {best.strength:g} x max" if best else ""
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as exc:
+        raise TerminalError(f"{path} cannot be read: {exc}.") from exc
+    return [line for line in lines if line]
+
+
+def _print(
+    args: argparse.Namespace,
+    answer: Answer,
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    notes: Sequence[str],
+) -> int:
+    if args.json:
+        print_json(answer.model_dump(mode="json"))
+        return 0
+    print_table(headers, [[visible_line(cell) for cell in row] for row in rows])
+    for note in notes:
+        print(visible_line(note))
+    return 0
+
+
+def _label(label: Label | None) -> str:
+    if label is None:
+        return ""
+    score = "" if label.score is None else f" ({label.score:.2f})"
+    return f"{label.text}{score}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _zone(zone: tuple[float, float] | None) -> str:
+    return f"{zone[0]:g} to {zone[1]:g}" if zone else ""

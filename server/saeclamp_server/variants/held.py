@@ -1,0 +1,188 @@
+"""All variants of a server, as requests name them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
+
+from saeclamp.types import NewVariant, Steering, Variant, VariantExport
+from saeclamp_server.conversation import Conversation
+from saeclamp_server.errors import (
+    InvalidRequestError,
+    RequestError,
+    UnknownVariantError,
+    VariantChangedError,
+    VariantReadOnlyError,
+    VariantsUnavailableError,
+)
+from saeclamp_server.steering import Served, resolve, roles_in
+from saeclamp_server.variants.content import Version, meaning_of, written
+from saeclamp_server.variants.names import ModelName
+from saeclamp_server.variants.presets import presets
+from saeclamp_server.variants.store import StoreError, VariantStore
+
+RESERVED = ("export", "import")
+"""Names that our own endpoints have."""
+
+ResultT = TypeVar("ResultT")
+
+
+class Variants:
+    """The feature book's and the users'."""
+
+    def __init__(self, store: VariantStore, served: Served, bases: Collection[str]) -> None:
+        """bases: names under which the model is served"""
+        self._store, self._served, self._bases = store, served, list(bases)
+        self._presets = {(base, name): version for base in bases for name, version in presets(served, base).items()}
+
+    async def create(self, new: NewVariant) -> tuple[Variant, bool]:
+        """Create a version, or find that it is there. Raises RequestError."""
+        base = self._base(new.base)
+        self._refuse_taken(base, new.name)
+        version = Version(base, new.name, written(new.steering), new.description, self._meaning(new.steering))
+        kept, is_new = await self._ask(self._store.create, version)
+        return kept.to_wire(), is_new
+
+    async def listed(self) -> list[Variant]:
+        """List what every name means: the feature book's, then the users'. Raises RequestError."""
+        own = await self._ask(self._store.current)
+        return [version.to_wire() for version in (*self._presets.values(), *self._of_bases(own))]
+
+    async def get(self, name: str) -> Version:
+        """Find a variant by `<name>`, `<name>@<sha>`, or either behind `<base>:`. Raises UnknownVariantError."""
+        parsed = ModelName.parse(name if ":" in name else f"{self._bases[0]}:{name}")
+        found = await self._find(parsed) if parsed is not None else None
+        if found is None:
+            raise await self._unknown(name, "name", 404)
+        return found
+
+    async def delete(self, name: str) -> tuple[str, int]:
+        """Delete a name and its versions; return its model's name and their number. Raises RequestError."""
+        parsed = ModelName.parse(name if ":" in name else f"{self._bases[0]}:{name}")
+        if parsed is None or parsed.sha256 is not None:
+            raise InvalidRequestError("A variant is deleted by its name, with all its versions.", "name")
+        self._refuse_taken(parsed.base, parsed.variant)
+        num = await self._ask(self._store.delete, parsed.base, parsed.variant)
+        if not num:
+            raise await self._unknown(name, "name", 404)
+        return parsed.id, num
+
+    async def exported(self) -> dict[str, Any]:
+        """Write all versions that users have created."""
+        versions = await self._ask(self._store.all_versions)
+        return {"object": "variant.export", "data": [version.to_export() for version in versions]}
+
+    async def take_in(self, export: VariantExport) -> tuple[int, int]:
+        """Take in what was exported, all or none; return how many versions are new, and how many were known."""
+        versions = []
+        for number, item in enumerate(export.data):
+            version = Version.imported(item)
+            if version.sha256 != item.sha256:
+                raise InvalidRequestError(
+                    "The content is not that of its sha256: it was changed since it was exported.",
+                    f"data[{number}].sha256",
+                )
+            self._refuse_taken(version.base, version.name, f"data[{number}].name")
+            versions.append(version)
+        num_new = await self._ask(self._store.take_in, versions)
+        return num_new, len(versions) - num_new
+
+    async def of_model(self, model: str) -> Version | None:
+        """
+        Find the variant that a request names as its model; None where it names none of ours.
+
+        Raises UnknownVariantError where it names a variant of this model that there is not.
+        """
+        parsed = ModelName.parse(model)
+        if model in self._bases or parsed is None or parsed.base not in self._bases:
+            return None
+        found = await self._find(parsed)
+        if found is None:
+            raise await self._unknown(model, "model", 404)
+        return found
+
+    def applied(self, version: Version, own: Steering | None, conversation: Conversation | None = None) -> Steering:
+        """
+        Add a request's own steering to a variant's. Raises RequestError.
+
+        conversation: where either chooses tokens by role
+        """
+        steering = self.steering(version)
+        meaning = meaning_of(resolve(steering, self._served, conversation).program)
+        if meaning != version.meaning:
+            raise VariantChangedError(version.to_wire().version)
+        return steering if own is None else _joined(own, steering, version)
+
+    def steering(self, version: Version) -> Steering:
+        """Read a variant's steering. Raises VariantChangedError where this version of saeclamp does not know it."""
+        try:
+            return version.parsed()
+        except ValidationError as exc:
+            raise VariantChangedError(version.to_wire().version) from exc
+
+    async def _find(self, name: ModelName) -> Version | None:
+        preset = self._presets.get((name.base, name.variant))
+        if preset is not None:
+            return preset if name.sha256 is None or preset.sha256.startswith(name.sha256) else None
+        return await self._ask(self._store.find, *name)
+
+    async def _unknown(self, name: str, param: str, status: int) -> UnknownVariantError:
+        # as it was asked for: with its base, or without
+        known = [variant.id if ":" in name else variant.name for variant in await self.listed()]
+        return UnknownVariantError(name, known, param, status)
+
+    async def _ask(self, method: Callable[..., ResultT], *args: Any) -> ResultT:
+        try:
+            return await run_in_threadpool(method, *args)
+        except StoreError as exc:
+            raise VariantsUnavailableError(str(exc)) from exc
+
+    def _base(self, base: str | None) -> str:
+        if base is not None and base not in self._bases:
+            raise InvalidRequestError(f"base: this server serves {', '.join(self._bases)}, not {base!r}.", "base")
+        return base or self._bases[0]
+
+    def _refuse_taken(self, base: str, name: str, path: str = "name") -> None:
+        if (base, name) in self._presets:
+            raise VariantReadOnlyError(f"{base}:{name}", path)
+        if name in RESERVED:
+            raise InvalidRequestError(f"{path}: no variant can be named {name!r}.", path)
+
+    def _of_bases(self, versions: Iterable[Version]) -> list[Version]:
+        """Leave out those of models that this server does not serve, and those whose name a preset has taken."""
+        return [one for one in versions if one.base in self._bases and (one.base, one.name) not in self._presets]
+
+    def _meaning(self, steering: Steering) -> str:
+        """Resolve a steering, so that what cannot be applied is refused when it is created. Raises RequestError."""
+        # chosen by role, tokens depend on the conversation; which these are does not matter here
+        anywhere = Conversation(0, ()) if roles_in(steering) else None
+        return meaning_of(resolve(steering, self._served, anywhere).program)
+
+
+def _joined(own: Steering, of_variant: Steering, version: Version) -> Steering:
+    """Put a variant's parts behind a request's own, so that messages number those as the request does."""
+    twice = {rule.name for rule in own.rules} & {rule.name for rule in of_variant.rules}
+    if twice:
+        raise InvalidRequestError(
+            f"The variant {version.to_wire().id} has a rule named {sorted(twice)[0]!r} too.", "steering.rules"
+        )
+    return Steering.model_construct(
+        interventions=(*own.interventions, *of_variant.interventions),
+        rules=(*own.rules, *of_variant.rules),
+        readout=own.readout or of_variant.readout,
+        receipt=own.receipt,
+    )
+
+
+def blamed(exc: RequestError, own: Steering | None, version: Version) -> RequestError:
+    """Let a refusal that is about a variant's part of a joined steering say so."""
+    num_own = {"interventions": len(own.interventions) if own else 0, "rules": len(own.rules) if own else 0}
+    for part, num in num_own.items():
+        prefix = f"steering.{part}["
+        if exc.param and exc.param.startswith(prefix) and int(exc.param[len(prefix) :].split("]")[0]) >= num:
+            exc.message = f"The variant {version.to_wire().id} cannot be used with this: {exc.message}"
+            exc.param = "model"
+    return exc

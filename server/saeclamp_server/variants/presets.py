@@ -1,0 +1,30 @@
+"""Variants that the feature book makes: each feature that is known to steer, at the value that works best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from saeclamp.types import Clamp, Steering
+from saeclamp_server.steering import Served, resolve
+from saeclamp_server.variants.content import Version, meaning_of, written
+from saeclamp_server.variants.names import ModelName
+
+
+def presets(served: Served, base: str) -> Mapping[str, Version]:
+    """Make the variants of a base model, by name; of two features with one name, the SAE that was named first has it."""
+    made: dict[str, Version] = {}
+    for name, sae in served.saes.items():
+        for note in sae.features.values():
+            fits = ModelName.parse(f"{base}:{note.name}") is not None
+            if note.best is None or note.max_act is None or not fits or note.name in made:
+                continue
+            steering = Steering(interventions=(Clamp(feature=f"{name}/{note.name}", value=note.best),))
+            made[note.name] = Version(
+                base,
+                note.name,
+                written(steering),
+                note.description or "",
+                meaning_of(resolve(steering, served).program),
+                read_only=True,
+            )
+    return made

@@ -1,0 +1,214 @@
+"""
+Variants in a database: SQLite by default, PostgreSQL by URL. Any number of API processes may share one.
+
+What a method that writes has returned from is on the disk: SQLite syncs its write-ahead log at every commit.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy import Connection, create_engine, event, select, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+from saeclamp_server.variants.content import Version
+from saeclamp_server.variants.tables import names, versions
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+BUSY_S = 30
+"""How long a process waits for another one that writes."""
+MIGRATION_LOCK = 0x5AEC1A39
+"""Of PostgreSQL's advisory locks, the one that is held while tables are changed."""
+_INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+
+
+class StoreError(Exception):
+    """The database cannot be used. One sentence for the user."""
+
+
+def default_url() -> str:
+    """Return where variants are kept unless the user says otherwise: they are the user's own, so in no cache."""
+    home = os.environ.get("XDG_DATA_HOME")
+    folder = Path(home) if home and Path(home).is_absolute() else Path.home() / ".local" / "share"
+    return f"sqlite:///{folder / 'saeclamp' / 'variants.sqlite3'}"
+
+
+class VariantStore:
+    """Versions and what names mean. All methods raise StoreError."""
+
+    def __init__(self, url: str) -> None:
+        """
+        Open a database, and bring its tables up to date.
+
+        url: SQLAlchemy's, of SQLite or PostgreSQL
+        """
+        self._engine = _engine(url)
+        with self._transaction(writes=True) as connection:
+            _migrate(connection)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    def create(self, version: Version) -> tuple[Version, bool]:
+        """Keep a version, and let its name mean it. Returns it as it is kept, and whether it is new."""
+        with self._transaction(writes=True) as connection:
+            is_new = self._keep(connection, version)
+            self._name(connection, version)
+            (kept,) = _versions(connection, version.base, version.name, version.sha256)
+        return kept, is_new
+
+    def take_in(self, imported: Sequence[Version]) -> int:
+        """
+        Keep versions from elsewhere, all or none; those that were here stay as they are. Returns how many are new.
+
+        A name comes to mean the last of its versions, as if they had been created one after the other.
+        """
+        with self._transaction(writes=True) as connection:
+            num_new = 0
+            for version in imported:
+                num_new += self._keep(connection, version)
+                self._name(connection, version)
+        return num_new
+
+    def find(self, base: str, name: str, sha256: str | None = None) -> Version | None:
+        """Look up what a name means, or its version whose address begins so; None where there is none, or several."""
+        with self._transaction() as connection:
+            if sha256 is None:
+                wanted = (names.c.base == base) & (names.c.name == name)
+                sha256 = connection.execute(select(names.c.sha256).where(wanted)).scalar()
+                if sha256 is None:
+                    return None
+            found = _versions(connection, base, name, sha256)
+        return found[0] if len(found) == 1 else None
+
+    def current(self) -> list[Version]:
+        """List what every name means, by name."""
+        joined = versions.join(names, (names.c.sha256 == versions.c.sha256) & _same_name())
+        with self._transaction() as connection:
+            rows = connection.execute(select(versions).select_from(joined).order_by(versions.c.base, versions.c.name))
+            return [_version(row) for row in rows]
+
+    def all_versions(self) -> list[Version]:
+        """List every version; of each name the one that it means last, and the others as they were created."""
+        meant = {(version.base, version.name): version.sha256 for version in self.current()}
+        with self._transaction() as connection:
+            found = [_version(row) for row in connection.execute(select(versions))]
+        return sorted(
+            found,
+            key=lambda one: (one.base, one.name, meant.get((one.base, one.name)) == one.sha256, one.created),
+        )
+
+    def delete(self, base: str, name: str) -> int:
+        """Forget a name and its versions. Returns how many there were."""
+        with self._transaction(writes=True) as connection:
+            connection.execute(names.delete().where((names.c.base == base) & (names.c.name == name)))
+            gone = versions.delete().where((versions.c.base == base) & (versions.c.name == name))
+            return connection.execute(gone).rowcount
+
+    def _keep(self, connection: Connection, version: Version) -> bool:
+        insert = _INSERT[self._engine.dialect.name](versions).values(_row(version)).on_conflict_do_nothing()
+        return connection.execute(insert.returning(versions.c.sha256)).first() is not None
+
+    def _name(self, connection: Connection, version: Version) -> None:
+        meant = {"base": version.base, "name": version.name, "sha256": version.sha256}
+        insert = _INSERT[self._engine.dialect.name](names).values(meant)
+        connection.execute(
+            insert.on_conflict_do_update(index_elements=["base", "name"], set_={"sha256": version.sha256})
+        )
+
+    @contextmanager
+    def _transaction(self, writes: bool = False) -> Iterator[Connection]:
+        try:
+            with (
+                self._engine.connect().execution_options(saeclamp_writes=writes) as connection,
+                connection.begin(),
+            ):
+                yield connection
+        except SQLAlchemyError as exc:
+            reason = getattr(exc, "orig", None) or exc
+            raise StoreError(f"The database of variants cannot be used: {str(reason).splitlines()[0]}.") from exc
+
+
+def _engine(url: str) -> Engine:
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() not in _INSERT:
+            raise StoreError(f"Variants are kept in SQLite or PostgreSQL, not in {parsed.get_backend_name()}.")
+        if parsed.get_backend_name() == "postgresql":
+            return create_engine(parsed, pool_pre_ping=True)
+        if parsed.database and parsed.database != ":memory:":
+            Path(parsed.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
+        engine = create_engine(parsed, connect_args={"timeout": BUSY_S})
+    except (ArgumentError, NoSuchModuleError) as exc:
+        raise StoreError(f"{url!r} is no database's URL, such as sqlite:////var/lib/variants.sqlite3: {exc}") from exc
+    except ModuleNotFoundError as exc:
+        raise StoreError(f"PostgreSQL needs a driver: pip install 'saeclamp[postgres]' ({exc}).") from exc
+    except OSError as exc:
+        raise StoreError(f"The folder of {url} cannot be made: {exc.strerror}.") from exc
+    event.listen(engine, "connect", _set_up)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _set_up(connection: Any, record: Any) -> None:
+    """SQLite: readers and a writer at once, and commits that are on the disk."""
+    connection.isolation_level = None  # sqlite3 itself begins no transaction then: `_begin` does
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin(connection: Connection) -> None:
+    """A reader that becomes a writer is refused where another has written meanwhile, so writers say so at once."""
+    writes = connection.get_execution_options().get("saeclamp_writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _migrate(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except CommandError as exc:
+        raise StoreError(f"The database of variants is of a newer version of saeclamp: {exc}.") from exc
+
+
+def _versions(connection: Connection, base: str, name: str, sha256: str) -> list[Version]:
+    wanted = (versions.c.base == base) & (versions.c.name == name) & versions.c.sha256.startswith(sha256)
+    return [_version(row) for row in connection.execute(select(versions).where(wanted))]
+
+
+def _same_name() -> Any:
+    return (names.c.base == versions.c.base) & (names.c.name == versions.c.name)
+
+
+def _row(version: Version) -> dict[str, Any]:
+    created = version.created or int(time.time())
+    return {
+        "base": version.base,
+        "name": version.name,
+        "sha256": version.sha256,
+        "steering": version.steering,
+        "description": version.description,
+        "meaning": version.meaning,
+        "created": created,
+    }
+
+
+def _version(row: Any) -> Version:
+    values = dict(row._mapping)
+    del values["sha256"]
+    return Version(**values)

@@ -1,0 +1,32 @@
+"""The tables, as the newest migration leaves them."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Column, ForeignKeyConstraint, MetaData, String, Table, Text
+
+metadata = MetaData()
+
+versions = Table(
+    "saeclamp_variant_versions",
+    metadata,
+    Column("base", String(256), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("sha256", String(64), primary_key=True),
+    Column("steering", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    Column("meaning", String(71), nullable=False),
+    Column("created", BigInteger, nullable=False),
+)
+"""Never updated."""
+
+names = Table(
+    "saeclamp_variant_names",
+    metadata,
+    Column("base", String(256), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("sha256", String(64), nullable=False),
+    ForeignKeyConstraint(
+        ["base", "name", "sha256"], [versions.c.base, versions.c.name, versions.c.sha256], name="names_a_version"
+    ),
+)
+"""Which version a name means."""

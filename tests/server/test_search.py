@@ -1,0 +1,190 @@
+"""Looking for features, by words and by meaning, over a small table of labels and with the real sentence encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.saes.blank_label import blank_label
+from tests.server.conftest import entry
+
+from saeclamp.types import FeatureQuery
+from saeclamp_saes.labelling.open_table import OpenLabels
+from saeclamp_saes.labelling.table import Labels, LabelsInfo, TokenLogit
+from saeclamp_saes.library.feature_book import FeatureNote
+from saeclamp_server import embedding
+from saeclamp_server.doses import Lengths
+from saeclamp_server.features import FeatureSearch, KnownSAE
+from saeclamp_server.features.findable import Texts
+from saeclamp_server.features.meanings import Meanings
+from saeclamp_server.features.words import WordIndex
+
+INFO = LabelsInfo("small", "0" * 64, "tiny", {}, {}, 1000, {}, (), {}, "2026-01-01")
+LABELS: list[dict[str, Any]] = [
+    {"input_label": 'token " ship", " Ship"', "density": 0.002, "output_score": 0.3, "max_act": 5.0},
+    {"input_label": 'token " soup", " stew"', "density": 0.02, "output_score": 0.001},
+    {"explanation": "Suspension bridges and their towers.", "explanation_source": "someone", "density": 0.001},
+    {"kind": "say", "label": 'say " the"', "label_score": 0.7, "say_label": 'say " the"', "density": 0.4},
+    {"input_label": 'token "\\n\\n"'},
+    {"top_logits": (TokenLogit(" vessels", 7, 2.0), TokenLogit(" harbour", 8, 1.0)), "density": 0.003},
+    {},
+    {"input_label": 'token " été", " hiver"', "density": 0.001},
+]
+NOTES = (FeatureNote(5, "sea", 7.0, (0.5, 1.0), 0.8, "The sea and sailing."), FeatureNote(6, "odd-one", None))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("SAECLAMP_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def search(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> FeatureSearch:
+    path = tmp_path_factory.mktemp("labels") / "labels.parquet"
+    rows = [blank_label(index=index, num_active=9, top_act=9.0, **label) for index, label in enumerate(LABELS)]
+    Labels.of(INFO, rows).write(path)
+    lengths = Lengths(10.0, [1.0] * len(LABELS))
+    small = KnownSAE(entry("small", 3, len(LABELS), *NOTES), lengths, labels=OpenLabels(path))
+    bare = KnownSAE(entry("bare", 3, 4, FeatureNote(2, "ships-at-war", 3.0, (1, 2), 1.5, "Naval battles.")), lengths)
+    made = FeatureSearch(
+        {"small": small, "bare": bare}, lambda sae, index: 5.0 if (sae, index) == ("small", 0) else None
+    )
+    made.prepare(pytest.fail)
+    return made
+
+
+def found(search: FeatureSearch, query: str, **options: Any) -> list[str]:
+    return [hit.feature for hit in search.find(FeatureQuery(query=query, **options)).data]
+
+
+def test_words_of_names_labels_and_tokens_are_found(search: FeatureSearch) -> None:
+    assert found(search, "bridge")[0] == "small/2"
+    assert found(search, "sea")[0] == "small/5"
+    assert "small/5" in found(search, "vessels")
+    assert "small/0" in found(search, "ships")  # the same stem
+    assert found(search, "odd-one")[0] == "small/6"
+    assert found(search, "ete")[0] == "small/7"  # without accents
+
+
+def test_meaning_finds_what_no_word_says(search: FeatureSearch) -> None:
+    answer = search.find(FeatureQuery(query="ocean voyage"))
+    assert answer.rankings == ("words", "tokens", "meaning")
+    assert answer.note is None
+    assert answer.data[0].feature in ("small/5", "bare/2", "small/0")
+    assert answer.data[0].similarity is not None
+    assert answer.data[0].similarity > 0.3
+    assert found(search, "cooking a meal")[0] == "small/1"
+
+
+def test_a_hit_shows_what_helps_to_choose(search: FeatureSearch) -> None:
+    (sea,) = (hit for hit in search.find(FeatureQuery(query="sailing")).data if hit.feature == "small/5")
+    assert (sea.name, sea.green_zone, sea.best, sea.density) == ("sea", (0.5, 1.0), 0.8, 0.003)
+    assert sea.label is not None
+    assert (sea.label.text, sea.label.source) == ("The sea and sailing.", "feature book")
+    assert sea.promotes == (" vessels", " harbour")
+    (ship,) = (hit for hit in search.find(FeatureQuery(query="ship")).data if hit.feature == "small/0")
+    assert (ship.tokens, ship.max_act) == ((" ship", " Ship"), 5.0)
+    assert ship.output_score == pytest.approx(0.3)
+    (say,) = (hit for hit in search.find(FeatureQuery(min_density=0.3)).data)
+    assert say.label is not None
+    assert (say.label.text, say.label.source) == ('say " the"', "say")
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ({}, [*(f"small/{index}" for index in range(8)), "bare/0", "bare/1", "bare/2", "bare/3"]),
+        ({"sae": ["bare"]}, ["bare/0", "bare/1", "bare/2", "bare/3"]),
+        ({"green_zone": True}, ["small/5", "bare/2"]),
+        ({"min_output_score": 0.1}, ["small/0"]),
+        ({"max_density": 0.0015}, ["small/2", "small/7"]),
+        ({"min_density": 0.002, "max_density": 0.003}, ["small/0", "small/5"]),
+        ({"limit": 2, "offset": 3}, ["small/3", "small/4"]),
+    ],
+)
+def test_without_a_query_features_are_listed(search: FeatureSearch, filters: Any, expected: list[str]) -> None:
+    assert found(search, "", **{"limit": 100, **filters}) == expected
+
+
+def test_filters_hold_for_a_query_too(search: FeatureSearch) -> None:
+    assert set(found(search, "ships and the sea", green_zone=True)) == {"small/5", "bare/2"}
+    assert found(search, "ships", sae=["bare"]) == ["bare/2"]
+
+
+def test_pages_follow_each_other(search: FeatureSearch) -> None:
+    whole = search.find(FeatureQuery(query="ship sea harbour", limit=100))
+    pages = [found(search, "ship sea harbour", limit=1, offset=number) for number in range(whole.num_found)]
+    assert [feature for page in pages for feature in page] == [hit.feature for hit in whole.data]
+    scores = [hit.score or 0 for hit in whole.data]
+    assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "query", ['"', "AND", "ship OR", "name:ship", "ship*", "NEAR(a b)", "(", "-ship", "'); DROP", "\0"]
+)
+def test_no_query_is_an_operator_or_an_error(search: FeatureSearch, query: str) -> None:
+    search.find(FeatureQuery(query=query))
+
+
+def test_nothing_similar_is_nothing_found(search: FeatureSearch) -> None:
+    assert found(search, "xqzw") == []
+
+
+def test_embeddings_are_kept_and_made_again_where_the_file_is_damaged(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sentences = ["a ship on the sea", "", "soup"]
+    encoder = embedding.Encoder()
+    first = Meanings.of(sentences, encoder).similarities("boat")
+    assert first[1] == 0
+    assert first[0] > first[2]
+    (path,) = sorted((cache / "embeddings").glob("*.npy"), key=lambda file: file.stat().st_mtime)[-1:]
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            encoder,
+            "encode",
+            lambda texts, real=encoder.encode: real(texts) if len(texts) == 1 else pytest.fail("embedded anew"),
+        )
+        again = Meanings.of(sentences, encoder).similarities("boat")
+    assert again == pytest.approx(first, abs=2e-3)  # half precision
+    path.write_bytes(path.read_bytes()[:100])
+    assert Meanings.of(sentences, encoder).similarities("boat") == pytest.approx(first, abs=1e-6)
+
+
+def test_without_the_encoder_words_decide_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding, "WEIGHTS_SHA256", "0" * 64)
+    known = KnownSAE(entry("bare", 3, 4, FeatureNote(2, "ships", 3.0)), Lengths(10.0, [1.0] * 4))
+    search = FeatureSearch({"bare": known}, lambda sae, index: None)
+    search.prepare(pytest.fail)
+    answer = search.find(FeatureQuery(query="ship"))
+    assert ([hit.feature for hit in answer.data], answer.rankings) == (["bare/2"], ("words", "tokens"))
+    assert answer.note is not None
+    assert "pip install" in answer.note
+
+
+def test_damaged_labels_leave_the_book(tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "labels.parquet"
+    rows = [blank_label(index=index, num_active=9, top_act=9.0, **label) for index, label in enumerate(LABELS)]
+    Labels.of(INFO, rows).write(path)
+    opened = OpenLabels(path)
+    path.write_bytes(path.read_bytes()[:200] + b"\0" * 400)
+    known = KnownSAE(entry("small", 3, len(LABELS), *NOTES), Lengths(10.0, [1.0] * 8), labels=opened)
+    said: list[str] = []
+    search = FeatureSearch({"small": replace(known)}, lambda sae, index: None)
+    search.prepare(said.append)
+    assert found(search, "sea")[0] == "small/5"
+    assert "feature book alone" in said[0]
+
+
+def test_what_people_say_and_tokens_are_ranked_apart_and_common_words_do_not_count() -> None:
+    index = WordIndex([Texts("", "", "bridge the"), Texts("bridge", "", "the"), Texts("", "The old one.", "")])
+    assert [*index.search("the bridge", "{name said}")] == [1]
+    assert [*index.search("the bridge", "{tokens}")] == [0]
+    assert [*index.search("the", "{name said}")] == [2]
+    assert {*index.search("the", "{tokens}")} == {0, 1}
