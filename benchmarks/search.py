@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from datetime import date
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,11 @@ TARGET_MS = 50
 
 
 class Words:
-    """A vocabulary whose n-th word is n times rarer than the first."""
+    """
+    A vocabulary as rare as real ones without their most common words, of which searches take no notice.
+
+    The n-th word is drawn in proportion to 1 / (n + 40).
+    """
 
     def __init__(self, seed: int) -> None:
         self._chance = random.Random(seed)
@@ -49,11 +54,11 @@ class Words:
             "".join(self._chance.choices("abcdefghijklmnoprstuvw", k=self._chance.randint(3, 9)))
             for _ in range(NUM_WORDS)
         ]
-        self._weights = [1 / rank for rank in range(1, NUM_WORDS + 1)]
+        self._cumulated = [*accumulate(1 / (rank + 40) for rank in range(1, NUM_WORDS + 1))]
 
     def draw(self, count: int) -> list[str]:
         """Draw words as often as they are used."""
-        return self._chance.choices(self._words, self._weights, k=count)
+        return self._chance.choices(self._words, cum_weights=self._cumulated, k=count)
 
 
 def labels(path: Path, num: int, words: Words) -> OpenLabels:

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from saeclamp_server.embedding import WEIGHTS_SHA256, Encoder
@@ -21,6 +22,7 @@ NUM_REMEMBERED = 256
 """Queries whose embeddings are remembered: people type, and turn pages."""
 
 Rows = NDArray[np.float32]
+Mask = NDArray[np.bool_]
 
 
 class Meanings:
@@ -28,8 +30,9 @@ class Meanings:
 
     def __init__(self, encoder: Encoder, rows: Rows) -> None:
         """rows: (num_features, width), of unit length or zero."""
-        self._encoder, self._rows = encoder, rows
-        self._embed = lru_cache(NUM_REMEMBERED)(lambda query: encoder.encode([query])[0])
+        # of half the size they are read in half the time, which is what a search takes: cosines are wrong by about 0.002
+        self._rows = torch.from_numpy(rows).bfloat16()
+        self._embed = lru_cache(NUM_REMEMBERED)(lambda query: torch.from_numpy(encoder.encode([query])[0]))
 
     @classmethod
     def of(cls, sentences: Sequence[str], encoder: Encoder) -> Meanings:
@@ -42,10 +45,24 @@ class Meanings:
             _keep(path, rows)
         return cls(encoder, rows)
 
-    def similarities(self, query: str) -> Rows:
-        """Return each feature's cosine with a query: (num_features,)."""
-        found: Rows = self._rows @ self._embed(query)
-        return found
+    def nearest(self, query: str, wanted: Mask, count: int, least: float) -> list[int]:
+        """
+        Return the numbers of the nearest features, nearest first.
+
+        wanted: (num_features,)
+        least:  cosine
+        """
+        cosines = (self._rows @ self._embed(query).bfloat16()).float()
+        cosines[~torch.from_numpy(wanted)] = -1
+        best = cosines.topk(min(count, len(cosines))).indices.sort().values
+        exact = self.cosines(query, best.tolist())
+        order = sorted(zip(exact, best.tolist(), strict=True), key=lambda one: (-one[0], one[1]))
+        return [number for cosine, number in order if cosine >= least and wanted[number]]
+
+    def cosines(self, query: str, numbers: Sequence[int]) -> list[float]:
+        """Compare a query with some features."""
+        cosines: list[float] = (self._rows[list(numbers)].float() @ self._embed(query)).tolist()
+        return cosines
 
 
 def _embedded(sentences: Sequence[str], encoder: Encoder) -> Rows:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, islice
 
 import numpy as np
-from numpy.typing import NDArray
 
 from saeclamp.types import FeatureHit, FeatureHits, FeatureQuery, Label
 from saeclamp_saes.errors import LabelError
@@ -21,8 +20,8 @@ from saeclamp_server.embedding import Encoder, EncoderMissingError
 from saeclamp_server.errors import SearchUnavailableError
 from saeclamp_server.features.findable import Findable
 from saeclamp_server.features.known import KnownSAE
-from saeclamp_server.features.meanings import Meanings
-from saeclamp_server.features.words import Columns, WordIndex
+from saeclamp_server.features.meanings import Mask, Meanings
+from saeclamp_server.features.words import SAID, TOKENS, WordIndex
 
 NUM_RANKED = 200
 """Features that each ranking holds."""
@@ -32,8 +31,6 @@ LEAST_SIMILARITY = 0.25
 NUM_TOKENS = 5
 """Tokens of each kind that a hit shows."""
 PREPARING = "Embeddings are still being computed, so this is a search by words."
-
-Mask = NDArray[np.bool_]
 
 
 class FeatureSearch:
@@ -78,30 +75,29 @@ class FeatureSearch:
         if not query.query.strip():
             numbers = np.flatnonzero(wanted)
             return FeatureHits(data=tuple(self._hit(int(number)) for number in numbers[page]), num_found=len(numbers))
-        cosines = self._meanings.similarities(query.query) if self._meanings else None
-        rankings = [
-            self._by_words(query.query, "{name said}", wanted),
-            self._by_words(query.query, "{tokens}", wanted),
-            _nearest(cosines, wanted) if cosines is not None else [],
-        ]
+        meanings = self._meanings
+        rankings = [self._by_words(query.query, columns, wanted) for columns in (SAID, TOKENS)]
+        if meanings is not None:
+            rankings.append(meanings.nearest(query.query, wanted, NUM_RANKED, LEAST_SIMILARITY))
         scores: dict[int, float] = defaultdict(float)
         for ranking in rankings:
             for rank, number in enumerate(ranking, 1):
                 scores[number] += 1 / (FUSION + rank)
         best = sorted(scores, key=lambda number: (-scores[number], number))
+        cosines = meanings.cosines(query.query, best[page]) if meanings else [None] * len(best[page])
         return FeatureHits(
             data=tuple(
-                self._hit(number, scores[number], None if cosines is None else float(cosines[number]))
-                for number in best[page]
+                self._hit(number, scores[number], cosine) for number, cosine in zip(best[page], cosines, strict=True)
             ),
             num_found=len(best),
-            rankings=("words", "tokens") if cosines is None else ("words", "tokens", "meaning"),
-            note=self.note if cosines is None else None,
+            rankings=("words", "tokens", "meaning") if meanings else ("words", "tokens"),
+            note=None if meanings else self.note,
         )
 
-    def _by_words(self, query: str, columns: Columns, wanted: Mask) -> list[int]:
+    def _by_words(self, query: str, columns: str, wanted: Mask) -> list[int]:
         assert self._words is not None, "it is ready"
-        matches = (number for number in self._words.search(query, columns) if wanted[number])
+        limit = NUM_RANKED if wanted.all() else None
+        matches = (number for number in self._words.search(query, columns, limit) if wanted[number])
         return [*islice(matches, NUM_RANKED)]
 
     def label(self, sae: str, index: int) -> Label | None:
@@ -166,12 +162,6 @@ def _passes(sae: Findable, query: FeatureQuery) -> Mask:
         calibrated = [index for index, note in sae.known.entry.features.items() if note.clamp is not None]
         passes &= np.isin(np.arange(len(sae)), calibrated)
     return passes
-
-
-def _nearest(cosines: NDArray[np.float32], wanted: Mask) -> list[int]:
-    near = np.flatnonzero(wanted & (cosines >= LEAST_SIMILARITY))
-    order = np.lexsort((near, -cosines[near]))[:NUM_RANKED]
-    return [int(number) for number in near[order]]
 
 
 def _known(value: float) -> float | None:

@@ -6,55 +6,20 @@ import re
 import sqlite3
 from collections.abc import Iterable, Iterator
 from threading import Lock
-from typing import Literal
 
 from saeclamp_server.features.findable import Texts
 
 COMMON = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "are",
-        "as",
-        "at",
-        "be",
-        "by",
-        "can",
-        "do",
-        "for",
-        "from",
-        "how",
-        "i",
-        "in",
-        "is",
-        "it",
-        "me",
-        "my",
-        "of",
-        "on",
-        "or",
-        "that",
-        "the",
-        "this",
-        "to",
-        "was",
-        "what",
-        "when",
-        "where",
-        "which",
-        "who",
-        "why",
-        "with",
-        "you",
-        "your",
-    ]
+    """
+    a an and are as at be by can do for from how i in is it me my of on or that the this to was what when where which who
+    why with you your
+    """.split()  # noqa: SIM905
 )
 """Words that say nothing of a subject; they are looked for where a query has no others."""
 MAX_WORDS = 32
 """Of a query; what follows is left out."""
-Columns = Literal["{name said}", "{tokens}"]
-"""What people say of a feature, or its tokens."""
+SAID, TOKENS = "{name said}", "{tokens}"
+"""Columns: what people say of a feature, and its tokens."""
 
 
 class WordIndex:
@@ -71,8 +36,13 @@ class WordIndex:
         self._db.executemany("INSERT INTO words(rowid, name, said, tokens) VALUES (?, ?, ?, ?)", rows)
         self._db.execute("INSERT INTO words(words) VALUES ('optimize')")
 
-    def search(self, query: str, columns: Columns) -> Iterator[int]:
-        """Yield the numbers of the matches, best first; those with more of the query's rare words are better."""
+    def search(self, query: str, columns: str, limit: int | None = None) -> Iterator[int]:
+        """
+        Yield the numbers of the matches, best first; those with more of the query's rare words are better.
+
+        columns: `SAID` or `TOKENS`
+        limit:   of the matches that are ranked; None ranks all of them, which takes longer
+        """
         words = re.findall(r"\w+", query)[:MAX_WORDS]
         words = [word for word in words if word.lower() not in COMMON] or words
         if not words:
@@ -81,7 +51,8 @@ class WordIndex:
         asked = " OR ".join(f'"{word}"' for word in words) + ("*" if len(words[-1]) > 2 else "")
         with self._lock:
             matches = self._db.execute(
-                "SELECT rowid FROM words WHERE words MATCH ? ORDER BY bm25(words), rowid", (f"{columns} : ({asked})",)
+                "SELECT rowid FROM words WHERE words MATCH ? ORDER BY rank LIMIT ?",
+                (f"{columns} : ({asked})", -1 if limit is None else limit),
             )
             for (number,) in matches:
                 yield number
