@@ -30,7 +30,7 @@ class WordIndex:
         self._db = sqlite3.connect(":memory:", check_same_thread=False)
         self._db.execute(
             "CREATE VIRTUAL TABLE words USING fts5("
-            "name, said, tokens, content='', tokenize='porter unicode61 remove_diacritics 2')"
+            "name, said, tokens, content='', detail=column, tokenize='porter unicode61 remove_diacritics 2')"
         )
         rows = ((number, text.name, text.said, text.tokens) for number, text in enumerate(texts))
         self._db.executemany("INSERT INTO words(rowid, name, said, tokens) VALUES (?, ?, ?, ?)", rows)
