@@ -1,0 +1,142 @@
+"""Answers draw themselves in notebooks: everything is there, nothing is fetched, and no text of others is obeyed."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from saeclamp import Attribution, Comparison, Contrasted, FeatureHits, Inspection, Receipt
+from saeclamp.types import Answer
+
+EVIL = "<script>alert('x')</script>\" onload=\"x\n"
+LABEL = {"text": EVIL, "source": EVIL, "score": 0.5}
+FEATURE = {"feature": f"s/{EVIL}", "sae": "s", "index": 3, "name": EVIL, "label": LABEL}
+MEANS = {"positive": 2.0, "negative": 0.0, "difference": 2.0}
+TOKEN = {"id": 1, "text": EVIL, "logprob": -1.0}
+COMPARED = {"id": 1, "text": EVIL, "logprob": -1.0, "default_logprob": -2.0, "kl": 0.3}
+ANSWER = {"seed": 0, "text": EVIL, "tokens": [COMPARED], "kl": 0.3, "perplexity": 7.0, "repetition": 0.1}
+CHANGED = {**ANSWER, "differences": [{"op": "insert", "default": [0, 0], "own": [0, 1]}]}
+
+ANSWERS: list[Answer] = [
+    Inspection.model_validate(
+        {
+            "tokens": [
+                {"position": 0, "id": 1, "text": EVIL, "template": True},
+                {"position": 1, "id": 2, "text": " sea", "top": {"s": [{"index": 3, "act": 2.0}]}},
+                {"position": 2, "id": 2, "text": EVIL, "features": {f"s/{EVIL}": 4.0}},
+            ],
+            "features": [{**FEATURE, "max": 4.0, "mean": 1.0, "frequency": 0.5, "position": 2}],
+            "aggregate": "max",
+            "num_counted": 2,
+            "warnings": [EVIL],
+        }
+    ),
+    FeatureHits.model_validate(
+        {"data": [{**FEATURE, "tokens": [EVIL], "green_zone": [0.5, 1]}], "num_found": 1, "note": EVIL}
+    ),
+    Contrasted.model_validate(
+        {
+            "data": [
+                {
+                    **FEATURE,
+                    "positive": 2.0,
+                    "negative": 0.0,
+                    "difference": 2.0,
+                    "effect": 1.0,
+                    "p": 0.01,
+                    "significant": True,
+                }
+            ],
+            "num_features": 1,
+            "num_significant": 1,
+            "test": EVIL,
+        }
+    ),
+    Attribution.model_validate(
+        {
+            "target": TOKEN,
+            "against": TOKEN,
+            "position": 3,
+            "metric": "logprob",
+            "value": -1.0,
+            "data": [{**FEATURE, "act": 1.0, "position": 1, "change": -0.5, "predicted": -0.4}],
+            "pairs": [],
+            "together": {
+                "num_features": 1,
+                "num_active": 1,
+                "change": -0.5,
+                "sum_of_changes": -0.5,
+                "predicted": -0.4,
+                "share_explained": 0.9,
+            },
+            "claim": EVIL,
+        }
+    ),
+    Comparison.model_validate({"default": [ANSWER], "steered": [CHANGED], "prompted": [CHANGED], "receipts": []}),
+    Receipt.model_validate(
+        {
+            "applied": True,
+            "spec": "x",
+            "model": "m",
+            "sae": {},
+            "interventions": [
+                {
+                    "feature": f"s/{EVIL}",
+                    "name": EVIL,
+                    "layer": 3,
+                    "site": "resid_post 3",
+                    "op": "clamp",
+                    "value": 1.0,
+                    "unit": "act",
+                    "value_act": 1.0,
+                    "tokens": {"prompt": 3, "generated": 4},
+                    "dose": {"mean": 0.25, "max": 0.5},
+                }
+            ],
+            "fired": [{"rule": EVIL, "choice": 0, "token": 7, "value": 1.0}],
+            "warnings": [EVIL],
+        }
+    ),
+]
+
+
+class Seen(HTMLParser):
+    """What a browser would see."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=lambda answer: type(answer).__name__)
+def test_no_text_of_others_is_obeyed_and_nothing_is_fetched(answer: Any) -> None:
+    seen = Seen(answer._repr_html_())
+    assert set(seen.tags) <= {"table", "tr", "th", "td", "p", "b", "br", "span", "small"}
+    assert {name for name, _ in seen.attributes} <= {"style", "title"}
+    assert not any("url(" in (value or "") for _, value in seen.attributes)
+    assert "<script>alert('x')</script>" in seen.text
+
+
+def test_a_heat_map_is_as_warm_as_activations_are_large() -> None:
+    html = ANSWERS[0]._repr_html_()  # type: ignore[attr-defined]
+    assert 'rgba(230,159,0,0.50)" title="2"> sea</span>' in html
+    assert 'rgba(230,159,0,1.00)" title="4"' in html
+
+
+def test_what_the_default_answer_does_not_say_is_marked() -> None:
+    html = ANSWERS[4]._repr_html_()  # type: ignore[attr-defined]
+    assert html.count("background:rgba(0,114,178,.18)") == 2
+    assert "KL 0.3, perplexity 7, repetition 0.1" in html
