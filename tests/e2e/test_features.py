@@ -164,3 +164,28 @@ def test_a_comparison_shows_what_the_steering_does_and_a_prompt(client: Client) 
         assert steered.perplexity > default.perplexity  # type: ignore[operator]
     assert len(compared.receipts) == 2
     assert compared.receipts[0].applied
+
+
+@pytest.mark.parametrize(
+    ("wish", "word"),
+    [("talk about the sea", "sea"), ("mention the Golden Gate Bridge", "golden-gate"), ("talk about food", "food")],
+)
+def test_a_wish_becomes_a_steering_whose_effect_can_be_seen(client: Client, wish: str, word: str) -> None:
+    searched(client, wish)  # embeddings are there
+    found = client.features.suggest(wish, num_candidates=2, strengths=(0.75, 1.0), max_tokens=24)
+    assert found.steering is not None
+    assert found.chosen is not None
+    assert found.best is not None
+    names = {found.chosen.name, *(other.name for other in found.alternatives if other.curve)}
+    assert word in names
+    assert found.best.gain == max(point.gain for point in found.chosen.curve if point.works)
+    assert all(other.reason for other in found.alternatives)
+    compared = client.steering.compare(
+        found.steering,
+        [{"role": "user", "content": "What makes a good friend?"}],
+        max_tokens=24,
+        repetition_penalty=1.1,
+    )
+    assert compared.steered[0].kl is not None
+    assert compared.steered[0].kl > 0.02
+    assert compared.steered[0].differences

@@ -57,7 +57,7 @@ class _Baseline:
     """Of each answer with the wish."""
     perplexity: float
     target: Rows
-    """(width,), mean embedding of the wish and of answers that were asked for it."""
+    """(width,), unit length: the wish, and what answers to it have that others have not."""
 
 
 async def suggest(request: Suggest, model: Model, served: Served, search: FeatureSearch) -> Suggestion:
@@ -70,8 +70,7 @@ async def suggest(request: Suggest, model: Model, served: Served, search: Featur
     told = [await _asked(question, model, request.wish) for question in questions]
     answers = await run_all(model, [(_answering(prompt, request), "wish") for prompt in (*plain, *told)])
     unsteered, prompted = answers[: len(plain)], answers[len(plain) :]
-    target = await _embedded(search, [request.wish, *(answer.text for answer in prompted)])
-    baseline = await _baseline(plain, unsteered, target.mean(axis=0), model, search)
+    baseline = await _baseline(request.wish, plain, unsteered, prompted, model, search)
     thought_of = await _thought_of(request, saes, unsteered, prompted, model, served, search)
     tried, passed = _divided(thought_of, request.num_candidates, served)
     curves = [await _curve(feature, request, baseline, model, served, search) for feature, _ in tried]
@@ -94,11 +93,19 @@ async def _embedded(search: FeatureSearch, texts: Sequence[str]) -> Rows:
 
 
 async def _baseline(
-    prompts: Sequence[Prompt], answers: Sequence[Outcome], target: Rows, model: Model, search: FeatureSearch
+    wish: str,
+    prompts: Sequence[Prompt],
+    unsteered: Sequence[Outcome],
+    prompted: Sequence[Outcome],
+    model: Model,
+    search: FeatureSearch,
 ) -> _Baseline:
-    similarity = (await _embedded(search, [answer.text for answer in answers])) @ target
-    perplexity = await _perplexity(prompts, answers, model)
-    return _Baseline(prompts, similarity.tolist(), perplexity, target)
+    (wished,) = await _embedded(search, [wish])
+    before, after = [await _embedded(search, [answer.text for answer in answers]) for answers in (unsteered, prompted)]
+    # what both kinds of answers share is the questions, not the wish
+    target = wished + after.mean(axis=0) - before.mean(axis=0)
+    target /= np.linalg.norm(target)
+    return _Baseline(prompts, (before @ target).tolist(), await _perplexity(prompts, unsteered, model), target)
 
 
 async def _perplexity(prompts: Sequence[Prompt], answers: Sequence[Outcome], model: Model) -> float:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
-from saeclamp import APIConnectionError, Client, SaeclampError
 from saeclamp_saes.errors import SAEError
 from saeclamp_server.visible import visible_line
+
+if TYPE_CHECKING:
+    from saeclamp import Client
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -29,6 +30,8 @@ def asking(ask: Callable[[argparse.Namespace, Client], int]) -> Callable[[argpar
     """Make a command's `run` of what it does with a client. Refusals become a TerminalError."""
 
     def run(args: argparse.Namespace) -> int:
+        from saeclamp import Client  # here, because httpx imports half of a terminal, which `--help` can do without
+
         with refusals_told(args.url), Client(args.url, api_key=args.api_key) as client:
             return ask(args, client)
 
@@ -38,6 +41,10 @@ def asking(ask: Callable[[argparse.Namespace, Client], int]) -> Callable[[argpar
 @contextmanager
 def refusals_told(url: str) -> Iterator[None]:
     """Turn what the client raises into a TerminalError, a sentence."""
+    from pydantic import ValidationError
+
+    from saeclamp import APIConnectionError, SaeclampError
+
     try:
         yield
     except APIConnectionError as exc:

@@ -10,8 +10,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from saeclamp import AsyncClient, Receipt
-from saeclamp.types import Steering
 from saeclamp_saes.commands.numbers import count
 from saeclamp_server.terminal.asking import TerminalError, add_server, refusals_told
 from saeclamp_server.terminal.steering import add_steering, steering_of
@@ -19,6 +17,9 @@ from saeclamp_server.visible import visible, visible_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from saeclamp import AsyncClient, Receipt
+    from saeclamp.types import Steering
 
 HELP = "/reset begins anew, /quit or the end of the input ends."
 PER_SECOND = 8
@@ -83,6 +84,8 @@ def _run(args: argparse.Namespace) -> int:
 
 
 async def _chat(args: argparse.Namespace, steering: Steering | None) -> int:
+    from saeclamp import AsyncClient
+
     async with AsyncClient(args.url, api_key=args.api_key) as client:
         columns = [Column("default", None), await _steered(client, args, steering)]
         columns += [Column("prompted", None, system=args.prompted)] if args.prompted else []

@@ -6,13 +6,15 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from saeclamp import Client
-from saeclamp.types import Answer, Label, SuggestedPoint
 from saeclamp_saes.commands.tables import print_facts, print_json, print_table
 from saeclamp_server.terminal.asking import TerminalError, add_server, asking
 from saeclamp_server.visible import visible, visible_line
+
+if TYPE_CHECKING:
+    from saeclamp import Client
+    from saeclamp.types import Answer, Label, SuggestedPoint
 
 NUM_EXAMPLES = 5
 

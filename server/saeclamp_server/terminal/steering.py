@@ -6,9 +6,12 @@ import argparse
 import json
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from saeclamp.types import Add, Clamp, Operation, Steering
 from saeclamp_server.terminal.asking import TerminalError
+
+if TYPE_CHECKING:
+    from saeclamp.types import Operation, Steering
 
 _MOVE = re.compile(r"(?P<feature>[^=\s]+)=(?P<value>[+-]?[\d.]+(?:e[+-]?\d+)?)(?P<unit>max_act|act|resid_norm)?")
 
@@ -28,6 +31,8 @@ def add_steering(parser: argparse.ArgumentParser) -> None:
 
 def steering_of(args: argparse.Namespace) -> Steering | None:
     """Read the flags; None where none is given. Raises TerminalError, and pydantic's ValidationError."""
+    from saeclamp.types import Add, Clamp, Steering
+
     moves: list[Operation] = [Clamp(**_move(text)) for text in args.clamp]
     moves += [Add(**_move(text)) for text in args.add]
     if args.steering is None:

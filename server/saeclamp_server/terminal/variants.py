@@ -6,16 +6,16 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from saeclamp import Client
-from saeclamp.types import Variant, VariantExport
 from saeclamp_saes.commands.tables import print_facts, print_json, print_table
 from saeclamp_server.terminal.asking import TerminalError, add_server, asking
 from saeclamp_server.terminal.steering import add_steering, steering_of
 from saeclamp_server.visible import visible_line
+
+if TYPE_CHECKING:
+    from saeclamp import Client
+    from saeclamp.types import Variant
 
 
 def register(commands: Any) -> None:
@@ -86,9 +86,11 @@ def _export(args: argparse.Namespace, client: Client) -> int:
 
 
 def _import(args: argparse.Namespace, client: Client) -> int:
+    from saeclamp.types import VariantExport
+
     try:
         export = VariantExport.model_validate(json.loads(args.file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, ValidationError) as exc:
+    except (OSError, ValueError) as exc:
         raise TerminalError(f"{args.file} is no export of variants: {str(exc).splitlines()[0]}") from exc
     taken = client.variants.import_(export)
     print(f"{taken.num_new} new, {taken.num_known} known.")

@@ -131,7 +131,11 @@ class Variants:
 
     async def _unknown(self, name: str, param: str, status: int) -> UnknownVariantError:
         # as it was asked for: with its base, or without
-        known = [variant.id if ":" in name else variant.name for variant in await self.listed()]
+        is_short = ":" not in name
+        known = [
+            variant.name if is_short and variant.base == self._bases[0] else variant.id
+            for variant in await self.listed()
+        ]
         return UnknownVariantError(name, known, param, status)
 
     async def _ask(self, method: Callable[..., ResultT], *args: Any) -> ResultT:
