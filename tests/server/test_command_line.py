@@ -74,6 +74,17 @@ def test_a_missing_sae(model: Path) -> None:
     assert said.startswith("saeclamp: No SAE 'nobody': it is neither a file or folder nor a bundled SAE (bundled)")
 
 
+@pytest.mark.parametrize(
+    ("url", "says"), [("mysql://host/database", "not in mysql"), ("sqlite:////proc/no/where", "cannot be made")]
+)
+def test_a_database_of_variants_that_cannot_be_used(model: Path, tmp_path: Path, url: str, says: str) -> None:
+    sae = make_sae(tmp_path / "sae", layer=1, d_in=32)
+    status, said = run("serve", str(model), "--sae", str(sae), "--variants", url)
+    assert (status, len(said.splitlines())) == (1, 1)
+    assert says in said
+    assert "--variants URL" in said
+
+
 def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
     sae = make_sae(tmp_path / "sae", layer=1, d_in=32)
     status, said = run("serve", str(tmp_path), "--sae", str(sae))
