@@ -132,6 +132,15 @@ class Directions(Protocol):
         ...
 
 
+async def prompt_of(
+    model: Model, text: str | None, messages: Sequence[Message] | None, answers: bool = False
+) -> tuple[Prompt, str]:
+    """Tokenise a request's `text` or `messages`, and say which of them it was. Raises RequestError."""
+    if text is not None:
+        return await model.of_text(text, "text"), "text"
+    return await model.of_messages(messages or (), "messages", answers), "messages"
+
+
 async def run_all(model: Model, runs: Sequence[tuple[Run, str]]) -> list[Outcome]:
     """Run sequences in one batch, as far as the engine has room. The first error ends all of them."""
     try:

@@ -24,7 +24,6 @@ from saeclamp_server.errors import RequestError
 from saeclamp_server.steering import Served
 from saeclamp_server.variants import StoreError, Variants, VariantStore, default_url
 from saeclamp_server.variants.content import Version
-from saeclamp_server.variants.held import blamed
 from saeclamp_server.variants.names import ModelName
 
 ResultT = TypeVar("ResultT")
@@ -83,7 +82,7 @@ def test_a_variant_is_found_by_its_name_and_by_its_version(variants: Variants) -
     for model in (made.id, made.version):
         version = run(variants.of_model(model))
         assert version is not None
-        assert version.parsed() == FOOD
+        assert version.parsed == FOOD
 
 
 def test_the_same_content_is_the_same_version_and_another_moves_the_name(variants: Variants) -> None:
@@ -93,7 +92,7 @@ def test_the_same_content_is_the_same_version_and_another_moves_the_name(variant
     assert is_new
     assert second.sha256 != first.sha256
     assert run(variants.get("chef")).sha256 == second.sha256
-    assert run(variants.get(first.version)).parsed() == FOOD
+    assert run(variants.get(first.version)).parsed == FOOD
     # and back
     assert create(variants, "chef", FOOD) == (first, False)
     assert run(variants.get("chef")).sha256 == first.sha256
@@ -159,15 +158,15 @@ def test_a_variant_that_would_mean_something_else_is_refused(url: str) -> None:
     before = Variants(store, served(200.0), ["tiny"])
     made, _ = create(before, "chef", BRIDGE)
     version = run(before.get("chef"))
-    assert before.applied(version, None) == BRIDGE
+    assert before.resolved(version, None).steering == BRIDGE
     after = Variants(store, served(150.0), ["tiny"])
     with pytest.raises(RequestError) as refused:
-        after.applied(version, None)
+        after.resolved(version, None)
     assert (refused.value.code, refused.value.param) == ("variant_changed", "model")
     again, is_new = create(after, "chef", BRIDGE)
     assert is_new
     assert again.sha256 != made.sha256
-    assert after.applied(run(after.get("chef")), None) == BRIDGE
+    assert after.resolved(run(after.get("chef")), None).steering == BRIDGE
     store.close()
 
 
@@ -175,34 +174,46 @@ def test_a_requests_own_steering_is_added_and_contradictions_name_the_variant(va
     create(variants, "chef", FOOD)
     version = run(variants.get("chef"))
     own = Steering(interventions=(Clamp(feature="big/7", value=1, unit="act"),), receipt="none")
-    joined = variants.applied(version, own)
+    joined = variants.resolved(version, own).steering
     assert joined.interventions == (*own.interventions, *FOOD.interventions)
     assert joined.receipt == "none"
-    from saeclamp_server.steering import resolve
-
     clash = Steering(interventions=(Clamp(feature="big/5", value=1, unit="act"),))
     with pytest.raises(RequestError) as refused:
-        resolve(variants.applied(version, clash), served())
-    blame = blamed(refused.value, clash, version)
-    assert blame.param == "model"
-    assert "tiny:chef" in blame.message
+        variants.resolved(version, clash)
+    assert refused.value.param == "model"
+    assert "tiny:chef" in refused.value.message
     mistaken = Steering(interventions=(Clamp(feature="big/nothing", value=1, unit="act"),))
     with pytest.raises(RequestError) as refused:
-        resolve(variants.applied(version, mistaken), served())
-    assert blamed(refused.value, mistaken, version).param == "steering.interventions[0].feature"
+        variants.resolved(version, mistaken)
+    assert refused.value.param == "steering.interventions[0].feature"
+
+
+def test_what_is_missing_of_a_variant_is_not_blamed_on_the_request(url: str) -> None:
+    store = VariantStore(url)
+    made = Variants(store, served(), ["tiny"])
+    create(made, "chef", FOOD)
+    version = run(made.get("chef"))
+    without = Variants(store, Served({"other": entry("other", 3, 10)}, {"other": Lengths(50.0, [2.0] * 10)}), ["tiny"])
+    own = Steering(interventions=(Clamp(feature="other/7", value=1, unit="act"),))
+    for steering in (None, own):
+        with pytest.raises(RequestError) as refused:
+            without.resolved(version, steering)
+        assert refused.value.param == "model"
+        assert "tiny:chef" in refused.value.message
+    store.close()
 
 
 def test_two_rules_of_one_name_are_refused(variants: Variants) -> None:
     rule = Rule(name="guard", when=FeatureCondition(feature="big/bridge", above=1), then="abort")
     create(variants, "safe", Steering(rules=(rule,)))
     with pytest.raises(RequestError, match="rule named 'guard'"):
-        variants.applied(run(variants.get("safe")), Steering(rules=(rule,)))
+        variants.resolved(run(variants.get("safe")), Steering(rules=(rule,)))
 
 
 def test_tokens_that_are_chosen_by_role_can_be_saved(variants: Variants) -> None:
     steering = Steering(interventions=(Clamp(feature="big/bridge", value=1, tokens=Roles(roles=("user",))),))
     made, _ = create(variants, "listener", steering)
-    assert run(variants.get("listener")).parsed() == steering
+    assert run(variants.get("listener")).parsed == steering
     assert made.meaning.startswith("sha256:")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from difflib import SequenceMatcher
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
@@ -48,6 +48,17 @@ class Request(BaseModel):
     """A part of a request."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Question(Request):
+    """The body of a request to one of our own endpoints."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is sent: without what was left out."""
+        asked = self.model_dump(mode="json", exclude_defaults=True)
+        steering = getattr(self, "steering", None)
+        # whose parts are told apart by fields that have their defaults
+        return asked if steering is None else {**asked, "steering": steering.to_json()}
 
 
 class Answer(BaseModel):

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from saeclamp.types._base import MAX_INTERVENTIONS, Answer, Request
+from saeclamp.types._base import MAX_INTERVENTIONS, Answer
 from saeclamp.types.composing import Composable
 from saeclamp.types.features import Label
-from saeclamp.types.inspection import Messages, Saes, Text
+from saeclamp.types.inspection import OfPassage, Saes
 
 TokenLike = Annotated[str, Field(min_length=1, max_length=1000)] | Annotated[int, Field(strict=True, ge=0)]
 """A token's text, blanks included, or its id."""
 
 
-class Attribute(Request):
+class Attribute(OfPassage):
     """
     Body of `POST /v1/features/attribute`: a token in its context.
 
@@ -23,8 +23,6 @@ class Attribute(Request):
     follow it. Without both, it is the token that the model itself finds likeliest to follow.
     """
 
-    text: Text | None = None
-    messages: Messages | None = None
     position: Annotated[int, Field(strict=True, ge=1)] | None = None
     target: TokenLike | None = None
     against: TokenLike | None = None
@@ -37,15 +35,9 @@ class Attribute(Request):
 
     @model_validator(mode="after")
     def _is_one_question(self) -> Attribute:
-        if (self.text is None) == (self.messages is None):
-            raise ValueError("give one of 'text' and 'messages'")
         if self.position is not None and self.target is not None:
             raise ValueError("give 'position', of a token that is there, or 'target', of one that could follow")
         return self
-
-    def to_json(self) -> dict[str, Any]:
-        """As it is sent: without what was left out."""
-        return self.model_dump(mode="json", exclude_defaults=True)
 
 
 class AttributedToken(Answer):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from saeclamp.types._base import Answer, Request
-from saeclamp.types.inspection import Messages, Text
+from saeclamp.types._base import Answer
+from saeclamp.types.inspection import OfPassage, Text
 from saeclamp.types.receipts import Receipt
 from saeclamp.types.steering import Steering
 
@@ -16,12 +16,9 @@ MAX_COMPARED = 2048
 """Tokens of one answer."""
 
 
-class Compare(Request):
-    """Body of `POST /v1/steering/compare`: what is asked, how it is steered, and how answers are drawn."""
+class Compare(OfPassage):
+    """Body of `POST /v1/steering/compare`: what is continued or answered, the steering, and how answers are drawn."""
 
-    text: Text | None = None
-    """To be continued."""
-    messages: Messages | None = None
     steering: Steering
     prompted: Text | None = None
     """What a prompt would say in place of the steering: a system message, behind one that is there. None: no such column."""
@@ -36,18 +33,11 @@ class Compare(Request):
 
     @model_validator(mode="after")
     def _is_one_question(self) -> Compare:
-        if (self.text is None) == (self.messages is None):
-            raise ValueError("give one of 'text' and 'messages'")
         if self.prompted is not None and self.messages is None:
             raise ValueError("'prompted' is a system message, so it needs 'messages'")
         if not self.steering.interventions and not self.steering.rules:
             raise ValueError("'steering' changes nothing, so there is nothing to compare")
         return self
-
-    def to_json(self) -> dict[str, Any]:
-        """As it is sent: without what was left out."""
-        rest = self.model_dump(mode="json", exclude={"steering"}, exclude_defaults=True)
-        return {**rest, "steering": self.steering.to_json()}
 
 
 class ComparedToken(Answer):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
-from saeclamp.types._base import Answer, Request
+from saeclamp.types._base import Answer, Question
 from saeclamp.types.composing import Composable
 from saeclamp.types.features import Label
 from saeclamp.types.inspection import Aggregate, Messages, Saes, Text
@@ -19,7 +19,7 @@ Texts: TypeAlias = Annotated[tuple[Text | Messages, ...], Field(min_length=1, ma
 """Texts or conversations."""
 
 
-class Contrast(Request):
+class Contrast(Question):
     """Body of `POST /v1/features/contrast`: two sets, and how they are to be compared."""
 
     positive: Texts
@@ -33,10 +33,6 @@ class Contrast(Request):
     """Whether tokens that the chat template has added count."""
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**32)] = 0
     """Of the permutations, where not all of them are tried."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As it is sent: without what was left out."""
-        return self.model_dump(mode="json", exclude_defaults=True)
 
 
 class ContrastExample(Answer):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
-from saeclamp.types._base import MAX_READ, Answer, Request
+from saeclamp.types._base import MAX_READ, Answer, Question
 from saeclamp.types.composing import Composable
 from saeclamp.types.features import Label
 from saeclamp.types.interventions import Feature
@@ -26,11 +26,22 @@ Aggregate: TypeAlias = Literal["max", "mean", "frequency"]
 Saes = Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_READ)]
 
 
-class Inspect(Request):
-    """Body of `POST /v1/features/inspect`: a text or a conversation, and what is to be looked for in it."""
+class OfPassage(Question):
+    """What is asked of one text or conversation."""
 
     text: Text | None = None
     messages: Messages | None = None
+
+    @model_validator(mode="after")
+    def _has_one_of_both(self) -> OfPassage:
+        if (self.text is None) == (self.messages is None):
+            raise ValueError("give one of 'text' and 'messages'")
+        return self
+
+
+class Inspect(OfPassage):
+    """Body of `POST /v1/features/inspect`: a text or a conversation, and what is to be looked for in it."""
+
     features: Annotated[tuple[Feature, ...], Field(max_length=MAX_READ)] = ()
     """Named features; none: whatever is active."""
     top_k: Annotated[int, Field(strict=True, ge=0, le=MAX_READ)] | None = None
@@ -43,16 +54,6 @@ class Inspect(Request):
     """How many features are summed up, where none are named."""
     include_template: Annotated[bool, Field(strict=True)] = False
     """Whether tokens that the chat template has added count where features are summed up."""
-
-    @model_validator(mode="after")
-    def _has_one_of_both(self) -> Inspect:
-        if (self.text is None) == (self.messages is None):
-            raise ValueError("give one of 'text' and 'messages'")
-        return self
-
-    def to_json(self) -> dict[str, Any]:
-        """As it is sent: without what was left out."""
-        return self.model_dump(mode="json", exclude_defaults=True)
 
 
 class InspectedToken(Answer):

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
-from saeclamp.types._base import MAX_READ, Answer, Request
+from saeclamp.types._base import MAX_READ, Answer, Question
 from saeclamp.types.features import Neighbour
 from saeclamp.types.interventions import Feature
 from saeclamp.types.search import MAX_HITS
 
 
-class NeighboursQuery(Request):
+class NeighboursQuery(Question):
     """Body of `POST /v1/features/neighbours`."""
 
     features: Annotated[tuple[Feature, ...], Field(min_length=1, max_length=MAX_READ)]
     limit: Annotated[int, Field(strict=True, ge=1, le=MAX_HITS)] = 10
     """Neighbours of each."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As it is sent: without what was left out."""
-        return self.model_dump(mode="json", exclude_defaults=True)
 
 
 class Neighbourhood(Answer):

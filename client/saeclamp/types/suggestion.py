@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from saeclamp.types._base import Answer, Request
+from saeclamp.types._base import Answer, Question
 from saeclamp.types.composing import Composable
 from saeclamp.types.features import Label
 from saeclamp.types.inspection import Saes
@@ -15,7 +15,7 @@ from saeclamp.types.search import MAX_QUERY
 Strength = Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)]
 
 
-class Suggest(Request):
+class Suggest(Question):
     """Body of `POST /v1/features/suggest`."""
 
     wish: Annotated[str, Field(min_length=3, max_length=MAX_QUERY)]
@@ -28,10 +28,6 @@ class Suggest(Request):
     """Clamps that are tried, in multiples of the feature's maximum."""
     max_tokens: Annotated[int, Field(strict=True, ge=8, le=200)] = 40
     """Of each answer."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As it is sent: without what was left out."""
-        return self.model_dump(mode="json", exclude_defaults=True)
 
 
 class SuggestedPoint(Answer):

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field
 
-from saeclamp.types._base import Answer, Request
+from saeclamp.types._base import Answer, Question
 from saeclamp.types.features import Label
 from saeclamp.types.inspection import Messages
 from saeclamp.types.steering import Steering
 
 
-class Validate(Request):
+class Validate(Question):
     """Body of `POST /v1/steering/validate`: what a completion would be sent."""
 
     steering: Steering
     messages: Messages | None = None
     """Needed where tokens are chosen by role."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As it is sent: without what was left out."""
-        rest = self.model_dump(mode="json", exclude={"steering"}, exclude_none=True)
-        return {"steering": self.steering.to_json(), **rest}
 
 
 class PlannedIntervention(Answer):

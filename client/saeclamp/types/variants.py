@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from saeclamp.types._base import Answer, Request
+from saeclamp.types._base import Answer, Question, Request
 from saeclamp.types.steering import Steering
 
 VARIANT_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
@@ -15,7 +15,7 @@ VariantName = Annotated[str, Field(pattern=VARIANT_NAME)]
 BaseName = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-class NewVariant(Request):
+class NewVariant(Question):
     """Body of `POST /v1/variants`."""
 
     name: VariantName
@@ -24,11 +24,6 @@ class NewVariant(Request):
     """The model that is steered; None for the one that the server serves."""
     steering: Steering
     description: Annotated[str, Field(max_length=2000)] = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """As it is sent: without what was left out."""
-        rest = self.model_dump(mode="json", exclude={"steering"}, exclude_defaults=True)
-        return {**rest, "steering": self.steering.to_json()}
 
 
 class Variant(Answer):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from saeclamp.types import Label
 from saeclamp_saes.labelling.typed import tokens_of
-from saeclamp_server.features.known import BOOK, KnownSAE
+from saeclamp_server.features.known import KnownSAE, book_label
 
 Floats = NDArray[np.float64]
 
@@ -85,10 +85,8 @@ class Findable:
 
     def label(self, index: int) -> Label | None:
         """Choose the best of a feature's labels."""
-        note = self.known.entry.features.get(index)
-        if note and note.description:
-            return Label(text=note.description, source=BOOK)
-        return self.explained[index] or self.counted[index]
+        said = book_label(self.known.entry.features.get(index))
+        return said or self.explained[index] or self.counted[index]
 
 
 def _label(text: str | None, source: str, score: float | None) -> Label | None:

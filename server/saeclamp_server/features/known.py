@@ -74,7 +74,7 @@ class KnownSAE:
             sae=self.entry.name,
             index=index,
             name=note.name if note else None,
-            labels=(*_from_book(note), *_said(labelled)),
+            labels=tuple(filter(None, (book_label(note), *_said(labelled)))),
             max_act=max_act,
             green_zone=note.clamp if note else None,
             best=note.best if note else None,
@@ -104,8 +104,9 @@ class KnownSAE:
         }
 
 
-def _from_book(note: FeatureNote | None) -> list[Label]:
-    return [Label(text=note.description, source=BOOK)] if note and note.description else []
+def book_label(note: FeatureNote | None) -> Label | None:
+    """Read what the feature book says of a feature."""
+    return Label(text=note.description, source=BOOK) if note and note.description else None
 
 
 def _said(labelled: Feature | None) -> list[Label]:

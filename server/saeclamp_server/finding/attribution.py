@@ -29,7 +29,7 @@ from saeclamp.types import (
 from saeclamp_server.errors import InvalidRequestError
 from saeclamp_server.features import FeatureSearch
 from saeclamp_server.finding.reading import Activations, FeatureId, matrix, mentioned, read
-from saeclamp_server.model import Directions, Model, Outcome, Prompt, Run, run_all
+from saeclamp_server.model import Directions, Model, Outcome, Prompt, Run, prompt_of, run_all
 from saeclamp_server.steering import Served, known_saes_named, resolve
 
 STEP = 0.125
@@ -118,11 +118,7 @@ async def attribute(
 
 
 async def _question(request: Attribute, model: Model) -> _Question:
-    if request.text is not None:
-        prompt, path = await model.of_text(request.text, "text"), "text"
-    else:
-        prompt = await model.of_messages(request.messages or (), "messages", answers=request.position is None)
-        path = "messages"
+    prompt, path = await prompt_of(model, request.text, request.messages, answers=request.position is None)
     against = None if request.against is None else _token_id(request.against, model, "against")
     if request.position is not None:
         if request.position >= len(prompt.ids):

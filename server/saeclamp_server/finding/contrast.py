@@ -25,7 +25,7 @@ async def contrast(request: Contrast, model: Model, served: Served, search: Feat
     """Answer `POST /v1/features/contrast`. Raises RequestError."""
     saes = known_saes_named(request.saes, served, "saes")
     prompts = [
-        (await prompt_of(item, model, path), path)
+        (await _prompt(item, model, path), path)
         for name, items in (("positive", request.positive), ("negative", request.negative))
         for item, path in ((item, f"{name}[{number}]") for number, item in enumerate(items))
     ]
@@ -51,7 +51,9 @@ async def contrast(request: Contrast, model: Model, served: Served, search: Feat
             effect=float(effects[n]),
             p=float(judged.p[n]),
             significant=bool(judged.p[n] <= LEVEL),
-            examples=_examples(features[n], texts[:num] if judged.statistic[n] > 0 else texts[num:], model),
+            examples=_examples(
+                features[n], texts[:num] if judged.statistic[n] > 0 else texts[num:], request.include_template, model
+            ),
         )
         for n in map(int, order)
     )
@@ -64,7 +66,7 @@ async def contrast(request: Contrast, model: Model, served: Served, search: Feat
     )
 
 
-async def prompt_of(item: Item, model: Model, path: str) -> Prompt:
+async def _prompt(item: Item, model: Model, path: str) -> Prompt:
     """Tokenise a text or a conversation. Raises RequestError, which names `path`."""
     return await (model.of_text(item, path) if isinstance(item, str) else model.of_messages(item, path))
 
@@ -81,13 +83,15 @@ def worth(
     return np.asarray(acts.max(axis=0) if aggregate == "max" else acts.mean(axis=0))
 
 
-def _examples(feature: FeatureId, texts: Sequence[Activations], model: Model) -> tuple[ContrastExample, ...]:
+def _examples(
+    feature: FeatureId, texts: Sequence[Activations], include_template: bool, model: Model
+) -> tuple[ContrastExample, ...]:
     peaks = []
     for number, text in enumerate(texts):
-        acts = [token.get(feature, 0.0) for token in text.active]
+        acts = matrix(text, [feature])[:, 0] * text.counted(include_template)
         position = int(np.argmax(np.abs(acts)))
         if acts[position]:
-            peaks.append((acts[position], number, position))
+            peaks.append((float(acts[position]), number, position))
     peaks.sort(key=lambda peak: -abs(peak[0]))
     return tuple(
         ContrastExample(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from saeclamp.types import Inspect, InspectedFeature, InspectedToken, Inspection, TopFeature
 from saeclamp_server.features import FeatureSearch
 from saeclamp_server.finding.reading import NUM_ACTIVE, Activations, FeatureId, matrix, mentioned, read
-from saeclamp_server.model import Model
+from saeclamp_server.model import Model, prompt_of
 from saeclamp_server.steering import Served, find, known_saes_named
 
 DEFAULT_TOP_K = 5
@@ -22,10 +22,7 @@ async def inspect(request: Inspect, model: Model, served: Served, search: Featur
     top_k = request.top_k if request.top_k is not None else 0 if features else DEFAULT_TOP_K
     saes = known_saes_named(request.saes, served, "saes")
     wants_all = bool(top_k) or not features
-    if request.text is not None:
-        prompt, path = await model.of_text(request.text, "text"), "text"
-    else:
-        prompt, path = await model.of_messages(request.messages or (), "messages"), "messages"
+    prompt, path = await prompt_of(model, request.text, request.messages)
     (text,) = await read(model, served, [(prompt, path)], features, saes if wants_all else ())
     if features:
         shown, acts = features, text.named

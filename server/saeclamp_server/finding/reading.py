@@ -14,7 +14,7 @@ from saeclamp.types import Steering
 from saeclamp_server.model import Model, Outcome, Prompt, Run, run_all
 from saeclamp_server.program import Readout, SteeringProgram
 from saeclamp_server.scopes import PROMPT
-from saeclamp_server.steering import ResolvedSteering, Served
+from saeclamp_server.steering import ResolvedSteering, Served, with_hashes
 
 NUM_ACTIVE = 512
 """Features of each SAE that are read at a token: more than are active at all but the strangest ones."""
@@ -72,11 +72,9 @@ async def read(
 def _reading(served: Served, features: Sequence[FeatureId], saes: Sequence[str]) -> ResolvedSteering:
     num = NUM_ACTIVE if saes else 0
     readout = Readout(tuple((sae, index) for sae, index in features), num, tuple(saes), PROMPT)
-    program = SteeringProgram((), (), readout=readout)
-    hashes = tuple((name, served.sha256_of(name)) for name in sorted(program.sae_names))
     # the wire allows fewer features, and is not asked
     steering = Steering.model_construct(readout=WireReadout.model_construct(), interventions=(), rules=())
-    return ResolvedSteering(steering, SteeringProgram((), hashes, readout=readout))
+    return ResolvedSteering(steering, with_hashes(SteeringProgram((), (), readout=readout), served))
 
 
 def _activations(prompt: Prompt, outcome: Outcome, features: Sequence[FeatureId]) -> Activations:

@@ -8,6 +8,7 @@ wish than unsteered ones, and by whether they still are text.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, sqrt
@@ -73,7 +74,7 @@ async def suggest(request: Suggest, model: Model, served: Served, search: Featur
     baseline = await _baseline(request.wish, plain, unsteered, prompted, model, search)
     thought_of = await _thought_of(request, saes, unsteered, prompted, model, served, search)
     tried, passed = _divided(thought_of, request.num_candidates, served)
-    curves = [await _curve(feature, request, baseline, model, served, search) for feature, _ in tried]
+    curves = await asyncio.gather(*(_curve(feature, request, baseline, model, served, search) for feature, _ in tried))
     return await _judged(request, tried, curves, passed, baseline, model, served, search)
 
 

@@ -7,11 +7,9 @@ from typing import Any
 
 from saeclamp.types import Steering
 from saeclamp_server.conversation import Conversation
-from saeclamp_server.errors import RequestError
 from saeclamp_server.steering import ResolvedSteering, resolve, roles_in
 from saeclamp_server.variants import Variants
 from saeclamp_server.variants.content import Version
-from saeclamp_server.variants.held import blamed
 
 
 @dataclass(frozen=True)
@@ -44,13 +42,10 @@ class AskedModel:
         of_variant = app_state.variants.steering(self.variant) if self.variant else None
         return roles_in(self.own) | roles_in(of_variant)
 
-    def resolved(self, app_state: Any, conversation: Conversation | None) -> tuple[Steering, ResolvedSteering]:
+    def resolved(self, app_state: Any, conversation: Conversation | None) -> ResolvedSteering:
         """Join both steerings, and resolve them. Raises RequestError. Something must steer."""
-        if self.variant is None:
-            assert self.own is not None, "it steers"
-            return self.own, resolve(self.own, app_state.served, conversation)
-        try:
-            joined = app_state.variants.applied(self.variant, self.own, conversation)
-            return joined, resolve(joined, app_state.served, conversation)
-        except RequestError as exc:
-            raise blamed(exc, self.own, self.variant) from None
+        if self.variant is not None:
+            variants: Variants = app_state.variants
+            return variants.resolved(self.variant, self.own, conversation)
+        assert self.own is not None, "it steers"
+        return resolve(self.own, app_state.served, conversation)

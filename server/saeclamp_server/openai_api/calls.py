@@ -45,12 +45,12 @@ class SteeredCall:
     ) -> SteeredCall:
         """Resolve the steering, and wait for its turn. Raises RequestError. Whoever begins a call must end it."""
         with metrics.admission():
-            steering, resolved = asked.resolved(app_state, conversation)
+            resolved = asked.resolved(app_state, conversation)
         sequences: Sequences = app_state.sequences
         writer = None
         if resolved.program.shows_tokens:
             writer = ReadoutWriter(
-                steering.readout,
+                resolved.steering.readout,
                 app_state.served,
                 sequences,
                 key,

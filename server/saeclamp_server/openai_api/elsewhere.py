@@ -106,12 +106,15 @@ class _Completed:
     def __init__(self, send: Send, carried: _Carried) -> None:
         self._send, self._carried = send, carried
         self._start: Message = {}
+        self._is_stream = False
         self._held = b""
 
     async def send(self, message: Message) -> None:
         """Take what vLLM sends: hold an answer back until it is whole, and of a stream the last event."""
         if message["type"] == "http.response.start":
             self._start = message
+            headers = dict(message.get("headers", ()))
+            self._is_stream = bool(headers.get(b"content-type", b"").startswith(b"text/event-stream"))
             if self._is_stream:
                 await self._send(message)
             return
@@ -126,11 +129,6 @@ class _Completed:
             await self._send({**message, "body": b"".join(event + b"\n\n" for event in done) + rest})
         elif not more:
             await self._whole()
-
-    @property
-    def _is_stream(self) -> bool:
-        headers = dict(self._start.get("headers", ()))
-        return bool(headers.get(b"content-type", b"").startswith(b"text/event-stream"))
 
     async def _whole(self) -> None:
         status, content = self._start["status"], self._held

@@ -11,8 +11,18 @@ What cannot be applied ends the request here.
 """
 
 from saeclamp_server.steering.receipt import SAFE_DOSE, receipt
-from saeclamp_server.steering.resolve import ResolvedSteering, resolve, roles_in
+from saeclamp_server.steering.resolve import ResolvedSteering, resolve, roles_in, with_hashes
 from saeclamp_server.steering.served import Served
 from saeclamp_server.steering.targets import find, known_saes_named
 
-__all__ = ["SAFE_DOSE", "ResolvedSteering", "Served", "find", "known_saes_named", "receipt", "resolve", "roles_in"]
+__all__ = [
+    "SAFE_DOSE",
+    "ResolvedSteering",
+    "Served",
+    "find",
+    "known_saes_named",
+    "receipt",
+    "resolve",
+    "roles_in",
+    "with_hashes",
+]

@@ -77,9 +77,14 @@ def resolve(steering: Steering, served: Served, conversation: Conversation | Non
         _check_doses(edits, paths, served, served.max_dose, prompt_len)
     readout = resolve_readout(steering.readout, served, conversation, "steering.readout")
     program = SteeringProgram(tuple(edits), (), rules, readout, itemised=steering.receipt == "tokens")
-    program = replace(program, saes=tuple((name, served.sha256_of(name)) for name in sorted(program.sae_names)))
+    program = with_hashes(program, served)
     vectors = {edit.vector: served.vectors[edit.vector] for edit in edits if edit.vector is not None}
     return ResolvedSteering(steering, program, vectors)
+
+
+def with_hashes(program: SteeringProgram, served: Served) -> SteeringProgram:
+    """Bind a program to the weights that are served of all that it names."""
+    return replace(program, saes=tuple((name, served.sha256_of(name)) for name in sorted(program.sae_names)))
 
 
 def _interventions(steering: Steering) -> list[tuple[Operation, str | None, str]]:

@@ -11,7 +11,7 @@ from typing import Any
 from saeclamp.types import Compare, ComparedAnswer, ComparedToken, Comparison, Difference
 from saeclamp_server.calibration.text import distinct_2, repetition
 from saeclamp_server.conversation import Conversation
-from saeclamp_server.model import Model, Outcome, Prompt, Run, expected, run_all
+from saeclamp_server.model import Model, Outcome, Prompt, Run, expected, prompt_of, run_all
 from saeclamp_server.steering import ResolvedSteering, Served, resolve
 from saeclamp_server.trying.divergence import kl_at_least
 
@@ -49,12 +49,8 @@ async def compare(request: Compare, model: Model, served: Served) -> Comparison:
 
 
 async def _columns(request: Compare, model: Model, served: Served) -> dict[str, _Column]:
-    if request.text is not None:
-        prompt = await model.of_text(request.text, "text")
-        conversation = None
-    else:
-        prompt = await model.of_messages(request.messages or (), "messages", answers=True)
-        conversation = Conversation(len(prompt.ids), prompt.spans or ())
+    prompt, _ = await prompt_of(model, request.text, request.messages, answers=True)
+    conversation = None if prompt.spans is None else Conversation(len(prompt.ids), prompt.spans)
     steering = resolve(request.steering.model_copy(update={"readout": None}), served, conversation)
     columns = {"default": _Column(prompt), "steered": _Column(prompt, steering)}
     if request.prompted is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from saeclamp.types import ExportedVariant, Steering, Variant
@@ -33,6 +34,7 @@ class Version:
         said = [self.base, self.name, self.steering, self.description, self.meaning]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
+    @cached_property
     def parsed(self) -> Steering:
         """Read the steering. Raises pydantic's ValidationError where this version of saeclamp does not know it."""
         return Steering.model_validate_json(self.steering)

@@ -18,7 +18,7 @@ from saeclamp_server.errors import (
     VariantReadOnlyError,
     VariantsUnavailableError,
 )
-from saeclamp_server.steering import Served, resolve, roles_in
+from saeclamp_server.steering import ResolvedSteering, Served, resolve, roles_in
 from saeclamp_server.variants.content import Version, meaning_of, written
 from saeclamp_server.variants.names import ModelName
 from saeclamp_server.variants.presets import presets
@@ -104,22 +104,32 @@ class Variants:
             raise await self._unknown(model, "model", 404)
         return found
 
-    def applied(self, version: Version, own: Steering | None, conversation: Conversation | None = None) -> Steering:
+    def resolved(
+        self, version: Version, own: Steering | None, conversation: Conversation | None = None
+    ) -> ResolvedSteering:
         """
-        Add a request's own steering to a variant's. Raises RequestError.
+        Resolve a variant, and a request's own steering with it. Raises RequestError.
 
         conversation: where either chooses tokens by role
         """
         steering = self.steering(version)
-        meaning = meaning_of(resolve(steering, self._served, conversation).program)
-        if meaning != version.meaning:
+        try:
+            alone = resolve(steering, self._served, conversation)
+        except RequestError as exc:
+            raise _blamed(exc, None, version) from None
+        if meaning_of(alone.program) != version.meaning:
             raise VariantChangedError(version.to_wire().version)
-        return steering if own is None else _joined(own, steering, version)
+        if own is None:
+            return alone
+        try:
+            return resolve(_joined(own, steering, version), self._served, conversation)
+        except RequestError as exc:
+            raise _blamed(exc, own, version) from None
 
     def steering(self, version: Version) -> Steering:
         """Read a variant's steering. Raises VariantChangedError where this version of saeclamp does not know it."""
         try:
-            return version.parsed()
+            return version.parsed
         except ValidationError as exc:
             raise VariantChangedError(version.to_wire().version) from exc
 
@@ -181,7 +191,7 @@ def _joined(own: Steering, of_variant: Steering, version: Version) -> Steering:
     )
 
 
-def blamed(exc: RequestError, own: Steering | None, version: Version) -> RequestError:
+def _blamed(exc: RequestError, own: Steering | None, version: Version) -> RequestError:
     """Let a refusal that is about a variant's part of a joined steering say so."""
     num_own = {"interventions": len(own.interventions) if own else 0, "rules": len(own.rules) if own else 0}
     for part, num in num_own.items():
