@@ -3,12 +3,12 @@ What steering costs: tokens/s and time per token against vanilla vLLM and agains
 
     python -m benchmarks.overhead [--eager] [--starts 2] [--rounds 3] [--without PEER] [--write]
 
-Four servers run at once on the packaged model, vLLM's own and three of saeclamp's, with the same flags and environment, and
-beside them libraries that hook a model in their own process. Each round visits every size of batch and every setting in a
-fresh random order, and right before or after each the vanilla server in the same size: a ratio is that of two runs that
-follow each other, so that a slow minute of the machine hits both. Two processes of the very same server differ by up to a
-tenth for as long as they live (where their memory happens to lie), so all can be started anew several times, in a random
-order. Answers are streamed.
+Beside vLLM's own server on the packaged model there runs one other at a time, with the same flags and environment: one of
+saeclamp's, or a library that hooks a model in its own process. Each round visits what that one is measured in, settings and
+sizes of batch, in a fresh random order, and right before or after each the vanilla server in the same size: a ratio is that
+of two runs that follow each other, so that a slow minute of the machine hits both. Two processes of the very same server
+differ by up to a tenth for as long as they live (where their memory happens to lie), so all can be started anew several
+times, in a random order. Answers are streamed.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
 from benchmarks.overhead import peers, servers
-from benchmarks.overhead.load import Run, run
+from benchmarks.overhead.load import Run, Steering, run
 from benchmarks.overhead.report import HOOKS, Figures, admission, report
 from benchmarks.overhead.settings import BATCH, PLAIN, SETTINGS, WIDE, Setting
 
@@ -35,27 +35,38 @@ NUM_TOKENS = {1: 48, 8: 48, 32: 32, BATCH: 24, WIDE: 12}
 PEER_BATCHES = (1, 32)
 
 
-def one_round(running: dict[str, servers.Server], others: dict[str, peers.Peer], figures: Figures, number: int) -> None:
-    """Visit everything once; the first round warms up, and is not counted."""
-    visits: list[tuple[Setting | str, int]] = [(setting, batch) for setting in SETTINGS for batch in setting.batches]
-    visits += [(name, batch) for name in others for batch in PEER_BATCHES]
-    for nth, (visited, batch) in enumerate(random.sample(visits, len(visits)), 1):
-        pair: list[Setting | str] = random.sample([visited, PLAIN], 2)
-        taken = {_name(one): _run(one, batch, running, others) for one in pair}
-        if number > 0:
-            figures.add(*_name(visited), batch, taken[_name(visited)], taken[_name(PLAIN)])
-        speeds = ", ".join(f"{name}, {of}: {run.speed:.1f}" for (of, name), run in taken.items())
-        _say(f"  {nth} of {len(visits)}, batch {batch}: {speeds} tokens/s")
+Runner = Callable[[Steering, int], Run]
+"""What runs a batch of so many requests."""
 
 
-def _run(what: Setting | str, batch: int, running: dict[str, servers.Server], others: dict[str, peers.Peer]) -> Run:
-    if isinstance(what, str):
-        return Run(batch * NUM_TOKENS[batch], others[what].run(batch, NUM_TOKENS[batch]))
-    return asyncio.run(run(running[what.server], batch, NUM_TOKENS[batch], what.steering))
+def one_round(visits: Sequence[tuple[Setting, int]], other: Runner, plain: Runner, figures: Figures) -> None:
+    """Visit everything that one server or library is measured in once, and vanilla vLLM before or after each."""
+    for setting, batch in random.sample(visits, len(visits)):
+        pair = random.sample([(other, setting), (plain, PLAIN)], 2)
+        taken = {of.name: runner(of.steering, batch) for runner, of in pair}
+        figures.add(setting.server, setting.name, batch, taken[setting.name], taken[PLAIN.name])
+        speeds = ", ".join(f"{name}: {run.speed:.1f}" for name, run in taken.items())
+        _say(f"  {setting.server}, batch {batch}: {speeds} tokens/s")
 
 
-def _name(what: Setting | str) -> tuple[str, str]:
-    return (what, HOOKS) if isinstance(what, str) else (what.server, what.name)
+@contextmanager
+def runner_of(name: str, eager: bool, folder: Path, figures: Figures) -> Iterator[Runner]:
+    """Start a server or library, and warm it up: what is done first takes longer."""
+    if name in peers.PEERS:
+        with peers.started(name) as peer:
+            figures.first_ids[name] = peer.first_ids
+            peer.run(PEER_BATCHES[-1], 4)
+            yield lambda steering, batch: Run(batch * NUM_TOKENS[batch], peer.run(batch, NUM_TOKENS[batch]))
+        return
+    with servers.started(name, eager, folder) as server:
+
+        def run_batch(steering: Steering, batch: int) -> Run:
+            return asyncio.run(run(server, batch, NUM_TOKENS[batch], steering))
+
+        run_batch(PLAIN.steering, BATCH)
+        yield run_batch
+        if name != PLAIN.server:
+            figures.admissions.append(admission(server))
 
 
 @contextmanager
@@ -82,23 +93,22 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="also write the table under benchmarks/results")
     args = parser.parse_args()
     figures = Figures()
-    names = [name for name in peers.PEERS if name not in args.without]
-    for start in range(args.starts):
-        names_of_servers = sorted({PLAIN.server, *(setting.server for setting in SETTINGS)})
-        order = random.sample(names_of_servers, len(names_of_servers))
-        with ExitStack() as stack:
-            folder = stack.enter_context(_empty_folder())
-            running = stack.enter_context(servers.started(args.eager, order, folder))
-            others = {name: stack.enter_context(peers.started(name)) for name in names}
-            figures.note_agreement({name: peer.first_ids for name, peer in others.items()})
-            for number in range(args.rounds + 1):
-                one_round(running, others, figures, number)
-                _say(f"start {start + 1}, round {number} of {args.rounds}")
-                figures.admissions[start] = admission(running["1 layer"])
-                text = report(figures, " ".join(["python -m benchmarks.overhead", *sys.argv[1:]]), args.eager)
-                if args.write and number > 0:  # what was measured is kept if the rest is broken off
-                    name = f"{date.today().isoformat()}-overhead-{'eager' if args.eager else 'compiled'}.md"
-                    (RESULTS / name).write_text(text)
+    hooks = [Setting(HOOKS, name, PLAIN.steering, PEER_BATCHES) for name in peers.PEERS if name not in args.without]
+    settings = [*SETTINGS, *hooks]
+    others = sorted({setting.server for setting in settings})
+    with _empty_folder() as folder:
+        for start in range(1, args.starts + 1):
+            with runner_of(PLAIN.server, args.eager, folder, figures) as plain:
+                for name in random.sample(others, len(others)):
+                    visits = [(one, batch) for one in settings if one.server == name for batch in one.batches]
+                    with runner_of(name, args.eager, folder, figures) as other:
+                        for number in range(1, args.rounds + 1):
+                            _say(f"start {start} of {args.starts}, {name}, round {number} of {args.rounds}")
+                            one_round(visits, other, plain, figures)
+    text = report(figures, " ".join(["python -m benchmarks.overhead", *sys.argv[1:]]), args.eager)
+    if args.write:
+        name = f"{date.today().isoformat()}-overhead-{'eager' if args.eager else 'compiled'}.md"
+        (RESULTS / name).write_text(text)
     print(text)
 
 

@@ -45,9 +45,10 @@ class Figures:
     def __init__(self) -> None:
         self.rows: dict[tuple[int, str, str], Row] = {}
         """By size of batch, server or library, and name of the setting."""
-        self.admissions: dict[int, str] = {}
-        """By number of the start."""
-        self.agreements: set[str] = set()
+        self.admissions: list[str] = []
+        """Of each server of ours."""
+        self.first_ids: dict[str, list[int]] = {}
+        """What each library answered to the first prompt."""
 
     def add(self, server: str, name: str, batch: int, own: Run, plain: Run) -> None:
         """Add a run of a server or library, and the one of vanilla vLLM that went before it or followed."""
@@ -56,12 +57,6 @@ class Figures:
         for kept, run in ((row, own), (self.rows.setdefault((batch, PLAIN.server, PLAIN.name), Row()), plain)):
             kept.speeds.append(run.speed)
             kept.gaps += run.gaps
-
-    def note_agreement(self, first_ids: dict[str, list[int]]) -> None:
-        """Note whether the libraries gave the same answer."""
-        if len(first_ids) > 1:
-            same = len({tuple(ids) for ids in first_ids.values()}) == 1
-            self.agreements.add("the same answer" if same else f"different answers: {first_ids}")
 
 
 def admission(server: Server) -> str:
@@ -89,10 +84,12 @@ def report(figures: Figures, command: str, eager: bool) -> str:
         HEADER,
         *(_line(key, row) for key, row in sorted(figures.rows.items(), key=lambda item: _order(item[0]))),
         "",
-        f"From a checked request to its program: {'; '.join(figures.admissions.values())}.",
+        f"From a checked request to its program: {'; '.join(figures.admissions)}.",
     ]
-    if figures.agreements:
-        lines.append(f"To the first prompt, the libraries gave {', '.join(sorted(figures.agreements))}.")
+    if len(figures.first_ids) > 1:
+        same = len({tuple(ids) for ids in figures.first_ids.values()}) == 1
+        answers = "the same answer" if same else f"different answers: {figures.first_ids}"
+        lines.append(f"To the first prompt, the libraries gave {answers}.")
     return "\n".join(lines) + "\n"
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from benchmarks.overhead.settings import NUM_LAYERS, OTHER_LAYERS
+from benchmarks.overhead.settings import ALL_LAYERS, FOUR_LAYERS, NUM_LAYERS, OTHER_LAYERS, PLAIN
 from safetensors.torch import save
 from tests.e2e.checkpoints import make_sae
 from tests.e2e.serving import Server, run_server
@@ -22,52 +22,40 @@ WIDTH = 576
 
 
 @contextmanager
-def started(eager: bool, order: Sequence[str], folder: Path) -> Iterator[dict[str, Server]]:
+def started(name: str, eager: bool, folder: Path) -> Iterator[Server]:
     """
-    Start each server, one after the other, and end them with the block.
+    Start a server, and end it with the block.
 
-    order:  names of the servers, as in `Setting.server`
-    folder: for their logs, SAEs and vectors; empty
+    name:   as in `Setting.server`
+    folder: for logs, SAEs and vectors
     """
     prepare_environment()
     bind_threads(1)  # every process inherits it
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB, of each
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB
     flags = ["--dtype", "float32", "--max-model-len", "2048", "--served-model-name", PACKAGED_MODEL]
     flags += ["--max-num-seqs", "256", *(["--enforce-eager"] if eager else [])]
-    commands = _commands(folder)
-    with ExitStack() as stack:
-        servers = {
-            name: stack.enter_context(run_server([*commands[name], *flags], folder / f"{name}.log", PACKAGED_MODEL))
-            for name in order
-        }
-        _upload_vectors(servers["all layers"])
-        yield servers
+    with run_server([*_command(name, folder), *flags], folder / f"{name}.log", PACKAGED_MODEL) as server:
+        if name == ALL_LAYERS:
+            _upload_vectors(server)
+        yield server
 
 
-def _commands(folder: Path) -> dict[str, list[str]]:
-    # `vllm serve` itself looks for a distribution named vllm, which the CPU build is not
-    plain = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(prepared_model(print))]
-    ours = [
-        sys.executable,
-        "-m",
-        "saeclamp_server",
-        "serve",
-        PACKAGED_MODEL,
-        "--sae",
-        "bundled",
-        "--allow-unverified-sae",
-    ]
-    others = {
-        f"layer-{layer}": make_sae(folder / f"layer-{layer}", layer, WIDTH, d_sae=2048, seed=layer)
-        for layer in OTHER_LAYERS
-    }
-    named = [part for name, path in others.items() for part in ("--sae", f"{name}={path}")]
-    return {
-        "vanilla": [*plain, "--host", "127.0.0.1"],
-        "1 layer": ours,
-        "4 layers": [*ours, *named],
-        "all layers": [*ours, "--vector-site", "all", "--vectors", str(folder / "vectors")],
-    }
+def _command(name: str, folder: Path) -> list[str]:
+    if name == PLAIN.server:
+        # `vllm serve` itself looks for a distribution named vllm, which the CPU build is not
+        vanilla = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(prepared_model(print))]
+        return [*vanilla, "--host", "127.0.0.1"]
+    ours = [sys.executable, "-m", "saeclamp_server", "serve", PACKAGED_MODEL]
+    ours += ["--sae", "bundled", "--allow-unverified-sae"]
+    if name == ALL_LAYERS:
+        ours += ["--vector-site", "all", "--vectors", str(folder / "vectors")]
+    if name == FOUR_LAYERS:
+        for layer in OTHER_LAYERS:
+            sae = folder / f"layer-{layer}"
+            if not sae.exists():
+                make_sae(sae, layer, WIDTH, d_sae=2048, seed=layer)
+            ours += ["--sae", f"layer-{layer}={sae}"]
+    return ours
 
 
 def _upload_vectors(server: Server) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from tests.e2e.nursery import NURSERY, Forked
 
 START_LIMIT_S = 600
 
@@ -41,17 +42,33 @@ class Server:
         return result
 
 
+Process = subprocess.Popen[bytes] | Forked
+
+
 @contextmanager
 def serve(
-    log: Path, model: str, *flags: str, name: str | None = None, entry: str = "saeclamp_server", verified: bool = False
+    log: Path,
+    model: str,
+    *flags: str,
+    name: str | None = None,
+    entry: str = "saeclamp_server",
+    verified: bool = False,
+    whole: bool = False,
 ) -> Iterator[Server]:
     """
     Run `saeclamp serve MODEL FLAGS` (or another module with the same arguments) until the block ends.
 
     verified: False for random SAEs, which fit no model
+    whole:    as a user runs it; otherwise it is forked from a process that has imported vLLM, which is sooner ready
     """
-    flags = flags if verified else (*flags, "--allow-unverified-sae")
-    with run_server([sys.executable, "-m", entry, "serve", model, *flags], log, name or model) as server:
+    arguments = ["serve", model, *flags, *([] if verified else ["--allow-unverified-sae"])]
+    if whole:
+        with run_server([sys.executable, "-m", entry, *arguments], log, name or model) as server:
+            yield server
+        return
+    port = _free_port()
+    process = NURSERY.fork(entry, [*arguments, "--port", str(port)], log, _environment(log))
+    with _served(process, port, log, name or model) as server:
         yield server
 
 
@@ -59,16 +76,25 @@ def serve(
 def run_server(command: Sequence[str], log: Path, name: str) -> Iterator[Server]:
     """Run a command that takes `--port` and serves `/health`, in a process group of its own, until the block ends."""
     port = _free_port()
-    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING", **os.environ, "HF_HUB_OFFLINE": "1"}
-    environment["XDG_DATA_HOME"] = str(log.parent / "data")  # variants of tests are not the user's
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, "--port", str(port)],
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=environment,
+            env=_environment(log),
         )
+    with _served(process, port, log, name) as server:
+        yield server
+
+
+def _environment(log: Path) -> dict[str, str]:
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING", **os.environ, "HF_HUB_OFFLINE": "1"}
+    return {**environment, "XDG_DATA_HOME": str(log.parent / "data")}  # variants of tests are not the user's
+
+
+@contextmanager
+def _served(process: Process, port: int, log: Path, name: str) -> Iterator[Server]:
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_until_ready(process, url, log)
@@ -77,7 +103,7 @@ def run_server(command: Sequence[str], log: Path, name: str) -> Iterator[Server]
         _end(process)
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def _wait_until_ready(process: Process, url: str, log: Path) -> None:
     deadline = time.monotonic() + START_LIMIT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -91,7 +117,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> 
     raise TimeoutError(f"The server was not ready after {START_LIMIT_S} s:\n{log.read_text()[-4000:]}")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: Process) -> None:
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):

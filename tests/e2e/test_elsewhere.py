@@ -137,3 +137,20 @@ def test_what_vllm_refuses_is_refused_as_ever(server: Server, path: str) -> None
     assert "steering" not in response.json()
     # nothing is left behind of it
     assert server.post(path, **BODIES[path], steering=CLAMP).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", {"prompt": QUESTION}),
+        ("/detokenize", {"tokens": [504, 253]}),
+        ("/v1/messages/count_tokens", {"messages": [{"role": "user", "content": QUESTION}]}),
+    ],
+)
+def test_tokens_are_counted_for_a_variant_as_for_its_base(server: Server, path: str, body: dict[str, Any]) -> None:
+    counted = [server.post(path, **(body | model)) for model in ({}, {"model": f"{server.model}:{PRESET}"})]
+    assert [response.status_code for response in counted] == [200, 200], counted[1].text
+    assert counted[0].json() == counted[1].json()
+    unknown = server.post(path, **body | {"model": f"{server.model}:golden-gat"})
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
+    assert PRESET in unknown.json()["error"]["message"]

@@ -14,26 +14,28 @@ from pathlib import Path
 
 import pytest
 from tests.bundled import LAYER
+from tests.e2e.nursery import NURSERY
 from tests.e2e.serving import serve
 
 from saeclamp_saes.library.names import BUNDLED
 from saeclamp_server.packaged_model import PACKAGED_MODEL
 
 
-def refusal(*flags: str) -> list[str]:
-    command = [sys.executable, "-m", "saeclamp_server", "serve", PACKAGED_MODEL, "--sae", "bundled", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode not in (0, None)
-    assert "Traceback" not in done.stderr
-    return [line for line in done.stderr.splitlines() if line.startswith("saeclamp")]
+def refusal(folder: Path, *flags: str) -> list[str]:
+    arguments = ["serve", PACKAGED_MODEL, "--sae", "bundled", *flags]
+    process = NURSERY.fork("saeclamp_server", arguments, folder / "log", os.environ)
+    assert process.wait(timeout=120) not in (0, None)
+    said = (folder / "log").read_text()
+    assert "Traceback" not in said
+    return [line for line in said.splitlines() if line.startswith("saeclamp")]
 
 
 @pytest.mark.usefixtures("model_folder")
-def test_settings_that_cannot_be_steered_are_refused() -> None:
-    assert refusal("--nnodes", "2")[-1].endswith("--nnodes is not supported with steering yet.")
-    assert "only the method ngram" in refusal("--speculative-config", '{"method": "suffix"}')[-1]
-    assert "use --dtype bfloat16 or float32" in refusal("--dtype", "float16")[-1]
-    assert "unrecognized arguments: --no-such-flag" in refusal("--no-such-flag")[-1]
+def test_settings_that_cannot_be_steered_are_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "--nnodes", "2")[-1].endswith("--nnodes is not supported with steering yet.")
+    assert "only the method ngram" in refusal(tmp_path, "--speculative-config", '{"method": "suffix"}')[-1]
+    assert "use --dtype bfloat16 or float32" in refusal(tmp_path, "--dtype", "float16")[-1]
+    assert "unrecognized arguments: --no-such-flag" in refusal(tmp_path, "--no-such-flag")[-1]
 
 
 def shifted(folder: Path) -> Path:
@@ -47,7 +49,7 @@ def shifted(folder: Path) -> Path:
 
 def test_an_sae_that_fits_is_served_and_its_fit_is_shown(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with serve(log, PACKAGED_MODEL, "--sae", "bundled", "--enforce-eager", verified=True) as server:
+    with serve(log, PACKAGED_MODEL, "--sae", "bundled", "--enforce-eager", verified=True, whole=True) as server:
         assert server.complete("Hello", max_tokens=1)["choices"]
     (line,) = re.findall(
         r"saeclamp: SAE bundled: explains (0\.\d+) .* (\d+) features active per token", log.read_text()
@@ -88,11 +90,11 @@ def test_a_start_that_is_told_to_stop_stops(tmp_path: Path, told: str) -> None:
 
 
 @pytest.mark.usefixtures("model_folder")
-def test_a_port_in_use_is_named() -> None:
+def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert refusal("--port", str(port))[-1] == (
+        assert refusal(tmp_path, "--port", str(port))[-1] == (
             f"saeclamp: Cannot listen on 127.0.0.1:{port}: Address already in use; choose another --port."
         )

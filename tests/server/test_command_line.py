@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from tests.e2e.checkpoints import make_sae
 
 from saeclamp_server import preflight
+from saeclamp_server.announcement import example_request
 from saeclamp_server.args import parse
 from saeclamp_server.engine.settings import TESTED, refuse_untested
 from saeclamp_server.fit import StartupError, check_fit
-from saeclamp_server.launch import example_request
 from saeclamp_server.preflight import check_vllm, open_saes, read_model
 
 FLAGS: dict[str, Any] = {

@@ -210,6 +210,19 @@ def test_two_rules_of_one_name_are_refused(variants: Variants) -> None:
         variants.resolved(run(variants.get("safe")), Steering(rules=(rule,)))
 
 
+def test_more_than_the_engine_takes_is_refused_also_where_it_comes_from_both(variants: Variants) -> None:
+    def rules(count: int, name: str) -> Steering:
+        when = FeatureCondition(feature="big/bridge", above=1)
+        return Steering(rules=tuple(Rule(name=f"{name}-{number}", when=when, then="abort") for number in range(count)))
+
+    create(variants, "safe", rules(9, "variant"))
+    version = run(variants.get("safe"))
+    assert len(variants.resolved(version, rules(7, "own")).program.rules) == 16
+    with pytest.raises(RequestError, match="8 rules and the variant tiny:safe has 9; together at most 16") as refused:
+        variants.resolved(version, rules(8, "own"))
+    assert refused.value.param == "steering.rules"
+
+
 def test_tokens_that_are_chosen_by_role_can_be_saved(variants: Variants) -> None:
     steering = Steering(interventions=(Clamp(feature="big/bridge", value=1, tokens=Roles(roles=("user",))),))
     made, _ = create(variants, "listener", steering)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate, islice
 
 import numpy as np
@@ -48,6 +49,8 @@ class FeatureSearch:
         self.encoder: Encoder | None = None
         """Of sentences; None until it is there."""
         self._is_ready = threading.Event()
+        # meaning is ranked while words are: each takes half of a search, most of it outside of Python's lock
+        self._beside = ThreadPoolExecutor(thread_name_prefix="meaning")
 
     def prepare(self, report: Callable[[str], None]) -> None:
         """Read what is searched, then embed it. Until the first is done, searches wait; until both are, words decide."""
@@ -76,9 +79,10 @@ class FeatureSearch:
             numbers = np.flatnonzero(wanted)
             return FeatureHits(data=tuple(self._hit(int(number)) for number in numbers[page]), num_found=len(numbers))
         meanings = self._meanings
+        near = meanings and self._beside.submit(meanings.nearest, query.query, wanted, NUM_RANKED, LEAST_SIMILARITY)
         rankings = [self._by_words(query.query, columns, wanted) for columns in (SAID, TOKENS)]
-        if meanings is not None:
-            rankings.append(meanings.nearest(query.query, wanted, NUM_RANKED, LEAST_SIMILARITY))
+        if near is not None:
+            rankings.append(near.result())
         scores: dict[int, float] = defaultdict(float)
         for ranking in rankings:
             for rank, number in enumerate(ranking, 1):

@@ -91,13 +91,18 @@ async def answer(
     carried = _Carried(call)
     assert call.asked is not None, "it was begun from a body"
     plain = {key: value for key, value in body.items() if key != "steering"}
-    content = json.dumps({**plain, "model": call.asked.base}).encode()
     token = _carried.set(carried)
     try:
-        await app(_with_length(scope, content), _once(content, receive), _Completed(send, carried).send)
+        await passed_on(app, scope, receive, _Completed(send, carried).send, {**plain, "model": call.asked.base})
     finally:
         _carried.reset(token)
         call.end()
+
+
+async def passed_on(app: ASGIApp, scope: Scope, receive: Receive, send: Send, body: Mapping[str, Any]) -> None:
+    """Have vLLM answer with another body than was sent."""
+    content = json.dumps(body).encode()
+    await app(_with_length(scope, content), _once(content, receive), send)
 
 
 class _Completed:

@@ -10,11 +10,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from saeclamp.types import Steering
 from saeclamp_server.errors import InvalidSteeringError, RequestError
 from saeclamp_server.openai_api import elsewhere
+from saeclamp_server.openai_api.asked_model import AskedModel
 from saeclamp_server.openai_api.calls import SteeredCall
 from saeclamp_server.openai_api.metrics import REFUSALS
 from saeclamp_server.request_body import parse_body, refuse_lookalikes, steering_of
 
 STEERED_PATHS = ("/v1/chat/completions", "/v1/completions")
+COUNTING_PATHS = ("/tokenize", "/detokenize", "/v1/messages/count_tokens")
+"""They give the same for a variant as for its base, since steering changes no prompt."""
 OWN_PATHS = ("/v1/features/", "/v1/steering/", "/v1/variants")
 """Beginnings of our own endpoints' paths: they refuse what they do not know themselves."""
 
@@ -37,12 +40,15 @@ class SteeringGuard:
         try:
             body = _object(content)
             call = await _begun(body, scope)
+            base = await _counted_as(body, scope)
         except RequestError as exc:
             REFUSALS.labels(exc.code).inc()
             retry = {"Retry-After": str(exc.retry_after_s)} if exc.retry_after_s is not None else None
             return await JSONResponse(exc.body(), exc.status, retry)(scope, receive, send)
         if call is not None:
             return await elsewhere.answer(self._app, scope, receive, send, body, call)
+        if base is not None:
+            return await elsewhere.passed_on(self._app, scope, receive, send, {**body, "model": base})
         await self._app(scope, _replay(messages, receive), send)
 
 
@@ -89,6 +95,15 @@ async def _begun(body: dict[str, Any], scope: Scope) -> SteeredCall | None:
             f"{path} does not support 'steering'; use {' or '.join((*STEERED_PATHS, *elsewhere.PATHS))}.", "steering"
         )
     return None
+
+
+async def _counted_as(body: dict[str, Any], scope: Scope) -> str | None:
+    """Return the base of the variant for which tokens are to be counted. Raises RequestError where there is none such."""
+    model = body.get("model")
+    if _path(scope) not in COUNTING_PATHS or not isinstance(model, str):
+        return None
+    asked = await AskedModel.of(scope["app"].state, model, None)
+    return asked.base if asked.steers else None
 
 
 def _replay(messages: list[Message], receive: Receive) -> Receive:

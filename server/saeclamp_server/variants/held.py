@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from saeclamp.types import NewVariant, Steering, Variant, VariantExport
+from saeclamp.types import MAX_INTERVENTIONS, MAX_RULES, NewVariant, Steering, Variant, VariantExport
 from saeclamp_server.conversation import Conversation
 from saeclamp_server.errors import (
     InvalidRequestError,
@@ -183,6 +183,14 @@ def _joined(own: Steering, of_variant: Steering, version: Version) -> Steering:
         raise InvalidRequestError(
             f"The variant {version.to_wire().id} has a rule named {sorted(twice)[0]!r} too.", "steering.rules"
         )
+    for part, most in (("interventions", MAX_INTERVENTIONS), ("rules", MAX_RULES)):
+        num_own, num_more = len(getattr(own, part)), len(getattr(of_variant, part))
+        if num_own + num_more > most:
+            raise InvalidRequestError(
+                f"The request has {num_own} {part} and the variant {version.to_wire().id} has {num_more}; together at most "
+                f"{most} can be used.",
+                f"steering.{part}",
+            )
     return Steering.model_construct(
         interventions=(*own.interventions, *of_variant.interventions),
         rules=(*own.rules, *of_variant.rules),

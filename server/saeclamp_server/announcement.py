@@ -1,0 +1,44 @@
+"""What is printed once a server answers: its address, and a request to try."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from saeclamp_saes import SAEEntry
+from saeclamp_saes.library.feature_book import FeatureNote
+
+
+async def announce(
+    state: Any, args: Namespace, saes: Mapping[str, SAEEntry], address: str, say: Callable[[str], None]
+) -> None:
+    """Wait until the server answers, then say so."""
+    while not getattr(getattr(state, "server", None), "started", False):
+        await asyncio.sleep(0.05)
+    model = args.served_model_name[0] if args.served_model_name else args.model
+    if not saes:
+        say(f"ready on {address}. Upload vectors to {address}/v1/vectors.")
+        return
+    say(f"ready on {address}. Try:\n")
+    print(example_request(address, model, next(iter(saes.values()))), flush=True)
+
+
+def _value(note: FeatureNote) -> float:
+    return note.best or (note.clamp[1] if note.clamp else 1)
+
+
+def example_request(address: str, model: str, sae: SAEEntry) -> str:
+    """Write a `curl` that steers, quoted for the shell: names come from files that others have written."""
+    note = next((note for note in sae.features.values() if note.max_act is not None), None)
+    feature, value, unit = (note.name, _value(note), "max_act") if note else ("0", 10, "act")
+    body = (
+        f'{{\n  "model": {json.dumps(model)}, "temperature": 0, "repetition_penalty": 1.1, "max_tokens": 60,\n'
+        f'  "messages": [{{"role": "user", "content": "Why is the sky blue?"}}],\n'
+        f'  "steering": {{"interventions": [{{"op": "clamp", "feature": {json.dumps(f"{sae.name}/{feature}")}, '
+        f'"value": {value}, "unit": "{unit}"}}]}}}}'
+    )
+    return f"curl {address}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}\n"

@@ -1,0 +1,62 @@
+"""Everything a request meets, made once the engine runs and has been found to steer: the app and its state."""
+
+from __future__ import annotations
+
+import threading
+from argparse import Namespace
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+
+from saeclamp_server.admission import Admission
+from saeclamp_server.app import create_app
+from saeclamp_server.engine.fit_check import check_that_saes_fit
+from saeclamp_server.engine.self_test import check_that_steering_works
+from saeclamp_server.engine.settings import sample_ids
+from saeclamp_server.engine.trusted_labels import trusted_labels
+from saeclamp_server.everywhere import EngineDirections
+from saeclamp_server.features import FeatureSearch, known_saes
+from saeclamp_server.openai_api import elsewhere, metrics
+from saeclamp_server.openai_api.sequences import Sequences
+from saeclamp_server.openai_api.served_model import ServedModel
+from saeclamp_server.plan import Plan
+from saeclamp_server.steering import Served
+from saeclamp_server.variants import Variants
+from saeclamp_server.vectors import VectorFolder, Vectors, default_folder
+
+
+async def assembled(engine: Any, args: Namespace, plan: Plan, say: Callable[[str], None]) -> FastAPI:
+    """
+    Check that the engine steers and that SAEs fit, and build the app.
+
+    say: is told what takes time
+    Raises StartupError.
+    """
+    saes, options = plan.saes, plan.options
+    await check_that_steering_works(engine, saes, plan.places)
+    measured = await check_that_saes_fit(engine, saes, sample_ids(args), options.allow_unverified, say)
+    lengths = {name: of.lengths for name, of in measured.items()}
+    labels = await trusted_labels(engine, saes, say)
+    vectors = Vectors(plan.places, lengths, VectorFolder(options.vectors or default_folder(options.model)), engine)
+    await vectors.load(say)
+    tasks = await engine.get_supported_tasks()
+    app = create_app(args, tasks, engine.model_config)
+    state = app.state
+    max_acts = {name: opened.max_acts for name, opened in labels.items()}
+    state.served = Served(saes, lengths, max_acts, options.max_dose, vectors)
+    state.known = known_saes(saes, lengths, {name: of.fit for name, of in measured.items()}, labels, say)
+    state.search = FeatureSearch(state.known, state.served.max_act)
+    # embedding takes minutes for a large SAE, and searches by words until it is done
+    threading.Thread(target=state.search.prepare, args=(say,), daemon=True).start()
+    state.admission = Admission(options.max_features, options.max_waiting, metrics.WAIT.observe)
+    metrics.watch(state.admission)
+    state.sequences = Sequences()
+    state.sequences.listen(engine.output_processor)
+    elsewhere.listen(engine)
+    await init_app_state(engine, state, args, tasks)
+    bases = [path.name for path in state.openai_serving_models.base_model_paths]
+    state.variants = Variants(plan.store, state.served, bases)
+    state.model, state.directions = ServedModel(state), EngineDirections(engine)
+    return app
