@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate, islice
 
 import numpy as np
@@ -79,7 +79,9 @@ class FeatureSearch:
             numbers = np.flatnonzero(wanted)
             return FeatureHits(data=tuple(self._hit(int(number)) for number in numbers[page]), num_found=len(numbers))
         meanings = self._meanings
-        near = meanings and self._beside.submit(meanings.nearest, query.query, wanted, NUM_RANKED, LEAST_SIMILARITY)
+        near: Future[list[int]] | None = None
+        if meanings is not None:
+            near = self._beside.submit(meanings.nearest, query.query, wanted, NUM_RANKED, LEAST_SIMILARITY)
         rankings = [self._by_words(query.query, columns, wanted) for columns in (SAID, TOKENS)]
         if near is not None:
             rankings.append(near.result())
