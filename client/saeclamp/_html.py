@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         Comparison,
         Contrasted,
         FeatureHits,
+        InspectedFeature,
         InspectedToken,
         Inspection,
         Label,
@@ -35,7 +36,7 @@ def inspection(one: Inspection) -> str:
     """Draw an activation heat map of each of the first features over the text, and sum them up."""
     maps = [
         f"<p style='margin:6px 0'><b>{escape(feature.feature)}</b> {_label(feature.label)} "
-        f"max {_number(feature.max)}<br>{_heat(one.tokens, feature.feature, feature.sae, feature.index, feature.max)}</p>"
+        f"max {_number(feature.max)}<br>{_heat(one.tokens, feature)}</p>"
         for feature in one.features[:MAX_MAPS]
     ]
     rows = [
@@ -124,20 +125,15 @@ def _answer(answer: ComparedAnswer) -> str:
     return f"<td style='{_CELL}'>{text}<br><small>{escape(said)}</small></td>"
 
 
-def _heat(tokens: Iterable[InspectedToken], feature: str, sae: str, index: int, largest: float) -> str:
-    return "".join(_warm(token, _act(token, feature, sae, index), largest) for token in tokens)
+def _heat(tokens: Sequence[InspectedToken], feature: InspectedFeature) -> str:
+    acts = feature.acts or [0.0] * len(tokens)  # an older server gives none
+    return "".join(_warm(token, act, feature.max) for token, act in zip(tokens, acts, strict=True))
 
 
 def _warm(token: InspectedToken, act: float, largest: float) -> str:
     share = min(1.0, abs(act / largest)) if largest else 0.0
     style = f"background:rgba({HUE},{share:.2f})" if act else "opacity:.5" if token.template else ""
     return _span(token.text, style, f"{act:.3g}" if act else "")
-
-
-def _act(token: InspectedToken, feature: str, sae: str, index: int) -> float:
-    if feature in token.features:
-        return token.features[feature]
-    return next((one.act for one in token.top.get(sae, ()) if one.index == index), 0.0)
 
 
 def _span(text: str, style: str, title: str = "") -> str:

@@ -82,7 +82,9 @@ def _says(message: Message) -> bool:
     content = message.get("content")
     if isinstance(content, str):
         return bool(content)
-    return isinstance(content, list) and any(isinstance(part, str) or part.get("text") for part in content)
+    return isinstance(content, list) and any(
+        isinstance(part, str) or (isinstance(part, Mapping) and part.get("text")) for part in content
+    )
 
 
 def _cannot_tell(number: int) -> InvalidSteeringError:

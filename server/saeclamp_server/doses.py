@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from saeclamp_saes import Site
 from saeclamp_saes.clamping import MOVES
 from saeclamp_server.errors import DoseTooLargeError, InvalidSteeringError
 from saeclamp_server.program import Edit
-from saeclamp_server.scopes import can_meet
+from saeclamp_server.scopes import which_meet
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,9 @@ def check_doses(
     paths, sites, doses: of each edit
     Raises DoseTooLargeError.
     """
-    for edit, site in zip(edits, sites, strict=True):
-        together = [
-            other
-            for other, second in enumerate(edits)
-            if sites[other] == site and can_meet(edit.tokens, second.tokens, prompt_len)
-        ]
+    meet = which_meet([edit.tokens for edit in edits], prompt_len)
+    for number, site in enumerate(sites):
+        together = [other for other in np.flatnonzero(meet[number]).tolist() if sites[other] == site]
         total = sum(doses[other] for other in together)
         if total > max_dose:
             longest = max(together, key=lambda other: doses[other])

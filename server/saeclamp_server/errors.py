@@ -169,7 +169,9 @@ class VariantReadOnlyError(RequestError):
     code = "variant_read_only"
 
     def __init__(self, variant: str, param: str) -> None:
-        super().__init__(f"{variant} comes from the feature book and is read-only: choose another name.", param)
+        super().__init__(
+            f"{variant} comes from the feature book and cannot be changed or deleted; another name can.", param
+        )
 
 
 class VariantChangedError(RequestError):

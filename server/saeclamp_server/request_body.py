@@ -8,6 +8,7 @@ so that a body which looks as if it asked for steering either gets it or is refu
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
@@ -24,7 +25,7 @@ from saeclamp.types import (
     looks_like_steering,
 )
 from saeclamp.types.interventions import FEATURE_PATTERN
-from saeclamp_server.errors import InvalidSteeringError, RequestError, did_you_mean
+from saeclamp_server.errors import InvalidRequestError, InvalidSteeringError, RequestError, did_you_mean
 from saeclamp_server.program import EXTRA_ARGS_KEY
 
 FOREIGN_KEYS = {
@@ -40,10 +41,26 @@ FOREIGN_KEYS = {
 }
 """Top-level keys by which other projects ask for steering."""
 
-MISPLACED_KEYS = {"intervention", "feature", "clamp", "clamps", "ablate", "sae", "saes", "sae_features", EXTRA_ARGS_KEY}
+MISPLACED_KEYS = {
+    *("intervention", "feature", "clamp", "clamps", "ablate", "sae", "saes", "sae_features", EXTRA_ARGS_KEY),
+    *("rule", "rules", "readout", "readouts", "receipt", "vector", "vectors"),
+}
 """Parts of `steering` that have no meaning at the top level."""
 
-WRAPPERS = {"extra_body", "extra_args", "extra_json", "extra_query", "sampling_params", "chat_template_kwargs", "nvext"}
+WRAPPERS = {
+    "extra_body",
+    "extrabody",
+    "extra-body",
+    "kwargs",
+    "parameters",
+    "metadata",
+    "extra_args",
+    "extra_json",
+    "extra_query",
+    "sampling_params",
+    "chat_template_kwargs",
+    "nvext",
+}
 """Objects in which clients wrap what they want passed on; `steering` inside them would be ignored."""
 
 AT_TOP_LEVEL = "Steering is the object 'steering' at the top level of the request, with a list 'interventions'."
@@ -79,21 +96,34 @@ PARTS: dict[int | str, type[BaseModel]] = {
 }
 """Objects within `steering`, by how pydantic's locations name them."""
 
+_OF_STEERING = {"steering", *Steering.model_fields}.union(*(kind.model_fields for kind in PARTS.values()), CONDITIONS)
+"""Fields of `steering` and of all within it."""
+
 
 def parse_body(content: bytes) -> Any:
     """
-    Parse JSON, refusing an object that has `steering` twice.
+    Parse JSON, refusing an object that has `steering`, or one of its parts, twice.
 
-    Python keeps the last of two equal keys, so a trailing `"steering": null` would switch the steering off. Raises
-    InvalidSteeringError, ValueError or RecursionError.
+    Python keeps the last of two equal keys, so a trailing `"steering": null` would switch the steering off, and a trailing
+    `"rules": []` a rule. Raises RequestError, ValueError or RecursionError.
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if [key for key, _ in pairs].count("steering") > 1:
-            raise InvalidSteeringError("The field 'steering' is given twice.", "steering")
-        return dict(pairs)
+        parsed = dict(pairs)
+        if len(parsed) < len(pairs):
+            counts = Counter(key for key, _ in pairs)
+            twice = next((key for key, count in counts.items() if count > 1 and key in _OF_STEERING), None)
+            if twice is not None:
+                raise InvalidSteeringError(f"The field {twice!r} is given twice.", "steering")
+        return parsed
 
-    return json.loads(content, object_pairs_hook=once)
+    value = json.loads(content, object_pairs_hook=once)
+    if b"\\ud" in content.lower():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise InvalidRequestError("The body has half of a surrogate pair, which is no text.", None) from None
+    return value
 
 
 def steering_of(body: Any) -> Steering | None:
@@ -117,25 +147,25 @@ def refuse_lookalikes(body: Mapping[str, Any]) -> None:
         if key == "steering":
             continue
         _refuse_key(key, value)
-        if key in WRAPPERS:
+        if key.lower() in WRAPPERS:
             _refuse_inside(value, key)
         if key == "vllm_xargs" and isinstance(value, Mapping):
             _refuse_foreign_xargs(value)
-        if key == "messages" and isinstance(value, Sequence):
+        if key in ("messages", "input") and isinstance(value, Sequence):
             for number, message in enumerate(value):
                 if isinstance(message, Mapping) and any(map(looks_like_steering, message)):
-                    raise InvalidSteeringError(f"A message cannot be steered. {AT_TOP_LEVEL}", f"messages[{number}]")
+                    raise InvalidSteeringError(f"A message cannot be steered. {AT_TOP_LEVEL}", f"{key}[{number}]")
 
 
 def _refuse_key(key: str, value: Any) -> None:
     if not key.isascii():  # no field has such a name, and some of these letters only look like those of `steering`
         shown = key.encode("ascii", "backslashreplace").decode()
         raise InvalidSteeringError(f"Unknown field {shown!r}. Did you mean 'steering'?", shown)
-    if key in FOREIGN_KEYS and value is not None:
+    if key.lower() in FOREIGN_KEYS and value is not None:
         raise InvalidSteeringError(
-            f"A top-level {key!r} is how {FOREIGN_KEYS[key]} asks for steering. {AT_TOP_LEVEL}", key
+            f"A top-level {key!r} is how {FOREIGN_KEYS[key.lower()]} asks for steering. {AT_TOP_LEVEL}", key
         )
-    if key in MISPLACED_KEYS:
+    if key.lower() in MISPLACED_KEYS:
         raise InvalidSteeringError(f"A top-level {key!r} is not understood. {AT_TOP_LEVEL}", key)
     if looks_like_steering(key):
         raise InvalidSteeringError(f"Unknown field {key!r}. Did you mean 'steering'?", key)
@@ -169,7 +199,8 @@ def _refuse_foreign_shapes(steering: Any) -> None:
     if isinstance(steering, Mapping) and not steering.keys() & Steering.model_fields.keys():
         if "vectors" in steering or "conflict" in steering:
             raise InvalidSteeringError(f"'vectors' is EasySteer's steering; {expected}.", "steering.vectors")
-        if steering and all(isinstance(value, int | float | list) for value in steering.values()):
+        near = any(did_you_mean(key, Steering.model_fields) for key in steering)
+        if steering and not near and all(isinstance(value, int | float | list) for value in steering.values()):
             raise InvalidSteeringError(
                 f"A mapping from names to numbers or vectors is another project's steering; {expected}.", "steering"
             )

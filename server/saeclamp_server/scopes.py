@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import combinations_with_replacement, product
 from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 PROMPT_END: Literal["prompt_end"] = "prompt_end"
 """The position of the first generated token, wherever that will be."""
@@ -46,15 +50,59 @@ def _number(bound: Bound, prompt_len: int) -> int:
 
 def can_meet(one: Scope, other: Scope, prompt_len: int | None = None) -> bool:
     """Whether two scopes have a position in common, for a prompt of that length; for None, of any."""
-    lengths = _lengths_that_matter(one, other) if prompt_len is None else [prompt_len]
-    return any(_meet(resolved(one, length), resolved(other, length)) for length in lengths)
+    if prompt_len is not None:
+        return _meet(resolved(one, prompt_len), resolved(other, prompt_len))
+    fixed, waiting = _apart(one)
+    other_fixed, other_waiting = _apart(other)
+    if _meet(resolved(fixed, 1), resolved(other_fixed, 1)):
+        return True
+    pairs = [*product(waiting, other), *product(other_waiting, fixed)]
+    return any(_meet_for_some_length(*pair) for pair in pairs)
 
 
-def _lengths_that_matter(*scopes: Scope) -> list[int]:
-    """Between two neighbouring bounds, the prompt's length makes no difference."""
-    bounds = {bound for scope in scopes for start_end in scope for bound in start_end if isinstance(bound, int)}
-    return sorted({1, *(length for bound in bounds for length in (bound, bound + 1) if length >= 1)})
+def which_meet(scopes: Sequence[Scope], prompt_len: int | None = None) -> NDArray[np.bool_]:
+    """Whether each two of some scopes can meet, as `can_meet` says: (num_scopes, num_scopes). Equal ones are tried once."""
+    numbers = {scope: number for number, scope in enumerate(dict.fromkeys(scopes))}
+    distinct = [*numbers]
+    meet = np.zeros((len(distinct), len(distinct)), np.bool_)
+    for one, other in combinations_with_replacement(range(len(distinct)), 2):
+        meet[one, other] = meet[other, one] = can_meet(distinct[one], distinct[other], prompt_len)
+    of = np.array([numbers[scope] for scope in scopes], np.int64)
+    return meet[np.ix_(of, of)]
 
 
-def _meet(one: list[tuple[int, int]], other: list[tuple[int, int]]) -> bool:
-    return any(start < last and first < end for start, end in one for first, last in other)
+def _meet(one: Sequence[tuple[int, int]], other: Sequence[tuple[int, int]]) -> bool:
+    """By start: of two ranges that do not meet, the one that ends first meets nothing that follows the other."""
+    mine, others = iter(sorted(one)), iter(sorted(other))
+    a, b = next(mine, None), next(others, None)
+    while a is not None and b is not None:
+        if a[0] < b[1] and b[0] < a[1]:
+            return True
+        if a[1] <= b[1]:
+            a = next(mine, None)
+        else:
+            b = next(others, None)
+    return False
+
+
+def _apart(scope: Scope) -> tuple[Scope, Scope]:
+    """Split a scope into the ranges that are the same for every prompt, and the few that wait for its length."""
+    waiting = tuple(bounds for bounds in scope if PROMPT_END in bounds)
+    return tuple(bounds for bounds in scope if PROMPT_END not in bounds), waiting
+
+
+def _meet_for_some_length(one: Range, other: Range) -> bool:
+    """Whether there is a prompt's length, 1 or more, for which two ranges have a position in common."""
+    least, most = 1, FOREVER
+    for start, end in product((one[0], other[0]), (one[1], other[1])):
+        if end is None:
+            continue
+        if start == PROMPT_END and end == PROMPT_END:
+            return False
+        if start == PROMPT_END:
+            most = min(most, int(end) - 1)
+        elif end == PROMPT_END:
+            least = max(least, int(start or 0) + 1)
+        elif int(start or 0) >= int(end):
+            return False
+    return least <= most

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from saeclamp import (
     Ablate,
     Add,
@@ -35,6 +37,11 @@ def test_a_feature_becomes_any_intervention() -> None:
     assert SEA.at_most(0.5, "resid_norm") == AtMost(feature=name, value=0.5, unit="resid_norm")
     assert SEA.scale(0.1, special_tokens=True) == Scale(feature=name, factor=0.1, special_tokens=True)
     assert SEA.ablate() == Ablate(feature=name)
+
+
+def test_a_feature_that_was_not_calibrated_has_no_best_strength() -> None:
+    with pytest.raises(ValueError, match="bundled/123 was not calibrated"):
+        SEA.clamp(SEA.best)
 
 
 def test_conditions_nest_as_they_are_written() -> None:

@@ -27,7 +27,9 @@ ANSWERS: list[Answer] = [
                 {"position": 1, "id": 2, "text": " sea", "top": {"s": [{"index": 3, "act": 2.0}]}},
                 {"position": 2, "id": 2, "text": EVIL, "features": {f"s/{EVIL}": 4.0}},
             ],
-            "features": [{**FEATURE, "max": 4.0, "mean": 1.0, "frequency": 0.5, "position": 2}],
+            "features": [
+                {**FEATURE, "max": 4.0, "mean": 1.0, "frequency": 0.5, "position": 2, "acts": [0.0, 2.0, 4.0]}
+            ],
             "aggregate": "max",
             "num_counted": 2,
             "warnings": [EVIL],
@@ -140,3 +142,18 @@ def test_what_the_default_answer_does_not_say_is_marked() -> None:
     html = ANSWERS[4]._repr_html_()  # type: ignore[attr-defined]
     assert html.count("background:rgba(0,114,178,.18)") == 2
     assert "KL 0.3, perplexity 7, repetition 0.1" in html
+
+
+def test_a_heat_map_shows_a_feature_at_every_token_where_it_is_active() -> None:
+    tokens = [{"position": position, "id": 1, "text": f" w{position}"} for position in range(4)]
+    feature = {"feature": "s/3", "sae": "s", "index": 3, "max": 4.0, "mean": 1.5, "frequency": 0.75, "position": 3}
+    drawn = Inspection.model_validate(
+        {
+            "tokens": tokens,
+            "features": [{**feature, "acts": [0.0, 1.0, 2.0, 4.0]}],
+            "aggregate": "max",
+            "num_counted": 4,
+        }
+    )._repr_html_()
+    strengths = [f"rgba(230,159,0,{share})" in drawn for share in ("0.25", "0.50", "1.00")]
+    assert (strengths, drawn.count("rgba(230")) == ([True] * 3, 3)

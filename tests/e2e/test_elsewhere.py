@@ -129,6 +129,21 @@ def test_what_has_no_place_there_is_refused(
     assert says in response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("more", [{"instructions": "data: hello"}, {"metadata": {"k": "data: y\n\ndata: z"}}])
+def test_what_looks_like_the_end_of_an_event_is_text(server: Server, more: dict[str, Any]) -> None:
+    body = {**BODIES["/v1/responses"], **more, "steering": CLAMP, "stream": True}
+    (last,) = [event for event in events(server.post("/v1/responses", **body)) if event["type"] == "response.completed"]
+    assert last["response"]["steering"]["interventions"][0]["index"] == GOLDEN_GATE
+
+
+@pytest.mark.parametrize("path", ["/invocations", "/v1/embeddings"])
+def test_no_other_endpoint_answers_for_a_variant_with_its_base(server: Server, path: str) -> None:
+    body = {"messages": [{"role": "user", "content": QUESTION}], "input": QUESTION, "max_tokens": 4}
+    refused = server.post(path, **body, model=f"{server.model}:{PRESET}")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "model"), refused.text
+    assert server.post(path, **body, model=f"{server.model}:nosuch").status_code == 404
+
+
 @pytest.mark.parametrize("path", BODIES)
 def test_what_vllm_refuses_is_refused_as_ever(server: Server, path: str) -> None:
     body = {name: value for name, value in BODIES[path].items() if name not in ("input", "messages")}

@@ -59,7 +59,6 @@ def with_real_names(value: Any) -> Any:
 SCHEMA = schemathesis.openapi.from_dict(documentation())
 ENDPOINTS = [(method.upper(), path) for path, methods in documentation()["paths"].items() for method in methods]
 PROMISES = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-every_endpoint = pytest.mark.parametrize(("method", "path"), ENDPOINTS)
 
 
 def send_many(server: Server, cases: SearchStrategy[schemathesis.Case], checks: Sequence[Any]) -> None:
@@ -76,13 +75,13 @@ def test_the_server_documents_these_endpoints(server: Server) -> None:
     assert {path: said[path] for path in documentation()["paths"]} == documentation()["paths"]
 
 
-@every_endpoint
+@pytest.mark.parametrize(("method", "path"), [*(one for one in ENDPOINTS if one[0] == "POST"), ("GET", "/v1/features")])
 def test_what_is_malformed_is_refused_as_documented(server: Server, method: str, path: str) -> None:
     cases = SCHEMA[path][method].as_strategy(generation_mode=GenerationMode.NEGATIVE)
     send_many(server, cases, [*PROMISES, negative_data_rejection])
 
 
-@every_endpoint
+@pytest.mark.parametrize(("method", "path"), ENDPOINTS)
 def test_what_is_well_formed_is_answered_as_documented(server: Server, method: str, path: str) -> None:
     cases = SCHEMA[path][method].as_strategy(generation_mode=GenerationMode.POSITIVE)
     if method == "POST":

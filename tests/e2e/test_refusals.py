@@ -260,3 +260,41 @@ def test_roles_are_refused_where_they_cannot_be_found(
     response = server.post(path, **(prompt | more), **one(tokens={"roles": ["user"]}))
     assert response.status_code == 400, response.text
     assert response.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/completions", {"prompt": "x", "echo": True, "steering": {"readout": {"top_k": 1}}}, "echo"),
+        ("/v1/completions", {"prompt": [[100]] * 1025, "n": 4, **one()}, "n"),
+        ("/v1/features/inspect", {"messages": [{"role": "user", "content": [1]}]}, None),
+        ("/v1/features/inspect", {"messages": [{"role": "user", "content": [None, ["a"]]}]}, None),
+    ],
+)
+def test_what_is_refused_says_why(server: Server, path: str, body: dict[str, Any], param: str | None) -> None:
+    response = server.http.post(path, json={"model": server.model, **body} if "completions" in path else body)
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["message"]
+    assert param is None or response.json()["error"]["param"] == param
+
+
+def test_however_deep_a_body_is_it_is_answered(server: Server) -> None:
+    for depth in range(900, 1000, 3):
+        content = b'{"model":"x","prompt":"x","extra_body":' + b'{"a":' * depth + b"1" + b"}" * depth + b"}"
+        response = server.http.post("/v1/completions", content=content, headers={"Content-Type": "application/json"})
+        assert response.status_code in (400, 404), (depth, response.text)
+
+
+def test_scattered_positions_are_compared_at_once(server: Server) -> None:
+    def positions(first: int, count: int) -> dict[str, Any]:
+        return {"positions": [*range(first, first + 2 * count, 2)]}
+
+    moves = [
+        {"op": "clamp", "feature": "bundled/54", "value": 0.1, "tokens": positions(first, 1000)} for first in (1, 2)
+    ]
+    answer = server.post("/v1/steering/validate", steering={"interventions": moves})
+    assert answer.status_code == 200, answer.text
+    assert answer.elapsed.total_seconds() < 5  # all pairs of ranges for each length of the prompt took minutes
+    more = [{"op": "clamp", "feature": f"bundled/{n}", "value": 0.01, "tokens": positions(1, 1000)} for n in range(3)]
+    refused = server.post("/v1/steering/validate", steering={"interventions": more})
+    assert (refused.status_code, "3000 separate ranges" in refused.json()["error"]["message"]) == (400, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 from itertools import pairwise
 
@@ -15,7 +16,7 @@ from saeclamp_server.engine.mapping import Places, Span, looks_by_sae, pairs_by_
 from saeclamp_server.engine.placed import Held, PlacedProgram
 from saeclamp_server.engine.watching import rule_rows
 from saeclamp_server.program import Comparison, Edit, Rule, SteeringProgram
-from saeclamp_server.scopes import ALL, GENERATED, PROMPT, Scope
+from saeclamp_server.scopes import ALL, GENERATED, PROMPT, Scope, of_positions
 
 HELD = {"a": Held(10, "sha-a"), "b": Held(5, "sha-b"), "c": Held(4, "sha-c")}
 SCOPES: dict[str, tuple[Tokens, Scope]] = {
@@ -111,11 +112,29 @@ def test_spans_of_different_sizes_do_not_mix() -> None:
     (pairs,) = pairs_by_sae(
         [Span(three, 0, 2, 5, 9, 0, 10), Span(one, 2, 1, 7, 3, 0, 20), Span(three, 3, 1, 1, 9, 0, 30)]
     ).values()
-    assert pairs.batch_row.tolist() == [0, 0, 0, 1, 1, 1, 2, 3, 3, 3]
-    assert pairs.feature.tolist() == [4, 5, 6, 4, 5, 6, 1, 4, 5, 6]
-    assert pairs.moves[:, 0].tolist() == [4, 5, 6, 4, 5, 6, 1, 4, 5, 6]
-    assert pairs.slot.tolist() == [10, 11, 12, 10, 11, 12, 20, 30, 31, 32]
-    assert pairs.generated.tolist() == [False] * 6 + [True] + [False] * 3
+    columns = (pairs.batch_row, pairs.feature, pairs.moves[:, 0], pairs.slot, pairs.generated)
+    assert sorted(zip(*(column.tolist() for column in columns), strict=True)) == [
+        (0, 4, 4, 10, False),
+        (0, 5, 5, 11, False),
+        (0, 6, 6, 12, False),
+        (1, 4, 4, 10, False),
+        (1, 5, 5, 11, False),
+        (1, 6, 6, 12, False),
+        (2, 1, 1, 20, True),
+        (3, 4, 4, 30, False),
+        (3, 5, 5, 31, False),
+        (3, 6, 6, 32, False),
+    ]
+
+
+def test_scattered_positions_cost_no_more_than_the_tokens_that_they_touch() -> None:
+    everywhere = placed(Edit("a", 1, "clamp", 1.0, tokens=of_positions(range(1, 2048, 2))))
+    tracemalloc.start()
+    (pairs,) = pairs_by_sae([Span(everywhere, 0, 2000, 0, 4000, 0, 0)]).values()
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert pairs.batch_row.tolist() == [*range(1, 2000, 2)]
+    assert most < 1 << 20  # all pairs of its tokens and ranges, two million, took 200 MB
 
 
 @pytest.mark.parametrize(

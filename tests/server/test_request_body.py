@@ -110,6 +110,11 @@ def test_any_single_typing_error_is_noticed(place: int, letter: str, how: str) -
         ({"feature": "a/1"}, "feature"),
         ({"clamp": {}}, "clamp"),
         ({"saeclamp": {}}, "saeclamp"),
+        ({"rules": [{"then": "abort"}]}, "rules"),
+        ({"Readout": {}}, "Readout"),
+        ({"Interventions": []}, "Interventions"),
+        ({"extraBody": {"steering": GOOD}}, "extraBody"),
+        ({"input": [{"role": "user", "content": "x", "steering": GOOD}]}, "input[0]"),
         ({"extra_body": {"steering": GOOD}}, "extra_body"),
         ({"extra_body": {"extra_body": {"steering": GOOD}}}, "extra_body"),
         ({"sampling_params": {"extra_args": {"steering": GOOD}}}, "sampling_params"),
@@ -132,7 +137,15 @@ def test_words_of_other_fields_do_not_count() -> None:
     assert steering_of({"messages": messages, "tools": [tool], "metadata": {"steering": "on"}}) is None
 
 
-@pytest.mark.parametrize("content", [b'{"steering":{"a":1},"steering":null}', b'{"steering":null,"x":1,"steering":{}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"steering":{"a":1},"steering":null}',
+        b'{"steering":null,"x":1,"steering":{}}',
+        b'{"steering":{"rules":[{"name":"a"}],"rules":[]}}',
+        b'{"steering":{"interventions":[{"value":0.75,"value":0}]}}',
+    ],
+)
 def test_steering_given_twice_is_refused(content: bytes) -> None:
     with pytest.raises(RequestError, match="given twice"):
         parse_body(content)
@@ -143,6 +156,29 @@ def test_other_bodies_are_parsed_as_they_are() -> None:
         "a": [1, {"b": None}],
         "steering": {"c": 2.5},
     }
+
+
+@pytest.mark.parametrize("content", [b'{"stop":["\\ud800"]}', b'{"a":{"\\uDFFF":1}}'])
+def test_half_of_a_surrogate_pair_is_refused(content: bytes) -> None:
+    with pytest.raises(RequestError, match="surrogate"):
+        parse_body(content)
+
+
+def test_a_whole_surrogate_pair_is_text() -> None:
+    assert parse_body(b'{"a":"\\ud83d\\ude00"}') == {"a": "\U0001f600"}
+
+
+def test_a_misspelt_part_of_steering_is_not_taken_for_another_projects() -> None:
+    with pytest.raises(RequestError, match="Did you mean 'interventions'"):
+        steering_of({"steering": {"intervention": []}})
+
+
+def test_conditions_that_are_nested_too_deeply_are_refused() -> None:
+    condition: dict[str, Any] = {"feature": "a/1", "above": 1}
+    for _ in range(40):
+        condition = {"not": condition}
+    with pytest.raises(RequestError, match="nested at most 32 deep"):
+        steering_of({"steering": {"rules": [{"name": "r", "when": condition, "then": "abort"}]}})
 
 
 def test_a_good_body_is_read() -> None:

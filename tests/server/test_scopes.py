@@ -5,7 +5,17 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saeclamp_server.scopes import ALL, GENERATED, PROMPT, PROMPT_END, Scope, can_meet, of_positions, resolved
+from saeclamp_server.scopes import (
+    ALL,
+    GENERATED,
+    PROMPT,
+    PROMPT_END,
+    Scope,
+    can_meet,
+    of_positions,
+    resolved,
+    which_meet,
+)
 
 FAR = 40
 """Beyond every bound in these tests."""
@@ -46,3 +56,9 @@ def test_without_a_length_they_meet_if_they_do_in_a_prompt_of_some_length(one: S
 
 def test_positions_are_kept_in_runs() -> None:
     assert of_positions([7, 1, 2, 2, 3, 9]) == ((1, 4), (7, 8), (9, 10))
+
+
+@given(some=st.lists(scopes, min_size=1, max_size=4), prompt_len=st.none() | st.integers(1, 15))
+def test_many_scopes_meet_as_each_two_do(some: list[Scope], prompt_len: int | None) -> None:
+    expected = [[can_meet(one, other, prompt_len) for other in some] for one in some]
+    assert which_meet(some, prompt_len).tolist() == expected

@@ -14,6 +14,9 @@ MAX_INTERVENTIONS = 64
 MAX_RULES = 16
 """Rules in one request."""
 
+MAX_DEPTH = 32
+"""Of `all`, `any` and `not` within each other."""
+
 MAX_TESTS = 16
 """Comparisons of activations in one rule's condition."""
 

@@ -26,8 +26,10 @@ class Composable:
         """Whether it is less active than that at a token."""
         return FeatureCondition(feature=self.feature, below=value, unit=unit)
 
-    def clamp(self, value: float, unit: Unit = "max_act", **options: Any) -> Clamp:
-        """Set its activation."""
+    def clamp(self, value: float | None, unit: Unit = "max_act", **options: Any) -> Clamp:
+        """Set its activation. Raises ValueError for None, which is the `best` of a feature that was not calibrated."""
+        if value is None:
+            raise ValueError(f"{self.feature} was not calibrated, so it has no best strength; give a value")
         return Clamp(feature=self.feature, value=value, unit=unit, **options)
 
     def add(self, value: float, unit: Unit = "max_act", **options: Any) -> Add:

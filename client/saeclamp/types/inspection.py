@@ -91,6 +91,8 @@ class InspectedFeature(Composable, Answer):
     """Where it is strongest; None where it is active nowhere."""
     max_act: float | None = None
     """Its stored maximum: what `max` may be compared with."""
+    acts: tuple[float, ...] = ()
+    """At each of the text's tokens; 0 also where nothing is read."""
 
 
 class Inspection(Answer):

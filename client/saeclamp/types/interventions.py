@@ -18,7 +18,7 @@ VECTOR_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
 class FeatureIndex(Request):
     """A feature by number, where `"<sae>/<index>"` is inconvenient."""
 
-    sae: Annotated[str, Field(strict=True, min_length=1)]
+    sae: Annotated[str, Field(strict=True, min_length=1, max_length=256)]
     index: Annotated[int, Field(strict=True, ge=0)]
 
     def __str__(self) -> str:

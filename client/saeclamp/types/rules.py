@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
-from saeclamp.types._base import MAX_INTERVENTIONS, MAX_TESTS, Request, Unit, Value
+from saeclamp.types._base import MAX_DEPTH, MAX_INTERVENTIONS, MAX_TESTS, Request, Unit, Value
 from saeclamp.types.interventions import Feature, Intervention
 from saeclamp.types.tokens import SpecialTokens, Tokens
 
@@ -79,6 +79,16 @@ def comparisons(condition: FeatureCondition | AllOf | AnyOf | Not) -> Iterator[F
             yield from comparisons(inner)
 
 
+def _depth(condition: FeatureCondition | AllOf | AnyOf | Not) -> int:
+    match condition:
+        case AllOf(all=parts) | AnyOf(any=parts):
+            return 1 + max(map(_depth, parts))
+        case Not(not_=inner):
+            return 1 + _depth(inner)
+        case _:
+            return 1
+
+
 class Rule(Request):
     """
     What is to happen where a condition holds.
@@ -98,6 +108,8 @@ class Rule(Request):
 
     @model_validator(mode="after")
     def _is_bounded(self) -> Rule:
+        if _depth(self.when) > MAX_DEPTH:
+            raise ValueError(f"a condition is nested at most {MAX_DEPTH} deep")
         if sum(1 for _ in comparisons(self.when)) > MAX_TESTS:
             raise ValueError(f"a condition has at most {MAX_TESTS} comparisons")
         if self.then == "abort" and self.scope != "token":

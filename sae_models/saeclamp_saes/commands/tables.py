@@ -7,6 +7,9 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+LONG = 24
+"""Characters of a cell beyond which its column is wrapped."""
+
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print rows under a header."""
@@ -19,7 +22,12 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    rows = [*rows]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(columns):
+        # what is copied or compared, names and numbers, stays in one piece; sentences are wrapped
+        is_long = any(len(row[number]) > LONG for row in rows)
+        table.add_column(column, no_wrap=not is_long, overflow="fold", min_width=len(column) if not is_long else 12)
     for row in rows:
         table.add_row(*(Text(cell, overflow="fold") for cell in row))  # as text: a name may hold rich's markup
     Console().print(table)

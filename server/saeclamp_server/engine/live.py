@@ -16,7 +16,7 @@ from saeclamp_server.engine.placed import Held, PlacedProgram
 from saeclamp_server.program import SteeringProgram
 from saeclamp_server.scopes import Scope, resolved
 
-MAX_UNCOLLECTED = 4096
+MAX_UNCOLLECTED = 1 << 16
 """Ended requests whose report nobody has fetched (their client went away) beyond which the oldest are forgotten."""
 
 

@@ -156,7 +156,7 @@ def _by_sae(
 
 def _edit_pairs(span: Numbers, parts: Sequence[SAEEdits]) -> SAEPairs:
     edits = SAEEdits._make(np.concatenate(column) for column in zip(*parts, strict=True))
-    of, token, edit = _cross(span.num_tokens, np.array([len(part.feature) for part in parts], np.int64))
+    of, token, edit = _spread(span, [len(part.feature) for part in parts], edits.start, edits.end)
     positions = span.position[of] + token
     generated = positions >= span.prompt_len[of]
     special, rule = edits.special[edit], edits.rule[edit]
@@ -172,42 +172,40 @@ def _edit_pairs(span: Numbers, parts: Sequence[SAEEdits]) -> SAEPairs:
         verdict=np.where(rule < 0, 0, span.first_verdict[of] + rule * span.num_tokens[of] + token),
         item=np.where(span.num_items[of] == 0, 0, span.first_item[of] + token * span.num_items[of] + edits.edit[edit]),
     )
-    touched = _touched(positions, edits.start[edit], edits.end[edit], special)
+    touched = (positions > 0) | special  # position 0 is the attention sink
     return SAEPairs._make(column[touched] for column in pairs)
 
 
 def _look_pairs(span: Numbers, parts: Sequence[SAELooks]) -> LookPairs:
     looks = SAELooks._make(np.concatenate(column) for column in zip(*parts, strict=True))
-    of, token, look = _cross(span.num_tokens, np.array([len(part.feature) for part in parts], np.int64))
+    of, token, look = _spread(span, [len(part.feature) for part in parts], looks.start, looks.end)
     pairs = LookPairs(
         batch_row=span.first_row[of] + token,
         feature=looks.feature[look],
         special=looks.special[look],
         act=span.first_act[of] + token * span.num_looks[of] + looks.look[look],
     )
-    touched = _touched(span.position[of] + token, looks.start[look], looks.end[look], pairs.special)
+    touched = (span.position[of] + token > 0) | pairs.special
     return LookPairs._make(column[touched] for column in pairs)
 
 
-def _touched(
-    positions: NDArray[np.int64], start: NDArray[np.int64], end: NDArray[np.int64], special: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
-    # position 0 is the attention sink
-    return (positions >= start) & (positions < end) & ((positions > 0) | special)
-
-
-def _cross(
-    num_tokens: NDArray[np.int64], num_entries: NDArray[np.int64]
+def _spread(
+    span: Numbers, num_entries: Sequence[int], start: NDArray[np.int64], end: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """
-    Pair each span's tokens with its entries: the span, the token within it and the entry of each pair.
+    Pair each span's entries with those of its tokens that are in the entry's range: the span, the token within it and the
+    entry of each pair.
 
+    start, end: (num_entries of all,) absolute positions
     All spans at once rather than one after the other: a decode step has hundreds of them with a token each.
     """
-    num_pairs = num_tokens * num_entries
-    span = np.repeat(np.arange(len(num_tokens)), num_pairs)
-    token, nth = np.divmod(count_within(num_pairs), num_entries[span])
-    return span, token, (np.cumsum(num_entries) - num_entries)[span] + nth
+    of_entry = np.repeat(np.arange(len(num_entries)), num_entries)
+    first = np.maximum(start, span.position[of_entry])
+    last = np.minimum(end, (span.position + span.num_tokens)[of_entry])
+    num_tokens = np.maximum(last - first, 0)
+    entry = np.repeat(np.arange(len(of_entry)), num_tokens)
+    of = of_entry[entry]
+    return of, first[entry] - span.position[of] + count_within(num_tokens), entry
 
 
 def count_within(sizes: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -31,6 +31,7 @@ LEAST_SIMILARITY = 0.25
 """Cosine below which a sentence is not about what was asked for."""
 NUM_TOKENS = 5
 """Tokens of each kind that a hit shows."""
+NO_WORDS = "None of the labels and tokens that were searched has one of these words; these are nearest in meaning."
 PREPARING = "Embeddings are still being computed, so this is a search by words."
 
 
@@ -97,7 +98,7 @@ class FeatureSearch:
             ),
             num_found=len(best),
             rankings=("words", "tokens", "meaning") if meanings else ("words", "tokens"),
-            note=None if meanings else self.note,
+            note=self.note if meanings is None else None if any(rankings[:2]) else NO_WORDS,
         )
 
     def _by_words(self, query: str, columns: str, wanted: Mask) -> list[int]:

@@ -104,6 +104,7 @@ def _summed_up(
             frequency=float((column != 0).mean()),
             position=int(positions[peak]) if column[peak] else None,
             max_act=served.max_act(*feature),
+            acts=tuple(whole.tolist()),
         )
-        for feature, column, peak in zip(features, kept.T, peaks, strict=True)
+        for feature, column, peak, whole in zip(features, kept.T, peaks, acts.T, strict=True)
     ]

@@ -8,7 +8,7 @@ from typing import Any
 from saeclamp.types import Receipt
 from saeclamp_server.admission import features_of
 from saeclamp_server.conversation import Conversation
-from saeclamp_server.errors import NotAppliedError
+from saeclamp_server.errors import InvalidSteeringError, NotAppliedError
 from saeclamp_server.everywhere import steering_reports
 from saeclamp_server.openai_api import metrics
 from saeclamp_server.openai_api.asked_model import AskedModel
@@ -17,6 +17,9 @@ from saeclamp_server.openai_api.sequences import Sequences
 from saeclamp_server.scopes import PROMPT
 from saeclamp_server.steering import ResolvedSteering, receipt
 from saeclamp_server.variants.content import Version
+
+MAX_SEQUENCES = 4096
+"""Answers of one call: the engine keeps the reports of as many and more until they are fetched."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,10 @@ class SteeredCall:
         shows_token_ids: bool,
     ) -> SteeredCall:
         """Resolve the steering, and wait for its turn. Raises RequestError. Whoever begins a call must end it."""
+        if num_sequences > MAX_SEQUENCES:
+            raise InvalidSteeringError(
+                f"These are {num_sequences} answers; at most {MAX_SEQUENCES} can be steered at once.", "n"
+            )
         with metrics.admission():
             resolved = asked.resolved(app_state, conversation)
         sequences: Sequences = app_state.sequences

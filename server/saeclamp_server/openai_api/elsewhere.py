@@ -26,6 +26,8 @@ from saeclamp_server.program import EXTRA_ARGS_KEY
 PATHS = ("/v1/responses", "/v1/messages")
 LAST_EVENTS = ("response.completed", "response.incomplete", "message_stop")
 """Types of the event that ends a stream, in which the receipt rides."""
+FAILED_EVENTS = ("response.failed", "error")
+"""Types of events by which vLLM ends a stream that has no answer."""
 
 
 @dataclass
@@ -113,6 +115,8 @@ class _Completed:
         self._start: Message = {}
         self._is_stream = False
         self._held = b""
+        self._is_over = False
+        """Whether a stream has said how it ends."""
 
     async def send(self, message: Message) -> None:
         """Take what vLLM sends: hold an answer back until it is whole, and of a stream the last event."""
@@ -130,7 +134,7 @@ class _Completed:
         if self._is_stream:
             *events, self._held = self._held.split(b"\n\n")
             done = [await self._event(event) for event in events]
-            rest = b"" if more else self._held
+            rest = b"" if more else self._held + self._lost()
             await self._send({**message, "body": b"".join(event + b"\n\n" for event in done) + rest})
         elif not more:
             await self._whole()
@@ -153,7 +157,9 @@ class _Completed:
         return body | ({"steering": receipt.model_dump(mode="json")} if self._carried.call.wants_receipt else {})
 
     async def _event(self, event: bytes) -> bytes:
-        *head, data = event.rpartition(b"data: ")
+        head, mark, data = (b"\n" + event).rpartition(
+            b"\ndata: "
+        )  # at the beginning of a line; JSON has no line breaks
         try:
             body = json.loads(data)
         except ValueError:
@@ -171,13 +177,23 @@ class _Completed:
                 else:
                     body = await self._told(body)
             except NotAppliedError as exc:
-                return b"event: error\ndata: " + json.dumps({"type": "error", **exc.body()}).encode()
-        return b"".join(head) + json.dumps(body).encode()
+                self._is_over = True
+                return _error_event(exc)
+        self._is_over |= body.get("type") in (*LAST_EVENTS, *FAILED_EVENTS)
+        return (head + mark).removeprefix(b"\n") + json.dumps(body).encode()
+
+    def _lost(self) -> bytes:
+        """What a stream says that ends without its last event, and so without its receipt."""
+        return b"" if self._is_over else _error_event(NotAppliedError("the answer ended before its receipt.")) + b"\n\n"
 
     def _rename(self, body: dict[str, Any]) -> None:
         asked = self._carried.call.asked
         if asked is not None and "model" in body:
             body["model"] = asked.name
+
+
+def _error_event(exc: NotAppliedError) -> bytes:
+    return b"event: error\ndata: " + json.dumps({"type": "error", **exc.body()}).encode()
 
 
 def _with_length(scope: Scope, content: bytes) -> Scope:

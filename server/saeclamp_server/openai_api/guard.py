@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from saeclamp.types import Steering
-from saeclamp_server.errors import InvalidSteeringError, RequestError
+from saeclamp_server.errors import InvalidRequestError, InvalidSteeringError, RequestError
 from saeclamp_server.openai_api import elsewhere
 from saeclamp_server.openai_api.asked_model import AskedModel
 from saeclamp_server.openai_api.calls import SteeredCall
@@ -20,6 +20,9 @@ COUNTING_PATHS = ("/tokenize", "/detokenize", "/v1/messages/count_tokens")
 """They give the same for a variant as for its base, since steering changes no prompt."""
 OWN_PATHS = ("/v1/features/", "/v1/steering/", "/v1/variants")
 """Beginnings of our own endpoints' paths: they refuse what they do not know themselves."""
+
+
+_USE = f"use {' or '.join((*STEERED_PATHS, *elsewhere.PATHS))}."
 
 
 class SteeringGuard:
@@ -40,7 +43,10 @@ class SteeringGuard:
         try:
             body = _object(content)
             call = await _begun(body, scope)
-            base = await _counted_as(body, scope)
+            base = await _base_of_variant(body, scope) if call is None else None
+        except RecursionError:
+            error = InvalidRequestError("The body is nested too deeply.", None)
+            return await JSONResponse(error.body(), error.status)(scope, receive, send)
         except RequestError as exc:
             REFUSALS.labels(exc.code).inc()
             retry = {"Retry-After": str(exc.retry_after_s)} if exc.retry_after_s is not None else None
@@ -91,18 +97,22 @@ async def _begun(body: dict[str, Any], scope: Scope) -> SteeredCall | None:
         return await elsewhere.steered(body, steering, scope["app"].state, path)
     refuse_lookalikes(body)
     if body.get("steering") is not None:
-        raise InvalidSteeringError(
-            f"{path} does not support 'steering'; use {' or '.join((*STEERED_PATHS, *elsewhere.PATHS))}.", "steering"
-        )
+        raise InvalidSteeringError(f"{path} does not support 'steering'; {_USE}", "steering")
     return None
 
 
-async def _counted_as(body: dict[str, Any], scope: Scope) -> str | None:
-    """Return the base of the variant for which tokens are to be counted. Raises RequestError where there is none such."""
-    model = body.get("model")
-    if _path(scope) not in COUNTING_PATHS or not isinstance(model, str):
+async def _base_of_variant(body: dict[str, Any], scope: Scope) -> str | None:
+    """
+    Return the base of the variant for which tokens are to be counted; None where no variant is named.
+
+    Raises RequestError where there is none such, and for endpoints that would answer as the base does.
+    """
+    model, path = body.get("model"), _path(scope)
+    if not isinstance(model, str):
         return None
     asked = await AskedModel.of(scope["app"].state, model, None)
+    if asked.steers and path not in COUNTING_PATHS:
+        raise InvalidSteeringError(f"{path} does not steer, so no variant can answer there; {_USE}", "model")
     return asked.base if asked.steers else None
 
 

@@ -39,6 +39,12 @@ class _Steered(BaseModel):
         self._refuse_what_cannot_be_steered(program)
         self._key, self._program = key, program
         if program.shows_tokens:
+            if getattr(self, "echo", False) and not self.return_token_ids:
+                raise InvalidSteeringError(
+                    "With a readout or a receipt of tokens the prompt cannot be echoed as text: leave out 'echo', or set "
+                    "'return_token_ids' to get both parts as tokens.",
+                    "echo",
+                )
             self.return_token_ids = True  # by which readings are put beside their tokens
 
     def _refuse_what_cannot_be_steered(self, program: SteeringProgram) -> None:

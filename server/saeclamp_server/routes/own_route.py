@@ -38,7 +38,12 @@ class OwnRoute(APIRoute):
 
 def own_router() -> APIRouter:
     """Make a router for endpoints of ours; its documentation says how they refuse."""
-    said = {400: "Malformed, or it cannot be done", 404: "There is no such thing", 429: "Too much at once"}
+    said: dict[int | str, str] = {
+        400: "Malformed, or it cannot be done",
+        404: "There is no such thing",
+        429: "Too much at once",
+    }
+    said["4XX"] = "Refused for another reason"  # which also keeps FastAPI from promising errors of its own form
     responses: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorBody, "description": description} for status, description in said.items()
     }

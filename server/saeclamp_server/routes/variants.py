@@ -11,7 +11,7 @@ from saeclamp_server.variants import Variants
 router = own_router()
 
 
-@router.post("/v1/variants")
+@router.post("/v1/variants", responses={201: {"model": Variant, "description": "A new version"}})
 async def create_variant(body: NewVariant, request: Request, response: Response) -> Variant:
     """Save a steering. 201 if it is a new version, 200 if it was there; the name means it from now on."""
     variant, is_new = await _held(request).create(body)
@@ -38,13 +38,13 @@ async def import_variants(body: VariantExport, request: Request) -> ImportedVari
     return ImportedVariants(num_new=num_new, num_known=num_known)
 
 
-@router.get("/v1/variants/{name}")
+@router.get("/v1/variants/{name:path}")
 async def get_variant(request: Request, name: str) -> Variant:
     """Look up a variant by its name, or one of its versions by `name@sha`."""
     return (await _held(request).get(name)).to_wire()
 
 
-@router.delete("/v1/variants/{name}")
+@router.delete("/v1/variants/{name:path}")
 async def delete_variant(request: Request, name: str) -> DeletedVariant:
     """Delete a variant with all its versions."""
     deleted, num = await _held(request).delete(name)

@@ -22,7 +22,9 @@ UPLOAD: dict[str, Any] = {
 """What FastAPI cannot tell from the function."""
 
 
-@router.post("/v1/vectors", openapi_extra=UPLOAD)
+@router.post(
+    "/v1/vectors", openapi_extra=UPLOAD, responses={201: {"model": StoredVector, "description": "A new vector"}}
+)
 async def upload_vector(request: Request, response: Response) -> StoredVector:
     """Take the safetensors file in the body as the vector `?name=`. 201 if it is new, 200 if it was there."""
     name = _name(request)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from saeclamp.types import MAX_INTERVENTIONS, Ablate, Operation, Roles, Scale, Steering, Unit
 from saeclamp_server import scopes
 from saeclamp_server.conversation import Conversation
@@ -15,6 +17,9 @@ from saeclamp_server.steering.conditions import refuse_acting_before_knowing, re
 from saeclamp_server.steering.served import Served
 from saeclamp_server.steering.targets import find, find_vector, to_act, to_projection, to_scope
 from saeclamp_server.vectors import Vector
+
+MAX_RANGES = 2048
+"""Separate ranges of positions in all interventions of a request."""
 
 
 @dataclass(frozen=True)
@@ -131,10 +136,17 @@ def _refuse_early_acts(rules: Sequence[Rule], edits: Sequence[Edit], served: Ser
 
 def _refuse_contradictions(edits: Sequence[Edit], paths: Sequence[str], prompt_len: int | None) -> None:
     """Two targets for one feature or vector at one token have no defined sum. Two rules may hold at one token."""
+    num_ranges = sum(len(edit.tokens) for edit in edits)
+    if num_ranges > MAX_RANGES:
+        raise InvalidSteeringError(
+            f"The positions of all interventions make {num_ranges} separate ranges; at most {MAX_RANGES} can be asked for.",
+            "steering",
+        )
+    meet = scopes.which_meet([edit.tokens for edit in edits], prompt_len)
     for second, edit in enumerate(edits):
-        for first, other in enumerate(edits[:second]):
-            same = (edit.sae, edit.index) == (other.sae, other.index)
-            if same and scopes.can_meet(edit.tokens, other.tokens, prompt_len):
+        for first in np.flatnonzero(meet[second, :second]).tolist():
+            other = edits[first]
+            if (edit.sae, edit.index) == (other.sae, other.index):
                 where = "some of these tokens" if prompt_len is not None else "these tokens, or can in some prompt"
                 raise InvalidSteeringError(
                     f"{paths[first].removeprefix('steering.')} already moves {edit.target} at {where}.",

@@ -52,7 +52,9 @@ def refusals_told(url: str) -> Iterator[None]:
         raise TerminalError(visible_line(said)) from exc
     except ValidationError as exc:
         first = exc.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+        where = ".".join(str(part) for part in first["loc"] if not str(part).startswith("<"))
+        if first["type"] == "string_pattern_mismatch":
+            raise TerminalError(visible_line(f"{where}: {first['input']!r} cannot be one; see --help.")) from exc
         raise TerminalError(visible_line(f"{where}: {first['msg']}" if where else first["msg"])) from exc
     except (SaeclampError, ValueError) as exc:
         raise TerminalError(visible_line(str(exc))) from exc

@@ -98,6 +98,8 @@ async def _chat(args: argparse.Namespace, steering: Steering | None) -> int:
             if question == "/reset":
                 for column in columns:
                     column.reset()
+            elif question.startswith("/"):
+                print(f"There is no {question.split()[0]}. {HELP}")
             else:
                 await _answer(client, columns, question, sampling)
     return 0
@@ -107,7 +109,7 @@ async def _steered(client: AsyncClient, args: argparse.Namespace, steering: Stee
     if steering is not None:
         return Column("steered", None, steering)
     variant = await client.variants.get(args.variant)
-    return Column(variant.id, variant.id)
+    return Column(variant.name, variant.id)
 
 
 def _questions() -> Iterator[str]:
@@ -146,7 +148,9 @@ def _table(columns: Sequence[Column]) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*(column.title for column in columns), box=box.SIMPLE_HEAD, expand=True, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, expand=True, pad_edge=False)
+    for column in columns:
+        table.add_column(column.title, ratio=1, overflow="fold")
     table.add_row(*(Text("\n".join(map(visible, column.answer.splitlines())), overflow="fold") for column in columns))
     table.add_row(*(Text(_done(column.receipt), style="dim") for column in columns))
     return table
@@ -157,7 +161,7 @@ def _done(receipt: Receipt | None) -> str:
     if receipt is None:
         return ""
     return "\n".join(
-        f"{item.op} {item.feature or item.vector}: {item.tokens.prompt} + {item.tokens.generated} tokens"
+        f"{item.op} {item.feature or item.vector}: {item.tokens.prompt} prompt and {item.tokens.generated} answer tokens"
         + (f", dose {item.dose.mean:.2f}" if item.dose else "")
         for item in receipt.interventions
     )

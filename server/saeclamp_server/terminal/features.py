@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ def register(commands: Any) -> None:
     show.add_argument("feature", help="<sae>/<name or index>")
 
     inspect = _command(subcommands, "inspect", "show which features are active in a text", _inspect)
-    inspect.add_argument("text", help="the text")
+    inspect.add_argument("text", help="the text; - reads it from the standard input")
     inspect.add_argument("--feature", action="append", default=[], help="only this feature, token by token")
     inspect.add_argument("--aggregate", choices=("max", "mean", "frequency"), default="max")
     _add_limit(inspect, 20)
@@ -65,7 +66,7 @@ def register(commands: Any) -> None:
 def _command(
     commands: Any, name: str, what: str, ask: Callable[[argparse.Namespace, Client], int]
 ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=what, description=f"{what.capitalize()}.")
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
     parser.add_argument("--json", action="store_true", help="print the server's answer as JSON")
     add_server(parser)
     parser.set_defaults(run=asking(ask))
@@ -90,10 +91,21 @@ def _search(args: argparse.Namespace, client: Client) -> int:
             _number(hit.max_act),
             _number(hit.output_score),
             _zone(hit.green_zone),
+            "" if hit.similarity is None else f"{hit.similarity:.2f}",
         )
         for hit in found.data
     ]
-    headers = ("feature", "name", "label", "active on", "density", "max act", "output score", "green zone")
+    headers = (
+        "feature",
+        "name",
+        "label",
+        "active on",
+        "density",
+        "max act",
+        "output score",
+        "green zone",
+        "similarity",
+    )
     return _print(args, found, headers, rows, [found.note] if found.note else [])
 
 
@@ -120,7 +132,8 @@ def _show(args: argparse.Namespace, client: Client) -> int:
 
 
 def _inspect(args: argparse.Namespace, client: Client) -> int:
-    found = client.features.inspect(args.text, features=tuple(args.feature), aggregate=args.aggregate, limit=args.limit)
+    text = sys.stdin.read() if args.text == "-" else args.text
+    found = client.features.inspect(text, features=tuple(args.feature), aggregate=args.aggregate, limit=args.limit)
     if args.feature and not args.json:
         rows = [
             (str(token.position), repr(token.text), *(_number(token.features.get(name)) for name in args.feature))
@@ -185,6 +198,7 @@ def _neighbours(args: argparse.Namespace, client: Client) -> int:
 
 
 def _suggest(args: argparse.Namespace, client: Client) -> int:
+    print("Trying features on neutral questions; that takes some minutes on a CPU.", file=sys.stderr)
     found = client.features.suggest(args.wish)
     if not args.json:
         print(json.dumps(found.steering) if found.steering else visible_line(found.note or "Nothing works."))
@@ -207,7 +221,10 @@ def _lines(path: Path) -> list[str]:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as exc:
         raise TerminalError(f"{path} cannot be read: {exc}.") from exc
-    return [line for line in lines if line]
+    texts = [line for line in lines if line]
+    if not texts:
+        raise TerminalError(f"{path} has no text.")
+    return texts
 
 
 def _print(

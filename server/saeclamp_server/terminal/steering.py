@@ -54,4 +54,6 @@ def _move(text: str) -> dict[str, object]:
         value = float(match["value"])
     except ValueError:
         raise TerminalError(f"{match['value']!r} is not a number.") from None
+    if "/" not in match["feature"]:
+        raise TerminalError(f"{match['feature']!r} is no feature: write <sae>/<name or index>, such as bundled/sea.")
     return {"feature": match["feature"], "value": value, "unit": match["unit"] or "max_act"}

@@ -28,20 +28,20 @@ def register(commands: Any) -> None:
     show = _command(subcommands, "show", "show a variant", _show)
     show.add_argument("name", help="<name>, or <name>@<sha> for one of its versions")
     create = _command(subcommands, "create", "save a steering; the name means it from now on", _create)
-    create.add_argument("name")
+    create.add_argument("name", help="letters, digits, '_', '.' and '-'")
     create.add_argument("--description", default="")
     add_steering(create)
     delete = _command(subcommands, "delete", "delete a variant with all its versions", _delete)
-    delete.add_argument("name")
+    delete.add_argument("name", help="without @<sha>")
     _command(subcommands, "export", "print all versions as JSON, for another server", _export)
     take_in = _command(subcommands, "import", "take in what was exported: all of it, or none", _import)
-    take_in.add_argument("file", type=Path)
+    take_in.add_argument("file", type=Path, help="what `export` has printed")
 
 
 def _command(
     commands: Any, name: str, what: str, ask: Callable[[argparse.Namespace, Client], int]
 ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=what, description=f"{what.capitalize()}.")
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
     add_server(parser)
     parser.set_defaults(run=asking(ask))
     return parser
