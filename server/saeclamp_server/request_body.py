@@ -53,7 +53,6 @@ WRAPPERS = {
     "extra-body",
     "kwargs",
     "parameters",
-    "metadata",
     "extra_args",
     "extra_json",
     "extra_query",
