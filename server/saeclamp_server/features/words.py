@@ -11,8 +11,8 @@ from saeclamp_server.features.findable import Texts
 
 COMMON = frozenset(
     """
-    a an and are as at be by can do for from how i in is it me my of on or that the this to was what when where which who
-    why with you your
+    a about an and are as at be by can do for from how i in is it me my of on or that the this to was what when where which
+    who why with you your
     """.split()  # noqa: SIM905
 )
 """Words that say nothing of a subject; they are looked for where a query has no others."""

@@ -46,6 +46,13 @@ MAX_PERPLEXITY = 2.5
 MAX_REPETITION = 0.5
 SAMPLING = {"temperature": 0, "repetition_penalty": 1.1}
 
+WISHING = frozenset(
+    """
+    act always answer be behave express like more only please reply respond say sound speak talk talking tell use write
+    writing
+    """.split()  # noqa: SIM905
+)
+
 Rows = NDArray[np.float32]
 
 
@@ -76,6 +83,12 @@ async def suggest(request: Suggest, model: Model, served: Served, search: Featur
     tried, passed = _divided(thought_of, request.num_candidates, served)
     curves = await asyncio.gather(*(_curve(feature, request, baseline, model, served, search) for feature, _ in tried))
     return await _judged(request, tried, curves, passed, baseline, model, served, search)
+
+
+def subject_of(wish: str) -> str:
+    """Leave out of a wish the words that only say that it is one: features of the word "talk" are not what is wanted."""
+    words = [word for word in wish.split() if word.strip(".,!?;:'\"").lower() not in WISHING]
+    return " ".join(words) or wish
 
 
 async def _asked(question: str, model: Model, wish: str | None = None) -> Prompt:
@@ -132,7 +145,8 @@ async def _thought_of(
     search: FeatureSearch,
 ) -> dict[FeatureId, list[str]]:
     """Features, with how they were thought of; those that both ways found come first, then by turns."""
-    found = await run_in_threadpool(search.find, FeatureQuery(query=request.wish, sae=saes, limit=NUM_FOUND))
+    query = FeatureQuery(query=subject_of(request.wish), sae=saes, limit=NUM_FOUND)
+    found = await run_in_threadpool(search.find, query)
     by_search = [FeatureId(hit.sae, hit.index) for hit in found.data]
     texts = [answer.text for answer in (*prompted, *unsteered) if answer.text.strip()]
     num = sum(bool(answer.text.strip()) for answer in prompted)
