@@ -223,6 +223,16 @@ def test_more_than_the_engine_takes_is_refused_also_where_it_comes_from_both(var
     assert refused.value.param == "steering.rules"
 
 
+def test_a_rule_of_the_request_that_moves_what_the_variant_moves_blames_the_variant(variants: Variants) -> None:
+    create(variants, "chef", BRIDGE)
+    moved = BRIDGE.interventions[0].feature
+    rule = Rule(name="r", when=FeatureCondition(feature="big/bridge", above=1), then=(Clamp(feature=moved, value=1),))
+    with pytest.raises(RequestError) as refused:
+        variants.resolved(run(variants.get("chef")), Steering(rules=(rule,)))
+    assert refused.value.message.startswith("The variant tiny:chef cannot be used with this: it already moves")
+    assert refused.value.param == "model"
+
+
 def test_tokens_that_are_chosen_by_role_can_be_saved(variants: Variants) -> None:
     steering = Steering(interventions=(Clamp(feature="big/bridge", value=1, tokens=Roles(roles=("user",))),))
     made, _ = create(variants, "listener", steering)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, TypeVar
 
@@ -200,11 +201,12 @@ def _joined(own: Steering, of_variant: Steering, version: Version) -> Steering:
 
 
 def _blamed(exc: RequestError, own: Steering | None, version: Version) -> RequestError:
-    """Let a refusal that is about a variant's part of a joined steering say so."""
+    """Let a refusal that is about a variant's part of a joined steering, or names one, say so."""
     num_own = {"interventions": len(own.interventions) if own else 0, "rules": len(own.rules) if own else 0}
-    for part, num in num_own.items():
-        prefix = f"steering.{part}["
-        if exc.param and exc.param.startswith(prefix) and int(exc.param[len(prefix) :].split("]")[0]) >= num:
-            exc.message = f"The variant {version.to_wire().id} cannot be used with this: {exc.message}"
-            exc.param = "model"
+    cannot = f"The variant {version.to_wire().id} cannot be used with this:"
+    for place, rest in ((exc.param or "", exc.message), (exc.message, "it" + exc.message[exc.message.find(" ") :])):
+        part = re.match(r"(?:steering\.)?(interventions|rules)\[(\d+)\]", place)
+        if part is not None and int(part[2]) >= num_own[part[1]]:
+            exc.message, exc.param = f"{cannot} {rest}", "model"
+            break
     return exc
