@@ -266,7 +266,7 @@ def test_roles_are_refused_where_they_cannot_be_found(
     ("path", "body", "param"),
     [
         ("/v1/completions", {"prompt": "x", "echo": True, "steering": {"readout": {"top_k": 1}}}, "echo"),
-        ("/v1/completions", {"prompt": [[100]] * 1025, "n": 4, **one()}, "n"),
+        ("/v1/completions", {"prompt": [[100]] * 1024, "n": 5, **one()}, "n"),
         ("/v1/features/inspect", {"messages": [{"role": "user", "content": [1]}]}, None),
         ("/v1/features/inspect", {"messages": [{"role": "user", "content": [None, ["a"]]}]}, None),
     ],
@@ -292,9 +292,9 @@ def test_scattered_positions_are_compared_at_once(server: Server) -> None:
     moves = [
         {"op": "clamp", "feature": "bundled/54", "value": 0.1, "tokens": positions(first, 1000)} for first in (1, 2)
     ]
-    answer = server.post("/v1/steering/validate", steering={"interventions": moves})
+    answer = server.http.post("/v1/steering/validate", json={"steering": {"interventions": moves}})
     assert answer.status_code == 200, answer.text
     assert answer.elapsed.total_seconds() < 5  # all pairs of ranges for each length of the prompt took minutes
     more = [{"op": "clamp", "feature": f"bundled/{n}", "value": 0.01, "tokens": positions(1, 1000)} for n in range(3)]
-    refused = server.post("/v1/steering/validate", steering={"interventions": more})
+    refused = server.http.post("/v1/steering/validate", json={"steering": {"interventions": more}})
     assert (refused.status_code, "3000 separate ranges" in refused.json()["error"]["message"]) == (400, True)

@@ -74,6 +74,7 @@ def test_an_sae_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 def test_a_start_that_is_told_to_stop_stops(tmp_path: Path, told: str) -> None:
     log = tmp_path / "log"
     command = [sys.executable, "-m", "saeclamp_server", "serve", PACKAGED_MODEL, "--sae", "bundled", "--enforce-eager"]
+    command += ["--port", "0"]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
     while b"Loading" not in log.read_bytes() and b"EngineCore" not in log.read_bytes():
