@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 LONG = 24
 """Characters of a cell beyond which its column is wrapped."""
+WIDEST = 1000
+"""Columns of a terminal in which every table fits."""
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -17,20 +22,43 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         for row in (columns, *rows):
             print("\t".join(row))
         return
-    from rich import box
     from rich.console import Console
+
+    console = Console()
+    rows = [*rows]
+    table = _table(columns, rows)
+    fits = console.measure(table, options=console.options.update(max_width=WIDEST)).minimum <= console.width
+    console.print(table if fits else _records(columns, rows))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
+    from rich import box
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
-    rows = [*rows]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(columns):
         # what is copied or compared, names and numbers, stays in one piece; sentences are wrapped
-        is_long = any(len(row[number]) > LONG for row in rows)
-        table.add_column(column, no_wrap=not is_long, overflow="fold", min_width=len(column) if not is_long else 12)
+        widest = max(map(cell_len, (column, *(row[number] for row in rows))))
+        table.add_column(column, overflow="fold", min_width=min(widest, LONG))
     for row in rows:
         table.add_row(*(Text(cell, overflow="fold") for cell in row))  # as text: a name may hold rich's markup
-    Console().print(table)
+    return table
+
+
+def _records(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
+    """A few lines for each row, where they are too wide for a table."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    for row in rows:
+        grid.add_row(Text(columns[0], style="dim"), Text(row[0], style="bold", overflow="fold"))
+        for column, cell in zip(columns[1:], row[1:], strict=True):
+            if cell:
+                grid.add_row(Text(f"  {column}", style="dim"), Text(cell, overflow="fold"))
+    return grid
 
 
 def print_facts(facts: Mapping[str, str]) -> None:
