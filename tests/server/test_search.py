@@ -75,7 +75,8 @@ def test_words_of_names_labels_and_tokens_are_found(search: FeatureSearch) -> No
 def test_meaning_finds_what_no_word_says(search: FeatureSearch) -> None:
     answer = search.find(FeatureQuery(query="ocean voyage"))
     assert answer.rankings == ("words", "tokens", "meaning")
-    assert answer.note is None
+    assert answer.note is not None
+    assert "nearest in meaning" in answer.note
     assert answer.data[0].feature in ("small/5", "bare/2", "small/0")
     assert answer.data[0].similarity is not None
     assert answer.data[0].similarity > 0.3
