@@ -84,7 +84,9 @@ def test_meaning_finds_what_no_word_says(search: FeatureSearch) -> None:
 
 
 def test_a_hit_shows_what_helps_to_choose(search: FeatureSearch) -> None:
-    (sea,) = (hit for hit in search.find(FeatureQuery(query="sailing")).data if hit.feature == "small/5")
+    answer = search.find(FeatureQuery(query="sailing"))
+    assert answer.note is None
+    (sea,) = (hit for hit in answer.data if hit.feature == "small/5")
     assert (sea.name, sea.green_zone, sea.best, sea.density) == ("sea", (0.5, 1.0), 0.8, 0.003)
     assert sea.label is not None
     assert (sea.label.text, sea.label.source) == ("The sea and sailing.", "feature book")
