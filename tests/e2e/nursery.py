@@ -25,10 +25,8 @@ from typing import Any
 HEAVY = (
     "vllm.entrypoints.launchers.api_server.entry",
     "vllm.v1.engine.core",
-    "vllm.v1.worker.cpu_worker",
     "vllm.model_executor.models.llama",
     "saeclamp_server.assembly",
-    "saeclamp_server.engine.cpu_worker",
     "saeclamp_server.engine.scheduler",
     "saeclamp_server.launch",
 )
@@ -103,6 +101,9 @@ def main() -> None:
     prepare_environment()
     for name in HEAVY:
         importlib.import_module(name)
+    from vllm.platforms import current_platform
+
+    importlib.import_module(f"saeclamp_server.engine.{'cpu' if current_platform.is_cpu() else 'gpu'}_worker")
     for line in sys.stdin:
         question = json.loads(line)
         if question["do"] == "poll":
