@@ -105,10 +105,10 @@ def main() -> None:
                         for number in range(1, args.rounds + 1):
                             _say(f"start {start} of {args.starts}, {name}, round {number} of {args.rounds}")
                             one_round(visits, other, plain, figures)
-    text = report(figures, " ".join(["python -m benchmarks.overhead", *sys.argv[1:]]), args.eager)
-    if args.write:
-        name = f"{date.today().isoformat()}-overhead-{'eager' if args.eager else 'compiled'}.md"
-        (RESULTS / name).write_text(text)
+                    text = report(figures, " ".join(["python -m benchmarks.overhead", *sys.argv[1:]]), args.eager)
+                    if args.write:  # what was measured is kept if the rest is broken off
+                        kind = "eager" if args.eager else "compiled"
+                        (RESULTS / f"{date.today().isoformat()}-overhead-{kind}.md").write_text(text)
     print(text)
 
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from saeclamp_saes import Site
 from saeclamp_saes.clamping import MOVES
 from saeclamp_server.errors import DoseTooLargeError, InvalidSteeringError
 from saeclamp_server.program import Edit
-from saeclamp_server.scopes import which_meet
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,16 @@ def check_doses(
     paths: Sequence[str],
     sites: Sequence[Site],
     doses: Sequence[float],
+    meet: NDArray[np.bool_],
     max_dose: float,
-    prompt_len: int | None,
 ) -> None:
     """
     Refuse edits that could together move a token by more than `max_dose`; those that can meet at one site are added up.
 
     paths, sites, doses: of each edit
+    meet: (num_edits, num_edits), which of them can touch the same token
     Raises DoseTooLargeError.
     """
-    meet = which_meet([edit.tokens for edit in edits], prompt_len)
     for number, site in enumerate(sites):
         together = [other for other in np.flatnonzero(meet[number]).tolist() if sites[other] == site]
         total = sum(doses[other] for other in together)

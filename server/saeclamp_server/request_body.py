@@ -104,7 +104,7 @@ def parse_body(content: bytes) -> Any:
     Parse JSON, refusing an object that has `steering`, or one of its parts, twice.
 
     Python keeps the last of two equal keys, so a trailing `"steering": null` would switch the steering off, and a trailing
-    `"rules": []` a rule. Raises RequestError, ValueError or RecursionError.
+    `"rules": []` a rule. Raises RequestError or ValueError.
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -116,12 +116,14 @@ def parse_body(content: bytes) -> Any:
                 raise InvalidSteeringError(f"The field {twice!r} is given twice.", "steering")
         return parsed
 
-    value = json.loads(content, object_pairs_hook=once)
-    if b"\\ud" in content.lower():
-        try:
+    try:
+        value = json.loads(content, object_pairs_hook=once)
+        if b"\\ud" in content.lower():
             json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise InvalidRequestError("The body has half of a surrogate pair, which is no text.", None) from None
+    except UnicodeEncodeError:
+        raise InvalidRequestError("The body has half of a surrogate pair, which is no text.", None) from None
+    except RecursionError:
+        raise InvalidRequestError("The body is nested too deeply.", None) from None
     return value
 
 
@@ -171,14 +173,15 @@ def _refuse_key(key: str, value: Any) -> None:
 
 
 def _refuse_inside(value: Any, path: str) -> None:
-    if not isinstance(value, Mapping):
-        return
-    for key, inner in value.items():
-        if key == EXTRA_ARGS_KEY or looks_like_steering(
-            key
-        ):  # our own key would reach the engine unchecked and unsalted
+    objects = [value]  # not by recursion: a body may be as deep as the parser allows
+    while objects:
+        inner = objects.pop()
+        if not isinstance(inner, Mapping):
+            continue
+        # our own key would reach the engine unchecked and unsalted
+        if any(key == EXTRA_ARGS_KEY or looks_like_steering(key) for key in inner):
             raise InvalidSteeringError(f"{path!r} is not read for steering. {AT_TOP_LEVEL}", path)
-        _refuse_inside(inner, path)
+        objects += inner.values()
 
 
 def _refuse_foreign_xargs(xargs: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from tests.e2e.nursery import NURSERY
 from tests.e2e.serving import serve
 
 from saeclamp_saes.library.names import BUNDLED
+from saeclamp_server.launch import STOP_S
 from saeclamp_server.packaged_model import PACKAGED_MODEL
 
 
@@ -93,7 +94,7 @@ def test_a_start_that_is_told_to_stop_stops(tmp_path: Path, told: str) -> None:
     else:
         os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(timeout=60) != 0
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + STOP_S
     while is_alive(process.pid):
         assert time.monotonic() < deadline, "something of it runs on"
         time.sleep(0.2)

@@ -6,6 +6,7 @@ Receipts keep what they do not know, so that an older client can read a newer se
 """
 
 from saeclamp.types._base import (
+    MAX_DEPTH,
     MAX_INTERVENTIONS,
     MAX_POSITIONS,
     MAX_READ,
@@ -103,6 +104,7 @@ __all__ = [
     "all_",
     "any_",
     "not_",
+    "MAX_DEPTH",
     "MAX_INTERVENTIONS",
     "MAX_POSITIONS",
     "MAX_READ",

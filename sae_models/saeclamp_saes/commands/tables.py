@@ -49,15 +49,20 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableT
 
 def _records(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
     """A few lines for each row, where they are too wide for a table."""
+    facts = []
+    for row in rows:
+        facts.append((columns[0], row[0]))
+        facts += [(f"  {column}", cell) for column, cell in zip(columns[1:], row[1:], strict=True) if cell]
+    return _grid(facts)
+
+
+def _grid(facts: Iterable[tuple[str, str]]) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
     grid = Table.grid(padding=(0, 2))
-    for row in rows:
-        grid.add_row(Text(columns[0], style="dim"), Text(row[0], style="bold", overflow="fold"))
-        for column, cell in zip(columns[1:], row[1:], strict=True):
-            if cell:
-                grid.add_row(Text(f"  {column}", style="dim"), Text(cell, overflow="fold"))
+    for name, value in facts:
+        grid.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
     return grid
 
 
@@ -68,13 +73,8 @@ def print_facts(facts: Mapping[str, str]) -> None:
             print(f"{name}\t{value}")
         return
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
-    table = Table.grid(padding=(0, 2))
-    for name, value in facts.items():
-        table.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
-    Console().print(table)
+    Console().print(_grid(facts.items()))
 
 
 def print_json(value: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -136,10 +137,10 @@ class LiveRequests:
 
     def forget_the_uncollected(self, is_running: Callable[[str], bool]) -> None:
         """Bound what clients that went away leave behind."""
-        for request_id in [*self._requests][: max(0, len(self._requests) - MAX_UNCOLLECTED)]:
+        for request_id in [*islice(self._requests, max(0, len(self._requests) - MAX_UNCOLLECTED))]:
             if not is_running(request_id):
                 self._close(request_id)
-        for request_id in [*self.failures][: max(0, len(self.failures) - MAX_UNCOLLECTED)]:
+        for request_id in [*islice(self.failures, max(0, len(self.failures) - MAX_UNCOLLECTED))]:
             if not is_running(request_id):
                 del self.failures[request_id]
 

@@ -33,11 +33,14 @@ async def inspect(request: Inspect, model: Model, served: Served, search: Featur
     if not features:
         summed.sort(key=lambda one: -abs(getattr(one, request.aggregate)))
         summed = [one for one in summed if one.position is not None][: request.limit]
+    numbers = {str(feature): number for number, feature in enumerate(shown)}
     names = dict(zip(map(str, request.features), range(len(features)), strict=True))
     cut = f"At some tokens more than {NUM_ACTIVE} features are active; the weakest were not read."
     return Inspection(
         tokens=_tokens(text, model, names, top_k, served),
-        features=tuple(summed),
+        features=tuple(
+            one.model_copy(update={"acts": tuple(acts[:, numbers[one.feature]].tolist())}) for one in summed
+        ),
         aggregate=request.aggregate,
         num_counted=int(text.counted(request.include_template).sum()),
         warnings=(cut,) if text.is_cut else (),
@@ -104,7 +107,6 @@ def _summed_up(
             frequency=float((column != 0).mean()),
             position=int(positions[peak]) if column[peak] else None,
             max_act=served.max_act(*feature),
-            acts=tuple(whole.tolist()),
         )
-        for feature, column, peak, whole in zip(features, kept.T, peaks, acts.T, strict=True)
+        for feature, column, peak in zip(features, kept.T, peaks, strict=True)
     ]

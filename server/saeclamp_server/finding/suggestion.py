@@ -52,6 +52,7 @@ WISHING = frozenset(
     writing
     """.split()  # noqa: SIM905
 )
+"""Words of a wish that say nothing of what is wished for."""
 
 Rows = NDArray[np.float32]
 

@@ -157,9 +157,8 @@ class _Completed:
         return body | ({"steering": receipt.model_dump(mode="json")} if self._carried.call.wants_receipt else {})
 
     async def _event(self, event: bytes) -> bytes:
-        head, mark, data = (b"\n" + event).rpartition(
-            b"\ndata: "
-        )  # at the beginning of a line; JSON has no line breaks
+        # at the beginning of a line: text may hold it too, but JSON has no line breaks
+        head, mark, data = (b"\n" + event).rpartition(b"\ndata: ")
         try:
             body = json.loads(data)
         except ValueError:
@@ -169,6 +168,7 @@ class _Completed:
         for part in (body, body.get("response"), body.get("message")):
             if isinstance(part, dict):
                 self._rename(part)
+        self._is_over |= body.get("type") in (*LAST_EVENTS, *FAILED_EVENTS)
         if body.get("type") in LAST_EVENTS:
             try:
                 place = body.get("response")
@@ -177,9 +177,7 @@ class _Completed:
                 else:
                     body = await self._told(body)
             except NotAppliedError as exc:
-                self._is_over = True
                 return _error_event(exc)
-        self._is_over |= body.get("type") in (*LAST_EVENTS, *FAILED_EVENTS)
         return (head + mark).removeprefix(b"\n") + json.dumps(body).encode()
 
     def _lost(self) -> bytes:

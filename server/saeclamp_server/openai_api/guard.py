@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from saeclamp.types import Steering
-from saeclamp_server.errors import InvalidRequestError, InvalidSteeringError, RequestError
+from saeclamp_server.errors import InvalidSteeringError, RequestError
 from saeclamp_server.openai_api import elsewhere
 from saeclamp_server.openai_api.asked_model import AskedModel
 from saeclamp_server.openai_api.calls import SteeredCall
@@ -20,8 +20,6 @@ COUNTING_PATHS = ("/tokenize", "/detokenize", "/v1/messages/count_tokens")
 """They give the same for a variant as for its base, since steering changes no prompt."""
 OWN_PATHS = ("/v1/features/", "/v1/steering/", "/v1/variants")
 """Beginnings of our own endpoints' paths: they refuse what they do not know themselves."""
-
-
 _USE = f"use {' or '.join((*STEERED_PATHS, *elsewhere.PATHS))}."
 
 
@@ -44,9 +42,6 @@ class SteeringGuard:
             body = _object(content)
             call = await _begun(body, scope)
             base = await _base_of_variant(body, scope) if call is None else None
-        except RecursionError:
-            error = InvalidRequestError("The body is nested too deeply.", None)
-            return await JSONResponse(error.body(), error.status)(scope, receive, send)
         except RequestError as exc:
             REFUSALS.labels(exc.code).inc()
             retry = {"Retry-After": str(exc.retry_after_s)} if exc.retry_after_s is not None else None
@@ -84,7 +79,7 @@ def _object(content: bytes) -> dict[str, Any]:
     """Read a body; what is no object is passed on as it is, and the endpoint says what is wrong. Raises RequestError."""
     try:
         value = parse_body(content)
-    except (ValueError, RecursionError):
+    except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
 

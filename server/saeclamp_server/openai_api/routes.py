@@ -22,7 +22,7 @@ from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
 from saeclamp.types import Steering
 from saeclamp_server.conversation import Conversation, Message, locate
-from saeclamp_server.errors import InvalidRequestError, InvalidSteeringError
+from saeclamp_server.errors import InvalidSteeringError
 from saeclamp_server.openai_api.asked_model import AskedModel
 from saeclamp_server.openai_api.calls import SteeredCall
 from saeclamp_server.openai_api.requests import SteeredChatCompletionRequest, SteeredCompletionRequest
@@ -36,10 +36,7 @@ Handler = Callable[[Any, Request], Awaitable[Response]]
 
 async def steering_in_body(raw_request: Request) -> Steering | None:
     """Read and check `steering` before vLLM's request class sees the body. Raises RequestError."""
-    try:
-        return steering_of(parse_body(await raw_request.body()))
-    except RecursionError:
-        raise InvalidRequestError("The body is nested too deeply.", None) from None
+    return steering_of(parse_body(await raw_request.body()))
 
 
 SteeringInBody = Annotated[Steering | None, Depends(steering_in_body)]

@@ -42,8 +42,8 @@ def own_router() -> APIRouter:
         400: "Malformed, or it cannot be done",
         404: "There is no such thing",
         429: "Too much at once",
+        "4XX": "Refused for another reason",  # which also keeps FastAPI from promising errors of its own form
     }
-    said["4XX"] = "Refused for another reason"  # which also keeps FastAPI from promising errors of its own form
     responses: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorBody, "description": description} for status, description in said.items()
     }
@@ -53,7 +53,7 @@ def own_router() -> APIRouter:
 def _check_steering(content: bytes) -> None:
     try:
         body = parse_body(content)
-    except (ValueError, RecursionError):
+    except ValueError:
         return  # FastAPI says what is wrong with it
     if isinstance(body, Mapping) and body.get("steering") is not None:
         steering_of({"steering": body["steering"]})

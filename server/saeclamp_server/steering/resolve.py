@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from saeclamp.types import MAX_INTERVENTIONS, Ablate, Operation, Roles, Scale, Steering, Unit
 from saeclamp_server import scopes
@@ -77,9 +78,11 @@ def resolve(steering: Steering, served: Served, conversation: Conversation | Non
     paths = [path for _, _, path in interventions]
     _refuse_early_acts(rules, edits, served)
     prompt_len = conversation.prompt_len if conversation else None
-    _refuse_contradictions(edits, paths, prompt_len)
+    _refuse_many_ranges(edits)
+    meet = scopes.which_meet([edit.tokens for edit in edits], prompt_len)
+    _refuse_contradictions(edits, paths, meet, prompt_len)
     if served.max_dose is not None:
-        _check_doses(edits, paths, served, served.max_dose, prompt_len)
+        _check_doses(edits, paths, meet, served, served.max_dose)
     readout = resolve_readout(steering.readout, served, conversation, "steering.readout")
     program = SteeringProgram(tuple(edits), (), rules, readout, itemised=steering.receipt == "tokens")
     program = with_hashes(program, served)
@@ -134,15 +137,19 @@ def _refuse_early_acts(rules: Sequence[Rule], edits: Sequence[Edit], served: Ser
         refuse_acting_before_knowing(rule, own, served, f"steering.rules[{number}]")
 
 
-def _refuse_contradictions(edits: Sequence[Edit], paths: Sequence[str], prompt_len: int | None) -> None:
-    """Two targets for one feature or vector at one token have no defined sum. Two rules may hold at one token."""
+def _refuse_many_ranges(edits: Sequence[Edit]) -> None:
     num_ranges = sum(len(edit.tokens) for edit in edits)
     if num_ranges > MAX_RANGES:
         raise InvalidSteeringError(
             f"The positions of all interventions make {num_ranges} separate ranges; at most {MAX_RANGES} can be asked for.",
             "steering",
         )
-    meet = scopes.which_meet([edit.tokens for edit in edits], prompt_len)
+
+
+def _refuse_contradictions(
+    edits: Sequence[Edit], paths: Sequence[str], meet: NDArray[np.bool_], prompt_len: int | None
+) -> None:
+    """Two targets for one feature or vector at one token have no defined sum. Two rules may hold at one token."""
     for second, edit in enumerate(edits):
         for first in np.flatnonzero(meet[second, :second]).tolist():
             other = edits[first]
@@ -155,7 +162,7 @@ def _refuse_contradictions(edits: Sequence[Edit], paths: Sequence[str], prompt_l
 
 
 def _check_doses(
-    edits: Sequence[Edit], paths: Sequence[str], served: Served, max_dose: float, prompt_len: int | None
+    edits: Sequence[Edit], paths: Sequence[str], meet: NDArray[np.bool_], served: Served, max_dose: float
 ) -> None:
     """Rules count as if they held."""
     sites = [served.site_of(edit) for edit in edits]
@@ -163,4 +170,4 @@ def _check_doses(
         dose(edit, served.lengths_of(edit), served.max_act(edit.sae, edit.index), str(site))
         for edit, site in zip(edits, sites, strict=True)
     ]
-    check_doses(edits, paths, sites, doses, max_dose, prompt_len)
+    check_doses(edits, paths, sites, doses, meet, max_dose)

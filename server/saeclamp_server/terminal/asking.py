@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from saeclamp_saes.errors import SAEError
 from saeclamp_server.visible import visible_line
@@ -24,6 +24,16 @@ def add_server(parser: argparse.ArgumentParser) -> None:
     """Add the flags that every command has."""
     parser.add_argument("--url", default=DEFAULT_URL, help=f"where the server is (default {DEFAULT_URL})")
     parser.add_argument("--api-key", metavar="KEY", help="if the server wants one (default: $SAECLAMP_API_KEY)")
+
+
+def add_command(
+    commands: Any, name: str, what: str, ask: Callable[[argparse.Namespace, Client], int]
+) -> argparse.ArgumentParser:
+    """Add a command that asks the server. `what` it does begins with a small letter."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+    add_server(parser)
+    parser.set_defaults(run=asking(ask))
+    return parser
 
 
 def asking(ask: Callable[[argparse.Namespace, Client], int]) -> Callable[[argparse.Namespace], int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saeclamp_saes.commands.tables import print_facts, print_json, print_table
-from saeclamp_server.terminal.asking import TerminalError, add_server, asking
+from saeclamp_server.terminal.asking import TerminalError, add_command
 from saeclamp_server.visible import visible, visible_line
 
 if TYPE_CHECKING:
@@ -66,10 +66,8 @@ def register(commands: Any) -> None:
 def _command(
     commands: Any, name: str, what: str, ask: Callable[[argparse.Namespace, Client], int]
 ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+    parser = add_command(commands, name, what, ask)
     parser.add_argument("--json", action="store_true", help="print the server's answer as JSON")
-    add_server(parser)
-    parser.set_defaults(run=asking(ask))
     return parser
 
 

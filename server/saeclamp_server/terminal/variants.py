@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saeclamp_saes.commands.tables import print_facts, print_json, print_table
-from saeclamp_server.terminal.asking import TerminalError, add_server, asking
+from saeclamp_server.terminal.asking import TerminalError, add_command
 from saeclamp_server.terminal.steering import add_steering, steering_of
 from saeclamp_server.visible import visible_line
 
@@ -24,27 +23,18 @@ def register(commands: Any) -> None:
         "variants", help="save steering under a model's name", description="Save steering under a model's name."
     )
     subcommands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    _command(subcommands, "list", "list all variants", _list)
-    show = _command(subcommands, "show", "show a variant", _show)
+    add_command(subcommands, "list", "list all variants", _list)
+    show = add_command(subcommands, "show", "show a variant", _show)
     show.add_argument("name", help="<name>, or <name>@<sha> for one of its versions")
-    create = _command(subcommands, "create", "save a steering; the name means it from now on", _create)
+    create = add_command(subcommands, "create", "save a steering; the name means it from now on", _create)
     create.add_argument("name", help="letters, digits, '_', '.' and '-'")
     create.add_argument("--description", default="")
     add_steering(create)
-    delete = _command(subcommands, "delete", "delete a variant with all its versions", _delete)
+    delete = add_command(subcommands, "delete", "delete a variant with all its versions", _delete)
     delete.add_argument("name", help="without @<sha>")
-    _command(subcommands, "export", "print all versions as JSON, for another server", _export)
-    take_in = _command(subcommands, "import", "take in what was exported: all of it, or none", _import)
+    add_command(subcommands, "export", "print all versions as JSON, for another server", _export)
+    take_in = add_command(subcommands, "import", "take in what was exported: all of it, or none", _import)
     take_in.add_argument("file", type=Path, help="what `export` has printed")
-
-
-def _command(
-    commands: Any, name: str, what: str, ask: Callable[[argparse.Namespace, Client], int]
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
-    add_server(parser)
-    parser.set_defaults(run=asking(ask))
-    return parser
 
 
 def _list(args: argparse.Namespace, client: Client) -> int:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from saeclamp.types import MAX_INTERVENTIONS, MAX_RULES, NewVariant, Steering, Variant, VariantExport
+from saeclamp.types import MAX_RULES, NewVariant, Steering, Variant, VariantExport
 from saeclamp_server.conversation import Conversation
 from saeclamp_server.errors import (
     InvalidRequestError,
@@ -184,14 +184,13 @@ def _joined(own: Steering, of_variant: Steering, version: Version) -> Steering:
         raise InvalidRequestError(
             f"The variant {version.to_wire().id} has a rule named {sorted(twice)[0]!r} too.", "steering.rules"
         )
-    for part, most in (("interventions", MAX_INTERVENTIONS), ("rules", MAX_RULES)):
-        num_own, num_more = len(getattr(own, part)), len(getattr(of_variant, part))
-        if num_own + num_more > most:
-            raise InvalidRequestError(
-                f"The request has {num_own} {part} and the variant {version.to_wire().id} has {num_more}; together at most "
-                f"{most} can be used.",
-                f"steering.{part}",
-            )
+    # interventions are counted when they are resolved
+    if len(own.rules) + len(of_variant.rules) > MAX_RULES:
+        raise InvalidRequestError(
+            f"The request has {len(own.rules)} rules and the variant {version.to_wire().id} has {len(of_variant.rules)}; "
+            f"together at most {MAX_RULES} can be used.",
+            "steering.rules",
+        )
     return Steering.model_construct(
         interventions=(*own.interventions, *of_variant.interventions),
         rules=(*own.rules, *of_variant.rules),
