@@ -169,9 +169,7 @@ class VariantReadOnlyError(RequestError):
     code = "variant_read_only"
 
     def __init__(self, variant: str, param: str) -> None:
-        super().__init__(
-            f"{variant} comes from the feature book and cannot be changed or deleted; another name can.", param
-        )
+        super().__init__(f"{variant} comes from the feature book and is read-only: neither changed nor deleted.", param)
 
 
 class VariantChangedError(RequestError):

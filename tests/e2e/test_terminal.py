@@ -28,7 +28,7 @@ def test_features_are_searched_shown_and_inspected(server: Server) -> None:
     assert header[:3] == ["feature", "name", "label"]
     assert "golden-gate" in [row[1] for row in found]
     calibrated = rows(run(server, "features", "search", "--green-zone", "--limit", "2"))[1:]
-    assert all(" to " in row[-1] for row in calibrated)
+    assert all(" to " in row[header.index("green zone")] for row in calibrated)
     shown = dict(rows(run(server, "features", "show", "bundled/sea"))[:2])
     assert shown["name"] == "sea"
     answer = json.loads(run(server, "features", "show", "bundled/sea", "--json"))

@@ -109,7 +109,7 @@ async def _steered(client: AsyncClient, args: argparse.Namespace, steering: Stee
     if steering is not None:
         return Column("steered", None, steering)
     variant = await client.variants.get(args.variant)
-    return Column(variant.name, variant.id)
+    return Column(variant.id, variant.id)
 
 
 def _questions() -> Iterator[str]:
