@@ -3,7 +3,7 @@ A process that has imported vLLM and forks servers.
 
 A server is three processes, each of which imports vLLM for ten seconds and more; half of what the end-to-end tests take.
 Forked, they begin where the imports end. The whole command, each process with its own imports, is what `test_start_up.py`
-and `test_kv_cache.py` run.
+runs.
 """
 
 from __future__ import annotations

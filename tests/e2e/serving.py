@@ -54,12 +54,14 @@ def serve(
     entry: str = "saeclamp_server",
     verified: bool = False,
     whole: bool = False,
+    unset: str | None = None,
 ) -> Iterator[Server]:
     """
     Run `saeclamp serve MODEL FLAGS` (or another module with the same arguments) until the block ends.
 
     verified: False for random SAEs, which fit no model
     whole:    as a user runs it; otherwise it is forked from a process that has imported vLLM, which is sooner ready
+    unset:    a variable of the environment that the server is not to have
     """
     arguments = ["serve", model, *flags, *([] if verified else ["--allow-unverified-sae"])]
     if whole:
@@ -67,7 +69,8 @@ def serve(
             yield server
         return
     port = _free_port()
-    process = NURSERY.fork(entry, [*arguments, "--port", str(port)], log, _environment(log))
+    environment = {name: value for name, value in _environment(log).items() if name != unset}
+    process = NURSERY.fork(entry, [*arguments, "--port", str(port)], log, environment)
     with _served(process, port, log, name or model) as server:
         yield server
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from tests.e2e.checkpoints import make_model, make_sae
-from tests.e2e.serving import Server, run_server
+from tests.e2e.serving import Server, serve
 
 from saeclamp_saes import SAEEntry
 from saeclamp_server.args import ServeOptions
@@ -44,10 +43,19 @@ def cache_info(server: Server) -> dict[str, str]:
 
 
 def test_the_engine_has_the_cache_that_was_announced(tmp_path: Path, model: Path, sae: Path) -> None:
-    command = ["env", "-u", "VLLM_CPU_KVCACHE_SPACE", sys.executable, "-m", "saeclamp_server", "serve", str(model)]
-    command += ["--sae", str(sae), "--allow-unverified-sae", "--enforce-eager", "--dtype", "float32"]
+    flags = [
+        "--sae",
+        str(sae),
+        "--enforce-eager",
+        "--dtype",
+        "float32",
+        "--max-model-len",
+        "500",
+        "--max-num-seqs",
+        "6",
+    ]
     log = tmp_path / "log"
-    with run_server([*command, "--max-model-len", "500", "--max-num-seqs", "6"], log, str(model)) as server:
+    with serve(log, str(model), *flags, unset="VLLM_CPU_KVCACHE_SPACE") as server:
         info = cache_info(server)
         assert server.complete("Hello", max_tokens=1)["choices"]
     # 4 blocks for each of 6 sequences, and the one that vLLM keeps
