@@ -1,109 +1,157 @@
-"""
-How answers show in notebooks: plain HTML with styles inline, which needs no network.
-
-Labels, names and text come from files and models that anybody may have made: all of it is escaped.
-"""
+"""How answers show in notebooks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from html import escape
-from typing import TYPE_CHECKING
+from functools import singledispatch
 
-if TYPE_CHECKING:
-    from saeclamp.types import (
-        Attribution,
-        ComparedAnswer,
-        Comparison,
-        Contrasted,
-        FeatureHits,
-        InspectedFeature,
-        InspectedToken,
-        Inspection,
-        Label,
-        Receipt,
-    )
+from saeclamp._markup import ADDED, FAINT, heading, number, small, span, table, table_of_html, warm
+from saeclamp.types import (
+    Attribution,
+    ComparedAnswer,
+    Comparison,
+    Contrasted,
+    Example,
+    FeatureHits,
+    InspectedFeature,
+    InspectedToken,
+    Inspection,
+    Label,
+    Neighbour,
+    Neighbourhoods,
+    Receipt,
+    StoredFeature,
+    SuggestedPoint,
+    Suggestion,
+    VariantList,
+)
 
 MAX_MAPS = 3
 """Features whose activations are drawn over a text."""
-HUE = "230,159,0"
-"""Orange that people who confuse red and green can tell from white."""
-ADDED = "background:rgba(0,114,178,.18)"
-_CELL = "padding:2px 8px;text-align:left;vertical-align:top"
+MAX_EXAMPLES = 8
 
 
-def inspection(one: Inspection) -> str:
-    """Draw an activation heat map of each of the first features over the text, and sum them up."""
+@singledispatch
+def shown(answer: object) -> str | None:
+    """Draw an answer; None for one that has no drawing, which shows as text then."""
+    return None
+
+
+@shown.register
+def _inspection(one: Inspection) -> str:
+    """An activation heat map of each of the first features over the text, and sums."""
     maps = [
-        f"<p style='margin:6px 0'><b>{escape(feature.feature)}</b> {_label(feature.label)} "
-        f"max {_number(feature.max)}<br>{_heat(one.tokens, feature)}</p>"
+        heading(feature.feature, f"{_text(feature.label)} max {number(feature.max)}") + _heat(one.tokens, feature)
         for feature in one.features[:MAX_MAPS]
     ]
     rows = [
-        (feature.feature, feature.name or "", _text(feature.label), feature.max, feature.mean, feature.frequency)
+        (feature.feature, feature.name, _text(feature.label), feature.max, feature.mean, feature.frequency)
         for feature in one.features
     ]
-    return "".join(maps) + _table(("feature", "name", "label", "max", "mean", "frequency"), rows) + _notes(one.warnings)
+    return "".join(maps) + table(("feature", "name", "label", "max", "mean", "frequency"), rows) + small(one.warnings)
 
 
-def hits(found: FeatureHits) -> str:
-    """Tabulate what a search has found."""
+@shown.register
+def _hits(found: FeatureHits) -> str:
     rows = [
         (
             hit.feature,
-            hit.name or "",
+            hit.name,
             f"{_text(hit.label)}{f' ({hit.label.source})' if hit.label else ''}",
-            " ".join(map(repr, hit.tokens)),
+            _quoted(hit.tokens),
             hit.density,
             hit.max_act,
             hit.output_score,
-            "-".join(f"{bound:g}" for bound in hit.green_zone) if hit.green_zone else "",
+            _range(hit.green_zone),
         )
         for hit in found.data
     ]
     headers = ("feature", "name", "label", "active on", "density", "max act", "output score", "green zone")
-    return _table(headers, rows) + _notes([found.note] if found.note else [])
+    return table(headers, rows) + small([found.note] if found.note else [])
 
 
-def contrasted(found: Contrasted) -> str:
-    """Tabulate what tells two sets apart."""
+@shown.register
+def _feature(one: StoredFeature) -> str:
+    """The dashboard: who says what of it, how it clamps, what it promotes, and where it is active."""
+    labels = table(("label", "by", "score"), [(label.text, label.source, label.score) for label in one.labels])
+    facts = [
+        ("density", one.density),
+        ("max act", one.max_act),
+        ("output score", one.output_score),
+        ("green zone (x max act)", _range(one.green_zone) or None),
+        ("best clamp (x max act)", one.best),
+    ]
+    logits = [
+        ("promotes", _quoted(logit.token for logit in one.top_logits or ())),
+        ("suppresses", _quoted(logit.token for logit in one.bottom_logits or ())),
+    ]
+    known = [(name, value) for name, value in [*facts, *logits] if value not in (None, "")]
+    parts = [heading(one.feature, one.name or "")]
+    parts += [labels] if one.labels else []
+    parts += [table(("of it", "is"), known)] if known else []
+    parts += [heading("Active here") + _examples(one.examples)] if one.examples else []
+    parts += [heading("Points the same way") + _neighbours(one.neighbours)] if one.neighbours else []
+    return "".join(parts)
+
+
+@shown.register
+def _neighbourhoods(found: Neighbourhoods) -> str:
+    return "".join(heading(one.feature, one.name or "") + _neighbours(one.neighbours) for one in found.data)
+
+
+@shown.register
+def _contrasted(found: Contrasted) -> str:
     rows = [
-        (one.feature, one.name or "", _text(one.label), one.positive, one.negative, one.effect, one.p)
-        for one in found.data
+        (one.feature, one.name, _text(one.label), one.positive, one.negative, one.effect, one.p) for one in found.data
     ]
     headers = ("feature", "name", "label", "positive", "negative", "effect", "p, corrected")
-    return _table(headers, rows) + _notes([found.test, *found.warnings])
+    return table(headers, rows) + small([found.test, *found.warnings])
 
 
-def attribution(found: Attribution) -> str:
-    """Tabulate what a token's likelihood becomes without each feature."""
-    rows = [(one.feature, one.name or "", _text(one.label), one.act, one.change, one.predicted) for one in found.data]
-    target = f"{found.target.text!r} behind {found.position} tokens: {found.metric} {found.value:.3f}"
+@shown.register
+def _attribution(found: Attribution) -> str:
+    """What a token's likelihood becomes without each feature."""
+    rows = [(one.feature, one.name, _text(one.label), one.act, one.change, one.predicted) for one in found.data]
     against = f" against {found.against.text!r}" if found.against else ""
+    behind = f"behind {found.position} tokens: {found.metric} {found.value:.3f}"
     headers = ("feature", "name", "label", "activation", "change without it", "predicted")
-    return f"<p>{escape(target + against)}</p>" + _table(headers, rows) + _notes([found.claim])
+    return heading(repr(found.target.text) + against, behind) + table(headers, rows) + small([found.claim])
 
 
-def comparison(one: Comparison) -> str:
-    """Set answers side by side; what the default answer does not say is marked."""
+@shown.register
+def _suggestion(one: Suggestion) -> str:
+    """What was chosen, how it measured, an answer with it, and why the others were not."""
+    chosen = "" if one.chosen is None else f"{one.chosen.feature} {one.chosen.name or _text(one.chosen.label)}"
+    parts = [heading(one.wish, chosen or "nothing that was tried works")]
+    if one.chosen is not None and one.chosen.curve:
+        parts.append(_curve(one.chosen.curve, one.best))
+    parts += [f"<p>{span(one.example)}</p>"] if one.example else []
+    rejected = [
+        (other.feature, other.name, _text(other.label), ", ".join(other.found_by), other.reason)
+        for other in one.alternatives
+    ]
+    if rejected:
+        parts.append(table(("not taken", "name", "label", "found by", "why"), rejected))
+    return "".join(parts) + small([one.note] if one.note else [])
+
+
+@shown.register
+def _comparison(one: Comparison) -> str:
+    """Answers side by side; what the default answer does not say is marked."""
     columns: dict[str, Sequence[ComparedAnswer]] = {"default": one.default, "steered": one.steered}
     if one.prompted is not None:
         columns["prompted"] = one.prompted
-    head = "".join(f"<th style='{_CELL}'>{name}</th>" for name in ("seed", *columns))
-    body = "".join(
-        f"<tr><td style='{_CELL}'>{answers[0].seed}</td>" + "".join(map(_answer, answers)) + "</tr>"
-        for answers in zip(*columns.values(), strict=True)
-    )
-    return f"<table><tr>{head}</tr>{body}</table>"
+    rows = [[str(answers[0].seed), *map(_answer, answers)] for answers in zip(*columns.values(), strict=True)]
+    return table_of_html(("seed", *columns), rows)
 
 
-def receipt(one: Receipt) -> str:
-    """Tabulate what was done."""
+@shown.register
+def _receipt(one: Receipt) -> str:
     rows = [
         (
-            item.feature or item.vector or "",
-            item.name or "",
-            item.site or "",
+            item.feature or item.vector,
+            item.name,
+            item.site,
             item.op,
             "" if item.value is None else f"{item.value:g} {item.unit or ''}",
             item.value_act,
@@ -114,57 +162,73 @@ def receipt(one: Receipt) -> str:
     ]
     headers = ("moved", "name", "site", "op", "value", "in act", "tokens (prompt + generated)", "mean dose")
     fired = [f"rule {fired.rule} held at token {fired.token} of answer {fired.choice}" for fired in one.fired]
-    return _table(headers, rows) + _notes([*fired, *one.warnings])
+    return table(headers, rows) + small([*fired, *one.warnings])
+
+
+@shown.register
+def _variants(found: VariantList) -> str:
+    rows = [
+        (one.id, one.version.rpartition("@")[2], one.description, "feature book" if one.read_only else "")
+        for one in found.data
+    ]
+    return table(("model", "version", "description", "from"), rows)
 
 
 def _answer(answer: ComparedAnswer) -> str:
     own = {token for change in answer.differences for token in range(*change.own)}
-    text = "".join(_span(token.text, ADDED if number in own else "") for number, token in enumerate(answer.tokens))
+    text = "".join(span(token.text, ADDED if at in own else "") for at, token in enumerate(answer.tokens))
     figures = {"KL": answer.kl, "perplexity": answer.perplexity, "repetition": answer.repetition}
-    said = ", ".join(f"{name} {_number(value)}" for name, value in figures.items() if value is not None)
-    return f"<td style='{_CELL}'>{text}<br><small>{escape(said)}</small></td>"
+    said = ", ".join(f"{name} {number(value)}" for name, value in figures.items() if value is not None)
+    return f"{text}<br><small>{said}</small>"
 
 
 def _heat(tokens: Sequence[InspectedToken], feature: InspectedFeature) -> str:
     acts = feature.acts or [0.0] * len(tokens)  # an older server gives none
-    return "".join(_warm(token, act, feature.max) for token, act in zip(tokens, acts, strict=True))
+    warmed = [
+        warm(token.text, act, feature.max, FAINT if token.template else "")
+        for token, act in zip(tokens, acts, strict=True)
+    ]
+    return f"<p>{''.join(warmed)}</p>"
 
 
-def _warm(token: InspectedToken, act: float, largest: float) -> str:
-    share = min(1.0, abs(act / largest)) if largest else 0.0
-    style = f"background:rgba({HUE},{share:.2f})" if act else "opacity:.5" if token.template else ""
-    return _span(token.text, style, f"{act:.3g}" if act else "")
+def _examples(examples: Sequence[Example]) -> str:
+    largest = max(example.peak_act for example in examples)
+    rows = [
+        [
+            number(example.peak_act),
+            "".join(warm(token, act, largest) for token, act in zip(example.tokens, example.acts, strict=True)),
+        ]
+        for example in examples[:MAX_EXAMPLES]
+    ]
+    return table_of_html(("activation", "text"), rows)
 
 
-def _span(text: str, style: str, title: str = "") -> str:
-    shown = escape(text).replace("\n", "↵<br>")
-    hover = f' title="{escape(title)}"' if title else ""
-    return f'<span style="{style}"{hover}>{shown}</span>' if style or hover else f"<span>{shown}</span>"
+def _neighbours(neighbours: Sequence[Neighbour]) -> str:
+    rows = [(one.feature, one.name, _text(one.label), one.cosine) for one in neighbours]
+    return table(("feature", "name", "label", "cosine"), rows)
 
 
-def _table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    head = "".join(f"<th style='{_CELL}'>{escape(header)}</th>" for header in headers)
-    body = "".join(
-        "<tr>" + "".join(f"<td style='{_CELL}'>{_shown(value)}</td>" for value in row) + "</tr>" for row in rows
-    )
-    return f"<table><tr>{head}</tr>{body}</table>"
-
-
-def _shown(value: object) -> str:
-    return _number(value) if isinstance(value, float) else "" if value is None else escape(str(value))
-
-
-def _number(value: float) -> str:
-    return f"{value:.3g}"
-
-
-def _label(label: Label | None) -> str:
-    return escape(label.text) if label else ""
+def _curve(points: Sequence[SuggestedPoint], best: SuggestedPoint | None) -> str:
+    rows = [
+        (
+            point.strength,
+            point.gain,
+            point.perplexity,
+            point.repetition,
+            "best" if point == best else "works" if point.works else "",
+        )
+        for point in points
+    ]
+    return table(("clamp (x max act)", "gain", "perplexity (x)", "repetition", ""), rows)
 
 
 def _text(label: Label | None) -> str:
     return label.text if label else ""
 
 
-def _notes(notes: Iterable[str]) -> str:
-    return "".join(f"<p><small>{escape(note)}</small></p>" for note in notes)
+def _quoted(tokens: Iterable[str]) -> str:
+    return " ".join(map(repr, tokens))
+
+
+def _range(bounds: tuple[float, float] | None) -> str:
+    return f"{bounds[0]:g} to {bounds[1]:g}" if bounds else ""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from saeclamp import Attribution, Comparison, Contrasted, FeatureHits, Inspection, Receipt
-from saeclamp.types import Answer
+from saeclamp.types import Answer, Neighbourhoods, StoredFeature, StoredVectors, Suggestion, VariantList
 
 EVIL = "<script>alert('x')</script>\" onload=\"x\n"
 LABEL = {"text": EVIL, "source": EVIL, "score": 0.5}
@@ -18,6 +18,7 @@ TOKEN = {"id": 1, "text": EVIL, "logprob": -1.0}
 COMPARED = {"id": 1, "text": EVIL, "logprob": -1.0, "default_logprob": -2.0, "kl": 0.3}
 ANSWER = {"seed": 0, "text": EVIL, "tokens": [COMPARED], "kl": 0.3, "perplexity": 7.0, "repetition": 0.1}
 CHANGED = {**ANSWER, "differences": [{"op": "insert", "default": [0, 0], "own": [0, 1]}]}
+POINT = {"strength": 0.75, "gain": 0.2, "perplexity": 1.5, "repetition": 0.1, "works": True}
 
 ANSWERS: list[Answer] = [
     Inspection.model_validate(
@@ -101,6 +102,51 @@ ANSWERS: list[Answer] = [
             "warnings": [EVIL],
         }
     ),
+    StoredFeature.model_validate(
+        {
+            **FEATURE,
+            "labels": [LABEL],
+            "density": 0.01,
+            "max_act": 4.0,
+            "green_zone": [0.5, 1],
+            "top_logits": [{"token": EVIL, "id": 1, "value": 2.0}],
+            "neighbours": [{**FEATURE, "cosine": 0.25}],
+            "examples": [
+                {"quantile": 9, "tokens": [EVIL, " sea"], "acts": [0.0, 3.0], "peak": 1, "peak_act": 3.0},
+                {"quantile": 5, "tokens": [" a", EVIL], "acts": [0.0, 1.5], "peak": 1, "peak_act": 1.5},
+            ],
+        }
+    ),
+    Neighbourhoods.model_validate({"data": [{**FEATURE, "neighbours": [{**FEATURE, "cosine": 0.25}]}]}),
+    Suggestion.model_validate(
+        {
+            "wish": EVIL,
+            "steering": {"interventions": []},
+            "chosen": {**FEATURE, "found_by": ["search"], "curve": [POINT, {**POINT, "strength": 1.5}]},
+            "best": POINT,
+            "example": EVIL,
+            "alternatives": [{**FEATURE, "found_by": [EVIL], "reason": EVIL}],
+            "note": EVIL,
+        }
+    ),
+    VariantList.model_validate(
+        {
+            "data": [
+                {
+                    "id": f"m:{EVIL}",
+                    "version": f"m:{EVIL}@0123456789ab",
+                    "name": EVIL,
+                    "base": "m",
+                    "steering": {},
+                    "description": EVIL,
+                    "meaning": "sha256:0",
+                    "sha256": "0",
+                    "created": 0,
+                    "read_only": True,
+                }
+            ]
+        }
+    ),
 ]
 
 
@@ -133,13 +179,13 @@ def test_no_text_of_others_is_obeyed_and_nothing_is_fetched(answer: Any) -> None
 
 
 def test_a_heat_map_is_as_warm_as_activations_are_large() -> None:
-    html = ANSWERS[0]._repr_html_()  # type: ignore[attr-defined]
+    html = str(ANSWERS[0]._repr_html_())
     assert 'rgba(230,159,0,0.50)" title="2"> sea</span>' in html
     assert 'rgba(230,159,0,1.00)" title="4"' in html
 
 
 def test_what_the_default_answer_does_not_say_is_marked() -> None:
-    html = ANSWERS[4]._repr_html_()  # type: ignore[attr-defined]
+    html = str(ANSWERS[4]._repr_html_())
     assert html.count("background:rgba(0,114,178,.18)") == 2
     assert "KL 0.3, perplexity 7, repetition 0.1" in html
 
@@ -155,5 +201,21 @@ def test_a_heat_map_shows_a_feature_at_every_token_where_it_is_active() -> None:
             "num_counted": 4,
         }
     )._repr_html_()
+    assert drawn is not None
     strengths = [f"rgba(230,159,0,{share})" in drawn for share in ("0.25", "0.50", "1.00")]
     assert (strengths, drawn.count("rgba(230")) == ([True] * 3, 3)
+
+
+def test_the_examples_of_a_feature_are_as_warm_as_the_strongest_of_them() -> None:
+    html = str(ANSWERS[6]._repr_html_())
+    assert 'rgba(230,159,0,1.00)" title="3"> sea</span>' in html
+    assert 'rgba(230,159,0,0.50)" title="1.5"' in html
+
+
+def test_a_suggestion_says_which_strength_is_the_best_and_why_others_were_not_taken() -> None:
+    seen = Seen(str(ANSWERS[8]._repr_html_()))
+    assert ("best" in seen.text, "works" in seen.text, "why" in seen.text) == (True, True, True)
+
+
+def test_an_answer_that_has_no_drawing_shows_as_text() -> None:
+    assert StoredVectors(data=())._repr_html_() is None

@@ -44,7 +44,11 @@ Value = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-MAX_VALUE, 
 def looks_like_steering(key: str) -> bool:
     """Is this key `steering`, or a near miss of it? What looks like it and is not must be refused, not ignored."""
     plain = "".join(char for char in unicodedata.normalize("NFKC", key).lower() if char.isalnum())
-    return "steer" in plain or SequenceMatcher(None, plain, "steering").ratio() >= SIMILAR
+    if "steer" in plain:
+        return True
+    matcher = SequenceMatcher(None, plain, "steering")
+    # the first two are bounds of the third and far cheaper: a body may have thousands of keys
+    return all(ratio() >= SIMILAR for ratio in (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio))
 
 
 class Request(BaseModel):
@@ -75,3 +79,9 @@ class Answer(BaseModel):
     def request_id(self) -> str | None:
         """The `x-request-id` of the HTTP response, to quote when reporting a problem; None in a part of an answer."""
         return self._request_id
+
+    def _repr_html_(self) -> str | None:
+        """What notebooks show; None where the text of an answer is all there is to show."""
+        from saeclamp import _html  # which reads all types
+
+        return _html.shown(self)

@@ -108,8 +108,3 @@ class Attribution(Answer):
     together: Together
     claim: str
     """What these figures say, and what they do not."""
-
-    def _repr_html_(self) -> str:
-        from saeclamp import _html  # which reads all of these types
-
-        return _html.attribution(self)

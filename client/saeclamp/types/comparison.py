@@ -92,8 +92,3 @@ class Comparison(Answer):
     prompted: tuple[ComparedAnswer, ...] | None = None
     receipts: tuple[Receipt, ...]
     """Of the steered answers."""
-
-    def _repr_html_(self) -> str:
-        from saeclamp import _html  # which reads all of these types
-
-        return _html.comparison(self)

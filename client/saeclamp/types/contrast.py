@@ -86,8 +86,3 @@ class Contrasted(Answer):
     """How `p` was found."""
     warnings: tuple[str, ...] = ()
     """Among them, that the sets are too small to tell."""
-
-    def _repr_html_(self) -> str:
-        from saeclamp import _html  # which reads all of these types
-
-        return _html.contrasted(self)

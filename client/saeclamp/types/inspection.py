@@ -106,8 +106,3 @@ class Inspection(Answer):
     num_counted: int
     """Tokens over which features are summed up."""
     warnings: tuple[str, ...] = ()
-
-    def _repr_html_(self) -> str:
-        from saeclamp import _html  # which reads all of these types
-
-        return _html.inspection(self)

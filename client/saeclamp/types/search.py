@@ -79,8 +79,3 @@ class FeatureHits(Answer):
     """`words` of what people say, `tokens`, `meaning`: which took part."""
     note: str | None = None
     """Why one of them did not."""
-
-    def _repr_html_(self) -> str:
-        from saeclamp import _html  # which reads all of these types
-
-        return _html.hits(self)
