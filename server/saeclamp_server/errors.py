@@ -7,6 +7,7 @@ What a request can be refused for.
     ├── UnknownSAEError           400  no SAE of that name is loaded
     ├── UnknownFeatureError       400  the SAE has no feature of that name
     ├── FeatureOutOfRangeError    400  the index is outside the SAE
+    │   └── ContradictionError    400  two interventions move one feature of one token
     ├── DoseTooLargeError         400  the edits are longer than this server allows
     ├── UnknownVectorError        400  no vector of that name is held; 404 where it is itself what was asked for
     ├── InvalidVectorError        400  the upload is no vector that could be used here
@@ -15,6 +16,7 @@ What a request can be refused for.
     ├── VectorsFullError          400  its site holds as many vectors as it can
     ├── VectorNotKeptError        500  the disk did not take it
     ├── UnknownVariantError       404  no variant of that name is kept
+    ├── BareVariantError          404  a variant is named without its model
     ├── VariantReadOnlyError      400  the feature book's variants cannot be changed or deleted
     ├── VariantChangedError       400  what a variant was created with is no longer what is served
     ├── VariantsUnavailableError  503  the database of variants does not answer
@@ -63,6 +65,14 @@ class InvalidRequestError(RequestError):
 
 class InvalidSteeringError(RequestError):
     code = "invalid_steering"
+
+
+class ContradictionError(InvalidSteeringError):
+    def __init__(self, first: str, does: str, param: str) -> None:
+        super().__init__(f"{first.removeprefix('steering.')} {does}", param)
+        self.first = first
+        """JSON path of the intervention that came first."""
+        self.does = does
 
 
 class DoseTooLargeError(RequestError):
@@ -163,6 +173,14 @@ class UnknownVariantError(RequestError):
             f"There is no variant {name!r}.{did_you_mean(name, known)} There are: {', '.join(known) or 'none'}.", param
         )
         self.status = status
+
+
+class BareVariantError(RequestError):
+    status = 404
+    code = "model_not_found"
+
+    def __init__(self, name: str, variant: str) -> None:
+        super().__init__(f"There is no model {name!r}. Did you mean the variant {variant!r}?", "model")
 
 
 class VariantReadOnlyError(RequestError):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from tests.bundled import ACT, GOLDEN_GATE
@@ -42,6 +45,13 @@ def text_of(path: str, body: dict[str, Any]) -> str:
 def events(response: Any) -> list[dict[str, Any]]:
     lines = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: {")]
     return [json.loads(line) for line in lines]
+
+
+def figures(server: Server) -> dict[str, float]:
+    """What of the server's figures a call leaves as it was, if it was neither answered nor refused."""
+    names = "saeclamp_failures_total|saeclamp_requests_total|saeclamp_features_in_use|vllm:num_requests_running"
+    found = re.findall(rf"^({names})(?:\{{.*\}})? (\S+)$", server.http.get("/metrics").text, re.MULTILINE)
+    return {name: float(value) for name, value in found}
 
 
 @pytest.mark.parametrize("path", BODIES)
@@ -134,6 +144,20 @@ def test_what_looks_like_the_end_of_an_event_is_text(server: Server, more: dict[
     body = {**BODIES["/v1/responses"], **more, "steering": CLAMP, "stream": True}
     (last,) = [event for event in events(server.post("/v1/responses", **body)) if event["type"] == "response.completed"]
     assert last["response"]["steering"]["interventions"][0]["index"] == GOLDEN_GATE
+
+
+@pytest.mark.parametrize("path", [*BODIES, "/v1/chat/completions"])
+def test_a_client_that_hangs_up_is_no_failure_of_steering(server: Server, path: str) -> None:
+    body = {**BODIES.get(path, BODIES["/v1/messages"]), "steering": CLAMP}
+    body[next(name for name in body if name.startswith("max_"))] = 1000
+    before = figures(server)
+    with pytest.raises(httpx.ReadTimeout):
+        server.http.post(path, json={"model": server.model, **body}, timeout=2)
+    deadline = time.monotonic() + 30
+    while (now := figures(server))["vllm:num_requests_running"] or now["saeclamp_features_in_use"]:
+        assert time.monotonic() < deadline, now
+        time.sleep(0.2)
+    assert now == before
 
 
 @pytest.mark.parametrize("path", ["/invocations", "/v1/embeddings"])

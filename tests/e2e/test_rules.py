@@ -92,7 +92,7 @@ asked = st.builds(
     st.integers(1, 40),
     st.sampled_from([None, "all", "prompt", "generated"]),
 ).filter(no_feature_twice)
-batches = st.lists(asked, min_size=1, max_size=6)
+batches = st.lists(asked, min_size=3, max_size=6)
 checked = {"rules": 0, "held": 0, "tokens": 0}
 
 
@@ -155,6 +155,7 @@ def assert_read(asked: Asked, choice: dict[str, Any], oracle: ReferenceModel) ->
     acts = oracle.forward(ids, len(asked.prompt), asked.moves, asked.rules, ["low", "high", "other"]).acts
     shown = choice["steering"]
     assert (shown.get("prompt_tokens") is not None) == (asked.read in ("all", "prompt"))
+    assert all(token is None or token["text"] is not None for token in shown["tokens"])
     tokens = [*(shown.get("prompt_tokens") or [None] * len(asked.prompt)), *shown["tokens"]]
     assert len(tokens) == len(ids)
     in_scope = touched_positions(len(ids), len(asked.prompt), asked.read)

@@ -87,7 +87,7 @@ def test_a_variant_can_choose_tokens_by_role(client: Client) -> None:
 
 
 def test_what_is_no_variant_is_never_answered_unsteered(server: Server, client: Client) -> None:
-    for model in (f"{server.model}:golden-gat", f"{server.model}:golden-gate@000000000000"):
+    for model in (f"{server.model}:golden-gat", f"{server.model}:golden-gate@000000000000", "golden-gate"):
         for path, body in (
             ("/v1/chat/completions", {"messages": QUESTION}),
             ("/v1/completions", {"prompt": "a"}),
@@ -96,6 +96,7 @@ def test_what_is_no_variant_is_never_answered_unsteered(server: Server, client: 
         ):
             response = server.http.post(path, json={"model": model, **body})
             assert response.status_code == 404, (path, response.text)
+            assert f"{server.model}:golden-gate" in response.json()["error"]["message"]
     with pytest.raises(NotFoundError, match="Did you mean"):
         client.variants.get("golden-gat")
 

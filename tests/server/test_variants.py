@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from pydantic import ValidationError
 from sqlalchemy import create_engine, text
 from tests.server.conftest import entry
 
@@ -264,6 +265,22 @@ def test_a_changed_export_is_refused_as_a_whole(variants: Variants, tmp_path: Pa
         run(elsewhere.take_in(VariantExport.model_validate(exported)))
     assert refused.value.param == "data[1].sha256"
     assert [one for one in run(elsewhere.listed()) if not one.read_only] == []
+
+
+def test_an_export_that_no_database_could_keep_is_refused(variants: Variants) -> None:
+    create(variants, "chef", FOOD)
+    exported = run(variants.exported())
+    exported["data"][0]["created"] = 2**63
+    with pytest.raises(ValidationError, match=r"data\.0\.created\n.*less than or equal to 9223372036854775807"):
+        VariantExport.model_validate(exported)
+
+
+def test_a_variant_is_known_by_its_bare_name_and_a_model_is_not_taken_for_one(variants: Variants) -> None:
+    create(variants, "chef", FOOD)
+    found = run(variants.of_bare_name("chef"))
+    assert found is not None
+    assert found.to_wire().id == "tiny:chef"
+    assert [run(variants.of_bare_name(name)) for name in ("tiny", "nosuch", "tiny:chef", "")] == [None] * 4
 
 
 def version(name: str, number: int) -> Version:

@@ -99,6 +99,8 @@ class TokenReadout(Answer):
     position: int
     """In the request, its prompt included."""
     token_id: int
+    text: str | None = None
+    """Of the token alone; bytes that are no whole letter show as U+FFFD. None from an older server."""
     features: dict[str, float] = Field(default_factory=dict)
     """Activations by the feature's name in the request, in the encoder's units."""
     top: dict[str, list[TopFeature]] = Field(default_factory=dict)
@@ -134,8 +136,3 @@ class Receipt(Answer):
     """Those of the request, then those of its rules."""
     fired: tuple[Fired, ...] = ()
     warnings: tuple[str, ...] = ()
-
-    def _repr_html_(self) -> str:
-        from saeclamp import _html  # which reads all of these types
-
-        return _html.receipt(self)

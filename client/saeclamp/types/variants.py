@@ -11,6 +11,9 @@ from saeclamp.types.steering import Steering
 
 VARIANT_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 
+MAX_CREATED = 2**63 - 1
+"""Seconds since 1970: what databases keep."""
+
 VariantName = Annotated[str, Field(pattern=VARIANT_NAME)]
 BaseName = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -83,7 +86,7 @@ class ExportedVariant(Request):
     meaning: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Checked when it is imported."""
-    created: Annotated[int, Field(strict=True, ge=0)]
+    created: Annotated[int, Field(strict=True, ge=0, le=MAX_CREATED)]
 
 
 class VariantExport(Answer):

@@ -7,6 +7,7 @@ from typing import Any
 
 from saeclamp.types import Steering
 from saeclamp_server.conversation import Conversation
+from saeclamp_server.errors import BareVariantError
 from saeclamp_server.steering import ResolvedSteering, resolve, roles_in
 from saeclamp_server.variants import Variants
 from saeclamp_server.variants.content import Version
@@ -23,9 +24,14 @@ class AskedModel:
 
     @classmethod
     async def of(cls, app_state: Any, name: str | None, own: Steering | None) -> AskedModel:
-        """Look a name up. Raises RequestError where it names a variant that there is not."""
+        """Look a name up. Raises RequestError where it names a variant that there is not, or one without its model."""
         variants: Variants = app_state.variants
-        return cls(name, own, await variants.of_model(name) if name else None)
+        variant = await variants.of_model(name) if name else None
+        if name and variant is None and name not in app_state.openai_serving_models.lora_requests:
+            meant = await variants.of_bare_name(name)
+            if meant is not None:  # vLLM would only say that there is no such model
+                raise BareVariantError(name, meant.to_wire().id)
+        return cls(name, own, variant)
 
     @property
     def steers(self) -> bool:

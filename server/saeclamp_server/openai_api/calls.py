@@ -27,7 +27,7 @@ class SteeredCall:
     """What must be known to say whether a steered answer may leave."""
 
     app_state: Any
-    """vLLM's app state, plus `served`: Served, `sequences`: Sequences and `admission`: Admission."""
+    """vLLM's app state, plus `served`: Served, `model`: ServedModel, `sequences`: Sequences and `admission`: Admission."""
     resolved: ResolvedSteering
     key: str
     """Names this call's sequences to the engine."""
@@ -63,6 +63,7 @@ class SteeredCall:
                 key,
                 shows_token_ids,
                 resolved.program.shows(PROMPT),
+                app_state.model.text_of,
             )
         await app_state.admission.enter(features_of(resolved.program))
         sequences.begin(key, num_per_prompt)

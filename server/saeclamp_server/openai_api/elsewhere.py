@@ -141,7 +141,7 @@ class _Completed:
 
     async def _whole(self) -> None:
         status, content = self._start["status"], self._held
-        if status == 200:
+        if status == 200 and content != b"null":  # which vLLM says to a client that has gone
             try:
                 content = json.dumps(await self._told(json.loads(content))).encode()
             except NotAppliedError as exc:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,8 @@ class ReadoutWriter:
     shows_token_ids: bool
     """Whether the user asked for token ids too; the readout needs them in any case."""
     reads_prompt: bool
+    text_of: Callable[[int], str]
+    """Of a token's id."""
     _num_written: dict[int, int] = field(default_factory=dict)
     """Generated tokens of each choice that have been written of."""
 
@@ -57,6 +59,7 @@ class ReadoutWriter:
         return TokenReadout(
             position=position,
             token_id=token_id,
+            text=self.text_of(token_id),
             features={name: act for name, act in zip(names, reading.acts, strict=True) if act is not None},
             top={
                 sae: [

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from pydantic import ValidationError
@@ -19,6 +20,9 @@ from saeclamp_server.model import Outcome, Prompt, Run
 from saeclamp_server.openai_api.calls import SteeredCall
 from saeclamp_server.program import ABORTED, EXTRA_ARGS_KEY
 
+MAX_TEXTS = 2**16
+"""Of tokens, kept: decoding one takes longer than reading what is active at it."""
+
 REFUSED = (VLLMClientError, ValueError)
 """How vLLM refuses what it cannot do; some of it is older than its own errors."""
 
@@ -33,6 +37,8 @@ class ServedModel:
         self.name: str = app_state.openai_serving_models.base_model_paths[0].name
         self._renderer = app_state.online_renderer
         self._tokenizer = self._engine.get_tokenizer()
+        self.text_of: Callable[[int], str] = lru_cache(MAX_TEXTS)(lambda token: self._tokenizer.decode([token]))
+        """The text of a token; bytes that are no whole letter show as U+FFFD."""
         self.num_tokens: int = self._engine.model_config.get_vocab_size()
 
     async def of_text(self, text: str, path: str) -> Prompt:
@@ -68,8 +74,8 @@ class ServedModel:
         return ids
 
     def token_texts(self, ids: Sequence[int]) -> list[str]:
-        """Return the text of each token; bytes that are no whole letter show as U+FFFD."""
-        return [self._tokenizer.decode([token]) for token in ids]
+        """Return the text of each token."""
+        return [*map(self.text_of, ids)]
 
     async def run(self, run: Run, path: str) -> Outcome:
         """Run one sequence. Raises RequestError."""

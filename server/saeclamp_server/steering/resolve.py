@@ -12,7 +12,7 @@ from saeclamp.types import MAX_INTERVENTIONS, Ablate, Operation, Roles, Scale, S
 from saeclamp_server import scopes
 from saeclamp_server.conversation import Conversation
 from saeclamp_server.doses import check_doses, dose
-from saeclamp_server.errors import InvalidSteeringError
+from saeclamp_server.errors import ContradictionError, InvalidSteeringError
 from saeclamp_server.program import VECTOR, Edit, EditOp, Rule, SteeringProgram
 from saeclamp_server.steering.conditions import refuse_acting_before_knowing, resolve_readout, resolve_rule
 from saeclamp_server.steering.served import Served
@@ -155,8 +155,9 @@ def _refuse_contradictions(
             other = edits[first]
             if (edit.sae, edit.index) == (other.sae, other.index):
                 where = "some of these tokens" if prompt_len is not None else "these tokens, or can in some prompt"
-                raise InvalidSteeringError(
-                    f"{paths[first].removeprefix('steering.')} already moves {edit.target} at {where}.",
+                raise ContradictionError(
+                    paths[first],
+                    f"already moves {edit.target} at {where}.",
                     f"{paths[second]}.{'feature' if edit.vector is None else 'vector'}",
                 )
 

@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from saeclamp.types import MAX_RULES, NewVariant, Steering, Variant, VariantExport
 from saeclamp_server.conversation import Conversation
 from saeclamp_server.errors import (
+    ContradictionError,
     InvalidRequestError,
     RequestError,
     UnknownVariantError,
@@ -104,6 +105,11 @@ class Variants:
         if found is None:
             raise await self._unknown(model, "model", 404)
         return found
+
+    async def of_bare_name(self, name: str) -> Version | None:
+        """Find the variant that a name is of without its model's; None for a model's own name."""
+        parsed = ModelName.parse(f"{self._bases[0]}:{name}") if name not in self._bases else None
+        return await self._find(parsed) if parsed is not None else None
 
     def resolved(
         self, version: Version, own: Steering | None, conversation: Conversation | None = None
@@ -203,9 +209,13 @@ def _blamed(exc: RequestError, own: Steering | None, version: Version) -> Reques
     """Let a refusal that is about a variant's part of a joined steering, or names one, say so."""
     num_own = {"interventions": len(own.interventions) if own else 0, "rules": len(own.rules) if own else 0}
     cannot = f"The variant {version.to_wire().id} cannot be used with this:"
-    for place, rest in ((exc.param or "", exc.message), (exc.message, "it" + exc.message[exc.message.find(" ") :])):
-        part = re.match(r"(?:steering\.)?(interventions|rules)\[(\d+)\]", place)
-        if part is not None and int(part[2]) >= num_own[part[1]]:
-            exc.message, exc.param = f"{cannot} {rest}", "model"
-            break
+
+    def is_the_variants(path: str | None) -> bool:
+        part = re.match(r"steering\.(interventions|rules)\[(\d+)\]", path or "")
+        return part is not None and int(part[2]) >= num_own[part[1]]
+
+    if is_the_variants(exc.param):
+        exc.message, exc.param = f"{cannot} {exc.message}", "model"
+    elif isinstance(exc, ContradictionError) and is_the_variants(exc.first):
+        exc.message, exc.param = f"{cannot} it {exc.does}", "model"
     return exc
