@@ -16,7 +16,7 @@ from saeclamp_server.engine.fit_check import check_that_saes_fit
 from saeclamp_server.engine.self_test import check_that_steering_works
 from saeclamp_server.engine.settings import sample_ids
 from saeclamp_server.engine.trusted_labels import trusted_labels
-from saeclamp_server.everywhere import EngineDirections
+from saeclamp_server.everywhere import EngineDirections, EngineReports
 from saeclamp_server.features import FeatureSearch, known_saes
 from saeclamp_server.openai_api import elsewhere, metrics
 from saeclamp_server.openai_api.sequences import Sequences
@@ -52,7 +52,7 @@ async def assembled(engine: Any, args: Namespace, plan: Plan, say: Callable[[str
     threading.Thread(target=state.search.prepare, args=(say,), daemon=True).start()
     state.admission = Admission(options.max_features, options.max_waiting, metrics.WAIT.observe)
     metrics.watch(state.admission)
-    state.sequences = Sequences()
+    state.sequences, state.reports = Sequences(), EngineReports(engine)
     state.sequences.listen(engine.output_processor)
     elsewhere.listen(engine)
     await init_app_state(engine, state, args, tasks)

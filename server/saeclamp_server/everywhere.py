@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import asyncio
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
+
+Reports: TypeAlias = dict[str, dict[str, Any]]
+"""Of sequences, by request id: the fields of `engine.live.Report`."""
 
 
 async def on_workers(engine: Any, method: str, *args: Any) -> list[list[Any]]:
@@ -39,15 +43,48 @@ class EngineDirections:
         return next((rows for rows in found if rows is not None), None)
 
 
-async def steering_reports(engine: Any, key: str) -> Mapping[str, dict[str, Any]]:
-    """Fetch the reports on the sequences of an API call, by request id, as if one process had run them."""
-    reports: dict[str, dict[str, Any]] = {}
-    tensor_parallel = engine.vllm_config.parallel_config.tensor_parallel_size
-    for workers in await on_workers(engine, "steering_reports", key):
-        # every worker of a tensor-parallel group makes the same edits
-        stages: list[dict[str, dict[str, Any]]] = workers[::tensor_parallel]
-        reports |= {request_id: _joined([stage[request_id] for stage in stages]) for request_id in stages[0]}
-    return reports
+class EngineReports:
+    """
+    Fetches what the engine reports on calls that have ended.
+
+    A call to the workers waits for the step that runs, so calls that end together, or while one is made, share the next one.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._waiting: dict[str, asyncio.Future[list[list[Reports]]]] = {}
+        self._fetching: asyncio.Task[None] | None = None
+
+    async def of(self, key: str) -> Reports:
+        """
+        Fetch the reports on the sequences of an API call, as if one process had run them.
+
+        Raises what the call to the workers raises.
+        """
+        future = self._waiting[key] = asyncio.get_running_loop().create_future()
+        if self._fetching is None:
+            self._fetching = asyncio.create_task(self._fetch())
+        tensor_parallel = self._engine.vllm_config.parallel_config.tensor_parallel_size
+        reports: Reports = {}
+        for workers in await future:
+            stages = workers[::tensor_parallel]  # every worker of a tensor-parallel group makes the same edits
+            reports |= {request_id: _joined([stage[request_id] for stage in stages]) for request_id in stages[0]}
+        return reports
+
+    async def _fetch(self) -> None:
+        while self._waiting:
+            waiting, self._waiting = self._waiting, {}
+            try:
+                engines = await on_workers(self._engine, "steering_reports", [*waiting])
+            except Exception as exc:  # noqa: BLE001 (each of the calls that wait is to fail with it, and none to hang)
+                for future in waiting.values():
+                    if not future.done():  # else whoever asked has gone
+                        future.set_exception(exc)
+            else:
+                for key, future in waiting.items():
+                    if not future.done():
+                        future.set_result([[worker[key] for worker in workers] for workers in engines])
+        self._fetching = None
 
 
 def _joined(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:

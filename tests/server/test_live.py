@@ -45,7 +45,7 @@ def test_a_request_keeps_its_slots_from_step_to_step(requests: LiveRequests) -> 
 def test_prompt_counts_leave_out_position_0_and_special_tokens(requests: LiveRequests) -> None:
     edits = [Edit("a", index, "add", 1.0, scope) for index, scope in enumerate((ALL, PROMPT, GENERATED))]
     requests.span(Scheduled("1", payload("k", *edits), [9, 5, 1, 6, 0, 7], 0, 6, 0))
-    (report,) = requests.collect("k").values()
+    (report,) = requests.collect(["k"])["k"].values()
     assert report.prompt == [3, 3, 0]
     assert report.failure is None
 
@@ -54,9 +54,9 @@ def test_a_failure_is_remembered_reported_and_then_forgotten(requests: LiveReque
     bad = payload("k", Edit("a", 99, "clamp", 1.0))
     assert requests.span(Scheduled("1", bad, [1, 2], 0, 2, 0)) is None
     assert requests.span(Scheduled("1", bad, [1, 2], 0, 1, 2)) is None
-    (report,) = requests.collect("k").values()
+    (report,) = requests.collect(["k"])["k"].values()
     assert report.failure == "ValueError: SAE 'a' has no feature 99."
-    assert requests.collect("k") == {}
+    assert requests.collect(["k"])["k"] == {}
 
 
 @pytest.mark.parametrize(
@@ -74,17 +74,17 @@ def test_a_request_that_fails_on_the_way_is_reported_as_failed_only(
     assert requests.span(Scheduled("1", payload("k"), [1, 2], 0, 2, 0)) is not None
     monkeypatch.setattr(requests, "_span", lambda scheduled: 1 / 0)
     assert requests.span(Scheduled("1", payload("k"), [1, 2], 0, 1, 2)) is None
-    (report,) = requests.collect("k").values()
+    (report,) = requests.collect(["k"])["k"].values()
     assert report.failure == "ZeroDivisionError: division by zero"
-    assert requests.collect("k") == {}
+    assert requests.collect(["k"])["k"] == {}
 
 
 def test_reports_go_to_the_call_that_they_belong_to(requests: LiveRequests) -> None:
     for number in range(4):
         requests.span(Scheduled(str(number), payload("even" if number % 2 == 0 else "odd"), [1, 2], 0, 2, 0))
-    assert len(requests.collect("even")) == 2
-    assert len(requests.collect("even")) == 0
-    assert len(requests.collect("odd")) == 2
+    assert len(requests.collect(["even"])["even"]) == 2
+    assert len(requests.collect(["even"])["even"]) == 0
+    assert len(requests.collect(["odd"])["odd"]) == 2
 
 
 def test_what_departed_clients_leave_behind_is_bounded(requests: LiveRequests, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +92,7 @@ def test_what_departed_clients_leave_behind_is_bounded(requests: LiveRequests, m
     for number in range(6):
         requests.span(Scheduled(str(number), payload(f"k{number}"), [1, 2], 0, 2, 0))
     requests.forget_the_uncollected(lambda request_id: request_id == "1")
-    assert [len(requests.collect(f"k{number}")) for number in range(6)] == [0, 1, 0, 1, 1, 1]
+    assert [len(requests.collect([f"k{number}"])[f"k{number}"]) for number in range(6)] == [0, 1, 0, 1, 1, 1]
 
 
 def test_the_ledger_sums_per_slot_and_reuses_what_is_released() -> None:

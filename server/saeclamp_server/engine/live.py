@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
@@ -121,17 +121,15 @@ class LiveRequests:
         if request is not None:
             request.counted = min(request.counted, end)
 
-    def collect(self, key: str) -> dict[str, Report]:
-        """Report on every request of an API call, by request id, and forget them."""
-        reports = {
-            request_id: self._close(request_id)
-            for request_id in [*self._requests]
-            if self._requests[request_id].key == key
-        }
-        for request_id in [*self.failures]:
-            owner, reason = self.failures[request_id]
-            if owner == key:  # instead of what it did before it failed
-                reports[request_id] = Report(failure=reason)
+    def collect(self, keys: Iterable[str]) -> dict[str, dict[str, Report]]:
+        """Report on every request of some API calls, by their keys and by request id, and forget them."""
+        reports: dict[str, dict[str, Report]] = {key: {} for key in keys}
+        for request_id, request in [*self._requests.items()]:
+            if request.key in reports:
+                reports[request.key][request_id] = self._close(request_id)
+        for request_id, (key, reason) in [*self.failures.items()]:
+            if key in reports:  # instead of what it did before it failed
+                reports[key][request_id] = Report(failure=reason)
                 del self.failures[request_id]
         return reports
 

@@ -11,7 +11,7 @@ from vllm import SamplingParams
 
 from saeclamp_saes import SAEEntry
 from saeclamp_server.engine.settings import CONFIG_KEY
-from saeclamp_server.everywhere import data_parallel_ranks, on_workers, steering_reports
+from saeclamp_server.everywhere import EngineReports, data_parallel_ranks, on_workers
 from saeclamp_server.fit import StartupError
 from saeclamp_server.program import EXTRA_ARGS_KEY, VECTOR, Edit, SteeringProgram
 from saeclamp_server.vectors import Place
@@ -42,7 +42,7 @@ async def _check_engine(engine: Any, probes: Mapping[str, SteeringProgram], rank
     for what, program in probes.items():
         key = uuid.uuid4().hex
         steered = await _first_logprobs(engine, {"key": key, "program": program.to_json()}, rank)
-        _check(what, before, steered, [*(await steering_reports(engine, key)).values()])
+        _check(what, before, steered, [*(await EngineReports(engine).of(key)).values()])
     if _differs(await _first_logprobs(engine, None, rank), before):
         raise StartupError("Self-test: an unsteered request was changed by a steered one before it.")
 

@@ -165,9 +165,12 @@ class SteeringWorker:
             }
         return measured
 
-    def steering_reports(self, key: str) -> dict[str, dict[str, Any]]:
-        """Report on the requests of one API call (see `live.Report`), by request id, and forget them."""
-        return {request_id: vars(report) for request_id, report in self._live.collect(key).items()}
+    def steering_reports(self, keys: list[str]) -> dict[str, dict[str, dict[str, Any]]]:
+        """Report on the requests of some API calls (see `live.Report`), by key and request id, and forget them."""
+        return {
+            key: {request_id: vars(report) for request_id, report in reports.items()}
+            for key, reports in self._live.collect(keys).items()
+        }
 
 
 def _boundaries(layers: range, saes: Sequence[LoadedSAE], board: Board) -> tuple[Boundary | None, Boundary | None]:

@@ -9,7 +9,6 @@ from saeclamp.types import Receipt
 from saeclamp_server.admission import features_of
 from saeclamp_server.conversation import Conversation
 from saeclamp_server.errors import InvalidSteeringError, NotAppliedError
-from saeclamp_server.everywhere import steering_reports
 from saeclamp_server.openai_api import metrics
 from saeclamp_server.openai_api.asked_model import AskedModel
 from saeclamp_server.openai_api.readouts import ReadoutWriter, name_aborted
@@ -27,7 +26,10 @@ class SteeredCall:
     """What must be known to say whether a steered answer may leave."""
 
     app_state: Any
-    """vLLM's app state, plus `served`: Served, `model`: ServedModel, `sequences`: Sequences and `admission`: Admission."""
+    """
+    vLLM's app state, plus `served`: Served, `model`: ServedModel, `sequences`: Sequences, `reports`: EngineReports and
+    `admission`: Admission.
+    """
     resolved: ResolvedSteering
     key: str
     """Names this call's sequences to the engine."""
@@ -113,7 +115,7 @@ class SteeredCall:
 
     async def receipt(self) -> Receipt:
         """Ask the engine what it did. Raises NotAppliedError unless every sequence was steered."""
-        answers = await steering_reports(self.app_state.engine_client, self.key)
+        answers = await self.app_state.reports.of(self.key)
         served_name = self.app_state.openai_serving_models.base_model_paths[0].name
         choices = self.app_state.sequences.choices(self.key)
         reports = {choices[request_id]: report for request_id, report in answers.items()}
