@@ -88,7 +88,7 @@ def _feature(one: StoredFeature) -> str:
     known = [(name, value) for name, value in [*facts, *logits] if value not in (None, "")]
     parts = [heading(one.feature, one.name or "")]
     parts += [labels] if one.labels else []
-    parts += [table(("of it", "is"), known)] if known else []
+    parts += [table(("figure", "value"), known)] if known else []
     parts += [heading("Active here") + _examples(one.examples)] if one.examples else []
     parts += [heading("Points the same way") + _neighbours(one.neighbours)] if one.neighbours else []
     return "".join(parts)
