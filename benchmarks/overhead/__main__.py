@@ -1,7 +1,7 @@
 """
 What steering costs: tokens/s and time per token against vanilla vLLM and against hooks, side by side in one run.
 
-    python -m benchmarks.overhead [--eager] [--starts 2] [--rounds 3] [--without PEER] [--only SETTING] [--write]
+    python -m benchmarks.overhead [--eager] [--starts 2] [--rounds 3] [--without PEER] [--only SETTING] [--batch N] [--write]
 
 Beside vLLM's own server on the packaged model there runs one other at a time, with the same flags and environment: one of
 saeclamp's, or a library that hooks a model in its own process. Each round visits what that one is measured in, settings and
@@ -92,24 +92,26 @@ def main() -> None:
     parser.add_argument("--without", action="append", default=[], choices=peers.PEERS, help="leave a library out")
     names = [*dict.fromkeys(setting.name for setting in SETTINGS)]
     parser.add_argument("--only", action="append", choices=names, metavar="SETTING", help=f"one of: {', '.join(names)}")
+    parser.add_argument("--batch", action="append", type=int, metavar="N", help="only batches of this size")
     parser.add_argument("--write", action="store_true", help="also write the table under benchmarks/results")
     args = parser.parse_args()
     figures = Figures()
     hooks = [Setting(HOOKS, name, PLAIN.steering, PEER_BATCHES) for name in peers.PEERS if name not in args.without]
-    settings = [setting for setting in [*SETTINGS, *hooks] if args.only is None or setting.name in args.only]
-    others = sorted({setting.server for setting in settings})
+    chosen = [setting for setting in [*SETTINGS, *hooks] if args.only is None or setting.name in args.only]
+    pairs = [(one, batch) for one in chosen for batch in one.batches if args.batch is None or batch in args.batch]
+    others = sorted({setting.server for setting, _ in pairs})
     with _empty_folder() as folder:
         for start in range(1, args.starts + 1):
             with runner_of(PLAIN.server, args.eager, folder, figures) as plain:
                 for name in random.sample(others, len(others)):
-                    visits = [(one, batch) for one in settings if one.server == name for batch in one.batches]
+                    visits = [(one, batch) for one, batch in pairs if one.server == name]
                     with runner_of(name, args.eager, folder, figures) as other:
                         for number in range(1, args.rounds + 1):
                             _say(f"start {start} of {args.starts}, {name}, round {number} of {args.rounds}")
                             one_round(visits, other, plain, figures)
                     text = report(figures, " ".join(["python -m benchmarks.overhead", *sys.argv[1:]]), args.eager)
                     if args.write:  # what was measured is kept if the rest is broken off
-                        kind = ("eager" if args.eager else "compiled") + ("-some" if args.only else "")
+                        kind = ("eager" if args.eager else "compiled") + ("-some" if args.only or args.batch else "")
                         (RESULTS / f"{date.today().isoformat()}-overhead-{kind}.md").write_text(text)
     print(text)
 
