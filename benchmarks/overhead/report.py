@@ -60,7 +60,7 @@ class Figures:
 
 
 def admission(server: Server) -> str:
-    """Say what the server itself has measured of the time from a checked request to its program."""
+    """Say what the server itself has measured of the time from a checked request to its program; it has had some."""
     metrics = server.http.get("/metrics").text
     (total,), (count,) = (
         re.findall(rf"^saeclamp_admission_seconds_{part} ([\d.e+-]+)$", metrics, re.MULTILINE)
