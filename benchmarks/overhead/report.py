@@ -84,8 +84,9 @@ def report(figures: Figures, command: str, eager: bool) -> str:
         HEADER,
         *(_line(key, row) for key, row in sorted(figures.rows.items(), key=lambda item: _order(item[0]))),
         "",
-        f"From a checked request to its program: {'; '.join(figures.admissions)}.",
     ]
+    if figures.admissions:
+        lines.append(f"From a checked request to its program: {'; '.join(figures.admissions)}.")
     if len(figures.first_ids) > 1:
         same = len({tuple(ids) for ids in figures.first_ids.values()}) == 1
         answers = "the same answer" if same else f"different answers: {figures.first_ids}"
