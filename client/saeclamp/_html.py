@@ -78,7 +78,7 @@ def _feature(one: StoredFeature) -> str:
         ("density", one.density),
         ("max act", one.max_act),
         ("output score", one.output_score),
-        ("green zone (x max act)", _range(one.green_zone) or None),
+        ("green zone (x max act)", _range(one.green_zone)),
         ("best clamp (x max act)", one.best),
     ]
     logits = [

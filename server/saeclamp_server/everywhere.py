@@ -52,8 +52,10 @@ class EngineReports:
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
-        self._waiting: dict[str, asyncio.Future[list[list[Reports]]]] = {}
-        self._fetching: asyncio.Task[None] | None = None
+        self._one_at_a_time = asyncio.Lock()
+        self._keys: list[str] = []
+        """Of the fetch that has not begun."""
+        self._next: asyncio.Task[list[list[dict[str, Reports]]]] | None = None
 
     async def of(self, key: str) -> Reports:
         """
@@ -61,30 +63,22 @@ class EngineReports:
 
         Raises what the call to the workers raises.
         """
-        future = self._waiting[key] = asyncio.get_running_loop().create_future()
-        if self._fetching is None:
-            self._fetching = asyncio.create_task(self._fetch())
+        if self._next is None:
+            self._next = asyncio.create_task(self._fetch())
+        self._keys.append(key)
+        engines = await asyncio.shield(self._next)  # others wait for it too, should this call's client go
         tensor_parallel = self._engine.vllm_config.parallel_config.tensor_parallel_size
         reports: Reports = {}
-        for workers in await future:
-            stages = workers[::tensor_parallel]  # every worker of a tensor-parallel group makes the same edits
+        for workers in engines:
+            # every worker of a tensor-parallel group makes the same edits
+            stages = [worker[key] for worker in workers[::tensor_parallel]]
             reports |= {request_id: _joined([stage[request_id] for stage in stages]) for request_id in stages[0]}
         return reports
 
-    async def _fetch(self) -> None:
-        while self._waiting:
-            waiting, self._waiting = self._waiting, {}
-            try:
-                engines = await on_workers(self._engine, "steering_reports", [*waiting])
-            except Exception as exc:  # noqa: BLE001 (each of the calls that wait is to fail with it, and none to hang)
-                for future in waiting.values():
-                    if not future.done():  # else whoever asked has gone
-                        future.set_exception(exc)
-            else:
-                for key, future in waiting.items():
-                    if not future.done():
-                        future.set_result([[worker[key] for worker in workers] for workers in engines])
-        self._fetching = None
+    async def _fetch(self) -> list[list[dict[str, Reports]]]:
+        async with self._one_at_a_time:
+            keys, self._keys, self._next = self._keys, [], None
+            return await on_workers(self._engine, "steering_reports", keys)
 
 
 def _joined(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Variants:
 
     async def get(self, name: str) -> Version:
         """Find a variant by `<name>`, `<name>@<sha>`, or either behind `<base>:`. Raises UnknownVariantError."""
-        parsed = ModelName.parse(name if ":" in name else f"{self._bases[0]}:{name}")
+        parsed = self._parsed(name)
         found = await self._find(parsed) if parsed is not None else None
         if found is None:
             raise await self._unknown(name, "name", 404)
@@ -63,7 +63,7 @@ class Variants:
 
     async def delete(self, name: str) -> tuple[str, int]:
         """Delete a name and its versions; return its model's name and their number. Raises RequestError."""
-        parsed = ModelName.parse(name if ":" in name else f"{self._bases[0]}:{name}")
+        parsed = self._parsed(name)
         if parsed is None or parsed.sha256 is not None:
             raise InvalidRequestError("A variant is deleted by its name, with all its versions.", "name")
         self._refuse_taken(parsed.base, parsed.variant)
@@ -108,7 +108,7 @@ class Variants:
 
     async def of_bare_name(self, name: str) -> Version | None:
         """Find the variant that a name is of without its model's; None for a model's own name."""
-        parsed = ModelName.parse(f"{self._bases[0]}:{name}") if name not in self._bases else None
+        parsed = None if name in self._bases or ":" in name else self._parsed(name)
         return await self._find(parsed) if parsed is not None else None
 
     def resolved(
@@ -139,6 +139,10 @@ class Variants:
             return version.parsed
         except ValidationError as exc:
             raise VariantChangedError(version.to_wire().version) from exc
+
+    def _parsed(self, name: str) -> ModelName | None:
+        """Take a name apart that may lack its model's."""
+        return ModelName.parse(name if ":" in name else f"{self._bases[0]}:{name}")
 
     async def _find(self, name: ModelName) -> Version | None:
         preset = self._presets.get((name.base, name.variant))
