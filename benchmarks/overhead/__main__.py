@@ -50,12 +50,8 @@ def one_round(visits: Sequence[tuple[Setting, int]], other: Runner, plain: Runne
 
 
 @contextmanager
-def runner_of(name: str, eager: bool, folder: Path, figures: Figures, steers: bool = False) -> Iterator[Runner]:
-    """
-    Start a server or library, and warm it up: what is done first takes longer.
-
-    steers: whether a server is going to be asked to, and can say then how long it took to admit
-    """
+def runner_of(name: str, eager: bool, folder: Path, figures: Figures) -> Iterator[Runner]:
+    """Start a server or library, and warm it up: what is done first takes longer."""
     if name in peers.PEERS:
         with peers.started(name) as peer:
             figures.first_ids[name] = peer.first_ids
@@ -69,8 +65,8 @@ def runner_of(name: str, eager: bool, folder: Path, figures: Figures, steers: bo
 
         run_batch(PLAIN.steering, BATCH)
         yield run_batch
-        if steers:
-            figures.admissions.append(admission(server))
+        told = admission(server)
+        figures.admissions += [told] if told else []
 
 
 @contextmanager
@@ -109,8 +105,7 @@ def main() -> None:
             with runner_of(PLAIN.server, args.eager, folder, figures) as plain:
                 for name in random.sample(others, len(others)):
                     visits = [(one, batch) for one, batch in pairs if one.server == name]
-                    steers = any(one.steering(0) is not None for one, _ in visits)
-                    with runner_of(name, args.eager, folder, figures, steers) as other:
+                    with runner_of(name, args.eager, folder, figures) as other:
                         for number in range(1, args.rounds + 1):
                             _say(f"start {start} of {args.starts}, {name}, round {number} of {args.rounds}")
                             one_round(visits, other, plain, figures)

@@ -59,16 +59,16 @@ class Figures:
             kept.gaps += run.gaps
 
 
-def admission(server: Server) -> str:
-    """Say what the server itself has measured of the time from a checked request to its program; it has had some."""
+def admission(server: Server) -> str | None:
+    """Say what the server itself has measured of the time from a checked request to its program; None if it had none."""
     metrics = server.http.get("/metrics").text
-    (total,), (count,) = (
-        re.findall(rf"^saeclamp_admission_seconds_{part} ([\d.e+-]+)$", metrics, re.MULTILINE)
-        for part in ("sum", "count")
-    )
+    figures = dict(re.findall(r"^saeclamp_admission_seconds_(sum|count) ([\d.e+-]+)$", metrics, re.MULTILINE))
+    total, count = float(figures.get("sum", 0)), float(figures.get("count", 0))
+    if not count:
+        return None
     buckets = re.findall(r'^saeclamp_admission_seconds_bucket\{le="([^"]+)"\} ([\d.e+]+)$', metrics, re.MULTILINE)
-    p99 = next(bound for bound, below in buckets if float(below) >= 0.99 * float(count))
-    return f"{float(total) / float(count) * 1000:.2f} ms on average, 99 % below {float(p99) * 1000:g} ms"
+    p99 = next(bound for bound, below in buckets if float(below) >= 0.99 * count)
+    return f"{total / count * 1000:.2f} ms on average, 99 % below {float(p99) * 1000:g} ms"
 
 
 def report(figures: Figures, command: str, eager: bool) -> str:
