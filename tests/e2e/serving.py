@@ -65,18 +65,17 @@ def serve(
     """
     arguments = ["serve", model, *flags, *([] if verified else ["--allow-unverified-sae"])]
     if whole:
-        with run_server([sys.executable, "-m", entry, *arguments], log, name or model) as server:
+        with run_server([sys.executable, "-m", entry, *arguments], log, name or model, unset) as server:
             yield server
         return
     port = _free_port()
-    environment = {name: value for name, value in _environment(log).items() if name != unset}
-    process = NURSERY.fork(entry, [*arguments, "--port", str(port)], log, environment)
+    process = NURSERY.fork(entry, [*arguments, "--port", str(port)], log, _environment(log, unset))
     with _served(process, port, log, name or model) as server:
         yield server
 
 
 @contextmanager
-def run_server(command: Sequence[str], log: Path, name: str) -> Iterator[Server]:
+def run_server(command: Sequence[str], log: Path, name: str, unset: str | None = None) -> Iterator[Server]:
     """Run a command that takes `--port` and serves `/health`, in a process group of its own, until the block ends."""
     port = _free_port()
     with log.open("wb") as output:
@@ -85,15 +84,16 @@ def run_server(command: Sequence[str], log: Path, name: str) -> Iterator[Server]
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=_environment(log),
+            env=_environment(log, unset),
         )
     with _served(process, port, log, name) as server:
         yield server
 
 
-def _environment(log: Path) -> dict[str, str]:
+def _environment(log: Path, unset: str | None) -> dict[str, str]:
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING", **os.environ, "HF_HUB_OFFLINE": "1"}
-    return {**environment, "XDG_DATA_HOME": str(log.parent / "data")}  # variants of tests are not the user's
+    environment["XDG_DATA_HOME"] = str(log.parent / "data")  # variants of tests are not the user's
+    return {name: value for name, value in environment.items() if name != unset}
 
 
 @contextmanager

@@ -8,9 +8,10 @@ import openai
 import pytest
 from tests.bundled import GOLDEN_GATE, STRENGTH
 from tests.e2e.serving import Server
+from transformers import PreTrainedTokenizerBase
 
 import saeclamp
-from saeclamp import Add, AsyncClient, Clamp, Client
+from saeclamp import Add, AsyncClient, Clamp, Client, Readout, Steering
 
 MESSAGES = [{"role": "user", "content": "How can I sleep better?"}]
 PARAMS = {"temperature": 0, "max_tokens": 24}
@@ -88,6 +89,17 @@ def test_our_client(server: Server) -> None:
             client.completions.create(prompt="x", steering=Clamp(feature="nobody/1", value=1))
         assert (raised.value.status, raised.value.code) == (400, "unknown_sae")
         assert raised.value.request_id
+
+
+def test_readings_carry_the_text_of_their_tokens(server: Server, tokenizer: PreTrainedTokenizerBase) -> None:
+    look = Steering(readout=Readout(top_k=1, tokens="all"))
+    with Client(server.url) as client:
+        answer = client.completions.create(prompt="The bridge is", steering=look, temperature=0, max_tokens=6)
+    shown = answer.choices[0].steering
+    assert shown is not None
+    tokens = [token for token in (*(shown.prompt_tokens or ()), *shown.tokens) if token is not None]
+    assert [token.text for token in tokens] == [tokenizer.decode([token.token_id]) for token in tokens]
+    assert "".join(str(token.text) for token in tokens) == " bridge is" + answer.text  # the first token is not read
 
 
 def test_our_async_client(server: Server) -> None:

@@ -43,19 +43,9 @@ def cache_info(server: Server) -> dict[str, str]:
 
 
 def test_the_engine_has_the_cache_that_was_announced(tmp_path: Path, model: Path, sae: Path) -> None:
-    flags = [
-        "--sae",
-        str(sae),
-        "--enforce-eager",
-        "--dtype",
-        "float32",
-        "--max-model-len",
-        "500",
-        "--max-num-seqs",
-        "6",
-    ]
+    flags = ["--enforce-eager", "--dtype", "float32", "--max-model-len", "500", "--max-num-seqs", "6"]
     log = tmp_path / "log"
-    with serve(log, str(model), *flags, unset="VLLM_CPU_KVCACHE_SPACE") as server:
+    with serve(log, str(model), "--sae", str(sae), *flags, unset="VLLM_CPU_KVCACHE_SPACE") as server:
         info = cache_info(server)
         assert server.complete("Hello", max_tokens=1)["choices"]
     # 4 blocks for each of 6 sequences, and the one that vLLM keeps
