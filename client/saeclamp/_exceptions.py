@@ -47,7 +47,7 @@ class APIStatusError(SaeclampError):
 
     def __init__(
         self,
-        status: int,
+        status_code: int,
         code: str | int | None,
         param: str | None,
         type: str | None,
@@ -56,8 +56,8 @@ class APIStatusError(SaeclampError):
         body: Any,
     ) -> None:
         # All arguments go up, so that the exception survives pickling.
-        super().__init__(status, code, param, type, request_id, message, body)
-        self.status = status
+        super().__init__(status_code, code, param, type, request_id, message, body)
+        self.status_code = status_code
         self.code = code
         self.param = param
         """JSON path of the field that was refused, such as `steering.interventions[0].feature`."""
@@ -68,7 +68,7 @@ class APIStatusError(SaeclampError):
         """The decoded JSON, or the text where it was not JSON."""
 
     def __str__(self) -> str:
-        return _sentence(f"HTTP {self.status}: {self.message}", self.param, self.request_id)
+        return _sentence(f"HTTP {self.status_code}: {self.message}", self.param, self.request_id)
 
 
 class BadRequestError(APIStatusError):

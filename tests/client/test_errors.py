@@ -47,7 +47,7 @@ def test_each_status_has_its_error(
     with pytest.raises(APIStatusError) as caught:
         client.models.list()
     assert type(caught.value) is error
-    assert caught.value.status == status
+    assert caught.value.status_code == status
 
 
 def test_the_envelope_is_read_into_the_error(server: ScriptedServer, client: Client) -> None:

@@ -87,7 +87,7 @@ def test_our_client(server: Server) -> None:
         assert text.steering is not None
         with pytest.raises(saeclamp.BadRequestError) as raised:
             client.completions.create(prompt="x", steering=Clamp(feature="nobody/1", value=1))
-        assert (raised.value.status, raised.value.code) == (400, "unknown_sae")
+        assert (raised.value.status_code, raised.value.code) == (400, "unknown_sae")
         assert raised.value.request_id
 
 
