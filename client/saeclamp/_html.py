@@ -11,12 +11,12 @@ from saeclamp.types import (
     ComparedAnswer,
     Comparison,
     Contrasted,
+    Described,
     Example,
     FeatureHits,
     InspectedFeature,
     InspectedToken,
     Inspection,
-    Label,
     Neighbour,
     Neighbourhoods,
     Receipt,
@@ -41,14 +41,14 @@ def shown(answer: object) -> str | None:
 def _inspection(one: Inspection) -> str:
     """An activation heat map of each of the first features over the text, and sums."""
     maps = [
-        heading(feature.feature, f"{_text(feature.label)} max {number(feature.max)}") + _heat(one.tokens, feature)
+        heading(feature.feature, f"{_about(feature)} max {number(feature.max)}") + _heat(one.tokens, feature)
         for feature in one.features[:MAX_MAPS]
     ]
     rows = [
-        (feature.feature, feature.name, _text(feature.label), feature.max, feature.mean, feature.frequency)
+        (feature.feature, feature.name, _about(feature), feature.max, feature.mean, feature.frequency)
         for feature in one.features
     ]
-    return "".join(maps) + table(("feature", "name", "label", "max", "mean", "frequency"), rows) + small(one.warnings)
+    return "".join(maps) + table(("feature", "name", "about", "max", "mean", "frequency"), rows) + small(one.warnings)
 
 
 @shown.register
@@ -57,7 +57,7 @@ def _hits(found: FeatureHits) -> str:
         (
             hit.feature,
             hit.name,
-            f"{_text(hit.label)}{f' ({hit.label.source})' if hit.label else ''}",
+            f"{_about(hit)}{f' ({hit.label.source})' if hit.label else ''}",
             _quoted(hit.tokens),
             hit.density,
             hit.max_act,
@@ -66,7 +66,7 @@ def _hits(found: FeatureHits) -> str:
         )
         for hit in found.data
     ]
-    headers = ("feature", "name", "label", "active on", "density", "max act", "output score", "green zone")
+    headers = ("feature", "name", "about", "active on", "density", "max act", "output score", "green zone")
     return table(headers, rows) + small([found.note] if found.note else [])
 
 
@@ -86,7 +86,7 @@ def _feature(one: StoredFeature) -> str:
         ("suppresses", _quoted(logit.token for logit in one.bottom_logits or ())),
     ]
     known = [(name, value) for name, value in [*facts, *logits] if value not in (None, "")]
-    parts = [heading(one.feature, one.name or "")]
+    parts = [heading(one.feature, " ".join(filter(None, (one.name, _about(one)))))]
     parts += [labels] if one.labels else []
     parts += [table(("figure", "value"), known)] if known else []
     parts += [heading("Active here") + _examples(one.examples)] if one.examples else []
@@ -101,37 +101,35 @@ def _neighbourhoods(found: Neighbourhoods) -> str:
 
 @shown.register
 def _contrasted(found: Contrasted) -> str:
-    rows = [
-        (one.feature, one.name, _text(one.label), one.positive, one.negative, one.effect, one.p) for one in found.data
-    ]
-    headers = ("feature", "name", "label", "positive", "negative", "effect", "p, corrected")
+    rows = [(one.feature, one.name, _about(one), one.positive, one.negative, one.effect, one.p) for one in found.data]
+    headers = ("feature", "name", "about", "positive", "negative", "effect", "p, corrected")
     return table(headers, rows) + small([found.test, *found.warnings])
 
 
 @shown.register
 def _attribution(found: Attribution) -> str:
     """What a token's likelihood becomes without each feature."""
-    rows = [(one.feature, one.name, _text(one.label), one.act, one.change, one.predicted) for one in found.data]
+    rows = [(one.feature, one.name, _about(one), one.act, one.change, one.predicted) for one in found.data]
     against = f" against {found.against.text!r}" if found.against else ""
     behind = f"behind {found.position} tokens: {found.metric} {found.value:.3f}"
-    headers = ("feature", "name", "label", "activation", "change without it", "predicted")
+    headers = ("feature", "name", "about", "activation", "change without it", "predicted")
     return heading(repr(found.target.text) + against, behind) + table(headers, rows) + small([found.claim])
 
 
 @shown.register
 def _suggestion(one: Suggestion) -> str:
     """What was chosen, how it measured, an answer with it, and why the others were not."""
-    chosen = "" if one.chosen is None else f"{one.chosen.feature} {one.chosen.name or _text(one.chosen.label)}"
+    chosen = "" if one.chosen is None else f"{one.chosen.feature} {one.chosen.name or _about(one.chosen)}"
     parts = [heading(one.wish, chosen or "nothing that was tried works")]
     if one.chosen is not None and one.chosen.curve:
         parts.append(_curve(one.chosen.curve, one.best))
     parts += [f"<p>{span(one.example)}</p>"] if one.example else []
     rejected = [
-        (other.feature, other.name, _text(other.label), ", ".join(other.found_by), other.reason)
+        (other.feature, other.name, _about(other), ", ".join(other.found_by), other.reason)
         for other in one.alternatives
     ]
     if rejected:
-        parts.append(table(("not taken", "name", "label", "found by", "why"), rejected))
+        parts.append(table(("not taken", "name", "about", "found by", "why"), rejected))
     return "".join(parts) + small([one.note] if one.note else [])
 
 
@@ -151,6 +149,7 @@ def _receipt(one: Receipt) -> str:
         (
             item.feature or item.vector,
             item.name,
+            item.description,
             item.site,
             item.op,
             "" if item.value is None else f"{item.value:g} {item.unit or ''}",
@@ -160,7 +159,7 @@ def _receipt(one: Receipt) -> str:
         )
         for item in one.interventions
     ]
-    headers = ("moved", "name", "site", "op", "value", "in act", "tokens (prompt + generated)", "mean dose")
+    headers = ("moved", "name", "about", "site", "op", "value", "in act", "tokens (prompt + generated)", "mean dose")
     fired = [f"rule {fired.rule} held at token {fired.token} of answer {fired.choice}" for fired in one.fired]
     return table(headers, rows) + small([*fired, *one.warnings])
 
@@ -204,8 +203,8 @@ def _examples(examples: Sequence[Example]) -> str:
 
 
 def _neighbours(neighbours: Sequence[Neighbour]) -> str:
-    rows = [(one.feature, one.name, _text(one.label), one.cosine) for one in neighbours]
-    return table(("feature", "name", "label", "cosine"), rows)
+    rows = [(one.feature, one.name, _about(one), one.cosine) for one in neighbours]
+    return table(("feature", "name", "about", "cosine"), rows)
 
 
 def _curve(points: Sequence[SuggestedPoint], best: SuggestedPoint | None) -> str:
@@ -222,8 +221,9 @@ def _curve(points: Sequence[SuggestedPoint], best: SuggestedPoint | None) -> str
     return table(("clamp (x max act)", "gain", "perplexity (x)", "repetition", ""), rows)
 
 
-def _text(label: Label | None) -> str:
-    return label.text if label else ""
+def _about(one: Described) -> str:
+    """Say what a feature is about; an older server gives the label alone."""
+    return one.description or (one.label.text if one.label else "")
 
 
 def _quoted(tokens: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI
@@ -45,9 +46,10 @@ async def assembled(engine: Any, args: Namespace, plan: Plan, say: Callable[[str
     app = create_app(args, tasks, engine.model_config)
     state = app.state
     max_acts = {name: opened.max_acts for name, opened in labels.items()}
-    state.served = Served(saes, lengths, max_acts, options.max_dose, vectors)
+    served = Served(saes, lengths, max_acts, options.max_dose, vectors)
     state.known = known_saes(saes, lengths, {name: of.fit for name, of in measured.items()}, labels, say)
-    state.search = FeatureSearch(state.known, state.served.max_act)
+    state.search = FeatureSearch(state.known, served.max_act)
+    state.served = replace(served, describe=state.search.description)
     # embedding takes minutes for a large SAE, and searches by words until it is done
     threading.Thread(target=state.search.prepare, args=(say,), daemon=True).start()
     state.admission = Admission(options.max_features, options.max_waiting, metrics.WAIT.observe)

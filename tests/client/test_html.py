@@ -217,5 +217,27 @@ def test_a_suggestion_says_which_strength_is_the_best_and_why_others_were_not_ta
     assert ("best" in seen.text, "works" in seen.text, "why" in seen.text) == (True, True, True)
 
 
+def test_a_feature_without_a_label_is_described_by_its_tokens_in_every_drawing() -> None:
+    bare = {"feature": "s/4", "sae": "s", "index": 4, "description": 'active on " reef"'}
+    drawn: list[Answer] = [
+        Inspection.model_validate(
+            {
+                "tokens": [],
+                "features": [{**bare, "max": 1.0, "mean": 1.0, "frequency": 1.0}],
+                "aggregate": "max",
+                "num_counted": 1,
+            }
+        ),
+        FeatureHits.model_validate({"data": [bare], "num_found": 1}),
+        StoredFeature.model_validate(bare),
+        Neighbourhoods.model_validate({"data": [{"feature": "s/1", "neighbours": [{**bare, "cosine": 0.5}]}]}),
+        Suggestion.model_validate(
+            {"wish": "w", "steering": None, "alternatives": [{**bare, "found_by": ["search"], "reason": "no"}]}
+        ),
+    ]
+    for answer in drawn:
+        assert 'active on " reef"' in Seen(str(answer._repr_html_())).text, type(answer).__name__
+
+
 def test_an_answer_that_has_no_drawing_shows_as_text() -> None:
     assert StoredVectors(data=())._repr_html_() is None

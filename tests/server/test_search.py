@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.bundled import ENTRY, GOLDEN_GATE
 from tests.saes.blank_label import blank_label
 from tests.server.conftest import entry
 
 from saeclamp.types import FeatureQuery
 from saeclamp_saes.labelling.open_table import OpenLabels
-from saeclamp_saes.labelling.table import Labels, LabelsInfo, TokenLogit
+from saeclamp_saes.labelling.table import Labels, LabelsInfo, TokenLogit, labels_path
 from saeclamp_saes.library.feature_book import FeatureNote
 from saeclamp_server import embedding
 from saeclamp_server.doses import Lengths
 from saeclamp_server.features import FeatureSearch, KnownSAE
-from saeclamp_server.features.findable import Texts
+from saeclamp_server.features.description import description
+from saeclamp_server.features.findable import Findable, Texts
 from saeclamp_server.features.meanings import Meanings
 from saeclamp_server.features.words import WordIndex
 
@@ -97,6 +99,41 @@ def test_a_hit_shows_what_helps_to_choose(search: FeatureSearch) -> None:
     (say,) = (hit for hit in search.find(FeatureQuery(min_density=0.3)).data)
     assert say.label is not None
     assert (say.label.text, say.label.source) == ('say " the"', "say")
+
+
+def test_a_feature_is_described_by_its_label_or_else_by_its_tokens(search: FeatureSearch) -> None:
+    described = {hit.feature: hit.description for hit in search.find(FeatureQuery(limit=20)).data}
+    assert described == {
+        "small/0": 'active on " ship", " Ship"',
+        "small/1": 'active on " soup", " stew"',
+        "small/2": "Suspension bridges and their towers.",
+        "small/3": 'say " the"',
+        "small/4": 'active on "\\n\\n"',
+        "small/5": "The sea and sailing.",
+        "small/6": None,
+        "small/7": 'active on " été", " hiver"',
+        "bare/0": None,
+        "bare/1": None,
+        "bare/2": "Naval battles.",
+        "bare/3": None,
+    }
+    assert search.description("small", 4) == described["small/4"]
+    assert description(None, (), (" vessels", " harbour")) == 'promotes " vessels", " harbour"'
+
+
+def test_no_bundled_feature_is_without_a_description_and_all_places_give_the_same(cache: Path) -> None:
+    lengths = Lengths(10.0, [1.0] * ENTRY.summary.d_sae)
+    known = KnownSAE(ENTRY, lengths, labels=OpenLabels(labels_path(ENTRY.path)))
+    findable = Findable.of(known)
+    descriptions = [findable.description(index) for index in range(len(findable))]
+    assert all(descriptions)
+    assert sum(findable.label(index) is None for index in range(len(findable))) > 2000
+    for index in (GOLDEN_GATE, 0, 1, 5, 508):
+        shown = known.feature(index, None, lambda sae, other: descriptions[other])
+        assert shown.description == descriptions[index]
+        assert [one.description for one in shown.neighbours or ()] == [
+            descriptions[int(one.feature.rpartition("/")[2])] for one in shown.neighbours or ()
+        ]
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from saeclamp.types.composing import Composable, all_, any_, not_
 from saeclamp.types.contrast import MAX_TEXTS, Contrast, Contrasted, ContrastedFeature, ContrastExample
 from saeclamp.types.errors import ErrorBody, ErrorDetail
 from saeclamp.types.features import (
+    Described,
     Example,
     Label,
     LabelsInfo,
@@ -155,6 +156,7 @@ __all__ = [
     "StoredVector",
     "StoredVectors",
     "DeletedVector",
+    "Described",
     "Example",
     "Label",
     "LabelsInfo",

@@ -56,6 +56,7 @@ class AttributedFeature(Composable, Answer):
     index: int
     name: str | None = None
     label: Label | None = None
+    description: str | None = None
     act: float
     """Its largest activation in the context, in the encoder's units."""
     position: int

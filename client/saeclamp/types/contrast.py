@@ -53,6 +53,7 @@ class ContrastedFeature(Composable, Answer):
     index: int
     name: str | None = None
     label: Label | None = None
+    description: str | None = None
     output_score: float | None = None
     """Low: it reads what differs, but will rarely bring it about."""
     positive: float

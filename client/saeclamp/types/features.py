@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from saeclamp.types._base import Answer
 from saeclamp.types.composing import Composable
@@ -73,6 +73,18 @@ class Label(Answer):
     """Of what the source measures, 0 to 1; None where it measures nothing."""
 
 
+class Described(Protocol):
+    """A feature that an answer names, in words."""
+
+    @property
+    def label(self) -> Label | None:
+        """The best of its labels."""
+
+    @property
+    def description(self) -> str | None:
+        """The same words wherever the feature is named."""
+
+
 class TokenLogit(Answer):
     """What a feature's decoder row adds to a token's logit, up to the final norm's scale."""
 
@@ -88,6 +100,7 @@ class Neighbour(Answer):
     name: str | None = None
     label: Label | None = None
     """The best of its labels, where neighbours were asked for."""
+    description: str | None = None
     cosine: float
 
 
@@ -115,6 +128,11 @@ class StoredFeature(Composable, Answer):
     """In the feature book; `<sae>/<name>` works too."""
     labels: tuple[Label, ...] = ()
     """The best first."""
+    description: str | None = None
+    """
+    The same words wherever a feature is named: the label that holds, else `active on ...`, else `promotes ...`, with its
+    tokens. None where nothing is known of it, or from an older server.
+    """
     density: float | None = None
     """Share of the counted tokens at which it is active."""
     num_active: int | None = None

@@ -82,6 +82,7 @@ class InspectedFeature(Composable, Answer):
     index: int
     name: str | None = None
     label: Label | None = None
+    description: str | None = None
     max: float
     mean: float
     """Over all tokens that count, active or not."""

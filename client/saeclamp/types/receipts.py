@@ -36,6 +36,8 @@ class InterventionReceipt(Answer):
     sae: str | None = None
     index: int | None = None
     name: str | None = None
+    description: str | None = None
+    """The feature in words, as in `StoredFeature`; None of a vector."""
     layer: int
     site: str | None = None
     """Where the edit was added, for example `resid_post 23`."""

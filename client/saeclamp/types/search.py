@@ -52,6 +52,8 @@ class FeatureHit(Composable, Answer):
     """In the feature book."""
     label: Label | None = None
     """The best of its labels, with its source and score."""
+    description: str | None = None
+    """The label's words, else `active on ...`, else `promotes ...`; None where nothing is known."""
     tokens: tuple[str, ...] = ()
     """On which it is most active."""
     promotes: tuple[str, ...] = ()

@@ -51,6 +51,7 @@ class SuggestedFeature(Composable, Answer):
     feature: str
     name: str | None = None
     label: Label | None = None
+    description: str | None = None
     output_score: float | None = None
     found_by: tuple[str, ...]
     """`search`, `contrast`: how it came to be thought of."""

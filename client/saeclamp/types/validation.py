@@ -29,6 +29,7 @@ class PlannedIntervention(Answer):
     index: int | None = None
     name: str | None = None
     label: Label | None = None
+    description: str | None = None
     site: str
     op: str
     value: float | None = None

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from saeclamp.types import Label
 from saeclamp_saes.labelling.typed import tokens_of
+from saeclamp_server.features.description import description
 from saeclamp_server.features.known import KnownSAE, book_label
 
 Floats = NDArray[np.float64]
@@ -87,6 +88,10 @@ class Findable:
         """Choose the best of a feature's labels."""
         said = book_label(self.known.entry.features.get(index))
         return said or self.explained[index] or self.counted[index]
+
+    def description(self, index: int) -> str | None:
+        """Describe a feature."""
+        return description(self.label(index), self.tokens[index], self.promotes[index])
 
 
 def _label(text: str | None, source: str, score: float | None) -> Label | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from saeclamp.types import Example, Label, LabelsInfo, Neighbour, StoredFeature, StoredSAE, TokenLogit
 from saeclamp_saes import SAEEntry
@@ -12,9 +12,13 @@ from saeclamp_saes.labelling.open_table import OpenLabels
 from saeclamp_saes.labelling.table import Example as LabelledExample
 from saeclamp_saes.labelling.table import Feature
 from saeclamp_saes.labelling.table import TokenLogit as LabelledLogit
+from saeclamp_saes.labelling.typed import tokens_of
 from saeclamp_saes.library.feature_book import FeatureNote
 from saeclamp_server.doses import Lengths
+from saeclamp_server.features.description import description
 
+Describe: TypeAlias = Callable[[str, int], str | None]
+"""By SAE and index."""
 BOOK = "feature book"
 """Source of a label that the feature book gives."""
 
@@ -59,11 +63,12 @@ class KnownSAE:
             and LabelsInfo(model=info.model, num_tokens=info.num_tokens, date=info.date, warnings=info.warnings),
         )
 
-    def feature(self, index: int, max_act: float | None) -> StoredFeature:
+    def feature(self, index: int, max_act: float | None, describe: Describe) -> StoredFeature:
         """
-        Describe a feature.
+        Say all that is known of a feature.
 
-        max_act: as requests are resolved with
+        max_act:  as requests are resolved with
+        describe: its neighbours, by SAE and index
         Raises IndexError, and LabelError where its labels are damaged.
         """
         note = self.entry.features.get(index)
@@ -75,15 +80,16 @@ class KnownSAE:
             index=index,
             name=note.name if note else None,
             labels=tuple(filter(None, (book_label(note), *_said(labelled)))),
+            description=_description(note, labelled),
             max_act=max_act,
             green_zone=note.clamp if note else None,
             best=note.best if note else None,
             evidence=dict(note.evidence) if note and note.evidence else None,
             curve=tuple(curve) if curve is not None else None,
-            **(self._measured(labelled) if labelled else {}),
+            **(self._measured(labelled, describe) if labelled else {}),
         )
 
-    def _measured(self, labelled: Feature) -> dict[str, Any]:
+    def _measured(self, labelled: Feature, describe: Describe) -> dict[str, Any]:
         return {
             "density": labelled.density,
             "num_active": labelled.num_active,
@@ -95,6 +101,7 @@ class KnownSAE:
                 Neighbour(
                     feature=f"{self.entry.name}/{one.index}",
                     name=note.name if (note := self.entry.features.get(one.index)) else None,
+                    description=describe(self.entry.name, one.index),
                     cosine=one.cosine,
                 )
                 for one in labelled.neighbours
@@ -107,6 +114,18 @@ class KnownSAE:
 def book_label(note: FeatureNote | None) -> Label | None:
     """Read what the feature book says of a feature."""
     return Label(text=note.description, source=BOOK) if note and note.description else None
+
+
+def _description(note: FeatureNote | None, labelled: Feature | None) -> str | None:
+    if labelled is None:
+        return description(book_label(note), (), ())
+    # without prose the first one that was counted leads, whether it holds or not; none of the others does
+    holds = [label for label in _said(labelled) if labelled.explanation is not None or label.source == labelled.kind]
+    return description(
+        book_label(note) or next(iter(holds), None),
+        tokens_of(labelled.input_label) if labelled.input_label else (),
+        [logit.token for logit in labelled.top_logits or ()],
+    )
 
 
 def _said(labelled: Feature | None) -> list[Label]:

@@ -112,6 +112,11 @@ class FeatureSearch:
         found = self._of(sae)
         return found.label(index) if found else None
 
+    def description(self, sae: str, index: int) -> str | None:
+        """Describe a feature in words; None until labels have been read."""
+        found = self._of(sae)
+        return found.description(index) if found else None
+
     def output_score(self, sae: str, index: int) -> float | None:
         """Look up how well amplifying a feature brings out its own tokens; None until labels have been read."""
         found = self._of(sae)
@@ -134,6 +139,7 @@ class FeatureSearch:
             index=index,
             name=note.name if note else None,
             label=sae.label(index),
+            description=sae.description(index),
             tokens=tuple(sae.tokens[index][:NUM_TOKENS]),
             promotes=tuple(sae.promotes[index][:NUM_TOKENS]),
             density=_known(sae.density[index]),

@@ -90,6 +90,7 @@ async def attribute(
                 index=tried[n].number,
                 name=served.name_of(*tried[n]),
                 label=search.label(*tried[n]),
+                description=search.description(*tried[n]),
                 act=float(acts[peaks[n], n]),
                 position=int(peaks[n]),
                 change=changes[n],

@@ -44,6 +44,7 @@ async def contrast(request: Contrast, model: Model, served: Served, search: Feat
             index=features[n].number,
             name=served.name_of(*features[n]),
             label=search.label(*features[n]),
+            description=search.description(*features[n]),
             output_score=search.output_score(*features[n]),
             positive=float(positive[:, n].mean()),
             negative=float(negative[:, n].mean()),

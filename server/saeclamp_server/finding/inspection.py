@@ -102,6 +102,7 @@ def _summed_up(
             index=feature.number,
             name=served.name_of(*feature),
             label=search.label(*feature),
+            description=search.description(*feature),
             max=float(column[peak]),
             mean=float(column.mean()),
             frequency=float((column != 0).mean()),

@@ -30,6 +30,7 @@ async def neighbours(
                     feature=f"{sae.name}/{other}",
                     name=served.name_of(sae.name, other),
                     label=search.label(sae.name, other),
+                    description=search.description(sae.name, other),
                     cosine=cosine,
                 )
                 for other, cosine in near[sae.name, index]

@@ -252,6 +252,7 @@ async def _judged(
             feature=str(feature),
             name=served.name_of(*feature),
             label=search.label(*feature),
+            description=search.description(*feature),
             output_score=search.output_score(*feature),
             found_by=tuple(found_by),
             curve=tuple(curve),

@@ -55,7 +55,7 @@ async def get_feature(request: Request, sae: str, feature: str) -> StoredFeature
         raise
 
     def described() -> StoredFeature:
-        return _known(request)[entry.name].feature(index, served.max_act(entry.name, index))
+        return _known(request)[entry.name].feature(index, served.max_act(entry.name, index), served.describe)
 
     return await run_in_threadpool(described)
 

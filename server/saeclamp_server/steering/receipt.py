@@ -80,6 +80,7 @@ def _intervention_receipt(
         sae=sae and sae.name,
         index=sae and edit.index,
         name=sae and served.name_of(sae.name, edit.index),
+        description=sae and served.describe(sae.name, edit.index),
         layer=site.layer,
         site=str(site),
         op=operation.op,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from saeclamp_saes import SAEEntry, Site
@@ -25,6 +25,9 @@ class Served:
     """Longest edit of a token, as a multiple of the stream's median length; None is without bound."""
     vectors: Mapping[str, Vector] = field(default_factory=dict)
     """By name. They come and go while requests run."""
+
+    describe: Callable[[str, int], str | None] = lambda sae, index: None
+    """Says in words what a feature is, by its SAE's name and its index; None where nothing is known of it."""
 
     def site_of(self, edit: Edit) -> Site:
         """Where the edit is added, first if at several sites."""

@@ -15,7 +15,7 @@ from saeclamp_server.visible import visible, visible_line
 
 if TYPE_CHECKING:
     from saeclamp import Client
-    from saeclamp.types import Answer, Label, SuggestedPoint
+    from saeclamp.types import Answer, Described, Label, SuggestedPoint
 
 NUM_EXAMPLES = 5
 
@@ -83,7 +83,7 @@ def _search(args: argparse.Namespace, client: Client) -> int:
         (
             hit.feature,
             hit.name or "",
-            _label(hit.label),
+            _about(hit),
             " ".join(map(repr, hit.tokens[:3])),
             _number(hit.density),
             _number(hit.max_act),
@@ -96,7 +96,7 @@ def _search(args: argparse.Namespace, client: Client) -> int:
     headers = (
         "feature",
         "name",
-        "label",
+        "about",
         "active on",
         "density",
         "max act",
@@ -112,7 +112,7 @@ def _show(args: argparse.Namespace, client: Client) -> int:
     if args.json:
         print_json(feature.model_dump(mode="json"))
         return 0
-    facts = {"feature": feature.feature, "name": feature.name or "-"}
+    facts = {"feature": feature.feature, "name": feature.name or "-", "about": feature.description or "-"}
     facts |= {f"label, {label.source}": _label(label) for label in feature.labels}
     for name in ("density", "max_act", "top_act", "output_score"):
         facts[name] = _number(getattr(feature, name)) or "-"
@@ -120,7 +120,7 @@ def _show(args: argparse.Namespace, client: Client) -> int:
     facts["best"] = _number(feature.best) or "-"
     facts["promotes"] = " ".join(repr(logit.token) for logit in feature.top_logits or ()) or "-"
     facts["suppresses"] = " ".join(repr(logit.token) for logit in feature.bottom_logits or ()) or "-"
-    near = (f"{other.feature} {other.name or ''} {other.cosine:.2f}" for other in feature.neighbours or ())
+    near = (f"{other.feature} {_about(other)} {other.cosine:.2f}" for other in feature.neighbours or ())
     facts["neighbours"] = "; ".join(" ".join(one.split()) for one in near) or "-"
     print_facts({name: visible(value) for name, value in facts.items()})
     for example in (feature.examples or ())[:NUM_EXAMPLES]:
@@ -139,10 +139,10 @@ def _inspect(args: argparse.Namespace, client: Client) -> int:
         ]
         return _print(args, found, ("position", "token", *args.feature), rows, found.warnings)
     rows = [
-        (one.feature, one.name or "", _label(one.label), _number(one.max), _number(one.mean), _number(one.frequency))
+        (one.feature, one.name or "", _about(one), _number(one.max), _number(one.mean), _number(one.frequency))
         for one in found.features
     ]
-    return _print(args, found, ("feature", "name", "label", "max", "mean", "frequency"), rows, found.warnings)
+    return _print(args, found, ("feature", "name", "about", "max", "mean", "frequency"), rows, found.warnings)
 
 
 def _contrast(args: argparse.Namespace, client: Client) -> int:
@@ -153,7 +153,7 @@ def _contrast(args: argparse.Namespace, client: Client) -> int:
         (
             one.feature,
             one.name or "",
-            _label(one.label),
+            _about(one),
             _number(one.positive),
             _number(one.negative),
             f"{one.effect:+.2f}",
@@ -161,7 +161,7 @@ def _contrast(args: argparse.Namespace, client: Client) -> int:
         )
         for one in found.data
     ]
-    headers = ("feature", "name", "label", "positive", "negative", "effect", "p, corrected")
+    headers = ("feature", "name", "about", "positive", "negative", "effect", "p, corrected")
     return _print(args, found, headers, rows, [found.test, *found.warnings])
 
 
@@ -172,14 +172,14 @@ def _attribute(args: argparse.Namespace, client: Client) -> int:
         (
             one.feature,
             one.name or "",
-            _label(one.label),
+            _about(one),
             _number(one.act),
             f"{one.change:+.3f}",
             f"{one.predicted:+.3f}",
         )
         for one in found.data
     ]
-    headers = ("feature", "name", "label", "activation", "change without it", "predicted")
+    headers = ("feature", "name", "about", "activation", "change without it", "predicted")
     if not args.json:
         print(f"{found.target.text!r}: {found.metric} {found.value:.3f}")
     return _print(args, found, headers, rows, [found.claim])
@@ -188,11 +188,11 @@ def _attribute(args: argparse.Namespace, client: Client) -> int:
 def _neighbours(args: argparse.Namespace, client: Client) -> int:
     found = client.features.neighbours(args.feature, limit=args.limit)
     rows = [
-        (one.feature, one.name or "", _label(one.label), f"{one.cosine:.2f}")
+        (one.feature, one.name or "", _about(one), f"{one.cosine:.2f}")
         for near in found.data
         for one in near.neighbours
     ]
-    return _print(args, found, ("feature", "name", "label", "cosine"), rows, [])
+    return _print(args, found, ("feature", "name", "about", "cosine"), rows, [])
 
 
 def _suggest(args: argparse.Namespace, client: Client) -> int:
@@ -203,10 +203,8 @@ def _suggest(args: argparse.Namespace, client: Client) -> int:
         if found.example:
             print(f"e.g. {visible_line(found.example)}")
     features = [*([found.chosen] if found.chosen else []), *found.alternatives]
-    rows = [
-        (one.feature, one.name or "", _label(one.label), _best(one.curve), one.reason or "chosen") for one in features
-    ]
-    return _print(args, found, ("feature", "name", "label", "largest gain that works", "why not"), rows, [])
+    rows = [(one.feature, one.name or "", _about(one), _best(one.curve), one.reason or "chosen") for one in features]
+    return _print(args, found, ("feature", "name", "about", "largest gain that works", "why not"), rows, [])
 
 
 def _best(curve: Sequence[SuggestedPoint]) -> str:
@@ -241,9 +239,12 @@ def _print(
     return 0
 
 
-def _label(label: Label | None) -> str:
-    if label is None:
-        return ""
+def _about(one: Described) -> str:
+    """Say what a feature is about, and how well its label holds."""
+    return _label(one.label) if one.label else one.description or "-"
+
+
+def _label(label: Label) -> str:
     score = "" if label.score is None else f" ({label.score:.2f})"
     return f"{label.text}{score}"
 

@@ -45,6 +45,7 @@ def _planned(resolved: ResolvedSteering, served: Served, search: FeatureSearch) 
                 index=sae and edit.index,
                 name=note.name if note else None,
                 label=search.label(edit.sae, edit.index) if sae else None,
+                description=search.description(edit.sae, edit.index) if sae else None,
                 site=str(served.site_of(edit)),
                 op=operation.op,
                 value=getattr(operation, "value", None),
