@@ -25,6 +25,8 @@ PROMPTS = [
     "How does a bicycle stay upright?",
     "Describe the room you are in.",
     "Continue this story: The old clock on the wall stopped, and",
+    "What should I do this weekend?",
+    "Why is the sky blue?",
 ]
 TOKENS = 24
 FLAGS = ("--enforce-eager", "--max-model-len", "1024", "--kv-cache-memory-bytes", "1G")

@@ -74,13 +74,13 @@ class Stub:
 
 def said(prompt: int, act: float) -> tuple[str, list[int]]:
     """
-    The answer to a prompt: about a bridge from 10 x (prompt + 1) on, and nothing else above 80.
+    The answer to a prompt: 0 and 1 are about a bridge from 10 on, 2 and 3 from 20 on, ...; above 80 all are.
 
     returns: text; ids of its tokens
     """
     if act > 80:
         return "bridge " * 6, [BROKEN] * 6
-    if act >= 10 * (prompt + 1):
+    if act >= 10 * (prompt // 2 + 1):
         return f"number {prompt} is a fine bridge", [BRIDGED] * 6
     return f"number {prompt} is nothing much", [PLAIN] * 5
 
@@ -166,7 +166,8 @@ features:
 - {index: 6, name: law}
 """
 STRENGTHS = ("--strengths", "0.05,0.15,0.25,0.9")
-NUM_PROMPTS = 4
+NUM_PROMPTS = 8
+"""As few as tell whether a feature steers, with the default strengths."""
 
 
 def write_sae(parent: Path) -> Path:

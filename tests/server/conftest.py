@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,3 +28,14 @@ def served() -> Served:
     saes = {"big": entry("big", 8, 100, bridge, food), "small": entry("small", 3, 10)}
     rows = [2.0] * 99 + [0.0]
     return Served(saes, {"big": Lengths(50.0, rows), "small": Lengths(None, rows[:10])})
+
+
+def report(prompt: int, generated: int, act_sum: float, act_max: float) -> dict[str, Any]:
+    """What the engine tells of a sequence: two more tokens of the prompt were cached."""
+    tally = {"prompt": prompt, "generated": generated, "act_sum": act_sum, "act_max": act_max}
+    return {
+        "failure": None,
+        "prompt": [prompt + 2],
+        "tallies": [{**tally, "dose_sum": 0.4, "dose_max": 0.3}],
+        "fired": [],
+    }

@@ -33,7 +33,7 @@ def test_the_whole_curve_is_measured_and_kept(server: Stub, folder: Path, capsys
     assert feature == {"index": 3, **curve_of(folder)}
     assert [point["strength"] for point in feature["curve"]] == [0.05, 0.15, 0.25, 0.9]
     assert [point["act"] for point in feature["curve"]] == [5, 15, 25, 90]
-    # prompt 0 is about a bridge from 10 on, prompt 1 from 20 on; at 90 all are, and nothing else
+    # a quarter of the prompts is about a bridge from 10 on, half from 20 on; at 90 all are, and nothing else
     assert [point["greedy"]["hit"][0] for point in feature["curve"]] == [0, 0.25, 0.5, 1]
     # tokens: 5 of 1 nat a plain answer, 6 of 1.2 nats one about a bridge, 6 of 3 nats a broken one
     nats = [1, (15 + 7.2) / 21, (10 + 14.4) / 22, 3]
@@ -75,7 +75,7 @@ def test_the_green_zone_goes_into_the_feature_book(server: Stub, folder: Path) -
             "distinct_2_ratio": 1.0,
             "at": 0.45,
             "judged_by": "words",
-            "prompts": 4,
+            "prompts": 8,
             "date": curve["date"],
         },
     }
@@ -99,7 +99,7 @@ def test_what_was_measured_with_is_kept_with_the_curve(server: Stub, folder: Pat
     curve = curve_of(folder)
     assert curve["model"] == {"name": "tiny", "sha256": None}
     assert curve["sae"] == {"name": "mine", "sha256": server.sae_sha256}
-    assert (curve["prompts"]["from"], curve["prompts"]["count"]) == ("prompts.txt", 4)
+    assert (curve["prompts"]["from"], curve["prompts"]["count"]) == ("prompts.txt", 8)
     assert curve["decodings"] == [{"name": "greedy", "temperature": 0, "repetition_penalty": 1.1, "seeds": [None]}]
     assert curve["concept"]["words_from"] == "--concept"
     assert (curve["server"], curve["max_tokens"]) == ({"vllm": "0.32.0", "flags": []}, 9)
@@ -118,11 +118,27 @@ def test_sampled_answers_are_a_curve_of_their_own(server: Stub, folder: Path, ca
     seeds = [(asked.body["temperature"], asked.body.get("seed")) for asked in server.asked if asked.act == 15]
     assert sorted(seeds, key=str) == sorted([(0, None), (0.7, 0), (0.7, 1), (0.7, 2)] * NUM_PROMPTS, key=str)
     point = curve_of(folder)["curve"][1]
-    assert (point["greedy"]["num_answers"], point["sampled"]["num_answers"]) == (4, 12)
+    assert (point["greedy"]["num_answers"], point["sampled"]["num_answers"]) == (8, 24)
     rows = [
         line.split("\t")[:2] for line in capsys.readouterr().out.splitlines() if line.startswith(("greedy", "sampled"))
     ]
     assert rows == [[name, x] for name in ("greedy", "sampled") for x in ("0", "0.05", "0.15", "0.25", "0.9")]
+
+
+def test_from_three_prompts_nothing_is_concluded_and_the_feature_book_stays_as_it_is(
+    server: Stub, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder.parent / "prompts.txt").write_text("0\n1\n2\n")
+    book = (folder / "features.yaml").read_text()
+    assert run(words(server, folder, "--strengths", "0.15,0.25,0.35,0.45", features="food")) == 0
+    curve = curve_of(folder, 5)
+    assert (curve["green_zone"], curve["best"]) == (None, None)
+    assert curve["verdict"] == (
+        "Too few prompts to tell. There are 3 prompts, and with 4 strengths at least 7 are needed."
+    )
+    assert (folder / "features.yaml").read_text() == book
+    said = capsys.readouterr().err
+    assert "with 4 strengths, fewer than 7 prompts are too few to tell whether a feature steers; there are 3." in said
 
 
 def test_the_table_marks_the_green_zone(server: Stub, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.bundled import ENTRY
 
 from saeclamp_server.calibration.figures import Answer, Bounded, Figures, compare
-from saeclamp_server.calibration.green_zone import Criteria, Point, fluency, judge
+from saeclamp_server.calibration.green_zone import Criteria, Point, fluency, judge, least_prompts
+from saeclamp_server.calibration.records import read_points
 from saeclamp_server.calibration.text import WordSet, distinct_2, repetition
 
 BRIDGE = WordSet.parse("bridge")
@@ -178,7 +180,7 @@ def curve(*rows: tuple[Any, ...]) -> list[Point]:
 def test_the_green_zone_is_the_longest_run_of_strengths_that_steer_and_stay_fluent(
     rows: list[tuple[Any, ...]], zone: tuple[float, float], best: float
 ) -> None:
-    found = judge(curve(*rows), Criteria())
+    found = judge(curve(*rows), Criteria(), 12)
     assert (found.zone, found.best) == (zone, best)
     low, high = zone
     points = curve(*rows)
@@ -188,38 +190,38 @@ def test_the_green_zone_is_the_longest_run_of_strengths_that_steer_and_stay_flue
 
 
 def test_the_score_is_gain_times_fluency() -> None:
-    found = judge(curve((0.8, 1.0), (0.8, math.e), (0.8, 1.0, 0.9), (0.8, 0.5, 1.2), (-0.1, 1)), Criteria())
+    found = judge(curve((0.8, 1.0), (0.8, math.e), (0.8, 1.0, 0.9), (0.8, 0.5, 1.2), (-0.1, 1)), Criteria(), 12)
     assert found.scores == pytest.approx((0.8, 0.4, 0.72, 0.8, 0.0))
 
 
 def test_a_feature_that_never_shows_has_no_zone() -> None:
-    found = judge(curve((0, 1), (0.1, 1.2), (0.19, 1.3)), Criteria())
+    found = judge(curve((0, 1), (0.1, 1.2), (0.19, 1.3)), Criteria(), 12)
     assert (found.zone, found.best, found.green) == (None, None, (False, False, False))
     assert found.why == (
         "It does not steer: from 0.1 to 0.3 x max_act the share of answers about it rises by 19% at most, which is below "
         "20%."
     )
-    assert judge(curve((0, 1), (0.1, 1.2), (0.19, 1.3)), Criteria(min_gain=0.15)).zone == (0.2, 0.3)
+    assert judge(curve((0, 1), (0.1, 1.2), (0.19, 1.3)), Criteria(min_gain=0.15), 12).zone == (0.2, 0.3)
 
 
 def test_a_feature_that_shows_only_in_broken_text_has_no_zone() -> None:
-    found = judge(curve((0, 1), (0.3, 2.5, 0.9), (0.6, 5, 0.4)), Criteria())
+    found = judge(curve((0, 1), (0.3, 2.5, 0.9), (0.6, 5, 0.4)), Criteria(), 12)
     assert found.zone is None
     assert found.why == (
         "Where it begins to show, at 0.2 x max_act, answers are no longer fluent: perplexity 2.50 x unsteered, distinct-2 "
         "0.90 x unsteered."
     )
-    assert judge(curve((0, 1), (0.3, 2.5, 0.9), (0.6, 5, 0.4)), Criteria(max_perplexity=3)).zone == (0.2, 0.2)
+    assert judge(curve((0, 1), (0.3, 2.5, 0.9), (0.6, 5, 0.4)), Criteria(max_perplexity=3), 12).zone == (0.2, 0.2)
 
 
 def test_a_strength_whose_answers_are_empty_is_not_green() -> None:
-    found = judge(curve((0.8, 1.2), (0.8, None, None)), Criteria())
+    found = judge(curve((0.8, 1.2), (0.8, None, None)), Criteria(), 12)
     assert found.zone == (0.1, 0.1)
     assert found.scores[1] == 0
 
 
 def test_what_shows_faintly_while_fluent_and_fully_when_broken_has_no_zone() -> None:
-    found = judge(curve((0.1, 1.0), (0.15, 1.9), (1.0, 4.0, 0.3)), Criteria())
+    found = judge(curve((0.1, 1.0), (0.15, 1.9), (1.0, 4.0, 0.3)), Criteria(), 12)
     assert found.zone is None
     assert found.why.startswith(
         "Where it begins to show, at 0.3 x max_act, answers are no longer fluent: perplexity 4.00"
@@ -227,7 +229,7 @@ def test_what_shows_faintly_while_fluent_and_fully_when_broken_has_no_zone() -> 
 
 
 def test_broken_text_at_the_lowest_strength_asks_for_lower_ones() -> None:
-    found = judge(curve((0.6, 2.5, 0.9), (0.9, 5, 0.4)), Criteria())
+    found = judge(curve((0.6, 2.5, 0.9), (0.9, 5, 0.4)), Criteria(), 12)
     assert found.why == (
         "Where it begins to show, at 0.1 x max_act or below, answers are no longer fluent: perplexity 2.50 x unsteered, "
         "distinct-2 0.90 x unsteered. Try lower strengths."
@@ -243,19 +245,57 @@ def test_every_decoding_must_agree() -> None:
         point(0.6, figures(0.8, 1.4), figures(0.4, 1.4)),
         point(0.7, figures(0.8, 1.6), figures(0.4, 2.6)),
     ]
-    found = judge(points, Criteria())
+    found = judge(points, Criteria(), 12)
     assert found.zone == (0.6, 0.6)
     assert found.scores[1] == pytest.approx((0.8 + 0.4) / 2 / (1 + math.log(1.4)))
     apart = [point(0.5, figures(0.8, 1), figures(0.1, 1)), point(0.6, figures(0.1, 1), figures(0.8, 1))]
-    assert judge(apart, Criteria()).why == "It steers under each decoding, but at no strength under all of them."
+    assert judge(apart, Criteria(), 12).why == "It steers under each decoding, but at no strength under all of them."
     silent = [point(0.5, figures(0.8, 1.2), figures(0.1, 1.2))]
-    assert "rises by 10% at most" in judge(silent, Criteria()).why
+    assert "rises by 10% at most" in judge(silent, Criteria(), 12).why
 
 
 def test_similarity_judges_where_no_words_are_known_or_when_it_is_asked_to() -> None:
     points = curve((0.8, 1.1, 1, 0.1), (0.8, 1.2, 1, 0.6))
-    assert (judge(points, Criteria()).judge, judge(points, Criteria()).zone) == ("words", (0.1, 0.2))
-    by_similarity = judge(points, Criteria(judge="similarity"))
+    assert (judge(points, Criteria(), 12).judge, judge(points, Criteria(), 12).zone) == ("words", (0.1, 0.2))
+    by_similarity = judge(points, Criteria(judge="similarity"), 12)
     assert (by_similarity.judge, by_similarity.zone) == ("similarity", (0.2, 0.2))
     wordless = compare(STEERED, UNSTEERED, None, lengths)
-    assert judge([Point(1.0, 1.0, {"greedy": wordless})], Criteria()).judge == "similarity"
+    assert judge([Point(1.0, 1.0, {"greedy": wordless})], Criteria(), 12).judge == "similarity"
+
+
+@pytest.mark.parametrize(("num_strengths", "least"), [(1, 5), (3, 6), (10, 8), (20, 9)])
+def test_prompts_are_too_few_where_all_of_them_could_gain_by_chance(num_strengths: int, least: int) -> None:
+    assert least_prompts(num_strengths) == least
+    by_chance = [num_strengths * 0.5**num for num in (least - 1, least)]
+    assert by_chance[0] > 0.05 >= by_chance[1]
+
+
+@pytest.mark.parametrize("gain", [0.0, 1.0])
+def test_three_prompts_tell_nothing_however_large_the_gain(gain: float) -> None:
+    found = judge(curve((gain, 1.0), (gain, 1.2)), Criteria(), 3)
+    assert (found.zone, found.best, found.green, found.is_told) == (None, None, (False, False), False)
+    assert found.why == "Too few prompts to tell. There are 3 prompts, and with 2 strengths at least 6 are needed."
+    assert judge(curve((gain, 1.0), (gain, 1.2)), Criteria(), 6).is_told
+
+
+def test_a_gain_that_its_prompts_cannot_tell_from_nothing_is_not_taken_for_one() -> None:
+    def gained(number: int) -> list[Answer]:
+        texts = ["The bridge is long."] * number + ["The day is long."] * (12 - number)
+        return [Answer(prompt, text, 10, 20.0) for prompt, text in enumerate(texts)]
+
+    three, five = (Point(0.5, 50.0, {"greedy": compare(gained(number), gained(0), BRIDGE, None)}) for number in (3, 5))
+    found = judge([three], Criteria(), 12)
+    assert (found.zone, found.is_told) == (None, False)
+    assert found.why == (
+        "Too few prompts to tell. At 0.5 x max_act the share of answers about it rises by 25%, which 12 prompts cannot tell "
+        "from nothing (0% to 50%)."
+    )
+    assert judge([five], Criteria(), 12).zone == (0.5, 0.5)
+
+
+def test_the_bundled_curves_judged_again_give_the_green_zones_of_the_feature_book() -> None:
+    curves = json.loads((ENTRY.path / "calibration.json").read_text())["features"]
+    for index, record in curves.items():
+        found = judge(read_points(record), Criteria(**record["criteria"]), record["prompts"]["count"])
+        note = ENTRY.features[int(index)]
+        assert (found.zone, found.best) == (note.clamp, note.best), record["name"]

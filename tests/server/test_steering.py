@@ -9,6 +9,7 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.server.conftest import report
 
 from saeclamp import Ablate, Add, After, AtLeast, AtMost, Clamp, FeatureIndex, First, Positions, Roles, Scale, Steering
 from saeclamp.types import Operation, Tokens
@@ -229,25 +230,6 @@ def test_a_feature_that_is_not_in_the_book_has_the_maximum_of_its_label(served: 
 def test_minus_zero_is_zero(served: Served) -> None:
     specs = {resolve(steering(Clamp(feature="big/1", value=v, unit="act")), served).program.spec for v in (0.0, -0.0)}
     assert len(specs) == 1
-
-
-def test_a_dose_that_drowns_the_text_is_warned_of(served: Served) -> None:
-    resolved = resolve(steering(Clamp(feature="big/bridge", value=0.5)), served)
-    loud = report(3, 5, 8.0, 4.0)
-    loud["tallies"][0]["dose_max"] = 65.2
-    assert receipt(resolved, {0: loud}, 1, served, "tiny").warnings == (
-        "interventions[0] moved a token by 65.2 x its residual norm; text usually breaks above 1.",
-    )
-
-
-def report(prompt: int, generated: int, act_sum: float, act_max: float) -> dict[str, Any]:
-    tally = {"prompt": prompt, "generated": generated, "act_sum": act_sum, "act_max": act_max}
-    return {
-        "failure": None,
-        "prompt": [prompt + 2],
-        "tallies": [{**tally, "dose_sum": 0.4, "dose_max": 0.3}],
-        "fired": [],
-    }
 
 
 def test_a_receipt_sums_over_the_sequences_of_its_answer(served: Served) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from saeclamp_saes.commands.numbers import count, positive
 from saeclamp_saes.commands.tables import print_json
 from saeclamp_server.calibration.errors import CalibrationError
-from saeclamp_server.calibration.green_zone import Criteria
+from saeclamp_server.calibration.green_zone import Criteria, least_prompts
 from saeclamp_server.calibration.settings import AT_ONCE, MAX_TOKENS, STRENGTHS, Settings
 from saeclamp_server.calibration.text import WordSet
 
@@ -157,6 +157,12 @@ def run(args: argparse.Namespace) -> int:
     folder = args.out or (sae.path if sae.path.is_dir() else sae.path.parent)
     targets = _targets(args, sae, folder)
     settings = _settings(args, sae, served)
+    least = least_prompts(len(settings.strengths))
+    if len(settings.prompts.texts) < least:
+        say(
+            f"with {len(settings.strengths)} strengths, fewer than {least} prompts are too few to tell whether a feature "
+            f"steers; there are {len(settings.prompts.texts)}. The curve is measured all the same."
+        )
     with locked(folder):
         calibration = Calibration(settings, folder, _encoder(targets))
         if args.keep_answers:

@@ -9,12 +9,18 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from saeclamp_server.calibration.figures import Figures
+    from saeclamp_server.calibration.figures import Bounded, Figures
 
 SHARE_OF_BEST = 0.5
 MAX_PERPLEXITY = 2.0
 MIN_DISTINCT_2 = 0.85
 MIN_GAIN = 0.2
+
+LEVEL = 0.05
+"""Probability with which a feature that does nothing may be taken for one that steers."""
+
+ROUNDING = 1e-5
+"""Of the figures that are kept: a curve that is judged again gives the verdict that it gave at first."""
 
 Judge = Literal["words", "similarity"]
 
@@ -62,9 +68,22 @@ class Verdict:
     """The strength of the zone with the highest score."""
     why: str
     """A sentence."""
+    is_told: bool = True
+    """Whether there were prompts enough to tell, either way."""
 
 
-def judge(points: Sequence[Point], criteria: Criteria) -> Verdict:
+def least_prompts(num_strengths: int) -> int:
+    """
+    Count the prompts without which nothing can be told, however large the gain.
+
+    If a feature did nothing, the answers to all n prompts would still gain with probability 2**-n (a sign test), and at the
+    best of several strengths with as many times that. The bounds of a gain, drawn from the prompts, do not see this: of
+    three that all gain, every draw gains.
+    """
+    return math.ceil(math.log2(num_strengths / LEVEL))
+
+
+def judge(points: Sequence[Point], criteria: Criteria, num_prompts: int) -> Verdict:
     """
     Find the longest run of neighbouring strengths that meet the criteria; of two, the one with the higher score.
 
@@ -72,6 +91,10 @@ def judge(points: Sequence[Point], criteria: Criteria) -> Verdict:
     """
     by = criteria.judge or _known(points[0])
     scores = tuple(_score(point, by) for point in points)
+    least = least_prompts(len(points))
+    if num_prompts < least:
+        said = "There is 1 prompt" if num_prompts == 1 else f"There are {num_prompts} prompts"
+        return _untold(by, scores, f"{said}, and with {len(points)} strengths at least {least} are needed.")
     fluent = [point for point in points if _is_fluent(point, criteria)]
     # broken text may well be full of the concept, so it sets no bar
     bars = {name: criteria.share_of_best * gain for name, gain in _best_gains(fluent, by).items()}
@@ -81,6 +104,15 @@ def judge(points: Sequence[Point], criteria: Criteria) -> Verdict:
         return Verdict(by, scores, (False,) * len(points), None, None, _why_not(points, criteria, by))
     zone = max(runs, key=lambda run: (len(run), max(scores[number] for number in run)))
     best = max(zone, key=lambda number: scores[number])
+    gains = [_bounded_gain(figures, by) for figures in points[best].figures.values()]
+    if any(gain.low <= 0 for gain in gains):
+        least_sure = min(gains, key=lambda gain: gain.low)
+        return _untold(
+            by,
+            scores,
+            f"At {points[best].strength:g} x max_act the share of answers about it rises by {least_sure.value:.0%}, which "
+            f"{num_prompts} prompts cannot tell from nothing ({least_sure.low:.0%} to {least_sure.high:.0%}).",
+        )
     low, high = points[zone[0]].strength, points[zone[-1]].strength
     many = f"from {low:g} to {high:g} x max_act, best at {points[best].strength:g}"
     why = f"It steers {many if low < high else f'at {low:g} x max_act'}."
@@ -101,6 +133,10 @@ def fluency(figures: Figures) -> float:
     return min(1.0, figures.distinct_2_ratio.value) / (1 + nats)
 
 
+def _untold(by: Judge, scores: tuple[float, ...], reason: str) -> Verdict:
+    return Verdict(by, scores, (False,) * len(scores), None, None, f"Too few prompts to tell. {reason}", is_told=False)
+
+
 def _known(point: Point) -> Judge:
     return "words" if all(figures.hit_gain is not None for figures in point.figures.values()) else "similarity"
 
@@ -111,9 +147,13 @@ def _score(point: Point, by: Judge) -> float:
 
 
 def _gain(figures: Figures, by: Judge) -> float:
+    return _bounded_gain(figures, by).value
+
+
+def _bounded_gain(figures: Figures, by: Judge) -> Bounded:
     gain = figures.hit_gain if by == "words" else figures.similar_gain
     assert gain is not None
-    return gain.value
+    return gain
 
 
 def _best_gains(points: Sequence[Point], by: Judge) -> dict[str, float]:
@@ -123,7 +163,7 @@ def _best_gains(points: Sequence[Point], by: Judge) -> dict[str, float]:
 
 
 def _reaches(point: Point, bars: Mapping[str, float], by: Judge) -> bool:
-    return all(_gain(figures, by) >= bars[name] for name, figures in point.figures.items())
+    return all(_gain(figures, by) >= bars[name] - ROUNDING for name, figures in point.figures.items())
 
 
 def _is_fluent(point: Point, criteria: Criteria) -> bool:

@@ -95,10 +95,12 @@ class Calibration:
         curve, criteria = tuple(points[strength] for strength in sorted(points)), self.settings.criteria
         if criteria.judge == "words" and not said["concept"]["words"]:
             raise _no_words(target)
-        calibrated = Calibrated(target, curve, unsteered, judge(curve, criteria), criteria, said)
+        verdict = judge(curve, criteria, said["prompts"]["count"])
+        calibrated = Calibrated(target, curve, unsteered, verdict, criteria, said)
         sample = self._sample(target, calibrated.shown)
         self._curves.put(target.index, {**calibrated.to_json(), "sample": sample})
-        if note := calibrated.to_note():
+        # what cannot be told takes nothing out of the book that was found with more prompts
+        if verdict.is_told and (note := calibrated.to_note()):
             sae = self.settings.sae
             beside = sae.path if sae.path.is_dir() else sae.path.parent
             update_feature_book(self._folder, note, sae.summary.d_sae, source=beside)

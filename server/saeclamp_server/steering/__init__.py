@@ -6,23 +6,26 @@ From the wire to a program, and from what the engine did to a receipt.
     resolve.py     a whole `steering` object, its interventions and its contradictions
     conditions.py  rules and readouts
     receipt.py     what was resolved and applied
+    warnings.py    what of it is probably not what was meant
 
 What cannot be applied ends the request here.
 """
 
-from saeclamp_server.steering.receipt import SAFE_DOSE, receipt
+from saeclamp_server.steering.receipt import receipt
 from saeclamp_server.steering.resolve import ResolvedSteering, resolve, roles_in, with_hashes
 from saeclamp_server.steering.served import Served
 from saeclamp_server.steering.targets import find, known_saes_named
+from saeclamp_server.steering.warnings import possible_dose, warnings_before
 
 __all__ = [
-    "SAFE_DOSE",
     "ResolvedSteering",
     "Served",
     "find",
     "known_saes_named",
+    "possible_dose",
     "receipt",
     "resolve",
     "roles_in",
+    "warnings_before",
     "with_hashes",
 ]

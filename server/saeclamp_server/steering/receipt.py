@@ -15,12 +15,10 @@ from saeclamp.types import (
     TokenCounts,
 )
 from saeclamp_server.errors import NotAppliedError
-from saeclamp_server.program import Edit, SteeringProgram
+from saeclamp_server.program import Edit
 from saeclamp_server.steering.resolve import ResolvedSteering
 from saeclamp_server.steering.served import Served
-
-SAFE_DOSE = 1.0
-"""Edit longer than the residual itself: the model sees more of the edit than of the text."""
+from saeclamp_server.steering.warnings import warnings_after
 
 
 def receipt(
@@ -53,7 +51,7 @@ def receipt(
             for number, (edit, (operation, rule)) in enumerate(zip(program.edits, resolved.interventions, strict=True))
         ),
         fired=_fired(resolved, reports),
-        warnings=_warnings(program, done),
+        warnings=warnings_after(program, done, served),
     )
 
 
@@ -126,22 +124,3 @@ def _fired(resolved: ResolvedSteering, reports: Mapping[int, Mapping[str, Any]])
         for wire, rule, fired in zip(resolved.steering.rules, resolved.program.rules, report["fired"], strict=True)
         if fired is not None
     )
-
-
-def _warnings(program: SteeringProgram, reports: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    counts = [
-        sum(report["prompt"][number] + report["tallies"][number]["generated"] for report in reports)
-        for number in range(len(program.edits))
-    ]
-    idle = [
-        f"interventions[{number}] touched no token."
-        for number, (edit, count) in enumerate(zip(program.edits, counts, strict=True))
-        if not count and edit.rule is None
-    ]
-    doses = [max(report["tallies"][number]["dose_max"] for report in reports) for number in range(len(program.edits))]
-    excessive = [
-        f"interventions[{number}] moved a token by {dose:.3g} x its residual norm; text usually breaks above {SAFE_DOSE:g}."
-        for number, dose in enumerate(doses)
-        if dose > SAFE_DOSE
-    ]
-    return (*idle, *excessive)

@@ -53,6 +53,11 @@ class Served:
         largest = self.labelled[sae][index] if sae in self.labelled else None
         return largest if largest is not None and math.isfinite(largest) and largest > 0 else None
 
+    def green_zone(self, sae: str, index: int) -> tuple[float, float] | None:
+        """Look up the lowest and highest clamp that was found to work, in multiples of `max_act`. Vectors have none."""
+        note = self.saes[sae].features.get(index) if sae in self.saes else None
+        return note.clamp if note else None
+
     def name_of(self, sae: str, index: int) -> str | None:
         """Look up a feature's name in the feature book."""
         note = self.saes[sae].features.get(index)

@@ -6,12 +6,9 @@ from collections import defaultdict
 
 from saeclamp.types import Clamp, PlannedIntervention, Validate, Validation
 from saeclamp_server.conversation import Conversation
-from saeclamp_server.doses import dose
-from saeclamp_server.errors import InvalidSteeringError
 from saeclamp_server.features import FeatureSearch
 from saeclamp_server.model import Model
-from saeclamp_server.program import Edit
-from saeclamp_server.steering import SAFE_DOSE, ResolvedSteering, Served, resolve
+from saeclamp_server.steering import ResolvedSteering, Served, possible_dose, resolve, warnings_before
 
 
 async def validate(request: Validate, model: Model, served: Served, search: FeatureSearch) -> Validation:
@@ -27,7 +24,7 @@ async def validate(request: Validate, model: Model, served: Served, search: Feat
         interventions=planned,
         rules=tuple(rule.name for rule in request.steering.rules),
         doses=_doses(planned),
-        warnings=_warnings(planned),
+        warnings=warnings_before(resolved.program, served),
     )
 
 
@@ -52,18 +49,11 @@ def _planned(resolved: ResolvedSteering, served: Served, search: FeatureSearch) 
                 unit=getattr(operation, "unit", None),
                 value_act=None if edit.op == "scale" else edit.value,
                 factor=getattr(operation, "factor", None),
-                dose=_dose(edit, served),
+                dose=possible_dose(edit, served),
                 green_zone=note.clamp if note and isinstance(operation, Clamp) else None,
             )
         )
     return tuple(planned)
-
-
-def _dose(edit: Edit, served: Served) -> float | None:
-    try:
-        return dose(edit, served.lengths_of(edit), served.max_act(edit.sae, edit.index), str(served.site_of(edit)))
-    except InvalidSteeringError:  # nothing to measure by, which matters only where doses are bounded
-        return None
 
 
 def _doses(planned: tuple[PlannedIntervention, ...]) -> dict[str, float]:
@@ -73,20 +63,3 @@ def _doses(planned: tuple[PlannedIntervention, ...]) -> dict[str, float]:
         if one.dose is not None:
             total[one.site] += one.dose
     return dict(total)
-
-
-def _warnings(planned: tuple[PlannedIntervention, ...]) -> tuple[str, ...]:
-    outside = [
-        f"interventions[{number}]: {one.value:g} x max_act is outside the zone that was found to work, "
-        f"{one.green_zone[0]:g} to {one.green_zone[1]:g}."
-        for number, one in enumerate(planned)
-        if one.green_zone and one.unit == "max_act" and one.value is not None
-        if not one.green_zone[0] <= one.value <= one.green_zone[1]
-    ]
-    excessive = [
-        f"interventions[{number}] can move a token by {one.dose:.3g} x the stream's median length; text usually breaks "
-        f"above {SAFE_DOSE:g}."
-        for number, one in enumerate(planned)
-        if one.dose is not None and one.dose > SAFE_DOSE
-    ]
-    return (*outside, *excessive)

@@ -1,0 +1,107 @@
+"""
+Steering that is applied as asked, and probably not what was meant.
+
+Before anything is run, of what the values can do; afterwards, of what they did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from saeclamp_server.doses import dose
+from saeclamp_server.errors import InvalidSteeringError
+from saeclamp_server.program import Edit, SteeringProgram
+from saeclamp_server.steering.served import Served
+
+SAFE_DOSE = 1.0
+"""Edit longer than the residual itself: the model sees more of the edit than of the text."""
+LEAST_DOSE = 0.02
+"""Share of the residual below which answers stay as they are, as a rule."""
+ROUNDING = 1e-6
+"""Relative: a value at the very end of the green zone is in it, whatever its unit."""
+
+
+def possible_dose(edit: Edit, served: Served) -> float | None:
+    """
+    Say how far an edit can move a token, in median lengths of the stream.
+
+    returns: None where lengths could not be measured, which matters only where doses are bounded
+    """
+    return _dose(edit, served, served.max_act(edit.sae, edit.index))
+
+
+def warnings_before(program: SteeringProgram, served: Served) -> tuple[str, ...]:
+    """Say what is doubtful of values alone, a sentence each."""
+    weak = [
+        f"interventions[{number}] can move a token by {strength:.2g} x the stream's median length: below {LEAST_DOSE:g} "
+        "answers hardly change."
+        for number, edit in enumerate(program.edits)
+        if (strength := _strength(edit, served)) is not None and strength < LEAST_DOSE
+    ]
+    doses = [possible_dose(edit, served) for edit in program.edits]
+    excessive = [
+        f"interventions[{number}] can move a token by {dose:.3g} x the stream's median length; text usually breaks "
+        f"above {SAFE_DOSE:g}."
+        for number, dose in enumerate(doses)
+        if dose is not None and dose > SAFE_DOSE
+    ]
+    return (*_outside_green_zones(program, served), *weak, *excessive)
+
+
+def warnings_after(program: SteeringProgram, reports: Sequence[Mapping[str, Any]], served: Served) -> tuple[str, ...]:
+    """
+    Say what is doubtful of what was done, a sentence each.
+
+    reports: the fields of `engine.live.Report`, of each sequence
+    """
+    idle, weak, excessive = [], [], []
+    for number, edit in enumerate(program.edits):
+        tallies = [report["tallies"][number] for report in reports]
+        measured = sum(tally["prompt"] + tally["generated"] for tally in tallies)
+        count = sum(report["prompt"][number] for report in reports) + sum(tally["generated"] for tally in tallies)
+        dose = max(tally["dose_max"] for tally in tallies)
+        if not count and edit.rule is None:
+            idle.append(f"interventions[{number}] touched no token.")
+        if measured and dose < LEAST_DOSE and _is_meant_to_move(edit):
+            weak.append(
+                f"interventions[{number}] moved no token by more than {dose:.2g} x its residual norm: below {LEAST_DOSE:g} "
+                "answers hardly change."
+            )
+        if dose > SAFE_DOSE:
+            excessive.append(
+                f"interventions[{number}] moved a token by {dose:.3g} x its residual norm; text usually breaks above "
+                f"{SAFE_DOSE:g}."
+            )
+    return (*idle, *_outside_green_zones(program, served), *weak, *excessive)
+
+
+def _outside_green_zones(program: SteeringProgram, served: Served) -> Iterator[str]:
+    for number, edit in enumerate(program.edits):
+        zone, max_act = served.green_zone(edit.sae, edit.index), served.max_act(edit.sae, edit.index)
+        if zone is None or max_act is None or edit.op != "clamp" or not edit.value:
+            continue  # zones are of clamps, and a clamp to 0 takes the feature away
+        strength = edit.value / max_act
+        if not zone[0] * (1 - ROUNDING) <= strength <= zone[1] * (1 + ROUNDING):
+            yield (
+                f"interventions[{number}]: {strength:.4g} x max_act is outside the zone that was found to work, "
+                f"{zone[0]:g} to {zone[1]:g}."
+            )
+
+
+def _is_meant_to_move(edit: Edit) -> bool:
+    """Whether an edit moves every token that it touches; the others leave alone what is, or is not, active."""
+    return edit.op == "add" or (edit.op == "clamp" and bool(edit.value))
+
+
+def _strength(edit: Edit, served: Served) -> float | None:
+    """Measure the value alone, in median lengths of the stream: with the feature not active; None where it says nothing."""
+    is_bound = edit.op == "at_least" and edit.value > 0
+    return _dose(edit, served, None) if _is_meant_to_move(edit) or is_bound else None
+
+
+def _dose(edit: Edit, served: Served, max_act: float | None) -> float | None:
+    try:
+        return dose(edit, served.lengths_of(edit), max_act, str(served.site_of(edit)))
+    except InvalidSteeringError:
+        return None
