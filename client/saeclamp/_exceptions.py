@@ -2,6 +2,8 @@
 Everything the client raises on its own account.
 
 SaeclampError
+├── InvalidArgumentError            a wrong argument, found before anything is sent; a ValueError too
+│   └── ArgumentTypeError           one of another kind than is wanted; a TypeError too
 ├── APIConnectionError              no answer: refused, reset, cut off in the middle of a body
 │   └── APITimeoutError             no answer in time
 ├── APIStatusError                  an answer that is not 2xx
@@ -15,8 +17,6 @@ SaeclampError
 ├── APIResponseValidationError      a 2xx answer that is not what the API promises
 ├── StreamError                     a stream that reports an error, or stops before its end
 └── NotSteeredError                 an answer to a steered request that does not say it was steered
-
-A mistake in the `steering` argument is found before anything is sent and raises pydantic's `ValidationError`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,23 @@ MAX_QUOTED = 300
 
 class SaeclampError(Exception):
     """Any error of this package."""
+
+
+class InvalidArgumentError(SaeclampError, ValueError):
+    """An argument is wrong, as the server would say of the same request; nothing was sent."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message, param)
+        self.message = message
+        self.param = param
+        """JSON path of the field, such as `steering.interventions[0].feature`; None where it is no field."""
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class ArgumentTypeError(InvalidArgumentError, TypeError):
+    """An argument is of another kind than is wanted; the message says what to write."""
 
 
 class APIConnectionError(SaeclampError):

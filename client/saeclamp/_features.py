@@ -1,7 +1,7 @@
 """
 `client.saes` and `client.features`: what the server steers with, looking for features, and what is known of each.
 
-All methods raise `APIConnectionError` or `APIStatusError`, and pydantic's `ValidationError` for a wrong argument, before
+All methods raise `APIConnectionError` or `APIStatusError`, and `InvalidArgumentError` for a wrong argument, before
 anything is sent. `NotFoundError` says which SAE or feature there is not.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 from urllib.parse import quote
 
+from saeclamp._exceptions import ArgumentTypeError, InvalidArgumentError
 from saeclamp._transport import AsyncTransport, Transport
 from saeclamp.types import (
     Attribute,
@@ -29,6 +30,7 @@ from saeclamp.types import (
     Suggest,
     Suggestion,
 )
+from saeclamp.types.refusals import A_FEATURE
 
 SAES, FEATURES = "/v1/saes", "/v1/features"
 
@@ -43,14 +45,14 @@ def _sae_path(name: str) -> str:
 def _feature_path(feature: str) -> str:
     sae, slash, which = feature.partition("/")
     if not slash:
-        raise ValueError(f"A feature is written <sae>/<index> or <sae>/<name>, not {feature!r}.")
+        raise InvalidArgumentError(f"feature: {A_FEATURE}, not {feature!r}.", "feature")
     return f"{FEATURES}/{_segment(sae)}/{_segment(which)}"
 
 
 def _segment(text: str) -> str:
-    """Raise ValueError for what might lead to another path."""
+    """Refuse what might lead to another path."""
     if not text.strip("."):
-        raise ValueError(f"Nothing can be named {text!r}.")
+        raise InvalidArgumentError(f"Nothing can be named {text!r}.")
     return quote(text, safe="")
 
 
@@ -68,11 +70,18 @@ def _attribute(passage: Passage, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _contrast(positive: Sequence[Passage], negative: Sequence[Passage], options: dict[str, Any]) -> dict[str, Any]:
-    sets = {"positive": list(positive), "negative": list(negative)}
-    return Contrast.model_validate({**sets, **options}).to_json()
+    sets: dict[str, Any] = {}
+    for name, passages in (("positive", positive), ("negative", negative)):
+        if isinstance(passages, str):  # which would be taken for a list of letters
+            raise ArgumentTypeError(f"{name}: a list of texts is needed, not one text: [text, ...].", name)
+        sets[name] = tuple(passages)
+    return Contrast(**sets, **options).to_json()
 
 
 def _neighbours(features: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
+    for number, feature in enumerate(features):
+        if isinstance(feature, list | tuple):
+            raise ArgumentTypeError("Features are given one by one: neighbours(*features).", f"features[{number}]")
     return NeighboursQuery(features=tuple(features), **options).to_json()
 
 

@@ -11,7 +11,13 @@ from typing import Any, Generic, TypeAlias
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from saeclamp._exceptions import APIResponseValidationError, NotSteeredError, SaeclampError
+from saeclamp._exceptions import (
+    APIResponseValidationError,
+    ArgumentTypeError,
+    InvalidArgumentError,
+    NotSteeredError,
+    SaeclampError,
+)
 from saeclamp._responses import AnswerT, ChunkT, ModelList, ResponseT
 from saeclamp._version import __version__
 from saeclamp.types import Operation, Receipt, Steering, as_steering, looks_like_steering
@@ -62,7 +68,7 @@ def build_generation(
     Check a request's arguments and lay them out for the wire.
 
     params: the request's fields, with openai-python's `extra_body`, `extra_headers` and `timeout` among them
-    raises: pydantic's `ValidationError` for wrong steering; `TypeError` for steering given twice or misspelt
+    raises: `InvalidArgumentError` for steering that is wrong, given twice or misspelt
     """
     params = dict(params)
     extra_body = dict(params.pop("extra_body", None) or {})
@@ -81,7 +87,7 @@ def _the_steering(steering: SteeringLike | None, extra_body: dict[str, Any]) -> 
     """Take the steering from its argument, or from the `extra_body` that works with openai-python."""
     in_extra_body = extra_body.pop("steering", None)
     if steering is not None and in_extra_body is not None:
-        raise TypeError("Steering was given twice: as `steering` and in `extra_body`.")
+        raise ArgumentTypeError("Steering is given twice: as 'steering' and as 'extra_body.steering'.", "steering")
     steering = in_extra_body if steering is None else steering
     if steering is None:
         return None
@@ -92,18 +98,23 @@ def _refuse_misspelt_steering(body: Mapping[str, Any]) -> None:
     """Servers of this API ignore what they do not know, so a misspelling would end in unsteered text."""
     wrong = next((key for key in body if looks_like_steering(key)), None)
     if wrong is not None:
-        raise TypeError(f"Unknown parameter {wrong!r}. Did you mean 'steering'?")
+        raise ArgumentTypeError(f"Unknown field {wrong!r}. Did you mean 'steering'?", wrong)
 
 
 def encode(body: Mapping[str, Any]) -> bytes:
-    """Write JSON. A message of an earlier answer may stand in it as it is. Raises `ValueError` for NaN and infinity."""
-    return json.dumps(body, allow_nan=False, separators=(",", ":"), default=_plain).encode()
+    """Write JSON. A message of an earlier answer may stand in it as it is. Refuses NaN, infinity and what is no JSON."""
+    try:
+        return json.dumps(body, allow_nan=False, separators=(",", ":"), default=_plain).encode()
+    except InvalidArgumentError:
+        raise
+    except ValueError as exc:  # NaN, infinity, half of a surrogate pair, or an object within itself
+        raise InvalidArgumentError(f"The request cannot be written as JSON: {exc}.") from exc
 
 
 def _plain(value: object) -> Any:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", exclude_none=True)
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON.")
+    raise ArgumentTypeError(f"The request cannot be written as JSON: it has a {type(value).__name__}.")
 
 
 def parse_json(data: bytes | str, request_id: str | None) -> Any:

@@ -6,7 +6,7 @@ openai-python's `extra_body`, `extra_headers` and `timeout` (seconds).
 
 All `create` methods raise:
 
-* pydantic's `ValidationError` or `TypeError` for a wrong argument, before anything is sent;
+* `InvalidArgumentError` for a wrong argument, before anything is sent;
 * `APIConnectionError` or `APIStatusError` where the server cannot or will not answer;
 * `NotSteeredError` where steering was asked for and the answer does not say that it was applied, which a stream can
   only tell at its end.

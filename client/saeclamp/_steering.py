@@ -25,7 +25,7 @@ def _validate(steering: SteeringLike, messages: Messages | None) -> dict[str, An
 
 def _compare(steering: SteeringLike, passage: str | Messages, options: dict[str, Any]) -> dict[str, Any]:
     asked = {"text": passage} if isinstance(passage, str) else {"messages": [dict(message) for message in passage]}
-    return Compare.model_validate({**asked, "steering": as_steering(steering), **options}).to_json()
+    return Compare(**asked, steering=as_steering(steering), **options).to_json()
 
 
 class SteeringTrials:

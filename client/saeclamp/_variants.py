@@ -9,6 +9,9 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote
 
+from pydantic import ValidationError
+
+from saeclamp._exceptions import InvalidArgumentError
 from saeclamp._requests import SteeringLike
 from saeclamp._transport import AsyncTransport, Transport
 from saeclamp.types import (
@@ -20,6 +23,7 @@ from saeclamp.types import (
     VariantList,
     as_steering,
 )
+from saeclamp.types._base import invalid_argument
 
 VARIANTS = "/v1/variants"
 
@@ -29,15 +33,18 @@ def _new(name: str, steering: SteeringLike, description: str, base: str | None) 
 
 
 def _path(name: str) -> str:
-    """Raise ValueError for what might lead to another path."""
+    """Refuse what might lead to another path."""
     if not name.strip("./"):
-        raise ValueError(f"No variant can be named {name!r}.")
+        raise InvalidArgumentError(f"name: no variant can be named {name!r}.", "name")
     return f"{VARIANTS}/{quote(name, safe='')}"
 
 
 def _export(export: VariantExport | dict[str, Any]) -> dict[str, Any]:
     if isinstance(export, dict):
-        export = VariantExport.model_validate(export)
+        try:
+            export = VariantExport.model_validate(export)
+        except ValidationError as exc:
+            raise invalid_argument(exc, export, VariantExport) from None
     return {
         "object": export.object,
         "data": [

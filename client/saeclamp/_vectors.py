@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from saeclamp._exceptions import InvalidArgumentError
 from saeclamp._transport import AsyncTransport, Transport
 from saeclamp.types import DeletedVector, StoredVector, StoredVectors
 from saeclamp.types.interventions import is_vector_name
@@ -30,9 +31,9 @@ def _upload(name: str, file: VectorFile) -> dict[str, Any]:
 
 
 def _path(name: str) -> str:
-    """Raise ValueError for a name that no vector has, and that might lead to another path."""
+    """Refuse a name that no vector has, and that might lead to another path."""
     if not is_vector_name(name):
-        raise ValueError(f"No vector can be named {name!r}.")
+        raise InvalidArgumentError(f"name: no vector can be named {name!r}.", "name")
     return f"{PATH}/{name}"
 
 

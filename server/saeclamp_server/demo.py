@@ -13,9 +13,7 @@ import textwrap
 from collections.abc import Sequence
 from itertools import zip_longest
 
-from pydantic import ValidationError
-
-from saeclamp import APIConnectionError, Clamp, Client, Receipt, SaeclampError
+from saeclamp import APIConnectionError, Clamp, Client, InvalidArgumentError, Receipt, SaeclampError
 from saeclamp.types import InterventionReceipt
 
 QUESTIONS = (
@@ -36,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         clamp = Clamp(feature=args.feature, value=args.value, unit=args.unit)
-    except ValidationError as exc:
-        return _fail(f"{args.feature!r} clamped to {args.value} is not a clamp: {exc.errors()[0]['msg']}")
+    except InvalidArgumentError as exc:
+        return _fail(f"{args.feature!r} clamped to {args.value} is not a clamp: {exc}")
     try:
         with Client(args.url) as client:
             _answer(client, "Hi", clamp, max_tokens=1)  # so that what is wrong is said before the table begins

@@ -28,15 +28,9 @@ What a request can be refused for.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Any
 
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ` Did you mean 'x'?` for the nearest known word, or nothing when none is near or it is the very same."""
-    by_lower = {name.lower(): name for name in known}
-    nearest = get_close_matches(word.lower(), by_lower, n=1)
-    return f" Did you mean {by_lower[nearest[0]]!r}?" if nearest and by_lower[nearest[0]] != word else ""
+from saeclamp.types.refusals import did_you_mean
 
 
 class RequestError(Exception):

@@ -10,22 +10,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from saeclamp.types import (
-    CONDITIONS,
-    TOKEN_OBJECTS,
-    FeatureIndex,
-    Operation,
-    Readout,
-    Rule,
-    Steering,
-    looks_like_steering,
-)
-from saeclamp.types.interventions import FEATURE_PATTERN
-from saeclamp_server.errors import InvalidRequestError, InvalidSteeringError, RequestError, did_you_mean
+from saeclamp.types import CONDITIONS, Steering, looks_like_steering
+from saeclamp.types.refusals import PARTS, did_you_mean, refusal
+from saeclamp_server.errors import InvalidRequestError, InvalidSteeringError
 from saeclamp_server.program import EXTRA_ARGS_KEY
 
 FOREIGN_KEYS = {
@@ -71,30 +62,6 @@ FOREIGN_XARGS = {
     "apply_hooks": "vllm-lens",
 }
 
-CHOOSING_TOKENS = f"tokens are 'all', 'prompt' or 'generated', or an object with one of {', '.join(TOKEN_OBJECTS)}"
-
-A_FEATURE = (
-    "a feature is written <sae>/<index> or <sae>/<name>, such as bundled/golden-gate (without spaces), or as an object with "
-    "sae and index"
-)
-
-A_NAME = "a name is 1 to 64 letters, digits, '_', '.' and '-'"
-
-A_CONDITION = "a condition is an object with 'feature' and 'above' or 'below', or with one of 'all', 'any' and 'not'"
-
-OPERATIONS: dict[int | str, type[BaseModel]] = {
-    model.model_fields["op"].default: model for model in get_args(Operation)
-}
-
-PARTS: dict[int | str, type[BaseModel]] = {
-    **OPERATIONS,
-    **{f"<{key}>": kind for key, kind in {**TOKEN_OBJECTS, **CONDITIONS}.items()},
-    "<object>": FeatureIndex,
-    "rules": Rule,
-    "readout": Readout,
-}
-"""Objects within `steering`, by how pydantic's locations name them."""
-
 _OF_STEERING = {"steering", *Steering.model_fields}.union(*(kind.model_fields for kind in PARTS.values()), CONDITIONS)
 """Fields of `steering` and of all within it."""
 
@@ -139,7 +106,8 @@ def steering_of(body: Any) -> Steering | None:
     try:
         return Steering.model_validate(steering)
     except ValidationError as exc:
-        raise _refusal(exc, steering) from None
+        why = refusal(exc, steering, Steering, "steering")
+        raise InvalidSteeringError(str(why), why.path) from None
 
 
 def refuse_lookalikes(body: Mapping[str, Any]) -> None:
@@ -206,82 +174,3 @@ def _refuse_foreign_shapes(steering: Any) -> None:
             raise InvalidSteeringError(
                 f"A mapping from names to numbers or vectors is another project's steering; {expected}.", "steering"
             )
-
-
-def _refusal(exc: ValidationError, steering: Any) -> RequestError:
-    """Turn pydantic's first error into a sentence and a JSON path."""
-    errors = exc.errors(include_url=False)
-    # a misspelt field is reported before the field that is missing because of it
-    error = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
-    path = json_path(error["loc"], steering)
-    key = error["loc"][-1] if error["loc"] else None
-    if error["type"] == "extra_forbidden":
-        known = _known_fields(error["loc"])
-        of_interventions = {name for model in OPERATIONS.values() for name in model.model_fields}
-        if len(error["loc"]) == 1 and key in of_interventions:
-            return InvalidSteeringError(f"{path}: {key!r} is a field of each intervention.", path)
-        return InvalidSteeringError(
-            f"{path}: unknown field {key!r}.{did_you_mean(str(key), known)} Known: {', '.join(known)}.", path
-        )
-    if error["type"] == "union_tag_invalid" and error["loc"][-1:] != ("tokens",) and not _is_condition(error["loc"]):
-        asked, known = error.get("input"), [*map(str, OPERATIONS)]
-        asked = asked.get("op") if isinstance(asked, Mapping) else asked
-        return InvalidSteeringError(
-            f"{path}: unknown operation {asked!r}.{did_you_mean(str(asked), known)} Known: {', '.join(known)}.", path
-        )
-    return InvalidSteeringError(f"{path}: {in_plain_words(error)}.", path)
-
-
-def _is_condition(loc: tuple[int | str, ...]) -> bool:
-    return "when" in loc and loc[-1] != "tokens"
-
-
-def _known_fields(loc: tuple[int | str, ...]) -> list[str]:
-    """Return the fields of the object that `loc` points into: of the innermost one that it names."""
-    for part in reversed(loc[:-1]):
-        if part in PARTS:
-            return [field.alias or name for name, field in PARTS[part].model_fields.items()]
-    return [*Steering.model_fields]
-
-
-def in_plain_words(error: Mapping[str, Any]) -> str:
-    """Say what pydantic found in the words of someone who writes JSON."""
-    kind, message = error["type"], str(error["msg"])
-    if error["loc"][-1:] == ("tokens",):
-        return CHOOSING_TOKENS
-    if kind == "value_error":
-        return message.removeprefix("Value error, ")
-    if kind in ("union_tag_not_found", "union_tag_invalid") and _is_condition(error["loc"]):
-        return A_CONDITION
-    if "then" in error["loc"][-2:] and kind != "union_tag_not_found":
-        return "'then' is 'abort' or a list of interventions"
-    if kind == "union_tag_not_found":
-        return f"the field 'op' is missing: {', '.join(map(str, OPERATIONS))}"
-    if kind == "string_pattern_mismatch" and error["ctx"]["pattern"] != FEATURE_PATTERN:
-        return A_NAME
-    if kind == "string_pattern_mismatch" or (kind == "model_type" and "<object>" in error["loc"]):
-        return A_FEATURE
-    if kind == "too_short":
-        return "the list is empty"
-    return message.replace("Tuple", "List").replace("tuple", "list").replace("Input", "The value")
-
-
-def _is_branch(part: int | str) -> bool:
-    """Whether a part of a location names a branch of a union, not a field."""
-    return part in OPERATIONS or str(part).startswith("<")
-
-
-def json_path(loc: tuple[int | str, ...], value: Any, path: str = "steering") -> str:
-    """
-    Write pydantic's location as a JSON path into the request, leaving out the names of union branches.
-
-    path: that of `value`; empty for the whole body
-    """
-    for position, part in enumerate(loc):
-        if isinstance(part, int) and isinstance(value, Sequence) and part < len(value):
-            path, value = f"{path}[{part}]", value[part]
-        elif isinstance(value, Mapping) and part in value:
-            path, value = f"{path}.{part}", value[part]
-        elif position == len(loc) - 1 and isinstance(value, Mapping) and not _is_branch(part):
-            path = f"{path}.{part}"  # the field that is missing
-    return path.removeprefix(".")

@@ -8,7 +8,6 @@ from typing import Any
 
 import httpx
 import pytest
-from pydantic import ValidationError
 from tests.client.scripted_server import MODELS, RECEIPT, ScriptedServer, chat_answer, reply, text_answer
 
 from saeclamp import (
@@ -17,6 +16,7 @@ from saeclamp import (
     APIResponseValidationError,
     Clamp,
     Client,
+    InvalidArgumentError,
     NotSteeredError,
     Receipt,
     SaeclampError,
@@ -107,20 +107,24 @@ def test_extra_body_gives_openai_python_the_same_request(server: ScriptedServer)
 @pytest.mark.parametrize(
     ("params", "error"),
     [
-        pytest.param({"steering": {"interventions": [CLAMP_JSON | {"vlaue": 1}]}}, ValidationError, id="unknown-field"),
-        pytest.param({"steering": []}, ValidationError, id="no-interventions"),
-        pytest.param({"steering": {}}, ValidationError, id="empty-object"),
+        pytest.param(
+            {"steering": {"interventions": [CLAMP_JSON | {"vlaue": 1}]}}, InvalidArgumentError, id="unknown-field"
+        ),
+        pytest.param({"steering": []}, InvalidArgumentError, id="no-interventions"),
+        pytest.param({"steering": {}}, InvalidArgumentError, id="empty-object"),
         pytest.param({"steerng": [CLAMP]}, TypeError, id="misspelt"),
         pytest.param({"extra_body": {"Steering": {}}}, TypeError, id="misspelt-in-extra-body"),
         pytest.param({"steering": CLAMP, "extra_body": extra_body(CLAMP)}, TypeError, id="twice"),
         pytest.param({"temperature": math.nan}, ValueError, id="nan"),
+        pytest.param({"user": object()}, TypeError, id="no-json"),
     ],
 )
 def test_a_mistake_is_found_before_anything_is_sent(
     server: ScriptedServer, client: Client, params: dict[str, Any], error: type[Exception]
 ) -> None:
-    with pytest.raises(error):
+    with pytest.raises(error) as raised:
         client.chat.completions.create(model="m", messages=HI, **params)
+    assert isinstance(raised.value, SaeclampError)
     assert server.seen == []
 
 

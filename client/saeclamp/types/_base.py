@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import unicodedata
 from difflib import SequenceMatcher
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+
+from saeclamp._exceptions import ArgumentTypeError, InvalidArgumentError
 
 MAX_INTERVENTIONS = 64
 """Interventions in one request, those of its rules among them."""
@@ -51,14 +53,56 @@ def looks_like_steering(key: str) -> bool:
     return all(ratio() >= SIMILAR for ratio in (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio))
 
 
+def invalid_argument(exc: ValidationError, value: Any, kind: type[BaseModel], path: str = "") -> InvalidArgumentError:
+    """
+    Translate pydantic's error.
+
+    value: what was to be a `kind`
+    path:  its JSON path in the request; empty where it is no part of one yet
+    """
+    from saeclamp.types.refusals import refusal  # which reads all types
+
+    why = refusal(exc, value, kind, path)
+    is_part = issubclass(kind, Request) and not kind.is_whole
+    place = why.path or (kind.__name__ if is_part else "")
+    return InvalidArgumentError(f"{place}: {why.sentence}" if place else why.sentence, why.path or None)
+
+
 class Request(BaseModel):
-    """A part of a request."""
+    """
+    A part of a request.
+
+    Building one raises `InvalidArgumentError`, in the words in which the server refuses the same as JSON; `model_validate`
+    raises pydantic's own error.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    is_whole: ClassVar[bool] = False
+    """Whether it is all of a body or query: its fields are the arguments of a call then, and its own name means nothing."""
+
+    if not TYPE_CHECKING:  # for type checkers the signature is that of the fields
+
+        def __init__(self, /, *args: Any, **fields: Any) -> None:
+            """Check the fields."""
+            kind = type(self)
+            if args:
+                names = ", ".join(f"{name}=..." for name, field in kind.model_fields.items() if name != "op")
+                raise ArgumentTypeError(f"The fields of {kind.__name__} are given by name: {kind.__name__}({names}).")
+            try:
+                super().__init__(**fields)
+            except ValidationError as exc:
+                raise invalid_argument(exc, fields, kind) from None
+
+        # pydantic builds the parts of a larger object without `__init__` where it bears this mark, as BaseModel's does:
+        # their errors are then those of the whole, with the path from there
+        __init__.__pydantic_base_init__ = True
 
 
 class Question(Request):
     """The body of a request to one of our own endpoints."""
+
+    is_whole = True
 
     def to_json(self) -> dict[str, Any]:
         """As it is sent: without what was left out."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from saeclamp._exceptions import InvalidArgumentError
 from saeclamp.types._base import Unit
 from saeclamp.types.interventions import Ablate, Add, AtLeast, AtMost, Clamp, Scale
 from saeclamp.types.rules import AllOf, AnyOf, Condition, FeatureCondition, Not
@@ -27,9 +28,11 @@ class Composable:
         return FeatureCondition(feature=self.feature, below=value, unit=unit)
 
     def clamp(self, value: float | None, unit: Unit = "max_act", **options: Any) -> Clamp:
-        """Set its activation. Raises ValueError for None, which is the `best` of a feature that was not calibrated."""
+        """Set its activation. Refuses None, which is the `best` of a feature that was not calibrated."""
         if value is None:
-            raise ValueError(f"{self.feature} was not calibrated, so it has no best strength; give a value")
+            raise InvalidArgumentError(
+                f"value: {self.feature} was not calibrated, so it has no best strength; give a value.", "value"
+            )
         return Clamp(feature=self.feature, value=value, unit=unit, **options)
 
     def add(self, value: float, unit: Unit = "max_act", **options: Any) -> Add:

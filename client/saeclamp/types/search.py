@@ -21,6 +21,8 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 class FeatureQuery(Request):
     """What is looked for, as the parameters of `GET /v1/features`. Without a query, features are listed by number."""
 
+    is_whole = True
+
     query: Annotated[str, Field(max_length=MAX_QUERY)] = ""
     sae: Annotated[tuple[str, ...], Field(max_length=MAX_HITS)] = ()
     """Of which SAEs; none named: of all that are loaded."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from saeclamp.types._base import MAX_INTERVENTIONS, MAX_READ, MAX_RULES, Request
+from saeclamp._exceptions import ArgumentTypeError
+from saeclamp.types._base import MAX_INTERVENTIONS, MAX_READ, MAX_RULES, Request, invalid_argument
 from saeclamp.types.interventions import Feature, Intervention, Operation
 from saeclamp.types.rules import Rule
 from saeclamp.types.tokens import SpecialTokens, Tokens
@@ -51,10 +52,11 @@ class Steering(Request):
     def _asks_for_something(self) -> Steering:
         if not self.interventions and not self.rules and self.readout is None:
             raise ValueError("give 'interventions', 'rules' or 'readout'")
-        names = [rule.name for rule in self.rules]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(f"two rules are named {twice!r}")
+        numbers: dict[str, int] = {}
+        for number, rule in enumerate(self.rules):
+            first = numbers.setdefault(rule.name, number)
+            if first != number:
+                raise ValueError(f"rules[{first}] and rules[{number}] are both named {rule.name!r}")
         return self
 
     def to_json(self) -> dict[str, Any]:
@@ -63,31 +65,42 @@ class Steering(Request):
         return {name: part for name, part in parts.items() if part != []}
 
 
-def extra_body(*interventions: Operation, receipt: ReceiptKind = "summary") -> dict[str, Any]:
+def extra_body(*interventions: Operation | Steering, receipt: ReceiptKind | None = None) -> dict[str, Any]:
     """
-    Build the `extra_body` that openai-python merges into a request.
+    Build the `extra_body` that openai-python merges into a request, of interventions or of a whole `Steering`.
 
     >>> extra_body(Clamp(feature="bundled/golden-gate", value=0.75))["steering"]["interventions"][0]["op"]
     'clamp'
     """
-    return {"steering": as_steering(interventions, receipt).to_json()}
+    whole = interventions[0] if len(interventions) == 1 else interventions
+    return {"steering": as_steering(whole, receipt).to_json()}
 
 
 def as_steering(
-    steering: Steering | Operation | Iterable[Operation] | dict[str, Any],
+    steering: Steering | Operation | Iterable[Operation | Steering] | dict[str, Any],
     receipt: ReceiptKind | None = None,
 ) -> Steering:
     """
     Accept what a caller finds natural: a `Steering`, its JSON, one intervention, or several.
 
-    `receipt`, if given, replaces what `steering` asks for. Raises TypeError for a string, and pydantic's ValidationError.
+    `receipt`, if given, replaces what `steering` asks for. Raises `InvalidArgumentError`.
     """
-    if isinstance(steering, str):  # which would be taken for a sequence of letters
-        raise TypeError(f"steering takes interventions such as Clamp(feature={steering!r}, value=...), not a string")
-    if isinstance(steering, dict):
-        steering = Steering.model_validate(steering)
-    elif isinstance(steering, Operation):
-        steering = Steering(interventions=(steering,))
-    elif not isinstance(steering, Steering):
-        steering = Steering(interventions=tuple(steering))
+    from saeclamp.types.lookalikes import why_no_intervention, why_no_steering  # which read all types
+
+    why = why_no_steering(steering)
+    if why is not None:
+        raise ArgumentTypeError(f"steering: {why}.", "steering")
+    if isinstance(steering, Operation):
+        steering = (steering,)
+    if not isinstance(steering, Steering):
+        if not isinstance(steering, dict):
+            moves = tuple(steering)
+            for number, move in enumerate(moves):
+                if (why := why_no_intervention(move)) is not None:
+                    raise ArgumentTypeError(f"steering[{number}]: {why}.", f"steering[{number}]")
+            steering = {"interventions": moves}
+        try:
+            steering = Steering.model_validate(steering)
+        except ValidationError as exc:
+            raise invalid_argument(exc, steering, Steering, "steering") from None
     return steering if receipt is None else steering.model_copy(update={"receipt": receipt})

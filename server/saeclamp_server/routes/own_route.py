@@ -10,8 +10,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
 from saeclamp.types import ErrorBody
-from saeclamp_server.errors import InvalidRequestError, did_you_mean
-from saeclamp_server.request_body import in_plain_words, json_path, parse_body, steering_of
+from saeclamp.types.refusals import did_you_mean, in_plain_words, json_path
+from saeclamp_server.errors import InvalidRequestError
+from saeclamp_server.request_body import parse_body, steering_of
 
 
 class OwnRoute(APIRoute):

@@ -30,8 +30,8 @@ def add_steering(parser: argparse.ArgumentParser) -> None:
 
 
 def steering_of(args: argparse.Namespace) -> Steering | None:
-    """Read the flags; None where none is given. Raises TerminalError, and pydantic's ValidationError."""
-    from saeclamp.types import Add, Clamp, Steering
+    """Read the flags; None where none is given. Raises TerminalError, and the client's InvalidArgumentError."""
+    from saeclamp.types import Add, Clamp, Steering, as_steering
 
     moves: list[Operation] = [Clamp(**_move(text)) for text in args.clamp]
     moves += [Add(**_move(text)) for text in args.add]
@@ -43,7 +43,7 @@ def steering_of(args: argparse.Namespace) -> Steering | None:
         value = json.loads(args.steering.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
         raise TerminalError(f"{args.steering} cannot be read as JSON: {exc}.") from exc
-    return Steering.model_validate(value.get("steering", value) if isinstance(value, dict) else value)
+    return as_steering(value.get("steering", value) if isinstance(value, dict) else value)
 
 
 def _move(text: str) -> dict[str, object]:

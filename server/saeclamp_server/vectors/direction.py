@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from saeclamp.types.refusals import did_you_mean
 from saeclamp_saes import Site
 from saeclamp_saes.files.safetensors_file import read_header
-from saeclamp_server.errors import InvalidVectorError, did_you_mean
+from saeclamp_server.errors import InvalidVectorError
 
 MAX_BYTES = 4 << 20
 """Of a file. The widest models' vectors take a fiftieth of it."""
