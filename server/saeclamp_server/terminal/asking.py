@@ -51,8 +51,6 @@ def asking(ask: Callable[[argparse.Namespace, Client], int]) -> Callable[[argpar
 @contextmanager
 def refusals_told(url: str) -> Iterator[None]:
     """Turn what the client raises into a TerminalError, a sentence."""
-    from pydantic import ValidationError
-
     from saeclamp import APIConnectionError, SaeclampError
 
     try:
@@ -60,11 +58,5 @@ def refusals_told(url: str) -> Iterator[None]:
     except APIConnectionError as exc:
         said = f"No server answers at {url}; start one with `saeclamp serve`. ({exc})"
         raise TerminalError(visible_line(said)) from exc
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if not str(part).startswith("<"))
-        if first["type"] == "string_pattern_mismatch":
-            raise TerminalError(visible_line(f"{where}: {first['input']!r} cannot be one; see --help.")) from exc
-        raise TerminalError(visible_line(f"{where}: {first['msg']}" if where else first["msg"])) from exc
     except (SaeclampError, ValueError) as exc:
         raise TerminalError(visible_line(str(exc))) from exc
