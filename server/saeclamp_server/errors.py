@@ -16,6 +16,7 @@ What a request can be refused for.
     ├── VectorsFullError          400  its site holds as many vectors as it can
     ├── VectorNotKeptError        500  the disk did not take it
     ├── UnknownVariantError       404  no variant of that name is kept
+    ├── UnknownModelError         404  neither a model nor a variant has that name, but one has a near one
     ├── BareVariantError          404  a variant is named without its model
     ├── VariantReadOnlyError      400  the feature book's variants cannot be changed or deleted
     ├── VariantChangedError       400  what a variant was created with is no longer what is served
@@ -161,12 +162,19 @@ class VectorNotKeptError(RequestError):
 class UnknownVariantError(RequestError):
     code = "model_not_found"
 
-    def __init__(self, name: str, known: Iterable[str], param: str, status: int) -> None:
-        known = list(known)
-        super().__init__(
-            f"There is no variant {name!r}.{did_you_mean(name, known)} There are: {', '.join(known) or 'none'}.", param
-        )
+    def __init__(self, name: str, known: Iterable[str], near: str | None, param: str, status: int) -> None:
+        meant = f" Did you mean {near!r}?" if near else ""
+        super().__init__(f"There is no variant {name!r}.{meant} There are: {', '.join(known) or 'none'}.", param)
         self.status = status
+
+
+class UnknownModelError(RequestError):
+    status = 404
+    code = "model_not_found"
+
+    def __init__(self, name: str, known: Iterable[str], near: str | None) -> None:
+        meant = f" Did you mean {near!r}?" if near else ""
+        super().__init__(f"There is no model {name!r}.{meant} There are: {', '.join(known) or 'none'}.", "model")
 
 
 class BareVariantError(RequestError):

@@ -25,7 +25,7 @@ from saeclamp_server.errors import RequestError
 from saeclamp_server.steering import Served
 from saeclamp_server.variants import StoreError, Variants, VariantStore, default_url
 from saeclamp_server.variants.content import Version
-from saeclamp_server.variants.names import ModelName
+from saeclamp_server.variants.names import ModelName, near_name
 
 ResultT = TypeVar("ResultT")
 BRIDGE = Steering(interventions=(Clamp(feature="big/bridge", value=2),))
@@ -111,8 +111,37 @@ def test_names_are_of_one_base(variants: Variants) -> None:
 def test_what_is_no_variant_of_ours_is_left_to_vllm(variants: Variants) -> None:
     for model in ("tiny", "another", "another:chef", "tiny:", "tiny:a b", "tiny:chef@zz"):
         assert run(variants.of_model(model)) is None
-    with pytest.raises(RequestError, match="Did you mean 'tiny:bridge'"):
-        run(variants.of_model("tiny:brigde"))
+    for model in ("another", "tiny", "its-adapter"):
+        run(variants.refuse_near_miss(model, ["its-adapter"]))
+
+
+@pytest.mark.parametrize(
+    ("model", "near"),
+    [
+        ("tiny:brigde", "tiny:bridge"),
+        ("tiny:bri", "tiny:bridge"),
+        ("tiny:bridge@000000000000", "tiny:bridge"),
+        ("tinny:bridge", "tiny:bridge"),
+        ("another:bridge", "tiny:bridge"),
+        ("bridg", "tiny:bridge"),
+        ("tinyy", "tiny"),
+        ("its-adaptor", "its-adapter"),
+    ],
+)
+def test_a_near_name_of_a_model_or_variant_is_suggested(variants: Variants, model: str, near: str) -> None:
+    async def ask() -> None:
+        assert await variants.of_model(model) is None
+        await variants.refuse_near_miss(model, ["its-adapter"])
+
+    with pytest.raises(RequestError, match=f"Did you mean '{near}'") as refused:
+        run(ask())
+    assert (refused.value.status, refused.value.code, refused.value.param) == (404, "model_not_found", "model")
+
+
+def test_the_letters_of_a_variant_count_alone_in_a_long_name() -> None:
+    models, variants = ["smollm2-135m-instruct"], [f"smollm2-135m-instruct:{name}" for name in ("space", "sea", "law")]
+    assert near_name("smollm2-135m-instruct:sae", models, variants) == "smollm2-135m-instruct:sea"
+    assert near_name("smollm2-135m-instruct:nothing-alike", models, variants) is None
 
 
 def test_the_feature_books_variants_are_there_and_stay(variants: Variants) -> None:

@@ -150,19 +150,21 @@ def json_path(loc: tuple[int | str, ...], value: Any, path: str = "steering") ->
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the nearest known word, or nothing when none is near or it is the very same."""
-    near = _nearest(word, known) if len(word) <= MAX_WORD else None
+    near = nearest(word, known)
     return "" if near is None or near == word else f" Did you mean {near!r}?"
 
 
-def _nearest(word: str, known: Iterable[str]) -> str | None:
+def nearest(word: str, known: Iterable[str]) -> str | None:
     """
     Return the word that was misspelt, else the one of which this is a part or an elongation, else a like one.
 
-    `gate` means `golden-gate`, though `games` has more letters in common with it.
+    `gate` means `golden-gate`, though `games` has more letters in common with it, and `sae` means `sea`, not `space`.
     """
+    if len(word) > MAX_WORD:
+        return None
     plain, by_lower = word.lower(), {name.lower(): name for name in known}
-    near = get_close_matches(plain, by_lower, n=1, cutoff=SURE) or _overlapping(plain, by_lower)
-    near = near or get_close_matches(plain, by_lower, n=1)
+    near = [name for name in by_lower if sorted(name) == sorted(plain)] or get_close_matches(plain, by_lower, 1, SURE)
+    near = near or _overlapping(plain, by_lower) or get_close_matches(plain, by_lower, 1)
     return by_lower[near[0]] if near else None
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from saeclamp.types import Steering
 from saeclamp_server.conversation import Conversation
-from saeclamp_server.errors import BareVariantError
 from saeclamp_server.steering import ResolvedSteering, resolve, roles_in
 from saeclamp_server.variants import Variants
 from saeclamp_server.variants.content import Version
@@ -24,13 +23,11 @@ class AskedModel:
 
     @classmethod
     async def of(cls, app_state: Any, name: str | None, own: Steering | None) -> AskedModel:
-        """Look a name up. Raises RequestError where it names a variant that there is not, or one without its model."""
+        """Look a name up. Raises RequestError where there is no such variant, and for a near miss of any name."""
         variants: Variants = app_state.variants
         variant = await variants.of_model(name) if name else None
-        if name and variant is None and name not in app_state.openai_serving_models.lora_requests:
-            meant = await variants.of_bare_name(name)
-            if meant is not None:  # vLLM would only say that there is no such model
-                raise BareVariantError(name, meant.to_wire().id)
+        if name and variant is None:
+            await variants.refuse_near_miss(name, app_state.openai_serving_models.lora_requests)
         return cls(name, own, variant)
 
     @property

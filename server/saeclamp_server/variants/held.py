@@ -10,11 +10,14 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from saeclamp.types import MAX_RULES, NewVariant, Steering, Variant, VariantExport
+from saeclamp.types.refusals import nearest
 from saeclamp_server.conversation import Conversation
 from saeclamp_server.errors import (
+    BareVariantError,
     ContradictionError,
     InvalidRequestError,
     RequestError,
+    UnknownModelError,
     UnknownVariantError,
     VariantChangedError,
     VariantReadOnlyError,
@@ -22,7 +25,7 @@ from saeclamp_server.errors import (
 )
 from saeclamp_server.steering import ResolvedSteering, Served, resolve, roles_in
 from saeclamp_server.variants.content import Version, meaning_of, written
-from saeclamp_server.variants.names import ModelName
+from saeclamp_server.variants.names import ModelName, near_name
 from saeclamp_server.variants.presets import presets
 from saeclamp_server.variants.store import StoreError, VariantStore
 
@@ -111,6 +114,22 @@ class Variants:
         parsed = None if name in self._bases or ":" in name else self._parsed(name)
         return await self._find(parsed) if parsed is not None else None
 
+    async def refuse_near_miss(self, model: str, others: Collection[str]) -> None:
+        """
+        Raise RequestError for a name that no model has and that is near a model's or variant's; vLLM refuses the rest.
+
+        others: names that are in use beside the models' and variants'
+        """
+        if model in self._bases or model in others:
+            return
+        bare = await self.of_bare_name(model)
+        if bare is not None:
+            raise BareVariantError(model, bare.to_wire().id)
+        models, variants = [*self._bases, *others], [variant.id for variant in await self.listed()]
+        near = near_name(model, models, variants)
+        if near is not None:
+            raise UnknownModelError(model, [*models, *variants], near)
+
     def resolved(
         self, version: Version, own: Steering | None, conversation: Conversation | None = None
     ) -> ResolvedSteering:
@@ -157,7 +176,8 @@ class Variants:
             variant.name if is_short and variant.base == self._bases[0] else variant.id
             for variant in await self.listed()
         ]
-        return UnknownVariantError(name, known, param, status)
+        near = near_name(name, self._bases, known) if not is_short else nearest(name, known)
+        return UnknownVariantError(name, known, near, param, status)
 
     async def _ask(self, method: Callable[..., ResultT], *args: Any) -> ResultT:
         try:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+from saeclamp.types.refusals import nearest
 from saeclamp.types.variants import VARIANT_NAME
 
 SHOWN = 12
@@ -40,3 +42,25 @@ class ModelName(NamedTuple):
 def version_name(base: str, variant: str, sha256: str) -> str:
     """Name a version."""
     return f"{base}:{variant}@{sha256[:SHOWN]}"
+
+
+def near_name(name: str, bases: Collection[str], variants: Sequence[str]) -> str | None:
+    """
+    Guess which name of a model or variant was meant; None where none is near.
+
+    Both parts are compared alone: in a long name of a model, a variant's few letters would not count.
+
+    bases:    models
+    variants: `<base>:<name>`
+    """
+    base, colon, variant = name.rpartition(":")
+    variants = [*reversed(variants)]  # of two with one name below, the first counts
+    if not colon:
+        short = {one.rpartition(":")[2]: one for one in variants}
+        near = nearest(name, short)
+        return nearest(name, bases) or (short[near] if near else None)
+    meant = base if base in bases else nearest(base, bases)
+    variant = variant.partition("@")[0]
+    known = {own: other for one in variants for other, _, own in [one.rpartition(":")] if meant in (None, other)}
+    near = variant if variant in known else nearest(variant, known)
+    return f"{known[near]}:{near}" if near else None
