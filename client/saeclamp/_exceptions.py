@@ -22,6 +22,7 @@ SaeclampError
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
@@ -184,10 +185,23 @@ def status_error(response: httpx.Response) -> APIStatusError:
     body = _decoded(response)
     fields = envelope(body)
     status = response.status_code
-    kind = _BY_STATUS.get(status, InternalServerError if status >= 500 else APIStatusError)
+    kind = _kind_of(status)
     message = fields["message"] or response.reason_phrase or "no message"
     request_id = response.headers.get("x-request-id")
     return kind(status, fields["code"], fields["param"], fields["type"], request_id, message, body)
+
+
+def _kind_of(status: int) -> type[APIStatusError]:
+    return _BY_STATUS.get(status, InternalServerError if status >= 500 else APIStatusError)
+
+
+def event_error(event: Mapping[str, Any], request_id: str | None) -> APIStatusError:
+    """Build the error for an event that ends a stream in the place of a result: as if it had been the response."""
+    fields = envelope(event)
+    status = event.get("status")
+    status = status if isinstance(status, int) else 500
+    kind = _kind_of(status)
+    return kind(status, fields["code"], fields["param"], fields["type"], request_id, fields["message"], event)
 
 
 def stream_error(body: Any, request_id: str | None) -> StreamError:

@@ -2,7 +2,8 @@
 `client.saes` and `client.features`: what the server steers with, looking for features, and what is known of each.
 
 All methods raise `APIConnectionError` or `APIStatusError`, and `InvalidArgumentError` for a wrong argument, before
-anything is sent. `NotFoundError` says which SAE or feature there is not.
+anything is sent. `NotFoundError` says which SAE or feature there is not. What takes longer has `progress=`: it is called
+with a `Progress`, about twice a second.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any, TypeAlias
 from urllib.parse import quote
 
 from saeclamp._exceptions import ArgumentTypeError, InvalidArgumentError
+from saeclamp._progress import OnProgress
 from saeclamp._transport import AsyncTransport, Transport
 from saeclamp.types import (
     Attribute,
@@ -127,24 +129,32 @@ class Features:
         """Find which features are active in a text or a conversation; `options` as in `Inspect`."""
         return self._transport.ask(Inspection, "POST", f"{FEATURES}/inspect", body=_inspect(passage, options))
 
-    def contrast(self, positive: Sequence[Passage], negative: Sequence[Passage], **options: Any) -> Contrasted:
+    def contrast(
+        self,
+        positive: Sequence[Passage],
+        negative: Sequence[Passage],
+        *,
+        progress: OnProgress | None = None,
+        **options: Any,
+    ) -> Contrasted:
         """Find which features tell two sets of texts or conversations apart; `options` as in `Contrast`."""
         body = _contrast(positive, negative, options)
-        return self._transport.ask(Contrasted, "POST", f"{FEATURES}/contrast", body=body)
+        return self._transport.ask_long(Contrasted, f"{FEATURES}/contrast", body, progress)
 
-    def attribute(self, passage: Passage, **options: Any) -> Attribution:
+    def attribute(self, passage: Passage, *, progress: OnProgress | None = None, **options: Any) -> Attribution:
         """Find which features caused a token, by taking them away; `options` as in `Attribute`."""
-        return self._transport.ask(Attribution, "POST", f"{FEATURES}/attribute", body=_attribute(passage, options))
+        body = _attribute(passage, options)
+        return self._transport.ask_long(Attribution, f"{FEATURES}/attribute", body, progress)
 
     def neighbours(self, *features: str, **options: Any) -> Neighbourhoods:
         """Find which features' decoder rows point the same way; `options` as in `NeighboursQuery`."""
         body = _neighbours(features, options)
         return self._transport.ask(Neighbourhoods, "POST", f"{FEATURES}/neighbours", body=body)
 
-    def suggest(self, wish: str, **options: Any) -> Suggestion:
+    def suggest(self, wish: str, *, progress: OnProgress | None = None, **options: Any) -> Suggestion:
         """Propose a small steering for a wish, tried on neutral questions; `options` as in `Suggest`. Takes a while."""
         body = Suggest(wish=wish, **options).to_json()
-        return self._transport.ask(Suggestion, "POST", f"{FEATURES}/suggest", body=body)
+        return self._transport.ask_long(Suggestion, f"{FEATURES}/suggest", body, progress)
 
 
 class AsyncSAEs:
@@ -185,22 +195,29 @@ class AsyncFeatures:
         """Find which features are active in a text or a conversation; `options` as in `Inspect`."""
         return await self._transport.ask(Inspection, "POST", f"{FEATURES}/inspect", body=_inspect(passage, options))
 
-    async def contrast(self, positive: Sequence[Passage], negative: Sequence[Passage], **options: Any) -> Contrasted:
+    async def contrast(
+        self,
+        positive: Sequence[Passage],
+        negative: Sequence[Passage],
+        *,
+        progress: OnProgress | None = None,
+        **options: Any,
+    ) -> Contrasted:
         """Find which features tell two sets of texts or conversations apart; `options` as in `Contrast`."""
         body = _contrast(positive, negative, options)
-        return await self._transport.ask(Contrasted, "POST", f"{FEATURES}/contrast", body=body)
+        return await self._transport.ask_long(Contrasted, f"{FEATURES}/contrast", body, progress)
 
-    async def attribute(self, passage: Passage, **options: Any) -> Attribution:
+    async def attribute(self, passage: Passage, *, progress: OnProgress | None = None, **options: Any) -> Attribution:
         """Find which features caused a token, by taking them away; `options` as in `Attribute`."""
         body = _attribute(passage, options)
-        return await self._transport.ask(Attribution, "POST", f"{FEATURES}/attribute", body=body)
+        return await self._transport.ask_long(Attribution, f"{FEATURES}/attribute", body, progress)
 
     async def neighbours(self, *features: str, **options: Any) -> Neighbourhoods:
         """Find which features' decoder rows point the same way; `options` as in `NeighboursQuery`."""
         body = _neighbours(features, options)
         return await self._transport.ask(Neighbourhoods, "POST", f"{FEATURES}/neighbours", body=body)
 
-    async def suggest(self, wish: str, **options: Any) -> Suggestion:
+    async def suggest(self, wish: str, *, progress: OnProgress | None = None, **options: Any) -> Suggestion:
         """Propose a small steering for a wish, tried on neutral questions; `options` as in `Suggest`. Takes a while."""
         body = Suggest(wish=wish, **options).to_json()
-        return await self._transport.ask(Suggestion, "POST", f"{FEATURES}/suggest", body=body)
+        return await self._transport.ask_long(Suggestion, f"{FEATURES}/suggest", body, progress)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from saeclamp._progress import OnProgress
 from saeclamp._requests import SteeringLike
 from saeclamp._transport import AsyncTransport, Transport
 from saeclamp.types import Compare, Comparison, Validate, Validation, as_steering
@@ -38,14 +39,22 @@ class SteeringTrials:
         """Find out what a steering would do, without running anything. `messages` are needed for tokens chosen by role."""
         return self._transport.ask(Validation, "POST", VALIDATE, body=_validate(steering, messages))
 
-    def compare(self, steering: SteeringLike, passage: str | Messages, **options: Any) -> Comparison:
+    def compare(
+        self,
+        steering: SteeringLike,
+        passage: str | Messages,
+        *,
+        progress: OnProgress | None = None,
+        **options: Any,
+    ) -> Comparison:
         """
         Answer a question unsteered, steered, and, if wanted, prompted, with the same seeds.
 
-        passage: a text to be continued, or the messages of a conversation to be answered
-        options: as in `Compare`: `prompted`, `seeds`, `max_tokens`, `temperature`, ...
+        passage:  a text to be continued, or the messages of a conversation to be answered
+        progress: is told about twice a second how far it is
+        options:  as in `Compare`: `prompted`, `seeds`, `max_tokens`, `temperature`, ...
         """
-        return self._transport.ask(Comparison, "POST", COMPARE, body=_compare(steering, passage, options))
+        return self._transport.ask_long(Comparison, COMPARE, _compare(steering, passage, options), progress)
 
 
 class AsyncSteeringTrials:
@@ -58,11 +67,19 @@ class AsyncSteeringTrials:
         """Find out what a steering would do, without running anything. `messages` are needed for tokens chosen by role."""
         return await self._transport.ask(Validation, "POST", VALIDATE, body=_validate(steering, messages))
 
-    async def compare(self, steering: SteeringLike, passage: str | Messages, **options: Any) -> Comparison:
+    async def compare(
+        self,
+        steering: SteeringLike,
+        passage: str | Messages,
+        *,
+        progress: OnProgress | None = None,
+        **options: Any,
+    ) -> Comparison:
         """
         Answer a question unsteered, steered, and, if wanted, prompted, with the same seeds.
 
-        passage: a text to be continued, or the messages of a conversation to be answered
-        options: as in `Compare`: `prompted`, `seeds`, `max_tokens`, `temperature`, ...
+        passage:  a text to be continued, or the messages of a conversation to be answered
+        progress: is told about twice a second how far it is
+        options:  as in `Compare`: `prompted`, `seeds`, `max_tokens`, `temperature`, ...
         """
-        return await self._transport.ask(Comparison, "POST", COMPARE, body=_compare(steering, passage, options))
+        return await self._transport.ask_long(Comparison, COMPARE, _compare(steering, passage, options), progress)

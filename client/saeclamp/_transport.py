@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from saeclamp._exceptions import connection_error, status_error
+from saeclamp._progress import AnswerReader, OnProgress, has_events, wants
 from saeclamp._requests import Generation, base_model, encode, parse_generation, parse_response, server_root
 from saeclamp._responses import AnswerT, ChunkT, ModelList, ResponseT
 from saeclamp._retries import delay_after_error, delay_after_status
@@ -123,6 +124,24 @@ class Transport:
         _read(response)
         return parse_response(answer_type, response)
 
+    def ask_long(
+        self, answer_type: type[AnswerT], path: str, body: Mapping[str, Any], progress: OnProgress | None
+    ) -> AnswerT:
+        """Post what takes longer, and type its answer. `progress` is told meanwhile how far it is."""
+        response = self._send(self.endpoint.request(self._http, "POST", path, body=body, headers=wants(progress)))
+        if not has_events(response):
+            _read(response)
+            return parse_response(answer_type, response)
+        reader = AnswerReader(answer_type, progress, response.headers.get("x-request-id"))
+        try:
+            for data in response.iter_bytes():
+                reader.feed(data)
+        except httpx.RequestError as exc:
+            raise connection_error(exc) from exc
+        finally:
+            response.close()
+        return reader.end()
+
     def models(self) -> ModelList:
         """Ask which models there are."""
         return self.ask(ModelList, "GET", "/v1/models")
@@ -210,6 +229,24 @@ class AsyncTransport:
         response = await self._send(self.endpoint.request(self._http, method, path, **request))
         await _aread(response)
         return parse_response(answer_type, response)
+
+    async def ask_long(
+        self, answer_type: type[AnswerT], path: str, body: Mapping[str, Any], progress: OnProgress | None
+    ) -> AnswerT:
+        """Post what takes longer, and type its answer. `progress` is told meanwhile how far it is."""
+        response = await self._send(self.endpoint.request(self._http, "POST", path, body=body, headers=wants(progress)))
+        if not has_events(response):
+            await _aread(response)
+            return parse_response(answer_type, response)
+        reader = AnswerReader(answer_type, progress, response.headers.get("x-request-id"))
+        try:
+            async for data in response.aiter_bytes():
+                reader.feed(data)
+        except httpx.RequestError as exc:
+            raise connection_error(exc) from exc
+        finally:
+            await response.aclose()
+        return reader.end()
 
     async def models(self) -> ModelList:
         """Ask which models there are."""

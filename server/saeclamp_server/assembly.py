@@ -23,6 +23,7 @@ from saeclamp_server.openai_api import elsewhere, metrics
 from saeclamp_server.openai_api.sequences import Sequences
 from saeclamp_server.openai_api.served_model import ServedModel
 from saeclamp_server.plan import Plan
+from saeclamp_server.share import Room
 from saeclamp_server.steering import Served
 from saeclamp_server.variants import Variants
 from saeclamp_server.vectors import VectorFolder, Vectors, default_folder
@@ -60,5 +61,5 @@ async def assembled(engine: Any, args: Namespace, plan: Plan, say: Callable[[str
     await init_app_state(engine, state, args, tasks)
     bases = [path.name for path in state.openai_serving_models.base_model_paths]
     state.variants = Variants(plan.store, state.served, bases)
-    state.model, state.directions = ServedModel(state), EngineDirections(engine)
+    state.model, state.directions, state.room = ServedModel(state), EngineDirections(engine), Room()
     return app

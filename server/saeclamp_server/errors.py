@@ -23,7 +23,8 @@ What a request can be refused for.
     ├── VariantsUnavailableError  503  the database of variants does not answer
     ├── SearchUnavailableError    500  what is searched could not be read at the start
     ├── BusyError                 429  as many features are in use, and as many requests wait, as this server allows
-    └── NotAppliedError           500  the engine did not steer a request that asked for it
+    ├── NotAppliedError           500  the engine did not steer a request that asked for it
+    └── ServerFailedError         500  something else went wrong when the answer had begun
 """
 
 from __future__ import annotations
@@ -243,3 +244,12 @@ class NotAppliedError(RequestError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"The engine could not apply the steering of this request: {reason}", "steering")
+
+
+class ServerFailedError(RequestError):
+    status = 500
+    type = "server_error"
+    code = "server_failed"
+
+    def __init__(self) -> None:
+        super().__init__("The server failed; its log says why.", None)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from saeclamp.types import Receipt
 from saeclamp_server.conversation import Message
+from saeclamp_server.likelihoods import Likelihoods
 from saeclamp_server.steering import ResolvedSteering
+
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,16 @@ class Run:
     logprobs: int | None = None
     """As `prompt_logprobs`, at each generated position."""
 
+    @property
+    def num_cells(self) -> int:
+        """Count the numbers that the engine may say of it, each with its token's or feature's id."""
+        program = self.steering.program if self.steering else None
+        readout = program.readout if program else None
+        read = len(readout.features) + readout.top_k * len(readout.saes) if readout else 0
+        cells = len(self.ids) * read if readout else 0
+        cells += 0 if self.prompt_logprobs is None else len(self.ids) * (1 + self.prompt_logprobs)
+        return cells + (0 if self.logprobs is None else self.max_tokens * (1 + self.logprobs))
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -74,10 +87,10 @@ class Outcome:
     finish_reason: str | None
     readings: Mapping[int, Reading]
     """By position."""
-    logprobs: Sequence[Mapping[int, float]]
-    """Of each generated position, natural logarithms by token id; empty where none were wanted."""
-    prompt_logprobs: Sequence[Mapping[int, float] | None]
-    """Of each prompt position, given those before it; None at the first."""
+    logprobs: Likelihoods
+    """Of each generated position; empty where none were wanted."""
+    prompt_logprobs: Likelihoods
+    """Of each prompt position, given those before it."""
     receipt: Receipt | None
 
 
@@ -111,8 +124,13 @@ class Model(Protocol):
         """Return the text of each token."""
         ...
 
-    async def run(self, run: Run, path: str) -> Outcome:
-        """Run one sequence, in the engine's batch. Raises RequestError, which names `path` where the prompt is too long."""
+    async def run(self, run: Run, path: str, heard: Callable[[int], None] | None = None) -> Outcome:
+        """
+        Run one sequence, in the engine's batch. Cancelled, it ends in the engine too.
+
+        heard: is told how many tokens have been generated
+        Raises RequestError, which names `path` where the prompt is too long.
+        """
         ...
 
 
@@ -143,9 +161,14 @@ async def prompt_of(
 
 async def run_all(model: Model, runs: Sequence[tuple[Run, str]]) -> list[Outcome]:
     """Run sequences in one batch, as far as the engine has room. The first error ends all of them."""
+    return await all_of(model.run(run, path) for run, path in runs)
+
+
+async def all_of(work: Iterable[Coroutine[Any, Any, ResultT]]) -> list[ResultT]:
+    """Do things side by side. The first error ends all of them, where `asyncio.gather` would let the others go on."""
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(model.run(run, path)) for run, path in runs]
+            tasks = [group.create_task(one) for one in work]
     except BaseExceptionGroup as failed:
         raise failed.exceptions[0] from None
     return [task.result() for task in tasks]
@@ -153,16 +176,18 @@ async def run_all(model: Model, runs: Sequence[tuple[Run, str]]) -> list[Outcome
 
 async def expected(
     model: Model, answers: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], path: str, num_likely: int = 0
-) -> list[list[Mapping[int, float]]]:
+) -> list[Likelihoods]:
     """
     Find what the unsteered model expects at each token of answers: logprobs of the token itself and of the likeliest ones.
 
     answers: (prompt's ids, answer's ids)
     Raises RequestError, which names `path`.
     """
-    runs = [(Run((*prompt, *ids), prompt_logprobs=num_likely), path) for prompt, ids in answers if ids]
-    outcomes = iter(await run_all(model, runs))
-    return [
-        [row for row in next(outcomes).prompt_logprobs[len(prompt) :] if row is not None] if ids else []
-        for prompt, ids in answers
-    ]
+
+    async def of(prompt: tuple[int, ...], ids: tuple[int, ...]) -> Likelihoods:
+        if not ids:
+            return Likelihoods()
+        outcome = await model.run(Run((*prompt, *ids), prompt_logprobs=num_likely), path)
+        return outcome.prompt_logprobs.behind(len(prompt))
+
+    return await all_of(of(prompt, ids) for prompt, ids in answers)

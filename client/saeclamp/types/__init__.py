@@ -54,6 +54,7 @@ from saeclamp.types.interventions import (
     Scale,
 )
 from saeclamp.types.neighbours import Neighbourhood, Neighbourhoods, NeighboursQuery
+from saeclamp.types.progress import Progress
 from saeclamp.types.receipts import (
     ChoiceReadout,
     Fired,
@@ -193,5 +194,6 @@ __all__ = [
     "FeatureHits",
     "Inspection",
     "Neighbourhoods",
+    "Progress",
     "StoredSAEs",
 ]

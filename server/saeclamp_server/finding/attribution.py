@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
+from numpy.typing import NDArray
 
 from saeclamp.types import (
     Ablate,
@@ -28,12 +29,16 @@ from saeclamp.types import (
 )
 from saeclamp_server.errors import InvalidRequestError
 from saeclamp_server.features import FeatureSearch
-from saeclamp_server.finding.reading import Activations, FeatureId, matrix, mentioned, read
+from saeclamp_server.finding.reading import Activations, FeatureId, Sums, feature_of, matrix, read, summed_up
 from saeclamp_server.model import Directions, Model, Outcome, Prompt, Run, prompt_of, run_all
+from saeclamp_server.progress import ProgressCounter
 from saeclamp_server.steering import Served, known_saes_named, resolve
+from saeclamp_server.threads import computed
 
 STEP = 0.125
 """By which share activations are scaled up and down for the linear prediction."""
+MAX_ALIGNED = 4096
+"""Features whose decoder rows are compared with the token's logit."""
 CLAIM = (
     "Causal for this context: every change was measured by running the model with the feature clamped to 0 at every token "
     "of it that SAEs read."
@@ -60,20 +65,28 @@ class _Question:
 
 
 async def attribute(
-    request: Attribute, model: Model, directions: Directions, served: Served, search: FeatureSearch
+    request: Attribute,
+    model: Model,
+    directions: Directions,
+    served: Served,
+    search: FeatureSearch,
+    counter: ProgressCounter,
 ) -> Attribution:
     """Answer `POST /v1/features/attribute`. Raises RequestError."""
     saes = known_saes_named(request.saes, served, "saes")
+    counter.begin("reading the context")
     question = await _question(request, model)
     (text,) = await read(model, served, [(question.context, question.path)], saes=saes)
-    active = [*mentioned([text])]
-    tried = await _shortlist(text, active, question, directions, request.num_features)
+    sums = await computed(summed_up, text, include_template=True)
+    tried = await _shortlist(text, sums, question, directions, request.num_features)
+    counter.begin("taking features away", 1 + 3 * len(tried))
     changes, predicted, unsteered = await _singly(tried, question, model, served)
     order = sorted(range(len(tried)), key=lambda number: -abs(changes[number]))
     pairs = [*islice(_pairs(order), request.num_pairs)]
     together = [[tried[number] for number in pair] for pair in pairs] + ([tried] if tried else [])
     runs = [question.run([_ablate(feature) for feature in features], served) for features in together]
     base = question.value(unsteered)
+    counter.begin("taking features away together", len(runs))
     joint = [question.value(outcome) - base for outcome in await run_all(model, runs)]
     acts = matrix(text, tried)
     peaks = np.abs(acts).argmax(axis=0)
@@ -108,7 +121,7 @@ async def attribute(
         ),
         together=Together(
             num_features=len(tried),
-            num_active=len(active),
+            num_active=len(sums.keys),
             change=joint[-1] if tried else 0.0,
             sum_of_changes=sum(changes),
             predicted=sum(predicted),
@@ -145,25 +158,31 @@ def _token_id(token: str | int, model: Model, path: str) -> int:
 
 
 async def _shortlist(
-    text: Activations, active: Sequence[FeatureId], question: _Question, directions: Directions, num: int
+    text: Activations, sums: Sums, question: _Question, directions: Directions, num: int
 ) -> list[FeatureId]:
     """Choose features by two rankings in turn: how active they are, and how active times how aligned with the logit."""
+    active = [feature_of(key, text.saes) for key in sums.keys.tolist()]
     if len(active) <= num:
-        return [*active]
-    acts = np.abs(matrix(text, active))
+        return active
     # what is read last decides most, and what is read anywhere may be passed on
-    strength = acts.max(axis=0) + acts[-1]
-    aligned = strength * np.abs(await _alignment(active, question, directions))
+    strength = np.abs(sums.peak)
+    last = (text.positions == len(text.prompt.ids) - 1) & (text.acts != 0)
+    strength[np.searchsorted(sums.keys, text.keys[last])] += np.abs(text.acts[last])
+    aligned = strength * np.abs(await _alignment(active, strength, question, directions))
     rankings = [np.argsort(-by, kind="stable") for by in (strength, aligned)]
     in_turn = dict.fromkeys(int(number) for both in zip(*rankings, strict=True) for number in both)
     return [active[number] for number in islice(in_turn, num)]
 
 
-async def _alignment(active: Sequence[FeatureId], question: _Question, directions: Directions) -> np.ndarray:
+async def _alignment(
+    active: Sequence[FeatureId], strength: NDArray[np.float64], question: _Question, directions: Directions
+) -> NDArray[np.float64]:
+    """Ask how well decoder rows are aligned with the logit, of the most active features: the engine waits meanwhile."""
     tokens = [question.target] + ([] if question.against is None else [question.against])
     aligned = np.zeros(len(active))
+    strongest = np.argsort(-strength, kind="stable")[:MAX_ALIGNED].tolist()
     for sae in dict.fromkeys(feature.sae for feature in active):
-        numbers = [number for number, feature in enumerate(active) if feature.sae == sae]
+        numbers = [number for number in strongest if active[number].sae == sae]
         rows = await directions.alignment(sae, [active[number].number for number in numbers], tokens)
         if rows is not None:
             aligned[numbers] = [row[0] - (row[1] if len(row) > 1 else 0.0) for row in rows]

@@ -3,67 +3,145 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saeclamp.types import Aggregate, Contrast, Contrasted, ContrastedFeature, ContrastExample
+from saeclamp_server.errors import InvalidRequestError
 from saeclamp_server.features import FeatureSearch
-from saeclamp_server.finding.reading import Activations, FeatureId, matrix, mentioned, read
-from saeclamp_server.finding.significance import LEVEL, NUM_DEALS, Judged, cliffs_delta, judge
-from saeclamp_server.model import Model, Prompt
+from saeclamp_server.finding.reading import Activations, FeatureId, feature_of, read_one, summed_up
+from saeclamp_server.finding.significance import (
+    LEVEL,
+    NUM_DEALS,
+    Judged,
+    Judgement,
+    cliffs_delta,
+    num_columns,
+    steadiness,
+)
+from saeclamp_server.finding.table import PairCount, Row, TextTable
+from saeclamp_server.model import Model, Prompt, all_of
+from saeclamp_server.progress import ProgressCounter
 from saeclamp_server.steering import Served, known_saes_named
+from saeclamp_server.threads import computed
 
 NUM_EXAMPLES = 3
+MAX_TOKENS = 1 << 20
+"""Of all texts together."""
 
 Item = str | Sequence[Mapping[str, Any]]
 """A text or a conversation."""
 
 
-async def contrast(request: Contrast, model: Model, served: Served, search: FeatureSearch) -> Contrasted:
+class _Text(NamedTuple):
+    row: Row
+    has_counted: bool
+    """Whether any of its tokens counts."""
+    is_cut: bool
+
+
+async def contrast(
+    request: Contrast, model: Model, served: Served, search: FeatureSearch, counter: ProgressCounter
+) -> Contrasted:
     """Answer `POST /v1/features/contrast`. Raises RequestError."""
     saes = known_saes_named(request.saes, served, "saes")
-    prompts = [
-        (await _prompt(item, model, path), path)
-        for name, items in (("positive", request.positive), ("negative", request.negative))
-        for item, path in ((item, f"{name}[{number}]") for number, item in enumerate(items))
-    ]
-    texts = await read(model, served, prompts, saes=saes)
-    features = [*mentioned(texts)]
-    values = np.array([worth(text, features, request.aggregate, request.include_template) for text in texts])
-    num = len(request.positive)
-    positive, negative = values[:num], values[num:]
-    judged = judge(positive, negative, request.seed)
-    effects = cliffs_delta(positive, negative)
+    prompts = await _prompts(request, model)
+    counter.begin("reading texts", len(prompts))
+    texts = await _read(request, prompts, saes, model, served)
+    table = await computed(TextTable, [text.row for text in texts])
+    judged = await _judged(table, len(request.positive), request.seed, counter)
     order = np.lexsort((-np.abs(judged.statistic), judged.p))[: request.limit]
-    found = tuple(
-        ContrastedFeature(
-            feature=str(features[n]),
-            sae=features[n].sae,
-            index=features[n].number,
-            name=served.name_of(*features[n]),
-            label=search.label(*features[n]),
-            description=search.description(*features[n]),
-            output_score=search.output_score(*features[n]),
-            positive=float(positive[:, n].mean()),
-            negative=float(negative[:, n].mean()),
-            difference=float(positive[:, n].mean() - negative[:, n].mean()),
-            effect=float(effects[n]),
-            p=float(judged.p[n]),
-            significant=bool(judged.p[n] <= LEVEL),
-            examples=_examples(
-                features[n], texts[:num] if judged.statistic[n] > 0 else texts[num:], request.include_template, model
-            ),
-        )
-        for n in map(int, order)
-    )
+    found = [_found(int(n), table, judged, prompts, saes, request, model, served, search) for n in order]
     return Contrasted(
-        data=found,
-        num_features=len(features),
+        data=tuple(found),
+        num_features=len(table.keys),
         num_significant=int((judged.p <= LEVEL).sum()),
         test=_test(judged),
         warnings=tuple(_warnings(judged, texts, request)),
+    )
+
+
+async def _prompts(request: Contrast, model: Model) -> list[tuple[Prompt, str]]:
+    prompts: list[tuple[Prompt, str]] = []
+    num_tokens = 0
+    for name, items in (("positive", request.positive), ("negative", request.negative)):
+        for number, item in enumerate(items):
+            path = f"{name}[{number}]"
+            prompts.append((await _prompt(item, model, path), path))
+            num_tokens += len(prompts[-1][0].ids)
+            if num_tokens > MAX_TOKENS:
+                raise InvalidRequestError(
+                    f"{path}: the texts up to here are {num_tokens} tokens; at most {MAX_TOKENS} can be contrasted.",
+                    path,
+                )
+    return prompts
+
+
+async def _read(
+    request: Contrast, prompts: Sequence[tuple[Prompt, str]], saes: Sequence[str], model: Model, served: Served
+) -> list[_Text]:
+    """Read texts, and keep of each what it counts for."""
+    count = PairCount()
+
+    async def one(prompt: Prompt, path: str) -> _Text:
+        text = await read_one(model, served, prompt, path, saes=saes)
+        row = Row.of(await computed(summed_up, text, request.include_template), request.aggregate)
+        count.add(row, path)
+        return _Text(row, bool(text.counted(request.include_template).any()), text.is_cut)
+
+    return await all_of(one(prompt, path) for prompt, path in prompts)
+
+
+async def _judged(table: TextTable, num: int, seed: int, counter: ProgressCounter) -> Judged:
+    total = len(table.rows)
+    step = num_columns(total)
+    parts = [table.keys[start : start + step] for start in range(0, len(table.keys), step)]
+    counter.begin("dealing the texts to two sets anew", 2 * len(parts))
+    spread = []
+    for keys in parts:
+        spread.append(await computed(lambda keys: table.columns(keys).std(axis=0), keys))
+        counter.step()
+    steady = steadiness(np.concatenate(spread) if spread else np.zeros(0))
+    judgement = await computed(Judgement, num, total, steady, seed)
+    for keys in parts:
+        await computed(lambda keys: judgement.add(table.columns(keys)), keys)
+        counter.step()
+    return judgement.judged()
+
+
+def _found(
+    number: int,
+    table: TextTable,
+    judged: Judged,
+    prompts: Sequence[tuple[Prompt, str]],
+    saes: Sequence[str],
+    request: Contrast,
+    model: Model,
+    served: Served,
+    search: FeatureSearch,
+) -> ContrastedFeature:
+    key, num = int(table.keys[number]), len(request.positive)
+    feature = feature_of(key, saes)
+    values = table.columns(table.keys[number : number + 1])
+    positive, negative = values[:num], values[num:]
+    larger = range(num) if judged.statistic[number] > 0 else range(num, len(prompts))
+    return ContrastedFeature(
+        feature=str(feature),
+        sae=feature.sae,
+        index=feature.number,
+        name=served.name_of(*feature),
+        label=search.label(*feature),
+        description=search.description(*feature),
+        output_score=search.output_score(*feature),
+        positive=float(positive.mean()),
+        negative=float(negative.mean()),
+        difference=float(positive.mean() - negative.mean()),
+        effect=float(cliffs_delta(positive, negative)[0]),
+        p=float(judged.p[number]),
+        significant=bool(judged.p[number] <= LEVEL),
+        examples=_examples(key, larger, table, [prompt for prompt, _ in prompts], model),
     )
 
 
@@ -76,29 +154,27 @@ def worth(
     text: Activations, features: Sequence[FeatureId], aggregate: Aggregate, include_template: bool
 ) -> NDArray[np.float64]:
     """Sum up what features do in a text: (num_features,)."""
-    acts = matrix(text, features)[text.counted(include_template)]
-    if not len(acts):
-        return np.zeros(len(features))
-    if aggregate == "frequency":
-        return np.asarray((acts != 0).mean(axis=0))
-    return np.asarray(acts.max(axis=0) if aggregate == "max" else acts.mean(axis=0))
+    keys = np.array([text.key(feature) for feature in features], np.int64)
+    order = np.argsort(keys)
+    values = np.zeros(len(features))
+    values[order] = TextTable([Row.of(summed_up(text, include_template), aggregate)]).columns(keys[order])[0]
+    return values
 
 
 def _examples(
-    feature: FeatureId, texts: Sequence[Activations], include_template: bool, model: Model
+    key: int, numbers: range, table: TextTable, prompts: Sequence[Prompt], model: Model
 ) -> tuple[ContrastExample, ...]:
-    peaks = []
-    for number, text in enumerate(texts):
-        acts = matrix(text, [feature])[:, 0] * text.counted(include_template)
-        position = int(np.argmax(np.abs(acts)))
-        if acts[position]:
-            peaks.append((float(acts[position]), number, position))
-    peaks.sort(key=lambda peak: -abs(peak[0]))
+    """numbers: texts of the set in which the feature is larger"""
+    peaks = [(text, *peak) for text, number in enumerate(numbers) if (peak := table.peak(number, key)) is not None]
+    peaks.sort(key=lambda peak: -abs(peak[1]))
     return tuple(
         ContrastExample(
-            text=number, position=position, token=model.token_texts([texts[number].prompt.ids[position]])[0], act=act
+            text=text,
+            position=position,
+            token=model.token_texts([prompts[numbers[text]].ids[position]])[0],
+            act=act,
         )
-        for act, number, position in peaks[:NUM_EXAMPLES]
+        for text, act, position in peaks[:NUM_EXAMPLES]
     )
 
 
@@ -107,14 +183,14 @@ def _test(judged: Judged) -> str:
     return f"maximum over all features, {deals} to two sets; p corrected for the number of features"
 
 
-def _warnings(judged: Judged, texts: Sequence[Activations], request: Contrast) -> list[str]:
+def _warnings(judged: Judged, texts: Sequence[_Text], request: Contrast) -> list[str]:
     warnings = []
     if judged.least_p > LEVEL:
         warnings.append(
             f"{len(request.positive)} and {len(request.negative)} texts are too few to tell: however far they differ, p "
             f"cannot be less than {judged.least_p:.2g}. Give more texts."
         )
-    empty = sum(not text.counted(request.include_template).any() for text in texts)
+    empty = sum(not text.has_counted for text in texts)
     if empty:
         warnings.append(f"{empty} of the texts have no token that counts, and count as zero.")
     if any(text.is_cut for text in texts):

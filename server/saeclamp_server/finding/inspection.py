@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from saeclamp.types import Inspect, InspectedFeature, InspectedToken, Inspection, TopFeature
 from saeclamp_server.features import FeatureSearch
-from saeclamp_server.finding.reading import NUM_ACTIVE, Activations, FeatureId, matrix, mentioned, read
+from saeclamp_server.finding.reading import Activations, FeatureId, feature_of, matrix, read, summed_up
 from saeclamp_server.model import Model, prompt_of
 from saeclamp_server.steering import Served, find, known_saes_named
+from saeclamp_server.threads import computed
 
 DEFAULT_TOP_K = 5
 
@@ -24,27 +25,41 @@ async def inspect(request: Inspect, model: Model, served: Served, search: Featur
     wants_all = bool(top_k) or not features
     prompt, path = await prompt_of(model, request.text, request.messages)
     (text,) = await read(model, served, [(prompt, path)], features, saes if wants_all else ())
+    return await computed(_inspection, text, request, features, top_k, model, served, search)
+
+
+def _inspection(
+    text: Activations,
+    request: Inspect,
+    features: Sequence[FeatureId],
+    top_k: int,
+    model: Model,
+    served: Served,
+    search: FeatureSearch,
+) -> Inspection:
     if features:
-        shown, acts = features, text.named
+        shown, acts = [*features], text.named
     else:
-        shown = [*mentioned([text])]
+        shown = _most_active(text, request)
         acts = matrix(text, shown)
-    summed = _summed_up(shown, acts, text.counted(request.include_template), served, search)
-    if not features:
-        summed.sort(key=lambda one: -abs(getattr(one, request.aggregate)))
-        summed = [one for one in summed if one.position is not None][: request.limit]
-    numbers = {str(feature): number for number, feature in enumerate(shown)}
     names = dict(zip(map(str, request.features), range(len(features)), strict=True))
-    cut = f"At some tokens more than {NUM_ACTIVE} features are active; the weakest were not read."
+    cut = "At some tokens more features are active than were read; the weakest were left out."
     return Inspection(
         tokens=_tokens(text, model, names, top_k, served),
-        features=tuple(
-            one.model_copy(update={"acts": tuple(acts[:, numbers[one.feature]].tolist())}) for one in summed
-        ),
+        features=tuple(_summed_up(shown, acts, text.counted(request.include_template), served, search)),
         aggregate=request.aggregate,
         num_counted=int(text.counted(request.include_template).sum()),
         warnings=(cut,) if text.is_cut else (),
     )
+
+
+def _most_active(text: Activations, request: Inspect) -> list[FeatureId]:
+    """Choose features by what they do at tokens that count, the first by `aggregate` first."""
+    sums = summed_up(text, request.include_template)
+    # the largest in the sense of the answer: of those that have either sign, the farthest from 0
+    by = {"max": sums.peak, "mean": sums.mean, "frequency": sums.frequency}[request.aggregate]
+    order = np.argsort(-np.abs(by), kind="stable")[: request.limit]
+    return [feature_of(key, text.saes) for key in sums.keys[order].tolist()]
 
 
 def _find(feature: str, served: Served, number: int) -> FeatureId:
@@ -67,19 +82,17 @@ def _tokens(
             features={name: float(text.named[position, number]) for name, number in names.items()}
             if text.is_read[position]
             else {},
-            top=_strongest(text.active[position], top_k, served),
+            top=_strongest(text.strongest(position, top_k), served),
         )
         for position, shown in enumerate(model.token_texts(text.prompt.ids))
     )
 
 
-def _strongest(active: Mapping[FeatureId, float], top_k: int, served: Served) -> dict[str, tuple[TopFeature, ...]]:
-    by_sae: dict[str, list[TopFeature]] = {}
-    for (sae, index), act in active.items():
-        shown = by_sae.setdefault(sae, [])
-        if len(shown) < top_k:
-            shown.append(TopFeature(index=index, name=served.name_of(sae, index), act=act))
-    return {sae: tuple(shown) for sae, shown in by_sae.items() if shown}
+def _strongest(active: Mapping[str, Sequence[tuple[int, float]]], served: Served) -> dict[str, tuple[TopFeature, ...]]:
+    return {
+        sae: tuple(TopFeature(index=index, name=served.name_of(sae, index), act=act) for index, act in rows)
+        for sae, rows in active.items()
+    }
 
 
 def _summed_up(
@@ -108,6 +121,7 @@ def _summed_up(
             frequency=float((column != 0).mean()),
             position=int(positions[peak]) if column[peak] else None,
             max_act=served.max_act(*feature),
+            acts=tuple(whole.tolist()),
         )
-        for feature, column, peak in zip(features, kept.T, peaks, strict=True)
+        for feature, column, peak, whole in zip(features, kept.T, peaks, acts.T, strict=True)
     ]

@@ -19,6 +19,9 @@ NUM_DEALS = 5000
 """Deals that are tried, and the most ways that are all tried."""
 PART = 500
 """Deals that are computed at a time."""
+MAX_COLUMNS = 4096
+MAX_PRODUCTS = 1 << 31
+"""Multiplications that are made at a time."""
 LEVEL = 0.05
 
 Floats = NDArray[np.float64]
@@ -36,6 +39,60 @@ class Judged(NamedTuple):
     """The smallest p that so many texts allow."""
 
 
+class Judgement:
+    """Judges features some at a time, in any order: what counts of all deals is their largest difference so far."""
+
+    def __init__(self, num: int, total: int, steady: float, seed: int = 0) -> None:
+        """
+        num:    texts in the first set
+        total:  in both
+        steady: spread of the features, as `steadiness` finds it
+        """
+        self._num, self._total, self._steady = num, total, steady
+        self._deals = _deals(num, total, seed)
+        self._largest = np.zeros(sum(map(len, self._deals)))
+        self._statistics: list[Floats] = []
+
+    def add(self, values: Floats) -> None:
+        """
+        Look at some more features.
+
+        values: (total, num_features), those of the first set first; at most `num_columns` features
+        """
+        # features that are active in hardly any text have hardly any spread, and would win by it
+        scaled = (values - values.mean(axis=0)) / (values.std(axis=0) + self._steady)
+        self._statistics.append(_deal(np.arange(self._num), self._total) @ scaled)
+        largest = np.concatenate([np.abs(part @ scaled).max(axis=1, initial=0) for part in self._deals])
+        np.maximum(self._largest, largest, out=self._largest)
+
+    def judged(self) -> Judged:
+        """Judge all features that were added, in their order."""
+        statistic = np.concatenate(self._statistics) if self._statistics else np.zeros(0)
+        num_ways = comb(self._total, self._num)
+        is_exact = num_ways <= NUM_DEALS
+        # ties are as large: what the same sum in another order gives must not count as smaller
+        largest = np.sort(self._largest)
+        count = len(largest) - np.searchsorted(largest, np.abs(statistic) * (1 - 1e-9) - 1e-12)
+        p = count / num_ways if is_exact else (1 + count) / (1 + NUM_DEALS)
+        # dealt the other way round, sets of equal size differ as much
+        least = (2 if self._num * 2 == self._total else 1) / num_ways if is_exact else 1 / (1 + NUM_DEALS)
+        return Judged(statistic, p, is_exact, least)
+
+
+def num_columns(total: int) -> int:
+    """Return how many features are looked at at a time: so many that this takes part of a second, and 64 MB at most."""
+    return max(1, min(MAX_COLUMNS, MAX_PRODUCTS // (NUM_DEALS * total)))
+
+
+def steadiness(spread: Floats) -> float:
+    """
+    Find the spread that is added to each feature's own.
+
+    spread: (num_features,), standard deviations over all texts
+    """
+    return float(np.median(spread[spread > 0])) if (spread > 0).any() else 1.0
+
+
 def judge(positive: Floats, negative: Floats, seed: int = 0) -> Judged:
     """
     Judge features by what texts count for.
@@ -43,22 +100,11 @@ def judge(positive: Floats, negative: Floats, seed: int = 0) -> Judged:
     positive: (num_texts, num_features);  negative: (num_others, num_features)
     """
     values = np.concatenate([positive, negative])
-    num, total = len(positive), len(values)
-    spread = values.std(axis=0)
-    # features that are active in hardly any text have hardly any spread, and would win by it
-    steady = np.median(spread[spread > 0]) if (spread > 0).any() else 1.0
-    scaled = (values - values.mean(axis=0)) / (spread + steady)
-    weights = _deal(np.arange(num), total)
-    statistic = weights @ scaled
-    num_ways = comb(total, num)
-    is_exact = num_ways <= NUM_DEALS
-    largest = np.concatenate([np.abs(part @ scaled).max(axis=1, initial=0) for part in _deals(num, total, seed)])
-    # ties are as large: what the same sum in another order gives must not count as smaller
-    count = len(largest) - np.searchsorted(np.sort(largest), np.abs(statistic) * (1 - 1e-9) - 1e-12)
-    p = count / num_ways if is_exact else (1 + count) / (1 + NUM_DEALS)
-    # dealt the other way round, sets of equal size differ as much
-    least = (2 if num * 2 == total else 1) / num_ways if is_exact else 1 / (1 + NUM_DEALS)
-    return Judged(statistic, p, is_exact, least)
+    judgement = Judgement(len(positive), len(values), steadiness(values.std(axis=0)), seed)
+    step = num_columns(len(values))
+    for start in range(0, values.shape[1], step):
+        judgement.add(values[:, start : start + step])
+    return judgement.judged()
 
 
 def cliffs_delta(positive: Floats, negative: Floats) -> Floats:

@@ -8,7 +8,6 @@ wish than unsteered ones, and by whether they still are text.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, sqrt
@@ -17,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from starlette.concurrency import run_in_threadpool
 
 from saeclamp.types import (
     Clamp,
@@ -35,8 +33,10 @@ from saeclamp_server.features import FeatureSearch
 from saeclamp_server.finding.contrast import worth
 from saeclamp_server.finding.reading import FeatureId, mentioned, read
 from saeclamp_server.finding.significance import LEVEL, judge
-from saeclamp_server.model import Model, Outcome, Prompt, Run, expected, run_all
+from saeclamp_server.model import Model, Outcome, Prompt, Run, all_of, expected, run_all
+from saeclamp_server.progress import ProgressCounter
 from saeclamp_server.steering import Served, known_saes_named, resolve
+from saeclamp_server.threads import computed, searched
 
 NUM_QUESTIONS = 8
 NUM_FOUND = 12
@@ -69,7 +69,9 @@ class _Baseline:
     """(width,), unit length: the wish, and what answers to it have that others have not."""
 
 
-async def suggest(request: Suggest, model: Model, served: Served, search: FeatureSearch) -> Suggestion:
+async def suggest(
+    request: Suggest, model: Model, served: Served, search: FeatureSearch, counter: ProgressCounter
+) -> Suggestion:
     """Answer `POST /v1/features/suggest`. Raises RequestError."""
     saes = known_saes_named(request.saes, served, "saes")
     if search.encoder is None:
@@ -77,12 +79,16 @@ async def suggest(request: Suggest, model: Model, served: Served, search: Featur
     questions = read_prompts(None).texts[:NUM_QUESTIONS]
     plain = [await _asked(question, model) for question in questions]
     told = [await _asked(question, model, request.wish) for question in questions]
+    counter.begin("answering neutral questions, with the wish and without")
     answers = await run_all(model, [(_answering(prompt, request), "wish") for prompt in (*plain, *told)])
     unsteered, prompted = answers[: len(plain)], answers[len(plain) :]
     baseline = await _baseline(request.wish, plain, unsteered, prompted, model, search)
+    counter.begin("looking for features")
     thought_of = await _thought_of(request, saes, unsteered, prompted, model, served, search)
     tried, passed = _divided(thought_of, request.num_candidates, served)
-    curves = await asyncio.gather(*(_curve(feature, request, baseline, model, served, search) for feature, _ in tried))
+    num_answers = len(tried) * len(request.strengths) * len(questions)
+    counter.begin("trying features on neutral questions", num_answers * (request.max_tokens + 1))
+    curves = await all_of(_curve(feature, request, baseline, model, served, search) for feature, _ in tried)
     return await _judged(request, tried, curves, passed, baseline, model, served, search)
 
 
@@ -103,7 +109,7 @@ def _answering(prompt: Prompt, request: Suggest, steering: Any = None) -> Run:
 
 async def _embedded(search: FeatureSearch, texts: Sequence[str]) -> Rows:
     assert search.encoder is not None, "it was asked for"
-    rows: Rows = await run_in_threadpool(search.encoder.encode, texts)
+    rows: Rows = await computed(search.encoder.encode, texts)
     return rows
 
 
@@ -147,7 +153,7 @@ async def _thought_of(
 ) -> dict[FeatureId, list[str]]:
     """Features, with how they were thought of; those that both ways found come first, then by turns."""
     query = FeatureQuery(query=subject_of(request.wish), sae=saes, limit=NUM_FOUND)
-    found = await run_in_threadpool(search.find, query)
+    found = await searched(search.find, query)
     by_search = [FeatureId(hit.sae, hit.index) for hit in found.data]
     texts = [answer.text for answer in (*prompted, *unsteered) if answer.text.strip()]
     num = sum(bool(answer.text.strip()) for answer in prompted)
@@ -156,7 +162,7 @@ async def _thought_of(
     values = np.array([worth(text, features, "mean", False) for text in read_texts])
     by_contrast: list[FeatureId] = []
     if 0 < num < len(texts) and features:
-        judged = judge(values[:num], values[num:])
+        judged = await computed(judge, values[:num], values[num:])
         order = np.lexsort((-judged.statistic, judged.p))
         by_contrast = [features[n] for n in order if judged.p[n] <= LEVEL and judged.statistic[n] > 0][:NUM_FOUND]
     ways = {"search": by_search, "contrast": by_contrast}

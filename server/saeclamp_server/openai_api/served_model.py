@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +17,7 @@ from vllm.exceptions import VLLMClientError
 
 from saeclamp_server.conversation import Message, locate
 from saeclamp_server.errors import InvalidRequestError, RequestError
+from saeclamp_server.likelihoods import Likelihoods
 from saeclamp_server.model import Outcome, Prompt, Run
 from saeclamp_server.openai_api.calls import SteeredCall
 from saeclamp_server.program import ABORTED, EXTRA_ARGS_KEY
@@ -77,31 +79,38 @@ class ServedModel:
         """Return the text of each token."""
         return [*map(self.text_of, ids)]
 
-    async def run(self, run: Run, path: str) -> Outcome:
-        """Run one sequence. Raises RequestError."""
+    async def run(self, run: Run, path: str, heard: Callable[[int], None] | None = None) -> Outcome:
+        """Run one sequence. Cancelled, it ends in the engine too. Raises RequestError."""
         if run.steering is None:
-            return await self._generate(run, None, path)
+            return await self._generate(run, None, path, heard)
         call = await SteeredCall.begin_resolved(self._state, run.steering, key=uuid.uuid4().hex, num_sequences=1)
         try:
-            return await self._generate(run, call, path)
+            return await self._generate(run, call, path, heard)
         finally:
             call.end()
 
-    async def _generate(self, run: Run, call: SteeredCall | None, path: str) -> Outcome:
-        prompt = {"prompt_token_ids": [*run.ids]}
-        answer = self._engine.generate(prompt, _params(run, call), f"own-{uuid.uuid4().hex}")
+    async def _generate(
+        self, run: Run, call: SteeredCall | None, path: str, heard: Callable[[int], None] | None
+    ) -> Outcome:
+        prompt, request_id = {"prompt_token_ids": [*run.ids]}, f"own-{uuid.uuid4().hex}"
         try:
-            *_, output = [output async for output in answer]
+            async for output in self._engine.generate(prompt, _params(run, call), request_id):
+                if heard is not None:
+                    heard(len(output.outputs[0].token_ids))
         except REFUSED as exc:
             raise InvalidRequestError(f"{path}: {_said(exc)}", path) from exc
+        except asyncio.CancelledError:
+            # vLLM ends what it has begun itself, but not what was just being handed to the engine
+            await self._engine.abort(request_id)
+            raise
         (sequence,) = output.outputs
         return Outcome(
             ids=tuple(sequence.token_ids),
             text=sequence.text,
             finish_reason="content_filter" if sequence.stop_reason == ABORTED else sequence.finish_reason,
             readings=call.sequences.sequence(call.key, 0).readings if call else {},
-            logprobs=[_plain(entry) for entry in sequence.logprobs or ()],
-            prompt_logprobs=[None if entry is None else _plain(entry) for entry in output.prompt_logprobs or ()],
+            logprobs=_likelihoods(sequence.logprobs),
+            prompt_logprobs=_likelihoods(output.prompt_logprobs),
             receipt=await call.receipt() if call else None,
         )
 
@@ -113,6 +122,7 @@ def _params(run: Run, call: SteeredCall | None) -> SamplingParams:
         logprobs=run.logprobs,
         logprob_token_ids=[*run.logprobs_of] or None,
         prompt_logprobs=run.prompt_logprobs,
+        flat_logprobs=True,
     )
     if call is not None:
         program = call.resolved.program
@@ -141,5 +151,6 @@ def _joined(path: str, param: str) -> str:
     return f"{path}{param.removeprefix('messages')}"
 
 
-def _plain(entry: Mapping[int, Any]) -> dict[int, float]:
-    return {token: found.logprob for token, found in entry.items()}
+def _likelihoods(rows: Iterable[Mapping[int, Any] | None] | None) -> Likelihoods:
+    """Take over vLLM's logprobs, of which the first of a prompt's positions has none."""
+    return Likelihoods(row and {token: found.logprob for token, found in row.items()} for row in rows or ())

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import Query, Request
-from starlette.concurrency import run_in_threadpool
 
 from saeclamp.types import FeatureHits, FeatureQuery, StoredFeature, StoredSAE, StoredSAEs
 from saeclamp_server.errors import RequestError, UnknownSAEError
 from saeclamp_server.features import FeatureSearch, KnownSAE
 from saeclamp_server.routes.own_route import own_router
 from saeclamp_server.steering import Served, find
+from saeclamp_server.threads import searched
 
-router = own_router()
+router = own_router(ends_with_client=True)
 
 
 @router.get("/v1/saes")
@@ -41,7 +41,7 @@ async def find_features(request: Request, query: Annotated[FeatureQuery, Query()
         if name not in _known(request):
             raise UnknownSAEError(name, _known(request), "sae")
     search: FeatureSearch = request.app.state.search
-    return await run_in_threadpool(search.find, query)
+    return await searched(search.find, query)
 
 
 @router.get("/v1/features/{sae}/{feature}")
@@ -57,7 +57,7 @@ async def get_feature(request: Request, sae: str, feature: str) -> StoredFeature
     def described() -> StoredFeature:
         return _known(request)[entry.name].feature(index, served.max_act(entry.name, index), served.describe)
 
-    return await run_in_threadpool(described)
+    return await searched(described)
 
 
 def _known(request: Request) -> Mapping[str, KnownSAE]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import Request
+from fastapi import Request, Response
 
 from saeclamp.types import (
     Attribute,
@@ -21,41 +21,46 @@ from saeclamp_server.finding.contrast import contrast
 from saeclamp_server.finding.inspection import inspect
 from saeclamp_server.finding.neighbours import neighbours
 from saeclamp_server.finding.suggestion import suggest
+from saeclamp_server.routes.answering import PROGRESS, answered
 from saeclamp_server.routes.own_route import own_router
 
-router = own_router()
+router = own_router(ends_with_client=True)
 
 
-@router.post("/v1/features/inspect")
-async def inspect_features(body: Inspect, request: Request) -> Inspection:
+@router.post("/v1/features/inspect", response_model=Inspection)
+async def inspect_features(body: Inspect, request: Request) -> Response:
     """Say which features are active in a text or a conversation."""
     state = request.app.state
-    return await inspect(body, state.model, state.served, state.search)
+    return await answered(request, lambda model, counter: inspect(body, model, state.served, state.search))
 
 
-@router.post("/v1/features/contrast")
-async def contrast_features(body: Contrast, request: Request) -> Contrasted:
+@router.post("/v1/features/contrast", response_model=Contrasted, responses=PROGRESS)
+async def contrast_features(body: Contrast, request: Request) -> Response:
     """Say which features tell two sets of texts apart."""
     state = request.app.state
-    return await contrast(body, state.model, state.served, state.search)
+    return await answered(request, lambda model, counter: contrast(body, model, state.served, state.search, counter))
 
 
-@router.post("/v1/features/attribute")
-async def attribute_token(body: Attribute, request: Request) -> Attribution:
+@router.post("/v1/features/attribute", response_model=Attribution, responses=PROGRESS)
+async def attribute_token(body: Attribute, request: Request) -> Response:
     """Say which features caused a token, by taking them away."""
     state = request.app.state
-    return await attribute(body, state.model, state.directions, state.served, state.search)
+    return await answered(
+        request, lambda model, counter: attribute(body, model, state.directions, state.served, state.search, counter)
+    )
 
 
-@router.post("/v1/features/neighbours")
-async def neighbouring_features(body: NeighboursQuery, request: Request) -> Neighbourhoods:
+@router.post("/v1/features/neighbours", response_model=Neighbourhoods)
+async def neighbouring_features(body: NeighboursQuery, request: Request) -> Response:
     """Say which features' decoder rows point the same way."""
     state = request.app.state
-    return await neighbours(body, state.directions, state.served, state.search)
+    return await answered(
+        request, lambda model, counter: neighbours(body, state.directions, state.served, state.search)
+    )
 
 
-@router.post("/v1/features/suggest")
-async def suggest_steering(body: Suggest, request: Request) -> Suggestion:
+@router.post("/v1/features/suggest", response_model=Suggestion, responses=PROGRESS)
+async def suggest_steering(body: Suggest, request: Request) -> Response:
     """Propose a small steering for a wish, tried on neutral questions."""
     state = request.app.state
-    return await suggest(body, state.model, state.served, state.search)
+    return await answered(request, lambda model, counter: suggest(body, model, state.served, state.search, counter))

@@ -8,11 +8,13 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 
 from saeclamp.types import ErrorBody
 from saeclamp.types.refusals import did_you_mean, in_plain_words, json_path
 from saeclamp_server.errors import InvalidRequestError
 from saeclamp_server.request_body import parse_body, steering_of
+from saeclamp_server.routes.hanging_up import CLIENT_CLOSED_REQUEST, unless_gone
 
 
 class OwnRoute(APIRoute):
@@ -37,8 +39,29 @@ class OwnRoute(APIRoute):
         return handle
 
 
-def own_router() -> APIRouter:
-    """Make a router for endpoints of ours; its documentation says how they refuse."""
+class EndingRoute(OwnRoute):
+    """A route whose work ends when its client hangs up: one that finds something out, and changes nothing."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Wrap OwnRoute's handler."""
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            try:
+                await request.body()  # before anybody listens for what comes after it
+            except ClientDisconnect:
+                return Response(status_code=CLIENT_CLOSED_REQUEST)
+            return await unless_gone(request.receive, handler(request))
+
+        return handle
+
+
+def own_router(ends_with_client: bool = False) -> APIRouter:
+    """
+    Make a router for endpoints of ours; its documentation says how they refuse.
+
+    ends_with_client: whether their work ends when the client hangs up
+    """
     said: dict[int | str, str] = {
         400: "Malformed, or it cannot be done",
         404: "There is no such thing",
@@ -48,7 +71,7 @@ def own_router() -> APIRouter:
     responses: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorBody, "description": description} for status, description in said.items()
     }
-    return APIRouter(route_class=OwnRoute, responses=responses)
+    return APIRouter(route_class=EndingRoute if ends_with_client else OwnRoute, responses=responses)
 
 
 def _check_steering(content: bytes) -> None:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from fastapi import Request
+from fastapi import Request, Response
 
 from saeclamp.types import Compare, Comparison, Validate, Validation
+from saeclamp_server.routes.answering import PROGRESS, answered
 from saeclamp_server.routes.own_route import own_router
 from saeclamp_server.trying.comparison import compare
 from saeclamp_server.trying.validation import validate
 
-router = own_router()
+router = own_router(ends_with_client=True)
 
 
-@router.post("/v1/steering/validate")
-async def validate_steering(body: Validate, request: Request) -> Validation:
+@router.post("/v1/steering/validate", response_model=Validation)
+async def validate_steering(body: Validate, request: Request) -> Response:
     """Resolve a steering as a completion would, and say what it would do."""
     state = request.app.state
-    return await validate(body, state.model, state.served, state.search)
+    return await answered(request, lambda model, counter: validate(body, model, state.served, state.search))
 
 
-@router.post("/v1/steering/compare")
-async def compare_steering(body: Compare, request: Request) -> Comparison:
+@router.post("/v1/steering/compare", response_model=Comparison, responses=PROGRESS)
+async def compare_steering(body: Compare, request: Request) -> Response:
     """Answer a question unsteered, steered, and, if wanted, prompted, with the same seeds."""
     state = request.app.state
-    return await compare(body, state.model, state.served)
+    return await answered(request, lambda model, counter: compare(body, model, state.served, counter))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from saeclamp_saes.commands.tables import print_facts, print_json, print_table
 from saeclamp_server.terminal.asking import TerminalError, add_command
+from saeclamp_server.terminal.progress import progress_shown
 from saeclamp_server.visible import visible, visible_line
 
 if TYPE_CHECKING:
@@ -146,9 +147,11 @@ def _inspect(args: argparse.Namespace, client: Client) -> int:
 
 
 def _contrast(args: argparse.Namespace, client: Client) -> int:
-    found = client.features.contrast(
-        _lines(args.positive), _lines(args.negative), aggregate=args.aggregate, limit=args.limit
-    )
+    positive, negative = _lines(args.positive), _lines(args.negative)
+    with progress_shown() as progress:
+        found = client.features.contrast(
+            positive, negative, progress=progress, aggregate=args.aggregate, limit=args.limit
+        )
     rows = [
         (
             one.feature,
@@ -167,7 +170,8 @@ def _contrast(args: argparse.Namespace, client: Client) -> int:
 
 def _attribute(args: argparse.Namespace, client: Client) -> int:
     given = {name: value for name in ("target", "against") if (value := getattr(args, name)) is not None}
-    found = client.features.attribute(args.text, **given)
+    with progress_shown() as progress:
+        found = client.features.attribute(args.text, progress=progress, **given)
     rows = [
         (
             one.feature,
@@ -197,7 +201,8 @@ def _neighbours(args: argparse.Namespace, client: Client) -> int:
 
 def _suggest(args: argparse.Namespace, client: Client) -> int:
     print("Trying features on neutral questions; that takes some minutes on a CPU.", file=sys.stderr)
-    found = client.features.suggest(args.wish)
+    with progress_shown() as progress:
+        found = client.features.suggest(args.wish, progress=progress)
     if not args.json:
         print(json.dumps(found.steering) if found.steering else visible_line(found.note or "Nothing works."))
         if found.example:
