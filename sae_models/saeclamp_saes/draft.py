@@ -92,6 +92,18 @@ class Draft:
         self.b_dec = self.b_dec / factor_out
         return self
 
+    def whiten(self, mean: Tensor, matrix: Tensor, inverse: Tensor) -> Draft:
+        """
+        Fold `(x - mean) @ matrix` before encoding, and `@ inverse + mean` after decoding.
+
+        mean: (d_in,); matrix, inverse: (d_in, d_in)
+        """
+        for rows, turn in ((self.encoder, matrix.T), (self.decoder, inverse)):
+            for part in row_chunks(rows):
+                part.copy_(part.double() @ turn.double())
+        self.b_dec = self.b_dec @ inverse.double() + mean.double()
+        return self.subtract_from_input(mean)
+
     def scale_activations(self, factor: Tensor | float) -> Draft:
         """
         Measure activations in other units, without changing what the SAE computes. Not for TopK with unequal factors,

@@ -18,7 +18,7 @@ OPTIONS = {
     "input_scale": "the constant its inputs are multiplied by before encoding; of a crosscoder, one a head: 0.27,0.24",
     "normalize": "none, layer_norm or constant_norm_rescale, where a SAELens file's normalize_activations is wrong",
     "center": "yes or no: whether the mean over d_in was taken from its inputs, where the files do not say",
-    "activation": "relu, jumprelu or topk, where the files do not say; topk of SAEs that are used with a threshold",
+    "activation": "relu, jumprelu or topk, where the files do not say; topk (with k) also where they say something else",
     "k": "how many activations a TopK keeps",
     "threshold": "a calibrated threshold to use in place of TopK (approximate), or one that the files lack",
 }

@@ -76,7 +76,11 @@ TRANSFORMER_LENS: dict[str, Point] = {
     "hook_resid_pre": "resid_pre",
     "hook_resid_mid": "resid_mid",
     "hook_resid_post": "resid_post",
+    "hook_in": "resid_pre",
+    "hook_out": "resid_post",
     "attn.hook_z": "attn_z",
+    "attn.o.hook_in": "attn_z",
+    "attn.o.hook_out": "attn_out_raw",
     "hook_attn_out": "attn_out",
     "hook_mlp_in": "resid_mid",  # before ln2, whatever its name suggests
     "mlp.hook_in": "mlp_in",
@@ -84,7 +88,7 @@ TRANSFORMER_LENS: dict[str, Point] = {
     "hook_mlp_out": "mlp_out",
     "mlp.hook_out": "mlp_out_raw",
 }
-"""By the part of a hook's name after `blocks.<layer>.`."""
+"""By the part of a hook's name after `blocks.<layer>.`: in a HookedTransformer, and in a TransformerBridge."""
 
 HUGGING_FACE: dict[str, Point] = {
     "output": "resid_post",
@@ -92,21 +96,29 @@ HUGGING_FACE: dict[str, Point] = {
     "self_attn.o_proj.input": "attn_z",
     "self_attn.o_proj.output": "attn_out_raw",
     "self_attn.output": "attn_out_raw",
+    "attn.c_proj.input": "attn_z",
+    "attn.c_proj.output": "attn_out_raw",
+    "attn.output": "attn_out_raw",
+    "attention.dense.input": "attn_z",
+    "attention.dense.output": "attn_out_raw",
     "pre_feedforward_layernorm.input": "resid_mid",
     "pre_feedforward_layernorm.output": "mlp_in",
     "mlp.input": "mlp_in",
     "mlp.output": "mlp_out_raw",
+    "mlp.down_proj.output": "mlp_out_raw",
+    "mlp.c_proj.output": "mlp_out_raw",
+    "mlp.dense_4h_to_h.output": "mlp_out_raw",
     "post_feedforward_layernorm.output": "mlp_out",
 }
 """
-By the part after `model.layers.<layer>.`. `post_attention_layernorm` is missing on purpose: it follows attention in
-sandwich-norm models and precedes the MLP in all others, so the format that meets it must say which.
+By the part after `model.layers.<layer>.`, or `transformer.h.<layer>.`. `post_attention_layernorm` is missing on purpose: it
+follows attention in sandwich-norm models and precedes the MLP in all others, so the format that meets it must say which.
 """
 
 
 def from_transformer_lens(hook: str) -> Site | None:
     """Translate `blocks.5.hook_resid_pre`; None for a hook that is no place of ours."""
-    if hook == "hook_embed":
+    if hook in ("hook_embed", "embed.hook_out"):
         return Site("embed", 0)
     match = re.fullmatch(r"blocks\.(\d{1,4})\.([A-Za-z0-9_.]+)", hook)
     point = TRANSFORMER_LENS.get(match[2]) if match else None
@@ -115,10 +127,10 @@ def from_transformer_lens(hook: str) -> Site | None:
 
 def from_hugging_face(module: str) -> Site | None:
     """Translate `model.layers.5.output` or `layers.5.mlp` (a bare module means its output); None if it is no place."""
-    if re.fullmatch(r"(model\.)?embed_tokens(\.output)?", module):
+    if re.fullmatch(r"(model\.)?embed_tokens(\.output)?|(transformer\.)?wte(\.output)?", module):
         return Site("embed", 0)
     match = re.fullmatch(
-        r"(?:model\.|language_model\.|transformer\.)*(?:layers|h)\.(\d{1,4})(?:\.([a-z0-9_.]+))?", module
+        r"(?:model\.|language_model\.|transformer\.|gpt_neox\.)*(?:layers|h)\.(\d{1,4})(?:\.([a-z0-9_.]+))?", module
     )
     if match is None:
         return None

@@ -50,7 +50,7 @@ FAMILIES: dict[str, tuple[Callable[[Path], Written], str]] = {
     "goodfire": (goodfire.write, ""),
     "qresearch": (qresearch.write, ""),
     "dictionary_learning": (dictionary_learning.write, ""),
-    "dictionary_learning, to resume": (lambda folder: dictionary_learning.write(folder, resumed=True), ""),
+    "dictionary_learning, to resume": (lambda folder: dictionary_learning.write(folder, norm_factor=2.0), ""),
     "openai_gpt2": (openai_gpt2.write, ""),
     "qwen_scope": (qwen_scope.write, ""),
     "crosscoder of two models": (crosscoders.write_models, ""),
@@ -204,8 +204,20 @@ def test_an_existing_destination_is_never_touched(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("nowhere")
     for name in ("empty", "link"):
         assert refusal(path, tmp_path / name) == f"{tmp_path / name} exists already; converting never overwrites."
-    with pytest.raises(CheckpointError, match=r"no is not a folder that exists, so converted cannot be made\.$"):
-        convert(path, tmp_path / "no" / "converted")
+
+
+def test_folders_around_a_destination_are_made_and_are_gone_if_nothing_comes_of_it(tmp_path: Path) -> None:
+    path = goodfire.write(tmp_path / "published").path
+    (tmp_path / "file").write_text("")
+    for parent in ("file", "file/deeper"):
+        with pytest.raises(CheckpointError, match=r"cannot be written to: (Not a directory|File exists)"):
+            convert(path, tmp_path / parent / "converted")
+    assert convert(path, tmp_path / "a" / "b" / "converted").path.is_dir()
+    broken = tmp_path / "broken.pt"
+    torch.save({"x": torch.ones(3)}, broken)
+    with pytest.raises(CheckpointError):
+        convert(broken, tmp_path / "c" / "d" / "converted")
+    assert not (tmp_path / "c").exists()
 
 
 def test_a_source_that_is_missing_or_a_pipe_is_refused(tmp_path: Path) -> None:

@@ -39,10 +39,12 @@ def per_token_topk(path: Path, k: int, x: torch.Tensor) -> torch.Tensor:
     return layout.encode("AutoEncoderTopK", {**raw, "k": torch.tensor(k)}, x)
 
 
-@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("norm_factor", [None, 2.0])
 @pytest.mark.parametrize(("dict_class", "architecture"), ARCHITECTURES.items())
-def test_every_class_is_read_exactly(tmp_path: Path, dict_class: str, architecture: str, resumed: bool) -> None:
-    sae = check(layout.write(tmp_path, dict_class=dict_class, resumed=resumed), "dictionary_learning")
+def test_every_class_is_read_exactly(
+    tmp_path: Path, dict_class: str, architecture: str, norm_factor: float | None
+) -> None:
+    sae = check(layout.write(tmp_path, dict_class=dict_class, norm_factor=norm_factor), "dictionary_learning")
     assert sae.reads == sae.writes == (Site("resid_post", 5),)
     assert (sae.kind, sae.architecture, sae.unit) == ("sae", architecture, "native")
     assert sae.model_name == "EleutherAI/pythia-70m-deduped"

@@ -116,7 +116,7 @@ BAD_SETS = {
     "no width": ({"width": ...}, "give width as a positive integer"),
     "a list of other length": ({"hf_hook_point_in": "model.layers.{1,2}.output"}, "does not name the 4 layers"),
     "one layer": ({"hf_hook_point_out": "model.layers.3.output"}, "does not name the 4 layers"),
-    "another module": ({"hf_hook_point_in": "model.layers.{all}.q_norm.output"}, "does not name the 4 layers"),
+    "another module": ({"hf_hook_point_in": "model.layers.{all}.q_norm.output"}, "is no known place: add ?site="),
     "no hook": ({"hf_hook_point_in": ...}, "hf_hook_point_in None does not name the 4 layers"),
 }
 

@@ -117,8 +117,8 @@ def test_what_stands_beside_the_tensors_is_kept_as_plain_values(tmp_path: Path) 
 def test_a_run_to_resume_gives_its_sae(tmp_path: Path) -> None:
     state = {0: {"step": torch.tensor(1.0)}}
     content = {"ae": {"W": torch.ones(2, 2)}, "optimizer": {"state": state, "param_groups": [{"lr": 1e-3}]}}
-    tensors, extras = unpickle(pickled(tmp_path / "sae.pt", content))
-    assert (list(tensors), extras) == (["W"], {})
+    tensors, extras = unpickle(pickled(tmp_path / "sae.pt", {**content, "norm_factor": 2.0}))
+    assert (list(tensors), extras) == (["ae.W"], {"ae": {}, "norm_factor": 2.0})
 
 
 def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:

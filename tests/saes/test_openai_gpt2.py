@@ -56,6 +56,7 @@ def test_another_path_needs_a_site(tmp_path: Path, location: str) -> None:
 def test_the_mlps_inside_is_no_place_of_ours(tmp_path: Path) -> None:
     path = openai_gpt2.write(tmp_path, location="mlp_post_act", activation="ReLU").path
     assert "reads mlp_post_act, inside the MLP, which is no place that can be steered" in refusal(path)
+    assert read(path, "site=mlp_out.8").site == Site("mlp_out", 8)
 
 
 def test_a_file_that_lost_what_was_no_tensor_needs_its_activation(tmp_path: Path) -> None:

@@ -164,7 +164,10 @@ def test_hooks_that_we_do_not_know_are_for_the_user_to_place(tmp_path: Path) -> 
     assert "hook 'blocks.5.hook_q' is no known place: add ?site=" in refusal(tmp_path)
     assert check(written, "openmoss", "site=mlp_out.5").writes == (Site("mlp_out", 5),)
     openmoss.write_crosscoder(tmp_path / "many", hook="hook_q")
-    assert "hook 'blocks.4.hook_q' is no place that can be steered" in refusal(tmp_path / "many")
+    assert "hook 'blocks.4.hook_q' is no known place: add ?site=" in refusal(tmp_path / "many")
+    many = read(tmp_path / "many", "site=mlp_out.4")
+    assert [site.point for site in many.reads] == ["mlp_out"] * len(many.reads)
+    assert many.reads[0].layer == 4
 
 
 def test_a_mean_length_must_be_there_and_be_one(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.saes.layouts import saelens, tokens
 from tests.saes.layouts.agreement import check, read, refusal
 
-from saeclamp_saes import Site, read_sae
+from saeclamp_saes import Options, Site, read_sae
 from saeclamp_saes.draft import GATE_TOLERANCE
 from saeclamp_saes.errors import CheckpointError
 from saeclamp_saes.formats import summarize
@@ -207,6 +207,30 @@ def test_what_enters_a_block_is_what_the_one_before_it_leaves(folder: Path) -> N
     assert summarize(folder).site == Site("resid_post", 4)
 
 
+HOOKS = {
+    "model.layers.15": Site("resid_post", 15),
+    "model.layers.15.mlp": Site("mlp_out_raw", 15),
+    "transformer.h.15": Site("resid_post", 15),
+    "gpt_neox.layers.15": Site("resid_post", 15),
+    "blocks.15.hook_out": Site("resid_post", 15),
+    "blocks.16.hook_in": Site("resid_post", 15),
+    "blocks.15.attn.o.hook_in": Site("attn_z", 15),
+    "embed.hook_out": Site("embed", 0),
+}
+"""In SAELens with a model of transformers, and with a TransformerBridge."""
+
+
+@pytest.mark.parametrize(("hook", "site"), HOOKS.items())
+def test_modules_and_the_bridges_hooks_are_places_too(folder: Path, hook: str, site: Site) -> None:
+    change_config(folder, metadata={"hook_name": hook})
+    assert summarize(folder).site == site
+
+
+def test_what_the_user_says_of_the_place_comes_before_a_hook_that_is_not_known(folder: Path) -> None:
+    change_config(folder, metadata={"hook_name": "decoder.layer.15"})
+    assert summarize(folder, Options.parse("site=resid_post.15")).site == Site("resid_post", 15)
+
+
 def test_the_oldest_versions_call_a_hook_a_hook_point(folder: Path) -> None:
     change_config(folder, metadata=..., hook_point="blocks.7.hook_resid_post", model_name="gemma-2b")
     summary = summarize(folder)
@@ -224,19 +248,28 @@ def test_the_factor_of_inputs_may_stand_in_the_file_that_training_leaves(tmp_pat
 
 BAD_CONFIGS = {
     "a temporal SAE": ({"architecture": "temporal"}, "architecture 'temporal'"),
-    "matching pursuit": ({"architecture": "matching_pursuit"}, "architecture 'matching_pursuit'"),
+    "matching pursuit": (
+        {"architecture": "matching_pursuit"},
+        "is a matching pursuit SAE, which finds its features one",
+    ),
+    "BatchTopK in training": ({"architecture": "batchtopk"}, "save the SAE with save_inference_model"),
+    "Matryoshka in training": ({"architecture": "matryoshka_batchtopk"}, "save the SAE with save_inference_model"),
     "another activation": ({"architecture": "standard", "activation_fn_str": "tanh-relu"}, "architecture 'tanh-relu'"),
     "an architecture that is a list": ({"architecture": ["standard"]}, "architecture ['standard']"),
     "a k that is none": ({"architecture": "topk", "k": 0}, "has threshold, whose meaning"),
-    "an unknown norm": (
+    "an unknown norm": ({"normalize_activations": "batch_norm"}, "normalize_activations 'batch_norm'"),
+    "whitening without its matrices": (
         {"normalize_activations": "covariance_whitening"},
-        "normalize_activations 'covariance_whitening'",
+        "put activation_whitening.safetensors, which training writes, beside the weights",
     ),
     "a norm that is a list": ({"normalize_activations": []}, "normalize_activations []"),
     "expected average": ({"normalize_activations": "expected_average_only_in"}, "give ?input_scale=FACTOR"),
     "another shape": ({"reshape_activations": "patches"}, "reshape_activations 'patches'"),
     "a head": ({"metadata": {"hook_name": "blocks.5.attn.hook_z", "hook_head_index": 3}}, "single attention head 3"),
-    "another hook": ({"metadata": {"hook_name": "blocks.5.hook_q"}}, "hook_q"),
+    "another hook": (
+        {"metadata": {"hook_name": "blocks.5.hook_q"}},
+        "hook 'blocks.5.hook_q' is no known place: add ?si",
+    ),
     "no hook": ({"metadata": {}}, "does not say where it reads"),
     "width as text": ({"d_in": "16"}, "d_in"),
     "width of another model": ({"d_in": 17}, "has shape (24, 16)"),

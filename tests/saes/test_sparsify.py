@@ -13,6 +13,7 @@ from tests.saes.layouts import sparsify, tokens
 from tests.saes.layouts.agreement import check, read, refusal
 
 from saeclamp_saes import Site, read_sae
+from saeclamp_saes.conversion import convert
 from saeclamp_saes.errors import CheckpointError
 from saeclamp_saes.formats import summarize
 from saeclamp_saes.sae import TopK
@@ -22,6 +23,8 @@ SITES = {
     "layers.{layer}.mlp": Site("mlp_out_raw", 5),
     "layers.{layer}.self_attn": Site("attn_out_raw", 5),
     "h.{layer}": Site("resid_post", 5),
+    "layers.{layer}.mlp.down_proj": Site("mlp_out_raw", 5),
+    "layers.{layer}/seed0": Site("resid_post", 5),
     "embed_tokens": Site("embed", 0),
 }
 
@@ -92,6 +95,16 @@ def test_an_early_transcoder_without_skip_is_told_by_the_runs_configuration(tmp_
     written = sparsify.write(tmp_path, module="layers.{layer}.mlp", run={"transcode": True}, **EARLY)
     sae = check(written, "sparsify")
     assert (sae.kind, sae.reads, sae.writes) == ("transcoder", (Site("mlp_in", 5),), (Site("mlp_out_raw", 5),))
+
+
+def test_newer_files_say_that_a_skip_connection_makes_no_transcoder(tmp_path: Path) -> None:
+    written = sparsify.write(tmp_path, skip_connection=True, transcode=False, run={"sae": {"transcode": False}})
+    sae = check(written, "sparsify")
+    assert (sae.kind, sae.reads, sae.writes) == ("sae", (Site("resid_post", 5),), (Site("resid_post", 5),))
+    copy = read_sae(convert(written.path, tmp_path / "converted").path)
+    assert (copy.kind, copy.site) == ("sae", Site("resid_post", 5))
+    assert copy.W_skip is not None
+    assert torch.equal(copy.W_skip, load_file(written.path / "sae.safetensors")["W_skip"].T)
 
 
 def test_a_module_that_is_no_place_of_ours_needs_a_site(tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def test_figures_and_provenance_are_in_the_configuration(tmp_path: Path, dtype: 
 
 
 @pytest.mark.skipif(importlib.util.find_spec("sae_lens") is None, reason="sae-lens is not installed")
-def test_sae_lens_reads_the_same_codes(tmp_path: Path) -> None:
+def test_sae_lens_reads_the_same_codes_and_what_was_trained(tmp_path: Path) -> None:
     import sae_lens
 
     for name in NAMES:
@@ -197,6 +197,11 @@ def test_sae_lens_reads_the_same_codes(tmp_path: Path) -> None:
         assert acts.count_nonzero() > len(x)
         torch.testing.assert_close(theirs.encode(x), acts, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(theirs(x), sae.decode(acts, x), rtol=1e-4, atol=1e-4)
+        metadata = theirs.cfg.metadata.to_dict()
+        assert metadata == json.loads((run / "sae" / "cfg.json").read_text())["metadata"]
+        assert (metadata["hook_name"], metadata["model_name"]) == (f"blocks.{LAYER}.hook_resid_post", "tiny")
+        assert (metadata["context_size"], metadata["prepend_bos"]) == (40, False)
+        assert metadata["model_class_name"] == "HookedTransformer"
 
 
 def test_a_finished_run_is_not_done_again(tmp_path: Path) -> None:

@@ -222,6 +222,7 @@ def _opened(entry: SAEEntry, found: Found) -> dict[str, Any]:
         "path": str(entry.path),
         "model": (record.model if record else None) or entry.summary.model_name,
         **listed_summary(entry.summary),
+        "units elsewhere": entry.summary.unit_note,
         "options": dict(entry.options.values),
         "sha256": entry.sha256,
         "named features": {note.name: note.index for note in entry.features.values()},

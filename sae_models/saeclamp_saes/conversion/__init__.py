@@ -15,7 +15,8 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -83,7 +84,7 @@ def convert(
     Read a checkpoint in a sandbox and write it in our own layout.
 
     source:                  file or folder, a pickle or not
-    destination:             a folder that does not exist, in one that does
+    destination:             a folder that does not exist; those around it are made
     limits, timeout_seconds: by default, from the files' size
     Raises CheckpointError with one sentence; the destination then does not exist.
     """
@@ -92,21 +93,11 @@ def convert(
     source, destination, options = source.absolute(), destination.absolute(), options or Options()
     if destination.exists() or destination.is_symlink():
         raise CheckpointError(f"{destination} exists already; converting never overwrites.")
-    if not destination.parent.is_dir():
-        raise CheckpointError(
-            f"{destination.parent} is not a folder that exists, so {destination.name} cannot be made."
-        )
     files = _files(source, options)
     stamps = _stamps(files)
     num_bytes = sum(size for size, _ in stamps)
     origins = [{"file": file.name, "sha256": sha256_of(file), "bytes": file.stat().st_size} for file in files]
-    try:
-        temporary = tempfile.TemporaryDirectory(
-            prefix=f".{destination.name}.", suffix=".unfinished", dir=destination.parent
-        )
-    except OSError as exc:
-        raise CheckpointError(f"{destination.parent} cannot be written to: {exc.strerror}.") from exc
-    with temporary as room:
+    with _room_beside(destination) as room:
         folder = Path(room) / "sae"
         request = Request(
             source=str(source),
@@ -125,6 +116,26 @@ def convert(
         except OSError as exc:
             raise CheckpointError(f"{destination} cannot be made: {exc.strerror}.") from exc
     return conversion
+
+
+@contextmanager
+def _room_beside(destination: Path) -> Iterator[str]:
+    """A hidden folder beside the destination, in folders that are made for it and are gone if nothing comes of it."""
+    missing = [folder for folder in destination.parents if not folder.exists()]
+    try:
+        try:
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            temporary = tempfile.TemporaryDirectory(
+                prefix=f".{destination.name}.", suffix=".unfinished", dir=destination.parent
+            )
+        except OSError as exc:
+            raise CheckpointError(f"{destination.parent} cannot be written to: {exc.strerror}.") from exc
+        with temporary as room:
+            yield room
+    finally:
+        for folder in missing:  # innermost first
+            with suppress(OSError):  # it holds what was asked for
+                folder.rmdir()
 
 
 def _files(source: Path, options: Options) -> Sequence[Path]:

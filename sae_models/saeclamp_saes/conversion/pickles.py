@@ -19,7 +19,8 @@ from torch import Tensor
 
 from saeclamp_saes.errors import CheckpointError
 from saeclamp_saes.files.config_file import is_impossible
-from saeclamp_saes.files.tensors import FLOATS, check_plausible, is_finite, open_regular
+from saeclamp_saes.files.source import BACKUP, TRAINER_STATE
+from saeclamp_saes.files.tensors import FLOATS, MAY_BE_NAN, check_plausible, is_finite, open_regular
 
 OLDEST_TORCH = (2, 10)
 MAX_DEPTH = 8
@@ -47,11 +48,18 @@ def unpickle(path: Path) -> Unpickled:
     if is_zip:
         _check_archive(path)
     content = _load(path, mmap=is_zip)  # a mapped file is in memory once, and an unmapped one only if it is an old one
-    inside = content.get("ae") if isinstance(content, Mapping) else None
     walk = _Walk(path)
-    extras = walk.mapping("", inside if isinstance(inside, Mapping) else content)  # a run to resume has the SAE in "ae"
+    extras = walk.mapping("", _without_trainer_state(content))
     _check(path, walk.tensors, size)
     return Unpickled({name: tensor.detach() for name, tensor in walk.tensors.items()}, extras)
+
+
+def _without_trainer_state(content: Any) -> Any:
+    """Take the SAE out of a run to resume, which has it in "ae", beside an optimiser as large; what else is there stays."""
+    inside = content.get(BACKUP) if isinstance(content, Mapping) else None
+    if not isinstance(inside, Mapping):
+        return content
+    return {name: value for name, value in content.items() if name not in TRAINER_STATE}
 
 
 def check_torch(version: str) -> None:
@@ -142,7 +150,7 @@ def _check(path: Path, tensors: Mapping[str, Tensor], file_size: int) -> None:
     if total > 1.01 * file_size:
         raise CheckpointError(f"{path} has {file_size} bytes and declares tensors of {total}.")
     for name, tensor in tensors.items():
-        if tensor.dtype in FLOATS and not is_finite(tensor):
+        if tensor.dtype in FLOATS and not is_finite(tensor) and name.removeprefix(f"{BACKUP}.") not in MAY_BE_NAN:
             raise CheckpointError(f"{path}: {name} holds NaN or infinity.")
 
 

@@ -113,7 +113,8 @@ def _convert(request: Request) -> None:
         unpickled, extras = {Path(request.pickle): content.tensors}, {Path(request.pickle): content.extras}
     opened = Source(source, options, unpickled=unpickled, extras=extras)
     layout, sae = read_source(opened)
-    write(sae, Path(request.folder), {"read_as": layout.name, "approximation": opened.approximation})
+    provenance = {"read_as": layout.name, "approximation": opened.approximation, "unit_note": opened.unit_note}
+    write(sae, Path(request.folder), provenance)
 
 
 def _reason(exc: Exception, limits: Limits) -> str:

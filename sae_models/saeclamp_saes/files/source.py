@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,23 +13,23 @@ from torch import Tensor
 from saeclamp_saes.errors import CheckpointError, PickledError
 from saeclamp_saes.files.config_file import MAX_CONFIG_BYTES as MAX_CONFIG_BYTES
 from saeclamp_saes.files.config_file import read_config as read_config
+from saeclamp_saes.files.contents import CHECKPOINTS, choose_weights, is_weights, layer_of
+from saeclamp_saes.files.contents import PICKLES as PICKLES
+from saeclamp_saes.files.contents import READABLE as READABLE
 from saeclamp_saes.files.npz_file import NpzFile
 from saeclamp_saes.files.safetensors_file import SafetensorsFile
 from saeclamp_saes.files.tensors import LoadedTensors, Tensors
 from saeclamp_saes.options import Options
 from saeclamp_saes.sites import Site
 
-PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
-READABLE = (".safetensors", ".npz")
-BESIDE = {"sparsity.safetensors", "activation_whitening.safetensors", "trainer_state.pt"}
-"""Files that stand beside an SAE's weights and are not part of them."""
 LABELS = "labels.parquet"
 """What is known of its features; beside an SAE that is one file of several, `NAME.labels.parquet`."""
 
-LAYER = re.compile(
-    r"(?<![A-Za-z0-9])(?:[Ll]ayers?[_.-]?|blocks?[_.-]?|SAE-l|L(?!0[_.-]\d)|W_(?:enc|dec)_)(\d{1,4})(?![A-Za-z0-9])"
-)
-"""A number that is called a layer's. `L0_71` says how many features are active, not which layer it is."""
+
+BACKUP = "ae"
+"""Name under which dictionary_learning keeps the SAE in a run to resume."""
+TRAINER_STATE = {"step", "steps", "global_step", "epoch", "optimizer", "scheduler", "lr_scheduler"}
+"""In a pickle beside the tensors: what a trainer needs to go on, and no activation depends on."""
 
 
 class Source:
@@ -61,37 +61,29 @@ class Source:
         """Weights files that were opened, in order."""
         self.approximation: str | None = None
         """In what the SAE that is read differs from the trained one, because the user asked for it."""
+        self.unit_note: str | None = None
+        """In which units a loader of the family gives activations, if in others than here."""
         self._unpickled = unpickled or {}
         self._extras = extras or {}
+        self._used_extras: set[str] = set()
 
     @cached_property
     def weights(self) -> Path:
         """The file with the (first) weights. Raises CheckpointError when there is none, or no telling which."""
         if not self.path.is_dir():
             return self.path
-        files = [
-            file
-            for folder in (self.path, self.path / "checkpoints")
-            for file in sorted(folder.glob("*"))
-            if file.suffix in READABLE + PICKLES and file.name not in BESIDE
-        ]
-        # what is readable comes first: a converted file may stand beside its pickle
-        readable = [file for file in files if file.suffix in READABLE] or files
-        layer = self.options.integer("layer") if len(readable) > 1 else None
-        chosen = readable if layer is None else [file for file in readable if layer_of(file.name) == layer]
-        chosen = [file for file in chosen if not file.name.startswith("W_dec_")] or chosen
-        if not files:
-            inside = sorted({file.parent.name for file in self.path.glob("*/*") if file.suffix in READABLE + PICKLES})
-            hint = f"; it has folders with such files, so name one: {', '.join(inside[:8])}" if inside else ""
-            raise CheckpointError(f"{self.path} has no weights: no file that ends in {', '.join(READABLE)}{hint}.")
-        if not chosen:
-            raise CheckpointError(f"{self.path} has no weights file for layer {layer}.")
-        if len(chosen) > 1:
-            names = ", ".join(file.name for file in chosen[:4])
-            raise CheckpointError(
-                f"{self.path} holds several SAEs ({names} ...): name one file, or choose with ?layer=N."
-            )
-        return chosen[0]
+        for folder in (self.path, self.path / CHECKPOINTS):  # with weights beside it, that is earlier steps' folder
+            if names := [file.name for file in folder.glob("*") if is_weights(file.name)]:
+                layer = self.options.integer("layer") if len(names) > 1 else None
+                return folder / choose_weights(names, self.path, layer)[0]
+        inside = folders_with_weights(self.path)
+        layer = self.options.integer("layer") if len(inside) > 1 else None
+        chosen = [name for name in inside if layer is not None and layer_of(name) == layer]
+        if len(chosen) == 1:
+            return Source(self.path / chosen[0]).weights
+        listed = ", ".join((chosen or inside)[:8])
+        hint = f"; it has folders with such files, so name one: {listed}" if inside else ""
+        raise CheckpointError(f"{self.path} has no weights: no file that ends in {', '.join(READABLE)}{hint}.")
 
     @cached_property
     def tensors(self) -> Tensors:
@@ -110,18 +102,31 @@ class Source:
             )
         return NpzFile(path, self.shapes_only) if path.suffix == ".npz" else SafetensorsFile(path, self.shapes_only)
 
-    @property
-    def extras(self) -> Mapping[str, Any]:
-        """What an unpickled primary file holds besides tensors (numbers, texts, nested mappings); else empty."""
-        return self._extras.get(self.weights, {})
+    def extra(self, name: str) -> Any:
+        """Read what an unpickled primary file holds besides tensors: a number, text or mapping. None when there is none."""
+        self._used_extras.add(name)
+        return self._extras.get(self.weights, {}).get(name)
+
+    def check_extras(self) -> None:
+        """Raise CheckpointError for something beside the tensors that no reader has asked for: it may change them."""
+        held = self._extras.get(self.weights, {})
+        unknown = [name for name in held if held[name] not in (None, {}, []) and name not in self._used_extras]
+        unknown = [name for name in unknown if name not in TRAINER_STATE]
+        if unknown:
+            raise CheckpointError(
+                f"{self.weights} holds {', '.join(unknown[:4])} beside its tensors, whose meaning is not known: save the "
+                "tensors alone if they are the whole SAE."
+            )
 
     def has(self, *names: str) -> bool:
         """Whether the primary file holds all these tensors."""
         return all(name in self.tensors for name in names)
 
     def config(self, *names: str) -> dict[str, Any] | None:
-        """Read the first of these JSON or YAML files that stands beside the weights. None when there is none."""
-        for folder in dict.fromkeys((self.weights.parent, self.folder)):
+        """Read the first of these JSON or YAML files that stands beside the weights, or above their `checkpoints`."""
+        beside = self.weights.parent
+        above = (beside.parent,) if beside.name == CHECKPOINTS else ()
+        for folder in dict.fromkeys((beside, self.folder, *above)):
             for name in names:
                 if (folder / name).is_file():
                     self.configs[folder / name] = None
@@ -135,31 +140,45 @@ class Source:
             raise CheckpointError(f"{self.weights} is named after layer {named}, so ?layer={given} cannot be right.")
         return given if named is None else named
 
-    def site(self, known: Site | None, what: str = "where it reads") -> Site:
-        """Where it reads: what the user says, else what the files say. Raises CheckpointError when neither does."""
-        return self._site("site", known, what)
+    def site(self, known: Site | None, hook: object = None, what: str = "where it reads") -> Site:
+        """
+        Where it reads: what the user says, else what the files say. Raises CheckpointError when neither does.
 
-    def site_out(self, known: Site | None) -> Site:
+        hook: what the files call it, for the error, if that is no place that is known
+        """
+        return self._site("site", known, hook, what)
+
+    def site_out(self, known: Site | None, hook: object = None) -> Site:
         """Where it writes: what the user says, else what the files say. Raises CheckpointError when neither does."""
-        return self._site("site_out", known, "where it writes")
+        return self._site("site_out", known, hook, "where it writes")
 
-    def _site(self, option: str, known: Site | None, what: str) -> Site:
+    def sites(self, option: str, hooks: Sequence[str], known: Sequence[Site | None]) -> tuple[Site, ...]:
+        """
+        Several places side by side: what the user says of the first, and the others as many layers from it as their hooks.
+
+        Raises CheckpointError when nobody says.
+        """
+        numbers = [int(match[1]) for hook in hooks if (match := re.search(r"\.(\d{1,4})\.", hook))]
+        first = self.options.site(option)
+        if first is not None and len(numbers) == len(hooks) and min(numbers) == numbers[0]:
+            return tuple(Site.of(first.point, first.layer + number - numbers[0]) for number in numbers)
+        unknown = next((hook for hook, site in zip(hooks, known, strict=True) if site is None), None)
+        return tuple(self._site(option, site, unknown, "where it reads or writes") for site in known)
+
+    def _site(self, option: str, known: Site | None, hook: object, what: str) -> Site:
         site = self.options.site(option) or known
-        if site is None:
-            raise CheckpointError(f"{self.path} does not say {what}: add ?{option}=resid_post.19 (or the like).")
-        return site
+        if site is not None:
+            return site
+        hint = f"add ?{option}=resid_post.19 (or the like)"
+        if hook is None:
+            raise CheckpointError(f"{self.path} does not say {what}: {hint}.")
+        raise CheckpointError(f"{self.folder}: hook {hook!r} is no known place: {hint}.")
 
 
-def layer_of(name: str) -> int | None:
-    """
-    Find the layer that a file's name states, as in `16k-layer_12.safetensors`, `layer12.sae.pt` or `W_enc_12.safetensors`.
-
-    A bare number is one only if the name has nothing else (`12.pt`): others are widths, versions and models' sizes. None
-    also for a name that states several.
-    """
-    bare = re.fullmatch(rf"(\d{{1,4}})(?:{'|'.join(map(re.escape, READABLE + PICKLES))})?", name)
-    stated = {int(match[1]) for match in LAYER.finditer(name)} if bare is None else {int(bare[1])}
-    return stated.pop() if len(stated) == 1 else None
+def folders_with_weights(path: Path) -> list[str]:
+    """Folders of a training run, one for each SAE, or one for each of its seeds, as sparsify makes them."""
+    files = (file for pattern in ("*/*", "*/seed*/*") for file in path.glob(pattern) if is_weights(file.name))
+    return sorted({file.parent.relative_to(path).as_posix() for file in files})
 
 
 def positive_int(config: Mapping[str, Any], key: str, path: Path) -> int:

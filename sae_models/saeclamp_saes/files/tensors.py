@@ -31,6 +31,9 @@ CHUNK_BYTES = 16 << 20
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
+MAY_BE_NAN = {"activation_mean", "activation_std", "activation_global_scale"}
+"""Tensors whose family writes NaN where there is none."""
+
 Shape = tuple[int, ...]
 Stamp = tuple[int, int]
 """A file's size and time of change."""
@@ -129,6 +132,11 @@ class Tensors(ABC):
         if not math.isfinite(value):
             raise CheckpointError(f"{self.path}: {name} holds NaN or infinity.")
         return value
+
+    def is_nan(self, name: str) -> bool:
+        """Whether any number of a short tensor is NaN, which some families write for none; also with `shapes_only`."""
+        count = math.prod(self._entry(name).shape)
+        return any(bool(chunk.isnan().any()) for chunk in self._chunks(name, 0, count, CHUNK_BYTES // 4))
 
     def _empty(self, name: str, shape: Shape) -> Tensor:
         dtype = self.stored[name].dtype

@@ -40,7 +40,7 @@ from saeclamp_saes.formats import (
     sparsify,
 )
 from saeclamp_saes.options import Options
-from saeclamp_saes.sae import SAE, Kind, Unit
+from saeclamp_saes.sae import SAE, Kind, TopK, Unit
 from saeclamp_saes.sites import Site
 
 __all__ = ["CheckpointError", "CheckpointSummary", "FORMATS", "PickledError", "read_sae", "recognise", "summarize"]
@@ -100,6 +100,8 @@ class CheckpointSummary:
     """Configurations that say how it is read."""
     approximation: str | None = None
     """In what its activations differ from the trained SAE's, because the user asked for it."""
+    unit_note: str | None = None
+    """In which units a loader of the family gives activations, if in others than here."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -146,6 +148,7 @@ def summarize(path: Path, options: Options | None = None) -> CheckpointSummary:
         weights=tuple(dict.fromkeys(source.opened)),
         configs=tuple(source.configs),
         approximation=source.approximation,
+        unit_note=source.unit_note,
     )
 
 
@@ -171,12 +174,25 @@ def recognise(source: Source) -> Format:
 def read_source(source: Source) -> tuple[Format, SAE]:
     """Read an opened checkpoint; without numbers if it was opened so. Raises CheckpointError."""
     layout = recognise(source)
-    sae = _with_threshold(source, layout.read(source))
+    sae = _with_threshold(source, _with_activation(source, layout.read(source)))
     source.options.check_all_used()
+    source.check_extras()
     for name, tensor in sae.tensors().items():
         if not is_finite(tensor):
             raise CheckpointError(f"{source.path}: with its factors folded, {name} overflows.")
     return layout, sae
+
+
+def _with_activation(source: Source, sae: SAE) -> SAE:
+    """Keep each token's k largest, where the user says that the files are silent or wrong on that."""
+    if sae.top_k is not None or "activation" in source.options.used or "activation" not in source.options.values:
+        return sae
+    source.options.text("activation", "topk")
+    k = source.options.integer("k")
+    if not k:
+        raise CheckpointError(f"{source.path}: ?activation=topk also needs how many activations are kept: &k=32.")
+    threshold = torch.zeros_like(sae.threshold)
+    return replace(sae, top_k=TopK(k), threshold=threshold, architecture="topk")
 
 
 def _with_threshold(source: Source, sae: SAE) -> SAE:

@@ -48,7 +48,7 @@ def read(source: Source) -> SAE:
         "decoder_rows": (d_sae, d_out),
         "decoder_bias": (d_out,),
     }
-    has_skip = kind == "skip_transcoder" or (kind == "clt_layer" and "skip" in tensors)
+    has_skip = kind == "skip_transcoder" or (kind in ("clt_layer", "sae") and "skip" in tensors)
     skip = {"skip": (d_in, d_out)} if has_skip else {}
     tensors.expect({**required, **skip})
     draft = Draft(
@@ -60,6 +60,8 @@ def read(source: Source) -> SAE:
     )
     approximation = cfg.get("approximation")
     source.approximation = approximation if isinstance(approximation, str) else None
+    unit_note = cfg.get("unit_note")
+    source.unit_note = unit_note if isinstance(unit_note, str) else None
     return draft.finish(
         _sites(cfg, "reads", path),
         _sites(cfg, "writes", path),

@@ -141,13 +141,12 @@ def _layers(source: Source, cfg: dict[str, Any], key: str, slots: int) -> tuple[
     hook = cfg.get(key)
     match = re.fullmatch(r"model\.layers\.\{(all|\d+(?:,\d+)*)\}\.([a-z_.]+)", hook if isinstance(hook, str) else "")
     numbers = (str(n) for n in range(slots)) if match and match[1] == "all" else match[1].split(",") if match else ()
-    sites = [from_hugging_face(f"model.layers.{n}.{match[2]}") for n in numbers] if match else []
-    known = tuple(site for site in sites if site is not None)
-    if len(known) != slots:
+    hooks = [f"model.layers.{n}.{match[2]}" for n in numbers] if match else []
+    if len(hooks) != slots:
         raise CheckpointError(
             f"{source.folder / CONFIG}: {key} {hook!r} does not name the {slots} layers that w_dec has slots for."
         )
-    return known
+    return source.sites("site" if key.endswith("in") else "site_out", hooks, [from_hugging_face(one) for one in hooks])
 
 
 def _file_number(source: Source, slots: int) -> int:

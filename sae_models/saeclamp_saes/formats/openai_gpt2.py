@@ -55,7 +55,7 @@ def read(source: Source) -> SAE:
         b_dec=pre_bias,
     )
     return draft.subtract_from_input(pre_bias).finish(
-        source.site(_site(source)),
+        source.site(None if source.options.text("site") else _site(source)),
         architecture="topk" if top_k else "relu",
         top_k=top_k,
         input_norm=LAYER_NORM if top_k else None,
@@ -66,7 +66,7 @@ def read(source: Source) -> SAE:
 def _top_k(source: Source) -> TopK | None:
     """Read the activation: TopK, or None for a ReLU."""
     path = source.weights
-    activation = source.extras.get("activation") or source.options.text("activation", "relu", "topk")
+    activation = source.extra("activation") or source.options.text("activation", "relu", "topk")
     if activation is None:
         raise CheckpointError(
             f"{path} does not name its activation: add ?activation=topk&k=32 (version 5, whose input is layer-normalised) "
@@ -74,7 +74,7 @@ def _top_k(source: Source) -> TopK | None:
         )
     if activation.lower() == "relu":
         return None
-    state: dict[str, Any] = source.extras.get("activation_state_dict") or {}
+    state: dict[str, Any] = source.extra("activation_state_dict") or {}
     after = state.get("postact_fn", "ReLU")
     if activation.lower() != "topk" or after != "ReLU":
         raise CheckpointError(f"{path}: activation {activation} with {after} is not supported; supported: ReLU, TopK.")

@@ -203,11 +203,7 @@ def _scale_sides(
 def _sites(source: Source, option: str, hooks: Sequence[Any]) -> tuple[Site, ...]:
     if len(hooks) == 1:
         return (hook_site(source, option, hooks[0]),)
-    sites = [from_transformer_lens(hook) for hook in hooks]
-    known = tuple(site for site in sites if site is not None)
-    if len(known) < len(hooks):
-        raise CheckpointError(f"{source.folder}: hook {hooks[sites.index(None)]!r} is no place that can be steered.")
-    return known
+    return source.sites(option, hooks, [from_transformer_lens(hook) for hook in hooks])
 
 
 def _hooks(source: Source, cfg: dict[str, Any], key: str) -> list[str]:

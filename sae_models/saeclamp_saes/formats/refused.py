@@ -8,9 +8,11 @@ from pathlib import Path
 from saeclamp_saes.errors import CheckpointError
 from saeclamp_saes.files.source import PICKLES, READABLE, Source, read_config
 from saeclamp_saes.formats.mwhanna import CONFIG, hook_site
+from saeclamp_saes.formats.saelens import CONFIG as CFG
 
 TINYMODEL = r"(M|A|T|Rm|Ra|Mo)\d_S-?\d+_[BR]\d+_P\d+"
 """Names of TinyModel's sparse MLPs, such as `M0_S-1_B0_P0.pt`."""
+MATCHING_PURSUIT = "matching_pursuit"
 
 
 def check(source: Source) -> None:
@@ -25,6 +27,11 @@ def check(source: Source) -> None:
             raise CheckpointError(
                 f"{source.weights} is a temporal SAE, whose activations attend to the whole sequence, so that no "
                 "token's can be moved alone."
+            )
+        if (source.config(CFG) or {}).get("architecture") == MATCHING_PURSUIT:
+            raise CheckpointError(
+                f"{source.weights} is a matching pursuit SAE, which finds its features one after the other, each in what "
+                "the ones before leave, so that none can be moved alone."
             )
         return
     if path.suffix == ".dcp" or any(path.glob("*.dcp")) or any(path.glob("*.distcp")):

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from saeclamp_saes.draft import Draft
 from saeclamp_saes.errors import CheckpointError
+from saeclamp_saes.files.contents import WHITENING
 from saeclamp_saes.files.source import Source, positive_int
 from saeclamp_saes.files.tensors import Shape
 from saeclamp_saes.formats.transformer_lens import is_centered
 from saeclamp_saes.sae import SAE, InputNorm, Kind, TopK
-from saeclamp_saes.sites import Site, from_transformer_lens
+from saeclamp_saes.sites import Site, from_hugging_face, from_transformer_lens
 
 NAME = "saelens"
 CONFIG = "cfg.json"
@@ -39,12 +40,17 @@ KINDS: dict[str, tuple[Kind, str]] = {
 }
 """`architecture` -> kind and activation. Missing: temporal (needs the whole sequence), matching_pursuit (iterates)."""
 
+TRAINED = ("batchtopk", "matryoshka_batchtopk")
+"""Architectures of training; for use they are saved as JumpReLU."""
+
 INPUT_NORMS = {
     "none": InputNorm(),
     "layer_norm": InputNorm(center=True, scale="std", eps=1e-5),
     "constant_norm_rescale": InputNorm(scale="l2"),
 }
 FOLDED = "expected_average_only_in"
+WHITENED = "covariance_whitening"
+SCALER = "activation_scaler.json"
 
 
 def recognise(source: Source) -> bool:
@@ -69,7 +75,7 @@ def read(source: Source) -> SAE:
     if activation in ("topk", "abstopk") and cfg.get("rescale_acts_by_decoder_norm"):
         draft.scale_activations(draft.decoder_norms())
     norm = _input_norm(source, cfg, draft)
-    if kind != "sae" and not norm.is_identity:
+    if kind != "sae" and (not norm.is_identity or cfg.get("normalize_activations") == WHITENED):
         raise CheckpointError(
             f"{path}: a transcoder that normalises each token's input ({cfg['normalize_activations']}) is not supported."
         )
@@ -106,6 +112,11 @@ def _architecture(cfg: dict[str, Any], path: Path) -> tuple[Kind, str]:
         raise CheckpointError(
             f"{path}: architecture {architecture!r} with the activation function {activation!r} is not supported; "
             "supported: relu."
+        )
+    if architecture in TRAINED:
+        raise CheckpointError(
+            f"{path} is the state of a training run ({architecture}), which SAELens itself cannot load to use: save the SAE "
+            "with save_inference_model, which makes it a JumpReLU."
         )
     if not isinstance(architecture, str) or architecture not in KINDS:
         raise CheckpointError(f"{path}: architecture {architecture!r} is not supported; supported: {', '.join(KINDS)}.")
@@ -152,22 +163,54 @@ def _draft(source: Source, activation: str, d_in: int, d_sae: int, d_out: int) -
 def _input_norm(source: Source, cfg: dict[str, Any], draft: Draft) -> InputNorm:
     """Fold a constant factor; return what depends on the token."""
     # mistral-7b-res-wg's files are silent about theirs, which sae-lens's registry adds
-    kind = source.options.text("normalize", *INPUT_NORMS) or cfg.get("normalize_activations")
+    chosen = source.options.text("normalize", *INPUT_NORMS)
+    kind = chosen or cfg.get("normalize_activations")
     if kind is True or kind == FOLDED:
         draft.scale_input(_input_scale(source))
         return InputNorm()
+    if kind == WHITENED:
+        _fold_whitening(source, draft)
+        return InputNorm()
+    if chosen is None:
+        _check_beside(source, kind)
     name = "none" if kind in (None, False) else kind
     if not isinstance(name, str) or name not in INPUT_NORMS:
         raise CheckpointError(
             f"{source.folder}: normalize_activations {kind!r} is not supported; "
-            f"supported: {', '.join(INPUT_NORMS)}, {FOLDED}."
+            f"supported: {', '.join(INPUT_NORMS)}, {FOLDED}, {WHITENED}."
         )
     return INPUT_NORMS[name]
 
 
+def _check_beside(source: Source, kind: object) -> None:
+    """Refuse what training leaves beside an SAE whose normalisation is not yet in its weights, if it claims to have none."""
+    held = "a factor" if (source.config(SCALER) or {}).get("scaling_factor") is not None else ""
+    file = SCALER if held else WHITENING if (source.weights.parent / WHITENING).is_file() else ""
+    if file:
+        raise CheckpointError(
+            f"{source.folder}: {file} holds {held or 'a whitening'}, and normalize_activations is {kind!r}: add "
+            "?normalize=none if it is in the weights already, else correct the configuration."
+        )
+
+
+def _fold_whitening(source: Source, draft: Draft) -> None:
+    """Fold `(x - mean) @ matrix` before, and `@ inverse_matrix + mean` after, which are as constant as a factor."""
+    path, d_in = source.weights.parent / WHITENING, draft.encoder.shape[1]
+    if not path.is_file() or draft.decoder.shape[1] != d_in:
+        raise CheckpointError(
+            f"{source.folder}: normalize_activations is {WHITENED}, and the matrices are not in the files: put "
+            f"{WHITENING}, which training writes, beside the weights."
+        )
+    tensors = source.open(path)
+    square = (d_in, d_in)
+    tensors.expect({"mean": (d_in,), "matrix": square, "inverse_matrix": square})
+    matrix, inverse = tensors.tensor("matrix", square), tensors.tensor("inverse_matrix", square)
+    draft.whiten(tensors.tensor("mean", (d_in,)), matrix, inverse)
+
+
 def _input_scale(source: Source) -> float:
     """Return the factor that every input is multiplied by: from the user, else from the file that training leaves."""
-    scaler = source.config("activation_scaler.json") or {}
+    scaler = source.config(SCALER) or {}
     factor = source.options.number("input_scale") or scaler.get("scaling_factor")
     if not isinstance(factor, int | float) or not factor > 0:
         raise CheckpointError(
@@ -193,17 +236,14 @@ def _top_k(cfg: dict[str, Any], activation: str, path: Path) -> TopK | None:
 
 def _sites(source: Source, cfg: dict[str, Any], kind: Kind) -> tuple[Site, Site]:
     metadata = _metadata(cfg)
-    reads = source.site(_site(metadata, "hook_name", "hook_point", source.folder))
+    hook_in = metadata.get("hook_name", metadata.get("hook_point"))
+    reads = source.site(_site(hook_in), hook_in)
     if kind == "sae":
         return reads, reads
-    return reads, source.site_out(_site(metadata, "hook_name_out", "hook_point_out", source.folder))
+    hook_out = metadata.get("hook_name_out", metadata.get("hook_point_out"))
+    return reads, source.site_out(_site(hook_out), hook_out)
 
 
-def _site(metadata: dict[str, Any], key: str, old_key: str, path: Path) -> Site | None:
-    hook = metadata.get(key, metadata.get(old_key))
-    if hook is None:
-        return None
-    site = from_transformer_lens(hook) if isinstance(hook, str) else None
-    if site is None:
-        raise CheckpointError(f"{path}: hook {hook!r} is no place that can be steered.")
-    return site
+def _site(hook: object) -> Site | None:
+    """Translate a hook of TransformerLens, or of a model of transformers, where SAELens names modules."""
+    return (from_transformer_lens(hook) or from_hugging_face(hook)) if isinstance(hook, str) else None

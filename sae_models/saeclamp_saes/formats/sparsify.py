@@ -3,13 +3,15 @@ EleutherAI's sparsify: a folder per module, such as `layers.5.mlp`, with `cfg.js
 
 encoder.weight (d_sae, d_in), encoder.bias, W_dec (d_sae, d_in), b_dec; W_skip (out, in) with `skip_connection`. TopK after
 `x - b_dec`, or after x itself with `transcode`; decode adds W_skip x, of the x that nothing was subtracted from. The name of
-the folder is the module, whose output is read and written; a transcoder reads its input. Early transcoders were saved
+the folder is the module, whose output is read and written; a transcoder reads its input. A run with several seeds keeps
+them in `layers.5/seed0` and the like. Early transcoders were saved
 without `transcode` and do subtract b_dec: their skip connection, or the run's `config.json` one folder up, tells them.
 Source: sparsify/sparse_coder.py, config.py, fused_encoder.py, and sae/sae.py for `signed`.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from saeclamp_saes.sites import Site, from_hugging_face
 
 NAME = "sparsify"
 CONFIG = "cfg.json"
+SEED = re.compile(r"seed\d+")
+"""A folder inside the module's, where a run has several seeds."""
 UNSUPPORTED = ("embed_skip", "gram_lookup", "normalize_io")
 """Flags of experiments whose equations need more than this module's vectors."""
 
@@ -75,7 +79,8 @@ def _check(cfg: dict[str, Any], path: Path) -> None:
 
 def _run_config(source: Source) -> dict[str, Any]:
     """Configuration of the training run, which lies above the modules' folders."""
-    path = source.weights.absolute().parent.parent / "config.json"
+    folder = source.weights.absolute().parent
+    path = (folder.parent if SEED.fullmatch(folder.name) else folder).parent / "config.json"
     if not path.is_file():
         return {}
     source.configs[path] = None
@@ -83,13 +88,17 @@ def _run_config(source: Source) -> dict[str, Any]:
 
 
 def _kind(cfg: dict[str, Any], run: dict[str, Any]) -> Kind:
-    if cfg.get("skip_connection"):
-        return "skip_transcoder"
-    return "transcoder" if cfg.get("transcode") or run.get("transcode") else "sae"
+    """Newer files say `transcode` either way; in earlier ones a skip connection, or the run, tells a transcoder."""
+    skips = bool(cfg.get("skip_connection"))
+    stated = cfg.get("transcode")
+    if not (skips or run.get("transcode") if stated is None else stated):
+        return "sae"
+    return "skip_transcoder" if skips else "transcoder"
 
 
 def _sites(source: Source, kind: Kind) -> tuple[Site, Site]:
-    module = source.weights.absolute().parent.name
+    folder = source.weights.absolute().parent
+    module = folder.parent.name if SEED.fullmatch(folder.name) else folder.name
     output = from_hugging_face(module)
     if kind == "sae":
         reads = source.site(output)

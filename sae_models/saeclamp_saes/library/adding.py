@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from saeclamp_saes.errors import CheckpointError, SAELibraryError
-from saeclamp_saes.files.source import LABELS
+from saeclamp_saes.files.contents import CHECKPOINTS
+from saeclamp_saes.files.source import LABELS, Source
 from saeclamp_saes.formats import CheckpointSummary, summarize
 from saeclamp_saes.hashes import sha256_of
 from saeclamp_saes.library import hub, user_library
@@ -107,14 +108,28 @@ def _from_hub(found: Found, report: Report) -> Checkpoint:
 
 def _from_here(found: Found) -> Checkpoint:
     assert found.path is not None
-    root, path, sizes = local_files(found.path)
+    location, options = _inside_a_run(found.path, found.options)
+    root, path, sizes = local_files(location)
     try:
-        files = select_files(sizes, path, found.options.integer("layer"))
+        files = select_files(sizes, path, options.integer("layer"))
     except CheckpointError as exc:
         raise SAELibraryError(f"{found.path}: {exc}") from exc
     around = root.parts[1:][-NAMES_KEPT:] or ("root",)
     names = tuple("/".join(around[-count:]) for count in range(1, len(around) + 1))
-    return Checkpoint(str(root / path), root, names, files, files.options_left(found.options), never_changes=False)
+    return Checkpoint(str(root / path), root, names, files, files.options_left(options), never_changes=False)
+
+
+def _inside_a_run(path: Path, options: Options) -> tuple[Path, Options]:
+    """Find the folder that `?layer=N` chooses in a training run's, and what is left to say of it."""
+    if not path.is_dir():
+        return path, options
+    try:
+        folder = Source(path, options).weights.parent
+    except CheckpointError as exc:
+        raise SAELibraryError(str(exc)) from exc
+    if folder in (path, path / CHECKPOINTS):
+        return path, options
+    return folder, Options({key: value for key, value in options.values.items() if key != "layer"})
 
 
 def _copy(checkpoint: Checkpoint, folder: Path, report: Report) -> tuple[str, CheckpointSummary]:
@@ -158,7 +173,7 @@ def _convert(checkpoint: Checkpoint, folder: Path, report: Report) -> tuple[str,
     """Convert the pickle in a sandbox. What the options say is then in the files."""
     from saeclamp_saes.conversion import convert
 
-    report(f"converting {checkpoint.files.weights[0]} in a sandbox")
+    report(f"converting {checkpoint.files.weights[-1]} in a sandbox")
     convert(checkpoint.path, folder / CONVERTED, checkpoint.options)
     for file in checkpoint.files.notes:
         name = LABELS if file.endswith(LABELS) else Path(file).name

@@ -6,16 +6,28 @@ known of its features.
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.files.source import BESIDE, LABELS, MAX_CONFIG_BYTES, PICKLES, READABLE, layer_of
+from saeclamp_saes.files.contents import (
+    CHECKPOINTS,
+    PICKLES,
+    READABLE,
+    WHITENING,
+    choose_weights,
+    is_weights,
+    layer_of,
+)
+from saeclamp_saes.files.source import LABELS, MAX_CONFIG_BYTES
 from saeclamp_saes.library.feature_book import GROWING, grows
 from saeclamp_saes.options import Options
 
 CONFIGS = (".json", ".yaml", ".yml")
+SEED = re.compile(r"seed\d+")
+"""A folder of one of several seeds, which sparsify makes inside the module's; the run's configuration is above that."""
 RUN_CONFIGS = ("config.json", "config.yaml", "hyperparams.json")
 """Those that some families keep in the folder above an SAE's."""
 
@@ -46,7 +58,7 @@ class CheckpointFiles(NamedTuple):
     @property
     def is_pickled(self) -> bool:
         """Whether the weights have to be converted first."""
-        return self.weights[0].endswith(PICKLES)
+        return self.weights[-1].endswith(PICKLES)
 
 
 def select_files(sizes: Mapping[str, int], path: str, layer: int | None = None) -> CheckpointFiles:
@@ -65,25 +77,18 @@ def select_files(sizes: Mapping[str, int], path: str, layer: int | None = None) 
         raise CheckpointError(
             f"{path or 'the top folder'} holds no weights: no file that ends in {', '.join(READABLE + PICKLES)}."
         )
-    several = len(weights) > 1
-    if several and layer is not None:
-        weights = [name for name in weights if layer_of(posixpath.basename(name)) == layer]
-    heads = [name for name in weights if not posixpath.basename(name).startswith("W_dec_")] or weights
-    if len(heads) != 1:
-        names = ", ".join(posixpath.basename(name) for name in heads[:4]) or f"none for layer {layer}"
-        raise CheckpointError(
-            f"{path or 'the top folder'} holds several SAEs ({names} ...): name one file, or choose with ?layer=N."
-        )
-    head = heads[0]
-    named = layer_of(posixpath.basename(head))
+    several = len([name for name in weights if name.endswith(READABLE)] or weights) > 1
+    beside = posixpath.dirname(weights[0])
+    (chosen,) = choose_weights(map(posixpath.basename, weights), path or "the top folder", layer if several else None)
+    head, named = posixpath.join(beside, chosen), layer_of(chosen)
     if None not in (named, layer) and named != layer:
         raise CheckpointError(f"{head} is named after layer {named}, so ?layer={layer} cannot be right.")
-    decoder = posixpath.join(posixpath.dirname(head), posixpath.basename(head).replace("W_enc_", "W_dec_", 1))
+    parts = (chosen.replace("W_enc_", "W_dec_", 1), WHITENING)
     return CheckpointFiles(
         path=head if several else path,
-        weights=tuple(dict.fromkeys((decoder, head))) if decoder in sizes else (head,),
-        configs=_configs(sizes, posixpath.dirname(head), folder),
-        notes=_notes(sizes, (posixpath.dirname(head), folder), head),
+        weights=(*(part for name in parts if (part := posixpath.join(beside, name)) in sizes and part != head), head),
+        configs=_configs(sizes, beside, folder),
+        notes=_notes(sizes, (beside, folder), head),
         chosen_by_layer=several and layer is not None,
     )
 
@@ -98,8 +103,9 @@ def local_files(path: Path) -> tuple[Path, str, dict[str, int]]:
     if ".." in path.parts:  # which would lead out of the folder that names are kept in
         path = path.resolve() if path.is_dir() else path.parent.resolve() / path.name
     folder = path if path.is_dir() else path.parent
-    root = folder.parent
-    files = [file for place in (root, folder, folder / "checkpoints") if place.is_dir() for file in place.iterdir()]
+    root = folder.parent.parent if SEED.fullmatch(folder.name) else folder.parent
+    places = dict.fromkeys((root, folder.parent, folder, folder / CHECKPOINTS))
+    files = [file for place in places if place.is_dir() for file in place.iterdir()]
     return (
         root,
         path.relative_to(root).as_posix(),
@@ -108,15 +114,17 @@ def local_files(path: Path) -> tuple[Path, str, dict[str, int]]:
 
 
 def _weights_in(names: Iterable[str], folder: str) -> list[str]:
-    inside = sorted(
-        name for name in names if posixpath.dirname(name) in (folder, posixpath.join(folder, "checkpoints"))
-    )
-    files = [name for name in inside if name.endswith(READABLE + PICKLES) and posixpath.basename(name) not in BESIDE]
-    return [name for name in files if name.endswith(READABLE)] or files
+    for place in (folder, posixpath.join(folder, CHECKPOINTS)):  # beside weights, that is earlier steps' folder
+        inside = [name for name in names if posixpath.dirname(name) == place and is_weights(posixpath.basename(name))]
+        if inside:
+            return sorted(inside)
+    return []
 
 
 def _configs(sizes: Mapping[str, int], beside: str, folder: str) -> tuple[str, ...]:
     above = posixpath.dirname(folder) if folder else None
+    if above and SEED.fullmatch(posixpath.basename(folder)):
+        above = posixpath.dirname(above)
     return tuple(
         sorted(
             name

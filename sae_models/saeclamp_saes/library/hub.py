@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from saeclamp_saes.errors import CheckpointError, SAELibraryError
-from saeclamp_saes.files.source import PICKLES, READABLE
+from saeclamp_saes.files.contents import PICKLES, READABLE
 from saeclamp_saes.library import listings
-from saeclamp_saes.library.checkpoint_files import CheckpointFiles, select_files
+from saeclamp_saes.library.checkpoint_files import SEED, CheckpointFiles, select_files
 
 SCHEME = "hf://"
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -171,7 +171,8 @@ def _list(reference: HubReference) -> Iterator[tuple[str, int]]:
     path = reference.path
     above = path.rpartition("/")[0]
     # a folder may be called like a file (`v5_32k_layer_0.pt`), so such a name is looked up in the folder above
-    places = [above, above.rpartition("/")[0]] if path.endswith(READABLE + PICKLES) else [path, above]
+    is_file_like = path.endswith(READABLE + PICKLES) or SEED.fullmatch(path.rpartition("/")[2])
+    places = [above, above.rpartition("/")[0]] if is_file_like else [path, above]
     listed = set()
     while places:
         place = places.pop(0)

@@ -26,6 +26,8 @@ SaveDtype = Literal["float32", "bfloat16", "float16"]
 SAVE_DTYPES: tuple[SaveDtype, ...] = get_args(SaveDtype)
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
+SAE_LENS_VERSION = "6.54.12"
+"""Version of SAELens whose layout this is."""
 COMPARED = 4096
 """Held-out vectors on which rounding is measured."""
 
@@ -143,10 +145,13 @@ def _config(sae: SAE, recipe: Recipe, site: Site, dtype: SaveDtype, metadata: di
         "reshape_activations": "none",
         **({"k": recipe.k, "rescale_acts_by_decoder_norm": False} if saved_as == "topk" else {}),
         "metadata": {
+            # without it SAELens takes the file for one from before version 6, and forgets all that follows
+            "sae_lens_version": SAE_LENS_VERSION,
+            "sae_lens_training_version": None,
             "hook_name": f"blocks.{site.layer}.hook_{site.point}",
-            "hf_hook_name": f"model.layers.{site.layer}",
+            # the class whose hooks are called so; SAELens loads it without changing the model's weights
+            "model_class_name": "HookedTransformer",
             # vectors are the model's own: nothing was folded into its weights, as TransformerLens may do
-            "model_class_name": "AutoModelForCausalLM",
             "model_from_pretrained_kwargs": {"center_writing_weights": False},
             **metadata,
         },
