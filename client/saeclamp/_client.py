@@ -29,7 +29,7 @@ class Client:
     """
     A saeclamp server, spoken to as in openai-python.
 
-    base_url:        with or without `/v1`
+    base_url:        with or without `/v1`; a bare `host:port` is understood
     api_key:         falls back to the environment variable SAECLAMP_API_KEY
     timeout:         seconds without a byte from the server; connecting gets 5 s of them at most; None waits for ever
     max_retries:     how often a request is sent again that the server cannot have begun to answer

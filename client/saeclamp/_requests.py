@@ -167,8 +167,11 @@ def base_model(models: ModelList) -> str:
 
 
 def server_root(base_url: str) -> str:
-    """Cut the `/v1` that OpenAI's clients want at the end of a base URL, and that ours may have."""
-    return base_url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
+    """Cut the `/v1` that OpenAI's clients want at the end of a base URL, and that ours may have; `host:port` is one too."""
+    base_url = base_url.strip()
+    if "://" not in base_url:
+        base_url = f"http://{base_url}"
+    return base_url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 def default_headers(api_key: str | None, extra: Mapping[str, str] | None) -> httpx.Headers:

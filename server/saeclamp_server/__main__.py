@@ -8,15 +8,18 @@ import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from saeclamp_saes.errors import SAEError
 from saeclamp_server.args import ServeOptions, parse
 
-INSTALL = (
-    "In a clone of the repository `make serve` installs all that a server needs; by hand it is the extra 'cpu', or 'server' "
-    "for an NVIDIA GPU."
+SERVER_EXTRA = (
+    "in a clone of the repository `make serve` installs all that a server needs; by hand it is the extra 'cpu', or 'server' "
+    "for an NVIDIA GPU"
 )
+SAES_EXTRA = "in a clone of the repository `pip install '.[saes]'` installs what it takes"
+OF_SAES = ("torch", "safetensors", "numpy", "yaml", "rich", "transformers", "pyarrow")
+"""What commands import that read SAEs; those that only speak to a server say that they need nothing."""
 
 TERMINATED = 128 + signal.SIGTERM
 """Exit status, as of a process that the signal ended."""
@@ -32,7 +35,7 @@ def main() -> None:
 
 
 def _serve(options: ServeOptions) -> int:
-    _check_installed("torch", "safetensors", "transformers", "vllm")
+    _check_installed("serve", ("torch", "safetensors", "transformers", "vllm"), SERVER_EXTRA)
     from saeclamp_server.fit import StartupError
     from saeclamp_server.launch import launch  # after the check, because it needs all of them
 
@@ -44,7 +47,7 @@ def _serve(options: ServeOptions) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    _check_installed("torch", "safetensors", "numpy", "yaml")
+    _check_installed(options.command, getattr(options, "needs", OF_SAES), SAES_EXTRA)
     run: Callable[[argparse.Namespace], int] = options.run
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -68,10 +71,10 @@ def _terminate(*_: object) -> None:
         loop.call_soon_threadsafe(task.cancel)
 
 
-def _check_installed(*names: str) -> None:
+def _check_installed(command: str, names: Sequence[str], how: str) -> None:
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
-        sys.exit(f"saeclamp: {', '.join(missing)} not installed. {INSTALL}")
+        sys.exit(f"saeclamp: `saeclamp {command}` needs {', '.join(missing)}, not installed here: {how}.")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shlex
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -11,6 +12,9 @@ from typing import Any
 
 from saeclamp_saes import SAEEntry
 from saeclamp_saes.library.feature_book import FeatureNote
+
+KEY_VARIABLE = "SAECLAMP_API_KEY"
+"""Which our client and command line read."""
 
 
 async def announce(
@@ -24,15 +28,21 @@ async def announce(
         say(f"ready on {address}. Upload vectors to {address}/v1/vectors.")
         return
     say(f"ready on {address}. Try:\n")
-    print(example_request(address, model, next(iter(saes.values()))), flush=True)
+    # --api-key of vLLM, or its variable
+    needs_key = bool(getattr(args, "api_key", None) or os.environ.get("VLLM_API_KEY"))
+    print(example_request(address, model, next(iter(saes.values())), needs_key), flush=True)
 
 
 def _value(note: FeatureNote) -> float:
     return note.best or (note.clamp[1] if note.clamp else 1)
 
 
-def example_request(address: str, model: str, sae: SAEEntry) -> str:
-    """Write a `curl` that steers, quoted for the shell: names come from files that others have written."""
+def example_request(address: str, model: str, sae: SAEEntry, needs_key: bool = False) -> str:
+    """
+    Write a `curl` that steers, quoted for the shell: names come from files that others have written.
+
+    needs_key: whether the server wants a key; it is not printed, but has its place
+    """
     note = next((note for note in sae.features.values() if note.max_act is not None), None)
     feature, value, unit = (note.name, _value(note), "max_act") if note else ("0", 10, "act")
     body = (
@@ -41,4 +51,5 @@ def example_request(address: str, model: str, sae: SAEEntry) -> str:
         f'  "steering": {{"interventions": [{{"op": "clamp", "feature": {json.dumps(f"{sae.name}/{feature}")}, '
         f'"value": {value}, "unit": "{unit}"}}]}}}}'
     )
-    return f"curl {address}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}\n"
+    key = f' -H "Authorization: Bearer ${KEY_VARIABLE}"' if needs_key else ""
+    return f"curl {address}/v1/chat/completions{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}\n"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from tests.e2e.serving import Server
+from tests.server.typed_terminal import CTRL_C, typed
 
 
 def run(server: Server, *words: str, said: str | None = None, status: int = 0) -> str:
@@ -25,7 +27,7 @@ def rows(table: str) -> list[list[str]]:
 
 def test_features_are_searched_shown_and_inspected(server: Server) -> None:
     header, *found = rows(run(server, "features", "search", "golden gate bridge", "--sae", "bundled", "--limit", "3"))
-    assert header[:3] == ["feature", "name", "label"]
+    assert header[:3] == ["feature", "name", "about"]
     assert "golden-gate" in [row[1] for row in found]
     calibrated = rows(run(server, "features", "search", "--green-zone", "--limit", "2"))[1:]
     assert all(" to " in row[header.index("green zone")] for row in calibrated)
@@ -58,6 +60,77 @@ def test_a_token_is_attributed(server: Server) -> None:
     assert "Causal for this context" in table
 
 
+def test_no_row_of_a_table_of_features_is_without_a_description(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "one").write_text("Le chat dort.\nIl pleut.\n\n")
+    (tmp_path / "other").write_text("The cat sleeps.\nIt rains.\n")
+    said = "It was raining in the mountains, and nobody had a coat."
+    tables = [
+        run(server, "features", "search", "rain and mountains", "--sae", "bundled", "--limit", "50"),
+        run(server, "features", "inspect", said, "--limit", "50"),
+        run(server, "features", "contrast", str(tmp_path / "one"), str(tmp_path / "other"), "--limit", "50"),
+        run(server, "features", "attribute", "--user", said),
+        run(server, "features", "neighbours", "bundled/100", "--limit", "50"),
+    ]
+    for table in tables:
+        header, *found = [row for row in rows(table) if len(row) > 3]
+        of_bundled = [row[header.index("about")] for row in found if row[0].startswith("bundled/")]
+        assert len(of_bundled) >= 10
+        assert all(len(about) > 3 for about in of_bundled), table
+
+
+def test_a_steering_is_validated_and_compared_on_a_conversation(server: Server) -> None:
+    table = run(server, "validate", "--clamp", "bundled/sea=1", "--user", "Hi")
+    assert "bundled/sea\tsea\t\tresid_post 23\tclamp\t1 max_act" in table
+    words = ("--user", "How can I sleep better?", "--clamp", "bundled/golden-gate=0.75", "--max-tokens", "16")
+    header, *answers = rows(run(server, "compare", *words, "--prompted", "Talk about a bridge.", "--seeds", "0,1"))
+    assert [(row[0], row[1]) for row in answers] == [
+        (column, seed) for column in ("default", "steered", "prompted") for seed in ("0", "1")
+    ]
+    assert ["Golden Gate" in row[header.index("text")] for row in answers[:4]] == [False, False, True, True]
+
+
+def test_warnings_stand_beside_what_is_piped(server: Server) -> None:
+    command = [sys.executable, "-m", "saeclamp_server", "chat", "--clamp", "bundled/sea=0.005", "--max-tokens", "8"]
+    done = subprocess.run(
+        [*command, "--url", server.url], input="Hello\n", capture_output=True, text=True, timeout=300, check=True
+    )
+    assert "0.005 x max_act is outside the zone that was found to work, 0.8 to 1.2." in done.stderr
+    assert "warning" not in done.stdout
+
+
+def test_ctrl_c_ends_an_answer_on_the_server_too(server: Server, tmp_path: Path) -> None:
+    def num_running() -> float:
+        lines = server.http.get("/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running{"))
+
+    words = (
+        "chat",
+        "--variant",
+        "sea",
+        "--clamp",
+        "bundled/golden-gate=0.6",
+        "--max-tokens",
+        "1500",
+        "--url",
+        server.url,
+    )
+    with typed(*words, environment={"XDG_STATE_HOME": str(tmp_path)}) as terminal:
+        terminal.shows("> ")
+        terminal.enter("Tell me a very long story about a journey, with many chapters.")
+        at = terminal.shows("──")
+        terminal.shows("the", at)
+        assert num_running() == 2
+        terminal.type(CTRL_C)
+        at = terminal.shows("Stopped.", at)
+        deadline = time.monotonic() + 10
+        while num_running() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert num_running() == 0
+        terminal.shows("> ", at)
+        terminal.enter("/quit")
+        assert terminal.ends() == 0
+
+
 def test_variants_are_created_listed_exported_and_deleted(server: Server, tmp_path: Path) -> None:
     run(server, "variants", "create", "tired", "--clamp", "bundled/sea=1.25", "--add", "bundled/54=-30act")
     shown = dict(rows(run(server, "variants", "show", "tired")))
@@ -72,7 +145,7 @@ def test_variants_are_created_listed_exported_and_deleted(server: Server, tmp_pa
     assert "is deleted, with 1 version." in run(server, "variants", "delete", "tired")
     assert "There is no variant 'tired'" in run(server, "variants", "show", "tired", status=1)
     assert run(server, "variants", "import", str(file)) == "1 new, 0 known.\n"
-    run(server, "variants", "delete", "tired")
+    run(server, "variants", "delete", "tired", "--yes")
 
 
 @pytest.mark.parametrize("how", [("--variant", "golden-gate"), ("--clamp", "bundled/golden-gate=0.75")])
@@ -97,7 +170,8 @@ def test_chat_shows_columns_with_histories_of_their_own(server: Server, how: tup
         (("variants", "create", "x"), "Say how it steers"),
         (("variants", "create", "x", "--clamp", "bundled/sea"), "FEATURE=VALUE"),
         (("variants", "create", "golden-gate", "--clamp", "bundled/sea=1"), "read-only"),
-        (("chat",), "Say how it is to be steered"),
+        (("compare", "Hi"), "Say how it is to be steered"),
+        (("chat", "--variant", "golden-gat"), "Did you mean 'golden-gate'?"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(server: Server, words: tuple[str, ...], says: str) -> None:

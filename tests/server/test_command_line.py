@@ -211,6 +211,22 @@ def test_the_example_request_is_safe_to_paste_whatever_names_hold(tmp_path: Path
     assert body["steering"]["interventions"][0]["feature"] == "mine/0"
 
 
+def test_the_example_request_has_a_place_for_the_key_of_a_server_that_wants_one(tmp_path: Path) -> None:
+    sae = next(iter(open_saes([f"mine={make_sae(tmp_path / 'sae', layer=1, d_in=32)}"]).values()))
+    assert "Authorization" not in example_request("http://127.0.0.1:1", "m", sae)
+    printed = example_request("http://127.0.0.1:1", "m", sae, needs_key=True)
+    assert ' -H "Authorization: Bearer $SAECLAMP_API_KEY" ' in printed
+    # as the shell that it is pasted into reads it
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'curl() {{ printf "%s\\n" "$@"; }}; {printed}'],
+        env={"SAECLAMP_API_KEY": "se cret"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "Authorization: Bearer se cret" in done.stdout.splitlines()
+
+
 def test_sites_that_cannot_be_steered_are_refused(model: Path, tmp_path: Path) -> None:
     facts = read_model(str(model))
     late = make_sae(

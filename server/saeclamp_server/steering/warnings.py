@@ -34,8 +34,8 @@ def possible_dose(edit: Edit, served: Served) -> float | None:
 def warnings_before(program: SteeringProgram, served: Served) -> tuple[str, ...]:
     """Say what is doubtful of values alone, a sentence each."""
     weak = [
-        f"interventions[{number}] can move a token by {strength:.2g} x the stream's median length: below {LEAST_DOSE:g} "
-        "answers hardly change."
+        f"interventions[{number}] moves a token at which its feature is not active by {strength:.2g} x the stream's median "
+        f"length: below {LEAST_DOSE:g} answers hardly change."
         for number, edit in enumerate(program.edits)
         if (strength := _strength(edit, served)) is not None and strength < LEAST_DOSE
     ]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from saeclamp_saes.errors import SAEError
+from saeclamp_server.terminal.layout import terminal_width, wrap
 from saeclamp_server.visible import visible_line
 
 if TYPE_CHECKING:
     from saeclamp import Client
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+KEY_VARIABLE = "SAECLAMP_API_KEY"
 
 
 class TerminalError(SAEError):
@@ -21,9 +24,12 @@ class TerminalError(SAEError):
 
 
 def add_server(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that every command has."""
-    parser.add_argument("--url", default=DEFAULT_URL, help=f"where the server is (default {DEFAULT_URL})")
-    parser.add_argument("--api-key", metavar="KEY", help="if the server wants one (default: $SAECLAMP_API_KEY)")
+    """Add the flags that every command has, and say that no more than the client needs to be installed."""
+    parser.add_argument(
+        "--url", default=DEFAULT_URL, help=f"where the server is, as a URL or HOST:PORT (default {DEFAULT_URL})"
+    )
+    parser.add_argument("--api-key", metavar="KEY", help=f"if the server wants one (default: ${KEY_VARIABLE})")
+    parser.set_defaults(needs=())
 
 
 def add_command(
@@ -51,12 +57,47 @@ def asking(ask: Callable[[argparse.Namespace, Client], int]) -> Callable[[argpar
 @contextmanager
 def refusals_told(url: str) -> Iterator[None]:
     """Turn what the client raises into a TerminalError, a sentence."""
-    from saeclamp import APIConnectionError, SaeclampError
+    import httpx
+
+    from saeclamp import APIConnectionError, AuthenticationError, SaeclampError
 
     try:
         yield
     except APIConnectionError as exc:
         said = f"No server answers at {url}; start one with `saeclamp serve`. ({exc})"
         raise TerminalError(visible_line(said)) from exc
+    except httpx.InvalidURL as exc:
+        said = f"--url {url!r} is no address such as {DEFAULT_URL} or 127.0.0.1:8000. ({exc})"
+        raise TerminalError(visible_line(said)) from exc
+    except AuthenticationError as exc:
+        said = f"The server at {url} wants its API key: give --api-key KEY, or set {KEY_VARIABLE}. ({exc.message})"
+        raise TerminalError(visible_line(said)) from exc
+    except TerminalError:
+        raise
     except (SaeclampError, ValueError) as exc:
         raise TerminalError(visible_line(str(exc))) from exc
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """Print warnings beside the output, so that they are seen when it goes into a file or a pipe."""
+    for warning in warnings:
+        line = f"warning: {visible_line(warning)}"
+        lines = wrap(line, terminal_width()) if sys.stderr.isatty() else [line]
+        print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def confirmed(args: argparse.Namespace, question: str) -> bool:
+    """Ask before what cannot be undone. Raises TerminalError where there is nobody to ask, and no --yes."""
+    if args.yes:
+        return True
+    if not sys.stdin.isatty():
+        raise TerminalError(f"{question} There is nobody to ask: say --yes.")
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
+def add_yes(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that answers `confirmed`."""
+    parser.add_argument("--yes", "-y", action="store_true", help="do not ask")

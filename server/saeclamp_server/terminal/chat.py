@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from saeclamp_saes.commands.numbers import count
-from saeclamp_server.terminal.asking import TerminalError, add_server, refusals_told
-from saeclamp_server.terminal.steering import add_steering, steering_of
+from saeclamp_server.terminal.asking import TerminalError, add_server, refusals_told, warn
+from saeclamp_server.terminal.chat_commands import COMMANDS, NOT_STEERED, helped, obey
+from saeclamp_server.terminal.dialogue import Column, Dialogue
+from saeclamp_server.terminal.layout import Repainted, side_by_side, terminal_width, wrap
+from saeclamp_server.terminal.line_editing import editable_lines, is_typed, lines
+from saeclamp_server.terminal.steering import add_steering, add_variant, done_by, steering_of
 from saeclamp_server.visible import visible, visible_line
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from saeclamp import AsyncClient, Receipt
     from saeclamp.types import Steering
 
-HELP = "/reset begins anew, /quit or the end of the input ends."
+HELP_WIDTH = 80
 PER_SECOND = 8
 """How often the columns are drawn while answers come in."""
 
@@ -31,137 +31,94 @@ def register(commands: Any) -> None:
     parser = commands.add_parser(
         "chat",
         help="chat with a running server, unsteered and steered side by side",
-        description=f"Chat with a running server in columns: unsteered, steered, and prompted. {HELP}",
+        description="Chat with a running server in columns: unsteered, steered, and prompted. Ctrl-C stops an answer.",
+        epilog=helped(HELP_WIDTH),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_server(parser)
     add_steering(parser)
-    parser.add_argument("--variant", metavar="NAME", help="steer as this variant does, such as golden-gate")
+    add_variant(parser)
     parser.add_argument("--prompted", metavar="TEXT", help="a third column, whose system message says this")
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--repetition-penalty", type=float, default=1.1)
-    parser.add_argument("--max-tokens", type=count, default=200)
-    parser.add_argument("--seed", type=int, default=0, help="shared by the columns")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="X", help="default %(default)s")
+    parser.add_argument("--repetition-penalty", type=float, default=1.1, metavar="X", help="default %(default)s")
+    parser.add_argument("--max-tokens", type=count, default=200, metavar="N", help="of an answer (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="shared by the columns (default %(default)s)")
     parser.set_defaults(run=_run)
 
 
-@dataclass
-class Column:
-    """A conversation of its own: steered answers lead elsewhere."""
-
-    title: str
-    model: str | None
-    steering: Steering | None = None
-    system: str | None = None
-    messages: list[dict[str, str]] = field(default_factory=list)
-    answer: str = ""
-    """As far as it has come."""
-    receipt: Receipt | None = None
-
-    def reset(self) -> None:
-        """Forget what was said."""
-        self.messages = [{"role": "system", "content": self.system}] if self.system else []
-        self.answer, self.receipt = "", None
-
-    async def ask(self, client: AsyncClient, question: str, sampling: dict[str, Any]) -> None:
-        """Stream an answer."""
-        self.messages.append({"role": "user", "content": question})
-        self.answer, self.receipt = "", None
-        stream = await client.chat.completions.create(
-            messages=self.messages, model=self.model, steering=self.steering, stream=True, **sampling
-        )
-        async for chunk in stream:
-            self.answer += chunk.text
-            self.receipt = chunk.steering or self.receipt
-        self.messages.append({"role": "assistant", "content": self.answer})
-
-
 def _run(args: argparse.Namespace) -> int:
-    with refusals_told(args.url):
-        steering = steering_of(args)
-        if (steering is None) == (args.variant is None):
-            raise TerminalError("Say how it is to be steered: with --variant, or with --clamp, --add or --steering.")
-        return asyncio.run(_chat(args, steering))
+    with refusals_told(args.url), asyncio.Runner() as runner:
+        dialogue = runner.run(_opened(args, steering_of(args)))
+        try:
+            with editable_lines(COMMANDS):
+                return _talk(dialogue, runner, args.url)
+        finally:
+            runner.run(dialogue.client.close())
 
 
-async def _chat(args: argparse.Namespace, steering: Steering | None) -> int:
+async def _opened(args: argparse.Namespace, steering: Steering | None) -> Dialogue:
     from saeclamp import AsyncClient
 
-    async with AsyncClient(args.url, api_key=args.api_key) as client:
-        columns = [Column("default", None), await _steered(client, args, steering)]
-        columns += [Column("prompted", None, system=args.prompted)] if args.prompted else []
-        for column in columns:
-            column.reset()
-        sampling = {name: getattr(args, name) for name in ("temperature", "repetition_penalty", "max_tokens", "seed")}
-        if sys.stdin.isatty():
-            print(HELP)
-        for question in _questions():
-            if question == "/reset":
-                for column in columns:
-                    column.reset()
-            elif question.startswith("/"):
-                print(f"There is no {question.split()[0]}. {HELP}")
-            else:
-                await _answer(client, columns, question, sampling)
+    client = AsyncClient(args.url, api_key=args.api_key)
+    variant = await client.variants.get(args.variant) if args.variant else None
+    sampling = {name: getattr(args, name) for name in ("temperature", "repetition_penalty", "max_tokens", "seed")}
+    return Dialogue(client, sampling, steering, variant, args.prompted)
+
+
+def _talk(dialogue: Dialogue, runner: asyncio.Runner, url: str) -> int:
+    if is_typed():
+        print("Ctrl-C stops an answer, Ctrl-D ends, /help lists commands.")
+    if dialogue.steering is None:
+        print(NOT_STEERED, file=sys.stderr)
+    for line in lines():
+        try:
+            with refusals_told(url):
+                if not line.startswith("/"):
+                    runner.run(_answer(dialogue, line))
+                elif not runner.run(obey(line, dialogue)):
+                    return 0
+        except KeyboardInterrupt:
+            if not is_typed():
+                raise
+            print("Stopped.")
+        except TerminalError as exc:
+            if not is_typed():
+                raise
+            print("\n".join(wrap(str(exc), terminal_width())))
     return 0
 
 
-async def _steered(client: AsyncClient, args: argparse.Namespace, steering: Steering | None) -> Column:
-    if steering is not None:
-        return Column("steered", None, steering)
-    variant = await client.variants.get(args.variant)
-    return Column(variant.id, variant.id)
-
-
-def _questions() -> Iterator[str]:
-    while True:
-        try:
-            question = input("> " if sys.stdin.isatty() else "").strip()
-        except EOFError:
-            return
-        if question == "/quit":
-            return
-        if question:
-            yield question
-
-
-async def _answer(client: AsyncClient, columns: Sequence[Column], question: str, sampling: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.live import Live
-
-    console = Console()
-    live = Live(_table(columns), console=console, refresh_per_second=PER_SECOND, get_renderable=lambda: _table(columns))
+async def _answer(dialogue: Dialogue, question: str) -> None:
     # where nobody looks on, only what is final is printed
-    with live if console.is_terminal else nullcontext():
-        try:
-            async with asyncio.TaskGroup() as group:
-                for column in columns:
-                    group.create_task(column.ask(client, question, sampling))
-        except BaseExceptionGroup as failed:
-            raise failed.exceptions[0] from None
-    if not console.is_terminal:
-        for column in columns:
-            print(f"{column.title}: {visible_line(column.answer)}")
+    if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+        await dialogue.ask(question)
+        for column in dialogue.columns:
+            print(f"{column.title}: {visible_line(column.answer)}", flush=True)
+            warn(column.receipt.warnings if column.receipt else ())
+        return
+    screen = Repainted(sys.stdout)
+    asked = asyncio.ensure_future(dialogue.ask(question))
+    try:
+        while not asked.done():
+            screen.paint(_drawn(dialogue.columns))
+            await asyncio.wait([asked], timeout=1 / PER_SECOND)
+    finally:
+        if not asked.done():
+            asked.cancel()
+            with suppress(asyncio.CancelledError):
+                await asked  # until its connections are closed, which ends the generations
+        screen.paint(_drawn(dialogue.columns), is_final=True)
+    await asked
 
 
-def _table(columns: Sequence[Column]) -> RenderableType:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, expand=True, pad_edge=False)
-    for column in columns:
-        table.add_column(column.title, ratio=1, overflow="fold")
-    table.add_row(*(Text("\n".join(map(visible, column.answer.splitlines())), overflow="fold") for column in columns))
-    table.add_row(*(Text(_done(column.receipt), style="dim") for column in columns))
-    return table
+def _drawn(columns: list[Column]) -> list[str]:
+    cells = [[*map(visible, column.answer.splitlines()), "", *_done(column)] for column in columns]
+    return side_by_side([column.title for column in columns], cells, terminal_width())
 
 
-def _done(receipt: Receipt | None) -> str:
-    """Say what a receipt says, a line an intervention."""
-    if receipt is None:
-        return ""
-    return "\n".join(
-        f"{item.op} {item.feature or item.vector}: {item.tokens.prompt} prompt and {item.tokens.generated} answer tokens"
-        + (f", dose {item.dose.mean:.2f}" if item.dose else "")
-        for item in receipt.interventions
-    )
+def _done(column: Column) -> list[str]:
+    """Say what a receipt says, a line an intervention, and what it warns of."""
+    if column.receipt is None:
+        return []
+    done = [done_by(item) for item in column.receipt.interventions]
+    return [visible_line(line) for line in (*done, *(f"warning: {one}" for one in column.receipt.warnings))]

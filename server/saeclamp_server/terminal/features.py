@@ -6,12 +6,12 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeclamp_saes.commands.tables import print_facts, print_json, print_table
-from saeclamp_server.terminal.asking import TerminalError, add_command
+from saeclamp_server.terminal.asking import add_command, warn
+from saeclamp_server.terminal.layout import print_facts, print_json, print_table
 from saeclamp_server.terminal.progress import progress_shown
+from saeclamp_server.terminal.texts import add_passage, passage_of, read_passages
 from saeclamp_server.visible import visible, visible_line
 
 if TYPE_CHECKING:
@@ -40,19 +40,22 @@ def register(commands: Any) -> None:
     show.add_argument("feature", help="<sae>/<name or index>")
 
     inspect = _command(subcommands, "inspect", "show which features are active in a text", _inspect)
-    inspect.add_argument("text", help="the text; - reads it from the standard input")
+    add_passage(inspect, "the text")
     inspect.add_argument("--feature", action="append", default=[], help="only this feature, token by token")
     inspect.add_argument("--aggregate", choices=("max", "mean", "frequency"), default="max")
     _add_limit(inspect, 20)
 
     contrast = _command(subcommands, "contrast", "find features that tell two sets of texts apart", _contrast)
-    contrast.add_argument("positive", type=Path, help="a file with one text a line")
-    contrast.add_argument("negative", type=Path, help="another")
+    contrast.add_argument(
+        "positive",
+        help="a file with one text a line, or .jsonl with one JSON string or list of messages a line; - for stdin",
+    )
+    contrast.add_argument("negative", help="another")
     contrast.add_argument("--aggregate", choices=("max", "mean", "frequency"), default="mean")
     _add_limit(contrast, 20)
 
     attribute = _command(subcommands, "attribute", "find which features caused the next token", _attribute)
-    attribute.add_argument("text", help="what stands before the token")
+    add_passage(attribute, "what stands before the token")
     attribute.add_argument("--target", metavar="TOKEN", help="the token, blanks included (default: the likeliest one)")
     attribute.add_argument("--against", metavar="TOKEN", help="another token that could stand there")
 
@@ -131,23 +134,24 @@ def _show(args: argparse.Namespace, client: Client) -> int:
 
 
 def _inspect(args: argparse.Namespace, client: Client) -> int:
-    text = sys.stdin.read() if args.text == "-" else args.text
-    found = client.features.inspect(text, features=tuple(args.feature), aggregate=args.aggregate, limit=args.limit)
+    found = client.features.inspect(
+        passage_of(args), features=tuple(args.feature), aggregate=args.aggregate, limit=args.limit
+    )
     if args.feature and not args.json:
         rows = [
             (str(token.position), repr(token.text), *(_number(token.features.get(name)) for name in args.feature))
             for token in found.tokens
         ]
-        return _print(args, found, ("position", "token", *args.feature), rows, found.warnings)
+        return _print(args, found, ("position", "token", *args.feature), rows, [], found.warnings)
     rows = [
         (one.feature, one.name or "", _about(one), _number(one.max), _number(one.mean), _number(one.frequency))
         for one in found.features
     ]
-    return _print(args, found, ("feature", "name", "about", "max", "mean", "frequency"), rows, found.warnings)
+    return _print(args, found, ("feature", "name", "about", "max", "mean", "frequency"), rows, [], found.warnings)
 
 
 def _contrast(args: argparse.Namespace, client: Client) -> int:
-    positive, negative = _lines(args.positive), _lines(args.negative)
+    positive, negative = read_passages(args.positive), read_passages(args.negative)
     with progress_shown() as progress:
         found = client.features.contrast(
             positive, negative, progress=progress, aggregate=args.aggregate, limit=args.limit
@@ -165,13 +169,14 @@ def _contrast(args: argparse.Namespace, client: Client) -> int:
         for one in found.data
     ]
     headers = ("feature", "name", "about", "positive", "negative", "effect", "p, corrected")
-    return _print(args, found, headers, rows, [found.test, *found.warnings])
+    return _print(args, found, headers, rows, [found.test], found.warnings)
 
 
 def _attribute(args: argparse.Namespace, client: Client) -> int:
     given = {name: value for name in ("target", "against") if (value := getattr(args, name)) is not None}
+    passage = passage_of(args)
     with progress_shown() as progress:
-        found = client.features.attribute(args.text, progress=progress, **given)
+        found = client.features.attribute(passage, progress=progress, **given)
     rows = [
         (
             one.feature,
@@ -217,30 +222,22 @@ def _best(curve: Sequence[SuggestedPoint]) -> str:
     return f"{best.gain:.3f} at {best.strength:g} x max" if best else ""
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as exc:
-        raise TerminalError(f"{path} cannot be read: {exc}.") from exc
-    texts = [line for line in lines if line]
-    if not texts:
-        raise TerminalError(f"{path} has no text.")
-    return texts
-
-
 def _print(
     args: argparse.Namespace,
     answer: Answer,
     headers: Sequence[str],
     rows: Sequence[Sequence[str]],
     notes: Sequence[str],
+    warnings: Sequence[str] = (),
 ) -> int:
+    """Print an answer as a table, or as JSON, which has the warnings in it."""
     if args.json:
         print_json(answer.model_dump(mode="json"))
         return 0
     print_table(headers, [[visible_line(cell) for cell in row] for row in rows])
     for note in notes:
         print(visible_line(note))
+    warn(warnings)
     return 0
 
 

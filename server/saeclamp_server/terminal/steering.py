@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saeclamp_server.terminal.asking import TerminalError
+from saeclamp_server.terminal.texts import read_json
 
 if TYPE_CHECKING:
-    from saeclamp.types import Operation, Steering
+    from saeclamp import Client
+    from saeclamp.types import Clamp, InterventionReceipt, Operation, Steering, Variant
 
 _MOVE = re.compile(r"(?P<feature>[^=\s]+)=(?P<value>[+-]?[\d.]+(?:e[+-]?\d+)?)(?P<unit>max_act|act|resid_norm)?")
 
@@ -26,24 +26,75 @@ def add_steering(parser: argparse.ArgumentParser) -> None:
             metavar="FEATURE=VALUE",
             help=f"{what}; in multiples of its maximum, or =30act, =0.2resid_norm. Repeat for several",
         )
-    parser.add_argument("--steering", type=Path, metavar="FILE", help="a `steering` object as JSON, in place of these")
+    parser.add_argument(
+        "--steering",
+        metavar="FILE",
+        help="a `steering` object as JSON, in place of these; - reads it from the standard input",
+    )
+
+
+def add_variant(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that steers as a variant does."""
+    parser.add_argument(
+        "--variant",
+        metavar="NAME",
+        help="steer as this variant does, such as golden-gate; the flags above are added to it",
+    )
 
 
 def steering_of(args: argparse.Namespace) -> Steering | None:
     """Read the flags; None where none is given. Raises TerminalError, and the client's InvalidArgumentError."""
-    from saeclamp.types import Add, Clamp, Steering, as_steering
+    from saeclamp.types import Add, Steering, as_steering
 
-    moves: list[Operation] = [Clamp(**_move(text)) for text in args.clamp]
+    moves: list[Operation] = [clamp_of(text) for text in args.clamp]
     moves += [Add(**_move(text)) for text in args.add]
     if args.steering is None:
         return Steering(interventions=tuple(moves)) if moves else None
     if moves:
         raise TerminalError("Give --steering, or --clamp and --add, not both.")
-    try:
-        value = json.loads(args.steering.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise TerminalError(f"{args.steering} cannot be read as JSON: {exc}.") from exc
+    value = read_json(args.steering)
     return as_steering(value.get("steering", value) if isinstance(value, dict) else value)
+
+
+def whole_steering_of(args: argparse.Namespace, client: Client) -> Steering:
+    """Read the flags, and those of a variant with them. Raises TerminalError where nothing is given."""
+    own = steering_of(args)
+    if args.variant is None and own is None:
+        raise TerminalError("Say how it is to be steered: with --clamp, --add, --steering or --variant.")
+    joined = joined_with(client.variants.get(args.variant) if args.variant else None, own)
+    assert joined is not None, "one of both is there"
+    return joined
+
+
+def joined_with(variant: Variant | None, own: Steering | None) -> Steering | None:
+    """Put a variant's parts behind one's own, as the server does where a request has both."""
+    from saeclamp.types import Steering, as_steering
+
+    if variant is None:
+        return own
+    of_variant = as_steering(variant.steering)
+    if own is None:
+        return of_variant
+    return Steering(
+        interventions=(*own.interventions, *of_variant.interventions),
+        rules=(*own.rules, *of_variant.rules),
+        readout=own.readout or of_variant.readout,
+        receipt=own.receipt,
+    )
+
+
+def clamp_of(text: str) -> Clamp:
+    """Read `FEATURE=VALUE`. Raises TerminalError, and the client's InvalidArgumentError."""
+    from saeclamp.types import Clamp
+
+    return Clamp(**_move(text))
+
+
+def done_by(item: InterventionReceipt) -> str:
+    """Say in a line what an intervention did."""
+    dose = f", dose {item.dose.mean:.2f}" if item.dose else ""
+    named = f"{item.sae}/{item.name}" if item.sae and item.name else item.feature or item.vector
+    return f"{item.op} {named}: {item.tokens.prompt} prompt and {item.tokens.generated} answer tokens{dose}"
 
 
 def _move(text: str) -> dict[str, object]:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeclamp_saes.commands.tables import print_facts, print_json, print_table
-from saeclamp_server.terminal.asking import TerminalError, add_command
+from saeclamp_server.terminal.asking import TerminalError, add_command, add_yes, confirmed, warn
+from saeclamp_server.terminal.layout import print_facts, print_json, print_table
 from saeclamp_server.terminal.steering import add_steering, steering_of
+from saeclamp_server.terminal.texts import read_json
 from saeclamp_server.visible import visible_line
 
 if TYPE_CHECKING:
     from saeclamp import Client
-    from saeclamp.types import Variant
+    from saeclamp.types import ExportedVariant, Steering, Variant, VariantExport
 
 
 def register(commands: Any) -> None:
@@ -32,9 +32,11 @@ def register(commands: Any) -> None:
     add_steering(create)
     delete = add_command(subcommands, "delete", "delete a variant with all its versions", _delete)
     delete.add_argument("name", help="without @<sha>")
-    add_command(subcommands, "export", "print all versions as JSON, for another server", _export)
+    add_yes(delete)
+    export = add_command(subcommands, "export", "print all versions as JSON, for another server", _export)
+    export.add_argument("name", nargs="*", help="only these variants, or <name>@<sha> for only that version")
     take_in = add_command(subcommands, "import", "take in what was exported: all of it, or none", _import)
-    take_in.add_argument("file", type=Path, help="what `export` has printed")
+    take_in.add_argument("file", help="what `export` has printed; - reads the standard input")
 
 
 def _list(args: argparse.Namespace, client: Client) -> int:
@@ -61,26 +63,59 @@ def _create(args: argparse.Namespace, client: Client) -> int:
     if steering is None:
         raise TerminalError("Say how it steers: with --clamp, --add or --steering.")
     _print(client.variants.create(args.name, steering, description=args.description))
+    warn(_doubts(client, steering))
     return 0
 
 
+def _doubts(client: Client, steering: Steering) -> tuple[str, ...]:
+    from saeclamp import BadRequestError
+
+    try:
+        return client.steering.validate(steering).warnings
+    except BadRequestError:  # it chooses tokens by role, and there is no conversation yet
+        return ()
+
+
 def _delete(args: argparse.Namespace, client: Client) -> int:
+    variant = client.variants.get(args.name)
+    if not confirmed(args, visible_line(f"Delete {variant.id} with all its versions?")):
+        print("Nothing is deleted.")
+        return 1
     gone = client.variants.delete(args.name)
     print(f"{gone.id} is deleted, with {gone.num_versions} version{'s' if gone.num_versions > 1 else ''}.")
     return 0
 
 
 def _export(args: argparse.Namespace, client: Client) -> int:
-    print_json(client.variants.export().model_dump(mode="json"))
+    export = client.variants.export()
+    chosen = [one for name in args.name for one in _named(name, export)]
+    if args.name:
+        export = export.model_copy(update={"data": tuple(one for one in export.data if one in chosen)})
+    print_json(export.model_dump(mode="json"))
     return 0
 
 
+def _named(name: str, export: VariantExport) -> list[ExportedVariant]:
+    """Find the versions that are meant by `[<base>:]<name>[@<sha>]`. Raises TerminalError where there is none."""
+    asked, _, sha = name.rpartition(":")[2].partition("@")
+    base = name.rpartition(":")[0] or None
+    found = [
+        one for one in export.data if one.name == asked and base in (None, one.base) and one.sha256.startswith(sha)
+    ]
+    if not found:
+        known = ", ".join(dict.fromkeys(one.name for one in export.data)) or "none"
+        raise TerminalError(visible_line(f"Nobody has created a variant {name!r}. Created: {known}."))
+    return found
+
+
 def _import(args: argparse.Namespace, client: Client) -> int:
+    from pydantic import ValidationError
+
     from saeclamp.types import VariantExport
 
     try:
-        export = VariantExport.model_validate(json.loads(args.file.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as exc:
+        export = VariantExport.model_validate(read_json(args.file))
+    except ValidationError as exc:
         raise TerminalError(f"{args.file} is no export of variants: {str(exc).splitlines()[0]}") from exc
     taken = client.variants.import_(export)
     print(f"{taken.num_new} new, {taken.num_known} known.")

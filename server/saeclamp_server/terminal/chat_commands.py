@@ -1,0 +1,97 @@
+"""What begins with a slash in a chat."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from saeclamp_server.terminal.asking import TerminalError, warn
+from saeclamp_server.terminal.layout import grid, terminal_width
+from saeclamp_server.terminal.line_editing import is_typed
+from saeclamp_server.terminal.steering import clamp_of
+from saeclamp_server.visible import visible_line
+
+if TYPE_CHECKING:
+    from saeclamp_server.terminal.dialogue import Dialogue
+
+NONE = ("off", "none")
+HELP = {
+    "/clamp FEATURE VALUE": "set a feature, such as bundled/sea, to 0.75 (x its maximum), 30act or 0.2resid_norm; 'off' "
+    "lets it go",
+    "/clamp": "show what steers",
+    "/variant NAME": "steer as a variant does, beside what is clamped; 'none' leaves it",
+    "/save NAME": "save what steers as a variant",
+    "/reset": "begin anew",
+    "/help": "show this",
+    "/quit": "end; so does the end of the input",
+}
+COMMANDS = [*dict.fromkeys(usage.split()[0] for usage in HELP)]
+NOT_STEERED = "Nothing is steered yet: /clamp FEATURE VALUE or /variant NAME does."
+
+
+async def obey(line: str, dialogue: Dialogue) -> bool:
+    """Do what a line says; returns whether the chat goes on. Raises TerminalError, and what the client raises."""
+    from saeclamp.types.refusals import did_you_mean
+
+    command, *words = line.split()
+    match command, words:
+        case "/quit", []:
+            return False
+        case "/reset", []:
+            dialogue.reset()
+        case "/help", []:
+            print(helped(terminal_width()))
+        case "/clamp", []:
+            print(_shown(dialogue))
+        case "/clamp", [feature, value]:
+            await _clamp(dialogue, feature, value)
+        case "/variant", [name]:
+            variant = await dialogue.take_variant(None if name in NONE else name)
+            _say(f"Steered as {variant.id}." if variant else "No variant steers.")
+        case "/save", [name]:
+            await _save(dialogue, name)
+        case _ if command in COMMANDS:
+            usages = " or ".join(usage for usage in HELP if usage.split()[0] == command)
+            print(f"It is {usages}.", file=sys.stdout if is_typed() else sys.stderr)
+        case _:
+            wrong = f"There is no {visible_line(command)}.{did_you_mean(command, COMMANDS)}"
+            print(f"{wrong} /help lists commands.", file=sys.stdout if is_typed() else sys.stderr)
+    return True
+
+
+def helped(width: int) -> str:
+    """List the commands in lines of at most `width` characters."""
+    return "\n".join(grid([*HELP.items()], width))
+
+
+async def _clamp(dialogue: Dialogue, feature: str, value: str) -> None:
+    if value in NONE:
+        try:
+            await dialogue.clamp(feature, None)
+        except KeyError:
+            raise TerminalError(f"{feature!r} is not clamped here. {_shown(dialogue)}") from None
+        _say(f"{feature} is let go.")
+        return
+    checked = await dialogue.clamp(feature, clamp_of(f"{feature}={value}"))
+    _say(f"{feature} is clamped to {value}.")
+    warn(checked.warnings if checked else ())
+
+
+async def _save(dialogue: Dialogue, name: str) -> None:
+    if dialogue.steering is None:
+        raise TerminalError(NOT_STEERED)
+    saved = await dialogue.client.variants.create(name, dialogue.steering)
+    _say(f"Saved: any client can ask for the model {saved.id}.")
+
+
+def _shown(dialogue: Dialogue) -> str:
+    parts = [f"As {dialogue.variant.id} does."] if dialogue.variant else []
+    parts += [json.dumps(dialogue.own.to_json())] if dialogue.own else []
+    return visible_line(" ".join(parts)) or NOT_STEERED
+
+
+def _say(text: str) -> None:
+    """Answer a command; where lines are piped, answers of models alone go to the output."""
+    if is_typed():
+        print(visible_line(text))

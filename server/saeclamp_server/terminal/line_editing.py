@@ -1,0 +1,74 @@
+"""Lines as they are typed: edited with the arrow keys, and kept for the next time."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+MAX_LINES = 1000
+"""That are kept."""
+
+
+def history_file() -> Path:
+    """Find the place where lines are kept: in $XDG_STATE_HOME, or ~/.local/state."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "saeclamp" / "chat_history"
+
+
+@contextmanager
+def editable_lines(words: Sequence[str]) -> Iterator[None]:
+    """
+    Let lines be edited until the block ends; where Python has no readline, they come as the terminal gives them.
+
+    words: that the tabulator completes at the beginning of a line
+    """
+    if not is_typed():
+        yield
+        return
+    try:
+        import readline
+    except ImportError:
+        yield
+        return
+    path = history_file()
+    with suppress(OSError):  # there is none yet
+        readline.read_history_file(path)
+    readline.set_history_length(MAX_LINES)
+    readline.set_completer_delims("")
+    readline.set_completer(
+        lambda text, number: next(iter([word for word in words if text and word.startswith(text)][number:]), None)
+    )
+    readline.parse_and_bind("tab: complete")
+    try:
+        yield
+    finally:
+        readline.set_completer(None)
+        with suppress(OSError):  # a chat does not fail because its lines cannot be kept
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+            readline.write_history_file(path)
+
+
+def is_typed() -> bool:
+    """Whether lines come from somebody at a terminal."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def lines() -> Iterator[str]:
+    """Yield lines that are not empty, without the blanks around them, up to the end of the input; Ctrl-C drops a line."""
+    while True:
+        try:
+            line = input("> " if is_typed() else "").strip()
+        except EOFError:
+            if is_typed():
+                print()
+            return
+        except KeyboardInterrupt:
+            if not is_typed():
+                raise
+            print("\nCtrl-D or /quit ends.")
+            continue
+        if line:
+            yield line
