@@ -18,8 +18,11 @@ from torch import Tensor
 
 from saeclamp_saes.sae import SAE, FeatureRows, TopK
 
-ENCODE_BYTES = 64 << 20
-"""Memory for the activations of all features at once; more touched tokens than fit are encoded in parts."""
+PART_BYTES = 64 << 20
+"""
+Memory for what is computed in passing: rows gathered for pairs, activations of all features. What takes more is done in
+parts, because an engine's memory is planned without it, and a long prompt with many features would end the engine for all.
+"""
 
 
 class Move(NamedTuple):
@@ -89,59 +92,106 @@ class Acts(NamedTuple):
     """(num_pairs,): what a unit of activation is worth at this token, in lengths of the decoder row"""
 
 
-def read_acts(x: Tensor, sae: SAE, edits: Edits | Pairs) -> Acts:
+def read_acts(x: Tensor, sae: SAE, edits: Edits | Pairs, part_bytes: int = PART_BYTES) -> Acts:
     """
     Activation of each pair's feature at its token, from the unedited vectors.
 
-    x: (num_tokens, d_in), in the SAE's dtype
+    x:          (num_tokens, d_in), in the SAE's dtype
+    part_bytes: the most that one temporary tensor takes, besides those of x's own size
     """
     normed, scale, _ = sae.input_norm.apply(x)
     rows = sae.rows()
     scales = scale[edits.token, 0]
     if sae.top_k is not None:
-        return Acts(_among_the_largest(normed, rows, sae.top_k, edits), scales)
+        return Acts(_among_the_largest(normed, rows, sae.top_k, edits, part_bytes), scales)
     if edits.distinct is not None:
-        pre = (normed @ rows.encoder[edits.distinct.features].T)[edits.token, edits.distinct.which]
+        pre = _projected_on_distinct(normed, rows, edits.token, edits.distinct, part_bytes)
     else:
-        pre = (normed[edits.token] * rows.encoder[edits.feature]).sum(dim=1)
+        pre = torch.cat(
+            [
+                (normed[edits.token[part]] * rows.encoder[edits.feature[part]]).sum(dim=1)
+                for part in parts_of(len(edits.token), 2 * normed.shape[1] * normed.element_size(), part_bytes)
+            ]
+        )
     pre = pre + rows.bias[edits.feature]
     return Acts(torch.where(pre > rows.threshold[edits.feature], pre, 0.0), scales)
 
 
-def _among_the_largest(normed: Tensor, rows: FeatureRows, top_k: TopK, edits: Edits | Pairs) -> Tensor:
+def _projected_on_distinct(
+    normed: Tensor, rows: FeatureRows, token: Tensor, distinct: Distinct, part_bytes: int
+) -> Tensor:
+    """Project each pair's token on its feature's encoder row, by products with all tokens: (num_pairs,)."""
+    pre = torch.empty(token.shape, dtype=normed.dtype, device=normed.device)
+    for part in parts_of(len(distinct.features), sum(normed.shape) * normed.element_size(), part_bytes):
+        products = normed @ rows.encoder[distinct.features[part]].T
+        pairs = _pairs_in(part, distinct)
+        pre[pairs] = products[token[pairs], distinct.which[pairs] - part.start]
+    return pre
+
+
+def _pairs_in(part: slice, distinct: Distinct) -> Tensor | slice:
+    """Pairs whose feature is in a part of the distinct ones; all of them, without a look, where it is the only part."""
+    if part.start == 0 and part.stop >= len(distinct.features):
+        return slice(None)
+    is_in: Tensor = (distinct.which >= part.start) & (distinct.which < part.stop)
+    return is_in.nonzero()[:, 0]
+
+
+def parts_of(num: int, item_bytes: int, part_bytes: int = PART_BYTES) -> list[slice]:
+    """
+    Cut `num` items into runs that take at most `part_bytes` each; one item alone may take more.
+
+    returns: at least one, so that what is joined from the parts has its shape where there is nothing
+    """
+    step = max(1, part_bytes // max(1, item_bytes))
+    return [slice(first, min(first + step, num)) for first in range(0, num, step)] or [slice(0, 0)]
+
+
+def _among_the_largest(normed: Tensor, rows: FeatureRows, top_k: TopK, edits: Edits | Pairs, part_bytes: int) -> Tensor:
     tokens, place = torch.unique(edits.token, return_inverse=True)
     acts = torch.zeros(edits.token.shape, dtype=normed.dtype, device=normed.device)
-    step = max(1, ENCODE_BYTES // (rows.bias.numel() * normed.element_size()))
-    for first in range(0, tokens.numel(), step):
-        pre = normed[tokens[first : first + step]] @ rows.encoder.T + rows.bias
+    for part in parts_of(tokens.numel(), rows.bias.numel() * normed.element_size(), part_bytes):
+        pre = normed[tokens[part]] @ rows.encoder.T + rows.bias
         size = pre.abs() if top_k.signed else pre
         smallest = size.topk(min(top_k.k, size.shape[1]), dim=1).values[:, -1]
-        here = ((place >= first) & (place < first + step)).nonzero()[:, 0]
-        token, feature = place[here] - first, edits.feature[here]
+        here = ((place >= part.start) & (place < part.stop)).nonzero()[:, 0]
+        token, feature = place[here] - part.start, edits.feature[here]
         kept = torch.where(size[token, feature] >= smallest[token], pre[token, feature], 0.0)
         acts[here] = kept if top_k.signed else kept.clamp_min(0.0)
     return acts
 
 
-def written(sae: SAE, edits: Edits, before: Acts, num_tokens: int, write: int = 0) -> tuple[Tensor, Tensor]:
+def written(
+    sae: SAE, edits: Edits, before: Acts, num_tokens: int, write: int = 0, part_bytes: int = PART_BYTES
+) -> tuple[Tensor, Tensor]:
     """
     Return the change at one of the sites the SAE writes to, and each pair's length of it.
 
-    write:   which of `sae.writes`
-    returns: (num_tokens, width), a token's change being the sum over its pairs; (num_pairs,)
+    write:      which of `sae.writes`
+    part_bytes: as in `read_acts`
+    returns:    (num_tokens, width), a token's change being the sum over its pairs; (num_pairs,)
     """
     width = sae.d_out // len(sae.writes)
     decoder = sae.W_dec[:, write * width : (write + 1) * width]
     offset, gain, low, high = edits.moves.unbind(dim=1)
     moved = (offset + gain * before.acts).clamp(low - before.acts, high - before.acts)
     units = moved * edits.live * before.scale
-    if edits.distinct is not None:
-        features, which = edits.distinct
-        rows = decoder[features]
-        matrix = torch.zeros(num_tokens, len(features), dtype=rows.dtype, device=rows.device)
+    delta = torch.zeros(num_tokens, width, dtype=decoder.dtype, device=decoder.device)
+    lengths = torch.empty(units.shape, dtype=decoder.dtype, device=decoder.device)
+    if edits.distinct is None:
+        for part in parts_of(len(units), 2 * width * delta.element_size(), part_bytes):
+            rows = decoder[edits.feature[part]]
+            delta.index_add_(0, edits.token[part], units[part, None] * rows)
+            lengths[part] = units[part].abs() * rows.norm(dim=1)
+        return delta, lengths
+    features, which = edits.distinct
+    for part in parts_of(len(features), (num_tokens + width) * delta.element_size(), part_bytes):
+        rows = decoder[features[part]]
+        pairs = _pairs_in(part, edits.distinct)
+        column = which[pairs] - part.start
+        matrix = torch.zeros(num_tokens, len(rows), dtype=rows.dtype, device=rows.device)
         # added, as an edit may come in several ranges
-        matrix.index_put_((edits.token, which), units, accumulate=True)
-        return matrix @ rows, units.abs() * rows.norm(dim=1)[which]
-    rows = decoder[edits.feature]
-    delta = torch.zeros(num_tokens, width, dtype=rows.dtype, device=rows.device)
-    return delta.index_add_(0, edits.token, units[:, None] * rows), units.abs() * rows.norm(dim=1)
+        matrix.index_put_((edits.token[pairs], column), units[pairs], accumulate=True)
+        delta.addmm_(matrix, rows)
+        lengths[pairs] = units[pairs].abs() * rows.norm(dim=1)[column]
+    return delta, lengths

@@ -47,7 +47,7 @@ class ServeOptions:
     allow_unverified: bool = False
     """Whether to serve SAEs that do not reconstruct what the model has where they claim to sit."""
     max_dose: float | None = None
-    """Longest edit of a token that a request may ask for, in median lengths of the residual stream."""
+    """Longest edit of a token that a request may ask for, in median lengths of the stream; None for `doses.MAX_DOSE`."""
     vector_sites: tuple[str, ...] = ()
     """Where uploaded vectors can sit besides the sites of the SAEs."""
     max_vectors: int = MAX_VECTORS
@@ -132,7 +132,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--max-dose",
         type=positive,
         metavar="X",
-        help="refuse requests that could move a token by more than X times the layer's median residual norm",
+        help="refuse requests that could move a token by more than X times the layer's median residual norm (default 100)",
     )
     serve.add_argument(
         "--vector-site",

@@ -13,6 +13,7 @@ from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 
 from saeclamp_server.admission import Admission
 from saeclamp_server.app import create_app
+from saeclamp_server.doses import MAX_DOSE
 from saeclamp_server.engine.fit_check import check_that_saes_fit
 from saeclamp_server.engine.self_test import check_that_steering_works
 from saeclamp_server.engine.settings import sample_ids
@@ -47,7 +48,8 @@ async def assembled(engine: Any, args: Namespace, plan: Plan, say: Callable[[str
     app = create_app(args, tasks, engine.model_config)
     state = app.state
     max_acts = {name: opened.max_acts for name, opened in labels.items()}
-    served = Served(saes, lengths, max_acts, options.max_dose, vectors)
+    max_dose = MAX_DOSE if options.max_dose is None else options.max_dose
+    served = Served(saes, lengths, max_acts, max_dose, options.max_dose is not None, vectors)
     state.known = known_saes(saes, lengths, {name: of.fit for name, of in measured.items()}, labels, say)
     state.search = FeatureSearch(state.known, served.max_act)
     state.served = replace(served, describe=state.search.description)

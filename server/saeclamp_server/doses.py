@@ -35,23 +35,32 @@ def in_act(value: float, lengths: Lengths, index: int, path: str) -> float:
     return value * lengths.stream / lengths.rows[index]
 
 
-def dose(edit: Edit, lengths: Lengths, max_act: float | None, site: str) -> float:
-    """
-    How long an edit can be, in median lengths of the stream: with the feature not active before, or at its maximum.
+MAX_DOSE = 100.0
+"""What a server allows that was not told otherwise. Text breaks at a hundredth of it, and numbers far above."""
 
-    max_act: the feature's stored maximum; None where there is none
+
+def dose(edit: Edit, lengths: Lengths, max_act: float | None, site: str, needs_measure: bool = True) -> float:
+    """
+    Return how long an edit can be, in median lengths of the stream: with the feature not active before, or at its maximum.
+
+    max_act:       the feature's stored maximum; None where there is none
+    needs_measure: whether an edit that nothing can be measured by is refused, or taken for none
     Raises InvalidSteeringError where there is nothing to measure by.
     """
+    if lengths.stream is None and not needs_measure:
+        return 0.0
     if lengths.stream is None:
         raise InvalidSteeringError(
             f"The length of the residual stream could not be measured at {site}, and this server bounds doses.",
             "steering",
         )
-    move = MOVES[edit.op](edit.value)
+    move, row = MOVES[edit.op](edit.value), lengths.rows[edit.index]
+    if max_act is None and abs(move.gain) > 1 and row:
+        max_act = lengths.stream / row  # what is multiplied may well be as long as the stream
     farthest = max(
         abs(min(max(move.offset + move.gain * act, move.low - act), move.high - act)) for act in (0.0, max_act or 0.0)
     )
-    return farthest * lengths.rows[edit.index] / lengths.stream
+    return farthest * row / lengths.stream
 
 
 def check_doses(

@@ -45,7 +45,7 @@ class EngineDirections:
 
 class EngineReports:
     """
-    Fetches what the engine reports on calls that have ended.
+    Fetches what the engine reports on calls that have ended, and has forgotten what nobody will ask for.
 
     A call to the workers waits for the step that runs, so calls that end together, or while one is made, share the next one.
     """
@@ -55,6 +55,9 @@ class EngineReports:
         self._one_at_a_time = asyncio.Lock()
         self._keys: list[str] = []
         """Of the fetch that has not begun."""
+        self._abandoned: list[str] = []
+        """Likewise."""
+        self._collected: set[str] = set()
         self._next: asyncio.Task[list[list[dict[str, Reports]]]] | None = None
 
     async def of(self, key: str) -> Reports:
@@ -63,22 +66,43 @@ class EngineReports:
 
         Raises what the call to the workers raises.
         """
-        if self._next is None:
-            self._next = asyncio.create_task(self._fetch())
         self._keys.append(key)
-        engines = await asyncio.shield(self._next)  # others wait for it too, should this call's client go
+        engines = await asyncio.shield(self._fetch_soon())  # others wait for it too, should this call's client go
         tensor_parallel = self._engine.vllm_config.parallel_config.tensor_parallel_size
         reports: Reports = {}
         for workers in engines:
             # every worker of a tensor-parallel group makes the same edits
             stages = [worker[key] for worker in workers[::tensor_parallel]]
             reports |= {request_id: _joined([stage[request_id] for stage in stages]) for request_id in stages[0]}
+        self._collected.add(key)
         return reports
+
+    def close(self, key: str) -> None:
+        """End a call. If its reports were not fetched, the engine forgets them, also where sequences still run."""
+        if key in self._collected:
+            self._collected.remove(key)
+        else:
+            self._abandoned.append(key)
+            self._fetch_soon()
+
+    def _fetch_soon(self) -> asyncio.Task[list[list[dict[str, Reports]]]]:
+        if self._next is None:
+            self._next = asyncio.create_task(self._fetch())
+            self._next.add_done_callback(_heed)
+        return self._next
 
     async def _fetch(self) -> list[list[dict[str, Reports]]]:
         async with self._one_at_a_time:
-            keys, self._keys, self._next = self._keys, [], None
-            return await on_workers(self._engine, "steering_reports", keys)
+            keys, self._keys = self._keys, []
+            abandoned, self._abandoned = self._abandoned, []
+            self._next = None
+            return await on_workers(self._engine, "steering_reports", keys, abandoned)
+
+
+def _heed(task: asyncio.Task[Any]) -> None:
+    """Look at how a task ended, so that asyncio does not complain where nobody waited: the engine may be gone by then."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _joined(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from saeclamp_saes import Site, clamping, read_sae
 from saeclamp_saes.clamping import Edits
-from saeclamp_server.engine.board import Board
+from saeclamp_server.engine import ops
+from saeclamp_server.engine.board import Board, TopStep
 from saeclamp_server.engine.firings import Firings
 from saeclamp_server.engine.ledger import Ledger
 from saeclamp_server.engine.ops import LoadedSAE, SAEStep, SiteState, bind, steer
@@ -40,6 +41,7 @@ def loaded(folder: Path, at: Sequence[int] = (0,), moves: Sequence[tuple[int, in
 def state(reads: list[LoadedSAE], writes: list[LoadedSAE], whole_stream: bool = True) -> SiteState:
     cpu = torch.device("cpu")
     board, writing = Board(Firings(cpu)), [(sae, 0) for sae in writes]
+    board.begin(0, 1, {}, num_rows=8)
     return SiteState(HERE, Ledger(cpu), board, reads, writing, whole_stream, tokens=TOKENS)
 
 
@@ -101,3 +103,44 @@ def test_a_site_without_touched_tokens_is_left_alone(tmp_path: Path) -> None:
     before = hidden.clone()
     steer(hidden, residual, 0)
     assert torch.equal(hidden, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("value", [2e12, -3e38, float("inf"), float("nan")])
+def test_an_edit_that_leaves_no_sound_vector_is_marked_and_its_neighbours_are_as_without_it(
+    tmp_path: Path, value: float, dtype: torch.dtype
+) -> None:
+    folder = make_sae(tmp_path / "sae", layer=0, d_in=D_IN, d_sae=D_SAE)
+    hidden, residual = stream(dtype)
+    without = hidden.clone()
+    sae = loaded(folder, moves=MOVES[1:])
+    bind(0, state([sae], [sae]))
+    steer(without, residual, 0)
+    sae = loaded(folder, moves=[(0, 3, "add", value), *MOVES[1:]])
+    lost = state([sae], [sae])
+    bind(0, lost)
+    steer(hidden, residual, 0)
+    assert lost.board.lost.tolist() == [False, True, False, False, False, False, False, False]
+    assert hidden[1].isnan().all()
+    rest = [row for row in range(8) if row != 1]
+    assert torch.equal(hidden[rest], without[rest])
+
+
+def test_long_vectors_that_numbers_hold_are_left_as_they_are(tmp_path: Path) -> None:
+    sae = loaded(make_sae(tmp_path / "sae", layer=0, d_in=D_IN, d_sae=D_SAE), moves=[(0, 3, "add", 9e11)])
+    long = state([sae], [sae])
+    bind(0, long)
+    hidden, residual = stream()
+    steer(hidden, residual, 0)
+    assert not long.board.lost.any()
+    assert hidden[1].norm().item() == pytest.approx(9e11, rel=1e-5)
+
+
+def test_strongest_features_are_found_in_parts_as_at_once(tmp_path: Path) -> None:
+    sae = read_sae(make_sae(tmp_path / "sae", layer=0, d_in=D_IN, d_sae=D_SAE))
+    x = torch.randn(50, D_IN, generator=torch.Generator().manual_seed(0))
+    top = TopStep(torch.arange(50).flip(0), torch.arange(50) % 7 > 0, 5)
+    whole, in_parts = ops.strongest_features(sae, x, top), ops.strongest_features(sae, x, top, 4 * 3 * D_SAE * 4)
+    assert torch.equal(whole.features, in_parts.features)
+    assert torch.allclose(whole.acts, in_parts.acts, atol=1e-5, equal_nan=True)
+    assert whole.acts.isnan().all(dim=1).tolist() == [n % 7 == 0 for n in range(50)]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.e2e.checkpoints import make_sae
 from tests.reference import ReferenceSAE, clamped, moved
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from saeclamp_saes import SAE, Site, clamping, read_sae
 from saeclamp_saes.clamping import Distinct, Edits, read_acts, written
@@ -91,13 +92,13 @@ def _full(x: Tensor, y: Tensor, sae: SAE, moves: list[tuple[int, int, str, float
     return sae.decode(changed, x) + (y - sae.decode(acts, x))
 
 
-def test_a_topk_is_encoded_in_parts_with_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_topk_is_encoded_in_parts_with_the_same_result(tmp_path: Path) -> None:
     sae = read_sae(make_sae(tmp_path / "sae", layer=1, d_in=D_IN, d_sae=D_SAE, architecture="topk", k=9))
     x = torch.randn(50, D_IN, generator=torch.Generator().manual_seed(0))
     edits = edits_of([(token, (7 * token) % D_SAE, "clamp", 1.0) for token in (3, 49, 0, 3, 20)])
     whole = read_acts(x, sae, edits).acts
-    monkeypatch.setattr(clamping, "ENCODE_BYTES", 2 * D_SAE * 4)  # two tokens
-    assert read_acts(x, sae, edits).acts.tolist() == pytest.approx(whole.tolist(), abs=1e-6)
+    two_tokens = 2 * D_SAE * 4
+    assert read_acts(x, sae, edits, two_tokens).acts.tolist() == pytest.approx(whole.tolist(), abs=1e-6)
     assert whole.tolist() == pytest.approx(sae.encode(x)[edits.token, edits.feature].tolist(), abs=1e-5)
 
 
@@ -199,3 +200,45 @@ def test_one_product_of_distinct_features_gives_what_rows_pair_by_pair_give() ->
     assert torch.allclose(acts.acts, expected.acts, atol=1e-6)
     for one, other in zip(written(sae, product, acts, 5), written(sae, pairs, expected, 5), strict=True):
         assert torch.allclose(one, other, atol=1e-5)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes how large the largest tensor was that was made meanwhile."""
+
+    num_bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, (tuple, list)) else (made,):
+            if isinstance(tensor, Tensor):
+                self.num_bytes = max(self.num_bytes, tensor.untyped_storage().nbytes())
+        return made
+
+
+@pytest.mark.parametrize("has_distinct", [False, True])
+@pytest.mark.parametrize("architecture", ["standard", "topk"])
+def test_any_number_of_pairs_is_done_in_parts_of_little_memory_with_the_same_result(
+    tmp_path: Path, architecture: str, has_distinct: bool
+) -> None:
+    options = {"k": 9} if architecture == "topk" else {}
+    sae = read_sae(make_sae(tmp_path / "sae", layer=1, d_in=D_IN, d_sae=D_SAE, architecture=architecture, **options))
+    sae = sae.to(dtype=torch.float64)
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(40, D_IN, generator=generator, dtype=torch.float64)
+    token = torch.arange(40).repeat_interleave(50)
+    feature = torch.randint(D_SAE, (2000,), generator=generator)
+    moves = torch.tensor([[*clamping.MOVES["clamp"](value)] for value in torch.linspace(-3, 3, 2000).tolist()])
+    edits = Edits(token, feature, moves.double(), torch.ones(2000, dtype=torch.float64))
+    if has_distinct:
+        edits = edits._replace(distinct=Distinct(*torch.unique(feature, return_inverse=True)))
+    whole = read_acts(x, sae, edits)
+    little = 20_000  # of the 1,536,000 bytes that all rows of all pairs would take at once
+    with LargestTensor() as largest:
+        acts = read_acts(x, sae, edits, little)
+        delta, lengths = written(sae, edits, acts, 40, part_bytes=little)
+    assert torch.allclose(acts.acts, whole.acts, atol=1e-12)
+    expected, expected_lengths = written(sae, edits, whole, 40)
+    assert torch.allclose(delta, expected, atol=1e-9)
+    assert torch.allclose(lengths, expected_lengths, atol=1e-9)
+    of_their_own_size = [t.untyped_storage().nbytes() for t in (sae.W_enc, sae.W_dec, x, edits.moves)]
+    assert largest.num_bytes <= max(little, *of_their_own_size)

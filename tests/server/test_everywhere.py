@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ class Engine:
 
     def __init__(self) -> None:
         self.asked: list[list[str]] = []
+        self.abandoned: list[str] = []
         self.vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(tensor_parallel_size=2))
         self.engine_core = self
         self.may_answer = asyncio.Event()
@@ -25,8 +27,9 @@ class Engine:
 
     async def call_utility_all_async(self, name: str, method: str, timeout: None, args: Any, kwargs: None) -> Any:
         assert (name, method) == ("collective_rpc", "steering_reports")
-        (keys,) = args
+        keys, abandoned = args
         self.asked.append(keys)
+        self.abandoned += abandoned
         await self.may_answer.wait()
         if self.fails:
             raise RuntimeError("the engine died")
@@ -72,5 +75,37 @@ def test_what_fails_fails_every_call_that_waits_and_no_later_one() -> None:
         assert [str(answer) for answer in answers] == ["the engine died"] * 2
         engine.fails = False
         assert set(await reports.of("c")) == {"c-0", "c-1"}
+
+    asyncio.run(go())
+
+
+def test_what_a_departed_client_leaves_is_forgotten_by_the_engine_and_what_was_fetched_is_not_asked_for_again() -> None:
+    async def go() -> None:
+        engine = Engine()
+        engine.may_answer.set()
+        reports = EngineReports(engine)
+        await reports.of("answered")
+        reports.close("answered")
+        for key in ("gone", "also gone"):
+            reports.close(key)
+        await reports.of("next")
+        assert engine.abandoned == ["gone", "also gone"]
+        assert engine.asked == [["answered"], ["next"]]
+
+    asyncio.run(go())
+
+
+def test_what_is_left_behind_when_the_engine_has_died_is_no_complaint() -> None:
+    async def go() -> None:
+        engine = Engine()
+        engine.may_answer.set()
+        engine.fails = True
+        complaints: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+        EngineReports(engine).close("gone")
+        for _ in range(5):
+            await asyncio.sleep(0)
+        gc.collect()
+        assert complaints == []
 
     asyncio.run(go())

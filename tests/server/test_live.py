@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from saeclamp_server.engine import live
 from saeclamp_server.engine.firings import Firings
 from saeclamp_server.engine.ledger import Ledger
 from saeclamp_server.engine.live import LiveRequests, Scheduled
 from saeclamp_server.engine.placed import Held
 from saeclamp_server.engine.slots import INITIAL_SLOTS
-from saeclamp_server.program import Edit, SteeringProgram
+from saeclamp_server.program import Comparison, Edit, Rule, SteeringProgram
 from saeclamp_server.scopes import ALL, GENERATED, PROMPT
 
 HELD = {"a": Held(10, "sha")}
@@ -87,12 +86,53 @@ def test_reports_go_to_the_call_that_they_belong_to(requests: LiveRequests) -> N
     assert len(requests.collect(["odd"])["odd"]) == 2
 
 
-def test_what_departed_clients_leave_behind_is_bounded(requests: LiveRequests, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "MAX_UNCOLLECTED", 3)
-    for number in range(6):
-        requests.span(Scheduled(str(number), payload(f"k{number}"), [1, 2], 0, 2, 0))
-    requests.forget_the_uncollected(lambda request_id: request_id == "1")
-    assert [len(requests.collect([f"k{number}"])[f"k{number}"]) for number in range(6)] == [0, 1, 0, 1, 1, 1]
+def test_the_reports_of_ended_requests_are_kept_small_and_within_a_bound() -> None:
+    rules = tuple(
+        Rule((Comparison("a", 1, 0.5, True),) * 16, 0, (*((n, n + 1) for n in range(0, 2000, 2)),)) for _ in range(16)
+    )
+    program = SteeringProgram((), (("a", "sha"),), rules).to_json()
+    requests = LiveRequests(HELD, SPECIAL, Ledger(CPU), Firings(CPU), uncollected_bytes=100_000)
+    for number in range(50):
+        scheduled = Scheduled(str(number), {"key": f"k{number}", "program": program}, [1, 2], 0, 2, 0)
+        assert requests.span(scheduled) is not None
+        requests.end([str(number)])
+    kept = [number for number in range(50) if requests.collect([f"k{number}"])[f"k{number}"]]
+    assert kept == [*range(36, 50)]  # of 16 rules each: 500 + 16 * 400 bytes
+    assert requests.collect(["k49"]) == {"k49": {}}
+
+
+def test_what_is_abandoned_is_forgotten_at_once_or_when_the_engine_ends_it(requests: LiveRequests) -> None:
+    for number, key in enumerate(("running", "ended", "answered", "reported")):
+        requests.span(Scheduled(str(number), payload(key), [1, 2], 0, 2, 0))
+    requests.end(["3"])
+    requests.abandon(["running", "ended", "reported"], lambda request_id: request_id in ("0", "2"))
+    requests.end(["0"])
+    found = requests.collect(["running", "ended", "answered", "reported"])
+    assert {key: len(reports) for key, reports in found.items()} == {
+        "running": 0,
+        "ended": 0,
+        "answered": 1,
+        "reported": 0,
+    }
+
+
+def test_a_failure_of_an_abandoned_call_is_forgotten_too(requests: LiveRequests) -> None:
+    bad = payload("k", Edit("a", 99, "clamp", 1.0))
+    requests.span(Scheduled("1", bad, [1, 2], 0, 2, 0))
+    requests.abandon(["k"], lambda request_id: True)
+    assert requests.failures
+    requests.end(["1"])
+    assert not requests.failures
+
+
+def test_a_request_that_a_step_has_lost_reports_that_and_is_steered_no_more(requests: LiveRequests) -> None:
+    requests.span(Scheduled("1", payload("k"), [1, 5, 6], 0, 3, 0))
+    assert requests.key("1") == "k"
+    requests.fail("1", "k", "its edits left no finite vector")
+    assert requests.span(Scheduled("1", payload("k"), [1, 5, 6], 0, 1, 3)) is None
+    requests.end(["1"])
+    (report,) = requests.collect(["k"])["k"].values()
+    assert report.failure == "its edits left no finite vector"
 
 
 def test_the_ledger_sums_per_slot_and_reuses_what_is_released() -> None:

@@ -217,6 +217,22 @@ def test_what_cannot_be_measured_is_refused_where_doses_are_bounded(served: Serv
         resolve(steering(Ablate(feature="small/1")), replace(served, max_dose=9.0))
 
 
+def test_what_cannot_be_measured_passes_where_nobody_asked_for_a_bound(served: Served) -> None:
+    asked = steering(Ablate(feature="small/1"))
+    assert resolve(asked, replace(served, max_dose=9.0, needs_measure=False)) == resolve(asked, served)
+
+
+def test_a_feature_whose_maximum_is_not_known_may_be_as_long_as_the_stream_where_it_is_multiplied(
+    served: Served,
+) -> None:
+    for factor, dose in ((1e6, 1e6 - 1), (-1.5, 2.5)):
+        asked = steering(Scale(feature="big/9", factor=factor))
+        assert resolve(asked, replace(served, max_dose=dose)) == resolve(asked, served)
+        with pytest.raises(RequestError, match="this server allows"):
+            resolve(asked, replace(served, max_dose=0.99 * dose))
+    assert resolve(steering(Scale(feature="big/9", factor=1.9)), replace(served, max_dose=0.01))
+
+
 def test_a_feature_that_is_not_in_the_book_has_the_maximum_of_its_label(served: Served) -> None:
     labelled = replace(served, labelled={"small": [None, 40.0, *[None] * 8], "big": [7.0] * 100})
     asked = steering(

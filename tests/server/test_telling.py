@@ -54,3 +54,32 @@ def test_each_edit_that_was_made_is_told_beside_what_was_read_elsewhere() -> Non
     assert (one.positions, one.edits) == ([1, 2], [[(1, 11.0, 0.25)], [(0, 22.0, 0.25)]])
     assert one.top == {"a": [None, [(2, 5.0)]]}
     assert (two.positions, two.edits, two.top) == ([7], [[(0, 32.0, 0.25), (1, 31.0, 0.25)]], {"a": [[(0, 6.0)]]})
+
+
+def test_a_request_whose_vectors_became_infinite_is_told_as_lost_and_its_neighbours_are_not() -> None:
+    edited = SteeringProgram((Edit("a", 2, "add", 1.0),), (("a", "sha"),), itemised=True)
+    read_only = SteeringProgram((), (("a", "sha"),), (), Readout(top_k=1, saes=("a",), tokens=ALL))
+    held = {"a": Held(3, "sha")}
+    spans = {
+        name: Span(PlacedProgram.place(program, held, 9), 3 * number, 3, 4, 9, 4, number)
+        for number, (name, program) in enumerate(
+            {"in the op": edited, "behind it": edited, "sound": edited, "not edited": read_only}.items()
+        )
+    }
+    places, board = Places([*spans.values()]), Board(Firings(CPU))
+    board.begin(1, 1, {}, places.all_items, num_rows=12)
+    board.lost[1] = True
+    last_hidden = torch.zeros(16, 5)
+    last_hidden[5, 2] = float("inf")
+    last_hidden[9] = float("nan")  # what is not edited cannot be lost; and padding says nothing
+    last_hidden[12:] = float("nan")
+    board.top["a"] = strongest(torch.eye(3), TopStep(torch.arange(3), torch.ones(3) > 0, 1))
+    fetch = see(spans, places, board, torch.empty(0, dtype=torch.int64), {}, last_hidden)
+    assert fetch is not None
+    told = fetch()
+    assert {name: one.failure for name, one in told.items()} == {
+        "in the op": "its edits left no finite vector at position 5; ask for smaller values",
+        "behind it": "its edits left no finite vector at position 6; ask for smaller values",
+        "sound": None,
+        "not edited": None,
+    }

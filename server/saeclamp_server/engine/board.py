@@ -64,20 +64,28 @@ class Board:
     """(num_verdicts,) fp32, 0 or 1; the first is 1"""
     items: Tensor = field(default_factory=lambda: torch.empty(0, 2))
     """(num_items, 2) fp32, of edits that are shown: activation before, dose; NaN where none was made"""
+    lost: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
+    """(num_rows,) bool, by row of the batch: whether an edit left no vector that can be gone on with"""
     rules: Mapping[int, Sequence[RuleStep]] = field(default_factory=dict)
     """By number of the site where they are decided."""
     top: dict[str, Top] = field(default_factory=dict)
     """By SAE."""
 
     def begin(
-        self, num_acts: int, num_verdicts: int, rules: Mapping[int, Sequence[RuleStep]], num_items: int = 1
+        self,
+        num_acts: int,
+        num_verdicts: int,
+        rules: Mapping[int, Sequence[RuleStep]],
+        num_items: int = 1,
+        num_rows: int = 0,
     ) -> None:
-        """Make room for the coming forward."""
+        """Make room for the coming forward, of a batch whose steered requests are in its first `num_rows` rows."""
         device = self.firings.device
         self.acts = torch.full((num_acts,), float("nan"), device=device)
         self.items = torch.full((num_items, 2), float("nan"), device=device)
         self.verdicts = torch.zeros(num_verdicts, device=device)
         self.verdicts[0] = 1.0
+        self.lost = torch.zeros(num_rows, dtype=torch.bool, device=device)
         self.rules, self.top = rules, {}
 
     def decide(self, site: int) -> None:

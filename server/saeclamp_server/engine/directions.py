@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from saeclamp_saes import SAE
+from saeclamp_saes.clamping import parts_of
 from saeclamp_saes.labelling.lens import FINAL_NORM, IN_STREAM
 
 
@@ -24,14 +25,24 @@ def nearest(sae: SAE, indices: Sequence[int], count: int) -> list[list[tuple[int
 
     returns: of each of `indices`, (index, cosine) of `count` others
     """
-    rows = nn.functional.normalize(sae.W_dec.float(), dim=1)  # an empty row stays empty, and has no direction
+    asked = _directions(sae.W_dec[list(indices)])
+    cosines = torch.cat(
+        [
+            _directions(sae.W_dec[part]) @ asked.T  # a copy of the whole decoder might not fit beside the model
+            for part in parts_of(sae.d_sae, 2 * 4 * sae.d_out)
+        ]
+    ).T
     found = []
-    for index in indices:
-        cosines = rows @ rows[index]
-        cosines[index] = -torch.inf
-        top = cosines.topk(min(count, sae.d_sae - 1))
+    for index, of_index in zip(indices, cosines, strict=True):
+        of_index[index] = -torch.inf
+        top = of_index.topk(min(count, sae.d_sae - 1))
         found.append([*zip(top.indices.tolist(), top.values.tolist(), strict=True)])
     return found
+
+
+def _directions(rows: Tensor) -> Tensor:
+    """Rows at unit length. An empty row stays empty, and has no direction."""
+    return nn.functional.normalize(rows.float(), dim=1)
 
 
 @torch.inference_mode()

@@ -54,7 +54,8 @@ class Filler:
         rules: dict[int, list[RuleStep]] = {}
         for rows in rule_rows(spans, places):
             rules.setdefault(rows.place, []).append(self._rule(rows, is_special))
-        self._board.begin(places.num_acts, places.num_verdicts, rules, places.all_items)
+        num_rows = max((span.first_row + span.num_tokens for span in spans), default=0)
+        self._board.begin(places.num_acts, places.num_verdicts, rules, places.all_items, num_rows)
         gathered = [self._gather(number, wanted) for number in range(len(self._sites))]
         for loaded in self._saes:
             loaded.before = None

@@ -17,8 +17,10 @@ from saeclamp_server.engine.placed import Held, PlacedProgram
 from saeclamp_server.program import SteeringProgram
 from saeclamp_server.scopes import Scope, resolved
 
-MAX_UNCOLLECTED = 1 << 16
-"""Ended requests whose report nobody has fetched (their client went away) beyond which the oldest are forgotten."""
+UNCOLLECTED_BYTES = 32 << 20
+"""What reports on ended requests that nobody has fetched may take together; then the oldest are forgotten."""
+MAX_ABANDONED = 1 << 12
+"""Calls of clients that have gone, which are remembered until their requests end here; more than may be running."""
 
 
 @dataclass
@@ -33,6 +35,12 @@ class Report:
     """Per edit: the fields of `ledger.Tally`."""
     fired: list[dict[str, Any] | None] = field(default_factory=list)
     """Per rule: what `Firings.read` says of it."""
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes, roughly: numbers in Python's lists and dictionaries."""
+        num_acts = sum(len(fired["acts"]) for fired in self.fired if fired is not None)
+        return 500 + 600 * len(self.tallies) + 400 * len(self.fired) + 40 * num_acts
 
 
 class Scheduled(NamedTuple):
@@ -66,12 +74,22 @@ class LiveRequests:
     failed; the runner then stops its generation, and its report carries the reason.
     """
 
-    def __init__(self, held: Mapping[str, Held], special_ids: Sequence[int], ledger: Ledger, firings: Firings) -> None:
+    def __init__(
+        self,
+        held: Mapping[str, Held],
+        special_ids: Sequence[int],
+        ledger: Ledger,
+        firings: Firings,
+        uncollected_bytes: int = UNCOLLECTED_BYTES,
+    ) -> None:
         self._held = held
         self._special_ids = np.array(sorted(special_ids), np.int64)
         self._ledger = ledger
         self._firings = firings
         self._requests: dict[str, _Request] = {}
+        self._ended = _Uncollected(uncollected_bytes)
+        self._abandoned: dict[str, None] = {}
+        """Keys, the oldest first."""
         self.failures: dict[str, tuple[str, str]] = {}
         """Request id -> (key, reason)."""
 
@@ -121,26 +139,57 @@ class LiveRequests:
         if request is not None:
             request.counted = min(request.counted, end)
 
+    def key(self, request_id: str) -> str | None:
+        """Name the API call of a request that has been admitted."""
+        request = self._requests.get(request_id)
+        return request.key if request else None
+
+    def fail(self, request_id: str, key: str, reason: str) -> None:
+        """Remember a failure that a step has shown; the request's later steps are not steered."""
+        self.failures[request_id] = (key, reason)
+
     def collect(self, keys: Iterable[str]) -> dict[str, dict[str, Report]]:
         """Report on every request of some API calls, by their keys and by request id, and forget them."""
         reports: dict[str, dict[str, Report]] = {key: {} for key in keys}
         for request_id, request in [*self._requests.items()]:
             if request.key in reports:
                 reports[request.key][request_id] = self._close(request_id)
+        for key, found in reports.items():
+            found |= self._ended.take(key)
         for request_id, (key, reason) in [*self.failures.items()]:
             if key in reports:  # instead of what it did before it failed
                 reports[key][request_id] = Report(failure=reason)
                 del self.failures[request_id]
         return reports
 
-    def forget_the_uncollected(self, is_running: Callable[[str], bool]) -> None:
-        """Bound what clients that went away leave behind."""
-        for request_id in [*islice(self._requests, max(0, len(self._requests) - MAX_UNCOLLECTED))]:
-            if not is_running(request_id):
-                self._close(request_id)
-        for request_id in [*islice(self.failures, max(0, len(self.failures) - MAX_UNCOLLECTED))]:
-            if not is_running(request_id):
+    def end(self, request_ids: Iterable[str]) -> None:
+        """Note that the engine has ended requests: only their reports are kept, if they are still wanted."""
+        for request_id in request_ids:
+            request = self._requests.get(request_id)
+            if request is not None:
+                report = self._close(request_id)
+                if request.key not in self._abandoned:
+                    self._ended.add(request.key, request_id, report)
+            failure = self.failures.get(request_id)
+            if failure is not None and failure[0] in self._abandoned:
                 del self.failures[request_id]
+
+    def abandon(self, keys: Iterable[str], is_running: Callable[[str], bool]) -> None:
+        """Forget what nobody will ask for: at once, or when the engine ends it."""
+        abandoned = {*keys}
+        for key in abandoned:
+            self._ended.take(key)
+        self._abandoned |= dict.fromkeys(abandoned)
+        for key in [*islice(self._abandoned, max(0, len(self._abandoned) - MAX_ABANDONED))]:
+            del self._abandoned[key]
+        self.end(
+            request_id
+            for request_id, key in [
+                *((name, request.key) for name, request in self._requests.items()),
+                *((name, key) for name, (key, _) in self.failures.items()),
+            ]
+            if key in abandoned and not is_running(request_id)
+        )
 
     def _close(self, request_id: str) -> Report:
         request = self._requests.pop(request_id)
@@ -155,6 +204,25 @@ class LiveRequests:
             for count, tally in zip(request.prompt, tallies, strict=True)
         ]
         return Report(prompt=prompt, tallies=tallies, fired=fired)
+
+
+class _Uncollected:
+    """Reports on requests that the engine has ended and nobody has asked for yet. The oldest make room."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._by_key: dict[str, dict[str, Report]] = {}
+        self._num_bytes, self._max_bytes = 0, max_bytes
+
+    def add(self, key: str, request_id: str, report: Report) -> None:
+        self._by_key.setdefault(key, {})[request_id] = report
+        self._num_bytes += report.num_bytes
+        while self._num_bytes > self._max_bytes:
+            self.take(next(iter(self._by_key)))
+
+    def take(self, key: str) -> dict[str, Report]:
+        found = self._by_key.pop(key, {})
+        self._num_bytes -= sum(report.num_bytes for report in found.values())
+        return found
 
 
 def _count(touched: NDArray[np.bool_], scope: Scope) -> int:

@@ -16,11 +16,17 @@ from torch import Tensor
 from vllm.utils.torch_utils import direct_register_custom_op
 
 from saeclamp_saes import SAE, Site
-from saeclamp_saes.clamping import Acts, Edits, Pairs, read_acts, written
-from saeclamp_server.engine.board import Board, TopStep, strongest
+from saeclamp_saes.clamping import PART_BYTES, Acts, Edits, Pairs, parts_of, read_acts, written
+from saeclamp_server.engine.board import Board, Top, TopStep, strongest
 from saeclamp_server.engine.ledger import Ledger
 from saeclamp_server.engine.probe import Probe
 from saeclamp_server.engine.row_bank import RowBank
+
+MAX_LENGTH = 1e12
+"""
+Length of an edited vector beyond which its request fails. No model's vectors come near it, and what follows stays finite:
+the square of a gated MLP's input, and the sum of squares in a norm, which fp32 and bf16 hold up to 3e38.
+"""
 
 
 @dataclass(frozen=True)
@@ -138,8 +144,7 @@ def steer(hidden: Tensor, residual: Tensor | None, number: int) -> None:
             _read(state.board, loaded, loaded.step, x, number)
     state.board.decide(number)
     if any(loaded.step is not None and loaded.step.edits_at(number) for loaded, _ in state.writes):
-        delta = _change(state, number, _lengths(state, x, residual, tokens), x.shape)
-        hidden.index_copy_(0, tokens, (hidden[tokens].float() + delta).to(hidden.dtype))
+        _edit(state, number, hidden, x, _lengths(state, x, residual, tokens))
 
 
 def _vectors(state: SiteState, hidden: Tensor, residual: Tensor | None, tokens: Tensor) -> Tensor:
@@ -168,9 +173,21 @@ def _read(board: Board, loaded: LoadedSAE, step: SAEStep, x: Tensor, number: int
         loaded.before = Acts(acts[:num_edits], scale[:num_edits])
         board.acts[looks.act] = torch.where(looks.is_seen, acts[num_edits:], float("nan"))
     if top is not None:
-        whole = loaded.whole
-        acts = whole.encode(x[top.token].to(whole.W_enc.device)).to(x.device)
-        board.top[loaded.name] = strongest(acts, top)
+        board.top[loaded.name] = strongest_features(loaded.whole, x, top)
+
+
+def strongest_features(sae: SAE, x: Tensor, top: TopStep, part_bytes: int = PART_BYTES) -> Top:
+    """
+    Find the strongest of all features at some rows of x, wherever the SAE is.
+
+    x:          (num_tokens, d_in), the site's vectors
+    part_bytes: what encoding takes at a time
+    """
+    found = []
+    for part in parts_of(len(top.token), 4 * sae.d_sae * x.element_size(), part_bytes):  # a few tensors of this size
+        rows = TopStep(top.token[part], top.is_seen[part], top.top_k)
+        found.append(strongest(sae.encode(x[rows.token].to(sae.W_enc.device)).to(x.device), rows))
+    return Top(torch.cat([one.acts for one in found]), torch.cat([one.features for one in found]))
 
 
 def _lengths(state: SiteState, x: Tensor, residual: Tensor | None, tokens: Tensor) -> Tensor:
@@ -180,13 +197,18 @@ def _lengths(state: SiteState, x: Tensor, residual: Tensor | None, tokens: Tenso
     return lengths
 
 
-def _change(state: SiteState, number: int, lengths: Tensor, shape: torch.Size) -> Tensor:
+def _edit(state: SiteState, number: int, hidden: Tensor, x: Tensor, lengths: Tensor) -> None:
     """
-    Sum what every SAE writes here.
+    Add what every SAE writes here. A vector that would be longer than `MAX_LENGTH`, or not finite, becomes NaN, so that
+    whoever shares its keys and values is lost too; those requests fail, and their blocks are wiped (`telling`, `scheduler`).
 
+    hidden:  (num_tokens_of_the_step, width), changed in place
+    x:       (num_tokens, width), the touched vectors
     lengths: (num_tokens,) of the stream, or of the site's vector where the stream is not at hand
     """
-    delta = torch.zeros(shape, device=lengths.device)
+    tokens = state.tokens
+    assert tokens is not None, "there are edits"
+    delta = torch.zeros_like(x)
     for loaded, write in state.writes:
         step = loaded.step
         if step is None or not step.edits_at(number):
@@ -195,12 +217,15 @@ def _change(state: SiteState, number: int, lengths: Tensor, shape: torch.Size) -
         edits = step.edits[number]
         if step.verdict is not None:
             edits = edits._replace(live=edits.live * state.board.verdicts[step.verdict])
-        change, pushes = written(loaded.sae, edits, loaded.before, shape[0], write)
+        change, pushes = written(loaded.sae, edits, loaded.before, len(x), write)
         delta += change
         if write == 0:
             length = lengths[edits.token].clamp_min(torch.finfo(torch.float32).tiny)
             _record(state, step, edits.live, loaded.before.acts, pushes / length)
-    return delta
+    is_sound = (x + delta).norm(dim=1) <= MAX_LENGTH  # which NaN is not
+    state.board.lost[tokens] |= ~is_sound
+    edited = torch.where(is_sound[:, None], hidden[tokens].float() + delta, float("nan"))
+    hidden.index_copy_(0, tokens, edited.to(hidden.dtype))
 
 
 def _record(state: SiteState, step: SAEStep, live: Tensor, acts: Tensor, dose: Tensor) -> None:

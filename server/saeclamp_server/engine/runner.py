@@ -19,6 +19,7 @@ from vllm.sequence import IntermediateTensors
 from vllm.v1.outputs import AsyncModelRunnerOutput
 
 from saeclamp_server.engine.filling import Filler
+from saeclamp_server.engine.kv_wipe import WIPED, wipe_blocks
 from saeclamp_server.engine.live import LiveRequests, Scheduled
 from saeclamp_server.engine.mapping import Places, Span
 from saeclamp_server.engine.ops import SiteState
@@ -55,9 +56,11 @@ class SteeredRunner:
         """Of the step's requests, by id: why they cannot be steered."""
         self._earlier: Tensor | None = None
         """Where the step's rules that end an answer held at earlier stages; None: at none, or there are none."""
+        self._update_states = runner._update_states
         self._prepare_inputs = runner._prepare_inputs
         self._sample_tokens = runner.sample_tokens
         self._dummy_run = runner._dummy_run
+        runner._update_states = self._wipe_and_update
         runner._prepare_inputs = self._prepare_and_fill
         runner.sample_tokens = self._sample_and_tell
         runner._dummy_run = self._clear_and_dummy_run
@@ -71,6 +74,12 @@ class SteeredRunner:
             self._ledger.holds = self._board.firings.holds = True
             self._bookkeeping = runner._bookkeeping_sync
             runner._bookkeeping_sync = self._book_and_settle
+
+    def _wipe_and_update(self, scheduler_output: Any) -> Any:
+        # before vLLM's own update, which may copy other blocks into those that are wiped
+        wipe_blocks(self._runner, getattr(scheduler_output, WIPED, ()))
+        self._live.end(scheduler_output.finished_req_ids)
+        return self._update_states(scheduler_output)
 
     def _prepare_and_fill(self, scheduler_output: Any, num_scheduled_tokens: NDArray[np.int32]) -> Any:
         prepared = self._prepare_inputs(scheduler_output, num_scheduled_tokens)
@@ -88,7 +97,6 @@ class SteeredRunner:
 
     def _find_spans(self, num_scheduled_tokens: NDArray[np.int32]) -> None:
         requests, batch = self._runner.requests, self._runner.input_batch
-        self._live.forget_the_uncollected(requests.__contains__)
         self._spans, self._failures = {}, {}
         first_row = 0
         for index, (request_id, num_tokens) in enumerate(
@@ -172,7 +180,10 @@ class SteeredRunner:
     def _sample_and_tell(self, grammar_output: Any) -> Any:
         if not self._spans and not self._failures:
             return self._sample_tokens(grammar_output)
-        fetch = see(self._spans, self._places, self._board, self._firsts(), self._failures)
+        state = self._runner.execute_model_state
+        last_hidden = None if state is None else state.hidden_states
+        see_step = see(self._spans, self._places, self._board, self._firsts(), self._failures, last_hidden)
+        fetch = see_step and self._noting_failures(see_step)
         output = self._sample_tokens(grammar_output)
         # told once, at the last stage: a step without tokens returns an output that all such steps share
         self._forget_step()
@@ -182,6 +193,18 @@ class SteeredRunner:
             return _ToldLater(output, fetch)
         setattr(output, ATTRIBUTE, fetch())
         return output
+
+    def _noting_failures(self, fetch: Callable[[], dict[str, Told]]) -> Callable[[], dict[str, Told]]:
+        keys = {name: span_key for name in self._spans if (span_key := self._live.key(name)) is not None}
+
+        def fetch_and_note() -> dict[str, Told]:
+            told = fetch()
+            for request_id, one in told.items():
+                if one.failure is not None and request_id in keys:
+                    self._live.fail(request_id, keys[request_id], one.failure)
+            return told
+
+        return fetch_and_note
 
     def _forget_step(self) -> None:
         self._spans, self._failures = {}, {}

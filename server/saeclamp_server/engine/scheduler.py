@@ -20,6 +20,8 @@ from vllm.v1.request import Request, RequestStatus
 
 from saeclamp_server.engine.block_keys import EditedBlocks, steered_hasher
 from saeclamp_server.engine.holding import Finish, Holding, Waiting
+from saeclamp_server.engine.kv_wipe import WIPED
+from saeclamp_server.engine.tainted_blocks import TaintedBlocks
 from saeclamp_server.engine.telling import ATTRIBUTE, Told
 from saeclamp_server.program import ABORTED, EXTRA_ARGS_KEY, SteeringProgram
 
@@ -53,18 +55,39 @@ class _Steering:
     """Mixed into vLLM's schedulers."""
 
     requests: dict[str, Request]
+    sched_step_seq: int
+    processed_step_seq: int
 
     def __init__(self, *args: Any, block_size: int, hash_block_size: int | None = None, **kwargs: Any) -> None:
         super().__init__(*args, block_size=block_size, hash_block_size=hash_block_size, **kwargs)  # type: ignore[call-arg]
         self._hashed_tokens = hash_block_size or block_size
         self._secret = secrets.token_bytes(32)
         self._held: dict[str, _Held] = {}
+        # a request may leave while its step runs, and whether that step has left NaN in its blocks is known only afterwards:
+        # with this, vLLM gives them to nobody else before
+        self.defer_block_free = True
+        self._tainted = TaintedBlocks(self.kv_cache_manager)  # type: ignore[attr-defined]
 
     def add_request(self, request: Request) -> None:
         params = request.sampling_params
         if params is not None and params.extra_args and EXTRA_ARGS_KEY in params.extra_args:
             self._add_steered(request, params.extra_args[EXTRA_ARGS_KEY])
         super().add_request(request)  # type: ignore[misc]
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        scheduler_output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        setattr(scheduler_output, WIPED, self._tainted.take())
+        return scheduler_output
+
+    def _free_request_blocks(self, request: Request) -> None:
+        if not self._request_blocks_can_be_freed(request):  # type: ignore[attr-defined]
+            self._tainted.note_leaving(request.request_id, self.sched_step_seq)
+        super()._free_request_blocks(request)  # type: ignore[misc]
+        self._tainted.sweep()
+
+    def _drain_deferred_frees(self) -> None:
+        super()._drain_deferred_frees()  # type: ignore[misc]
+        self._tainted.sweep()
 
     def _add_steered(self, request: Request, payload: Any) -> None:
         hasher = request._block_hasher
@@ -86,18 +109,21 @@ class _Steering:
         told: dict[str, Told] = getattr(model_runner_output, ATTRIBUTE, {})
         num_rejected = _num_rejected(scheduler_output, model_runner_output)
         clients = {name: self.requests[name].client_index for name in told if name in self.requests}
+        lost = [block for name in told if told[name].failure is not None for block in self._tainted.ids_of(name)]
         outputs: dict[int, EngineCoreOutputs] = super().update_from_output(  # type: ignore[misc]
             scheduler_output, model_runner_output
         )
+        self._tainted.taint(lost)
+        self._tainted.forget_left(self.processed_step_seq)
         if not told and not self._held:
             return outputs
         by_request = {output.request_id: output for part in outputs.values() for output in part.outputs}
         for name, client in clients.items():
             output = by_request.get(name)
             if told[name].failure is not None:
-                lost = output or EngineCoreOutput(request_id=name, new_token_ids=[])
-                lost.new_token_ids, lost.new_logprobs = [], None
-                self._leave(outputs, client, output, self._end(lost, None))
+                last = output or EngineCoreOutput(request_id=name, new_token_ids=[])
+                last.new_token_ids, last.new_logprobs = [], None
+                self._leave(outputs, client, output, self._end(last, None))
             elif name in self._held:
                 ready = self._release(name, told[name], num_rejected.get(name, 0), output)
                 self._leave(outputs, client, output, ready)

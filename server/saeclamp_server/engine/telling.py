@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from saeclamp_server.engine.board import Board
@@ -73,24 +74,33 @@ def aborting_slots(spans: Iterable[Span]) -> list[int]:
 
 
 def see(
-    spans: Mapping[str, Span], places: Places, board: Board, firsts: Tensor, failures: Mapping[str, str]
+    spans: Mapping[str, Span],
+    places: Places,
+    board: Board,
+    firsts: Tensor,
+    failures: Mapping[str, str],
+    last_hidden: Tensor | None = None,
 ) -> Callable[[], dict[str, Told]] | None:
     """
     Keep what a forward has shown, and return what fetches it to the host. None where there is nothing to tell.
 
-    spans:    of all steered requests of the step, by request id, in the order of the batch
-    places:   of these
-    firsts:   of each of `aborting_slots`, the first position at which its rule held
-    failures: by request id
+    spans:       of all steered requests of the step, by request id, in the order of the batch
+    places:      of these
+    firsts:      of each of `aborting_slots`, the first position at which its rule held
+    failures:    by request id
+    last_hidden: (num_tokens, width), what the model made of the step's tokens
     """
     telling = {request_id: span for request_id, span in spans.items() if span.program.tells}
-    if not telling and not failures:
+    editing = {request_id: span for request_id, span in spans.items() if span.program.num_edits}
+    if not telling and not editing and not failures:
         return None
     acts, items, top = board.acts, board.items, dict(board.top)
     starts = dict(zip(spans, zip(places.first_act.tolist(), places.first_item.tolist(), strict=True), strict=True))
+    is_lost = _lost(board, last_hidden) if editing else board.lost
 
     def fetch() -> dict[str, Told]:
         told = {request_id: Told(0, 0, failure=reason) for request_id, reason in failures.items()}
+        told |= _lost_requests(editing, is_lost.cpu().numpy())
         all_firsts, all_acts, all_items = firsts.tolist(), acts.cpu().numpy(), items.cpu().numpy()
         tops = {sae: _Rows(found.acts.tolist(), found.features.tolist()) for sae, found in top.items()}
         next_first = 0
@@ -99,20 +109,46 @@ def see(
             first = min(all_firsts[next_first : next_first + num], default=FOREVER)
             next_first += num
             first_act, first_item = starts[request_id]
-            told[request_id] = Told(
-                position=span.position,
-                num_tokens=span.num_tokens,
-                abort=None if first == FOREVER else first,
-                readings=_readings(
-                    span,
-                    all_acts[first_act : first_act + span.num_tokens * span.program.num_looks],
-                    all_items[first_item : first_item + span.num_tokens * span.program.num_items],
-                    tops,
-                ),
+            readings = _readings(  # also of a request that is lost: the rows of strongest features are taken in order
+                span,
+                all_acts[first_act : first_act + span.num_tokens * span.program.num_looks],
+                all_items[first_item : first_item + span.num_tokens * span.program.num_items],
+                tops,
             )
+            if request_id not in told:
+                told[request_id] = Told(
+                    position=span.position,
+                    num_tokens=span.num_tokens,
+                    abort=None if first == FOREVER else first,
+                    readings=readings,
+                )
         return told
 
     return fetch
+
+
+def _lost(board: Board, last_hidden: Tensor | None) -> Tensor:
+    """
+    Find the rows of which nothing can come: (num_rows,) bool, on the device.
+
+    What becomes infinite behind an edit stays so: each layer adds to the stream, and attends to the token itself. So the
+    last vector says whether all keys and values of its token are finite.
+    """
+    if last_hidden is None:
+        return board.lost
+    return board.lost | ~last_hidden[: len(board.lost)].isfinite().all(dim=1)
+
+
+def _lost_requests(editing: Mapping[str, Span], is_lost: NDArray[np.bool_]) -> dict[str, Told]:
+    told = {}
+    for request_id, span in editing.items():
+        lost = np.flatnonzero(is_lost[span.first_row : span.first_row + span.num_tokens])
+        if lost.size:
+            reason = (
+                f"its edits left no finite vector at position {span.position + int(lost[0])}; ask for smaller values"
+            )
+            told[request_id] = Told(0, 0, failure=reason)
+    return told
 
 
 def _aborting(span: Span) -> list[int]:

@@ -165,8 +165,13 @@ class SteeringWorker:
             }
         return measured
 
-    def steering_reports(self, keys: list[str]) -> dict[str, dict[str, dict[str, Any]]]:
-        """Report on the requests of some API calls (see `live.Report`), by key and request id, and forget them."""
+    def steering_reports(self, keys: list[str], abandoned: list[str]) -> dict[str, dict[str, dict[str, Any]]]:
+        """
+        Report on the requests of some API calls (see `live.Report`), by key and request id, and forget them.
+
+        abandoned: keys of calls that have ended without anybody asking
+        """
+        self._live.abandon(abandoned, self.model_runner.requests.__contains__)
         return {
             key: {request_id: vars(report) for request_id, report in reports.items()}
             for key, reports in self._live.collect(keys).items()

@@ -84,6 +84,7 @@ class SteeredCall:
         """Forget the call, whether or not it was answered; once, however often it is said."""
         if self.app_state.sequences.end(self.key):
             self.app_state.admission.leave(features_of(self.resolved.program))
+            self.app_state.reports.close(self.key)
 
     @property
     def sequences(self) -> Sequences:

@@ -168,7 +168,7 @@ def _check_doses(
     """Rules count as if they held."""
     sites = [served.site_of(edit) for edit in edits]
     doses = [
-        dose(edit, served.lengths_of(edit), served.max_act(edit.sae, edit.index), str(site))
+        dose(edit, served.lengths_of(edit), served.max_act(edit.sae, edit.index), str(site), served.needs_measure)
         for edit, site in zip(edits, sites, strict=True)
     ]
     check_doses(edits, paths, sites, doses, meet, max_dose)

@@ -23,6 +23,8 @@ class Served:
     """Largest activations that labels know, by the SAE's name and the feature's index."""
     max_dose: float | None = None
     """Longest edit of a token, as a multiple of the stream's median length; None is without bound."""
+    needs_measure: bool = True
+    """Whether what cannot be measured is beyond that bound; else it is within."""
     vectors: Mapping[str, Vector] = field(default_factory=dict)
     """By name. They come and go while requests run."""
 

@@ -1,0 +1,29 @@
+"""Worker process: zeros in the KV cache's blocks that a failed request has left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+WIPED = "saeclamp_wiped"
+"""Attribute of vLLM's `SchedulerOutput`: ids of the blocks that are to be zero before this step."""
+
+
+def wipe_blocks(runner: Any, block_ids: Sequence[int]) -> None:
+    """
+    Fill blocks with zeros. Attention kernels read whole blocks, those slots too that no token has been written to, and NaN
+    times the weight zero of such a slot is NaN: so a NaN that stays in a freed block harms whoever gets the block next.
+
+    runner: vLLM's V1 model runner
+    """
+    if not block_ids:
+        return
+    num_blocks = runner.kv_cache_config.num_blocks
+    blocks = torch.as_tensor(block_ids, dtype=torch.int64, device=runner.device)
+    for cache in runner.kv_caches:
+        # a backend may split each of the scheduler's blocks into several of its own; as bytes, because not every type
+        # that keys and values are stored in can be filled
+        by_block = cache.unflatten(0, (num_blocks, cache.shape[0] // num_blocks)).view(torch.uint8)
+        by_block.index_fill_(0, blocks, 0)

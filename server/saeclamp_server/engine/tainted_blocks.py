@@ -1,0 +1,58 @@
+"""Engine-core process: blocks of the KV cache that hold what failed requests computed, until they are wiped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+
+class TaintedBlocks:
+    """
+    Keeps tainted blocks from being read by others.
+
+    They leave the prefix cache at once. A block that other requests still hold stays as it is: they have the same edits and
+    fail too. When nobody holds it any more, it is to be wiped before the next step, in which it may belong to somebody else.
+    """
+
+    def __init__(self, kv_cache_manager: Any) -> None:
+        """`kv_cache_manager` is vLLM's, of one scheduler."""
+        self._manager = kv_cache_manager
+        self._tainted: set[int] = set()
+        self._to_wipe: list[int] = []
+        self._left: dict[str, tuple[int, list[int]]] = {}
+        """Blocks of requests that ended while a step of theirs was running, and that step's number."""
+
+    def ids_of(self, request_id: str) -> list[int]:
+        """List the blocks of a request, also of one that has ended while a step of its was running."""
+        held = self._left.get(request_id)
+        if held is not None:
+            return held[1]
+        return [block for group in self._manager.get_block_ids(request_id) for block in group]
+
+    def note_leaving(self, request_id: str, step: int) -> None:
+        """Remember the blocks of a request that ends before the outcome of its last step, with that number, is known."""
+        self._left[request_id] = (step, self.ids_of(request_id))
+
+    def forget_left(self, step: int) -> None:
+        """Forget those of requests whose last step is known to have gone well."""
+        self._left = {name: left for name, left in self._left.items() if left[0] > step}
+
+    def taint(self, block_ids: Iterable[int]) -> None:
+        """Take blocks out of circulation."""
+        ids = {block for block in block_ids if not self._manager.block_pool.blocks[block].is_null}
+        self._manager.evict_blocks(ids)
+        self._tainted |= ids
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Mark for wiping what nobody holds any more; to be called whenever blocks are given back."""
+        free = [block for block in self._tainted if not self._manager.block_pool.blocks[block].ref_cnt]
+        if free:
+            self._manager.evict_blocks({*free})  # a sharer may have cached it again
+            self._tainted.difference_update(free)
+            self._to_wipe += free
+
+    def take(self) -> list[int]:
+        """Return what is to be wiped before the next step, once."""
+        taken, self._to_wipe = self._to_wipe, []
+        return taken
