@@ -1,0 +1,59 @@
+"""Clients that leave in the middle of large steered requests: what they leave behind must not grow."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import suppress
+from typing import Any
+
+import httpx
+from benchmarks.robustness.server import Watch
+from tests.e2e.serving import Server
+
+NUM_AT_ONCE = 32
+EVERY = 250
+PROMPT = "the old miller and his three sons lived near a river " * 20
+
+
+def large(chance: random.Random) -> dict[str, Any]:
+    """Draw a request as large as they may be: 16 rules of 16 comparisons, looked at at 1,000 positions."""
+    positions = {"positions": [*range(1, 2001, 2)][:1000]}
+
+    def test() -> dict[str, Any]:
+        return {"feature": f"sae0/{chance.randrange(64)}", "above": chance.uniform(0, 9), "unit": "act"}
+
+    rules = [
+        {
+            "name": f"r{number}",
+            "when": {"any": [test() for _ in range(16)]},
+            "then": [{"op": "add", "feature": f"sae1/{number}", "value": 0.1, "unit": "act"}],
+            "tokens": positions,
+        }
+        for number in range(16)
+    ]
+    body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 400, "ignore_eos": True, "steering": {"rules": rules}}
+    return body | ({"stream": True} if chance.random() < 0.5 else {})
+
+
+async def disconnects(server: Server, num: int, seed: int) -> Watch:
+    """Begin `num` requests and leave each after up to half a second; then let one be answered."""
+    watch, chance = Watch(server.pid or 0), random.Random(seed)
+    watch.look(0)
+    async with httpx.AsyncClient(base_url=server.url, timeout=300) as http:
+        for done in range(0, num, EVERY):
+            gate = asyncio.Semaphore(NUM_AT_ONCE)
+            await asyncio.gather(*(_leave(http, chance, gate) for _ in range(min(EVERY, num - done))))
+            await asyncio.sleep(1)
+            usage = watch.look(done + EVERY)
+            print(f"{usage.done} disconnects: {usage.megabytes:.0f} MB, {usage.threads} threads", flush=True)
+        body = large(chance) | {"max_tokens": 4, "stream": False}
+        (await http.post("/v1/completions", json=body)).raise_for_status()
+    return watch
+
+
+async def _leave(http: httpx.AsyncClient, chance: random.Random, gate: asyncio.Semaphore) -> None:
+    async with gate:
+        with suppress(httpx.TimeoutException, httpx.TransportError, TimeoutError):
+            async with asyncio.timeout(chance.uniform(0.01, 0.5)):
+                await http.post("/v1/completions", json=large(chance))
