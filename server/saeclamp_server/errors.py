@@ -3,6 +3,7 @@ What a request can be refused for.
 
     RequestError                  any refusal: status, message, JSON path, code
     ├── InvalidRequestError       400  the body or a parameter of one of our own endpoints is malformed
+    │   └── BodyTooLargeError     413  it has more bytes than are read
     ├── InvalidSteeringError      400  the `steering` object is malformed, or asks for what cannot be applied
     ├── UnknownSAEError           400  no SAE of that name is loaded
     ├── UnknownFeatureError       400  the SAE has no feature of that name
@@ -32,7 +33,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from saeclamp.types.refusals import did_you_mean
+from saeclamp.types.refusals import did_you_mean, listed, shown
 
 
 class RequestError(Exception):
@@ -57,6 +58,11 @@ class RequestError(Exception):
 
 class InvalidRequestError(RequestError):
     pass
+
+
+class BodyTooLargeError(InvalidRequestError):
+    status = 413
+    code = "body_too_large"
 
 
 class InvalidSteeringError(RequestError):
@@ -89,7 +95,7 @@ class UnknownSAEError(RequestError):
     def __init__(self, name: str, loaded: Iterable[str], param: str) -> None:
         loaded = list(loaded)
         super().__init__(
-            f"No SAE named {name!r} is loaded.{did_you_mean(name, loaded)} Loaded: {', '.join(loaded) or 'none'}.",
+            f"No SAE named {shown(name)} is loaded.{did_you_mean(name, loaded)} Loaded: {listed(loaded)}.",
             param,
         )
 
@@ -100,7 +106,7 @@ class UnknownFeatureError(RequestError):
     def __init__(self, sae: str, name: str, named: Iterable[str], d_sae: int, param: str) -> None:
         named = list(named)
         super().__init__(
-            f"SAE {sae!r} has no feature named {name!r}.{did_you_mean(name, named)} Named: {', '.join(named) or 'none'}; "
+            f"SAE {sae!r} has no feature named {shown(name)}.{did_you_mean(name, named)} Named: {listed(named)}; "
             f"or give an index from 0 to {d_sae - 1}.",
             param,
         )
@@ -119,7 +125,7 @@ class UnknownVectorError(RequestError):
     def __init__(self, name: str, held: Iterable[str], param: str, status: int = 400) -> None:
         held = sorted(held)
         super().__init__(
-            f"There is no vector named {name!r}.{did_you_mean(name, held)} Uploaded: {', '.join(held) or 'none'}.",
+            f"There is no vector named {shown(name)}.{did_you_mean(name, held)} Uploaded: {listed(held)}.",
             param,
         )
         self.status = status
@@ -165,7 +171,7 @@ class UnknownVariantError(RequestError):
 
     def __init__(self, name: str, known: Iterable[str], near: str | None, param: str, status: int) -> None:
         meant = f" Did you mean {near!r}?" if near else ""
-        super().__init__(f"There is no variant {name!r}.{meant} There are: {', '.join(known) or 'none'}.", param)
+        super().__init__(f"There is no variant {shown(name)}.{meant} There are: {listed(known)}.", param)
         self.status = status
 
 
@@ -175,7 +181,7 @@ class UnknownModelError(RequestError):
 
     def __init__(self, name: str, known: Iterable[str], near: str | None) -> None:
         meant = f" Did you mean {near!r}?" if near else ""
-        super().__init__(f"There is no model {name!r}.{meant} There are: {', '.join(known) or 'none'}.", "model")
+        super().__init__(f"There is no model {shown(name)}.{meant} There are: {listed(known)}.", "model")
 
 
 class BareVariantError(RequestError):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from tests.e2e.serving import Server, serve
 from tests.reference import Move, ReferenceModel, ReferenceSAE
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from saeclamp import BadRequestError, Client
+from saeclamp import BadRequestError, Clamp, Client, Progress, Steering
 
 WORDS = [" sea", " ship", " harbour", " soup", " bread", " cheese", " the"]
 """Feature i is active on word i alone, and feature 6, on ` the`, has an empty decoder row: it does nothing."""
@@ -86,7 +89,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Ite
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     model = make_model(folder / "model", model_folder, "llama")
     sae = plant(folder / "sae", model, tokenizer)
-    flags = ["--sae", f"planted={sae}", "--dtype", "float32", "--max-model-len", "256", "--enforce-eager"]
+    flags = ["--sae", f"planted={sae}", "--dtype", "float32", "--max-model-len", "2048", "--enforce-eager"]
     with serve(folder / "log", str(model), *flags, "--served-model-name", "tiny", name="tiny") as server:
         oracle = ReferenceModel(model, {"planted": ReferenceSAE(sae)}, SPECIAL_IDS)
         with Client(server.url) as client:
@@ -226,7 +229,7 @@ def test_only_so_many_features_are_tried_and_the_strongest_come_first(planted: P
         ("inspect", {"text": "a", "top_kk": 3}, "top_kk", "Did you mean 'top_k'"),
         ("inspect", {"text": "a", "features": ["planted/99"]}, "features[0]", "0 to 31"),
         ("inspect", {"text": "a", "saes": ["other"]}, "saes[0]", "Loaded: planted"),
-        ("inspect", {"text": "sea " * 400}, "text", "256"),
+        ("inspect", {"text": "sea " * 3000}, "text", "2048"),
         ("inspect", {"text": "a", "aggregate": "median"}, "aggregate", "max"),
         ("contrast", {"positive": ["a"], "negative": []}, "negative", "empty"),
         ("contrast", {"positive": ["a", 3], "negative": ["b"]}, "positive[1]", "valid"),
@@ -260,4 +263,80 @@ def test_neighbours_are_those_of_the_decoder(planted: Planted) -> None:
 def test_the_client_says_what_the_server_refuses(planted: Planted) -> None:
     with pytest.raises(BadRequestError) as refused:
         planted.client.features.attribute("a", target=" harbour master")
+    assert refused.value.param == "target"
+
+
+CLAMP = Clamp(feature="planted/1", value=3, unit="act")
+LONG = "Then the ship left the sea with cheese and the cook ate soup. " * 120
+TAKES_LONG: dict[str, dict[str, Any]] = {
+    "steering/compare": {
+        "text": "Then the ship",
+        "steering": Steering(interventions=(CLAMP,)).to_json(),
+        "seeds": [*range(32)],
+        "max_tokens": 2000,
+        "temperature": 1,
+    },
+    "features/suggest": {"wish": "talk about the sea", "max_tokens": 200},
+    "features/contrast": {"positive": [f"{n} {LONG}" for n in range(200)], "negative": [f"{n} {LONG}" for n in "ab"]},
+    "features/attribute": {"text": LONG, "target": " sea", "num_pairs": 64},
+}
+
+
+def num_sequences(server: Server) -> int:
+    """That the engine runs or has waiting."""
+    metrics = server.http.get("/metrics").text
+    found = re.findall(r"^vllm:num_requests_(?:running|waiting)\{.*\} (\S+)$", metrics, re.MULTILINE)
+    assert len(found) == 2, metrics
+    return sum(int(float(number)) for number in found)
+
+
+def wait_until(holds: Callable[[], bool], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+@pytest.mark.parametrize("path", TAKES_LONG)
+def test_the_engine_stops_within_a_second_after_the_client_has_hung_up(
+    planted: Planted, path: str, accept: str
+) -> None:
+    server = planted.server
+    if path == "features/suggest":  # which needs embeddings
+        assert wait_until(lambda: planted.client.features.search("sea").rankings[-1:] == ("meaning",), 120)
+    assert wait_until(lambda: num_sequences(server) == 0, 10)
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as connection:
+        body = json.dumps(TAKES_LONG[path]).encode()
+        head = f"POST /v1/{path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAccept: {accept}\r\n"
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        assert wait_until(lambda: num_sequences(server) > 0, 60)
+    assert wait_until(lambda: num_sequences(server) == 0, 1.0)
+    time.sleep(0.3)
+    assert num_sequences(server) == 0  # nothing else is begun
+    assert "saeclamp_features_in_use 0.0" in server.http.get("/metrics").text
+    assert server.complete("Then the ship", [CLAMP.model_dump(mode="json")])["steering"]["applied"]
+
+
+def test_progress_is_reported_and_the_answer_is_the_same(planted: Planted) -> None:
+    heard: list[Progress] = []
+    asked = {"seeds": (1, 2), "max_tokens": 1000, "temperature": 1}
+    compared = planted.client.steering.compare(CLAMP, "Then the ship", progress=heard.append, **asked)
+    silent = planted.client.steering.compare(CLAMP, "Then the ship", **asked)
+    assert [answer.text for answer in compared.steered] == [answer.text for answer in silent.steered]
+    assert {(one.what, one.of) for one in heard} <= {
+        ("answering", 4000),
+        ("reading answers with the unsteered model", 4),
+    }
+    assert [one.done for one in heard if one.what == "answering"] == sorted(
+        one.done for one in heard if one.what == "answering"
+    )
+    assert any(0 < one.done < 4000 for one in heard)
+
+
+def test_what_is_refused_before_any_work_has_its_own_status_where_events_are_asked_for(planted: Planted) -> None:
+    with pytest.raises(BadRequestError) as refused:
+        planted.client.features.attribute("a", target=" harbour master", progress=lambda progress: None)
     assert refused.value.param == "target"

@@ -8,6 +8,7 @@ Receipts keep what they do not know, so that an older client can read a newer se
 from saeclamp.types._base import (
     MAX_DEPTH,
     MAX_INTERVENTIONS,
+    MAX_KEY,
     MAX_POSITIONS,
     MAX_READ,
     MAX_RULES,
@@ -108,6 +109,7 @@ __all__ = [
     "not_",
     "MAX_DEPTH",
     "MAX_INTERVENTIONS",
+    "MAX_KEY",
     "MAX_POSITIONS",
     "MAX_READ",
     "MAX_RULES",

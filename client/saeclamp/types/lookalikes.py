@@ -7,13 +7,11 @@ from collections.abc import Iterable, Mapping
 from saeclamp.types._base import Answer
 from saeclamp.types.composing import Composable
 from saeclamp.types.interventions import Operation
+from saeclamp.types.refusals import MAX_SHOWN, shown
 from saeclamp.types.rules import AllOf, AnyOf, FeatureCondition, Not, Rule
 from saeclamp.types.steering import Readout, Steering
 from saeclamp.types.suggestion import Suggestion
 from saeclamp.types.variants import Variant
-
-MAX_SHOWN = 80
-"""Characters of a value that a message shows."""
 
 
 def why_no_steering(value: object) -> str | None:
@@ -24,7 +22,7 @@ def why_no_steering(value: object) -> str | None:
     if named is not None:
         return named
     if not isinstance(value, Iterable):
-        return f"steering takes interventions such as Clamp(feature=..., value=...), not {_shown(value)}"
+        return f"steering takes interventions such as Clamp(feature=..., value=...), not {shown(value)}"
     return None
 
 
@@ -34,13 +32,13 @@ def why_no_intervention(value: object) -> str | None:
         return None
     if isinstance(value, Steering):
         return "it is a whole Steering: pass it alone, or its interventions"
-    return _why_not(value) or f"an intervention is such as Clamp(feature=..., value=...), not {_shown(value)}"
+    return _why_not(value) or f"an intervention is such as Clamp(feature=..., value=...), not {shown(value)}"
 
 
 def _why_not(value: object) -> str | None:
     match value:
         case str() if "/" in value:
-            return f"a feature alone says not what becomes of it: write Clamp(feature={_shown(value)}, value=...)"
+            return f"a feature alone says not what becomes of it: write Clamp(feature={shown(value)}, value=...)"
         case str():
             return (
                 f"a variant is asked for by its model's name, model='<base>:{value[:MAX_SHOWN]}'; steering takes "
@@ -66,8 +64,3 @@ def _why_not(value: object) -> str | None:
             return "bytes are no steering"
         case _:
             return None
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from heapq import nsmallest
 from typing import Any, NamedTuple, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -16,6 +17,12 @@ from saeclamp.types.tokens import TOKEN_OBJECTS
 
 MAX_WORD = 80
 """Characters of a word for which a near one is looked for."""
+MAX_NAMES = 256
+"""Names that a word is compared with letter by letter; of more, those that hold it, and those of nearly its length."""
+MAX_LISTED = 50
+"""Names that a message lists."""
+MAX_SHOWN = 80
+"""Characters of a value that a message shows."""
 MIN_PART = 3
 """Characters from which a part of a name stands for the name."""
 SURE = 0.8
@@ -76,12 +83,12 @@ def _sentence(error: Mapping[str, Any], kind: type[BaseModel]) -> str:
         key, known = str(loc[-1]), _known_fields(loc, kind)
         of_interventions = {name for model in OPERATIONS.values() for name in model.model_fields}
         if known == [*Steering.model_fields] and key in of_interventions:
-            return f"{key!r} is a field of each intervention."
-        return f"unknown field {key!r}.{did_you_mean(key, known)} Known: {', '.join(known)}."
+            return f"{shown(key)} is a field of each intervention."
+        return f"unknown field {shown(key)}.{did_you_mean(key, known)} Known: {', '.join(known)}."
     if error["type"] == "union_tag_invalid" and loc[-1:] != ("tokens",) and not _is_condition(loc):
         asked, known = error.get("input"), [*map(str, OPERATIONS)]
         asked = asked.get("op") if isinstance(asked, Mapping) else asked
-        return f"unknown operation {asked!r}.{did_you_mean(str(asked), known)} Known: {', '.join(known)}."
+        return f"unknown operation {shown(asked)}.{did_you_mean(str(asked), known)} Known: {', '.join(known)}."
     return f"{in_plain_words(error)}."
 
 
@@ -148,6 +155,21 @@ def json_path(loc: tuple[int | str, ...], value: Any, path: str = "steering") ->
     return path.removeprefix(".")
 
 
+def shown(value: object) -> str:
+    """Write a value as a message shows it: quoted, and not all of it where it is long."""
+    if isinstance(value, str | bytes):
+        return repr(value) if len(value) <= MAX_SHOWN else f"{value[:MAX_SHOWN]!r}..."
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+def listed(names: Iterable[str]) -> str:
+    """Write names as a message lists them; only how many more there are where there are many."""
+    names = [*names]
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return f"{', '.join(names[:MAX_LISTED])}{more}" or "none"
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the nearest known word, or nothing when none is near or it is the very same."""
     near = nearest(word, known)
@@ -163,6 +185,9 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     if len(word) > MAX_WORD:
         return None
     plain, by_lower = word.lower(), {name.lower(): name for name in known}
+    if len(by_lower) > MAX_NAMES:
+        order = nsmallest(MAX_NAMES, by_lower, lambda name: (plain not in name, abs(len(name) - len(plain))))
+        by_lower = {name: by_lower[name] for name in order}
     near = [name for name in by_lower if sorted(name) == sorted(plain)] or get_close_matches(plain, by_lower, 1, SURE)
     near = near or _overlapping(plain, by_lower) or get_close_matches(plain, by_lower, 1)
     return by_lower[near[0]] if near else None

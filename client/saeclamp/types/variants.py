@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, FailFast, Field
 
 from saeclamp.types._base import Answer, Question, Request
 from saeclamp.types.steering import Steering
@@ -95,7 +95,7 @@ class VariantExport(Answer):
     model_config = ConfigDict(extra="forbid")
 
     object: str = "variant.export"
-    data: Annotated[tuple[ExportedVariant, ...], Field(max_length=10_000)]
+    data: Annotated[tuple[ExportedVariant, ...], Field(max_length=10_000), FailFast()]
 
 
 class ImportedVariants(Answer):

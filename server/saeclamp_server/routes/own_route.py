@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -11,10 +12,48 @@ from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
 from saeclamp.types import ErrorBody
-from saeclamp.types.refusals import did_you_mean, in_plain_words, json_path
-from saeclamp_server.errors import InvalidRequestError
+from saeclamp.types.refusals import did_you_mean, in_plain_words, json_path, shown
+from saeclamp_server.errors import BodyTooLargeError, InvalidRequestError
 from saeclamp_server.request_body import parse_body, steering_of
 from saeclamp_server.routes.hanging_up import CLIENT_CLOSED_REQUEST, unless_gone
+from saeclamp_server.threads import computed
+
+MAX_BODY = 32 << 20
+"""Bytes of a body: 512 texts of 64 kB."""
+SMALL = 1 << 16
+"""Bytes that are parsed at once."""
+MAX_FIELDS = 1000
+"""Of one object in a body."""
+
+
+class OwnRequest(Request):
+    """A request whose body is bounded, and parsed once, beside the event loop where it is large."""
+
+    @classmethod
+    def of(cls, request: Request) -> OwnRequest:
+        """Take over a request whose body has not been read."""
+        return request if isinstance(request, OwnRequest) else cls(request.scope, request.receive)
+
+    async def body(self) -> bytes:
+        """Read the body. What is too large is read to its end, or the refusal might not arrive, and not kept."""
+        if not hasattr(self, "_body"):  # where starlette keeps it
+            body, size = bytearray(), 0
+            async for chunk in self.stream():
+                size += len(chunk)
+                if size <= MAX_BODY:
+                    body += chunk
+            if size > MAX_BODY:
+                raise BodyTooLargeError(f"The body has {size} bytes; at most {MAX_BODY} are taken.", None)
+            self._body = bytes(body)
+        return self._body
+
+    async def json(self) -> Any:
+        """Parse the body. Raises RequestError, and ValueError where it is no JSON."""
+        if not hasattr(self, "_json"):
+            content = await self.body()
+            parse = partial(parse_body, content, MAX_FIELDS)
+            self._json = await computed(parse) if len(content) > SMALL else parse()
+        return self._json
 
 
 class OwnRoute(APIRoute):
@@ -29,10 +68,13 @@ class OwnRoute(APIRoute):
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
-            if self.body_field is not None:
-                _check_steering(await request.body())
             try:
+                if self.body_field is not None:
+                    request = OwnRequest.of(request)
+                    await _check_steering(request)
                 return await handler(request)
+            except ClientDisconnect:
+                return Response(status_code=CLIENT_CLOSED_REQUEST)
             except RequestValidationError as exc:
                 raise _refusal(exc, self) from None
 
@@ -47,6 +89,7 @@ class EndingRoute(OwnRoute):
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
+            request = OwnRequest.of(request)
             try:
                 await request.body()  # before anybody listens for what comes after it
             except ClientDisconnect:
@@ -74,9 +117,9 @@ def own_router(ends_with_client: bool = False) -> APIRouter:
     return APIRouter(route_class=EndingRoute if ends_with_client else OwnRoute, responses=responses)
 
 
-def _check_steering(content: bytes) -> None:
+async def _check_steering(request: OwnRequest) -> None:
     try:
-        body = parse_body(content)
+        body = await request.json()
     except ValueError:
         return  # FastAPI says what is wrong with it
     if isinstance(body, Mapping) and body.get("steering") is not None:
@@ -95,7 +138,7 @@ def _refusal(exc: RequestValidationError, route: APIRoute) -> InvalidRequestErro
     if error["type"] == "extra_forbidden":
         word, known = str(rest[-1]), _known_fields(route, where) if len(rest) == 1 else []
         listed = f" Known: {', '.join(known)}." if known else ""
-        return InvalidRequestError(f"{path}: unknown field {word!r}.{did_you_mean(word, known)}{listed}", path)
+        return InvalidRequestError(f"{path}: unknown field {shown(word)}.{did_you_mean(word, known)}{listed}", path)
     if not rest:
         asked = "The body must be a JSON object" if error["type"] != "value_error" else in_plain_words(error)
         return InvalidRequestError(f"{asked}.", None)

@@ -53,8 +53,12 @@ class Variants:
 
     async def listed(self) -> list[Variant]:
         """List what every name means: the feature book's, then the users'. Raises RequestError."""
-        own = await self._ask(self._store.current)
-        return [version.to_wire() for version in (*self._presets.values(), *self._of_bases(own))]
+
+        def listed() -> list[Variant]:
+            own = self._of_bases(self._store.current())
+            return [version.to_wire() for version in (*self._presets.values(), *own)]
+
+        return await self._ask(listed)
 
     async def get(self, name: str) -> Version:
         """Find a variant by `<name>`, `<name>@<sha>`, or either behind `<base>:`. Raises UnknownVariantError."""
@@ -77,11 +81,25 @@ class Variants:
 
     async def exported(self) -> dict[str, Any]:
         """Write all versions that users have created."""
-        versions = await self._ask(self._store.all_versions)
-        return {"object": "variant.export", "data": [version.to_export() for version in versions]}
+
+        def exported() -> dict[str, Any]:
+            versions = self._store.all_versions()
+            return {"object": "variant.export", "data": [version.to_export() for version in versions]}
+
+        return await self._ask(exported)
 
     async def take_in(self, export: VariantExport) -> tuple[int, int]:
         """Take in what was exported, all or none; return how many versions are new, and how many were known."""
+
+        def taken_in() -> tuple[int, int]:
+            versions = self._imported(export)
+            num_new = self._store.take_in(versions)
+            return num_new, len(versions) - num_new
+
+        return await self._ask(taken_in)
+
+    def _imported(self, export: VariantExport) -> list[Version]:
+        """Take versions over. Raises RequestError for one that was changed, or whose name a preset has."""
         versions = []
         for number, item in enumerate(export.data):
             version = Version.imported(item)
@@ -92,8 +110,7 @@ class Variants:
                 )
             self._refuse_taken(version.base, version.name, f"data[{number}].name")
             versions.append(version)
-        num_new = await self._ask(self._store.take_in, versions)
-        return num_new, len(versions) - num_new
+        return versions
 
     async def of_model(self, model: str) -> Version | None:
         """
@@ -125,7 +142,7 @@ class Variants:
         bare = await self.of_bare_name(model)
         if bare is not None:
             raise BareVariantError(model, bare.to_wire().id)
-        models, variants = [*self._bases, *others], [variant.id for variant in await self.listed()]
+        models, variants = [*self._bases, *others], [f"{base}:{name}" for base, name in await self._names()]
         near = near_name(model, models, variants)
         if near is not None:
             raise UnknownModelError(model, [*models, *variants], near)
@@ -173,11 +190,16 @@ class Variants:
         # as it was asked for: with its base, or without
         is_short = ":" not in name
         known = [
-            variant.name if is_short and variant.base == self._bases[0] else variant.id
-            for variant in await self.listed()
+            variant if is_short and base == self._bases[0] else f"{base}:{variant}"
+            for base, variant in await self._names()
         ]
         near = near_name(name, self._bases, known) if not is_short else nearest(name, known)
         return UnknownVariantError(name, known, near, param, status)
+
+    async def _names(self) -> list[tuple[str, str]]:
+        """List base and name of all variants, as `listed` does, without reading what they are: there may be very many."""
+        own = await self._ask(self._store.current_names)
+        return [*self._presets, *(key for key in own if key[0] in self._bases and key not in self._presets)]
 
     async def _ask(self, method: Callable[..., ResultT], *args: Any) -> ResultT:
         try:

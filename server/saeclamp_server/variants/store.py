@@ -99,6 +99,12 @@ class VariantStore:
             rows = connection.execute(select(versions).select_from(joined).order_by(versions.c.base, versions.c.name))
             return [_version(row) for row in rows]
 
+    def current_names(self) -> list[tuple[str, str]]:
+        """List base and name of all that means something, by name."""
+        with self._transaction() as connection:
+            rows = connection.execute(select(names.c.base, names.c.name).order_by(names.c.base, names.c.name))
+            return [(base, name) for base, name in rows]
+
     def all_versions(self) -> list[Version]:
         """List every version; of each name the one that it means last, and the others as they were created."""
         meant = {(version.base, version.name): version.sha256 for version in self.current()}
