@@ -27,7 +27,7 @@ from saeclamp import (
     extra_body,
 )
 from saeclamp.types import Contrast, Inspect, as_steering
-from saeclamp.types.refusals import A_FEATURE, did_you_mean
+from saeclamp.types.refusals import A_FEATURE, did_you_mean, listed, nearest, shown
 
 SEA = FeatureHit(feature="bundled/123", sae="bundled", index=123)
 CLAMP = Clamp(feature="bundled/123", value=1)
@@ -213,3 +213,19 @@ def test_errors_of_arguments_are_value_errors_and_survive_pickling(kind: type[In
     assert (type(copy), str(copy), copy.param) == (kind, "a: b.", "a")
     assert isinstance(copy, SaeclampError)
     assert isinstance(copy, ValueError)
+
+
+def test_among_very_many_names_those_that_can_be_meant_are_compared() -> None:
+    many = [f"feature-number-{number}-of-many" for number in range(100_000)]
+    assert nearest("golden-gat", [*many, "golden-gate"]) == "golden-gate"
+    assert nearest("gate", [*many, "golden-gate"]) == "golden-gate"
+    assert nearest("x" * 81, ["x" * 80]) is None
+
+
+def test_names_are_listed_and_of_many_how_many_more_there_are() -> None:
+    assert (listed([]), listed(["a", "b"])) == ("none", "a, b")
+    assert listed(map(str, range(53))).endswith("48, 49 and 3 more")
+
+
+def test_a_value_is_shown_up_to_a_length() -> None:
+    assert (shown("sea"), shown("x" * 81)) == ("'sea'", f"'{'x' * 80}'...")

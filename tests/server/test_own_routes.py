@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import httpx
@@ -142,3 +143,18 @@ def test_bad_parameters_are_a_400_that_names_them(params: Any, param: str, says:
     status, answer = send("GET", "/v1/features", params=params)
     assert (status, answer["error"]["param"]) == (400, param), answer
     assert says in answer["error"]["message"], answer
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "says"),
+    [
+        (b'{"text": "' + b"a" * (32 << 20) + b'"}', 413, "at most 33554432 are taken"),
+        (json.dumps({f"k{n}": 1 for n in range(1001)}).encode(), 400, "1001 fields; at most 1000"),
+        (json.dumps({"text": "a", "messages": [{"k" * 257: 1}]}).encode(), 400, "has 257 characters: 'kkk"),
+        (json.dumps({"text": "a" * 100_000, "topk": 1}).encode(), 400, "Did you mean 'top_k'?"),
+    ],
+    ids=["bytes", "fields", "name", "large-and-misspelt"],
+)
+def test_bodies_are_bounded(content: bytes, status: int, says: str) -> None:
+    found, answer = send("POST", "/v1/features/inspect", content=content, headers={"Content-Type": "application/json"})
+    assert (found, says in answer["error"]["message"]) == (status, True), answer

@@ -240,3 +240,40 @@ def test_what_is_wrong_with_the_choice_of_tokens_is_said(tokens: Any, param: str
 )
 def test_paths_name_the_place_in_the_users_json(loc: tuple[int | str, ...], value: Any, path: str) -> None:
     assert json_path(loc, value) == path
+
+
+def test_a_body_of_very_many_field_names_is_refused_before_they_are_compared() -> None:
+    many = {f"key{number}": 1 for number in range(10_001)}
+    for body in (many, {"extra_body": {"a": many}}, {"vllm_xargs": many}, {"messages": [many]}):
+        with pytest.raises(RequestError, match="more than 10000 different field names"):
+            steering_of(body)
+    assert steering_of({"messages": [{"role": "user", "content": "a"}] * 20_000}) is None
+
+
+def test_steering_of_very_many_or_very_long_fields_is_refused_before_it_is_checked() -> None:
+    with pytest.raises(RequestError, match="more than 10000 fields") as refused:
+        steering_of({"steering": {"interventions": [{f"key{number}": 1 for number in range(10_001)}]}})
+    assert refused.value.param == "steering"
+    with pytest.raises(RequestError, match="a field's name has 300 characters"):
+        steering_of({"steering": {"rules": [{"x" * 300: 1}]}})
+
+
+def test_what_a_refusal_quotes_is_short_however_long_it_was() -> None:
+    long = "clamp" * 100_000
+    for body in (
+        {"steering": {"interventions": [{"op": long, "feature": "a/1", "value": 1}]}},
+        {"steering": {"interventions": [{"op": "clamp", "feature": long, "value": 1}]}},
+        {"steer" + long: 1},
+        {"é" + long: 1},
+        {"vllm_xargs": {"steer" + long: 1}},
+    ):
+        with pytest.raises(RequestError) as refused:
+            steering_of(body)
+        assert len(refused.value.message) < 1200
+        assert len(refused.value.param or "") < 1200
+
+
+def test_a_key_is_compared_by_its_beginning_alone() -> None:
+    assert looks_like_steering("my_steering_" + "x" * 1_000_000)
+    assert not looks_like_steering("x" * 1_000_000 + "steering")
+    assert not looks_like_steering("\ufdfa" * 1_000_000)  # each of which is eighteen letters
