@@ -11,7 +11,7 @@ from typing import NamedTuple
 from saeclamp_saes.errors import CheckpointError, SAELibraryError
 from saeclamp_saes.formats import CheckpointSummary, summarize
 from saeclamp_saes.hashes import sha256_of
-from saeclamp_saes.library import adding, hub, user_library
+from saeclamp_saes.library import adding, hub, hub_places, user_library
 from saeclamp_saes.library.feature_book import FeatureNote, read_feature_book
 from saeclamp_saes.library.names import Found, in_library, locate
 from saeclamp_saes.options import Options
@@ -98,6 +98,11 @@ def _from_hub(text: str, found: Found) -> SAEAddress:
     reference = found.reference
     assert reference is not None
     if not reference.is_pinned:
+        if not found.listed and len(ids := hub_places.ids_of(reference)) == 1:
+            raise SAELibraryError(
+                f"{text!r} names no commit, so what it holds could change: write the catalogue's id of it, {ids[0]}, whose "
+                "commit is recorded when it is first used, or @COMMIT (40 hexadecimal digits) after the repository."
+            )
         raise SAELibraryError(
             f"{text!r} names no commit, so what it holds could change: run `saeclamp sae add {text}` once, which "
             "downloads it and records the commit, or write @COMMIT (40 hexadecimal digits) after the "

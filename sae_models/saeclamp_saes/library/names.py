@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from saeclamp_saes.errors import SAELibraryError
-from saeclamp_saes.library import catalogue, user_library
+from saeclamp_saes.library import catalogue, hub_places, user_library
 from saeclamp_saes.library.catalogue import CatalogueSAE
 from saeclamp_saes.library.hub import SCHEME, HubReference
 from saeclamp_saes.library.user_library import Record
@@ -50,8 +50,10 @@ class Found:
 def locate(text: str) -> Found:
     """Find out what a text leads to, without reading or downloading it. Raises SAEError."""
     where, _, query = (text, "", "") if _exists(text) else text.partition("?")
-    options = Options.parse(query)
     name, named, what = _split_name(where)
+    if hub_places.is_address(what):  # before its own `?download=true` is taken for options
+        raise SAELibraryError(hub_places.advice(what) or f"{what!r} is no place on the hub that holds an SAE.")
+    options = Options.parse(query)
     found = _locate(what, options)
     if found is None:
         raise SAELibraryError(_nothing(where, what))
@@ -109,6 +111,8 @@ def _locate(what: str, asked: Options) -> Found | None:
         return Found(path.resolve().name, asked, path)
     if what.startswith(SCHEME):
         reference = HubReference.parse(what)
+        if hub_places.PAGE.match(reference.path):
+            raise SAELibraryError(hub_places.advice(what) or f"{what!r} is no place on the hub that holds an SAE.")
         layer = f"layer_{asked.values['layer']}" if "layer" in asked.values else ""
         name = _name_of(f"{reference.repository.partition('/')[2]}/{reference.path}/{layer}")
         return Found(name, asked, reference=reference)
@@ -153,6 +157,8 @@ def _name_of(place: str) -> str:
 
 def _nothing(where: str, what: str) -> str:
     """Say that there is no such SAE, what is nearest, and what exists."""
+    if what.count("/") and (advice := hub_places.advice(what)):
+        return advice
     release, _, rest = what.partition("@")[0].partition("/")
     siblings = [entry for entry in catalogue.entries() if entry.release == release]
     if siblings and not rest:
