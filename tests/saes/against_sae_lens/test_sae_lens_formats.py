@@ -6,11 +6,14 @@ The files lie in a cache of the Hub, so that sae-lens's own loaders find them th
 
 from __future__ import annotations
 
+import importlib
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tests.saes.against_sae_lens.agreement import SMALL, assert_agree, assert_other_features
 from tests.saes.layouts import (
     gemma_scope,
@@ -18,10 +21,12 @@ from tests.saes.layouts import (
     saelens,
     tokens,
 )
-from tests.saes.layouts.agreement import read
+from tests.saes.layouts.agreement import read, refusal
 from tests.saes.layouts.hub import Lens
 
 from saeclamp_saes import Site
+from saeclamp_saes.files.contents import WHITENING
+from saeclamp_saes.formats import summarize
 
 # ------------------------------------------------------------------------------------------------------------- SAELens
 
@@ -62,6 +67,51 @@ def test_saelens_changes_the_unit_when_it_folds_a_factor_into_a_rescaled_topk(le
     theirs = lens.SAE.load_from_disk(written.path)
     theirs.fold_activation_norm_scaling_factor(saelens.FACTOR)
     assert_agree(theirs, written, f"input_scale={saelens.FACTOR}", unit=1 / saelens.FACTOR)
+
+
+@pytest.mark.parametrize("subtract", [True, False])
+@pytest.mark.parametrize("architecture", ["standard", "jumprelu", "gated", "topk"])
+def test_saelens_with_a_whitening(lens: Lens, tmp_path: Path, architecture: str, subtract: bool) -> None:
+    written = saelens.write(tmp_path, architecture=architecture, subtract=subtract, normalize="covariance_whitening")
+    generator = torch.Generator().manual_seed(5)
+    matrix = torch.eye(16) + 0.1 * torch.randn(16, 16, generator=generator)
+    whitening = {"mean": torch.randn(16, generator=generator), "matrix": matrix, "inverse_matrix": matrix.inverse()}
+    theirs = lens.SAE.load_from_disk(written.path)
+    theirs.fold_activation_whitening(whitening["mean"], whitening["matrix"], whitening["inverse_matrix"])
+    assert "put activation_whitening.safetensors" in refusal(written.path)
+    save_file({name: tensor.contiguous() for name, tensor in whitening.items()}, tmp_path / WHITENING)
+    assert_agree(theirs, written)
+    assert {file.name for file in summarize(written.path).weights} == {"sae_weights.safetensors", WHITENING}
+    change_normalisation(written.path, "none")
+    assert "activation_whitening.safetensors holds a whitening, and normalize_activations is 'none'" in refusal(
+        tmp_path
+    )
+
+
+def change_normalisation(folder: Path, value: str) -> None:
+    cfg = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps(cfg | {"normalize_activations": value}))
+
+
+def test_saelens_matching_pursuit_is_refused_by_name(lens: Lens, tmp_path: Path) -> None:
+    """Its files have no encoder."""
+    cls = importlib.import_module("sae_lens.saes.matching_pursuit_sae")
+    cls.MatchingPursuitSAE(cls.MatchingPursuitSAEConfig(d_in=16, d_sae=40)).save_model(tmp_path)
+    assert "is a matching pursuit SAE, which finds its features one after the other" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["batchtopk", "matryoshka_batchtopk"])
+def test_saelens_state_of_training_says_what_to_save(lens: Lens, tmp_path: Path, name: str) -> None:
+    module = importlib.import_module(f"sae_lens.saes.{name}_sae")
+    words = {"batchtopk": "BatchTopK", "matryoshka_batchtopk": "MatryoshkaBatchTopK"}[name]
+    sae_class, cfg_class = (getattr(module, f"{words}Training{kind}") for kind in ("SAE", "SAEConfig"))
+    matryoshka = {"matryoshka_widths": [10, 40]} if name.startswith("matryoshka") else {}
+    sae = sae_class(cfg_class(d_in=16, d_sae=40, k=4, **matryoshka))
+    sae.save_model(tmp_path / "training")
+    assert "save the SAE with save_inference_model" in refusal(tmp_path / "training")
+    sae.topk_threshold.fill_(0.5)
+    sae.save_inference_model(tmp_path / "inference")
+    assert read(tmp_path / "inference", "site=resid_post.5").architecture == "jumprelu"
 
 
 def test_saelens_only_warns_without_the_factor(lens: Lens, tmp_path: Path) -> None:
