@@ -1,4 +1,4 @@
-"""Places on the hub as people paste them: addresses of pages, paths with an owner; and the catalogue's ids of what is there."""
+"""Places on the hub as people paste them, and the ids that the catalogue has of what is there."""
 
 from __future__ import annotations
 
