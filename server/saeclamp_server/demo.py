@@ -13,7 +13,15 @@ import textwrap
 from collections.abc import Sequence
 from itertools import zip_longest
 
-from saeclamp import APIConnectionError, Clamp, Client, InvalidArgumentError, Receipt, SaeclampError
+from saeclamp import (
+    APIConnectionError,
+    AuthenticationError,
+    Clamp,
+    Client,
+    InvalidArgumentError,
+    Receipt,
+    SaeclampError,
+)
 from saeclamp.types import InterventionReceipt
 
 QUESTIONS = (
@@ -42,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _demonstrate(client, clamp, args.max_tokens)
     except APIConnectionError as exc:
         return _fail(f"No server answers at {args.url}; start one with `make serve`. ({exc})")
+    except AuthenticationError as exc:
+        return _fail(f"The server at {args.url} wants its API key: set SAECLAMP_API_KEY. ({exc.message})")
     except SaeclampError as exc:
         return _fail(str(exc))
     return 0

@@ -203,6 +203,14 @@ def test_a_base_url_may_end_in_v1(server: ScriptedServer, suffix: str) -> None:
     assert server.paths() == ["/v1/models", "/health"]
 
 
+@pytest.mark.parametrize("suffix", ["", "/v1"])
+def test_a_host_and_a_port_are_a_base_url(server: ScriptedServer, suffix: str) -> None:
+    server.will(reply(MODELS))
+    with Client(server.url.removeprefix("http://") + suffix) as client:
+        client.models.list()
+    assert server.paths() == ["/v1/models"]
+
+
 def test_a_path_before_v1_is_kept(server: ScriptedServer) -> None:
     server.will(reply(MODELS))
     with Client(server.url + "/proxy/v1") as client:

@@ -125,6 +125,13 @@ def test_sampled_answers_are_a_curve_of_their_own(server: Stub, folder: Path, ca
     assert rows == [[name, x] for name in ("greedy", "sampled") for x in ("0", "0.05", "0.15", "0.25", "0.9")]
 
 
+def test_a_host_and_a_port_are_the_address_of_a_server(server: Stub, folder: Path) -> None:
+    arguments = words(server, folder, "--strengths", "0.15")
+    arguments[arguments.index("--url") + 1] = server.url.removeprefix("http://")
+    assert run(arguments) == 0
+    assert curve_of(folder)["server"]["vllm"] == "0.32.0"
+
+
 def test_from_three_prompts_nothing_is_concluded_and_the_feature_book_stays_as_it_is(
     server: Stub, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

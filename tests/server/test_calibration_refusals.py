@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.client.scripted_server import ScriptedServer, reply
 from tests.server.calibration_stub import Stub, run, serving, words, write_sae
 
 from saeclamp_saes.errors import SAEError
@@ -87,6 +88,18 @@ def test_no_server_at_the_url_is_said_in_a_sentence(folder: Path) -> None:
 def test_a_url_that_is_none_is_said_in_a_sentence(folder: Path, url: str) -> None:
     with pytest.raises(CalibrationError, match=r"No server answers at .*: "):
         run(["calibrate", str(folder), "--features", "bridge", "--concept", "x", "--url", url])
+
+
+def test_a_server_that_wants_a_key_says_where_it_goes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SAECLAMP_API_KEY", raising=False)
+    guarded = ScriptedServer()
+    stop = guarded.run()
+    guarded.will(reply({"error": "Unauthorized"}, status=401))
+    try:
+        with pytest.raises(CalibrationError, match="wants its API key: set SAECLAMP_API_KEY"):
+            run(["calibrate", str(folder), "--features", "bridge", "--concept", "x", "--url", guarded.url])
+    finally:
+        stop()
 
 
 def test_a_server_that_says_nothing_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

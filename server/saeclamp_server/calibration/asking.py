@@ -24,6 +24,7 @@ from saeclamp import (
     Receipt,
     SaeclampError,
 )
+from saeclamp._requests import default_headers, server_root
 from saeclamp_server.calibration.errors import CalibrationError
 from saeclamp_server.calibration.figures import Answer
 from saeclamp_server.visible import visible_line
@@ -172,8 +173,8 @@ class Asker:
 async def engine_version(url: str) -> str | None:
     """Ask for vLLM's version; None where the server does not tell."""
     try:
-        async with httpx.AsyncClient(timeout=5) as http:
-            told = (await http.get(f"{url.rstrip('/').removesuffix('/v1')}/version")).json()
+        async with httpx.AsyncClient(timeout=5, headers=default_headers(None, None)) as http:
+            told = (await http.get(f"{server_root(url)}/version")).json()
     except (httpx.HTTPError, ValueError):
         return None
     return told.get("version") if isinstance(told, dict) else None

@@ -243,7 +243,7 @@ def _served_model(args: argparse.Namespace) -> str:
     """Ask the running server for the model's name, and so find out whether there is a server."""
     import httpx
 
-    from saeclamp import APITimeoutError, Client, SaeclampError
+    from saeclamp import APITimeoutError, AuthenticationError, Client, SaeclampError
     from saeclamp_server.visible import visible_line
 
     try:
@@ -251,6 +251,10 @@ def _served_model(args: argparse.Namespace) -> str:
             served = client.models.list()
     except APITimeoutError as exc:
         raise CalibrationError(f"No server answers at {args.url} within {FIRST_ANSWER_S} seconds.") from exc
+    except AuthenticationError as exc:
+        raise CalibrationError(
+            f"The server at {visible_line(args.url)} wants its API key: set SAECLAMP_API_KEY. ({visible_line(exc.message)})"
+        ) from exc
     except (SaeclampError, httpx.InvalidURL, UnicodeError) as exc:
         raise CalibrationError(f"No server answers at {visible_line(args.url)}: {visible_line(str(exc))}") from exc
     names = [model.id for model in served.data if model.parent is None]
