@@ -9,6 +9,7 @@ Commands that speak to a running server.
     features.py  `saeclamp features search | show | inspect | contrast | attribute | neighbours`
     variants.py  `saeclamp variants list | show | create | delete | export | import`
     vectors.py   `saeclamp vectors upload | list | get | delete`
+    control_vector.py  `saeclamp vectors import`, which needs the packages gguf and safetensors
     trying.py    `saeclamp validate | compare`
     chat.py      `saeclamp chat`: unsteered, steered and prompted answers in columns
 

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from saeclamp_server.terminal.asking import add_command, add_yes, confirmed
+from saeclamp_server.terminal.control_vector import add_import
 from saeclamp_server.terminal.layout import print_facts, print_table
 from saeclamp_server.terminal.texts import read_bytes
 from saeclamp_server.visible import visible_line
@@ -30,6 +31,7 @@ def register(commands: Any) -> None:
         help="a safetensors file: one one-dimensional tensor, and layer, site, sign and source as metadata; - reads the "
         "standard input",
     )
+    add_import(subcommands)
     add_command(subcommands, "list", "list all vectors, and where they can sit", _list)
     get = add_command(subcommands, "get", "show a vector", _get)
     get.add_argument("name")

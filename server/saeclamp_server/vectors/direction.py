@@ -148,6 +148,11 @@ def _refusal(key: str, problem: str) -> InvalidVectorError:
 def _unreadable(data: bytes, exc: Exception) -> str:
     if data.startswith((b"\x80", b"PK")):
         return "The body is a pickle, as torch.save writes it, and is never loaded: save the tensor with safetensors."
+    if data.startswith(b"GGUF"):
+        return (
+            "The body is GGUF, not safetensors. `saeclamp vectors import FILE --model MODEL` makes vectors of a control "
+            "vector's layers, and a variant that adds them all."
+        )
     return f"The body is not a readable safetensors file: {exc}."
 
 
