@@ -30,4 +30,4 @@ RUN python -c "from saeclamp_server.packaged_model import prepared_model; prepar
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=5m \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
-CMD ["saeclamp", "serve", "smollm2-135m-instruct", "--sae", "bundled", "--host", "0.0.0.0", "--port", "8000"]
+CMD ["saeclamp", "serve", "smollm2-135m-instruct", "--sae", "bundled", "--host", "0.0.0.0", "--port", "8000", "--verbose"]

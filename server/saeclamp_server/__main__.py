@@ -1,4 +1,4 @@
-"""`saeclamp serve MODEL --sae NAME_OR_FOLDER [any flag of vllm serve]`, `saeclamp sae ...`, and `saeclamp train ...`."""
+"""`saeclamp serve MODEL --sae NAME_OR_FOLDER [flags of vllm serve]`, `saeclamp sae ...`, and `saeclamp train ...`."""
 
 from __future__ import annotations
 
@@ -36,14 +36,9 @@ def main() -> None:
 
 def _serve(options: ServeOptions) -> int:
     _check_installed("serve", ("torch", "safetensors", "transformers", "vllm"), SERVER_EXTRA)
-    from saeclamp_server.fit import StartupError
     from saeclamp_server.launch import launch  # after the check, because it needs all of them
 
-    try:
-        launch(options)
-    except StartupError as exc:
-        sys.exit(f"saeclamp: {exc}")
-    return 0
+    return launch(options)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -7,30 +7,29 @@ import json
 import os
 import shlex
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from saeclamp_saes import SAEEntry
 from saeclamp_saes.library.feature_book import FeatureNote
+from saeclamp_server.server_log import ServerLog
 
 KEY_VARIABLE = "SAECLAMP_API_KEY"
 """Which our client and command line read."""
 
 
-async def announce(
-    state: Any, args: Namespace, saes: Mapping[str, SAEEntry], address: str, say: Callable[[str], None]
-) -> None:
+async def announce(state: Any, args: Namespace, saes: Mapping[str, SAEEntry], address: str, log: ServerLog) -> None:
     """Wait until the server answers, then say so."""
     while not getattr(getattr(state, "server", None), "started", False):
         await asyncio.sleep(0.05)
     model = args.served_model_name[0] if args.served_model_name else args.model
     if not saes:
-        say(f"ready on {address}. Upload vectors to {address}/v1/vectors.")
+        log.say(f"ready on {address}. Upload vectors to {address}/v1/vectors.")
         return
-    say(f"ready on {address}. Try:\n")
+    log.say(f"ready on {address}. Try:\n")
     # --api-key of vLLM, or its variable
     needs_key = bool(getattr(args, "api_key", None) or os.environ.get("VLLM_API_KEY"))
-    print(example_request(address, model, next(iter(saes.values())), needs_key), flush=True)
+    log.show(example_request(address, model, next(iter(saes.values())), needs_key))
 
 
 def _value(note: FeatureNote) -> float:

@@ -10,28 +10,51 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from vllm import envs
 from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
 from saeclamp_server.errors import RequestError
-from saeclamp_server.openai_api import models, routes
+from saeclamp_server.openai_api import draining, models, routes
+from saeclamp_server.openai_api.access import KeyGuard, is_served
+from saeclamp_server.openai_api.draining import Drain, DrainGuard
 from saeclamp_server.openai_api.guard import STEERED_PATHS, SteeringGuard
 from saeclamp_server.openai_api.metrics import REFUSALS
 from saeclamp_server.routes import features, finding, steering, variants, vectors
 
+_CORS: Any = CORSMiddleware
 
-def create_app(args: Namespace, supported_tasks: Any, model_config: Any) -> FastAPI:
-    """Build vLLM's app and replace its routes for the steered endpoints."""
+
+def create_app(args: Namespace, supported_tasks: Any, model_config: Any, drain: Drain) -> FastAPI:
+    """Build vLLM's app, leave of its routes what is on the list, and replace those of the steered endpoints."""
     app: FastAPI = build_app(args, supported_tasks, model_config)
     app.title, app.openapi_schema = "saeclamp", None
-    app.router.routes[:] = [route for route in app.router.routes if not _is_replaced(route)]
-    for own in (routes, models, features, finding, steering, variants, vectors):
+    app.router.routes[:] = [route for route in app.router.routes if is_served(route) and not _is_replaced(route)]
+    for own in (draining, routes, models, features, finding, steering, variants, vectors):
         app.include_router(own.router)
     app.add_exception_handler(RequestError, _refuse)
     app.add_exception_handler(HTTPException, _http_error)
+    app.user_middleware[:] = _guarded(app.user_middleware, args, drain)
     # innermost, so that its refusals too are authenticated and carry a request id; add_middleware() would put it outermost
     app.user_middleware.append(Middleware(SteeringGuard))
     app.middleware_stack = None  # vLLM has built it already; it is rebuilt with the guard and the handler on first use
     return app
+
+
+def _guarded(stack: list[Middleware], args: Namespace, drain: Drain) -> list[Middleware]:
+    """
+    Put our check of keys in the place of vLLM's, which guards some prefixes only, and behind it what refuses late requests.
+
+    stack: from the outermost. Ours come behind CORS, so that a page of another origin can read their refusals
+    """
+    keys = [key for key in (args.api_key or [envs.VLLM_API_KEY]) if key]
+    ours = [Middleware(DrainGuard, drain=drain)]
+    if keys:
+        ours.insert(0, Middleware(KeyGuard, keys=keys))
+    others = [layer for layer in stack if layer.cls is not AuthenticationMiddleware]
+    behind = 1 + [layer.cls for layer in others].index(_CORS)
+    return [*others[:behind], *ours, *others[behind:]]
 
 
 def _is_replaced(route: Any) -> bool:

@@ -17,8 +17,9 @@ from saeclamp_server.packaged_model import PACKAGED_MODEL, PackagedModelError, p
 DESCRIPTION = f"""\
 Serve MODEL with SAE features that every request can clamp.
 
-MODEL is a local folder, a hub name, or '{PACKAGED_MODEL}' for the packaged model. Any flag of `vllm serve` may follow,
-such as --port 8001, --max-model-len 4096 or --enforce-eager (see `vllm serve --help`)."""
+MODEL is a local folder, a hub name, or '{PACKAGED_MODEL}' for the packaged model. Flags of `vllm serve` may follow,
+such as --port 8001, --max-model-len 4096 or --enforce-eager (see `vllm serve --help`); one that does not go with steering
+is refused."""
 
 SAE_HELP = """\
 'bundled'; a name in your library (`saeclamp sae list`); a folder or file; an id of the catalogue
@@ -31,6 +32,8 @@ NO_SAE = "none"
 MAX_VECTORS = 256
 """A site. Their rows are allocated at the start: at width 4096, 8 MB a site."""
 
+
+DRAIN_S = 30.0
 
 MAX_FEATURES = 4096
 MAX_WAITING = 256
@@ -60,6 +63,10 @@ class ServeOptions:
     """Whether SAEs stay in the host's memory, and only the features in use are on the model's device."""
     vectors: Path | None = None
     """Where uploaded vectors are kept; None for a folder of the model in the cache."""
+    drain_s: float = DRAIN_S
+    """How long running requests may take to end when the server is told to stop."""
+    verbose: bool = False
+    """Whether vLLM's log is to be seen in the terminal."""
     variants: str | None = None
     """URL of the database of variants; None for a SQLite file among the user's data."""
 
@@ -94,6 +101,8 @@ def parse(argv: list[str]) -> ServeOptions | argparse.Namespace:
         offload_saes=known.offload_saes,
         vectors=known.vectors,
         variants=known.variants,
+        drain_s=known.drain,
+        verbose=known.verbose,
     )
 
 
@@ -116,7 +125,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     serve = commands.add_parser(
         "serve",
         help="serve a model with SAEs",
-        usage="saeclamp serve MODEL [--sae NAME_OR_FOLDER]... [any flag of vllm serve]",
+        usage="saeclamp serve MODEL [--sae NAME_OR_FOLDER]... [flags of vllm serve]",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -170,6 +179,20 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "(TopK SAEs, whose features depend on each other, stay whole); their strongest features are then read on the host",
     )
     serve.add_argument(
+        "--drain",
+        type=_seconds,
+        default=DRAIN_S,
+        metavar="SECONDS",
+        help=f"how long running requests may take to end when the server is told to stop (default {DRAIN_S:g}); new ones "
+        "are refused with status 503 meanwhile. A second SIGTERM or Ctrl-C ends at once",
+    )
+    serve.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="show vLLM's log and the access log here; otherwise they go to a file, which is named at the start",
+    )
+    serve.add_argument(
         "--vectors",
         type=Path,
         metavar="FOLDER",
@@ -188,6 +211,10 @@ def _capacity(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 5):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from 0 to 99999")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    return 0.0 if text == "0" else positive(text)
 
 
 def _model_path(model: str) -> str:

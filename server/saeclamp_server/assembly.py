@@ -21,6 +21,7 @@ from saeclamp_server.engine.trusted_labels import trusted_labels
 from saeclamp_server.everywhere import EngineDirections, EngineReports
 from saeclamp_server.features import FeatureSearch, known_saes
 from saeclamp_server.openai_api import elsewhere, metrics
+from saeclamp_server.openai_api.draining import Drain
 from saeclamp_server.openai_api.sequences import Sequences
 from saeclamp_server.openai_api.served_model import ServedModel
 from saeclamp_server.plan import Plan
@@ -45,8 +46,10 @@ async def assembled(engine: Any, args: Namespace, plan: Plan, say: Callable[[str
     vectors = Vectors(plan.places, lengths, VectorFolder(options.vectors or default_folder(options.model)), engine)
     await vectors.load(say)
     tasks = await engine.get_supported_tasks()
-    app = create_app(args, tasks, engine.model_config)
+    drain = Drain()
+    app = create_app(args, tasks, engine.model_config, drain)
     state = app.state
+    state.drain = drain
     max_acts = {name: opened.max_acts for name, opened in labels.items()}
     max_dose = MAX_DOSE if options.max_dose is None else options.max_dose
     served = Served(saes, lengths, max_acts, max_dose, options.max_dose is not None, vectors)

@@ -4,6 +4,7 @@ What a request can be refused for.
     RequestError                  any refusal: status, message, JSON path, code
     ├── InvalidRequestError       400  the body or a parameter of one of our own endpoints is malformed
     │   └── BodyTooLargeError     413  it has more bytes than are read
+    ├── UnauthorizedError         401  the server has a key, and the request does not carry it
     ├── InvalidSteeringError      400  the `steering` object is malformed, or asks for what cannot be applied
     ├── UnknownSAEError           400  no SAE of that name is loaded
     ├── UnknownFeatureError       400  the SAE has no feature of that name
@@ -24,6 +25,7 @@ What a request can be refused for.
     ├── VariantsUnavailableError  503  the database of variants does not answer
     ├── SearchUnavailableError    500  what is searched could not be read at the start
     ├── BusyError                 429  as many features are in use, and as many requests wait, as this server allows
+    ├── StoppingError             503  the server is about to stop, and takes no more requests
     ├── NotAppliedError           500  the engine did not steer a request that asked for it
     └── ServerFailedError         500  something else went wrong when the answer had begun
 """
@@ -63,6 +65,18 @@ class InvalidRequestError(RequestError):
 class BodyTooLargeError(InvalidRequestError):
     status = 413
     code = "body_too_large"
+
+
+class UnauthorizedError(RequestError):
+    status = 401
+    code = "invalid_api_key"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This server has an API key: send it as 'Authorization: Bearer KEY', which is what OpenAI's clients do with "
+            "api_key, and saeclamp's with SAECLAMP_API_KEY.",
+            None,
+        )
 
 
 class InvalidSteeringError(RequestError):
@@ -241,6 +255,16 @@ class BusyError(RequestError):
             "wait for some. Try again later.",
             "steering",
         )
+
+
+class StoppingError(RequestError):
+    status = 503
+    type = "server_error"
+    code = "server_stopping"
+    retry_after_s = 5
+
+    def __init__(self) -> None:
+        super().__init__("The server is stopping: it finishes the requests it has, and takes no more.", None)
 
 
 class NotAppliedError(RequestError):

@@ -45,6 +45,15 @@ class StartupError(Exception):
     """The server cannot start; the message is one sentence for the terminal."""
 
 
+def in_one_line(message: str) -> str:
+    """Shorten another library's message to the line that says what is wrong; pydantic's says first how many things are."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    is_counted = len(lines) > 1 and "validation error" in lines[0]
+    said = next((line for line in lines[1:] if " [type=" in line), lines[-1]) if is_counted else (lines or [""])[0]
+    before = f"{lines[0].partition(': ')[0]}: " if is_counted and lines[0].startswith("argument ") else ""
+    return before + said.partition(" [type=")[0].removeprefix("Value error, ").rstrip(".")
+
+
 @dataclass(frozen=True)
 class ModelFacts:
     """What a model's configuration says."""

@@ -5,58 +5,85 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import threading
+import traceback
 from argparse import Namespace
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from saeclamp_server.announcement import announce
 from saeclamp_server.args import ServeOptions
-from saeclamp_server.fit import StartupError
+from saeclamp_server.fit import StartupError, in_one_line
 from saeclamp_server.plan import Plan, prepare
 from saeclamp_server.preflight import check_vllm
+from saeclamp_server.server_log import ServerLog
 
 PROGRESS_S = 20
 """Seconds between signs of life."""
 STOP_S = 10
-"""How long a start that was told to stop may take to clean up."""
+"""How long the engine may take to clean up when the server ends."""
 
 
-def say(message: str) -> None:
-    """Tell the terminal what is going on."""
-    print(f"saeclamp: {message}", file=sys.stderr, flush=True)
+def launch(options: ServeOptions) -> int:
+    """
+    Serve until interrupted.
+
+    returns: exit status: 1 when something does not fit, or the engine does not start or dies, of which the terminal has been
+        told in one sentence
+    """
+    log = ServerLog()
+    try:
+        vllm_version = check_vllm()
+        plan = prepare(options, log.say)
+        for sae in plan.saes.values():
+            summary = sae.summary
+            names = ", ".join(note.name for note in sae.features.values()) or "none"
+            log.say(
+                f"SAE {sae.name}: {summary.d_sae} features at {summary.site}, sha256 {sae.sha256[:12]}; named: {names}"
+            )
+        _serve(plan, log, vllm_version)
+    except StartupError as exc:
+        log.say(str(exc))
+        return 1
+    return 0
 
 
-def launch(options: ServeOptions) -> None:
-    """Serve until interrupted. Raises StartupError before any long work when something does not fit."""
-    vllm_version = check_vllm()
-    plan = prepare(options, say)
-    for sae in plan.saes.values():
-        summary = sae.summary
-        names = ", ".join(note.name for note in sae.features.values()) or "none"
-        say(f"SAE {sae.name}: {summary.d_sae} features at {summary.site}, sha256 {sae.sha256[:12]}; named: {names}")
-    say(f"starting vLLM {vllm_version} (half a minute with --enforce-eager, some minutes when it compiles) ...")
-    _serve(plan)
-
-
-def _serve(plan: Plan) -> None:
+def _serve(plan: Plan, log: ServerLog, vllm_version: str) -> None:
     # these set up the process for vLLM, so they come before its import
     from saeclamp_server.engine.settings import prepare_environment
 
     prepare_environment()
+    if not plan.options.verbose:
+        log.to_file()
 
     import uvloop
 
+    from saeclamp_server.engine.lifeline import become_server, leave
     from saeclamp_server.engine.settings import bind_threads, count_workers, parse_vllm_args
 
-    args = parse_vllm_args(plan.options, plan.model, plan.saes, say, plan.places)
+    args = parse_vllm_args(plan.options, plan.model, plan.saes, log.say, plan.places)
+    where = f"; its log is {log.path}" if log.path else ""
+    log.say(
+        f"starting vLLM {vllm_version} (half a minute with --enforce-eager, some minutes when it compiles){where} ..."
+    )
     bind_threads(count_workers(args))
+    become_server()
     started = threading.Event()
-    threading.Thread(target=_show_progress, args=(started,), daemon=True).start()
-    uvloop.run(_run(args, started, plan))
+    threading.Thread(target=_show_progress, args=(started, log.say), daemon=True).start()
+    try:
+        uvloop.run(_run(args, started, plan, log))
+    except StartupError:
+        raise
+    except Exception as exc:  # the process ends here, and its user is told why
+        traceback.print_exc()
+        raise StartupError(f"The engine did not start: {_reason(exc, log)}. {log.where()}") from exc
+    finally:
+        started.set()
+    leave(0)
 
 
-def _show_progress(started: threading.Event) -> None:
+def _show_progress(started: threading.Event, say: Callable[[str], None]) -> None:
     """Say that the engine is still starting; compiling is silent for minutes. A thread, because starting blocks the loop."""
     waited = 0
     while not started.wait(PROGRESS_S):
@@ -64,12 +91,29 @@ def _show_progress(started: threading.Event) -> None:
         say(f"still starting ({waited} s) ...")
 
 
-async def _run(args: Namespace, started: threading.Event, plan: Plan) -> None:
+def _reason(exc: Exception, log: ServerLog) -> str:
+    """Find why the engine did not start: what it said itself, else what this process says of it."""
+    if "Engine core" in str(exc):  # vLLM names the processes that have ended, with their exit statuses
+        if ": -9" in str(exc):
+            return "it was killed, most likely because memory ran out"
+        return log.last_error() or "it ended without a word"
+    return f"{type(exc).__name__}: {in_one_line(str(exc))}"
+
+
+async def _run(args: Namespace, started: threading.Event, plan: Plan, log: ServerLog) -> None:
     from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
     from vllm.entrypoints.launchers.launcher import setup_server
 
-    # until the HTTP server installs its own handlers, SIGTERM must end the engine's processes too
-    signal.signal(signal.SIGTERM, _interrupt)
+    from saeclamp_server.engine.lifeline import kill_descendants, release
+
+    def end_at_once(number: int, *_: object) -> None:
+        kill_descendants()
+        log.say("ended at once." if started.is_set() else "stopped while starting.")
+        os._exit(128 + number)
+
+    # until HTTP is served, nothing is lost by an end at once
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end_at_once)
     try:
         address, socket = setup_server(args, reuse_port=False)
     except OSError as exc:
@@ -77,57 +121,33 @@ async def _run(args: Namespace, started: threading.Event, plan: Plan) -> None:
     try:
         async with build_async_engine_client(args) as engine:
             started.set()
-            shutdown = await _serve_http(engine, args, address, socket, plan)
-        await shutdown
+            await _serve_http(engine, args, address, socket, plan, log, end_at_once)
+            has_died = engine.errored
+            release(engine)
+            await asyncio.to_thread(engine.shutdown, timeout=STOP_S)
     finally:
         socket.close()
+    if has_died:
+        raise StartupError(f"The engine has died: {log.last_error() or 'it was killed'}. {log.where()}")
 
 
-def _interrupt(*_: object) -> None:
-    # vLLM may wait for an engine that has died of the same signal, so waiting has an end
-    stop = threading.Timer(STOP_S, _die)
-    stop.daemon = True
-    stop.start()
-    raise KeyboardInterrupt
-
-
-def _die() -> None:
-    import psutil  # vLLM's own dependency; the engine's workers are its grandchildren
-
-    for process in psutil.Process().children(recursive=True):
-        process.kill()
-    say("stopped while starting.")
-    os._exit(128 + signal.SIGTERM)
-
-
-async def _serve_http(engine: Any, args: Namespace, address: str, socket: Any, plan: Plan) -> Any:
-    from vllm import envs
-    from vllm.entrypoints.launchers.launcher import serve_http
-    from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
-
+async def _serve_http(
+    engine: Any,
+    args: Namespace,
+    address: str,
+    socket: Any,
+    plan: Plan,
+    log: ServerLog,
+    end_at_once: Callable[[int], None],
+) -> None:
     from saeclamp_server.assembly import assembled
+    from saeclamp_server.http_server import serve_http
 
-    app = await assembled(engine, args, plan, say)
-    log_config = get_uvicorn_log_config(args)
-    announcement = asyncio.create_task(announce(app.state, args, plan.saes, address, say))
+    app = await assembled(engine, args, plan, log.say)
+    announcement = asyncio.create_task(announce(app.state, args, plan.saes, address, log))
     try:
-        return await serve_http(
-            app,
-            sock=socket,
-            enable_ssl_refresh=args.enable_ssl_refresh,
-            host=args.host,
-            port=args.port,
-            log_level=args.uvicorn_log_level,
-            access_log=not args.disable_uvicorn_access_log,
-            timeout_keep_alive=envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
-            ssl_keyfile=args.ssl_keyfile,
-            ssl_certfile=args.ssl_certfile,
-            ssl_ca_certs=args.ssl_ca_certs,
-            ssl_cert_reqs=args.ssl_cert_reqs,
-            ssl_ciphers=args.ssl_ciphers,
-            h11_max_incomplete_event_size=args.h11_max_incomplete_event_size,
-            h11_max_header_count=args.h11_max_header_count,
-            **({} if log_config is None else {"log_config": log_config}),
-        )
+        await serve_http(app, engine, args, socket, plan.options.drain_s, log.say, end_at_once)
     finally:
         announcement.cancel()
+        with suppress(asyncio.CancelledError):
+            await announcement

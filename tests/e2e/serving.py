@@ -22,10 +22,11 @@ START_LIMIT_S = 600
 class Server:
     """A running `saeclamp serve`."""
 
-    def __init__(self, url: str, model: str, pid: int | None = None) -> None:
+    def __init__(self, url: str, model: str, pid: int | None = None, log: Path | None = None) -> None:
         self.url = url
         self.model = model
         self.pid = pid
+        self.log = log
         self.http = httpx.Client(base_url=url, timeout=300)
 
     def post(self, path: str, **body: Any) -> httpx.Response:
@@ -55,6 +56,7 @@ def serve(
     verified: bool = False,
     whole: bool = False,
     unset: str | None = None,
+    verbose: bool = True,
 ) -> Iterator[Server]:
     """
     Run `saeclamp serve MODEL FLAGS` (or another module with the same arguments) until the block ends.
@@ -62,8 +64,15 @@ def serve(
     verified: False for random SAEs, which fit no model
     whole:    as a user runs it; otherwise it is forked from a process that has imported vLLM, which is sooner ready
     unset:    a variable of the environment that the server is not to have
+    verbose:  whether vLLM's log is to be in `log` too, where it can be read when a test fails
     """
-    arguments = ["serve", model, *flags, *([] if verified else ["--allow-unverified-sae"])]
+    arguments = [
+        "serve",
+        model,
+        *(["--verbose"] if verbose else []),
+        *flags,
+        *([] if verified else ["--allow-unverified-sae"]),
+    ]
     if whole:
         with run_server([sys.executable, "-m", entry, *arguments], log, name or model, unset) as server:
             yield server
@@ -101,7 +110,7 @@ def _served(process: Process, port: int, log: Path, name: str) -> Iterator[Serve
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_until_ready(process, url, log)
-        yield Server(url, name, process.pid)
+        yield Server(url, name, process.pid, log)
     finally:
         _end(process)
 

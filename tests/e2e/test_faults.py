@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tests.e2e.checkpoints import make_model, make_sae
 from tests.e2e.faulty_server import FAILS_AFTER_TOKENS, FAILS_AT_ADMISSION, NUM_GOOD_STEPS
@@ -95,3 +98,21 @@ def stream(server: Server, body: dict[str, Any]) -> tuple[str, list[dict[str, An
     events = [json.loads(line) for line in lines]
     text = "".join(choice["text"] for event in events for choice in event.get("choices", []))
     return text, [event["error"] for event in events if "error" in event]
+
+
+def test_an_engine_that_is_killed_ends_the_server_with_a_sentence(faulty: Server) -> None:
+    """The last test of this file, because it is the end of the server."""
+    assert faulty.pid is not None
+    server = psutil.Process(faulty.pid)
+    workers = [process for process in server.children(recursive=True) if not process.children()]
+    for process in (*server.children(), *workers):
+        with suppress(psutil.NoSuchProcess):
+            if "resource_tracker" not in " ".join(process.cmdline()):
+                process.kill()
+    deadline = time.monotonic() + 30
+    while server.is_running() and server.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "it serves on without an engine"
+        time.sleep(0.2)
+    assert faulty.log is not None
+    said = faulty.log.read_text()
+    assert [line for line in said.splitlines() if line.startswith("saeclamp: The engine has died: ")], said[-2000:]

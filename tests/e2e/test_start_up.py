@@ -83,7 +83,7 @@ def is_alive(group: int) -> bool:
 def test_a_start_that_is_told_to_stop_stops(tmp_path: Path, told: str) -> None:
     log = tmp_path / "log"
     command = [sys.executable, "-m", "saeclamp_server", "serve", PACKAGED_MODEL, "--sae", "bundled", "--enforce-eager"]
-    command += ["--port", "0"]
+    command += ["--port", "0", "--verbose"]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
     while b"Loading" not in log.read_bytes() and b"EngineCore" not in log.read_bytes():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import codecs
 import gzip
 import json
@@ -13,8 +14,9 @@ from tests.saes.tiny_models import make
 from tests.saes.tiny_training import corpus, reader, tokenizer
 from torch import nn
 
+from saeclamp_saes.commands import train
 from saeclamp_saes.errors import TrainingError, VerificationError
-from saeclamp_saes.training.documents import Document, data_files, documents, left_out
+from saeclamp_saes.training.documents import Document, check_sides, data_files, documents, left_out
 from saeclamp_saes.training.harvest import check_documents
 
 LINE = '{"text": "one line of text"}\n'
@@ -110,3 +112,43 @@ def test_a_token_beyond_the_models_vocabulary_is_refused() -> None:
     small.resize_token_embeddings(20)  # type: ignore[operator]
     with pytest.raises(VerificationError, match=r"tokenizer is of another model: it makes token \d+"):
         reader(small).parts(Document("zyxwvutsrqponmlkjihgfedcba", None))
+
+
+@pytest.mark.parametrize(
+    ("lines", "share", "says"),
+    [
+        pytest.param(
+            1, 0.0, "The data are 1 document, of which none is held out .* a larger --held-out", id="no-share"
+        ),
+        pytest.param(3, 1e-9, "The data are 3 documents, of which none is held out", id="a-tiny-share"),
+        pytest.param(2, 1 - 1e-12, "2 documents, of which all are held out .* a smaller --held-out", id="all"),
+    ],
+)
+def test_data_of_which_no_document_could_be_held_out_are_refused_before_a_model_is_opened(
+    tmp_path: Path, lines: int, share: float, says: str
+) -> None:
+    (tmp_path / "few.jsonl").write_text("".join(f'{{"text": "document {number}"}}\n' for number in range(lines)))
+    with pytest.raises(TrainingError, match=says) as refused:
+        check_sides([tmp_path / "few.jsonl"], share)
+    assert "A text file is one document" in str(refused.value)
+
+
+def test_the_command_says_it_before_it_looks_for_the_model(tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("One file is one document.\n" * 20)
+    parser = argparse.ArgumentParser()
+    train.register(parser.add_subparsers(), str)
+    args = parser.parse_args(
+        [
+            "train",
+            "--model",
+            "no/such-model",
+            "--layer",
+            "1",
+            "--data",
+            str(tmp_path / "one.txt"),
+            "--out",
+            str(tmp_path),
+        ]
+    )
+    with pytest.raises(TrainingError, match="The data are 1 document, of which none is held out to measure on"):
+        args.run(args)

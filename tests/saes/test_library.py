@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from tests.e2e.checkpoints import make_sae
 
@@ -159,3 +162,31 @@ def test_a_bad_feature_book_is_refused(folder: Path, features: list[Any], says: 
     with pytest.raises(SAELibraryError) as raised:
         open_entry(SAEAddress("x", folder, Options()))
     assert says in str(raised.value)
+
+
+def run_folder(folder: Path, sae: Path | None) -> Path:
+    """What `saeclamp train` leaves: what it began with, where it got to, and at its end the SAE in a folder of its own."""
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{}")
+    (folder / "log.csv").write_text("step\n")
+    save_file({"W_enc": torch.zeros(2, 2)}, folder / "checkpoint.safetensors")
+    if sae is not None:
+        shutil.copytree(sae, folder / "sae")
+    return folder
+
+
+def test_the_folder_of_a_run_its_files_and_a_folder_of_runs_lead_to_the_sae_inside(
+    folder: Path, tmp_path: Path
+) -> None:
+    run = run_folder(tmp_path / "runs" / "tiny1", folder)
+    inside = rf"the SAE lies inside: write tiny1={re.escape(str(run / 'sae'))}\."
+    for what in (run, run / "checkpoint.safetensors", run / "log.csv", run.parent, f"mine={run}"):
+        with pytest.raises(SAELibraryError, match=inside):
+            find_sae(str(what))
+    assert open_entry(find_sae(f"tiny1={run / 'sae'}")).name == "tiny1"
+
+
+def test_a_run_that_has_not_ended_has_no_sae_yet(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "open", None)
+    with pytest.raises(SAELibraryError, match="a training run that has not ended, so there is no SAE in it yet"):
+        find_sae(str(run))

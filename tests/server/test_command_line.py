@@ -7,10 +7,8 @@ import shlex
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -19,19 +17,9 @@ from tests.e2e.checkpoints import make_sae
 from saeclamp_server import preflight
 from saeclamp_server.announcement import example_request
 from saeclamp_server.args import parse
-from saeclamp_server.engine.settings import TESTED, refuse_untested
 from saeclamp_server.fit import StartupError, check_fit
 from saeclamp_server.preflight import check_vllm, open_saes, read_model
 
-FLAGS: dict[str, Any] = {
-    **TESTED,
-    "api_server_count": None,
-    "speculative_config": None,
-    "async_scheduling": None,
-    "pipeline_parallel_size": 1,
-    "data_parallel_size": 1,
-    "data_parallel_size_local": None,
-}
 BEFORE_LONG_WORK_S = 40
 """Importing torch and transformers on a busy machine; an engine would not have started by then."""
 
@@ -118,38 +106,6 @@ def test_other_flags_are_vllms() -> None:
     assert (options.model, options.saes) == ("m", ("a", "b"))
     assert options.vllm_argv == ("--max-model-len", "2048", "--enforce-eager", "--port", "9")
     assert parse(["serve", "smollm2-135m-instruct"]).saes == ("bundled",)
-
-
-@pytest.mark.parametrize(
-    ("setting", "value"),
-    [
-        ("prefill_context_parallel_size", 2),
-        ("data_parallel_external_lb", True),
-        ("nnodes", 2),
-        ("kv_transfer_config", {"kv_connector": "x"}),
-        ("worker_cls", "my.Worker"),
-        ("headless", True),
-        ("api_server_count", 2),
-    ],
-)
-def test_settings_under_which_steering_is_untested_are_refused_by_name(setting: str, value: Any) -> None:
-    refuse_untested(Namespace(**FLAGS))
-    with pytest.raises(StartupError, match=f"--{setting.replace('_', '-')}.* not supported with steering yet"):
-        refuse_untested(Namespace(**{**FLAGS, setting: value}))
-
-
-def test_drafts_of_another_model_are_refused() -> None:
-    refuse_untested(Namespace(**{**FLAGS, "speculative_config": {"method": "ngram"}}))
-    with pytest.raises(StartupError, match="only the method ngram"):
-        refuse_untested(Namespace(**{**FLAGS, "speculative_config": {"method": "eagle"}}))
-
-
-@pytest.mark.parametrize("setting", [{"speculative_config": {"method": "ngram"}}, {"async_scheduling": True}])
-def test_what_vllm_cannot_do_in_a_pipeline_is_refused(setting: dict[str, Any]) -> None:
-    refuse_untested(Namespace(**{**FLAGS, **setting}))
-    refuse_untested(Namespace(**{**FLAGS, "pipeline_parallel_size": 2}))
-    with pytest.raises(StartupError, match="--pipeline-parallel-size"):
-        refuse_untested(Namespace(**{**FLAGS, **setting, "pipeline_parallel_size": 2}))
 
 
 def test_an_sae_of_another_width(model: Path, tmp_path: Path) -> None:

@@ -77,14 +77,15 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
 def opened(args: argparse.Namespace, layers: Sequence[int], tokens: int) -> tuple[Wanted, Reader]:
     """Open the model, and say what is wanted of it. Raises SAEError with a sentence."""
     from saeclamp_saes.sites import Site
-    from saeclamp_saes.training.documents import data_files
+    from saeclamp_saes.training.documents import check_sides, data_files
     from saeclamp_saes.training.harvest import Reader
     from saeclamp_saes.training.provenance import model_hashes
     from saeclamp_saes.training.wanted import Wanted
 
     if twice := [layer for layer in layers if list(layers).count(layer) > 1]:
         raise TrainingError(f"Layer {twice[0]} is named twice.")
-    data_files(args.data)  # that they are there, before the model takes its time
+    # that they are there and can be told apart, before the model takes its time
+    check_sides(data_files(args.data), Wanted.held_out_share if args.held_out is None else args.held_out)
     say_left_out(args.data)
     folder = args.resolve_model(args.model)
     model, tokenizer = open_model(folder, args.device, args.dtype or "auto")

@@ -19,6 +19,7 @@ from saeclamp_saes.library.catalogue import CatalogueSAE
 from saeclamp_saes.library.hub import SCHEME, HubReference
 from saeclamp_saes.library.user_library import Record
 from saeclamp_saes.options import Options
+from saeclamp_saes.training.folder import RUN, SAE_FOLDER
 
 BUNDLED = {"bundled": Path(__file__).parents[1] / "bundled" / "smollm2-135m-instruct-l23"}
 """SAEs that ship with the project, by the name they are served under."""
@@ -108,6 +109,7 @@ def _locate(what: str, asked: Options) -> Found | None:
         return _recorded(record, asked)
     if _exists(what):
         path = Path(what).expanduser()
+        _refuse_run(path)
         return Found(path.resolve().name, asked, path)
     if what.startswith(SCHEME):
         reference = HubReference.parse(what)
@@ -122,6 +124,26 @@ def _locate(what: str, asked: Options) -> Found | None:
         options = Options({**listed.options, **asked.values})
         return Found(_name_of(listed.id), options, reference=reference, listed=listed)
     return None
+
+
+def _refuse_run(path: Path) -> None:
+    """Raise SAELibraryError for the folder of a training run, of several, or a file in one: its SAE lies deeper."""
+    folder = path if path.is_dir() else path.parent
+    runs = [folder] if (folder / RUN).is_file() else []
+    if path.is_dir() and not runs and not any(file.is_file() for file in path.iterdir()):
+        runs = sorted(file.parent for file in path.glob(f"*/{RUN}"))
+    if not runs:
+        return
+    finished = [run for run in runs if (run / SAE_FOLDER / "cfg.json").is_file()]
+    what = (
+        f"{path} is {'the folder' if path == folder else 'a file'} of {'a training run' if len(runs) == 1 else 'runs'}"
+    )
+    if not finished:
+        raise SAELibraryError(
+            f"{what} that has not ended, so there is no SAE in it yet: the same command goes on with it."
+        )
+    inside = ", or ".join(f"{run.resolve().name}={run / SAE_FOLDER}" for run in finished[:4])
+    raise SAELibraryError(f"{what}; the SAE lies inside: write {inside}.")
 
 
 def _recorded(record: Record, asked: Options, name: str | None = None) -> Found:

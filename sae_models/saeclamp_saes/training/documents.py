@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,6 +95,28 @@ def documents(files: Sequence[Path], start: int = 0) -> Iterator[Document]:
                 left -= 1
                 continue
             yield _parsed(line, f"{path}, line {number}") if is_json else Document(line, None, str(path))
+
+
+def check_sides(files: Sequence[Path], share: float) -> None:
+    """
+    Raise TrainingError, before a model is opened, where no document would be left to measure on, or none to train on.
+
+    share: of the documents that is held out
+    """
+    sides: Counter[bool] = Counter()
+    for document in documents(files):
+        sides[document.is_held_out(share)] += 1
+        if len(sides) == 2:
+            return
+    if not sides:
+        return  # that they hold nothing is said where lengths are measured
+    num = "1 document" if sides.total() == 1 else f"{sides.total():,} documents"
+    what, asked = ("all are", "a smaller") if sides[True] else ("none is", "a larger")
+    raise TrainingError(
+        f"The data are {num}, of which {what} held out to measure on: it should be {share:.3g} of them, chosen by their "
+        f"content. A text file is one document (of more than {LONGEST_PART:,} characters several), and so is a line of a "
+        f".jsonl file: give more of them, or {asked} --held-out."
+    )
 
 
 def _lines(path: Path) -> Iterator[str]:

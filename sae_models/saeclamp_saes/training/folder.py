@@ -14,6 +14,10 @@ from safetensors import SafetensorError
 
 from saeclamp_saes.errors import TrainingError
 
+RUN = "run.json"
+"""In the folder of a training run, beside the SAE's own folder; says with what it began."""
+SAE_FOLDER = "sae"
+"""The SAE's folder in that of its run."""
 LONGEST_SAID = 200
 """Characters of a value in a message."""
 

@@ -14,7 +14,7 @@ from saeclamp_saes.errors import SAEError, TrainingError
 from saeclamp_saes.sites import Site
 from saeclamp_saes.training.calibrate import Chunks
 from saeclamp_saes.training.export import CONFIG, Exported, export
-from saeclamp_saes.training.folder import DamagedError, check_identity, locked, read_json, writing_to
+from saeclamp_saes.training.folder import RUN, SAE_FOLDER, DamagedError, check_identity, locked, read_json, writing_to
 from saeclamp_saes.training.harvest import Harvest, Reader, width_of
 from saeclamp_saes.training.held_out import Figures
 from saeclamp_saes.training.log import check_tensorboard
@@ -28,8 +28,7 @@ from saeclamp_saes.training.store import DOING, HELD_OUT, Store, check_held_out,
 from saeclamp_saes.training.wanted import Wanted, measured_limits
 from saeclamp_saes.verification.text import begin_of
 
-RUN, LIMITS, POOL = "run.json", "limits.json", "pool"
-SAE_FOLDER = "sae"
+LIMITS, POOL = "limits.json", "pool"
 
 
 class _Vectors(NamedTuple):

@@ -21,6 +21,7 @@ from vllm.v1.request import Request, RequestStatus
 from saeclamp_server.engine.block_keys import EditedBlocks, steered_hasher
 from saeclamp_server.engine.holding import Finish, Holding, Waiting
 from saeclamp_server.engine.kv_wipe import WIPED
+from saeclamp_server.engine.lifeline import tie_to_server
 from saeclamp_server.engine.tainted_blocks import TaintedBlocks
 from saeclamp_server.engine.telling import ATTRIBUTE, Told
 from saeclamp_server.program import ABORTED, EXTRA_ARGS_KEY, SteeringProgram
@@ -218,5 +219,6 @@ class SteeringAsyncScheduler(_Steering, AsyncScheduler):
 
 def make_scheduler(*args: Any, vllm_config: Any, **kwargs: Any) -> Scheduler:
     """Make the one that vLLM's configuration asks for; vLLM calls this as if it were the scheduler's class."""
+    tie_to_server()  # the engine's process may have no worker in it
     kind = SteeringAsyncScheduler if vllm_config.scheduler_config.async_scheduling else SteeringScheduler
     return kind(*args, vllm_config=vllm_config, **kwargs)

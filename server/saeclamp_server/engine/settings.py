@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from saeclamp_saes import SAEEntry
 from saeclamp_saes.verification.text import read_text
 from saeclamp_server.args import ServeOptions
+from saeclamp_server.engine.flags import refuse_untested
 from saeclamp_server.engine.kv_cache import default_size, free_memory, is_sized_by_user, shape_of
-from saeclamp_server.fit import ModelFacts, StartupError
+from saeclamp_server.fit import ModelFacts, StartupError, in_one_line
 from saeclamp_server.packaged_model import PACKAGED_MODEL
 from saeclamp_server.vectors import Place
 
@@ -19,35 +20,22 @@ CONFIG_KEY = "saeclamp"
 """Where the worker's configuration rides in `VllmConfig.additional_config`, which vLLM hashes into its compile-cache key."""
 
 STEER_OP = "vllm::saeclamp_steer"
+V2_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 DEFAULT_HOST = "127.0.0.1"
 """vLLM listens on every interface by default; a server without a key should not."""
 
-TESTED = {
-    "data_parallel_rank": None,
-    "data_parallel_external_lb": False,
-    "data_parallel_hybrid_lb": False,
-    "enable_elastic_ep": False,
-    "nnodes": 1,
-    "prefill_context_parallel_size": 1,
-    "decode_context_parallel_size": 1,
-    "headless": False,
-    "grpc": False,
-    "enable_dbo": False,
-    "kv_sharing_fast_prefill": False,
-    "kv_transfer_config": None,
-    "worker_cls": "auto",
-    "scheduler_cls": None,
-}
-"""Settings of vLLM under which steering has been tested; any other value is refused rather than hoped for."""
-
-DRAFTS = "ngram"
-"""The one method of speculative decoding with which steering has been tested: drafts without a model."""
-
 
 def prepare_environment() -> None:
-    """Set what vLLM reads from the environment while it is imported. What the user has set stays."""
+    """
+    Set what vLLM reads from the environment while it is imported. What the user has set stays.
+
+    Raises StartupError where that cannot be steered.
+    """
     # the adapter in engine/runner.py is for the V1 model runner
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    if os.environ.setdefault(V2_RUNNER, "0") not in ("", "0"):
+        raise StartupError(
+            f"{V2_RUNNER}={os.environ[V2_RUNNER]}: vLLM's V2 model runner cannot be steered yet; unset it."
+        )
     # torch has run in this process by now, and its threads do not survive a fork
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 
@@ -91,14 +79,16 @@ def parse_vllm_args(
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = make_arg_parser(FlexibleArgumentParser(prog="saeclamp serve"))
-    parser.usage = "saeclamp serve MODEL [--sae NAME_OR_FOLDER]... [any flag of vllm serve; see vllm serve --help]"
+    parser.usage = "saeclamp serve MODEL [--sae NAME_OR_FOLDER]... [flags of vllm serve; see vllm serve --help]"
     utilization = parser.get_default("gpu_memory_utilization")
     parser.set_defaults(host=DEFAULT_HOST, enable_request_id_headers=True, gpu_memory_utilization=None)
+    parser.error = _refuse_usage
+    defaults: Namespace = parser.parse_args([model.path])
     args: Namespace = parser.parse_args([model.path, *options.vllm_argv])
+    refuse_untested(args, defaults)
     args.model = args.model_tag
     user_sized_cache = is_sized_by_user(args)
     args.gpu_memory_utilization = utilization if args.gpu_memory_utilization is None else args.gpu_memory_utilization
-    refuse_untested(args)
     refuse_sharded(args, saes, places)
     if args.dtype in ("half", "float16") or (args.dtype == "auto" and model.is_float16):
         raise StartupError("float16 is too narrow for steering, large edits overflow; use --dtype bfloat16 or float32.")
@@ -121,21 +111,9 @@ def parse_vllm_args(
     return args
 
 
-def refuse_untested(args: Namespace) -> None:
-    """Raise StartupError for a setting that we have not tried."""
-    for name, tested in TESTED.items():
-        if getattr(args, name, tested) not in (tested, None):
-            raise StartupError(f"--{name.replace('_', '-')} is not supported with steering yet.")
-    if args.speculative_config and args.speculative_config.get("method") != DRAFTS:
-        raise StartupError(f"Of speculative decoding, only the method {DRAFTS} is supported with steering.")
-    if args.pipeline_parallel_size > 1 and args.speculative_config:
-        raise StartupError("--speculative-config: vLLM verifies no drafts with --pipeline-parallel-size.")
-    if args.pipeline_parallel_size > 1 and args.async_scheduling:
-        raise StartupError("--async-scheduling: vLLM's V1 model runner cannot with --pipeline-parallel-size.")
-    if args.data_parallel_size_local not in (None, args.data_parallel_size):
-        raise StartupError("--data-parallel-size-local: all engines must run on this machine.")
-    if args.api_server_count not in (None, 1):
-        raise StartupError("--api-server-count above 1 is not supported with steering yet.")
+def _refuse_usage(message: str) -> NoReturn:
+    """Refuse as everything else is refused, in place of argparse's usage of hundreds of flags."""
+    raise StartupError(f"{in_one_line(message)}.")
 
 
 def refuse_sharded(args: Namespace, saes: Mapping[str, SAEEntry], places: Sequence[Place] = ()) -> None:

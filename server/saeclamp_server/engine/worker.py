@@ -21,6 +21,7 @@ from saeclamp_server.engine.filling import Filler
 from saeclamp_server.engine.firings import Firings
 from saeclamp_server.engine.layers import WHOLE_STREAM, Layout
 from saeclamp_server.engine.ledger import Ledger
+from saeclamp_server.engine.lifeline import tie_to_server
 from saeclamp_server.engine.live import LiveRequests
 from saeclamp_server.engine.ops import LoadedSAE, SiteState, bind
 from saeclamp_server.engine.placed import Held, vector_key
@@ -39,6 +40,10 @@ class SteeringWorker:
     model_runner: Any
     use_v2_model_runner: bool
     device: torch.device
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        tie_to_server()
+        super().__init__(*args, **kwargs)
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load the model, then the SAEs, and hook their layers before anything is compiled."""

@@ -116,7 +116,10 @@ class SteeredCall:
 
     async def receipt(self) -> Receipt:
         """Ask the engine what it did. Raises NotAppliedError unless every sequence was steered."""
-        answers = await self.app_state.reports.of(self.key)
+        try:
+            answers = await self.app_state.reports.of(self.key)
+        except Exception as exc:  # vLLM raises no class of its own where the engine is stopping or has died
+            raise NotAppliedError(f"what it did could not be asked: {exc}") from exc
         served_name = self.app_state.openai_serving_models.base_model_paths[0].name
         choices = self.app_state.sequences.choices(self.key)
         reports = {choices[request_id]: report for request_id, report in answers.items()}

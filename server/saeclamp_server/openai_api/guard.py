@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from saeclamp.types import Steering
 from saeclamp_server.errors import InvalidSteeringError, RequestError
 from saeclamp_server.openai_api import elsewhere
+from saeclamp_server.openai_api.access import route_path
 from saeclamp_server.openai_api.asked_model import AskedModel
 from saeclamp_server.openai_api.calls import SteeredCall
 from saeclamp_server.openai_api.metrics import REFUSALS
@@ -59,8 +60,7 @@ def _is_ours(scope: Scope) -> bool:
 
 
 def _path(scope: Scope) -> str:
-    path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", "")).rstrip("/")
+    return route_path(scope).rstrip("/")
 
 
 def _is_json(scope: Scope) -> bool:

@@ -1,0 +1,125 @@
+"""vLLM's words go to a file, and the reason of an end is found in them."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from saeclamp_server.fit import in_one_line
+from saeclamp_server.server_log import KEPT, find_error
+
+HEAD_SIZE = """\
+INFO 11-29 23:30:00 [core.py:120] Initializing a V1 LLM engine
+(EngineCore pid=77) ERROR 11-29 23:30:09 [core.py:1516] EngineCore failed to start.
+(EngineCore pid=77) ERROR 11-29 23:30:09 [core.py:1516] Traceback (most recent call last):
+(EngineCore pid=77) ERROR 11-29 23:30:09 [core.py:1516]   File "core.py", line 1480, in run_engine_core
+(EngineCore pid=77) ERROR 11-29 23:30:09 [core.py:1516] ValueError: Head size 20 is not supported.
+(EngineCore pid=77) Traceback (most recent call last):
+(EngineCore pid=77) ValueError: Head size 20 is not supported.
+RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': 1}
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "found"),
+    [
+        pytest.param(
+            HEAD_SIZE, "ValueError: Head size 20 is not supported", id="the-cause-and-not-what-follows-from-it"
+        ),
+        pytest.param(
+            "torch.OutOfMemoryError: CUDA out of memory\nINFO x\n", "OutOfMemoryError: CUDA out of memory", id="module"
+        ),
+        pytest.param(
+            "(EngineCore pid=7) ERROR 11-29 23:50:35 [multiproc_executor.py:315] Worker proc VllmWorker-0 died unexpectedly "
+            "(exit code: -9), shutting down executor.\n(EngineCore pid=7) RuntimeError: cancelled\n",
+            "a worker was killed, most likely because memory ran out",
+            id="killed",
+        ),
+        pytest.param("INFO all is well\nAn Error: no\n", None, id="no-error"),
+        pytest.param("", None, id="nothing"),
+    ],
+)
+def test_the_error_that_ended_an_engine_is_found(log: str, found: str | None) -> None:
+    assert find_error(log) == found
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("one\ntwo", "one"),
+        ("unrecognized arguments: --x", "unrecognized arguments: --x"),
+        (
+            "1 validation error for ModelConfig\n  Value error, the length is too long. [type=value_error, input_value=1]\n"
+            "    For further information visit https://errors.pydantic.dev\n",
+            "the length is too long",
+        ),
+        (
+            "argument --kv-transfer-config: 1 validation error for KVTransferConfig\n"
+            "  Value error, Please specify kv_role [type=value_error]\n    For further information visit x",
+            "argument --kv-transfer-config: Please specify kv_role",
+        ),
+        ("", ""),
+    ],
+)
+def test_other_libraries_messages_are_told_in_one_line(message: str, line: str) -> None:
+    assert in_one_line(message) == line
+
+
+PROGRAM = """
+import os, subprocess, sys
+from saeclamp_server.server_log import ServerLog
+log = ServerLog()
+log.to_file()
+print("noise of a library")
+print("noise on stderr", file=sys.stderr)
+subprocess.run([sys.executable, "-c", "print('noise of a child')"])
+os.write(2, b"noise of C\\n")
+log.say("ready")
+log.show("curl")
+print(log.path, file=log._output)
+"""
+
+
+def run(folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "SAECLAMP_CACHE": str(folder)}
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment, timeout=120, check=True
+    )
+
+
+def test_the_terminal_shows_our_few_words_and_the_file_all_others(tmp_path: Path) -> None:
+    done = run(tmp_path)
+    path = Path(done.stdout.splitlines()[-1])
+    assert (done.stderr, done.stdout.splitlines()[0]) == ("saeclamp: ready\n", "curl")
+    assert sorted(path.read_text().splitlines()) == [
+        "noise of C",
+        "noise of a child",
+        "noise of a library",
+        "noise on stderr",
+    ]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600, "requests may be logged"
+
+
+def test_the_oldest_files_are_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    for number in range(KEPT + 5):
+        (folder / f"serve-20250101-0000{number:02}-1.log").touch()
+    (folder / "mine.log").touch()
+    run(tmp_path)
+    names = sorted(path.name for path in folder.glob("serve-*.log"))
+    assert len(names) == KEPT + 1
+    assert names[0] == "serve-20250101-000005-1.log"
+    assert (folder / "mine.log").exists()
+
+
+def test_where_no_file_can_be_made_the_terminal_shows_everything(tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("in the way")
+    done = run(tmp_path)
+    assert "no log can be written" in done.stderr
+    assert "noise on stderr" in done.stderr
