@@ -152,7 +152,11 @@ class Features:
         return self._transport.ask(Neighbourhoods, "POST", f"{FEATURES}/neighbours", body=body)
 
     def suggest(self, wish: str, *, progress: OnProgress | None = None, **options: Any) -> Suggestion:
-        """Propose a small steering for a wish, tried on neutral questions; `options` as in `Suggest`. Takes a while."""
+        """
+        Propose a small steering for a wish, or say that nothing was found (`outcome`); `options` as in `Suggest`.
+
+        It is tested against unsteered answers and random features, which takes minutes.
+        """
         body = Suggest(wish=wish, **options).to_json()
         return self._transport.ask_long(Suggestion, f"{FEATURES}/suggest", body, progress)
 
@@ -218,6 +222,10 @@ class AsyncFeatures:
         return await self._transport.ask(Neighbourhoods, "POST", f"{FEATURES}/neighbours", body=body)
 
     async def suggest(self, wish: str, *, progress: OnProgress | None = None, **options: Any) -> Suggestion:
-        """Propose a small steering for a wish, tried on neutral questions; `options` as in `Suggest`. Takes a while."""
+        """
+        Propose a small steering for a wish, or say that nothing was found (`outcome`); `options` as in `Suggest`.
+
+        It is tested against unsteered answers and random features, which takes minutes.
+        """
         body = Suggest(wish=wish, **options).to_json()
         return await self._transport.ask_long(Suggestion, f"{FEATURES}/suggest", body, progress)

@@ -22,6 +22,7 @@ from saeclamp.types import (
     Receipt,
     StoredFeature,
     SuggestedPoint,
+    SuggestedTrial,
     Suggestion,
     VariantList,
 )
@@ -118,19 +119,19 @@ def _attribution(found: Attribution) -> str:
 
 @shown.register
 def _suggestion(one: Suggestion) -> str:
-    """What was chosen, how it measured, an answer with it, and why the others were not."""
-    chosen = "" if one.chosen is None else f"{one.chosen.feature} {one.chosen.name or _about(one.chosen)}"
-    parts = [heading(one.wish, chosen or "nothing that was tried works")]
-    if one.chosen is not None and one.chosen.curve:
-        parts.append(_curve(one.chosen.curve, one.best))
+    """What was chosen, how it was tested, an answer with it, and why the others were not."""
+    chosen = ", ".join(f"{feature.feature} {feature.name or _about(feature)}" for feature in one.chosen)
+    parts = [heading(one.wish, chosen or "nothing found")]
+    if one.trials:
+        parts.append(_trials(one.trials, one.best))
     parts += [f"<p>{span(one.example)}</p>"] if one.example else []
     rejected = [
-        (other.feature, other.name, _about(other), ", ".join(other.found_by), other.reason)
+        (other.feature, other.name, _about(other), ", ".join(other.found_by), _largest_gain(other.curve), other.reason)
         for other in one.alternatives
     ]
     if rejected:
-        parts.append(table(("not taken", "name", "about", "found by", "why"), rejected))
-    return "".join(parts) + small([one.note] if one.note else [])
+        parts.append(table(("not taken", "name", "about", "found by", "largest gain at first", "why"), rejected))
+    return "".join(parts) + small([said for said in (one.note, one.test) if said])
 
 
 @shown.register
@@ -207,18 +208,33 @@ def _neighbours(neighbours: Sequence[Neighbour]) -> str:
     return table(("feature", "name", "about", "cosine"), rows)
 
 
-def _curve(points: Sequence[SuggestedPoint], best: SuggestedPoint | None) -> str:
+def _trials(trials: Sequence[SuggestedTrial], best: SuggestedTrial | None) -> str:
     rows = [
         (
-            point.strength,
-            point.gain,
-            point.perplexity,
-            point.repetition,
-            "best" if point == best else "works" if point.works else "",
+            " + ".join(f"{strength:g} x {one}" for one, strength in zip(trial.features, trial.strengths, strict=True)),
+            trial.gain,
+            trial.control,
+            trial.p,
+            trial.perplexity,
+            trial.repetition,
+            "best" if trial == best else "works" if trial.works else "",
         )
-        for point in points
+        for trial in trials
     ]
-    return table(("clamp (x max act)", "gain", "perplexity (x)", "repetition", ""), rows)
+    headers = (
+        "tested (x max act)",
+        "gain",
+        "gain of random features",
+        "p, corrected",
+        "perplexity (x)",
+        "repetition",
+        "",
+    )
+    return table(headers, rows)
+
+
+def _largest_gain(curve: Sequence[SuggestedPoint]) -> float | None:
+    return max((point.gain for point in curve), default=None)
 
 
 def _about(one: Described) -> str:

@@ -18,7 +18,20 @@ TOKEN = {"id": 1, "text": EVIL, "logprob": -1.0}
 COMPARED = {"id": 1, "text": EVIL, "logprob": -1.0, "default_logprob": -2.0, "kl": 0.3}
 ANSWER = {"seed": 0, "text": EVIL, "tokens": [COMPARED], "kl": 0.3, "perplexity": 7.0, "repetition": 0.1}
 CHANGED = {**ANSWER, "differences": [{"op": "insert", "default": [0, 0], "own": [0, 1]}]}
-POINT = {"strength": 0.75, "gain": 0.2, "perplexity": 1.5, "repetition": 0.1, "works": True}
+POINT = {"strength": 0.75, "gain": 0.2, "perplexity": 1.5, "repetition": 0.1}
+TRIAL = {
+    "features": [f"s/{EVIL}"],
+    "strengths": [0.75],
+    "gain": 0.2,
+    "control": 0.01,
+    "p_baseline": 0.001,
+    "p_controls": 0.0001,
+    "p": 0.004,
+    "perplexity": 1.5,
+    "repetition": 0.1,
+    "works": True,
+}
+PAIR = {**TRIAL, "features": [f"s/{EVIL}", "s/4"], "strengths": [0.5, 0.7], "gain": 0.1, "reason": EVIL}
 
 ANSWERS: list[Answer] = [
     Inspection.model_validate(
@@ -121,9 +134,13 @@ ANSWERS: list[Answer] = [
     Suggestion.model_validate(
         {
             "wish": EVIL,
+            "outcome": "found",
             "steering": {"interventions": []},
-            "chosen": {**FEATURE, "found_by": ["search"], "curve": [POINT, {**POINT, "strength": 1.5}]},
-            "best": POINT,
+            "chosen": [{**FEATURE, "found_by": ["search"], "curve": [POINT, {**POINT, "strength": 1.5}]}],
+            "best": TRIAL,
+            "trials": [TRIAL, PAIR],
+            "num_tried": 9,
+            "test": EVIL,
             "example": EVIL,
             "alternatives": [{**FEATURE, "found_by": [EVIL], "reason": EVIL}],
             "note": EVIL,
@@ -212,9 +229,12 @@ def test_the_examples_of_a_feature_are_as_warm_as_the_strongest_of_them() -> Non
     assert 'rgba(230,159,0,0.50)" title="1.5"' in html
 
 
-def test_a_suggestion_says_which_strength_is_the_best_and_why_others_were_not_taken() -> None:
+def test_a_suggestion_says_which_steering_is_the_best_and_why_others_were_not_taken() -> None:
     seen = Seen(str(ANSWERS[8]._repr_html_()))
     assert ("best" in seen.text, "works" in seen.text, "why" in seen.text) == (True, True, True)
+    assert "0.7 x s/4" in seen.text
+    nothing = Suggestion(wish="zux", outcome="nothing_found", steering=None, num_tried=8, note="Nothing found: none.")
+    assert "nothing found" in Seen(str(nothing._repr_html_())).text
 
 
 def test_a_feature_without_a_label_is_described_by_its_tokens_in_every_drawing() -> None:
@@ -232,7 +252,13 @@ def test_a_feature_without_a_label_is_described_by_its_tokens_in_every_drawing()
         StoredFeature.model_validate(bare),
         Neighbourhoods.model_validate({"data": [{"feature": "s/1", "neighbours": [{**bare, "cosine": 0.5}]}]}),
         Suggestion.model_validate(
-            {"wish": "w", "steering": None, "alternatives": [{**bare, "found_by": ["search"], "reason": "no"}]}
+            {
+                "wish": "w",
+                "outcome": "nothing_found",
+                "steering": None,
+                "num_tried": 4,
+                "alternatives": [{**bare, "found_by": ["search"], "reason": "no"}],
+            }
         ),
     ]
     for answer in drawn:

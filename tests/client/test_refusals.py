@@ -112,7 +112,7 @@ def test_fields_are_given_by_name() -> None:
         (SEA.above(1), "a condition stands in a rule"),
         (SEA, "write hit.clamp(1.0)"),
         (FeatureHits(data=(SEA,), num_found=1), "pick one of its features"),
-        (Suggestion(wish="x", steering={}), "pass suggestion.steering"),
+        (Suggestion(wish="x", outcome="found", steering={}, num_tried=1), "pass suggestion.steering"),
         (VARIANT, "model='m:sea'"),
         (3, "interventions such as Clamp(feature=..., value=...), not 3"),
         (["sea"], "steering[0]: a variant is asked for by its model's name"),

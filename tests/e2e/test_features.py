@@ -166,26 +166,39 @@ def test_a_comparison_shows_what_the_steering_does_and_a_prompt(client: Client) 
     assert compared.receipts[0].applied
 
 
-@pytest.mark.parametrize(
-    ("wish", "word"),
-    [("talk about the sea", "sea"), ("mention the Golden Gate Bridge", "golden-gate"), ("talk about food", "food")],
-)
-def test_a_wish_becomes_a_steering_whose_effect_can_be_seen(client: Client, wish: str, word: str) -> None:
+@pytest.mark.parametrize(("wish", "name"), [("talk about the sea", "sea"), ("talk about food", "food")])
+def test_a_wish_becomes_a_steering_that_beats_unsteered_answers_and_random_features(
+    client: Client, wish: str, name: str
+) -> None:
     searched(client, wish)  # embeddings are there
-    found = client.features.suggest(wish, num_candidates=2, strengths=(0.75, 1.0), max_tokens=24)
+    found = client.features.suggest(wish, saes=("bundled",), num_candidates=2, strengths=(0.75, 1.0), max_tokens=24)
+    assert found.outcome == "found"
     assert found.steering is not None
-    assert found.chosen is not None
     assert found.best is not None
-    names = {found.chosen.name, *(other.name for other in found.alternatives if other.curve)}
-    assert word in names
-    assert found.best.gain == max(point.gain for point in found.chosen.curve if point.works)
+    assert name in [feature.name for feature in found.chosen]
+    assert found.best.control is not None
+    assert found.best.p <= 0.05
+    assert found.best.gain > found.best.control + 0.03
+    assert found.best.perplexity <= 3
+    assert len(found.controls) == 12
+    assert not {control.feature for control in found.controls} & {other.feature for other in found.alternatives}
     assert all(other.reason for other in found.alternatives)
-    compared = client.steering.compare(
-        found.steering,
-        [{"role": "user", "content": "What makes a good friend?"}],
-        max_tokens=24,
-        repetition_penalty=1.1,
+    answer = client.chat.completions.create(
+        messages=[{"role": "user", "content": "What makes a good friend?"}], steering=found.steering, max_tokens=8
     )
-    assert compared.steered[0].kl is not None
-    assert compared.steered[0].kl > 0.02
-    assert compared.steered[0].differences
+    assert answer.steering is not None
+    assert [f"bundled/{item.index}" for item in answer.steering.interventions] == [one.feature for one in found.chosen]
+
+
+@pytest.mark.parametrize("wish", ["always zux the glex", "vkprdlnktugrpo jowmkq", "seven rather of not neither than"])
+def test_nothing_is_suggested_for_a_wish_that_means_nothing(client: Client, wish: str) -> None:
+    found = client.features.suggest(wish, saes=("bundled",), num_candidates=2, strengths=(0.75, 1.0), max_tokens=16)
+    assert found.outcome == "nothing_found"
+    assert (found.steering, found.chosen, found.best, found.example) == (None, (), None, None)
+    assert found.note is not None
+    assert found.note.startswith("Nothing found")
+    assert [trial.works for trial in found.trials] == [False] * len(found.trials)
+    # what was tried is told all the same
+    assert found.num_tried >= 4
+    assert [len(other.curve) for other in found.alternatives[:3]] == [2, 2, 0]
+    assert all(trial.reason for trial in found.trials)

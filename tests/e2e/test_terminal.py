@@ -9,8 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.bundled import GOLDEN_GATE
 from tests.e2e.serving import Server
 from tests.server.typed_terminal import CTRL_C, typed
+
+from saeclamp import Client
 
 
 def run(server: Server, *words: str, said: str | None = None, status: int = 0) -> str:
@@ -129,6 +132,22 @@ def test_ctrl_c_ends_an_answer_on_the_server_too(server: Server, tmp_path: Path)
         terminal.shows("> ", at)
         terminal.enter("/quit")
         assert terminal.ends() == 0
+
+
+def test_what_is_suggested_for_a_wish_is_saved_as_a_variant(server: Server) -> None:
+    with Client(server.url) as client:
+        while client.features.search("bridge").note:  # a fresh machine computes embeddings first
+            time.sleep(1)
+    words = ("features", "suggest", "mention the Golden Gate Bridge", "--candidates", "1", "--max-tokens", "24")
+    steering, example, *_ = run(server, *words, "--save", "bridges").splitlines()
+    (move,) = json.loads(steering)["interventions"]
+    assert (move["feature"], move["op"], move["unit"]) == (f"bundled/{GOLDEN_GATE}", "clamp", "max_act")
+    assert example.startswith("e.g. ")
+    saved = json.loads(dict(rows(run(server, "variants", "show", "bridges")))["steering"])
+    assert saved["interventions"] == [move]
+    run(server, "variants", "delete", "bridges", "--yes")
+    # it is said before anything is tried
+    assert "cannot be replaced" in run(server, *words, "--save", "golden-gate", status=1)
 
 
 def test_variants_are_created_listed_exported_and_deleted(server: Server, tmp_path: Path) -> None:

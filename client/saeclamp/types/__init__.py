@@ -70,7 +70,14 @@ from saeclamp.types.receipts import (
 from saeclamp.types.rules import CONDITIONS, AllOf, AnyOf, Condition, FeatureCondition, Not, Rule, comparisons
 from saeclamp.types.search import MAX_HITS, MAX_QUERY, FeatureHit, FeatureHits, FeatureQuery
 from saeclamp.types.steering import Readout, ReceiptKind, Steering, as_steering, extra_body
-from saeclamp.types.suggestion import Suggest, SuggestedFeature, SuggestedPoint, Suggestion
+from saeclamp.types.suggestion import (
+    Suggest,
+    SuggestedControl,
+    SuggestedFeature,
+    SuggestedPoint,
+    SuggestedTrial,
+    Suggestion,
+)
 from saeclamp.types.tokens import TOKEN_OBJECTS, After, First, Positions, Role, Roles, Tokens
 from saeclamp.types.validation import PlannedIntervention, Validate, Validation
 from saeclamp.types.variants import (
@@ -86,8 +93,10 @@ from saeclamp.types.vectors import DeletedVector, StoredVector, StoredVectors
 
 __all__ = [
     "Suggest",
+    "SuggestedControl",
     "SuggestedFeature",
     "SuggestedPoint",
+    "SuggestedTrial",
     "Suggestion",
     "DeletedVariant",
     "ExportedVariant",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -28,21 +28,59 @@ class Suggest(Question):
     """Clamps that are tried, in multiples of the feature's maximum."""
     max_tokens: Annotated[int, Field(strict=True, ge=8, le=200)] = 40
     """Of each answer."""
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**31)] = 0
+    """Another one samples other answers, and draws other controls."""
 
 
 class SuggestedPoint(Answer):
-    """What a clamp of one strength did to the answers to neutral questions."""
+    """What a clamp of one strength did to the answers to a few neutral questions: a first look, which proves nothing."""
 
     strength: float
     """In multiples of the feature's maximum."""
     gain: float
     """How much nearer the answers are to the wish than unsteered ones: difference of mean cosines of embeddings."""
-    perplexity: float
-    """Under the unsteered model, in multiples of the unsteered answers'."""
+    perplexity: float | None = None
+    """Under the unsteered model, in multiples of the unsteered answers'; None where the gain was too small to ask."""
     repetition: float
     """Share of the last 20 words that stood among these before."""
+
+
+class SuggestedTrial(Answer):
+    """
+    What a steering did to answers to questions that had no part in choosing it.
+
+    Its gain is measured against unsteered answers that had no part in choosing what the wish sounds like.
+    """
+
+    features: tuple[str, ...]
+    """One, or a pair."""
+    strengths: tuple[float, ...]
+    """Of each, in multiples of its maximum."""
+    gain: float
+    control: float | None = None
+    """Mean gain of the control arm: random features that move the stream as far. None, as `p_controls`: it was not asked,
+    because nothing gained more than chance does."""
+    p_baseline: float
+    """How often chance alone gains as much against the unsteered model; exact, by swapping steered and unsteered answers."""
+    p_controls: float | None = None
+    """How often a random feature gains as much; by Student's t for one case against a control sample."""
+    p: float
+    """The larger of the two, corrected for having picked the best of all that was tried."""
+    perplexity: float
+    repetition: float
     works: bool
-    """Whether the gain is beyond what differs from question to question, and the text has not fallen apart."""
+    """Whether `p` is at most 0.05, the gain is large enough to be noticed, and the text has not fallen apart."""
+    reason: str | None = None
+    """Why it does not work, or another was taken; None for the one that was."""
+
+
+class SuggestedControl(Answer):
+    """A random feature of the control arm."""
+
+    feature: str
+    value_act: float
+    """To which it was clamped, in the encoder's units: it moves the stream as far as one of the steerings."""
+    gain: float
 
 
 class SuggestedFeature(Composable, Answer):
@@ -57,21 +95,32 @@ class SuggestedFeature(Composable, Answer):
     """`search`, `contrast`: how it came to be thought of."""
     curve: tuple[SuggestedPoint, ...] = ()
     reason: str | None = None
-    """Why it was not taken; None for the one that was."""
+    """Why it was not taken; None for one that was."""
 
 
 class Suggestion(Answer):
-    """A steering that was tried, and what else was."""
+    """A steering that was tried and passed, or the honest news that none did; and what was tried."""
 
     object: str = "suggestion"
     wish: str
+    outcome: Literal["found", "nothing_found"]
     steering: dict[str, Any] | None
-    """To be sent as it is; None where nothing that was tried works."""
-    chosen: SuggestedFeature | None = None
-    best: SuggestedPoint | None = None
-    """Of the chosen feature."""
+    """To be sent as it is; None where nothing was found."""
+    chosen: tuple[SuggestedFeature, ...] = ()
+    """Features of the steering: one or two; none where nothing was found."""
+    best: SuggestedTrial | None = None
+    """How the steering was tested."""
     example: str | None = None
-    """An answer with this steering."""
+    """Its answer to the first question of the test."""
+    trials: tuple[SuggestedTrial, ...] = ()
+    """All that was put to the test, largest gain first."""
+    controls: tuple[SuggestedControl, ...] = ()
+    """None where nothing that was tested gained more than chance does, so that there was nothing to compare."""
+    num_tried: int
+    """Clamps and pairs of clamps of which the best were put to the test."""
+    test: str | None = None
+    """How it was tested, in words; None where nothing was."""
     alternatives: tuple[SuggestedFeature, ...] = ()
     """That were rejected, with reasons; the most promising first."""
     note: str | None = None
+    """Why nothing was found."""

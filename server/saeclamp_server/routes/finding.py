@@ -61,6 +61,6 @@ async def neighbouring_features(body: NeighboursQuery, request: Request) -> Resp
 
 @router.post("/v1/features/suggest", response_model=Suggestion, responses=PROGRESS)
 async def suggest_steering(body: Suggest, request: Request) -> Response:
-    """Propose a small steering for a wish, tried on neutral questions."""
+    """Propose a small steering for a wish, tested against unsteered answers and random features, or say that none works."""
     state = request.app.state
     return await answered(request, lambda model, counter: suggest(body, model, state.served, state.search, counter))

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from saeclamp_server.terminal.asking import add_command, warn
+from saeclamp_server.terminal.descriptions import about, labelled
 from saeclamp_server.terminal.layout import print_facts, print_json, print_table
 from saeclamp_server.terminal.progress import progress_shown
+from saeclamp_server.terminal.suggestion import check_name, print_suggestion, save
 from saeclamp_server.terminal.texts import add_passage, passage_of, read_passages
 from saeclamp_server.visible import visible, visible_line
 
 if TYPE_CHECKING:
     from saeclamp import Client
-    from saeclamp.types import Answer, Described, Label, SuggestedPoint
+    from saeclamp.types import Answer
 
 NUM_EXAMPLES = 5
 
@@ -65,6 +66,10 @@ def register(commands: Any) -> None:
 
     suggest = _command(subcommands, "suggest", "propose a small steering for a wish, and try it", _suggest)
     suggest.add_argument("wish", help="such as 'talk about the sea'")
+    suggest.add_argument("--candidates", type=int, metavar="N", help="how many features are tried")
+    suggest.add_argument("--max-tokens", type=int, metavar="N", help="of each answer")
+    suggest.add_argument("--seed", type=int, metavar="N", help="another one draws other answers, and other controls")
+    suggest.add_argument("--save", metavar="NAME", help="save the steering, if one is found, as a variant of this name")
 
 
 def _command(
@@ -87,7 +92,7 @@ def _search(args: argparse.Namespace, client: Client) -> int:
         (
             hit.feature,
             hit.name or "",
-            _about(hit),
+            about(hit),
             " ".join(map(repr, hit.tokens[:3])),
             _number(hit.density),
             _number(hit.max_act),
@@ -117,14 +122,14 @@ def _show(args: argparse.Namespace, client: Client) -> int:
         print_json(feature.model_dump(mode="json"))
         return 0
     facts = {"feature": feature.feature, "name": feature.name or "-", "about": feature.description or "-"}
-    facts |= {f"label, {label.source}": _label(label) for label in feature.labels}
+    facts |= {f"label, {label.source}": labelled(label) for label in feature.labels}
     for name in ("density", "max_act", "top_act", "output_score"):
         facts[name] = _number(getattr(feature, name)) or "-"
     facts["green zone"] = _zone(feature.green_zone) or "-"
     facts["best"] = _number(feature.best) or "-"
     facts["promotes"] = " ".join(repr(logit.token) for logit in feature.top_logits or ()) or "-"
     facts["suppresses"] = " ".join(repr(logit.token) for logit in feature.bottom_logits or ()) or "-"
-    near = (f"{other.feature} {_about(other)} {other.cosine:.2f}" for other in feature.neighbours or ())
+    near = (f"{other.feature} {about(other)} {other.cosine:.2f}" for other in feature.neighbours or ())
     facts["neighbours"] = "; ".join(" ".join(one.split()) for one in near) or "-"
     print_facts({name: visible(value) for name, value in facts.items()})
     for example in (feature.examples or ())[:NUM_EXAMPLES]:
@@ -144,7 +149,7 @@ def _inspect(args: argparse.Namespace, client: Client) -> int:
         ]
         return _print(args, found, ("position", "token", *args.feature), rows, [], found.warnings)
     rows = [
-        (one.feature, one.name or "", _about(one), _number(one.max), _number(one.mean), _number(one.frequency))
+        (one.feature, one.name or "", about(one), _number(one.max), _number(one.mean), _number(one.frequency))
         for one in found.features
     ]
     return _print(args, found, ("feature", "name", "about", "max", "mean", "frequency"), rows, [], found.warnings)
@@ -160,7 +165,7 @@ def _contrast(args: argparse.Namespace, client: Client) -> int:
         (
             one.feature,
             one.name or "",
-            _about(one),
+            about(one),
             _number(one.positive),
             _number(one.negative),
             f"{one.effect:+.2f}",
@@ -181,7 +186,7 @@ def _attribute(args: argparse.Namespace, client: Client) -> int:
         (
             one.feature,
             one.name or "",
-            _about(one),
+            about(one),
             _number(one.act),
             f"{one.change:+.3f}",
             f"{one.predicted:+.3f}",
@@ -197,29 +202,27 @@ def _attribute(args: argparse.Namespace, client: Client) -> int:
 def _neighbours(args: argparse.Namespace, client: Client) -> int:
     found = client.features.neighbours(args.feature, limit=args.limit)
     rows = [
-        (one.feature, one.name or "", _about(one), f"{one.cosine:.2f}")
-        for near in found.data
-        for one in near.neighbours
+        (one.feature, one.name or "", about(one), f"{one.cosine:.2f}") for near in found.data for one in near.neighbours
     ]
     return _print(args, found, ("feature", "name", "about", "cosine"), rows, [])
 
 
 def _suggest(args: argparse.Namespace, client: Client) -> int:
+    if args.save is not None:
+        check_name(client, args.save)
+    options = {"num_candidates": args.candidates, "max_tokens": args.max_tokens, "seed": args.seed}
+    given = {name: value for name, value in options.items() if value is not None}
     print("Trying features on neutral questions; that takes some minutes on a CPU.", file=sys.stderr)
     with progress_shown() as progress:
-        found = client.features.suggest(args.wish, progress=progress)
-    if not args.json:
-        print(json.dumps(found.steering) if found.steering else visible_line(found.note or "Nothing works."))
-        if found.example:
-            print(f"e.g. {visible_line(found.example)}")
-    features = [*([found.chosen] if found.chosen else []), *found.alternatives]
-    rows = [(one.feature, one.name or "", _about(one), _best(one.curve), one.reason or "chosen") for one in features]
-    return _print(args, found, ("feature", "name", "about", "largest gain that works", "why not"), rows, [])
-
-
-def _best(curve: Sequence[SuggestedPoint]) -> str:
-    best = max((point for point in curve if point.works), key=lambda point: point.gain, default=None)
-    return f"{best.gain:.3f} at {best.strength:g} x max" if best else ""
+        found = client.features.suggest(args.wish, progress=progress, **given)
+    if args.json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        print_suggestion(found)
+    if args.save is not None:
+        saved = save(client, args.save, found)
+        print(f"Saved: {saved.id} may be asked for as a model.", file=sys.stderr)
+    return 0
 
 
 def _print(
@@ -239,16 +242,6 @@ def _print(
         print(visible_line(note))
     warn(warnings)
     return 0
-
-
-def _about(one: Described) -> str:
-    """Say what a feature is about, and how well its label holds."""
-    return _label(one.label) if one.label else one.description or "-"
-
-
-def _label(label: Label) -> str:
-    score = "" if label.score is None else f" ({label.score:.2f})"
-    return f"{label.text}{score}"
 
 
 def _number(value: float | None) -> str:
