@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,13 +26,30 @@ class Lengths:
     """Whether it is the stream that is measured; else, where that is not at hand, the vector at the site."""
 
 
-def in_act(value: float, lengths: Lengths, index: int, path: str) -> float:
+NOISE = 1e-5
+"""Share by which a length may differ from start to start. Another ulp of one token's length is a hundredth of it."""
+
+Rounding = Callable[[float], float]
+
+
+def rounded(length: float) -> float:
+    """Round to four significant digits, so that what is measured again, an ulp off, gives the same edits."""
+    return float(f"{length:.4g}")
+
+
+def rounded_the_other_way(length: float) -> float:
+    """Round a length that is as near to two such values as noise is to the one that `rounded` does not give."""
+    near = {rounded(length * (1 - NOISE)), rounded(length * (1 + NOISE))} - {rounded(length)}
+    return near.pop() if near else rounded(length)
+
+
+def in_act(value: float, lengths: Lengths, index: int, path: str, rounding: Rounding = rounded) -> float:
     """Convert multiples of the stream's median length to the encoder's units. Raises RequestError."""
     if lengths.stream is None:
         raise InvalidSteeringError("The length of the residual stream could not be measured at this site.", path)
     if not lengths.rows[index]:
         raise InvalidSteeringError("This feature's decoder row is empty, so it has no length to measure by.", path)
-    return value * lengths.stream / lengths.rows[index]
+    return value * rounding(lengths.stream) / rounding(lengths.rows[index])
 
 
 MAX_DOSE = 100.0

@@ -9,11 +9,12 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.server.conftest import report
+from tests.server.conftest import entry, report
 
 from saeclamp import Ablate, Add, After, AtLeast, AtMost, Clamp, FeatureIndex, First, Positions, Roles, Scale, Steering
 from saeclamp.types import Operation, Tokens
 from saeclamp_server.conversation import Conversation
+from saeclamp_server.doses import Lengths, rounded, rounded_the_other_way
 from saeclamp_server.errors import NotAppliedError, RequestError
 from saeclamp_server.program import Edit, EditOp, SteeringProgram
 from saeclamp_server.scopes import ALL, GENERATED, PROMPT, PROMPT_END, Scope
@@ -176,6 +177,34 @@ def test_residual_norms_are_turned_into_activations_by_the_decoder_rows_length(s
         with pytest.raises(RequestError, match=says) as raised:
             resolve(steering(Add(feature=feature, value=1, unit="resid_norm")), served)
         assert raised.value.param == "steering.interventions[0].unit"
+
+
+@pytest.mark.parametrize("noise", [2**-52, -(2**-52), 1e-6, -1e-6])
+def test_what_is_measured_a_little_differently_after_a_restart_is_the_same_program(noise: float) -> None:
+    asked = steering(Add(feature="big/1", value=0.3, unit="resid_norm"))
+    before, after = (
+        resolve(
+            asked,
+            Served({"big": entry("big", 8, 10)}, {"big": Lengths(137.258 * (1 + by), [0.981234 * (1 - by)] * 10)}),
+        ).program
+        for by in (0.0, noise)
+    )
+    assert before.edits[0].value == after.edits[0].value == 0.3 * 137.3 / 0.9812
+    assert before.spec == after.spec
+
+
+@pytest.mark.parametrize(
+    ("length", "one", "other"),
+    [
+        (137.258, 137.3, 137.3),
+        (137.2500001, 137.3, 137.2),
+        (137.2499999, 137.2, 137.3),
+        (0.00123449999999, 0.001234, 0.001235),
+        (9999.5, 10000.0, 9999.0),
+    ],
+)
+def test_a_length_near_two_roundings_has_both(length: float, one: float, other: float) -> None:
+    assert (rounded(length), rounded_the_other_way(length)) == (one, other)
 
 
 BRIDGE = {"feature": "big/bridge"}  # 200 at most

@@ -263,6 +263,38 @@ def test_a_rule_of_the_request_that_moves_what_the_variant_moves_blames_the_vari
     assert refused.value.param == "model"
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param(137.258, 137.258 * (1 + 2**-52), id="one-ulp"),
+        pytest.param(137.258, 137.258 * (1 - 1e-6), id="a-millionth"),
+        pytest.param(137.25 * (1 + 1e-7), 137.25 * (1 - 1e-7), id="across-a-rounding"),
+        pytest.param(137.25 * (1 - 1e-7), 137.25 * (1 + 1e-7), id="back-across-it"),
+    ],
+)
+def test_a_variant_in_lengths_of_the_stream_outlasts_a_restart_that_measures_a_little_differently(
+    url: str, before: float, after: float
+) -> None:
+    pushed = Steering(interventions=(Add(feature="big/food", value=0.3, unit="resid_norm"),))
+    store = VariantStore(url)
+    first, second = (
+        Variants(store, replace(served(), lengths={"big": Lengths(length, [2.0] * 100)}), ["tiny"])
+        for length in (before, after)
+    )
+    create(first, "pushed", pushed)
+    was = first.resolved(run(first.get("pushed")), None).program
+    version = run(second.get("pushed"))
+    assert second.resolved(version, None).program.spec == was.spec
+    own = Steering(interventions=(Clamp(feature="big/plain", value=1),))
+    joined = second.resolved(version, own).program
+    assert [edit.value for edit in joined.edits] == [3.0, was.edits[0].value]
+    elsewhere = Variants(store, replace(served(), lengths={"big": Lengths(before * 1.001, [2.0] * 100)}), ["tiny"])
+    with pytest.raises(RequestError) as refused:
+        elsewhere.resolved(version, None)
+    assert refused.value.code == "variant_changed"
+    store.close()
+
+
 def test_tokens_that_are_chosen_by_role_can_be_saved(variants: Variants) -> None:
     steering = Steering(interventions=(Clamp(feature="big/bridge", value=1, tokens=Roles(roles=("user",))),))
     made, _ = create(variants, "listener", steering)

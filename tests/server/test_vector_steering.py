@@ -51,7 +51,7 @@ def test_values_are_multiples_of_the_vector_or_of_the_streams_length(with_vector
         with_vectors,
     ).program
     assert program.edits == (
-        Edit("vector:sleepy", 0, "add", 2 * 50 / NORM, GENERATED),
+        Edit("vector:sleepy", 0, "add", 2 * 50 / float(f"{NORM:.4g}"), GENERATED),
         Edit("vector:honest", 0, "clamp", -3.0),
         Edit("vector:late", 0, "scale", 0.5),
         Edit("big", 4, "clamp", 100.0),
@@ -136,7 +136,7 @@ def test_the_receipt_is_of_the_vector_as_it_was_when_the_request_began(with_vect
     (item,) = written.interventions
     assert (item.vector, item.feature, item.sae, item.index, item.name) == ("sleepy", None, None, None, None)
     assert (item.layer, item.site, item.op, item.unit, item.value) == (8, "resid_post 8", "add", "resid_norm", 1.0)
-    assert item.value_act == pytest.approx(50 / NORM)
+    assert item.value_act == pytest.approx(50 / float(f"{NORM:.4g}"))
     assert item.act_before is not None
     assert (item.act_before.mean, item.act_before.max) == (-2.0, -1.5)
     assert item.dose is not None

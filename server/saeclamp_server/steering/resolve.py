@@ -119,7 +119,7 @@ def _edit(operation: Operation, served: Served, conversation: Conversation | Non
         assert operation.vector is not None, "the wire takes one of the two"
         vector = find_vector(operation.vector, served.vectors, f"{path}.vector")
         name, index = f"{VECTOR}{vector.name}", 0
-        op, value = _move(operation, lambda value, unit: to_projection(value, unit, vector, path))
+        op, value = _move(operation, lambda value, unit: to_projection(value, unit, served, vector, path))
     return Edit(name, index, op, value, scope, operation.special_tokens, rule)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from saeclamp_saes import SAEEntry, Site
-from saeclamp_server.doses import Lengths
+from saeclamp_server.doses import Lengths, Rounding, rounded
 from saeclamp_server.program import VECTOR, Edit
 from saeclamp_server.vectors import Vector
 
@@ -30,6 +30,9 @@ class Served:
 
     describe: Callable[[str, int], str | None] = lambda sae, index: None
     """Says in words what a feature is, by its SAE's name and its index; None where nothing is known of it."""
+
+    rounding: Rounding = rounded
+    """Of the lengths by which values are measured."""
 
     def site_of(self, edit: Edit) -> Site:
         """Where the edit is added, first if at several sites."""

@@ -53,12 +53,12 @@ def find_vector(name: str, vectors: Mapping[str, Vector], path: str) -> Vector:
     return vectors[name]
 
 
-def to_projection(value: float, unit: Unit, vector: Vector, path: str) -> float:
+def to_projection(value: float, unit: Unit, served: Served, vector: Vector, path: str) -> float:
     """Convert a value to multiples of a vector. Raises RequestError, which names `path`.unit."""
     if unit == "act":
         return value
     if unit == "resid_norm":
-        return in_act(value, vector.lengths, 0, f"{path}.unit")
+        return in_act(value, vector.lengths, 0, f"{path}.unit", served.rounding)
     raise InvalidSteeringError(
         "A vector has no maximum activation, so 'max_act', the default unit, has no meaning for it; give the value in unit "
         "'act' (multiples of the vector) or 'resid_norm' (of the stream's median length).",
@@ -71,7 +71,7 @@ def to_act(value: float, unit: Unit, served: Served, sae: str, index: int, path:
     if unit == "act":
         return value
     if unit == "resid_norm":
-        return in_act(value, served.lengths[sae], index, f"{path}.unit")
+        return in_act(value, served.lengths[sae], index, f"{path}.unit", served.rounding)
     max_act = served.max_act(sae, index)
     if max_act is None:
         raise InvalidSteeringError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -12,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from saeclamp.types import MAX_RULES, NewVariant, Steering, Variant, VariantExport
 from saeclamp.types.refusals import nearest
 from saeclamp_server.conversation import Conversation
+from saeclamp_server.doses import rounded_the_other_way
 from saeclamp_server.errors import (
     BareVariantError,
     ContradictionError,
@@ -156,16 +158,20 @@ class Variants:
         conversation: where either chooses tokens by role
         """
         steering = self.steering(version)
-        try:
-            alone = resolve(steering, self._served, conversation)
-        except RequestError as exc:
-            raise _blamed(exc, None, version) from None
-        if meaning_of(alone.program) != version.meaning:
+        # lengths that were measured again may have come to lie on the other side of where they are rounded
+        for served in (self._served, replace(self._served, rounding=rounded_the_other_way)):
+            try:
+                alone = resolve(steering, served, conversation)
+            except RequestError as exc:
+                raise _blamed(exc, None, version) from None
+            if meaning_of(alone.program) == version.meaning:
+                break
+        else:
             raise VariantChangedError(version.to_wire().version)
         if own is None:
             return alone
         try:
-            return resolve(_joined(own, steering, version), self._served, conversation)
+            return resolve(_joined(own, steering, version), served, conversation)
         except RequestError as exc:
             raise _blamed(exc, own, version) from None
 
