@@ -40,7 +40,7 @@ class Reading(NamedTuple):
 
     acts: list[float | None]
     """The readout's named features, in their order; None: it is a special token."""
-    top: dict[str, list[Sequence[Any]] | None]
+    top: dict[str, Sequence[Sequence[Any]] | None]
     """(index, activation) of each SAE's strongest features, strongest first."""
     edits: list[Sequence[Any]]
 

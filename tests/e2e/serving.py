@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,23 @@ class Server:
         assert response.status_code == 200, response.text
         result: dict[str, Any] = response.json()
         return result
+
+    def num_sequences(self) -> int:
+        """Those that the engine runs or has waiting."""
+        metrics = self.http.get("/metrics").text
+        found = re.findall(r"^vllm:num_requests_(?:running|waiting)\{.*\} (\S+)$", metrics, re.MULTILINE)
+        assert len(found) == 2, metrics
+        return sum(int(float(number)) for number in found)
+
+
+def wait_until(holds: Callable[[], bool], seconds: float) -> bool:
+    """Wait until something holds; False where it does not in time."""
+    end = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 Process = subprocess.Popen[bytes] | Forked

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.e2e.checkpoints import SPECIAL_IDS, make_model
-from tests.e2e.serving import Server, serve
+from tests.e2e.serving import Server, serve, wait_until
 from tests.reference import Move, ReferenceModel, ReferenceSAE
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -282,23 +281,6 @@ TAKES_LONG: dict[str, dict[str, Any]] = {
 }
 
 
-def num_sequences(server: Server) -> int:
-    """That the engine runs or has waiting."""
-    metrics = server.http.get("/metrics").text
-    found = re.findall(r"^vllm:num_requests_(?:running|waiting)\{.*\} (\S+)$", metrics, re.MULTILINE)
-    assert len(found) == 2, metrics
-    return sum(int(float(number)) for number in found)
-
-
-def wait_until(holds: Callable[[], bool], seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
-
-
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
 @pytest.mark.parametrize("path", TAKES_LONG)
 def test_the_engine_stops_within_a_second_after_the_client_has_hung_up(
@@ -307,15 +289,15 @@ def test_the_engine_stops_within_a_second_after_the_client_has_hung_up(
     server = planted.server
     if path == "features/suggest":  # which needs embeddings
         assert wait_until(lambda: planted.client.features.search("sea").rankings[-1:] == ("meaning",), 120)
-    assert wait_until(lambda: num_sequences(server) == 0, 10)
+    assert wait_until(lambda: server.num_sequences() == 0, 10)
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as connection:
         body = json.dumps(TAKES_LONG[path]).encode()
         head = f"POST /v1/{path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAccept: {accept}\r\n"
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        assert wait_until(lambda: num_sequences(server) > 0, 60)
-    assert wait_until(lambda: num_sequences(server) == 0, 1.0)
+        assert wait_until(lambda: server.num_sequences() > 0, 60)
+    assert wait_until(lambda: server.num_sequences() == 0, 1.0)
     time.sleep(0.3)
-    assert num_sequences(server) == 0  # nothing else is begun
+    assert server.num_sequences() == 0  # nothing else is begun
     assert "saeclamp_features_in_use 0.0" in server.http.get("/metrics").text
     assert server.complete("Then the ship", [CLAMP.model_dump(mode="json")])["steering"]["applied"]
 

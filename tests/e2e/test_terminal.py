@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.bundled import GOLDEN_GATE
-from tests.e2e.serving import Server
+from tests.e2e.serving import Server, wait_until
 from tests.server.typed_terminal import CTRL_C, typed
 
 from saeclamp import Client
@@ -204,3 +205,15 @@ def test_no_server_is_said_in_a_sentence() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "No server answers at http://127.0.0.1:9" in done.stderr
+
+
+def test_ctrl_c_ends_a_long_command_and_its_work_on_the_server(server: Server) -> None:
+    assert wait_until(lambda: server.num_sequences() == 0, 10)
+    words = ("features", "suggest", "talk about the sea", "--url", server.url)
+    with subprocess.Popen([sys.executable, "-m", "saeclamp_server", *words], stderr=subprocess.PIPE, text=True) as ran:
+        assert wait_until(lambda: server.num_sequences() > 0, 120)
+        ran.send_signal(signal.SIGINT)
+        assert wait_until(lambda: server.num_sequences() == 0, 2.0)
+        _, said = ran.communicate(timeout=30)
+    assert ran.returncode == 130
+    assert "Traceback" not in said

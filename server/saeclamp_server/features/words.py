@@ -43,7 +43,8 @@ class WordIndex:
         columns: `SAID` or `TOKENS`
         limit:   of the matches that are ranked; None ranks all of them, which takes longer
         """
-        words = re.findall(r"\w+", query)[:MAX_WORDS]
+        # once each: the index is read again for every word
+        words = [*dict.fromkeys(re.findall(r"\w+", query))][:MAX_WORDS]
         words = [word for word in words if word.lower() not in COMMON] or words
         if not words:
             return

@@ -7,12 +7,38 @@ processor takes a request and an output, in this process; nothing is asked for s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from saeclamp_server.model import Reading
 from saeclamp_server.program import EXTRA_ARGS_KEY
+
+
+class Strongest(Sequence[tuple[int, float]]):
+    """
+    Index and activation of a token's strongest features, kept flat until they are looked at.
+
+    As the engine's lists they would take ten times as much memory, and a long prompt has many.
+    """
+
+    def __init__(self, rows: Iterable[Sequence[Any]]) -> None:
+        self._indices, self._acts = array("i"), array("d")
+        for index, act in rows:
+            self._indices.append(index)
+            self._acts.append(act)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [*zip(self._indices[number], self._acts[number], strict=True)]
+        return self._indices[number], self._acts[number]
+
+    def __iter__(self) -> Iterator[tuple[int, float]]:
+        return zip(self._indices, self._acts, strict=True)
 
 
 @dataclass
@@ -98,5 +124,5 @@ class Sequences:
         key, choice = self._of[output.request_id]
         sequence = self._calls[key].sequences[choice]
         for number, position in enumerate(readings["positions"]):
-            top = {sae: rows[number] for sae, rows in readings["top"].items()}
+            top = {sae: rows[number] and Strongest(rows[number]) for sae, rows in readings["top"].items()}
             sequence.readings[position] = Reading(readings["acts"][number], top, readings["edits"][number])
