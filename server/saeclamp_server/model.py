@@ -62,7 +62,10 @@ class Run:
     logprobs_of: tuple[int, ...] = ()
     """Tokens whose logprobs are wanted at the first generated position."""
     prompt_logprobs: int | None = None
-    """How many of the likeliest tokens at each prompt position, beside the prompt's own; None: nothing of either."""
+    """
+    How many of the likeliest tokens at each prompt position, beside the prompt's own; None: nothing of either. With them,
+    what is generated has no text.
+    """
     logprobs: int | None = None
     """As `prompt_logprobs`, at each generated position."""
 

@@ -21,6 +21,7 @@ from saeclamp_server.likelihoods import Likelihoods
 from saeclamp_server.model import Outcome, Prompt, Run
 from saeclamp_server.openai_api.calls import SteeredCall
 from saeclamp_server.program import ABORTED, EXTRA_ARGS_KEY
+from saeclamp_server.threads import computed
 
 MAX_TEXTS = 2**16
 """Of tokens, kept: decoding one takes longer than reading what is active at it."""
@@ -104,13 +105,16 @@ class ServedModel:
             await self._engine.abort(request_id)
             raise
         (sequence,) = output.outputs
+        prompt_logprobs = Likelihoods()
+        if run.prompt_logprobs is not None:  # of a long prompt that takes a while
+            prompt_logprobs = await computed(_likelihoods, output.prompt_logprobs)
         return Outcome(
             ids=tuple(sequence.token_ids),
             text=sequence.text,
             finish_reason="content_filter" if sequence.stop_reason == ABORTED else sequence.finish_reason,
             readings=call.sequences.sequence(call.key, 0).readings if call else {},
             logprobs=_likelihoods(sequence.logprobs),
-            prompt_logprobs=_likelihoods(output.prompt_logprobs),
+            prompt_logprobs=prompt_logprobs,
             receipt=await call.receipt() if call else None,
         )
 
@@ -123,6 +127,8 @@ def _params(run: Run, call: SteeredCall | None) -> SamplingParams:
         logprob_token_ids=[*run.logprobs_of] or None,
         prompt_logprobs=run.prompt_logprobs,
         flat_logprobs=True,
+        # vLLM would write the text of every likely token of a prompt, on the event loop
+        detokenize=run.prompt_logprobs is None,
     )
     if call is not None:
         program = call.resolved.program

@@ -32,6 +32,9 @@ PROGRESS: dict[int | str, dict[str, Any]] = {
 }
 """What FastAPI cannot tell from the function."""
 
+SILENT_S = 15
+"""After which it is reported again, as proxies end connections on which nothing is sent."""
+
 Ask = Callable[[Model, ProgressCounter], Awaitable[Answer]]
 """Answers a request with the model, and counts its steps."""
 
@@ -78,9 +81,11 @@ class EventsResponse(Response):
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             seen: Progress | None = None
+            num_silent = 0
             while not self._work.done():
-                if self._counter.now != seen:
-                    seen = self._counter.now
+                num_silent += 1
+                if self._counter.now != seen or num_silent * EVERY_S >= SILENT_S:
+                    seen, num_silent = self._counter.now, 0
                     await send(_event(seen.model_dump_json().encode(), more=True))
                 await asyncio.wait((self._work, gone), timeout=EVERY_S, return_when=asyncio.FIRST_COMPLETED)
                 if gone.done():

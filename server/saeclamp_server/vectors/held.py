@@ -27,6 +27,7 @@ from saeclamp_server.errors import (
     VectorsFullError,
 )
 from saeclamp_server.program import VECTOR
+from saeclamp_server.threads import computed
 from saeclamp_server.vectors.direction import Direction
 from saeclamp_server.vectors.folder import VectorFolder, check_name
 from saeclamp_server.vectors.places import Place
@@ -113,7 +114,7 @@ class Vectors(Mapping[str, Vector]):
         returns: the vector, and whether it is new
         """
         check_name(name)
-        direction = Direction.parse(data)
+        direction = await computed(Direction.parse, data)
         self._check_fit(direction)
         async with self._changing:
             if name in self._by_name:
