@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saeclamp_server.finding.significance import NUM_DEALS, cliffs_delta, judge
+from saeclamp_server.finding.significance import NUM_DEALS, cliffs_delta, judge, num_columns
 
 
 def slow_p(positive: list[list[float]], negative: list[list[float]]) -> list[float]:
@@ -75,3 +75,18 @@ def test_cliffs_delta_counts_pairs() -> None:
     positive, negative = np.array([[3.0], [1.0], [2.0]]), np.array([[2.0], [0.0]])
     # of six pairs four are won, one is lost, one is even
     assert cliffs_delta(positive, negative).tolist() == [pytest.approx(3 / 6)]
+
+
+def test_features_are_looked_at_so_many_at_a_time_that_it_is_short() -> None:
+    # 5000 deals of 512 texts: 2,560,000 products a feature, of which 2,147,483,648 are made at a time
+    assert (num_columns(512), num_columns(16), num_columns(10**9)) == (838, 4096, 1)
+
+
+def test_features_that_are_looked_at_by_parts_are_judged_as_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.maximum(np.random.default_rng(2).normal(size=(30, 50)) - 1, 0)
+    values[:15, 7] += 2
+    whole = judge(values[:15], values[15:], seed=3)
+    monkeypatch.setattr("saeclamp_server.finding.significance.MAX_COLUMNS", 7)
+    parts = judge(values[:15], values[15:], seed=3)
+    assert parts.p.tolist() == whole.p.tolist()
+    assert parts.statistic == pytest.approx(whole.statistic)
