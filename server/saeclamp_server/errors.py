@@ -129,7 +129,7 @@ class UnknownFeatureError(RequestError):
 class FeatureOutOfRangeError(RequestError):
     code = "feature_out_of_range"
 
-    def __init__(self, sae: str, index: int, d_sae: int, param: str) -> None:
+    def __init__(self, sae: str, index: int | str, d_sae: int, param: str) -> None:
         super().__init__(f"SAE {sae!r} has features 0 to {d_sae - 1}; there is no {index}.", param)
 
 

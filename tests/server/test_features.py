@@ -128,6 +128,8 @@ def test_without_labels_and_a_book_little_is_known_and_nothing_is_made_up(tmp_pa
         ("/v1/features/bundle/3", "unknown_sae", "Did you mean 'bundled'?"),
         ("/v1/features/bundled/golden-gat", "unknown_feature", "Did you mean 'golden-gate'?"),
         (f"/v1/features/bundled/{D_SAE}", "feature_out_of_range", f"0 to {D_SAE - 1}"),
+        (f"/v1/features/bundled/{'9' * 5000}", "feature_out_of_range", f"there is no {'9' * 20}..."),
+        (f"/v1/features/bundled/{'é' * 5000}", "unknown_feature", "Named: golden-gate"),
         ("/v1/features/bundled/-1", "unknown_feature", "or give an index"),
     ],
 )

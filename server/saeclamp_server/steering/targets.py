@@ -20,6 +20,9 @@ from saeclamp_server.scopes import Scope
 from saeclamp_server.steering.served import Served
 from saeclamp_server.vectors import Vector
 
+MAX_DIGITS = 20
+"""Of an index."""
+
 
 def find(feature: str | FeatureIndex, saes: Mapping[str, SAEEntry], path: str) -> tuple[SAEEntry, int]:
     """Find a feature by name or number. Raises RequestError."""
@@ -27,6 +30,8 @@ def find(feature: str | FeatureIndex, saes: Mapping[str, SAEEntry], path: str) -
     if sae_name not in saes:
         raise UnknownSAEError(sae_name, saes, path)
     sae = saes[sae_name]
+    if len(which) > MAX_DIGITS and which.isascii() and which.isdigit():  # int() raises for thousands of them
+        raise FeatureOutOfRangeError(sae_name, f"{which[:MAX_DIGITS]}...", sae.summary.d_sae, path)
     # int() reads any script's digits and would take a sign; an index is plain
     index = int(which) if which.isascii() and which.isdigit() else sae.index_of(which)
     if index is None:
