@@ -28,7 +28,7 @@ ENDS_WITH = "SAECLAMP_SERVER"
 LOOK_S = 0.5
 """Seconds between looks at the server."""
 RELEASED = signal.SIGUSR1
-"""What the server sends the engine before vLLM ends it by SIGTERM."""
+"""What the server sends the engine and its workers before vLLM ends them by SIGTERM; others it ends at once."""
 TRACKER = "multiprocessing.resource_tracker"
 """In the command of the process that frees shared memory when all others have gone, and then goes too."""
 
@@ -39,11 +39,14 @@ def become_server() -> None:
 
 
 def release(engine: Any) -> None:
-    """Server process: let the engine be ended by the next SIGTERM."""
+    """Server process: let the engine and its workers be ended by the next SIGTERM."""
     manager = engine.engine_core.resources.engine_manager
-    for process in manager.processes if manager is not None else ():
-        with suppress(ProcessLookupError):
-            os.kill(process.pid, RELEASED)
+    for one in manager.processes if manager is not None else ():
+        with suppress(psutil.Error):
+            process = psutil.Process(one.pid)
+            for each in (process, *process.children(recursive=True)):
+                if not _is_tracker(each):
+                    each.send_signal(RELEASED)
 
 
 def kill_descendants() -> None:
@@ -127,5 +130,9 @@ def _is_marked(process: psutil.Process, mark: str) -> bool:
 
 def _kill(process: psutil.Process) -> None:
     with suppress(psutil.Error):
-        if TRACKER not in " ".join(process.cmdline()):
+        if not _is_tracker(process):
             process.kill()
+
+
+def _is_tracker(process: psutil.Process) -> bool:
+    return TRACKER in " ".join(process.cmdline())
