@@ -20,6 +20,7 @@ from saeclamp._exceptions import (
     BadRequestError,
     InternalServerError,
     InvalidArgumentError,
+    MissingPackageError,
     NotFoundError,
     NotSteeredError,
     PermissionDeniedError,
@@ -34,8 +35,10 @@ from saeclamp._responses import (
     Completion,
     Model,
     ModelList,
+    SteeredChatCompletion,
+    SteeredCompletion,
 )
-from saeclamp._streaming import AsyncStream, Stream
+from saeclamp._streaming import AsyncStream, SteeredAsyncStream, SteeredStream, Stream
 from saeclamp._version import __version__
 from saeclamp.types import (
     Ablate,
@@ -88,9 +91,13 @@ __all__ = [
     "AsyncClient",
     "Stream",
     "AsyncStream",
+    "SteeredStream",
+    "SteeredAsyncStream",
     "ChatCompletion",
+    "SteeredChatCompletion",
     "ChatCompletionChunk",
     "Completion",
+    "SteeredCompletion",
     "Model",
     "ModelList",
     "StoredVector",
@@ -138,6 +145,7 @@ __all__ = [
     "SaeclampError",
     "InvalidArgumentError",
     "ArgumentTypeError",
+    "MissingPackageError",
     "APIConnectionError",
     "APITimeoutError",
     "APIStatusError",

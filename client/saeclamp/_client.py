@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import httpx
 
+from saeclamp._chat import AsyncChat, Chat
+from saeclamp._completions import AsyncCompletions, Completions
 from saeclamp._features import AsyncFeatures, AsyncSAEs, Features, SAEs
+from saeclamp._models import AsyncModels, Models
 from saeclamp._requests import default_headers as headers_of
-from saeclamp._resources import AsyncChat, AsyncCompletions, AsyncModels, Chat, Completions, Models
 from saeclamp._steering import AsyncSteeringTrials, SteeringTrials
 from saeclamp._transport import AsyncTransport, Endpoint, Transport
 from saeclamp._variants import AsyncVariants, Variants

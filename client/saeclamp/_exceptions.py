@@ -4,6 +4,7 @@ Everything the client raises on its own account.
 SaeclampError
 ├── InvalidArgumentError            a wrong argument, found before anything is sent; a ValueError too
 │   └── ArgumentTypeError           one of another kind than is wanted; a TypeError too
+├── MissingPackageError             what was asked for needs a package that is not installed; an ImportError too
 ├── APIConnectionError              no answer: refused, reset, cut off in the middle of a body
 │   └── APITimeoutError             no answer in time
 ├── APIStatusError                  an answer that is not 2xx
@@ -50,6 +51,10 @@ class InvalidArgumentError(SaeclampError, ValueError):
 
 class ArgumentTypeError(InvalidArgumentError, TypeError):
     """An argument is of another kind than is wanted; the message says what to write."""
+
+
+class MissingPackageError(SaeclampError, ImportError):
+    """What was asked for needs a package that is not installed."""
 
 
 class APIConnectionError(SaeclampError):

@@ -9,10 +9,18 @@ with a `Progress`, about twice a second.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, Unpack
 from urllib.parse import quote
 
 from saeclamp._exceptions import ArgumentTypeError, InvalidArgumentError
+from saeclamp._options import (
+    AttributeOptions,
+    ContrastOptions,
+    InspectOptions,
+    NeighboursOptions,
+    SearchOptions,
+    SuggestOptions,
+)
 from saeclamp._progress import OnProgress
 from saeclamp._transport import AsyncTransport, Transport
 from saeclamp.types import (
@@ -58,20 +66,20 @@ def _segment(text: str) -> str:
     return quote(text, safe="")
 
 
-def _query(query: str, sae: str | Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
+def _query(query: str, sae: str | Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
     saes = (sae,) if isinstance(sae, str) else tuple(sae)
     return FeatureQuery(query=query, sae=saes, **options).to_params()
 
 
-def _inspect(passage: Passage, options: dict[str, Any]) -> dict[str, Any]:
+def _inspect(passage: Passage, options: Mapping[str, Any]) -> dict[str, Any]:
     return Inspect(**_passage(passage), **options).to_json()
 
 
-def _attribute(passage: Passage, options: dict[str, Any]) -> dict[str, Any]:
+def _attribute(passage: Passage, options: Mapping[str, Any]) -> dict[str, Any]:
     return Attribute(**_passage(passage), **options).to_json()
 
 
-def _contrast(positive: Sequence[Passage], negative: Sequence[Passage], options: dict[str, Any]) -> dict[str, Any]:
+def _contrast(positive: Sequence[Passage], negative: Sequence[Passage], options: Mapping[str, Any]) -> dict[str, Any]:
     sets: dict[str, Any] = {}
     for name, passages in (("positive", positive), ("negative", negative)):
         if isinstance(passages, str):  # which would be taken for a list of letters
@@ -80,7 +88,7 @@ def _contrast(positive: Sequence[Passage], negative: Sequence[Passage], options:
     return Contrast(**sets, **options).to_json()
 
 
-def _neighbours(features: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
+def _neighbours(features: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
     for number, feature in enumerate(features):
         if isinstance(feature, list | tuple):
             raise ArgumentTypeError("Features are given one by one: neighbours(*features).", f"features[{number}]")
@@ -112,7 +120,9 @@ class Features:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def search(self, query: str = "", *, sae: str | Sequence[str] = (), **options: Any) -> FeatureHits:
+    def search(
+        self, query: str = "", *, sae: str | Sequence[str] = (), **options: Unpack[SearchOptions]
+    ) -> FeatureHits:
         """
         Look for features by words and by meaning; without a query, list them.
 
@@ -125,7 +135,7 @@ class Features:
         """Look up all that is known of a feature, `<sae>/<index>` or `<sae>/<name>`."""
         return self._transport.ask(StoredFeature, "GET", _feature_path(feature))
 
-    def inspect(self, passage: Passage, **options: Any) -> Inspection:
+    def inspect(self, passage: Passage, **options: Unpack[InspectOptions]) -> Inspection:
         """Find which features are active in a text or a conversation; `options` as in `Inspect`."""
         return self._transport.ask(Inspection, "POST", f"{FEATURES}/inspect", body=_inspect(passage, options))
 
@@ -135,23 +145,27 @@ class Features:
         negative: Sequence[Passage],
         *,
         progress: OnProgress | None = None,
-        **options: Any,
+        **options: Unpack[ContrastOptions],
     ) -> Contrasted:
         """Find which features tell two sets of texts or conversations apart; `options` as in `Contrast`."""
         body = _contrast(positive, negative, options)
         return self._transport.ask_long(Contrasted, f"{FEATURES}/contrast", body, progress)
 
-    def attribute(self, passage: Passage, *, progress: OnProgress | None = None, **options: Any) -> Attribution:
+    def attribute(
+        self, passage: Passage, *, progress: OnProgress | None = None, **options: Unpack[AttributeOptions]
+    ) -> Attribution:
         """Find which features caused a token, by taking them away; `options` as in `Attribute`."""
         body = _attribute(passage, options)
         return self._transport.ask_long(Attribution, f"{FEATURES}/attribute", body, progress)
 
-    def neighbours(self, *features: str, **options: Any) -> Neighbourhoods:
+    def neighbours(self, *features: str, **options: Unpack[NeighboursOptions]) -> Neighbourhoods:
         """Find which features' decoder rows point the same way; `options` as in `NeighboursQuery`."""
         body = _neighbours(features, options)
         return self._transport.ask(Neighbourhoods, "POST", f"{FEATURES}/neighbours", body=body)
 
-    def suggest(self, wish: str, *, progress: OnProgress | None = None, **options: Any) -> Suggestion:
+    def suggest(
+        self, wish: str, *, progress: OnProgress | None = None, **options: Unpack[SuggestOptions]
+    ) -> Suggestion:
         """
         Propose a small steering for a wish, or say that nothing was found (`outcome`); `options` as in `Suggest`.
 
@@ -182,7 +196,9 @@ class AsyncFeatures:
     def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
 
-    async def search(self, query: str = "", *, sae: str | Sequence[str] = (), **options: Any) -> FeatureHits:
+    async def search(
+        self, query: str = "", *, sae: str | Sequence[str] = (), **options: Unpack[SearchOptions]
+    ) -> FeatureHits:
         """
         Look for features by words and by meaning; without a query, list them.
 
@@ -195,7 +211,7 @@ class AsyncFeatures:
         """Look up all that is known of a feature, `<sae>/<index>` or `<sae>/<name>`."""
         return await self._transport.ask(StoredFeature, "GET", _feature_path(feature))
 
-    async def inspect(self, passage: Passage, **options: Any) -> Inspection:
+    async def inspect(self, passage: Passage, **options: Unpack[InspectOptions]) -> Inspection:
         """Find which features are active in a text or a conversation; `options` as in `Inspect`."""
         return await self._transport.ask(Inspection, "POST", f"{FEATURES}/inspect", body=_inspect(passage, options))
 
@@ -205,23 +221,27 @@ class AsyncFeatures:
         negative: Sequence[Passage],
         *,
         progress: OnProgress | None = None,
-        **options: Any,
+        **options: Unpack[ContrastOptions],
     ) -> Contrasted:
         """Find which features tell two sets of texts or conversations apart; `options` as in `Contrast`."""
         body = _contrast(positive, negative, options)
         return await self._transport.ask_long(Contrasted, f"{FEATURES}/contrast", body, progress)
 
-    async def attribute(self, passage: Passage, *, progress: OnProgress | None = None, **options: Any) -> Attribution:
+    async def attribute(
+        self, passage: Passage, *, progress: OnProgress | None = None, **options: Unpack[AttributeOptions]
+    ) -> Attribution:
         """Find which features caused a token, by taking them away; `options` as in `Attribute`."""
         body = _attribute(passage, options)
         return await self._transport.ask_long(Attribution, f"{FEATURES}/attribute", body, progress)
 
-    async def neighbours(self, *features: str, **options: Any) -> Neighbourhoods:
+    async def neighbours(self, *features: str, **options: Unpack[NeighboursOptions]) -> Neighbourhoods:
         """Find which features' decoder rows point the same way; `options` as in `NeighboursQuery`."""
         body = _neighbours(features, options)
         return await self._transport.ask(Neighbourhoods, "POST", f"{FEATURES}/neighbours", body=body)
 
-    async def suggest(self, wish: str, *, progress: OnProgress | None = None, **options: Any) -> Suggestion:
+    async def suggest(
+        self, wish: str, *, progress: OnProgress | None = None, **options: Unpack[SuggestOptions]
+    ) -> Suggestion:
         """
         Propose a small steering for a wish, or say that nothing was found (`outcome`); `options` as in `Suggest`.
 

@@ -34,6 +34,7 @@ class Generation(Generic[ResponseT, ChunkT]):
 
     path: str
     response_type: type[ResponseT]
+    """One whose receipt is required, where one is expected."""
     chunk_type: type[ChunkT]
     body: dict[str, Any]
     headers: dict[str, str]
@@ -59,7 +60,7 @@ class Generation(Generic[ResponseT, ChunkT]):
 
 def build_generation(
     path: str,
-    response_type: type[ResponseT],
+    response_types: tuple[type[ResponseT], type[ResponseT]],
     chunk_type: type[ChunkT],
     params: dict[str, Any],
     steering: SteeringLike | None,
@@ -67,6 +68,7 @@ def build_generation(
     """
     Check a request's arguments and lay them out for the wire.
 
+    response_types: of an answer without, and with, a receipt that was asked for
     params: the request's fields, with openai-python's `extra_body`, `extra_headers` and `timeout` among them
     raises: `InvalidArgumentError` for steering that is wrong, given twice or misspelt
     """
@@ -80,7 +82,7 @@ def build_generation(
     if checked is not None:
         body["steering"] = checked.to_json()
     expects_receipt = checked is not None and checked.receipt != "none"
-    return Generation(path, response_type, chunk_type, body, headers, timeout, expects_receipt)
+    return Generation(path, response_types[expects_receipt], chunk_type, body, headers, timeout, expects_receipt)
 
 
 def _the_steering(steering: SteeringLike | None, extra_body: dict[str, Any]) -> Steering | None:
@@ -144,8 +146,12 @@ def parse_response(answer_type: type[AnswerT], response: httpx.Response) -> Answ
 
 def parse_generation(call: Generation[ResponseT, ChunkT], response: httpx.Response) -> ResponseT:
     """Type the answer to a request for text, and refuse it if it should have been steered and does not say so."""
-    answer = parse_response(call.response_type, response)
-    check_receipt(answer.steering, call.expects_receipt, answer.request_id)
+    request_id = response.headers.get("x-request-id")
+    body = parse_json(response.content, request_id)
+    if call.expects_receipt and isinstance(body, dict) and body.get("steering") is None:
+        check_receipt(None, True, request_id)
+    answer = parse_answer(call.response_type, body, request_id)
+    check_receipt(answer.steering, call.expects_receipt, request_id)
     return answer
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import Field
 
 from saeclamp.types import Answer, ChoiceReadout, Receipt
+from saeclamp.types.rows import Listing
 
 
 class Usage(Answer):
@@ -82,8 +83,8 @@ class ChatChoice(Answer):
     message: ChatMessage
     finish_reason: str | None = None
     logprobs: ChatLogprobs | None = None
-    steering: ChoiceReadout | None = None
-    """What was read, where the request had a readout."""
+    steering: ChoiceReadout = Field(default_factory=ChoiceReadout)
+    """What was read; empty where the request had no readout."""
 
 
 class TextChoice(Answer):
@@ -93,8 +94,8 @@ class TextChoice(Answer):
     text: str
     finish_reason: str | None = None
     logprobs: TextLogprobs | None = None
-    steering: ChoiceReadout | None = None
-    """What was read, where the request had a readout."""
+    steering: ChoiceReadout = Field(default_factory=ChoiceReadout)
+    """What was read; empty where the request had no readout."""
 
 
 class ChatDelta(Answer):
@@ -112,8 +113,8 @@ class ChatChunkChoice(Answer):
     delta: ChatDelta
     finish_reason: str | None = None
     logprobs: ChatLogprobs | None = None
-    steering: ChoiceReadout | None = None
-    """What was read, where the request had a readout."""
+    steering: ChoiceReadout = Field(default_factory=ChoiceReadout)
+    """What was read; empty where the request had no readout."""
 
 
 class _Generation(Answer):
@@ -123,7 +124,7 @@ class _Generation(Answer):
     model: str
     usage: Usage | None = None
     steering: Receipt | None = None
-    """The receipt. In a stream it rides in the last chunk."""
+    """The receipt, where the request or the variant that it names steers. In a stream it rides in the last chunk."""
 
     @property
     def text(self) -> str:
@@ -139,6 +140,13 @@ class ChatCompletion(_Generation):
     def text(self) -> str:
         """The first choice's text."""
         return "".join(choice.message.content or "" for choice in self.choices if choice.index == 0)
+
+
+class SteeredChatCompletion(ChatCompletion):
+    """The same to a request that asked for steering. No receipt, no answer: `NotSteeredError` is raised then."""
+
+    steering: Receipt
+    """What was done."""
 
 
 class ChatCompletionChunk(_Generation):
@@ -163,6 +171,13 @@ class Completion(_Generation):
         return "".join(choice.text for choice in self.choices if choice.index == 0)
 
 
+class SteeredCompletion(Completion):
+    """The same to a request that asked for steering. No receipt, no answer: `NotSteeredError` is raised then."""
+
+    steering: Receipt
+    """What was done."""
+
+
 class Model(Answer):
     """A model name the server accepts: the base model, or a variant of it."""
 
@@ -175,7 +190,7 @@ class Model(Answer):
     """The model this one is a variant of; None for the base model."""
 
 
-class ModelList(Answer):
+class ModelList(Listing[Model], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
     """Answer of `GET /v1/models`."""
 
     data: list[Model]

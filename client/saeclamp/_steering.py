@@ -7,8 +7,9 @@ All methods raise `APIConnectionError` or `APIStatusError`: 400 says where a ste
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, Unpack
 
+from saeclamp._options import CompareOptions
 from saeclamp._progress import OnProgress
 from saeclamp._requests import SteeringLike
 from saeclamp._transport import AsyncTransport, Transport
@@ -24,7 +25,7 @@ def _validate(steering: SteeringLike, messages: Messages | None) -> dict[str, An
     return Validate(steering=as_steering(steering), messages=chat).to_json()
 
 
-def _compare(steering: SteeringLike, passage: str | Messages, options: dict[str, Any]) -> dict[str, Any]:
+def _compare(steering: SteeringLike, passage: str | Messages, options: Mapping[str, Any]) -> dict[str, Any]:
     asked = {"text": passage} if isinstance(passage, str) else {"messages": [dict(message) for message in passage]}
     return Compare(**asked, steering=as_steering(steering), **options).to_json()
 
@@ -45,7 +46,7 @@ class SteeringTrials:
         passage: str | Messages,
         *,
         progress: OnProgress | None = None,
-        **options: Any,
+        **options: Unpack[CompareOptions],
     ) -> Comparison:
         """
         Answer a question unsteered, steered, and, if wanted, prompted, with the same seeds.
@@ -73,7 +74,7 @@ class AsyncSteeringTrials:
         passage: str | Messages,
         *,
         progress: OnProgress | None = None,
-        **options: Any,
+        **options: Unpack[CompareOptions],
     ) -> Comparison:
         """
         Answer a question unsteered, steered, and, if wanted, prompted, with the same seeds.

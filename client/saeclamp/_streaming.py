@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Generic
 
 import httpx
 
-from saeclamp._exceptions import StreamError, connection_error, stream_error
+from saeclamp._exceptions import NotSteeredError, StreamError, connection_error, stream_error
 from saeclamp._requests import check_receipt, parse_answer, parse_json
 from saeclamp._responses import ChunkT
 from saeclamp.types import Receipt
@@ -213,6 +213,23 @@ class Stream(_StreamState[ChunkT]):
         self.close()
 
 
+class _SteeredState(_StreamState[ChunkT]):
+    """What a stream knows of an answer that is to be steered."""
+
+    @property
+    def steering(self) -> Receipt:
+        """The receipt. Raises `NotSteeredError` before the stream has been read to its end."""
+        if self._reader.receipt is None:
+            raise NotSteeredError(
+                "The receipt comes with the last chunk: read the stream to its end.", self._reader.request_id
+            )
+        return self._reader.receipt
+
+
+class SteeredStream(_SteeredState[ChunkT], Stream[ChunkT]):
+    """`Stream` of an answer to a request that asked for steering."""
+
+
 class AsyncStream(_StreamState[ChunkT]):
     """`Stream` for `async for` and `async with`."""
 
@@ -260,6 +277,10 @@ class AsyncStream(_StreamState[ChunkT]):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+class SteeredAsyncStream(_SteeredState[ChunkT], AsyncStream[ChunkT]):
+    """`AsyncStream` of an answer to a request that asked for steering."""
 
 
 _closing: set[asyncio.Task[None]] = set()

@@ -16,7 +16,7 @@ from saeclamp._progress import AnswerReader, OnProgress, has_events, wants
 from saeclamp._requests import Generation, base_model, encode, parse_generation, parse_response, server_root
 from saeclamp._responses import AnswerT, ChunkT, ModelList, ResponseT
 from saeclamp._retries import delay_after_error, delay_after_status
-from saeclamp._streaming import AsyncStream, Stream
+from saeclamp._streaming import AsyncStream, SteeredAsyncStream, SteeredStream, Stream
 
 CONNECT_TIMEOUT = 5.0
 HEALTH_TIMEOUT = 5.0
@@ -114,7 +114,8 @@ class Transport:
             call = call.with_model(self.base_model())
         response = self._send(self.endpoint.generation(self._http, call))
         if call.stream:
-            return Stream(response, call.chunk_type, expects_receipt=call.expects_receipt)
+            kind = SteeredStream if call.expects_receipt else Stream
+            return kind(response, call.chunk_type, expects_receipt=call.expects_receipt)
         _read(response)
         return parse_generation(call, response)
 
@@ -220,7 +221,8 @@ class AsyncTransport:
             call = call.with_model(await self.base_model())
         response = await self._send(self.endpoint.generation(self._http, call))
         if call.stream:
-            return AsyncStream(response, call.chunk_type, expects_receipt=call.expects_receipt)
+            kind = SteeredAsyncStream if call.expects_receipt else AsyncStream
+            return kind(response, call.chunk_type, expects_receipt=call.expects_receipt)
         await _aread(response)
         return parse_generation(call, response)
 

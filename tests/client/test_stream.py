@@ -37,7 +37,8 @@ def test_chunks_come_typed_and_the_receipt_comes_last(server: ScriptedServer, cl
     server.will(script.stream(pieces, headers={"x-request-id": "r3"}))
     stream = start(client, CLAMP)
     assert server.seen[0].json["stream"] is True
-    assert stream.steering is None
+    with pytest.raises(NotSteeredError, match="read the stream to its end"):
+        _ = stream.steering
 
     chunks = list(stream)
     assert [chunk.text for chunk in chunks] == ["Gol", "den\u2028", ""]

@@ -10,6 +10,7 @@ from saeclamp.types._base import MAX_INTERVENTIONS, Answer
 from saeclamp.types.composing import Composable
 from saeclamp.types.features import Label
 from saeclamp.types.inspection import OfPassage, Saes
+from saeclamp.types.rows import Listing
 
 TokenLike = Annotated[str, Field(min_length=1, max_length=1000)] | Annotated[int, Field(strict=True, ge=0)]
 """A token's text, blanks included, or its id."""
@@ -93,7 +94,7 @@ class Together(Answer):
     """Of the squares of the single changes, what the linear predictions account for; 1: all. None: nothing changed."""
 
 
-class Attribution(Answer):
+class Attribution(Listing[AttributedFeature], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
     """Which features speak for a token in its context, and which against it; what matters most first."""
 
     object: str = "attribution"

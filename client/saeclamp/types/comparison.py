@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from saeclamp.types._base import Answer
 from saeclamp.types.inspection import OfPassage, Text
 from saeclamp.types.receipts import Receipt
+from saeclamp.types.rows import Rows
 from saeclamp.types.steering import Steering
 
 MAX_SEEDS = 32
@@ -83,7 +85,7 @@ class ComparedAnswer(Answer):
     """Share of its last 20 words that stood among these before."""
 
 
-class Comparison(Answer):
+class Comparison(Rows[ComparedAnswer], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
     """Columns with one answer for each seed, in the order of the request."""
 
     object: str = "steering.comparison"
@@ -92,3 +94,19 @@ class Comparison(Answer):
     prompted: tuple[ComparedAnswer, ...] | None = None
     receipts: tuple[Receipt, ...]
     """Of the steered answers."""
+
+    @property
+    def columns(self) -> dict[str, tuple[ComparedAnswer, ...]]:
+        """The columns by name."""
+        columns = {"default": self.default, "steered": self.steered, "prompted": self.prompted}
+        return {name: answers for name, answers in columns.items() if answers is not None}
+
+    def _rows(self) -> Sequence[ComparedAnswer]:
+        return [answer for answers in self.columns.values() for answer in answers]
+
+    def _records(self) -> list[dict[str, Any]]:
+        return [
+            {"column": name, **answer.model_dump(exclude={"tokens", "differences"})}
+            for name, answers in self.columns.items()
+            for answer in answers
+        ]

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict, Unpack
 
 from saeclamp._exceptions import InvalidArgumentError
 from saeclamp.types._base import Unit
 from saeclamp.types.interventions import Ablate, Add, AtLeast, AtMost, Clamp, Scale
 from saeclamp.types.rules import AllOf, AnyOf, Condition, FeatureCondition, Not
+from saeclamp.types.tokens import Tokens
+
+
+class MoveOptions(TypedDict, total=False):
+    """Fields of all interventions."""
+
+    tokens: Tokens
+    special_tokens: bool
 
 
 class Composable:
@@ -27,7 +35,7 @@ class Composable:
         """Whether it is less active than that at a token."""
         return FeatureCondition(feature=self.feature, below=value, unit=unit)
 
-    def clamp(self, value: float | None, unit: Unit = "max_act", **options: Any) -> Clamp:
+    def clamp(self, value: float | None, unit: Unit = "max_act", **options: Unpack[MoveOptions]) -> Clamp:
         """Set its activation. Refuses None, which is the `best` of a feature that was not calibrated."""
         if value is None:
             raise InvalidArgumentError(
@@ -35,23 +43,23 @@ class Composable:
             )
         return Clamp(feature=self.feature, value=value, unit=unit, **options)
 
-    def add(self, value: float, unit: Unit = "max_act", **options: Any) -> Add:
+    def add(self, value: float, unit: Unit = "max_act", **options: Unpack[MoveOptions]) -> Add:
         """Add to its activation."""
         return Add(feature=self.feature, value=value, unit=unit, **options)
 
-    def at_least(self, value: float, unit: Unit = "max_act", **options: Any) -> AtLeast:
+    def at_least(self, value: float, unit: Unit = "max_act", **options: Unpack[MoveOptions]) -> AtLeast:
         """Raise its activation where it is lower."""
         return AtLeast(feature=self.feature, value=value, unit=unit, **options)
 
-    def at_most(self, value: float, unit: Unit = "max_act", **options: Any) -> AtMost:
+    def at_most(self, value: float, unit: Unit = "max_act", **options: Unpack[MoveOptions]) -> AtMost:
         """Lower its activation where it is higher."""
         return AtMost(feature=self.feature, value=value, unit=unit, **options)
 
-    def scale(self, factor: float, **options: Any) -> Scale:
+    def scale(self, factor: float, **options: Unpack[MoveOptions]) -> Scale:
         """Multiply its activation."""
         return Scale(feature=self.feature, factor=factor, **options)
 
-    def ablate(self, **options: Any) -> Ablate:
+    def ablate(self, **options: Unpack[MoveOptions]) -> Ablate:
         """Set its activation to zero."""
         return Ablate(feature=self.feature, **options)
 

@@ -10,6 +10,7 @@ from saeclamp.types._base import Answer, Question
 from saeclamp.types.composing import Composable
 from saeclamp.types.features import Label
 from saeclamp.types.inspection import Aggregate, Messages, Saes, Text
+from saeclamp.types.rows import Listing
 from saeclamp.types.search import MAX_HITS
 
 MAX_TEXTS = 256
@@ -75,7 +76,7 @@ class ContrastedFeature(Composable, Answer):
     examples: tuple[ContrastExample, ...] = ()
 
 
-class Contrasted(Answer):
+class Contrasted(Listing[ContrastedFeature], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
     """Features that tell two sets of texts apart: the surest first, and among equals the farthest apart."""
 
     object: str = "contrast"

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from saeclamp.types._base import Answer
 from saeclamp.types.composing import Composable
+from saeclamp.types.rows import Listing
 
 
 class LabelsInfo(Answer):
@@ -51,7 +52,7 @@ class StoredSAE(Answer):
     labels: LabelsInfo | None = None
 
 
-class StoredSAEs(Answer):
+class StoredSAEs(Listing[StoredSAE], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
     """All that are loaded."""
 
     object: str = "list"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
@@ -12,6 +12,7 @@ from saeclamp.types.composing import Composable
 from saeclamp.types.features import Label
 from saeclamp.types.interventions import Feature
 from saeclamp.types.receipts import TopFeature
+from saeclamp.types.rows import Rows
 from saeclamp.types.search import MAX_HITS
 
 MAX_CHARACTERS = 1_000_000
@@ -96,7 +97,7 @@ class InspectedFeature(Composable, Answer):
     """At each of the text's tokens; 0 also where nothing is read."""
 
 
-class Inspection(Answer):
+class Inspection(Rows[InspectedFeature], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
     """What is active in a text."""
 
     object: str = "inspection"
@@ -107,3 +108,6 @@ class Inspection(Answer):
     num_counted: int
     """Tokens over which features are summed up."""
     warnings: tuple[str, ...] = ()
+
+    def _rows(self) -> Sequence[InspectedFeature]:
+        return self.features

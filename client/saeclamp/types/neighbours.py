@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from saeclamp.types._base import MAX_READ, Answer, Question
 from saeclamp.types.features import Neighbour
 from saeclamp.types.interventions import Feature
+from saeclamp.types.rows import Listing
 from saeclamp.types.search import MAX_HITS
 
 
@@ -28,8 +29,11 @@ class Neighbourhood(Answer):
     neighbours: tuple[Neighbour, ...]
 
 
-class Neighbourhoods(Answer):
+class Neighbourhoods(Listing[Neighbourhood], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
     """One for each feature that was asked about, in order."""
 
     object: str = "list"
     data: tuple[Neighbourhood, ...]
+
+    def _records(self) -> list[dict[str, Any]]:
+        return [{"of": near.feature, **neighbour.model_dump()} for near in self.data for neighbour in near.neighbours]

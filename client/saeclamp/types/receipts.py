@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
 
 from saeclamp.types._base import Answer
+from saeclamp.types.rows import Rows
 
 
 class TokenCounts(Answer):
@@ -111,7 +113,7 @@ class TokenReadout(Answer):
     """With `receipt="tokens"`, what the interventions did that acted here."""
 
 
-class ChoiceReadout(Answer):
+class ChoiceReadout(Rows[TokenReadout], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
     """`choices[i].steering`; in a stream, that of the tokens of this chunk."""
 
     tokens: list[TokenReadout | None] = Field(default_factory=list)
@@ -122,8 +124,12 @@ class ChoiceReadout(Answer):
     prompt_tokens: list[TokenReadout | None] | None = None
     """Aligned with the prompt's tokens, where these were asked for; in a stream, in the first chunk."""
 
+    def _rows(self) -> Sequence[TokenReadout]:
+        """Return the generated tokens that were read."""
+        return [token for token in self.tokens if token is not None]
 
-class Receipt(Answer):
+
+class Receipt(Rows[InterventionReceipt], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
     """What was resolved and applied; `response.steering`."""
 
     applied: Annotated[bool, Field(strict=True)]
@@ -138,3 +144,6 @@ class Receipt(Answer):
     """Those of the request, then those of its rules."""
     fired: tuple[Fired, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    def _rows(self) -> Sequence[InterventionReceipt]:
+        return self.interventions

@@ -9,6 +9,7 @@ from pydantic import Field
 from saeclamp.types._base import Answer, Request
 from saeclamp.types.composing import Composable
 from saeclamp.types.features import Label
+from saeclamp.types.rows import Listing
 
 MAX_QUERY = 500
 """Characters of a query."""
@@ -72,7 +73,7 @@ class FeatureHit(Composable, Answer):
     """By which hits are ordered: the sum of 1 / (60 + rank) over the rankings that hold it. None without a query."""
 
 
-class FeatureHits(Answer):
+class FeatureHits(Listing[FeatureHit], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
     """A page of what was found, best first."""
 
     object: str = "list"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -10,6 +11,7 @@ from saeclamp.types._base import Answer, Question
 from saeclamp.types.composing import Composable
 from saeclamp.types.features import Label
 from saeclamp.types.inspection import Saes
+from saeclamp.types.rows import Rows
 from saeclamp.types.search import MAX_QUERY
 
 Strength = Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)]
@@ -98,7 +100,7 @@ class SuggestedFeature(Composable, Answer):
     """Why it was not taken; None for one that was."""
 
 
-class Suggestion(Answer):
+class Suggestion(Rows[SuggestedFeature], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
     """A steering that was tried and passed, or the honest news that none did; and what was tried."""
 
     object: str = "suggestion"
@@ -124,3 +126,7 @@ class Suggestion(Answer):
     """That were rejected, with reasons; the most promising first."""
     note: str | None = None
     """Why nothing was found."""
+
+    def _rows(self) -> Sequence[SuggestedFeature]:
+        """Return those that were chosen, and those that were not."""
+        return (*self.chosen, *self.alternatives)

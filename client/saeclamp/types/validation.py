@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import Field
 
 from saeclamp.types._base import Answer, Question
 from saeclamp.types.features import Label
 from saeclamp.types.inspection import Messages
+from saeclamp.types.rows import Rows
 from saeclamp.types.steering import Steering
 
 
@@ -47,7 +50,7 @@ class PlannedIntervention(Answer):
     """Lowest and highest clamp that was found to work, in multiples of `max_act`."""
 
 
-class Validation(Answer):
+class Validation(Rows[PlannedIntervention], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
     """What a `steering` object would do; one that cannot be applied is an error instead, the same as for a completion."""
 
     object: str = "steering.validation"
@@ -60,3 +63,6 @@ class Validation(Answer):
     doses: dict[str, float] = Field(default_factory=dict)
     """By site, how far all interventions there can move a token together."""
     warnings: tuple[str, ...] = ()
+
+    def _rows(self) -> Sequence[PlannedIntervention]:
+        return self.interventions

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, FailFast, Field
 
 from saeclamp.types._base import Answer, Question, Request
+from saeclamp.types.rows import Listing
 from saeclamp.types.steering import Steering
 
 VARIANT_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
@@ -55,7 +56,7 @@ class Variant(Answer):
     """Whether it comes from the feature book, and cannot be deleted."""
 
 
-class VariantList(Answer):
+class VariantList(Listing[Variant], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
     """All variants, by name."""
 
     object: str = "list"

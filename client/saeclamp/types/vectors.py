@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from saeclamp.types._base import Answer
+from saeclamp.types.rows import Listing
 
 
 class StoredVector(Answer):
@@ -27,7 +28,7 @@ class StoredVector(Answer):
     """Of its numbers and of what was said of them."""
 
 
-class StoredVectors(Answer):
+class StoredVectors(Listing[StoredVector], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
     """All vectors."""
 
     object: str = "list"
