@@ -29,6 +29,7 @@ from saeclamp._exceptions import (
     StreamError,
     UnprocessableEntityError,
 )
+from saeclamp._requests import receipt_of
 from saeclamp._responses import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -142,6 +143,7 @@ __all__ = [
     "Positions",
     "Receipt",
     "extra_body",
+    "receipt_of",
     "SaeclampError",
     "InvalidArgumentError",
     "ArgumentTypeError",

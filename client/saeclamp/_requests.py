@@ -164,6 +164,19 @@ def check_receipt(receipt: Receipt | None, expected: bool, request_id: str | Non
     raise NotSteeredError(message, request_id)
 
 
+def receipt_of(answer: object) -> Receipt:
+    """
+    Read the receipt of an answer that another client has brought: an object of openai-python, or JSON.
+
+    Raises `NotSteeredError` where there is none that says that steering was applied.
+    """
+    found = answer.get("steering") if isinstance(answer, Mapping) else getattr(answer, "steering", None)
+    receipt = None if found is None else parse_answer(Receipt, found, None)
+    check_receipt(receipt, True, None)
+    assert receipt is not None, "it was just checked"
+    return receipt
+
+
 def base_model(models: ModelList) -> str:
     """Return the first model that is not a variant of another. Raises `SaeclampError` where there is none."""
     for model in models.data:

@@ -15,7 +15,21 @@ if TYPE_CHECKING:
 RowT = TypeVar("RowT", bound=BaseModel, covariant=True)
 
 
-class Rows(Generic[RowT]):
+if TYPE_CHECKING:
+
+    class _OfRows(Generic[RowT]):
+        pass
+
+else:
+
+    class _OfRows:
+        """Generic for type checkers alone: pydantic wants `Generic` behind BaseModel, whose iterator would then win."""
+
+        def __class_getitem__(cls, row: type) -> type:
+            return cls
+
+
+class Rows(_OfRows[RowT]):
     """An answer with rows."""
 
     def _rows(self) -> Sequence[RowT]:
