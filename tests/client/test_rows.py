@@ -36,8 +36,10 @@ def test_an_answer_iterates_over_its_rows_and_not_over_its_fields() -> None:
     assert [token.position for token in read] == [3]
     tried = Suggestion(
         wish="w",
+        outcome="found",
         steering=None,
-        chosen=SuggestedFeature(feature="b/1", found_by=()),
+        num_tried=2,
+        chosen=(SuggestedFeature(feature="b/1", found_by=()),),
         alternatives=(SuggestedFeature(feature="b/2", found_by=()),),
     )
     assert [one.feature for one in tried] == ["b/1", "b/2"]
