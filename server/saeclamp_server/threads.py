@@ -16,7 +16,7 @@ from typing import ParamSpec, TypeVar
 NUM_COMPUTING = 2
 """Threads for arithmetic: more would only take the engine's cores."""
 NUM_SEARCHING = 4
-"""Threads for searches, which wait at the start of a server until labels have been read."""
+"""Threads for searches."""
 
 P = ParamSpec("P")
 ResultT = TypeVar("ResultT")

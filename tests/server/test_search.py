@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -228,3 +229,16 @@ def test_what_people_say_and_tokens_are_ranked_apart_and_common_words_do_not_cou
     assert [*index.search("the bridge", "{tokens}")] == [0]
     assert [*index.search("the", "{name said}")] == [2]
     assert {*index.search("the", "{tokens}")} == {0, 1}
+
+
+def test_whoever_asks_before_labels_are_read_waits_in_no_thread() -> None:
+    async def waited() -> bool:
+        early = FeatureSearch({}, lambda sae, index: None)
+        waiting = asyncio.create_task(early.until_ready())
+        await asyncio.sleep(0.1)
+        is_waiting = not waiting.done()
+        await asyncio.to_thread(early.prepare, pytest.fail)
+        await asyncio.wait_for(waiting, 5)
+        return is_waiting
+
+    assert asyncio.run(waited())

@@ -7,6 +7,7 @@ that hold it (Cormack, Clarke, Buettcher, SIGIR 2009).
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,7 @@ NUM_RANKED = 200
 FUSION = 60
 LEAST_SIMILARITY = 0.25
 """Cosine below which a sentence is not about what was asked for."""
+POLL_S = 0.05
 NUM_TOKENS = 5
 """Tokens of each kind that a hit shows."""
 NO_WORDS = "None of the labels and tokens that were searched has one of these words; these are nearest in meaning."
@@ -68,6 +70,11 @@ class FeatureSearch:
             self.note = None
         except EncoderMissingError as exc:
             self.note = f"This is a search by words. {exc}"
+
+    async def until_ready(self) -> None:
+        """Wait until it can be searched, in no thread: more might wait than there are, and outlast the server."""
+        while not self._is_ready.is_set():
+            await asyncio.sleep(POLL_S)
 
     def find(self, query: FeatureQuery) -> FeatureHits:
         """Find a page of features. The query's SAEs must be loaded. Raises SearchUnavailableError."""

@@ -53,9 +53,11 @@ async def contrast(
     table = await computed(TextTable, [text.row for text in texts])
     judged = await _judged(table, len(request.positive), request.seed, counter)
     order = np.lexsort((-np.abs(judged.statistic), judged.p))[: request.limit]
-    found = [_found(int(n), table, judged, prompts, saes, request, model, served, search) for n in order]
+    found = await computed(
+        lambda: tuple(_found(int(n), table, judged, prompts, saes, request, model, served, search) for n in order)
+    )
     return Contrasted(
-        data=tuple(found),
+        data=found,
         num_features=len(table.keys),
         num_significant=int((judged.p <= LEVEL).sum()),
         test=_test(judged),

@@ -47,9 +47,12 @@ class TextTable:
         keys: ascending
         """
         values = np.zeros((len(self.rows), len(keys)))
-        for number, row in enumerate(self.rows):
-            chosen = np.isin(row.keys, keys, assume_unique=True)
-            values[number, np.searchsorted(keys, row.keys[chosen])] = row.values[chosen]
+        for number, row in enumerate(self.rows if len(keys) else ()):
+            start, end = np.searchsorted(row.keys, keys[0]), np.searchsorted(row.keys, keys[-1], side="right")
+            near = row.keys[start:end]
+            at = np.searchsorted(keys, near)
+            is_wanted = keys[at] == near
+            values[number, at[is_wanted]] = row.values[start:end][is_wanted]
         return values
 
     def peak(self, text: int, key: int) -> tuple[float, int] | None:

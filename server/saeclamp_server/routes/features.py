@@ -41,6 +41,7 @@ async def find_features(request: Request, query: Annotated[FeatureQuery, Query()
         if name not in _known(request):
             raise UnknownSAEError(name, _known(request), "sae")
     search: FeatureSearch = request.app.state.search
+    await search.until_ready()
     return await searched(search.find, query)
 
 
