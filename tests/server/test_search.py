@@ -231,9 +231,9 @@ def test_what_people_say_and_tokens_are_ranked_apart_and_common_words_do_not_cou
     assert {*index.search("the", "{tokens}")} == {0, 1}
 
 
-def test_whoever_asks_before_labels_are_read_waits_in_no_thread() -> None:
+@pytest.mark.usefixtures("cache")
+def test_whoever_asks_before_labels_are_read_waits_in_no_thread_even_where_there_is_no_sae() -> None:
     async def waited() -> bool:
-        early = FeatureSearch({}, lambda sae, index: None)
         waiting = asyncio.create_task(early.until_ready())
         await asyncio.sleep(0.1)
         is_waiting = not waiting.done()
@@ -241,4 +241,6 @@ def test_whoever_asks_before_labels_are_read_waits_in_no_thread() -> None:
         await asyncio.wait_for(waiting, 5)
         return is_waiting
 
+    early = FeatureSearch({}, lambda sae, index: None)
     assert asyncio.run(waited())
+    assert early.find(FeatureQuery(query="sea")).data == ()

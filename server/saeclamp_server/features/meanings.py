@@ -66,9 +66,10 @@ class Meanings:
 
 
 def _embedded(sentences: Sequence[str], encoder: Encoder) -> Rows:
-    parts = [encoder.encode(sentences[start : start + PART]) for start in range(0, len(sentences), PART)]
+    # a server without SAEs has none
+    parts = [encoder.encode(sentences[start : start + PART]) for start in range(0, max(1, len(sentences)), PART)]
     rows: Rows = np.concatenate(parts)
-    rows[[not sentence for sentence in sentences]] = 0
+    rows[np.array([not sentence for sentence in sentences], np.bool_)] = 0
     return rows
 
 
