@@ -26,6 +26,7 @@ from saeclamp.types import (
     Suggestion,
     VariantList,
 )
+from saeclamp.types.characters import pieces
 
 MAX_MAPS = 3
 """Features whose activations are drawn over a text."""
@@ -176,7 +177,10 @@ def _variants(found: VariantList) -> str:
 
 def _answer(answer: ComparedAnswer) -> str:
     own = {token for change in answer.differences for token in range(*change.own)}
-    text = "".join(span(token.text, ADDED if at in own else "") for at, token in enumerate(answer.tokens))
+    text = "".join(
+        span(piece.text, "" if own.isdisjoint(range(piece.start, piece.end)) else ADDED)
+        for piece in pieces(answer.tokens)
+    )
     figures = {"KL": answer.kl, "perplexity": answer.perplexity, "repetition": answer.repetition}
     said = ", ".join(f"{name} {number(value)}" for name, value in figures.items() if value is not None)
     return f"{text}<br><small>{said}</small>"
@@ -185,8 +189,8 @@ def _answer(answer: ComparedAnswer) -> str:
 def _heat(tokens: Sequence[InspectedToken], feature: InspectedFeature) -> str:
     acts = feature.acts or [0.0] * len(tokens)  # an older server gives none
     warmed = [
-        warm(token.text, act, feature.max, FAINT if token.template else "")
-        for token, act in zip(tokens, acts, strict=True)
+        warm(text, max(acts[start:end], key=abs), feature.max, FAINT if tokens[start].template else "")
+        for start, end, text in pieces(tokens)
     ]
     return f"<p>{''.join(warmed)}</p>"
 
@@ -196,7 +200,10 @@ def _examples(examples: Sequence[Example]) -> str:
     rows = [
         [
             number(example.peak_act),
-            "".join(warm(token, act, largest) for token, act in zip(example.tokens, example.acts, strict=True)),
+            "".join(
+                warm(text, max(example.acts[start:end], key=abs), largest)
+                for start, end, text in pieces(example.tokens)
+            ),
         ]
         for example in examples[:MAX_EXAMPLES]
     ]

@@ -127,6 +127,10 @@ class Model(Protocol):
         """Return the text of each token."""
         ...
 
+    def token_bytes(self, ids: Sequence[int]) -> list[tuple[int, ...] | None]:
+        """Return the bytes of each token that is a part of a character; None for others."""
+        ...
+
     async def run(self, run: Run, path: str, heard: Callable[[int], None] | None = None) -> Outcome:
         """
         Run one sequence, in the engine's batch. Cancelled, it ends in the engine too.

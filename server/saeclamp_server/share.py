@@ -90,6 +90,10 @@ class ModelShare:
         """Return the text of each token."""
         return self._model.token_texts(ids)
 
+    def token_bytes(self, ids: Sequence[int]) -> list[tuple[int, ...] | None]:
+        """Return the bytes of each token that is a part of a character; None for others."""
+        return self._model.token_bytes(ids)
+
     async def run(self, run: Run, path: str, heard: Callable[[int], None] | None = None) -> Outcome:
         """Run one sequence when it is its turn. Raises RequestError."""
         num_heard, num_steps = 0, run.max_tokens

@@ -47,6 +47,8 @@ class ComparedToken(Answer):
 
     id: int
     text: str
+    bytes: tuple[int, ...] | None = None
+    """Of a token that is a part of a character, which `text` shows as U+FFFD: its neighbours have the rest."""
     logprob: float
     """As its own column saw it."""
     default_logprob: float

@@ -63,6 +63,8 @@ class InspectedToken(Answer):
     position: int
     id: int
     text: str
+    bytes: tuple[int, ...] | None = None
+    """Of a token that is a part of a character, which `text` shows as U+FFFD: its neighbours have the rest."""
     role: str | None = None
     """Whose message it is of."""
     template: bool = False

@@ -105,6 +105,8 @@ class TokenReadout(Answer):
     token_id: int
     text: str | None = None
     """Of the token alone; bytes that are no whole letter show as U+FFFD. None from an older server."""
+    bytes: tuple[int, ...] | None = None
+    """Of a token that is a part of a character, which `text` shows as U+FFFD: its neighbours have the rest."""
     features: dict[str, float] = Field(default_factory=dict)
     """Activations by the feature's name in the request, in the encoder's units."""
     top: dict[str, list[TopFeature]] = Field(default_factory=dict)

@@ -76,6 +76,7 @@ def _tokens(
             position=position,
             id=text.prompt.ids[position],
             text=shown,
+            bytes=raw,
             role=roles[position],
             template=template[position],
             read=bool(text.is_read[position]),
@@ -84,7 +85,9 @@ def _tokens(
             else {},
             top=_strongest(text.strongest(position, top_k), served),
         )
-        for position, shown in enumerate(model.token_texts(text.prompt.ids))
+        for position, (shown, raw) in enumerate(
+            zip(model.token_texts(text.prompt.ids), model.token_bytes(text.prompt.ids), strict=True)
+        )
     )
 
 

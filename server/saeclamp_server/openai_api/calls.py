@@ -66,6 +66,7 @@ class SteeredCall:
                 shows_token_ids,
                 resolved.program.shows(PROMPT),
                 app_state.model.text_of,
+                app_state.model.bytes_of,
             )
         await app_state.admission.enter(features_of(resolved.program))
         sequences.begin(key, num_per_prompt)

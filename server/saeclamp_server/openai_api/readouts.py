@@ -25,6 +25,8 @@ class ReadoutWriter:
     reads_prompt: bool
     text_of: Callable[[int], str]
     """Of a token's id."""
+    bytes_of: Callable[[int], tuple[int, ...] | None]
+    """The same, where it is a part of a character."""
     _num_written: dict[int, int] = field(default_factory=dict)
     """Generated tokens of each choice that have been written of."""
 
@@ -60,6 +62,7 @@ class ReadoutWriter:
             position=position,
             token_id=token_id,
             text=self.text_of(token_id),
+            bytes=self.bytes_of(token_id),
             features={name: act for name, act in zip(names, reading.acts, strict=True) if act is not None},
             top={
                 sae: [

@@ -20,6 +20,7 @@ from saeclamp_server.errors import InvalidRequestError, RequestError
 from saeclamp_server.likelihoods import Likelihoods
 from saeclamp_server.model import Outcome, Prompt, Run
 from saeclamp_server.openai_api.calls import SteeredCall
+from saeclamp_server.openai_api.token_bytes import bytes_of
 from saeclamp_server.program import ABORTED, EXTRA_ARGS_KEY
 from saeclamp_server.threads import computed
 
@@ -42,6 +43,10 @@ class ServedModel:
         self._tokenizer = self._engine.get_tokenizer()
         self.text_of: Callable[[int], str] = lru_cache(MAX_TEXTS)(lambda token: self._tokenizer.decode([token]))
         """The text of a token; bytes that are no whole letter show as U+FFFD."""
+        self.bytes_of: Callable[[int], tuple[int, ...] | None] = lru_cache(MAX_TEXTS)(
+            lambda token: bytes_of(self._tokenizer, token) if "\ufffd" in self.text_of(token) else None
+        )
+        """The bytes of a token that is a part of a character."""
         self.num_tokens: int = self._engine.model_config.get_vocab_size()
 
     async def of_text(self, text: str, path: str) -> Prompt:
@@ -79,6 +84,10 @@ class ServedModel:
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """Return the text of each token."""
         return [*map(self.text_of, ids)]
+
+    def token_bytes(self, ids: Sequence[int]) -> list[tuple[int, ...] | None]:
+        """Return the bytes of each token that is a part of a character; None for others."""
+        return [*map(self.bytes_of, ids)]
 
     async def run(self, run: Run, path: str, heard: Callable[[int], None] | None = None) -> Outcome:
         """Run one sequence. Cancelled, it ends in the engine too. Raises RequestError."""

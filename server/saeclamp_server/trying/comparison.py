@@ -105,9 +105,21 @@ def _answer(
     default: the unsteered answer of the same seed; None for itself
     """
     tokens = tuple(
-        ComparedToken(id=token, text=text, logprob=own[token], default_logprob=plain[token], kl=kl_at_least(own, plain))
-        for token, text, own, plain in zip(
-            outcome.ids, model.token_texts(outcome.ids), outcome.logprobs, seen, strict=True
+        ComparedToken(
+            id=token,
+            text=text,
+            bytes=raw,
+            logprob=own[token],
+            default_logprob=plain[token],
+            kl=kl_at_least(own, plain),
+        )
+        for token, text, raw, own, plain in zip(
+            outcome.ids,
+            model.token_texts(outcome.ids),
+            model.token_bytes(outcome.ids),
+            outcome.logprobs,
+            seen,
+            strict=True,
         )
     )
     num = len(tokens)
