@@ -5,8 +5,8 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -16,11 +16,10 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
 from saeclamp_server.errors import RequestError
-from saeclamp_server.openai_api import draining, models, routes
+from saeclamp_server.openai_api import draining, envelope, models, routes
 from saeclamp_server.openai_api.access import KeyGuard, is_served
 from saeclamp_server.openai_api.draining import Drain, DrainGuard
 from saeclamp_server.openai_api.guard import STEERED_PATHS, SteeringGuard
-from saeclamp_server.openai_api.metrics import REFUSALS
 from saeclamp_server.routes import features, finding, steering, variants, vectors
 
 _CORS: Any = CORSMiddleware
@@ -33,9 +32,14 @@ def create_app(args: Namespace, supported_tasks: Any, model_config: Any, drain: 
     app.router.routes[:] = [route for route in app.router.routes if is_served(route) and not _is_replaced(route)]
     for own in (draining, routes, models, features, finding, steering, variants, vectors):
         app.include_router(own.router)
-    app.add_exception_handler(RequestError, _refuse)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.user_middleware[:] = _guarded(app.user_middleware, args, drain)
+    app.add_exception_handler(RequestError, envelope.refuse)
+    app.add_exception_handler(HTTPException, envelope.http_error)
+    app.add_exception_handler(RequestValidationError, envelope.invalid)
+    app.add_exception_handler(Exception, envelope.unexpected)
+    app.user_middleware[:] = [
+        Middleware(envelope.ErrorEnvelope),
+        *_guarded(app.user_middleware, args, drain),
+    ]
     # innermost, so that its refusals too are authenticated and carry a request id; add_middleware() would put it outermost
     app.user_middleware.append(Middleware(SteeringGuard))
     app.middleware_stack = None  # vLLM has built it already; it is rebuilt with the guard and the handler on first use
@@ -59,19 +63,3 @@ def _guarded(stack: list[Middleware], args: Namespace, drain: Drain) -> list[Mid
 
 def _is_replaced(route: Any) -> bool:
     return isinstance(route, APIRoute) and route.path in (*STEERED_PATHS, models.MODELS_PATH)
-
-
-async def _http_error(request: Request, exc: Exception) -> JSONResponse:
-    """Put the framework's own errors (405, an unreadable body) into OpenAI's envelope, where clients look for a message."""
-    assert isinstance(exc, HTTPException)
-    kind = "invalid_request_error" if exc.status_code < 500 else "server_error"
-    error = {"message": str(exc.detail), "type": kind, "param": None, "code": None}
-    return JSONResponse({"error": error}, exc.status_code, headers=exc.headers)
-
-
-async def _refuse(request: Request, exc: Exception) -> JSONResponse:
-    assert isinstance(exc, RequestError)
-    if exc.status < 500:
-        REFUSALS.labels(exc.code).inc()
-    retry = {"Retry-After": str(exc.retry_after_s)} if exc.retry_after_s is not None else None
-    return JSONResponse(exc.body(), exc.status, retry)

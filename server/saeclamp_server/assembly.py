@@ -20,7 +20,7 @@ from saeclamp_server.engine.settings import sample_ids
 from saeclamp_server.engine.trusted_labels import trusted_labels
 from saeclamp_server.everywhere import EngineDirections, EngineReports
 from saeclamp_server.features import FeatureSearch, known_saes
-from saeclamp_server.openai_api import elsewhere, metrics
+from saeclamp_server.openai_api import checks, elsewhere, metrics
 from saeclamp_server.openai_api.draining import Drain
 from saeclamp_server.openai_api.sequences import Sequences
 from saeclamp_server.openai_api.served_model import ServedModel
@@ -64,6 +64,7 @@ async def assembled(engine: Any, args: Namespace, plan: Plan, say: Callable[[str
     state.sequences.listen(engine.output_processor)
     elsewhere.listen(engine)
     await init_app_state(engine, state, args, tasks)
+    await checks.check_before_answers(state, engine)
     bases = [path.name for path in state.openai_serving_models.base_model_paths]
     state.variants = Variants(plan.store, state.served, bases)
     state.model, state.directions, state.room = ServedModel(state), EngineDirections(engine), Room()

@@ -8,70 +8,28 @@ so that a body which looks as if it asked for steering either gets it or is refu
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
-from saeclamp.types import CONDITIONS, MAX_KEY, Steering, looks_like_steering
-from saeclamp.types.refusals import PARTS, did_you_mean, refusal, shown
+from saeclamp.types import CONDITIONS, MAX_KEY, Steering
+from saeclamp.types.refusals import PARTS, refusal, shown
 from saeclamp_server.errors import InvalidRequestError, InvalidSteeringError
-from saeclamp_server.program import EXTRA_ARGS_KEY
+from saeclamp_server.lookalikes import refuse_foreign_shapes, refuse_lookalikes
 
-FOREIGN_KEYS = {
-    "controller": "Goodfire's Ember",
-    "features": "Neuronpedia",
-    "interventions": "SteeringAPI",
-    "sae_clamp_specs": "the RhizoNymph fork of vLLM",
-    "steering_vectors": "the RhizoNymph fork of vLLM",
-    "prefill_steering_vectors": "the RhizoNymph fork of vLLM",
-    "decode_steering_vectors": "the RhizoNymph fork of vLLM",
-    "steering_clamps": "the RhizoNymph fork of vLLM",
-    "steering_name": "the RhizoNymph fork of vLLM",
-}
-"""Top-level keys by which other projects ask for steering."""
-
-MISPLACED_KEYS = {
-    *("intervention", "feature", "clamp", "clamps", "ablate", "sae", "saes", "sae_features", EXTRA_ARGS_KEY),
-    *("rule", "rules", "readout", "readouts", "receipt", "vector", "vectors"),
-}
-"""Parts of `steering` that have no meaning at the top level."""
-
-WRAPPERS = {
-    "extra_body",
-    "extrabody",
-    "extra-body",
-    "kwargs",
-    "parameters",
-    "extra_args",
-    "extra_json",
-    "extra_query",
-    "sampling_params",
-    "chat_template_kwargs",
-    "nvext",
-}
-"""Objects in which clients wrap what they want passed on; `steering` inside them would be ignored."""
-
-AT_TOP_LEVEL = "Steering is the object 'steering' at the top level of the request, with a list 'interventions'."
-
-FOREIGN_XARGS = {
-    EXTRA_ARGS_KEY: "this server's own engine",
-    "hotwire": "hotwire",
-    "apply_steering_vectors": "vllm-lens",
-    "apply_hooks": "vllm-lens",
-}
-
-MAX_FIELD_NAMES = 10_000
-"""Different names of fields in a body, where these could be misspelt ones."""
 MAX_FIELDS = 10_000
 """Fields of `steering` and of all within it: more than 64 interventions and 16 rules can have."""
-MAX_COMPARED_KEYS = 16
-"""Unknown fields of `steering` for which a near one is looked for."""
 
 _OF_STEERING = {"steering", *Steering.model_fields}.union(*(kind.model_fields for kind in PARTS.values()), CONDITIONS)
 """Fields of `steering` and of all within it."""
+
+
+_HUGE_NUMBER = re.compile(rb"NaN|Infinity|[eE]\+?\d{3}|\d{300}")
+"""What may be read as a number that is not finite."""
 
 
 def parse_body(content: bytes, max_fields: int | None = None) -> Any:
@@ -95,6 +53,7 @@ def parse_body(content: bytes, max_fields: int | None = None) -> Any:
                 raise InvalidSteeringError(f"The field {twice!r} is given twice.", "steering")
         return parsed
 
+    check_encoding(content)
     try:
         value = json.loads(content, object_pairs_hook=once)
         if b"\\ud" in content.lower():
@@ -103,6 +62,8 @@ def parse_body(content: bytes, max_fields: int | None = None) -> Any:
         raise InvalidRequestError("The body has half of a surrogate pair, which is no text.", None) from None
     except RecursionError:
         raise InvalidRequestError("The body is nested too deeply.", None) from None
+    if isinstance(value, dict) and _HUGE_NUMBER.search(content):
+        _refuse_infinite(value)
     return value
 
 
@@ -116,6 +77,33 @@ def _refuse_large(pairs: Sequence[tuple[str, Any]], max_fields: int) -> None:
         raise InvalidRequestError(f"The name of a field has {len(longest)} characters: {shown(longest)}.", None)
 
 
+def check_encoding(content: bytes, content_encoding: str = "identity") -> None:
+    """Raise RequestError unless a body is text in UTF-8, as it was written: some parsers would guess, and others not."""
+    if content_encoding.strip().lower() not in ("", "identity") or content.startswith(b"\x1f\x8b"):
+        raise InvalidRequestError("The body is compressed; send it as it is, without Content-Encoding.", None)
+    if content.startswith(b"\xef\xbb\xbf"):
+        raise InvalidRequestError("The body begins with a byte order mark; send plain UTF-8, which needs none.", None)
+    if b"\x00" in content[:4] or content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InvalidRequestError("The body is in UTF-16 or UTF-32; JSON is sent in UTF-8.", None)
+    try:
+        content.decode()
+    except UnicodeDecodeError as exc:
+        raise InvalidRequestError(f"The body is not UTF-8: its byte {exc.start} begins no letter.", None) from None
+
+
+def _refuse_infinite(body: Mapping[str, Any]) -> None:
+    """Raise RequestError for a number that is none, outside of `steering`, which says more about its own."""
+    waiting = [(key, value) for key, value in body.items() if key != "steering"]
+    while waiting:
+        path, value = waiting.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InvalidRequestError(f"{path}: {value} is no number that JSON or a model knows.", path)
+        if isinstance(value, dict):
+            waiting += [(f"{path}.{key}", inner) for key, inner in value.items()]
+        elif isinstance(value, list):
+            waiting += [(f"{path}[{number}]", inner) for number, inner in enumerate(value)]
+
+
 def steering_of(body: Any) -> Steering | None:
     """Return the request's `steering`, None when the body asks for none. Raises RequestError."""
     if not isinstance(body, Mapping):
@@ -125,82 +113,12 @@ def steering_of(body: Any) -> Steering | None:
     if steering is None:
         return None
     _refuse_many_fields(steering)
-    _refuse_foreign_shapes(steering)
+    refuse_foreign_shapes(steering, body)
     try:
         return Steering.model_validate(steering)
     except ValidationError as exc:
         why = refusal(exc, steering, Steering, "steering")
         raise InvalidSteeringError(str(why), why.path) from None
-
-
-class _Keys:
-    """Field names of a body that are looked at one by one; so many that it would take long are refused."""
-
-    def __init__(self) -> None:
-        self._seen: set[str] = set()
-
-    def look_through(self, keys: Iterable[str]) -> list[str]:
-        """Return those that were not looked at before. Raises InvalidRequestError."""
-        new = [key for key in keys if key not in self._seen]
-        self._seen.update(new)
-        if len(self._seen) > MAX_FIELD_NAMES:
-            raise InvalidRequestError(
-                f"The body has more than {MAX_FIELD_NAMES} different field names where there are a few dozen.", None
-            )
-        return new
-
-
-def refuse_lookalikes(body: Mapping[str, Any]) -> None:
-    """Raise RequestError for a key that asks for steering under another name or in another place."""
-    keys = _Keys()
-    keys.look_through(body)
-    for key, value in body.items():
-        if key == "steering":
-            continue
-        _refuse_key(key, value)
-        if key.lower() in WRAPPERS:
-            _refuse_inside(value, key, keys)
-        if key == "vllm_xargs" and isinstance(value, Mapping):
-            keys.look_through(value)
-            _refuse_foreign_xargs(value)
-        if key in ("messages", "input") and isinstance(value, Sequence):
-            for number, message in enumerate(value):
-                if isinstance(message, Mapping) and any(map(looks_like_steering, keys.look_through(message))):
-                    raise InvalidSteeringError(f"A message cannot be steered. {AT_TOP_LEVEL}", f"{key}[{number}]")
-
-
-def _refuse_key(key: str, value: Any) -> None:
-    if not key.isascii():  # no field has such a name, and some of these letters only look like those of `steering`
-        escaped = key[:MAX_KEY].encode("ascii", "backslashreplace").decode()
-        raise InvalidSteeringError(f"Unknown field {escaped!r}. Did you mean 'steering'?", escaped)
-    if key.lower() in FOREIGN_KEYS and value is not None:
-        raise InvalidSteeringError(
-            f"A top-level {key!r} is how {FOREIGN_KEYS[key.lower()]} asks for steering. {AT_TOP_LEVEL}", key
-        )
-    if key.lower() in MISPLACED_KEYS:
-        raise InvalidSteeringError(f"A top-level {key!r} is not understood. {AT_TOP_LEVEL}", key)
-    if looks_like_steering(key):
-        raise InvalidSteeringError(f"Unknown field {shown(key)}. Did you mean 'steering'?", key[:MAX_KEY])
-
-
-def _refuse_inside(value: Any, path: str, keys: _Keys) -> None:
-    objects = [value]  # not by recursion: a body may be as deep as the parser allows
-    while objects:
-        inner = objects.pop()
-        if not isinstance(inner, Mapping):
-            continue
-        # our own key would reach the engine unchecked and unsalted
-        if any(key == EXTRA_ARGS_KEY or looks_like_steering(key) for key in keys.look_through(inner)):
-            raise InvalidSteeringError(f"{path!r} is not read for steering. {AT_TOP_LEVEL}", path)
-        objects += inner.values()
-
-
-def _refuse_foreign_xargs(xargs: Mapping[str, Any]) -> None:
-    for key in xargs:
-        if key.lower() in FOREIGN_XARGS or looks_like_steering(key):
-            owner = FOREIGN_XARGS.get(key.lower(), "another project")
-            path = f"vllm_xargs.{key[:MAX_KEY].encode('ascii', 'backslashreplace').decode()}"
-            raise InvalidSteeringError(f"{path} belongs to {owner}. {AT_TOP_LEVEL}", path)
 
 
 def _refuse_many_fields(steering: Any) -> None:
@@ -218,19 +136,3 @@ def _refuse_many_fields(steering: Any) -> None:
             raise InvalidSteeringError(f"steering: these are more than {MAX_FIELDS} fields.", "steering")
         if isinstance(value, list):
             inside += [part for part in value if isinstance(part, Mapping | list)]
-
-
-def _refuse_foreign_shapes(steering: Any) -> None:
-    expected = "here 'steering' is an object with 'interventions', 'rules' or 'readout'"
-    if isinstance(steering, str):
-        raise InvalidSteeringError(f"A string is saklas's steering expression; {expected}.", "steering")
-    if isinstance(steering, Sequence):
-        raise InvalidSteeringError(f"A list is the RhizoNymph fork's steering gates; {expected}.", "steering")
-    if isinstance(steering, Mapping) and not steering.keys() & Steering.model_fields.keys():
-        if "vectors" in steering or "conflict" in steering:
-            raise InvalidSteeringError(f"'vectors' is EasySteer's steering; {expected}.", "steering.vectors")
-        near = any(did_you_mean(key, Steering.model_fields) for key in islice(steering, MAX_COMPARED_KEYS))
-        if steering and not near and all(isinstance(value, int | float | list) for value in steering.values()):
-            raise InvalidSteeringError(
-                f"A mapping from names to numbers or vectors is another project's steering; {expected}.", "steering"
-            )

@@ -18,10 +18,10 @@ from saeclamp.types import StoredFeature, StoredSAE
 from saeclamp_saes import SAEEntry
 from saeclamp_saes.labelling.open_table import OpenLabels
 from saeclamp_saes.labelling.table import labels_path
-from saeclamp_server.app import _refuse
 from saeclamp_server.doses import Lengths
 from saeclamp_server.errors import RequestError
 from saeclamp_server.features import known_saes
+from saeclamp_server.openai_api.envelope import refuse
 from saeclamp_server.routes import features as routes
 from saeclamp_server.steering import Served
 
@@ -35,7 +35,7 @@ def app(entry: SAEEntry = ENTRY, labelled: bool = True, said: list[str] | None =
     report = (said if said is not None else []).append
     served = FastAPI()
     served.include_router(routes.router)
-    served.add_exception_handler(RequestError, _refuse)
+    served.add_exception_handler(RequestError, refuse)
     max_acts = {name: opened.max_acts for name, opened in labels.items()}
     served.state.served = Served({entry.name: entry}, {entry.name: LENGTHS}, max_acts)
     served.state.known = known_saes({entry.name: entry}, {entry.name: LENGTHS}, {entry.name: FIT}, labels, report)

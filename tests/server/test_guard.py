@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from typing import Any
 
 import httpx
@@ -46,7 +47,7 @@ def test_a_body_that_asks_for_steering_is_refused(body: dict[str, Any]) -> None:
     assert response.json()["error"]["param"] in body
 
 
-@pytest.mark.parametrize("content", [b'{"input":"steering"}', b'{"steering":null}', b"[1]", b"{", b"", b"\xff"])
+@pytest.mark.parametrize("content", [b'{"input":"steering"}', b'{"steering":null}', b"[1]", b"{", b""])
 def test_any_other_body_arrives_byte_for_byte(content: bytes) -> None:
     response = post("/tokenize", content=content, headers={"Content-Type": "application/json"})
     assert bytes.fromhex(response.json()["body"]) == content
@@ -66,3 +67,45 @@ def test_long_bodies_in_many_parts_arrive_whole() -> None:
 def test_the_steered_endpoints_and_other_kinds_of_body_are_left_to_themselves() -> None:
     assert post("/v1/chat/completions", json={"steering": {}}).status_code == 200
     assert post("/v1/audio", files={"steering": b"x"}).status_code == 200
+
+
+TEXT = '{"input": "x"}'
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "says"),
+    [
+        (TEXT.encode("utf-16"), {}, "UTF-16"),
+        (TEXT.encode("utf-16-le"), {}, "UTF-16"),
+        (TEXT.encode("utf-32-be"), {}, "UTF-16 or UTF-32"),
+        (TEXT.encode("utf-8-sig"), {}, "byte order mark"),
+        ('{"input": "é"}'.encode("latin-1"), {}, "not UTF-8: its byte 11"),
+        (gzip.compress(TEXT.encode()), {"Content-Encoding": "gzip"}, "compressed"),
+        (gzip.compress(TEXT.encode()), {}, "compressed"),
+        (TEXT.encode(), {"Content-Encoding": "br"}, "compressed"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/tokenize", "/v1/chat/completions", "/v1/features/inspect", "/v1/messages"])
+def test_a_body_that_is_not_plain_utf_8_is_refused_everywhere(
+    path: str, content: bytes, headers: dict[str, str], says: str
+) -> None:
+    response = post(path, content=content, headers={"Content-Type": "application/json", **headers})
+    assert response.status_code == 400
+    assert says in response.json()["error"]["message"]
+
+
+def test_an_identity_encoding_is_none() -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "identity"}
+    assert post("/tokenize", content=TEXT, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("query", ["steering=%7B%7D", "variant=sea", "steer=1", "feature=a/1"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
+def test_steering_in_the_url_is_refused(path: str, query: str) -> None:
+    response = post(f"{path}?{query}", json={})
+    assert response.status_code == 400
+    assert "at the top level" in response.json()["error"]["message"]
+
+
+def test_other_queries_pass() -> None:
+    assert post("/v1/chat/completions?beta=true&api-version=2026-01-01", json={}).status_code == 200

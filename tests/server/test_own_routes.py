@@ -12,8 +12,8 @@ from fastapi import FastAPI
 from tests.bundled import ENTRY
 from tests.server.test_features import LENGTHS, app
 
-from saeclamp_server.app import _refuse
 from saeclamp_server.errors import RequestError
+from saeclamp_server.openai_api.envelope import refuse
 from saeclamp_server.routes import features, finding, steering, variants, vectors
 from saeclamp_server.steering import Served
 
@@ -44,7 +44,7 @@ def everything() -> FastAPI:
     served = FastAPI()
     for part in ROUTERS:
         served.include_router(part.router)
-    served.add_exception_handler(RequestError, _refuse)
+    served.add_exception_handler(RequestError, refuse)
     served.state.served = Served({"bundled": ENTRY}, {"bundled": LENGTHS})
     served.state.known = app().state.known
     served.state.model = served.state.search = served.state.directions = served.state.variants = None
@@ -96,7 +96,7 @@ STEER = {"interventions": [{"op": "ablate", "feature": "bundled/sea"}]}
             "steering.interventions[0]",
             "'clamp'",
         ),
-        ("/v1/steering/validate", {"steering": []}, "steering", "a list is"),
+        ("/v1/steering/validate", {"steering": []}, "steering", "a list goes into it as its 'interventions'"),
         ("/v1/steering/validate", {"steering": STEER, "message": []}, "message", "Did you mean 'messages'?"),
         ("/v1/steering/compare", {"text": "a", "steering": {"readout": {"top_k": 1}}}, None, "nothing to compare"),
         ("/v1/steering/compare", {"text": "a", "steering": STEER, "prompted": "x"}, None, "needs 'messages'"),

@@ -15,9 +15,9 @@ import torch
 from fastapi import FastAPI
 from tests.server.vectors import LENGTHS, PLACES, WIDTH, Engine, file, held, numbers
 
-from saeclamp_server.app import _refuse
 from saeclamp_server.errors import InvalidVectorError, RequestError, UnknownVectorError, VectorsFullError
 from saeclamp_server.fit import ModelFacts, StartupError
+from saeclamp_server.openai_api.envelope import refuse
 from saeclamp_server.routes import vectors as routes
 from saeclamp_server.steering import Served
 from saeclamp_server.vectors import MAX_BYTES, Direction, VectorFolder, Vectors, default_folder, find_places
@@ -284,7 +284,7 @@ class Api:
     def __init__(self, folder: Path) -> None:
         app = FastAPI()
         app.include_router(routes.router)
-        app.add_exception_handler(RequestError, _refuse)
+        app.add_exception_handler(RequestError, refuse)
         app.state.served = Served({}, {}, vectors=Vectors(PLACES, LENGTHS, VectorFolder(folder), Engine()))
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
 

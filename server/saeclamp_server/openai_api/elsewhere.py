@@ -93,9 +93,11 @@ async def answer(
     carried = _Carried(call)
     assert call.asked is not None, "it was begun from a body"
     plain = {key: value for key, value in body.items() if key != "steering"}
+    if call.asked.variant is not None:
+        plain["model"] = call.asked.base
     token = _carried.set(carried)
     try:
-        await passed_on(app, scope, receive, _Completed(send, carried).send, {**plain, "model": call.asked.base})
+        await passed_on(app, scope, receive, _Completed(send, carried).send, plain)
     finally:
         _carried.reset(token)
         call.end()

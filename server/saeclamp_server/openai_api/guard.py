@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from saeclamp.types import Steering
 from saeclamp_server.errors import InvalidSteeringError, RequestError
+from saeclamp_server.lookalikes import refuse_lookalikes, refuse_query
 from saeclamp_server.openai_api import elsewhere
-from saeclamp_server.openai_api.access import route_path
 from saeclamp_server.openai_api.asked_model import AskedModel
 from saeclamp_server.openai_api.calls import SteeredCall
+from saeclamp_server.openai_api.envelope import path_of, response_of
 from saeclamp_server.openai_api.metrics import REFUSALS
-from saeclamp_server.request_body import parse_body, refuse_lookalikes, steering_of
+from saeclamp_server.request_body import check_encoding, parse_body, steering_of
 
 STEERED_PATHS = ("/v1/chat/completions", "/v1/completions")
 COUNTING_PATHS = ("/tokenize", "/detokenize", "/v1/messages/count_tokens")
@@ -28,7 +29,8 @@ class SteeringGuard:
     """
     ASGI middleware over vLLM's other endpoints (`/v1/responses`, `/v1/messages`, `/tokenize`, ...).
 
-    They ignore unknown keys, so a body that asks for steering gets it here, or is refused.
+    They ignore unknown keys, so a body that asks for steering gets it here, or is refused. Bodies of all endpoints must be
+    plain UTF-8.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -36,31 +38,26 @@ class SteeringGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on everything but a JSON POST that asks for steering in vain."""
-        if scope["type"] != "http" or scope["method"] != "POST" or _is_ours(scope) or not _is_json(scope):
+        if scope["type"] != "http" or scope["method"] != "POST" or not _is_json(scope):
             return await self._app(scope, receive, send)
         messages, content = await _read(receive)
+        path, body, call, base = path_of(scope), dict[str, Any](), None, None
         try:
-            body = _object(content)
-            call = await _begun(body, scope)
-            base = await _base_of_variant(body, scope) if call is None else None
+            check_encoding(content, Headers(scope=scope).get("content-encoding", ""))
+            if not path.startswith(OWN_PATHS):
+                refuse_query(scope["query_string"])
+                if path not in STEERED_PATHS:
+                    body = _object(content)
+                    call = await _begun(body, scope)
+                    base = await _base_of_variant(body, scope) if call is None else None
         except RequestError as exc:
             REFUSALS.labels(exc.code).inc()
-            retry = {"Retry-After": str(exc.retry_after_s)} if exc.retry_after_s is not None else None
-            return await JSONResponse(exc.body(), exc.status, retry)(scope, receive, send)
+            return await response_of(exc)(scope, receive, send)
         if call is not None:
             return await elsewhere.answer(self._app, scope, receive, send, body, call)
         if base is not None:
             return await elsewhere.passed_on(self._app, scope, receive, send, {**body, "model": base})
         await self._app(scope, _replay(messages, receive), send)
-
-
-def _is_ours(scope: Scope) -> bool:
-    path = _path(scope)
-    return path in STEERED_PATHS or path.startswith(OWN_PATHS)
-
-
-def _path(scope: Scope) -> str:
-    return route_path(scope).rstrip("/")
 
 
 def _is_json(scope: Scope) -> bool:
@@ -86,7 +83,7 @@ def _object(content: bytes) -> dict[str, Any]:
 
 async def _begun(body: dict[str, Any], scope: Scope) -> SteeredCall | None:
     """Begin the call of a body that steers, on an endpoint that can; None for one that does not. Raises RequestError."""
-    path = _path(scope)
+    path = path_of(scope)
     if path in elsewhere.PATHS:
         steering: Steering | None = steering_of(body)
         return await elsewhere.steered(body, steering, scope["app"].state, path)
@@ -102,7 +99,7 @@ async def _base_of_variant(body: dict[str, Any], scope: Scope) -> str | None:
 
     Raises RequestError where there is none such, and for endpoints that would answer as the base does.
     """
-    model, path = body.get("model"), _path(scope)
+    model, path = body.get("model"), path_of(scope)
     if not isinstance(model, str):
         return None
     asked = await AskedModel.of(scope["app"].state, model, None)
