@@ -16,7 +16,7 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
 from saeclamp_server.errors import RequestError
-from saeclamp_server.openai_api import draining, envelope, models, routes
+from saeclamp_server.openai_api import draining, envelope, handlers, models, routes
 from saeclamp_server.openai_api.access import KeyGuard, is_served
 from saeclamp_server.openai_api.draining import Drain, DrainGuard
 from saeclamp_server.openai_api.guard import STEERED_PATHS, SteeringGuard
@@ -32,10 +32,10 @@ def create_app(args: Namespace, supported_tasks: Any, model_config: Any, drain: 
     app.router.routes[:] = [route for route in app.router.routes if is_served(route) and not _is_replaced(route)]
     for own in (draining, routes, models, features, finding, steering, variants, vectors):
         app.include_router(own.router)
-    app.add_exception_handler(RequestError, envelope.refuse)
-    app.add_exception_handler(HTTPException, envelope.http_error)
-    app.add_exception_handler(RequestValidationError, envelope.invalid)
-    app.add_exception_handler(Exception, envelope.unexpected)
+    app.add_exception_handler(RequestError, handlers.refuse)
+    app.add_exception_handler(HTTPException, handlers.http_error)
+    app.add_exception_handler(RequestValidationError, handlers.invalid)
+    app.add_exception_handler(Exception, handlers.unexpected)
     app.user_middleware[:] = [
         Middleware(envelope.ErrorEnvelope),
         *_guarded(app.user_middleware, args, drain),

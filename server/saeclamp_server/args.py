@@ -69,6 +69,8 @@ class ServeOptions:
     """Whether vLLM's log is to be seen in the terminal."""
     variants: str | None = None
     """URL of the database of variants; None for a SQLite file among the user's data."""
+    trace: Path | None = None
+    """To which file a line is written for each steered request; None for none."""
 
 
 def parse(argv: list[str]) -> ServeOptions | argparse.Namespace:
@@ -103,6 +105,7 @@ def parse(argv: list[str]) -> ServeOptions | argparse.Namespace:
         variants=known.variants,
         drain_s=known.drain,
         verbose=known.verbose,
+        trace=known.trace,
     )
 
 
@@ -203,6 +206,13 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="URL",
         help="database of variants: sqlite:////path/to/file or postgresql+psycopg://user:password@host/database (default: a "
         "SQLite file in ~/.local/share/saeclamp)",
+    )
+    serve.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE",
+        help="append a line of JSON to FILE for each steered request when it has ended: its id, spec and receipt, or why it "
+        "has none",
     )
     return serve
 

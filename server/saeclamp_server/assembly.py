@@ -20,7 +20,7 @@ from saeclamp_server.engine.settings import sample_ids
 from saeclamp_server.engine.trusted_labels import trusted_labels
 from saeclamp_server.everywhere import EngineDirections, EngineReports
 from saeclamp_server.features import FeatureSearch, known_saes
-from saeclamp_server.openai_api import checks, elsewhere, metrics
+from saeclamp_server.openai_api import checks, elsewhere, handlers, metrics
 from saeclamp_server.openai_api.draining import Drain
 from saeclamp_server.openai_api.sequences import Sequences
 from saeclamp_server.openai_api.served_model import ServedModel
@@ -60,11 +60,12 @@ async def assembled(engine: Any, args: Namespace, plan: Plan, say: Callable[[str
     threading.Thread(target=state.search.prepare, args=(say,), daemon=True).start()
     state.admission = Admission(options.max_features, options.max_waiting, metrics.WAIT.observe)
     metrics.watch(state.admission)
-    state.sequences, state.reports = Sequences(), EngineReports(engine)
+    state.sequences, state.reports, state.trace = Sequences(), EngineReports(engine), plan.trace
     state.sequences.listen(engine.output_processor)
     elsewhere.listen(engine)
     await init_app_state(engine, state, args, tasks)
     await checks.check_before_answers(state, engine)
+    handlers.say_errors_in_messages(state)
     bases = [path.name for path in state.openai_serving_models.base_model_paths]
     state.variants = Variants(plan.store, state.served, bases)
     state.model, state.directions, state.room = ServedModel(state), EngineDirections(engine), Room()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from saeclamp_saes import SAEEntry
@@ -10,6 +11,7 @@ from saeclamp_server.args import ServeOptions
 from saeclamp_server.fit import ModelFacts, StartupError, check_fit
 from saeclamp_server.packaged_model import PACKAGED_MODEL, PackagedModelError, prepared_model
 from saeclamp_server.preflight import open_saes, read_model
+from saeclamp_server.trace import Trace, TraceError
 from saeclamp_server.variants import StoreError, VariantStore, default_url
 from saeclamp_server.vectors import Place, find_places
 
@@ -23,6 +25,7 @@ class Plan(NamedTuple):
     places: tuple[Place, ...]
     """Where vectors can sit."""
     store: VariantStore
+    trace: Trace | None
 
 
 def prepare(options: ServeOptions, say: Callable[[str], None]) -> Plan:
@@ -32,6 +35,7 @@ def prepare(options: ServeOptions, say: Callable[[str], None]) -> Plan:
     say: is told what takes time
     Raises StartupError.
     """
+    trace = _open_trace(options.trace, say) if options.trace is not None else None
     if options.model != PACKAGED_MODEL and "bundled" in options.saes:
         raise StartupError(f"The bundled SAE was trained on {PACKAGED_MODEL} and serves no other model.")
     if options.model == PACKAGED_MODEL:
@@ -42,7 +46,14 @@ def prepare(options: ServeOptions, say: Callable[[str], None]) -> Plan:
         saes = open_saes(options.saes, say)
     check_fit(saes, model)
     places = find_places(options.vector_sites, options.max_vectors, saes, model)
-    return Plan(options, model, saes, places, _open_store(options.variants))
+    return Plan(options, model, saes, places, _open_store(options.variants), trace)
+
+
+def _open_trace(path: Path, say: Callable[[str], None]) -> Trace:
+    try:
+        return Trace(path, say)
+    except TraceError as exc:
+        raise StartupError(str(exc)) from exc
 
 
 def _open_store(url: str | None) -> VariantStore:

@@ -21,7 +21,7 @@ from saeclamp_saes.labelling.table import labels_path
 from saeclamp_server.doses import Lengths
 from saeclamp_server.errors import RequestError
 from saeclamp_server.features import known_saes
-from saeclamp_server.openai_api.envelope import refuse
+from saeclamp_server.openai_api.handlers import refuse
 from saeclamp_server.routes import features as routes
 from saeclamp_server.steering import Served
 

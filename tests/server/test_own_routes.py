@@ -13,7 +13,7 @@ from tests.bundled import ENTRY
 from tests.server.test_features import LENGTHS, app
 
 from saeclamp_server.errors import RequestError
-from saeclamp_server.openai_api.envelope import refuse
+from saeclamp_server.openai_api.handlers import refuse
 from saeclamp_server.routes import features, finding, steering, variants, vectors
 from saeclamp_server.steering import Served
 

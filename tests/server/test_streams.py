@@ -25,6 +25,7 @@ class Call:
         self.failure = failure
         self.asked = self.ended = 0
         self.aborts: set[int] = set()
+        self.said: list[str] = []
 
     completes = False
 
@@ -36,6 +37,9 @@ class Call:
 
     def end(self) -> None:
         self.ended += 1
+
+    def failed(self, message: str) -> None:
+        self.said.append(message)
 
     async def receipt(self) -> Receipt:
         self.asked += 1
@@ -129,7 +133,9 @@ def test_a_request_that_was_not_steered_ends_in_an_error_instead_of_its_last_chu
 
 def test_an_error_of_vllms_passes_as_it_is() -> None:
     events = [chunk("a"), 'data: {"error":{"message":"out of memory"}}\n\n', DONE]
-    assert passed_on(events, Call()) == events
+    call = Call()
+    assert passed_on(events, call) == events
+    assert call.said == ["out of memory"]
 
 
 def test_a_stream_that_breaks_off_is_not_taken_for_a_whole_one() -> None:

@@ -17,7 +17,7 @@ from tests.server.vectors import LENGTHS, PLACES, WIDTH, Engine, file, held, num
 
 from saeclamp_server.errors import InvalidVectorError, RequestError, UnknownVectorError, VectorsFullError
 from saeclamp_server.fit import ModelFacts, StartupError
-from saeclamp_server.openai_api.envelope import refuse
+from saeclamp_server.openai_api.handlers import refuse
 from saeclamp_server.routes import vectors as routes
 from saeclamp_server.steering import Served
 from saeclamp_server.vectors import MAX_BYTES, Direction, VectorFolder, Vectors, default_folder, find_places

@@ -11,6 +11,7 @@ from saeclamp_server.conversation import Conversation
 from saeclamp_server.errors import InvalidSteeringError, NotAppliedError
 from saeclamp_server.openai_api import metrics
 from saeclamp_server.openai_api.asked_model import AskedModel
+from saeclamp_server.openai_api.proof import TraceEntry
 from saeclamp_server.openai_api.readouts import ReadoutWriter, name_aborted
 from saeclamp_server.openai_api.sequences import Sequences
 from saeclamp_server.scopes import PROMPT
@@ -28,7 +29,7 @@ class SteeredCall:
     app_state: Any
     """
     vLLM's app state, plus `served`: Served, `model`: ServedModel, `sequences`: Sequences, `reports`: EngineReports and
-    `admission`: Admission.
+    `admission`: Admission and `trace`: Trace or None.
     """
     resolved: ResolvedSteering
     key: str
@@ -36,6 +37,8 @@ class SteeredCall:
     num_sequences: int
     writer: ReadoutWriter | None
     asked: AskedModel | None = None
+    entry: TraceEntry | None = None
+    """Of the request in the trace; the sequences that our own endpoints run have none."""
 
     @classmethod
     async def begin(
@@ -47,6 +50,7 @@ class SteeredCall:
         num_sequences: int,
         num_per_prompt: int,
         shows_token_ids: bool,
+        entry: TraceEntry,
     ) -> SteeredCall:
         """Resolve the steering, and wait for its turn. Raises RequestError. Whoever begins a call must end it."""
         if num_sequences > MAX_SEQUENCES:
@@ -68,9 +72,10 @@ class SteeredCall:
                 app_state.model.text_of,
                 app_state.model.bytes_of,
             )
+        entry.spec = resolved.program.spec
         await app_state.admission.enter(features_of(resolved.program))
         sequences.begin(key, num_per_prompt)
-        return cls(app_state, resolved, key, num_sequences, writer, asked)
+        return cls(app_state, resolved, key, num_sequences, writer, asked, entry)
 
     @classmethod
     async def begin_resolved(
@@ -86,6 +91,23 @@ class SteeredCall:
         if self.app_state.sequences.end(self.key):
             self.app_state.admission.leave(features_of(self.resolved.program))
             self.app_state.reports.close(self.key)
+            if self.entry is not None and self.app_state.trace is not None:
+                self.app_state.trace.write(self.entry.to_json())
+
+    def answers_as(self, answer_id: str) -> None:
+        """Note the answer's id."""
+        if self.entry is not None and self.entry.id is None:
+            self.entry.id = answer_id
+
+    def failed(self, message: str) -> None:
+        """Note why there is no answer."""
+        if self.entry is not None:
+            self.entry.error = message
+
+    @property
+    def spec(self) -> str:
+        """Names the resolved steering."""
+        return self.resolved.program.spec
 
     @property
     def sequences(self) -> Sequences:
@@ -126,12 +148,16 @@ class SteeredCall:
         reports = {choices[request_id]: report for request_id, report in answers.items()}
         try:
             written = receipt(self.resolved, reports, self.num_sequences, self.app_state.served, served_name)
-        except NotAppliedError:
+        except NotAppliedError as exc:
             metrics.FAILURES.inc()
+            self.failed(exc.message)
             raise
         metrics.count(written, self.resolved.aborting)
         variant = self._variant.to_wire().version if self._variant else None
-        return written.model_copy(update={"variant": variant}) if variant else written
+        written = written.model_copy(update={"variant": variant}) if variant else written
+        if self.entry is not None:
+            self.entry.receipt = written
+        return written
 
     def aborted(self, receipt: Receipt) -> set[int]:
         """Choices that a rule has ended."""

@@ -1,5 +1,5 @@
 """
-What vLLM would find wrong with a request only when its answer has begun, found before.
+Checks that vLLM makes only when an answer has begun, made before.
 
 A stream's status has left by then, and its client would get 200, and the error as an event.
 """
@@ -72,6 +72,9 @@ class _Check:
         """Raise InvalidParameterError for what vLLM would refuse."""
         try:
             self._process(prompt, params, asked)
+        except OverflowError as exc:
+            name = next((name for name in params.__struct_fields__ if _is_huge(getattr(params, name))), None)
+            raise InvalidParameterError(f"{name or 'A number'} does not fit into 64 bits.", parameter=name) from exc
         except REFUSED as exc:
             message = str(exc.args[0]) if exc.args else str(exc)
             raise InvalidParameterError(message, parameter=self._parameter(exc, prompt, params, asked)) from exc
@@ -92,3 +95,7 @@ class _Check:
         except REFUSED:
             return None
         return "structured_outputs"
+
+
+def _is_huge(value: Any) -> bool:
+    return isinstance(value, int) and not -(2**63) <= value < 2**64

@@ -14,13 +14,15 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from saeclamp.types import Receipt, Steering
 from saeclamp_server.errors import InvalidSteeringError, NotAppliedError
 from saeclamp_server.openai_api.asked_model import AskedModel
 from saeclamp_server.openai_api.calls import SteeredCall
+from saeclamp_server.openai_api.envelope import is_anthropic, path_of, written
+from saeclamp_server.openai_api.proof import TraceEntry, headers_of
 from saeclamp_server.program import EXTRA_ARGS_KEY
 
 PATHS = ("/v1/responses", "/v1/messages")
@@ -69,17 +71,19 @@ def listen(engine: Any) -> None:
     engine.generate = carrying
 
 
-async def steered(body: Mapping[str, Any], steering: Steering | None, app_state: Any, path: str) -> SteeredCall | None:
+async def steered(body: Mapping[str, Any], steering: Steering | None, scope: Scope) -> SteeredCall | None:
     """Begin the call of a body that steers; None for one that does not. Raises RequestError."""
-    model = body.get("model")
+    app_state, path, model = scope["app"].state, path_of(scope), body.get("model")
     asked = await AskedModel.of(app_state, model if isinstance(model, str) else None, steering)
     if not asked.steers:
         return None
     if body.get("background"):
         raise InvalidSteeringError("What runs in the background has no receipt, and cannot be steered.", "background")
-    call = await SteeredCall.begin(app_state, asked, None, uuid.uuid4().hex, 1, 1, False)
+    entry = TraceEntry(path, Headers(scope=scope).get("x-request-id"), asked.name)
+    call = await SteeredCall.begin(app_state, asked, None, uuid.uuid4().hex, 1, 1, False, entry)
     program = call.resolved.program
     if program.shows_tokens or program.aborts:
+        call.failed("it asks for what has no place here")
         call.end()
         what = "rules that abort" if program.aborts else "readouts and receipts of tokens"
         raise InvalidSteeringError(f"{path} has no place for {what}; use /v1/chat/completions.", "steering")
@@ -97,7 +101,7 @@ async def answer(
         plain["model"] = call.asked.base
     token = _carried.set(carried)
     try:
-        await passed_on(app, scope, receive, _Completed(send, carried).send, plain)
+        await passed_on(app, scope, receive, _Completed(send, carried, path_of(scope)).send, plain)
     finally:
         _carried.reset(token)
         call.end()
@@ -112,8 +116,8 @@ async def passed_on(app: ASGIApp, scope: Scope, receive: Receive, send: Send, bo
 class _Completed:
     """Passes an answer on, with its receipt."""
 
-    def __init__(self, send: Send, carried: _Carried) -> None:
-        self._send, self._carried = send, carried
+    def __init__(self, send: Send, carried: _Carried, path: str) -> None:
+        self._send, self._carried, self._path = send, carried, path
         self._start: Message = {}
         self._is_stream = False
         self._held = b""
@@ -127,7 +131,7 @@ class _Completed:
             headers = dict(message.get("headers", ()))
             self._is_stream = bool(headers.get(b"content-type", b"").startswith(b"text/event-stream"))
             if self._is_stream:
-                await self._send(message)
+                await self._send({**message, "headers": self._headers().raw})
             return
         if message["type"] != "http.response.body":
             return await self._send(message)
@@ -141,21 +145,29 @@ class _Completed:
         elif not more:
             await self._whole()
 
+    def _headers(self, receipt: Receipt | None = None) -> MutableHeaders:
+        headers = MutableHeaders(raw=list(self._start["headers"]))
+        headers.update(headers_of(self._carried.call.spec, receipt))
+        return headers
+
     async def _whole(self) -> None:
         status, content = self._start["status"], self._held
+        headers = MutableHeaders(raw=list(self._start["headers"]))
         if status == 200 and content != b"null":  # which vLLM says to a client that has gone
             try:
-                content = json.dumps(await self._told(json.loads(content))).encode()
+                receipt = await self._carried.receipt()
+                content = json.dumps(self._told(json.loads(content), receipt)).encode()
+                headers = self._headers(receipt)
             except NotAppliedError as exc:
                 status, content = exc.status, json.dumps(exc.body()).encode()
-        headers = MutableHeaders(raw=list(self._start["headers"]))
+        elif status != 200:
+            self._carried.call.failed(f"HTTP {status}")
         headers["content-length"] = str(len(content))
         await self._send({**self._start, "status": status, "headers": headers.raw})
         await self._send({"type": "http.response.body", "body": content})
 
-    async def _told(self, body: dict[str, Any]) -> dict[str, Any]:
-        receipt = await self._carried.receipt()
-        self._rename(body)
+    def _told(self, body: dict[str, Any], receipt: Receipt) -> dict[str, Any]:
+        self._name(body)
         return body | ({"steering": receipt.model_dump(mode="json")} if self._carried.call.wants_receipt else {})
 
     async def _event(self, event: bytes) -> bytes:
@@ -169,31 +181,46 @@ class _Completed:
             return event
         for part in (body, body.get("response"), body.get("message")):
             if isinstance(part, dict):
-                self._rename(part)
+                self._name(part)
         self._is_over |= body.get("type") in (*LAST_EVENTS, *FAILED_EVENTS)
+        if body.get("type") in FAILED_EVENTS:
+            self._carried.call.failed(str(body.get("error") or body.get("type")))
         if body.get("type") in LAST_EVENTS:
             try:
-                place = body.get("response")
-                if isinstance(place, dict):
-                    body["response"] = await self._told(place)
-                else:
-                    body = await self._told(body)
+                receipt = await self._carried.receipt()
             except NotAppliedError as exc:
-                return _error_event(exc)
+                return self._error_event(exc)
+            place = body.get("response")
+            if isinstance(place, dict):
+                body["response"] = self._told(place, receipt)
+            else:
+                body = self._told(body, receipt)
         return (head + mark).removeprefix(b"\n") + json.dumps(body).encode()
 
     def _lost(self) -> bytes:
         """What a stream says that ends without its last event, and so without its receipt."""
-        return b"" if self._is_over else _error_event(NotAppliedError("the answer ended before its receipt.")) + b"\n\n"
+        if self._is_over:
+            return b""
+        self._carried.call.failed("The answer ended before its receipt.")
+        return self._error_event(NotAppliedError("the answer ended before its receipt.")) + b"\n\n"
 
-    def _rename(self, body: dict[str, Any]) -> None:
-        asked = self._carried.call.asked
-        if asked is not None and "model" in body:
-            body["model"] = asked.name
+    def _name(self, body: dict[str, Any]) -> None:
+        """Name the model as it was asked for, and note the answer's id."""
+        call = self._carried.call
+        if call.asked is not None and "model" in body:
+            body["model"] = call.asked.name
+            if isinstance(body.get("id"), str):
+                call.answers_as(body["id"])
 
-
-def _error_event(exc: NotAppliedError) -> bytes:
-    return b"event: error\ndata: " + json.dumps({"type": "error", **exc.body()}).encode()
+    def _error_event(self, exc: NotAppliedError) -> bytes:
+        error = exc.body()["error"]
+        # an event of Responses has the error's parts itself; by `error` openai-python knows to raise it
+        body = (
+            written(error, exc.status, self._path)
+            if is_anthropic(self._path)
+            else {**error, "type": "error", "error": error}
+        )
+        return b"event: error\ndata: " + json.dumps(body).encode()
 
 
 def _with_length(scope: Scope, content: bytes) -> Scope:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.datastructures import MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from saeclamp_server.errors import InvalidRequestError, RequestError
-from saeclamp_server.openai_api.metrics import REFUSALS
-from saeclamp_server.request_body import json_path
+from saeclamp_server.openai_api.fields import field_named
 
 ANTHROPIC_PATH = "/v1/messages"
+STREAMS = ("/v1/chat/completions", "/v1/completions")
+STREAM_ERROR = b'data: {"error"'
 
 OPENAI_CODES = {
     400: "invalid_request",
@@ -40,25 +37,16 @@ ANTHROPIC_TYPES = {
     503: "overloaded_error",
 }
 
-FIELDS_OF = {
-    "structured_outputs": ("structured_outputs", "response_format", "text", "output_config", "tools"),
-    "messages": ("messages", "input", "prompt"),
-    "logprobs": ("top_logprobs", "logprobs"),
-    "max_tokens": ("max_completion_tokens", "max_output_tokens", "max_tokens"),
-    "stop": ("stop", "stop_sequences"),
-}
-"""What vLLM names, and the fields by which endpoints take it, the likeliest first."""
-
-ABOUT_THE_PROMPT = re.compile(
-    r"prompt|conversation|chat template|multimodal|input length|context length|ValidatorIterator"
-)
+_VALUES = re.compile(r" \(parameter=\w+(, value=.*)?\)$", re.DOTALL)
+"""What vLLM adds to messages: the value may be as long as the request."""
 
 
 class ErrorEnvelope:
     """
     ASGI middleware outside of all others, since authentication and the router answer with errors of their own too.
 
-    A success passes as it is; the body of an error is written anew.
+    A success passes as it is; the body of an error is written anew. A request without an `x-request-id` gets one, by which
+    vLLM then names the answer too.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -68,9 +56,16 @@ class ErrorEnvelope:
         """Pass a request on, and its answer."""
         if scope["type"] != "http" or scope["method"] == "HEAD":
             return await self._app(scope, receive, send)
+        scope = _named(scope)
         asked, answer = _Asked(receive), _Answer(send, scope)
         answer.asked = asked
         await self._app(scope, asked.receive, answer.send)
+
+
+def _named(scope: Scope) -> Scope:
+    if any(name == b"x-request-id" for name, _ in scope["headers"]):
+        return scope
+    return {**scope, "headers": [*scope["headers"], (b"x-request-id", uuid.uuid4().hex.encode())]}
 
 
 class _Asked:
@@ -107,6 +102,7 @@ class _Answer:
         self._send, self._path = send, path_of(scope)
         self._start: Message | None = None
         self._content = b""
+        self._is_openai_stream = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -114,6 +110,9 @@ class _Answer:
                 self._start = message
                 return
             self.asked.forget()
+            self._is_openai_stream = self._path in STREAMS
+        elif self._is_openai_stream and message.get("body", b"").startswith(STREAM_ERROR):
+            message = {**message, "body": _stream_error(message["body"])}
         if self._start is None or message["type"] != "http.response.body":
             return await self._send(message)
         self._content += message.get("body", b"")
@@ -121,11 +120,22 @@ class _Answer:
             return
         headers = MutableHeaders(raw=list(self._start["headers"]))
         status: int = self._start["status"]
-        error = _openai_error(status, self._content, self.asked.fields)
+        error = openai_error(status, self._content, self.asked.fields)
         content = json.dumps(written(error, status, self._path, headers.get("x-request-id"))).encode()
         headers["content-length"], headers["content-type"] = str(len(content)), "application/json"
         await self._send({**self._start, "headers": headers.raw})
         await self._send({"type": "http.response.body", "body": content})
+
+
+def _stream_error(event: bytes) -> bytes:
+    """Write the event by which vLLM ends a stream as OpenAI's clients read it."""
+    data, end, rest = event.removeprefix(b"data: ").partition(b"\n\n")
+    try:
+        code = json.loads(data)["error"].get("code")
+    except (ValueError, AttributeError):
+        return event
+    error = openai_error(code if isinstance(code, int) else 500, data, dict)
+    return b"data: " + json.dumps({"error": error}).encode() + end + rest
 
 
 def path_of(scope: Scope) -> str:
@@ -158,7 +168,12 @@ def _is_message(start: Message, path: str) -> bool:
     return b"json" in kind or (path.startswith("/v1/") and kind.startswith(b"text/plain"))
 
 
-def _openai_error(status: int, content: bytes, fields: Any) -> dict[str, Any]:
+def openai_error(status: int, content: bytes, fields: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """
+    Read an error of ours, vLLM's or the framework's, and write it as OpenAI does.
+
+    fields: of the request's body
+    """
     try:
         body = json.loads(content)
     except ValueError:
@@ -166,7 +181,7 @@ def _openai_error(status: int, content: bytes, fields: Any) -> dict[str, Any]:
     found = body.get("error", body.get("detail", body.get("message"))) if isinstance(body, dict) else body
     said: Mapping[str, Any] = found if isinstance(found, dict) else {"message": found}
     message = said.get("message")
-    message = message if isinstance(message, str) and message else HTTPStatus(status).phrase
+    message = _VALUES.sub("", message) if isinstance(message, str) and message else HTTPStatus(status).phrase
     code, param = said.get("code"), said.get("param")
     if isinstance(code, str):  # ours
         return {"message": message, "type": said.get("type"), "param": param, "code": code}
@@ -179,73 +194,3 @@ def _openai_error(status: int, content: bytes, fields: Any) -> dict[str, Any]:
         "param": param,
         "code": "model_not_found" if status == 404 and param == "model" else known,
     }
-
-
-def field_named(message: str, param: Any, fields: Iterable[str]) -> str | None:
-    """
-    Find the field that an error of vLLM's is about, in the words of the request.
-
-    param:  vLLM's, which may be the name of a sampling parameter
-    fields: of the request
-    """
-    names = [name for name in fields if name.isidentifier() and not name.startswith("_")]
-    if isinstance(param, str) and param:
-        path = param.removeprefix("body.")
-        return next((name for name in FIELDS_OF.get(path, ()) if name in names), path)
-    places = [(found.start(), name) for name in names if (found := re.search(rf"\b{name}\b", message))]
-    if places:
-        return min(places)[1]
-    about = "messages" if ABOUT_THE_PROMPT.search(message) else None
-    if about is None and re.search(r"\bmodel\b", message):
-        return "model"
-    return next((name for name in FIELDS_OF.get(about or "", ()) if name in names), None)
-
-
-async def refuse(request: Request, exc: Exception) -> JSONResponse:
-    """Answer with a refusal of ours."""
-    assert isinstance(exc, RequestError)
-    if exc.status < 500:
-        REFUSALS.labels(exc.code).inc()
-    return response_of(exc)
-
-
-def response_of(exc: RequestError) -> JSONResponse:
-    """Return an error as it is sent, still in OpenAI's form."""
-    retry = {"Retry-After": str(exc.retry_after_s)} if exc.retry_after_s is not None else None
-    return JSONResponse(exc.body(), exc.status, retry)
-
-
-async def http_error(request: Request, exc: Exception) -> JSONResponse:
-    """Answer with the framework's own errors: 404, 405, an unreadable body."""
-    assert isinstance(exc, HTTPException)
-    return JSONResponse({"error": {"message": str(exc.detail)}}, exc.status_code, headers=exc.headers)
-
-
-async def invalid(request: Request, exc: Exception) -> JSONResponse:
-    """Say what of a body does not fit vLLM's request class, and where."""
-    assert isinstance(exc, RequestValidationError)
-    errors: Sequence[Any] = exc.errors()
-    first = errors[0] if errors else "The request is malformed."
-    if not isinstance(first, Mapping):
-        return response_of(InvalidRequestError(str(first), None))
-    # of the branches of a union the one that got furthest is the one that was meant
-    paths = [_path_to(error, exc.body) for error in errors]
-    path = max(paths, key=lambda one: one.count(".") + one.count("["))
-    error = errors[paths.index(path)]
-    said = str(error["msg"]).removeprefix("Value error, ").replace("Input", "The value", 1).rstrip(".")
-    if error["type"] == "json_invalid":
-        said = f"The body is not JSON: {error.get('ctx', {}).get('error', said)}"
-    return response_of(InvalidRequestError(f"{path}: {said}." if path else f"{said}.", path or None))
-
-
-def _path_to(error: Mapping[str, Any], body: Any) -> str:
-    where, *rest = error["loc"]
-    if error["type"] == "json_invalid":
-        return ""
-    return json_path(tuple(rest), body if where == "body" else {str(part): None for part in rest[:1]}, "")
-
-
-async def unexpected(request: Request, exc: Exception) -> JSONResponse:
-    """Answer in the right form where something broke: the framework sends this from outside of all middleware."""
-    error = {"message": "Internal server error", "type": "server_error", "param": None, "code": "internal_error"}
-    return JSONResponse(written(error, 500, path_of(request.scope)), 500)

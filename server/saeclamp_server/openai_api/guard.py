@@ -13,7 +13,8 @@ from saeclamp_server.lookalikes import refuse_lookalikes, refuse_query
 from saeclamp_server.openai_api import elsewhere
 from saeclamp_server.openai_api.asked_model import AskedModel
 from saeclamp_server.openai_api.calls import SteeredCall
-from saeclamp_server.openai_api.envelope import path_of, response_of
+from saeclamp_server.openai_api.envelope import path_of
+from saeclamp_server.openai_api.handlers import response_of
 from saeclamp_server.openai_api.metrics import REFUSALS
 from saeclamp_server.request_body import check_encoding, parse_body, steering_of
 
@@ -86,7 +87,7 @@ async def _begun(body: dict[str, Any], scope: Scope) -> SteeredCall | None:
     path = path_of(scope)
     if path in elsewhere.PATHS:
         steering: Steering | None = steering_of(body)
-        return await elsewhere.steered(body, steering, scope["app"].state, path)
+        return await elsewhere.steered(body, steering, scope)
     refuse_lookalikes(body)
     if body.get("steering") is not None:
         raise InvalidSteeringError(f"{path} does not support 'steering'; {_USE}", "steering")

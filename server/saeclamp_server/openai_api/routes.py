@@ -22,9 +22,10 @@ from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
 from saeclamp.types import Steering
 from saeclamp_server.conversation import Conversation, Message, locate
-from saeclamp_server.errors import InvalidSteeringError
+from saeclamp_server.errors import InvalidRequestError, InvalidSteeringError
 from saeclamp_server.openai_api.asked_model import AskedModel
 from saeclamp_server.openai_api.calls import SteeredCall
+from saeclamp_server.openai_api.proof import TraceEntry, headers_of
 from saeclamp_server.openai_api.requests import SteeredChatCompletionRequest, SteeredCompletionRequest
 from saeclamp_server.openai_api.streams import with_receipt
 from saeclamp_server.request_body import parse_body, steering_of
@@ -36,7 +37,11 @@ Handler = Callable[[Any, Request], Awaitable[Response]]
 
 async def steering_in_body(raw_request: Request) -> Steering | None:
     """Read and check `steering` before vLLM's request class sees the body. Raises RequestError."""
-    return steering_of(parse_body(await raw_request.body()))
+    try:
+        body = parse_body(await raw_request.body())
+    except ValueError as exc:
+        raise InvalidRequestError(f"The body is not JSON: {exc}.", None) from exc
+    return steering_of(body)
 
 
 SteeringInBody = Annotated[Steering | None, Depends(steering_in_body)]
@@ -102,19 +107,29 @@ async def _answer(
         num_sequences=request.num_sequences(),
         num_per_prompt=request.num_per_prompt,
         shows_token_ids=shows_token_ids,
+        entry=TraceEntry(raw_request.url.path, raw_request.headers.get("x-request-id"), asked.name),
     )
     response: Response | None = None
     try:
         request.carry(call.key, call.resolved.program)
         response = await handler(request, raw_request)
+        if response is not None and response.status_code == 200:
+            call.answers_as(_id_of(raw_request))
         if isinstance(response, StreamingResponse):
+            response.headers.update(headers_of(call.spec))
             body = with_receipt(_as_text(response.body_iterator), call, request.empty_chunk(_id_of(raw_request)))
             weakref.finalize(body, call.end)  # a stream that is never read runs no `finally`
             response.body_iterator = body
             return response
-        if response is None or response.status_code != 200:  # vLLM's handler returns None when the client has gone
+        if response is None:  # vLLM's handler returns None when the client has gone
+            return response
+        if response.status_code != 200:
+            call.failed(f"HTTP {response.status_code}")
             return response
         return await _completed(response, call)
+    except Exception as exc:
+        call.failed(str(exc))
+        raise
     finally:
         if not isinstance(response, StreamingResponse):
             call.end()
@@ -129,7 +144,7 @@ async def _completed(response: Response, call: SteeredCall) -> Response:
     headers = {
         name: value for name, value in response.headers.items() if name not in ("content-length", "content-type")
     }
-    return JSONResponse(body, headers=headers)
+    return JSONResponse(body, headers=headers | headers_of(call.spec, receipt))
 
 
 def _id_of(raw_request: Request) -> str:

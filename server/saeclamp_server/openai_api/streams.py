@@ -10,6 +10,8 @@ from saeclamp.types import Receipt
 from saeclamp_server.errors import NotAppliedError
 
 DONE = "data: [DONE]"
+ERROR = 'data: {"error"'
+"""Beginning of the event by which vLLM ends a stream that has no answer."""
 
 
 class Call(Protocol):
@@ -35,6 +37,10 @@ class Call(Protocol):
 
     def aborted(self, receipt: Receipt) -> set[int]:
         """Choices that a rule has ended."""
+        ...
+
+    def failed(self, message: str) -> None:
+        """Note why there is no answer."""
         ...
 
     def end(self) -> None:
@@ -67,7 +73,9 @@ async def with_receipt(
                 yield held
             event = _completed(event, call, ended)
             held = event if _may_be_last(event) else None
-            failed = failed or event.startswith('data: {"error"')
+            if event.startswith(ERROR):
+                failed = True
+                call.failed(str(json.loads(event.removeprefix("data: "))["error"].get("message")))
             if held is None:
                 yield event
         if not failed:
@@ -103,6 +111,7 @@ async def _last_chunks(
         for chunk in without[: None if held is not None else -1]:
             yield _event(chunk)
         if held is None and not without:
+            call.failed("The stream ended without a last chunk.")
             raise NotAppliedError("the stream ended without a last chunk.")
         last = json.loads(held.removeprefix("data: ")) if held is not None else without[-1]
     except NotAppliedError as exc:
