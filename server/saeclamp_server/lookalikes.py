@@ -12,7 +12,8 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from saeclamp.types import Steering, looks_like_steering
-from saeclamp_server.errors import InvalidSteeringError, did_you_mean
+from saeclamp.types.refusals import did_you_mean
+from saeclamp_server.errors import InvalidSteeringError
 from saeclamp_server.program import EXTRA_ARGS_KEY
 
 EXAMPLE = '"steering": {"interventions": [{"op": "clamp", "feature": "<sae>/<name or index>", "value": 1}]}'

@@ -43,5 +43,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, second_sae: Path) -> Iterat
     flags = ["--sae", "bundled", "--sae", f"second={second_sae}", "--enforce-eager", "--max-model-len", "2048"]
     flags += ["--enable-prompt-tokens-details", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
     log = tmp_path_factory.mktemp("log") / "server.log"
-    with serve(log, PACKAGED_MODEL, *flags) as running:
+    trace = log.with_name("trace.jsonl")
+    with serve(log, PACKAGED_MODEL, *flags, "--trace", str(trace)) as running:
+        running.trace = trace
         yield running

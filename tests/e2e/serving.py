@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -29,6 +30,8 @@ class Server:
         self.pid = pid
         self.log = log
         self.http = httpx.Client(base_url=url, timeout=300)
+        self.trace: Path | None = None
+        """Where it writes its trace, if it does."""
 
     def post(self, path: str, **body: Any) -> httpx.Response:
         return self.http.post(path, json={"model": self.model, **body})
@@ -49,6 +52,17 @@ class Server:
         found = re.findall(r"^vllm:num_requests_(?:running|waiting)\{.*\} (\S+)$", metrics, re.MULTILINE)
         assert len(found) == 2, metrics
         return sum(int(float(number)) for number in found)
+
+    def trace_of(self, request_id: str) -> list[dict[str, Any]]:
+        """Lines of the trace on a request; an earlier one of a later request may be written before."""
+        assert self.trace is not None
+        deadline = time.monotonic() + 3
+        while True:
+            lines = [json.loads(line) for line in self.trace.read_text().splitlines()]
+            found = [line for line in lines if line["request_id"] == request_id]
+            if found or time.monotonic() > deadline:
+                return found
+            time.sleep(0.05)
 
 
 def wait_until(holds: Callable[[], bool], seconds: float) -> bool:

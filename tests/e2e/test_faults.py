@@ -27,7 +27,9 @@ def faulty(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Iter
     sae = make_sae(folder / "sae", layer=1, d_in=64)
     flags = ["--sae", f"sae={sae}", "--enforce-eager", "--dtype", "float32", "--max-model-len", "512"]
     flags += ["--served-model-name", "tiny"]
+    flags += ["--trace", str(folder / "trace.jsonl")]
     with serve(folder / "log", str(model), *flags, name="tiny", entry="tests.e2e.faulty_server") as server:
+        server.trace = folder / "trace.jsonl"
         yield server
 
 
@@ -50,6 +52,27 @@ def test_a_request_that_cannot_be_steered_is_a_500(faulty: Server, feature: int,
     assert (error["code"], error["param"]) == ("steering_not_applied", "steering")
     assert "rows" in error["message"]
     assert "choices" not in response.json()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_on_messages_it_fails_as_anthropics_clients_read_it(faulty: Server, stream: bool) -> None:
+    body = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 24, "stream": stream}
+    response = faulty.post("/v1/messages", **body, steering=request(FAILS_AT_ADMISSION)["steering"])
+    if stream:
+        (event,) = [event for event in response.text.split("\n\n") if event.startswith("event: error\n")]
+        error = json.loads(event.partition("data: ")[2])
+    else:
+        assert response.status_code == 500
+        error = response.json()
+    assert (error["type"], error["error"]["type"]) == ("error", "api_error")
+    assert "rows" in error["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failure_is_in_the_trace_with_its_reason(faulty: Server, stream: bool) -> None:
+    response = faulty.post("/v1/completions", **request(FAILS_AT_ADMISSION), stream=stream)
+    (line,) = faulty.trace_of(response.headers["x-request-id"])
+    assert (line["status"], line["receipt"], "rows" in line["error"]) == ("failed", None, True)
 
 
 def test_one_failed_choice_fails_the_whole_answer(faulty: Server) -> None:

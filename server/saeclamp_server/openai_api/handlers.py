@@ -12,10 +12,10 @@ from starlette.exceptions import HTTPException
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.exceptions import GenerationError
 
+from saeclamp.types.refusals import json_path
 from saeclamp_server.errors import InvalidRequestError, RequestError
 from saeclamp_server.openai_api.envelope import STREAM_ERROR, openai_error, path_of, written
 from saeclamp_server.openai_api.metrics import REFUSALS
-from saeclamp_server.request_body import json_path
 
 UNREADABLE = "The body cannot be read: it is nested too deeply, or has a number of thousands of digits."
 
