@@ -1,4 +1,4 @@
-"""LiteLLM steers by the model's name, through its OpenAI-compatible provider."""
+"""LiteLLM steers by the model's name, through its OpenAI-compatible provider, and shows the headers that say so."""
 
 import os
 import sys
@@ -15,7 +15,11 @@ chat = {
     "temperature": 0,
     "max_tokens": 40,
 }
-steered = litellm.completion(model=f"openai/{variant}", **chat).choices[0].message.content
+answer = litellm.completion(model=f"openai/{variant}", **chat)
+headers = answer._hidden_params["additional_headers"]
+assert headers["llm_provider-x-saeclamp-spec"].startswith("sha256:"), headers
+assert int(headers["llm_provider-x-saeclamp-edited-tokens"]) > 40, headers
+steered = answer.choices[0].message.content
 assert word in steered, steered
 plain = litellm.completion(model=f"openai/{base}", **chat).choices[0].message.content
 assert word not in plain, plain
