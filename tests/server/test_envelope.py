@@ -130,6 +130,10 @@ def test_the_field_is_found_in_the_requests_own_words() -> None:
         ("min_tokens must be at most max_tokens", None, ["max_tokens", "min_tokens"], "min_tokens"),
         ("The decoder prompt cannot be empty", None, ["model", "input"], "input"),
         ("'int' object is not iterable", None, ["messages"], "messages"),
+        ("This model's maximum length of the input", None, ["model", "text"], None),
+        ("This model's maximum context length is 2048 tokens", None, ["model", "messages"], "messages"),
+        ("too long", "input_tokens", ["model", "prompt"], "prompt"),
+        ("Unknown parameter 'text'", None, ["model", "text"], "text"),
         ("something else", None, ["model", "messages"], None),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 FIELDS_OF = {
     "structured_outputs": ("structured_outputs", "response_format", "text", "output_config", "tools"),
     "messages": ("messages", "input", "prompt"),
+    "input_tokens": ("messages", "input", "prompt"),
     "logprobs": ("top_logprobs", "logprobs"),
     "max_tokens": ("max_completion_tokens", "max_output_tokens", "max_tokens"),
     "stop": ("stop", "stop_sequences"),
@@ -39,7 +40,7 @@ def field_named(message: str, param: Any, fields: Mapping[str, Any]) -> str | No
     if isinstance(param, str) and param:
         path = param.removeprefix("body.")
         return next((name for name in FIELDS_OF.get(path, ()) if name in names), path)
-    places = [(found.start(), name) for name in names if (found := re.search(rf"\b{name}\b", message))]
+    places = [(found.start(), name) for name in names if (found := re.search(_mention(name), message))]
     if places:
         return min(places)[1]
     abouts = {
@@ -49,3 +50,10 @@ def field_named(message: str, param: Any, fields: Mapping[str, Any]) -> str | No
     }
     likely = (name for kind, about in abouts.items() if about.search(message) for name in FIELDS_OF[kind])
     return next((name for name in likely if name in names), None)
+
+
+def _mention(name: str) -> str:
+    """Match a field where it is meant: `model`, `input` and `text` are words of other sentences too."""
+    if "_" in name:
+        return rf"\b{name}\b"
+    return rf"^{name}\b|[`'\"]{name}[`'\"]|\b{name}(?:=| must | cannot | should )"
