@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 from urllib.parse import parse_qsl
 
-from saeclamp.types import Steering, looks_like_steering
-from saeclamp.types.refusals import did_you_mean
-from saeclamp_server.errors import InvalidSteeringError
+from saeclamp.types import MAX_KEY, Steering, looks_like_steering
+from saeclamp.types.refusals import did_you_mean, shown
+from saeclamp_server.errors import InvalidRequestError, InvalidSteeringError
 from saeclamp_server.program import EXTRA_ARGS_KEY
 
 EXAMPLE = '"steering": {"interventions": [{"op": "clamp", "feature": "<sae>/<name or index>", "value": 1}]}'
@@ -92,35 +93,68 @@ FOREIGN_XARGS = {
     "apply_hooks": "vllm-lens",
 }
 
+MAX_FIELD_NAMES = 10_000
+"""Different names of fields in a body, where these could be misspelt ones."""
+MAX_COMPARED_KEYS = 16
+"""Unknown fields of `steering` for which a near one is looked for."""
+
 _NAME = re.compile(r"[\w.:@-]{1,200}")
+
+
+class _Keys:
+    """Field names of a body that are looked at, once each; so many that it would take long are refused."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[bool, bool]] = {}
+
+    def are_certain(self, key: str) -> bool:
+        """Whether a key asks for steering wherever it stands, and so is no word of somebody else's."""
+        return self._look_at(key)[0]
+
+    def ask(self, key: str) -> bool:
+        """Whether a key asks for steering where nobody else fills an object."""
+        return self._look_at(key)[1]
+
+    def _look_at(self, key: str) -> tuple[bool, bool]:
+        """Raises InvalidRequestError."""
+        if key not in self._found:
+            if len(self._found) >= MAX_FIELD_NAMES:
+                raise InvalidRequestError(
+                    f"The body has more than {MAX_FIELD_NAMES} different field names where there are a few dozen.", None
+                )
+            # our own key would reach the engine unchecked and unsalted
+            is_certain = looks_like_steering(key) or key.lower() in (EXTRA_ARGS_KEY, "interventions")
+            self._found[key] = is_certain, is_certain or asks_for_steering(key)
+        return self._found[key]
 
 
 def refuse_lookalikes(body: Mapping[str, Any]) -> None:
     """Raise RequestError for a key that asks for steering under another name or in another place."""
+    keys = _Keys()
     for key, value in body.items():
         if key == "steering":
             continue
-        _refuse_key(key, value, body)
-        name = key.lower().replace("-", "_")
+        _refuse_key(key, value, body, keys)
+        name = key[:MAX_KEY].lower().replace("-", "_")
         if name == "vllm_xargs":
-            _refuse_xargs(value)
-        elif name not in USER_DATA and _asks_inside(value, is_passed_on=name in WRAPPERS):
-            raise InvalidSteeringError(f"{key!r} is not read for steering. {AT_TOP_LEVEL}", key)
+            _refuse_xargs(value, keys)
+        elif name not in USER_DATA and _asks_inside(value, keys, is_passed_on=name in WRAPPERS):
+            raise InvalidSteeringError(f"{shown(key)} is not read for steering. {AT_TOP_LEVEL}", key[:MAX_KEY])
         if key in ("messages", "input") and isinstance(value, Sequence):
-            _refuse_in_messages(key, value)
+            _refuse_in_messages(key, value, keys)
 
 
 def refuse_query(query: bytes) -> None:
     """Raise RequestError for steering in the query of a request's URL."""
     for key, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
-        if asks_for_steering(key) or key == "steering":
+        if asks_for_steering(key):
             hint = f"{_variant_hint(value, {})} " if "variant" in key.lower() else ""
-            raise InvalidSteeringError(f"The URL's {key!r} is not read. {hint}{AT_TOP_LEVEL}", key)
+            raise InvalidSteeringError(f"The URL's {shown(key)} is not read. {hint}{AT_TOP_LEVEL}", key[:MAX_KEY])
 
 
 def asks_for_steering(key: str) -> bool:
     """Whether a key that no request has is one by which someone would ask for steering."""
-    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower()
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key[:MAX_KEY]).lower()
     words = [word for word in re.split(r"[^a-z0-9]+", name) if word]
     known = {*FOREIGN_KEYS, *MISPLACED_KEYS, *FOREIGN_PHRASES}
     if name in known or "_".join(words) in known or looks_like_steering(key):
@@ -133,19 +167,20 @@ def asks_for_steering(key: str) -> bool:
     )
 
 
-def _refuse_key(key: str, value: Any, body: Mapping[str, Any]) -> None:
+def _refuse_key(key: str, value: Any, body: Mapping[str, Any], keys: _Keys) -> None:
+    path = key[:MAX_KEY]
     if not key.isascii():  # no field has such a name, and some of these letters only look like those of `steering`
-        shown = key.encode("ascii", "backslashreplace").decode()
-        raise InvalidSteeringError(f"Unknown field {shown!r}. Did you mean 'steering'?", shown)
-    if looks_like_steering(key) and key.lower() not in FOREIGN_KEYS:
-        raise InvalidSteeringError(f"Unknown field {key!r}. Did you mean 'steering'? {AT_TOP_LEVEL}", key)
-    if value is None or not asks_for_steering(key):
+        escaped = path.encode("ascii", "backslashreplace").decode()
+        raise InvalidSteeringError(f"Unknown field {escaped!r}. Did you mean 'steering'?", escaped)
+    owner = FOREIGN_KEYS.get(path.lower())
+    if owner is None and looks_like_steering(key):
+        raise InvalidSteeringError(f"Unknown field {shown(key)}. Did you mean 'steering'? {AT_TOP_LEVEL}", path)
+    if not keys.ask(key) or value is None:
         return
-    if "variant" in key.lower():
-        raise InvalidSteeringError(f"A top-level {key!r} is not understood. {_variant_hint(value, body)}", key)
-    owner = FOREIGN_KEYS.get(key.lower())
+    if "variant" in path.lower():
+        raise InvalidSteeringError(f"A top-level {shown(key)} is not understood. {_variant_hint(value, body)}", path)
     said = f"is how {owner} asks for steering" if owner else "is not understood"
-    raise InvalidSteeringError(f"A top-level {key!r} {said}. {AT_TOP_LEVEL}", key)
+    raise InvalidSteeringError(f"A top-level {shown(key)} {said}. {AT_TOP_LEVEL}", path)
 
 
 def _variant_hint(variant: Any, body: Mapping[str, Any]) -> str:
@@ -155,17 +190,14 @@ def _variant_hint(variant: Any, body: Mapping[str, Any]) -> str:
     return f'A variant is named as the model: "model": "{name if ":" in name else f"{base}:{name}"}".'
 
 
-def _asks_inside(value: Any, is_passed_on: bool) -> bool:
+def _asks_inside(value: Any, keys: _Keys, is_passed_on: bool) -> bool:
     """Whether an object, or one within it, asks for steering; `is_passed_on` is that of an object nobody else fills."""
     if isinstance(value, str):
         return is_passed_on and '"steering"' in value
     for inner in _objects(value):
-        # our own key would reach the engine unchecked and unsalted
-        if any(key == EXTRA_ARGS_KEY or looks_like_steering(key) or key.lower() == "interventions" for key in inner):
+        if any(map(keys.are_certain, inner)) or ("op" in inner and not inner.keys().isdisjoint(("feature", "vector"))):
             return True
-        if "op" in inner and not inner.keys().isdisjoint(("feature", "vector")):
-            return True
-        if is_passed_on and any(inner[key] is not None and asks_for_steering(key) for key in inner):
+        if is_passed_on and any(keys.ask(key) and inner[key] is not None for key in inner):
             return True
     return False
 
@@ -182,22 +214,22 @@ def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
             waiting += inner
 
 
-def _refuse_xargs(xargs: Any) -> None:
+def _refuse_xargs(xargs: Any, keys: _Keys) -> None:
     for key in xargs if isinstance(xargs, Mapping) else ():
-        if key.lower() in FOREIGN_XARGS or asks_for_steering(key):
-            owner = FOREIGN_XARGS.get(key.lower())
-            path = f"vllm_xargs.{key.encode('ascii', 'backslashreplace').decode()}"
+        owner = FOREIGN_XARGS.get(key[:MAX_KEY].lower())
+        if keys.ask(key) or owner is not None:
+            path = f"vllm_xargs.{key[:MAX_KEY].encode('ascii', 'backslashreplace').decode()}"
             said = f"belongs to {owner}" if owner else "is not read for steering"
             raise InvalidSteeringError(f"{path} {said}. {AT_TOP_LEVEL}", path)
 
 
-def _refuse_in_messages(key: str, messages: Iterable[Any]) -> None:
+def _refuse_in_messages(key: str, messages: Iterable[Any], keys: _Keys) -> None:
     for number, message in enumerate(messages):
         if not isinstance(message, Mapping):
             continue
         content = message.get("content")
         parts = [part for part in content if isinstance(part, Mapping)] if isinstance(content, list) else []
-        if any(looks_like_steering(name) or name in FOREIGN_KEYS for part in (message, *parts) for name in part):
+        if any(keys.are_certain(name) for part in (message, *parts) for name in part):
             raise InvalidSteeringError(f"A message cannot be steered. {AT_TOP_LEVEL}", f"{key}[{number}]")
 
 
@@ -230,7 +262,7 @@ def _refuse_foreign_object(steering: Mapping[str, Any], body: Mapping[str, Any])
         raise InvalidSteeringError(
             f"steering.variant: unknown field. {_variant_hint(steering['variant'], body)}", "steering.variant"
         )
-    near = any(did_you_mean(key, Steering.model_fields) for key in steering)
+    near = any(did_you_mean(key, Steering.model_fields) for key in islice(steering, MAX_COMPARED_KEYS))
     if not steering or near or not all(isinstance(value, int | float | list) for value in steering.values()):
         return
     whose = "No feature is named by a key" if any("/" in key for key in steering) else "That is another project's"

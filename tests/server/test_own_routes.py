@@ -122,6 +122,22 @@ def test_a_body_that_is_no_object_is_a_400(content: bytes, says: str) -> None:
     assert says.lower() in answer["error"]["message"].lower(), answer
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('{"text": "a"}'.encode("utf-16"), "UTF-16"),
+        ('{"text": "a"}'.encode("utf-8-sig"), "byte order mark"),
+        ('{"text": "é"}'.encode("latin-1"), "not UTF-8"),
+        (b"\x1f\x8b\x08", "compressed"),
+        (b'{"text": "a", "top_k": NaN}', "no number"),
+    ],
+)
+def test_a_body_that_is_not_plain_utf_8_is_refused(content: bytes, says: str) -> None:
+    status, answer = send("POST", "/v1/features/inspect", content=content, headers={"Content-Type": "application/json"})
+    assert status == 400
+    assert says in answer["error"]["message"], answer
+
+
 def test_steering_that_is_given_twice_is_refused() -> None:
     body = b'{"steering": {"readout": {"top_k": 1}}, "steering": null}'
     status, answer = send("POST", "/v1/steering/validate", content=body, headers={"Content-Type": "application/json"})

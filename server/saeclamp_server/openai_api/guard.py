@@ -41,11 +41,13 @@ class SteeringGuard:
         """Pass on everything but a JSON POST that asks for steering in vain."""
         if scope["type"] != "http" or scope["method"] != "POST" or not _is_json(scope):
             return await self._app(scope, receive, send)
-        messages, content = await _read(receive)
-        path, body, call, base = path_of(scope), dict[str, Any](), None, None
+        path, encoding = path_of(scope), Headers(scope=scope).get("content-encoding", "")
+        messages, body, call, base = list[Message](), dict[str, Any](), None, None
         try:
-            check_encoding(content, Headers(scope=scope).get("content-encoding", ""))
-            if not path.startswith(OWN_PATHS):
+            check_encoding(b"", encoding)
+            if not path.startswith(OWN_PATHS):  # which bound what they read, and check it
+                messages, content = await _read(receive)
+                check_encoding(content)
                 refuse_query(scope["query_string"])
                 if path not in STEERED_PATHS:
                     body = _object(content)
