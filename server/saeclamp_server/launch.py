@@ -80,6 +80,8 @@ def _serve(plan: Plan, log: ServerLog, vllm_version: str) -> None:
         raise StartupError(f"The engine did not start: {_reason(exc, log)}. {log.where()}") from exc
     finally:
         started.set()
+        if plan.trace is not None:
+            plan.trace.close()
     leave(0)
 
 

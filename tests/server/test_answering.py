@@ -12,9 +12,9 @@ import pytest
 from fastapi import FastAPI, Request, Response
 
 from saeclamp.types import DeletedVector, Suggest
-from saeclamp_server.app import _refuse
 from saeclamp_server.errors import InvalidRequestError, RequestError
 from saeclamp_server.model import Model, Outcome, Run, all_of
+from saeclamp_server.openai_api.handlers import refuse
 from saeclamp_server.progress import ProgressCounter
 from saeclamp_server.routes import answering, own_route
 from saeclamp_server.share import ModelShare, Room
@@ -53,7 +53,7 @@ def app(work: Work, model: Any = None) -> FastAPI:
 
     served = FastAPI()
     served.include_router(router)
-    served.add_exception_handler(RequestError, _refuse)
+    served.add_exception_handler(RequestError, refuse)
     served.state.model, served.state.room = model or SlowModel(), Room()
     return served
 

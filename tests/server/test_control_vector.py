@@ -17,9 +17,9 @@ from tests.server.vectors import WIDTH, Engine
 
 from saeclamp import Client, Steering
 from saeclamp_saes import Site
-from saeclamp_server.app import _refuse
 from saeclamp_server.doses import Lengths
 from saeclamp_server.errors import InvalidVectorError, RequestError
+from saeclamp_server.openai_api.handlers import refuse
 from saeclamp_server.routes import variants as variant_routes
 from saeclamp_server.routes import vectors as vector_routes
 from saeclamp_server.steering import Served
@@ -77,7 +77,7 @@ class Running:
         app = FastAPI()
         for routes in (vector_routes, variant_routes):
             app.include_router(routes.router)
-        app.add_exception_handler(RequestError, _refuse)
+        app.add_exception_handler(RequestError, refuse)
         app.state.served = served
         app.state.variants = Variants(VariantStore(f"sqlite:///{folder}/variants.sqlite3"), served, ["tiny"])
         self.client = Client("http://test", http_client=httpx.Client(transport=InProcess(app)))

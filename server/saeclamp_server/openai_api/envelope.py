@@ -12,6 +12,7 @@ from typing import Any
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from saeclamp_server.openai_api.access import route_path
 from saeclamp_server.openai_api.fields import field_named
 
 ANTHROPIC_PATH = "/v1/messages"
@@ -139,9 +140,8 @@ def _stream_error(event: bytes) -> bytes:
 
 
 def path_of(scope: Scope) -> str:
-    """Return the path below the one at which the app is mounted, without a slash at its end."""
-    path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", "")).rstrip("/")
+    """Return the path by which a request is routed, without a slash at its end."""
+    return route_path(scope).rstrip("/")
 
 
 def is_anthropic(path: str) -> bool:
