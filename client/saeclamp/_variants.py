@@ -28,8 +28,10 @@ from saeclamp.types._base import invalid_argument
 VARIANTS = "/v1/variants"
 
 
-def _new(name: str, steering: SteeringLike, description: str, base: str | None) -> dict[str, Any]:
-    return NewVariant(name=name, steering=as_steering(steering), description=description, base=base).to_json()
+def _new(name: str, steering: SteeringLike, description: str, base: str | None, alias: str | None) -> dict[str, Any]:
+    return NewVariant(
+        name=name, steering=as_steering(steering), description=description, base=base, alias=alias
+    ).to_json()
 
 
 def _path(name: str) -> str:
@@ -60,14 +62,22 @@ class Variants:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def create(self, name: str, steering: SteeringLike, *, description: str = "", base: str | None = None) -> Variant:
+    def create(
+        self,
+        name: str,
+        steering: SteeringLike,
+        *,
+        description: str = "",
+        base: str | None = None,
+        alias: str | None = None,
+    ) -> Variant:
         """
         Save a steering as a model: `<base>:<name>` may be passed as `model` then.
 
         The name means this version from now on; earlier versions keep their own names. The same content again is the same
-        version.
+        version. An `alias` means the same without a colon, for clients that take names apart at one.
         """
-        return self._transport.ask(Variant, "POST", VARIANTS, body=_new(name, steering, description, base))
+        return self._transport.ask(Variant, "POST", VARIANTS, body=_new(name, steering, description, base, alias))
 
     def list(self) -> VariantList:
         """List all variants, those of the feature book first."""
@@ -97,15 +107,21 @@ class AsyncVariants:
         self._transport = transport
 
     async def create(
-        self, name: str, steering: SteeringLike, *, description: str = "", base: str | None = None
+        self,
+        name: str,
+        steering: SteeringLike,
+        *,
+        description: str = "",
+        base: str | None = None,
+        alias: str | None = None,
     ) -> Variant:
         """
         Save a steering as a model: `<base>:<name>` may be passed as `model` then.
 
         The name means this version from now on; earlier versions keep their own names. The same content again is the same
-        version.
+        version. An `alias` means the same without a colon, for clients that take names apart at one.
         """
-        return await self._transport.ask(Variant, "POST", VARIANTS, body=_new(name, steering, description, base))
+        return await self._transport.ask(Variant, "POST", VARIANTS, body=_new(name, steering, description, base, alias))
 
     async def list(self) -> VariantList:
         """List all variants, those of the feature book first."""

@@ -67,6 +67,6 @@ async def assembled(engine: Any, args: Namespace, plan: Plan, say: Callable[[str
     await checks.check_before_answers(state, engine)
     handlers.say_errors_in_messages(state)
     bases = [path.name for path in state.openai_serving_models.base_model_paths]
-    state.variants = Variants(plan.store, state.served, bases)
+    state.variants = Variants(plan.store, state.served, bases, lambda: state.openai_serving_models.lora_requests)
     state.model, state.directions, state.room = ServedModel(state), EngineDirections(engine), Room()
     return app

@@ -206,6 +206,13 @@ class BareVariantError(RequestError):
         super().__init__(f"There is no model {name!r}. Did you mean the variant {variant!r}?", "model")
 
 
+class AliasTakenError(RequestError):
+    code = "alias_taken"
+
+    def __init__(self, alias: str, of: str, param: str) -> None:
+        super().__init__(f"{alias!r} is {of} already; an alias is of one variant alone. Choose another.", param)
+
+
 class VariantReadOnlyError(RequestError):
     code = "variant_read_only"
 

@@ -40,11 +40,12 @@ def test_the_feature_books_variants_are_models_from_the_start(server: Server, pl
 
 
 def test_a_models_name_alone_steers_as_the_variant_does(server: Server, client: Client, plain: openai.OpenAI) -> None:
-    made = client.variants.create("bridge", Clamp(feature="bundled/golden-gate", value=ACT, unit="act"))
+    made = client.variants.create("bridge", Clamp(feature="bundled/golden-gate", value=ACT, unit="act"), alias="gate")
+    assert {card.id: (card.parent, card.root) for card in plain.models.list()}["gate"] == (server.model, made.version)  # type: ignore[attr-defined]
     own = client.chat.completions.create(
         messages=QUESTION, steering=Clamp(feature=f"bundled/{GOLDEN_GATE}", value=ACT, unit="act"), **SAMPLING
     )
-    for model in (made.id, made.version):
+    for model in (made.id, made.version, "gate"):
         answer = plain.chat.completions.create(model=model, messages=QUESTION, **SAMPLING)  # type: ignore[call-overload]
         assert answer.choices[0].message.content == own.text
         assert answer.model == model

@@ -28,6 +28,8 @@ class NewVariant(Question):
     """The model that is steered; None for the one that the server serves."""
     steering: Steering
     description: Annotated[str, Field(max_length=2000)] = ""
+    alias: VariantName | None = None
+    """A name without a colon that may be passed as `model` too; None leaves the variant the one that it has."""
 
 
 class Variant(Answer):
@@ -40,6 +42,8 @@ class Variant(Answer):
     """`<base>:<name>@<sha>`, which may be passed as `model` too: this version, whatever comes."""
     name: str
     base: str
+    alias: str | None = None
+    """A name without a colon, which may be passed as `model` too: it means what `id` does."""
     steering: dict[str, Any]
     """As it was given."""
     description: str = ""
@@ -88,6 +92,8 @@ class ExportedVariant(Request):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Checked when it is imported."""
     created: Annotated[int, Field(strict=True, ge=0, le=MAX_CREATED)]
+    alias: VariantName | None = None
+    """Of the name, the same at all of its versions."""
 
 
 class VariantExport(Answer):

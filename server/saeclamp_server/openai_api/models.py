@@ -37,7 +37,9 @@ async def get_model(request: Request, model: str) -> JSONResponse:
 async def _cards(request: Request) -> list[dict[str, Any]]:
     state = request.app.state
     served = (await state.openai_serving_models.show_available_models()).model_dump()["data"]
-    return [*served, *(_card(variant) for variant in await state.variants.listed())]
+    listed = await state.variants.listed()
+    aliases = [_card(variant) | {"id": variant.alias} for variant in listed if variant.alias]
+    return [*served, *map(_card, listed), *aliases]
 
 
 def _card(variant: Variant) -> dict[str, Any]:

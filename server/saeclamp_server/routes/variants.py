@@ -40,8 +40,8 @@ async def import_variants(body: VariantExport, request: Request) -> ImportedVari
 
 @router.get("/v1/variants/{name:path}")
 async def get_variant(request: Request, name: str) -> Variant:
-    """Look up a variant by its name, or one of its versions by `name@sha`."""
-    return (await _held(request).get(name)).to_wire()
+    """Look up a variant by its name or alias, or one of its versions by `name@sha`."""
+    return await _held(request).described(name)
 
 
 @router.delete("/v1/variants/{name:path}")

@@ -29,6 +29,7 @@ def register(commands: Any) -> None:
     create = add_command(subcommands, "create", "save a steering; the name means it from now on", _create)
     create.add_argument("name", help="letters, digits, '_', '.' and '-'")
     create.add_argument("--description", default="")
+    create.add_argument("--alias", help="a name without ':', for clients that take names apart at one")
     add_steering(create)
     delete = add_command(subcommands, "delete", "delete a variant with all its versions", _delete)
     delete.add_argument("name", help="without @<sha>")
@@ -44,12 +45,13 @@ def _list(args: argparse.Namespace, client: Client) -> int:
         (
             one.id,
             one.version.rpartition("@")[2],
+            one.alias or "-",
             "feature book" if one.read_only else "user",
             visible_line(one.description),
         )
         for one in client.variants.list().data
     ]
-    print_table(("model", "version", "from", "description"), rows)
+    print_table(("model", "version", "alias", "from", "description"), rows)
     return 0
 
 
@@ -62,7 +64,7 @@ def _create(args: argparse.Namespace, client: Client) -> int:
     steering = steering_of(args)
     if steering is None:
         raise TerminalError("Say how it steers: with --clamp, --add or --steering.")
-    _print(client.variants.create(args.name, steering, description=args.description))
+    _print(client.variants.create(args.name, steering, description=args.description, alias=args.alias))
     warn(_doubts(client, steering))
     return 0
 
@@ -126,6 +128,7 @@ def _print(variant: Variant) -> None:
     facts = {
         "model": variant.id,
         "version": variant.version,
+        "alias": variant.alias or "-",
         "description": variant.description or "-",
         "steering": json.dumps(variant.steering),
     }

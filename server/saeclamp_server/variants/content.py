@@ -39,13 +39,14 @@ class Version:
         """Read the steering. Raises pydantic's ValidationError where this version of saeclamp does not know it."""
         return Steering.model_validate_json(self.steering)
 
-    def to_wire(self) -> Variant:
-        """Describe the version."""
+    def to_wire(self, alias: str | None = None) -> Variant:
+        """Describe the version. `alias` is its name's."""
         return Variant(
             id=f"{self.base}:{self.name}",
             version=version_name(self.base, self.name, self.sha256),
             name=self.name,
             base=self.base,
+            alias=alias,
             steering=json.loads(self.steering),
             description=self.description,
             meaning=self.meaning,
@@ -54,10 +55,10 @@ class Version:
             read_only=self.read_only,
         )
 
-    def to_export(self) -> dict[str, Any]:
-        """Write it as `ExportedVariant`."""
+    def to_export(self, alias: str | None = None) -> dict[str, Any]:
+        """Write it as `ExportedVariant`. `alias` is its name's."""
         kept = {name: value for name, value in asdict(self).items() if name != "read_only"}
-        return {**kept, "steering": json.loads(self.steering), "sha256": self.sha256}
+        return {**kept, "steering": json.loads(self.steering), "sha256": self.sha256, "alias": alias}
 
     @classmethod
     def imported(cls, variant: ExportedVariant) -> Version:

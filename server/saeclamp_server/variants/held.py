@@ -15,6 +15,7 @@ from saeclamp.types.refusals import nearest
 from saeclamp_server.conversation import Conversation
 from saeclamp_server.doses import rounded_the_other_way
 from saeclamp_server.errors import (
+    AliasTakenError,
     BareVariantError,
     ContradictionError,
     InvalidRequestError,
@@ -27,9 +28,9 @@ from saeclamp_server.errors import (
 )
 from saeclamp_server.steering import ResolvedSteering, Served, resolve, roles_in
 from saeclamp_server.variants.content import Version, meaning_of, written
-from saeclamp_server.variants.names import ModelName, near_name
+from saeclamp_server.variants.names import ModelName, is_alias, near_name
 from saeclamp_server.variants.presets import presets
-from saeclamp_server.variants.store import StoreError, VariantStore
+from saeclamp_server.variants.store import AliasInUseError, StoreError, VariantStore
 
 RESERVED = ("export", "import")
 """Names that our own endpoints have."""
@@ -40,9 +41,18 @@ ResultT = TypeVar("ResultT")
 class Variants:
     """The feature book's and the users'."""
 
-    def __init__(self, store: VariantStore, served: Served, bases: Collection[str]) -> None:
-        """bases: names under which the model is served"""
-        self._store, self._served, self._bases = store, served, list(bases)
+    def __init__(
+        self,
+        store: VariantStore,
+        served: Served,
+        bases: Collection[str],
+        adapters: Callable[[], Collection[str]] = tuple,
+    ) -> None:
+        """
+        bases:    names under which the model is served
+        adapters: tells the names of vLLM's, which come and go
+        """
+        self._store, self._served, self._bases, self._adapters = store, served, list(bases), adapters
         self._presets = {(base, name): version for base in bases for name, version in presets(served, base).items()}
 
     async def create(self, new: NewVariant) -> tuple[Variant, bool]:
@@ -50,25 +60,37 @@ class Variants:
         base = self._base(new.base)
         self._refuse_taken(base, new.name)
         version = Version(base, new.name, written(new.steering), new.description, self._meaning(new.steering))
-        kept, is_new = await self._ask(self._store.create, version)
-        return kept.to_wire(), is_new
+
+        def created() -> tuple[Variant, bool]:
+            self._check_alias(base, new.name, new.alias, "alias", "name")
+            kept, is_new = self._kept("alias", new.alias, lambda: self._store.create(version, new.alias))
+            return kept.to_wire(self._store.all_aliases().get((base, new.name))), is_new
+
+        return await self._ask(created)
 
     async def listed(self) -> list[Variant]:
         """List what every name means: the feature book's, then the users'. Raises RequestError."""
 
         def listed() -> list[Variant]:
-            own = self._of_bases(self._store.current())
-            return [version.to_wire() for version in (*self._presets.values(), *own)]
+            own, aliases = self._of_bases(self._store.current()), self._store.all_aliases()
+            return [one.to_wire(aliases.get((one.base, one.name))) for one in (*self._presets.values(), *own)]
 
         return await self._ask(listed)
 
     async def get(self, name: str) -> Version:
-        """Find a variant by `<name>`, `<name>@<sha>`, or either behind `<base>:`. Raises UnknownVariantError."""
+        """Find a variant by `<name>`, `<name>@<sha>`, either behind `<base>:`, or alias. Raises UnknownVariantError."""
         parsed = self._parsed(name)
         found = await self._find(parsed) if parsed is not None else None
         if found is None:
+            found = await self._of_alias(name)
+        if found is None:
             raise await self._unknown(name, "name", 404)
         return found
+
+    async def described(self, name: str) -> Variant:
+        """Describe what `get` finds. Raises UnknownVariantError."""
+        found = await self.get(name)
+        return found.to_wire((await self._ask(self._store.all_aliases)).get((found.base, found.name)))
 
     async def delete(self, name: str) -> tuple[str, int]:
         """Delete a name and its versions; return its model's name and their number. Raises RequestError."""
@@ -85,8 +107,9 @@ class Variants:
         """Write all versions that users have created."""
 
         def exported() -> dict[str, Any]:
-            versions = self._store.all_versions()
-            return {"object": "variant.export", "data": [version.to_export() for version in versions]}
+            aliases = self._store.all_aliases()
+            data = [one.to_export(aliases.get((one.base, one.name))) for one in self._store.all_versions()]
+            return {"object": "variant.export", "data": data}
 
         return await self._ask(exported)
 
@@ -94,15 +117,15 @@ class Variants:
         """Take in what was exported, all or none; return how many versions are new, and how many were known."""
 
         def taken_in() -> tuple[int, int]:
-            versions = self._imported(export)
-            num_new = self._store.take_in(versions)
+            versions, aliases = self._imported(export)
+            num_new = self._kept("data", None, lambda: self._store.take_in(versions, aliases))
             return num_new, len(versions) - num_new
 
         return await self._ask(taken_in)
 
-    def _imported(self, export: VariantExport) -> list[Version]:
-        """Take versions over. Raises RequestError for one that was changed, or whose name a preset has."""
-        versions = []
+    def _imported(self, export: VariantExport) -> tuple[list[Version], dict[tuple[str, str], str]]:
+        """Take versions and aliases over. Raises RequestError for what was changed, or is named as something here."""
+        versions, aliases = [], {}
         for number, item in enumerate(export.data):
             version = Version.imported(item)
             if version.sha256 != item.sha256:
@@ -112,7 +135,11 @@ class Variants:
                 )
             self._refuse_taken(version.base, version.name, f"data[{number}].name")
             versions.append(version)
-        return versions
+            if item.alias is not None:
+                aliases[version.base, version.name] = item.alias
+        for (base, name), alias in aliases.items():
+            self._check_alias(base, name, alias, "data", "data")
+        return versions, aliases
 
     async def of_model(self, model: str) -> Version | None:
         """
@@ -120,9 +147,11 @@ class Variants:
 
         Raises UnknownVariantError where it names a variant of this model that there is not.
         """
-        parsed = ModelName.parse(model)
-        if model in self._bases or parsed is None or parsed.base not in self._bases:
+        if model in self._bases:
             return None
+        parsed = ModelName.parse(model)
+        if parsed is None or parsed.base not in self._bases:
+            return await self._of_alias(model)
         found = await self._find(parsed)
         if found is None:
             raise await self._unknown(model, "model", 404)
@@ -144,7 +173,8 @@ class Variants:
         bare = await self.of_bare_name(model)
         if bare is not None:
             raise BareVariantError(model, bare.to_wire().id)
-        models, variants = [*self._bases, *others], [f"{base}:{name}" for base, name in await self._names()]
+        aliases = (await self._ask(self._store.all_aliases)).values()
+        models, variants = [*self._bases, *others, *aliases], [f"{base}:{name}" for base, name in await self._names()]
         near = near_name(model, models, variants)
         if near is not None:
             raise UnknownModelError(model, [*models, *variants], near)
@@ -192,6 +222,13 @@ class Variants:
             return preset if name.sha256 is None or preset.sha256.startswith(name.sha256) else None
         return await self._ask(self._store.find, *name)
 
+    async def _of_alias(self, name: str) -> Version | None:
+        """Find what an alias means, of a model that is served."""
+        if not is_alias(name):
+            return None
+        found = await self._ask(self._store.find_alias, name)
+        return found if found is not None and found.base in self._bases else None
+
     async def _unknown(self, name: str, param: str, status: int) -> UnknownVariantError:
         # as it was asked for: with its base, or without
         is_short = ":" not in name
@@ -212,6 +249,27 @@ class Variants:
             return await run_in_threadpool(method, *args)
         except StoreError as exc:
             raise VariantsUnavailableError(str(exc)) from exc
+
+    def _check_alias(self, base: str, name: str, alias: str | None, path: str, name_path: str) -> None:
+        """Refuse an alias that is in use as a name, and a name that is another variant's alias. Raises RequestError."""
+        own = (base, name)
+        names = [*self._presets, *self._store.current_names()] if alias is not None else []
+        other = next((f"{of}:{one}" for of, one in names if one == alias and (of, one) != own), None)
+        if alias is not None and (alias in self._bases or alias in self._adapters()):
+            raise AliasTakenError(alias, "a model's name", path)
+        if alias in RESERVED:
+            raise InvalidRequestError(f"{path}: no variant can be named {alias!r}.", path)
+        if alias is not None and other is not None:
+            raise AliasTakenError(alias, f"the name of {other}", path)
+        of = next((key for key, taken in self._store.all_aliases().items() if taken == name and key != own), None)
+        if of is not None:
+            raise AliasTakenError(name, f"the alias of {':'.join(of)}", name_path)
+
+    def _kept(self, path: str, alias: str | None, keep: Callable[[], ResultT]) -> ResultT:
+        try:
+            return keep()
+        except AliasInUseError as exc:
+            raise AliasTakenError(alias or str(exc), "another variant's alias", path) from exc
 
     def _base(self, base: str | None) -> str:
         if base is not None and base not in self._bases:

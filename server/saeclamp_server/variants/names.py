@@ -39,6 +39,11 @@ class ModelName(NamedTuple):
         return f"{self.base}:{self.variant}"
 
 
+def is_alias(name: str) -> bool:
+    """Whether it can be a variant's other name: as its own, so without `:` and `@`."""
+    return re.fullmatch(VARIANT_NAME.strip("^$"), name) is not None
+
+
 def version_name(base: str, variant: str, sha256: str) -> str:
     """Name a version."""
     return f"{base}:{variant}@{sha256[:SHOWN]}"

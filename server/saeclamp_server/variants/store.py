@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from saeclamp_server.variants.content import Version
-from saeclamp_server.variants.tables import names, versions
+from saeclamp_server.variants.tables import aliases, names, versions
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_S = 30
@@ -43,6 +43,10 @@ def default_url() -> str:
     return f"sqlite:///{folder / 'saeclamp' / 'variants.sqlite3'}"
 
 
+class AliasInUseError(Exception):
+    """Another variant has the alias."""
+
+
 class VariantStore:
     """Versions and what names mean. All methods raise StoreError."""
 
@@ -60,25 +64,36 @@ class VariantStore:
         """Close all connections."""
         self._engine.dispose()
 
-    def create(self, version: Version) -> tuple[Version, bool]:
-        """Keep a version, and let its name mean it. Returns it as it is kept, and whether it is new."""
+    def create(self, version: Version, alias: str | None = None) -> tuple[Version, bool]:
+        """
+        Keep a version, and let its name mean it. Returns it as it is kept, and whether it is new.
+
+        alias: of the name from now on; None leaves it the one that it has
+        Raises AliasInUseError too.
+        """
         with self._transaction(writes=True) as connection:
             is_new = self._keep(connection, version)
             self._name(connection, version)
+            self._alias(connection, version.base, version.name, alias)
             (kept,) = _versions(connection, version.base, version.name, version.sha256)
         return kept, is_new
 
-    def take_in(self, imported: Sequence[Version]) -> int:
+    def take_in(self, imported: Sequence[Version], with_aliases: Mapping[tuple[str, str], str]) -> int:
         """
         Keep versions from elsewhere, all or none; those that were here stay as they are. Returns how many are new.
 
         A name comes to mean the last of its versions, as if they had been created one after the other.
+
+        with_aliases: by base and name
+        Raises AliasInUseError too.
         """
         with self._transaction(writes=True) as connection:
             num_new = 0
             for version in imported:
                 num_new += self._keep(connection, version)
                 self._name(connection, version)
+            for (base, name), alias in with_aliases.items():
+                self._alias(connection, base, name, alias)
         return num_new
 
     def find(self, base: str, name: str, sha256: str | None = None) -> Version | None:
@@ -91,6 +106,17 @@ class VariantStore:
                     return None
             found = _versions(connection, base, name, sha256)
         return found[0] if len(found) == 1 else None
+
+    def find_alias(self, alias: str) -> Version | None:
+        """Look up what the name of an alias means."""
+        with self._transaction() as connection:
+            found = connection.execute(select(aliases.c.base, aliases.c.name).where(aliases.c.alias == alias)).first()
+        return self.find(*found) if found is not None else None
+
+    def all_aliases(self) -> dict[tuple[str, str], str]:
+        """List all aliases, by base and name."""
+        with self._transaction() as connection:
+            return {(row.base, row.name): row.alias for row in connection.execute(select(aliases))}
 
     def current(self) -> list[Version]:
         """List what every name means, by name."""
@@ -118,6 +144,7 @@ class VariantStore:
     def delete(self, base: str, name: str) -> int:
         """Forget a name and its versions. Returns how many there were."""
         with self._transaction(writes=True) as connection:
+            connection.execute(aliases.delete().where((aliases.c.base == base) & (aliases.c.name == name)))
             connection.execute(names.delete().where((names.c.base == base) & (names.c.name == name)))
             gone = versions.delete().where((versions.c.base == base) & (versions.c.name == name))
             return connection.execute(gone).rowcount
@@ -132,6 +159,15 @@ class VariantStore:
         connection.execute(
             insert.on_conflict_do_update(index_elements=["base", "name"], set_={"sha256": version.sha256})
         )
+
+    def _alias(self, connection: Connection, base: str, name: str, alias: str | None) -> None:
+        if alias is None:
+            return
+        connection.execute(aliases.delete().where((aliases.c.base == base) & (aliases.c.name == name)))
+        insert = _INSERT[self._engine.dialect.name](aliases).values({"alias": alias, "base": base, "name": name})
+        # not a look before it: two processes may give it to two variants at once
+        if connection.execute(insert.on_conflict_do_nothing().returning(aliases.c.alias)).first() is None:
+            raise AliasInUseError(alias)
 
     @contextmanager
     def _transaction(self, writes: bool = False) -> Iterator[Connection]:

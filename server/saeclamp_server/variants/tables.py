@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, ForeignKeyConstraint, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Column, ForeignKeyConstraint, MetaData, String, Table, Text, UniqueConstraint
 
 metadata = MetaData()
 
@@ -30,3 +30,14 @@ names = Table(
     ),
 )
 """Which version a name means."""
+
+aliases = Table(
+    "saeclamp_variant_aliases",
+    metadata,
+    Column("alias", String(64), primary_key=True),
+    Column("base", String(256), nullable=False),
+    Column("name", String(64), nullable=False),
+    UniqueConstraint("base", "name", name="one_alias_each"),
+    ForeignKeyConstraint(["base", "name"], [names.c.base, names.c.name], name="is_of_a_name"),
+)
+"""Other names of names, without a colon."""
