@@ -17,12 +17,17 @@ from tests.server.typed_terminal import CTRL_C, typed
 from saeclamp import Client
 
 
-def run(server: Server, *words: str, said: str | None = None, status: int = 0) -> str:
+def run_with_warnings(server: Server, *words: str, said: str | None = None, status: int = 0) -> tuple[str, str]:
     command = [sys.executable, "-m", "saeclamp_server", *words, "--url", server.url]
     done = subprocess.run(command, input=said, capture_output=True, text=True, timeout=300)
     assert done.returncode == status, f"{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
-    return done.stdout if status == 0 else done.stderr
+    return done.stdout, done.stderr
+
+
+def run(server: Server, *words: str, said: str | None = None, status: int = 0) -> str:
+    out, err = run_with_warnings(server, *words, said=said, status=status)
+    return out if status == 0 else err
 
 
 def rows(table: str) -> list[list[str]]:
@@ -49,9 +54,10 @@ def test_features_are_searched_shown_and_inspected(server: Server) -> None:
 def test_sets_of_texts_in_files_are_contrasted(server: Server, tmp_path: Path) -> None:
     (tmp_path / "one").write_text("Le chat dort.\nIl pleut.\n\n")
     (tmp_path / "other").write_text("The cat sleeps.\nIt rains.\n")
-    table = run(server, "features", "contrast", str(tmp_path / "one"), str(tmp_path / "other"), "--limit", "2")
+    words = ("features", "contrast", str(tmp_path / "one"), str(tmp_path / "other"), "--limit", "2")
+    table, warned = run_with_warnings(server, *words)
     assert len(rows(table)) == 3
-    assert "too few to tell" in table
+    assert "too few to tell" in warned
     said = run(server, "features", "contrast", str(tmp_path / "none"), str(tmp_path / "other"), status=1)
     assert "cannot be read" in said
 
@@ -94,18 +100,22 @@ def test_a_steering_is_validated_and_compared_on_a_conversation(server: Server) 
 
 
 def test_warnings_stand_beside_what_is_piped(server: Server) -> None:
-    command = [sys.executable, "-m", "saeclamp_server", "chat", "--clamp", "bundled/sea=0.005", "--max-tokens", "8"]
-    done = subprocess.run(
-        [*command, "--url", server.url], input="Hello\n", capture_output=True, text=True, timeout=300, check=True
-    )
-    assert "0.005 x max_act is outside the zone that was found to work, 0.8 to 1.2." in done.stderr
-    assert "warning" not in done.stdout
+    words = ("chat", "--clamp", "bundled/sea=0.005", "--max-tokens", "8")
+    answers, warned = run_with_warnings(server, *words, said="Hello\n")
+    assert "0.005 x max_act is outside the zone that was found to work, 0.8 to 1.2." in warned
+    assert "warning" not in answers
 
 
 def test_ctrl_c_ends_an_answer_on_the_server_too(server: Server, tmp_path: Path) -> None:
     def num_running() -> float:
         lines = server.http.get("/metrics").text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running{"))
+
+    def becomes(wanted: int) -> bool:
+        deadline = time.monotonic() + 10
+        while (num := num_running()) != wanted and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return num == wanted
 
     words = (
         "chat",
@@ -123,13 +133,10 @@ def test_ctrl_c_ends_an_answer_on_the_server_too(server: Server, tmp_path: Path)
         terminal.enter("Tell me a very long story about a journey, with many chapters.")
         at = terminal.shows("──")
         terminal.shows("the", at)
-        assert num_running() == 2
+        assert becomes(2)  # both columns
         terminal.type(CTRL_C)
         at = terminal.shows("Stopped.", at)
-        deadline = time.monotonic() + 10
-        while num_running() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert num_running() == 0
+        assert becomes(0)
         terminal.shows("> ", at)
         terminal.enter("/quit")
         assert terminal.ends() == 0
@@ -162,7 +169,7 @@ def test_variants_are_created_listed_exported_and_deleted(server: Server, tmp_pa
     assert f"{server.model}:tired" in [row[0] for row in rows(run(server, "variants", "list"))]
     file = tmp_path / "export.json"
     file.write_text(run(server, "variants", "export"))
-    assert "is deleted, with 1 version." in run(server, "variants", "delete", "tired")
+    assert "is deleted, with 1 version." in run(server, "variants", "delete", "tired", "--yes")
     assert "There is no variant 'tired'" in run(server, "variants", "show", "tired", status=1)
     assert run(server, "variants", "import", str(file)) == "1 new, 0 known.\n"
     run(server, "variants", "delete", "tired", "--yes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -166,3 +167,16 @@ def test_where_lines_are_piped_a_refusal_ends_the_chat(server: ScriptedServer) -
     out, said = run("chat", "--url", server.url, said="/clamp s/se 3\nHello\n", status=1)
     assert (out, "has no feature named 'se'" in said) == ("", True)
     assert questions(server) == []
+
+
+def test_a_clamp_is_added_to_the_rules_of_a_file(server: ScriptedServer, tmp_path: Path) -> None:
+    rule = {"name": "stop", "when": {"feature": "s/1", "above": 0.5}, "then": "abort", "tokens": "generated"}
+    (tmp_path / "steering.json").write_text(json.dumps({"rules": [rule], "receipt": "tokens"}))
+    server.will(reply(VALIDATION))
+    words = ["chat", "--steering", str(tmp_path / "steering.json"), "--url", server.url]
+    _, said = run(*words, said="/clamp s/sea 3\n")
+    sent = server.seen[-1].json["steering"]
+    assert [one["name"] for one in sent["rules"]] == ["stop"]
+    assert [one["feature"] for one in sent["interventions"]] == ["s/sea"]
+    assert sent["receipt"] == "tokens"
+    assert said == "warning: interventions[0]: 3 x max_act is outside the zone.\n"

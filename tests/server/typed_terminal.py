@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 from tests.server import without_extras
 
-LIMIT_S = 30
+LIMIT_S = 120
 LEFT, UP, CTRL_C, CTRL_D = "\x1b[D", "\x1b[A", "\x03", "\x04"
 
 

@@ -114,10 +114,12 @@ class Dialogue:
         if clamp is None and len(kept) == len(self.own.interventions if self.own else ()):
             raise KeyError(feature)
         interventions = (*kept, *([clamp] if clamp else []))
-        rules, readout = (self.own.rules, self.own.readout) if self.own else ((), None)
+        rules, readout, receipt = (
+            (self.own.rules, self.own.readout, self.own.receipt) if self.own else ((), None, "summary")
+        )
         own = None
         if interventions or rules or readout:
-            own = Steering(interventions=interventions, rules=rules, readout=readout)
+            own = Steering(interventions=interventions, rules=rules, readout=readout, receipt=receipt)
         whole = joined_with(self.variant, own)
         checked = await self.client.steering.validate(whole, [*self._said()]) if whole else None
         self.steer(own, self.variant)
