@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saeclamp_saes import SAE, Site
-from saeclamp_saes.sae import InputNorm
+from saeclamp_saes.sae import InputNorm, TopK
 from saeclamp_saes.verification.quick import quick_fit
 
 D = 12
@@ -64,6 +64,42 @@ def test_a_useless_alternative_is_no_advice() -> None:
     _, problem = fit(hopeless, vectors())
     assert problem is not None
     assert "at least 0.5 is asked for" in problem
+
+
+def trained_as_topk(k: int = 16, width: int = 96, d_sae: int = 1024) -> tuple[SAE, Tensor]:
+    """Vectors that are each the sum of five directions, and an SAE that has them among its k largest activations."""
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.nn.functional.normalize(torch.randn(d_sae, width, generator=generator), dim=1)
+    chosen = torch.rand(1200, d_sae, generator=generator).topk(5, dim=1).indices
+    acts = torch.zeros(1200, d_sae).scatter(1, chosen, 3 + torch.rand(chosen.shape, generator=generator))
+    site, zeros = (Site("resid_post", 3),), torch.zeros(d_sae)
+    sae = SAE(site, site, 0.9 * rows.T, torch.full((d_sae,), -1.0), rows, torch.zeros(width), zeros)
+    return replace(sae, top_k=TopK(k), architecture="topk"), acts @ rows
+
+
+def test_a_topk_sae_that_is_called_standard_is_refused() -> None:
+    sae, x = trained_as_topk()
+    assert fit(sae, x)[1] is None
+    _, problem = fit(replace(sae, top_k=None, architecture="relu"), x)
+    assert problem is not None
+    assert "by 90 active features as it is read, and 0.82 by 16 as TopK with k = 16" in problem
+    assert "use ?activation=topk&k=16 (or the k that its card names)" in problem
+
+
+def test_more_active_features_than_numbers_show_nothing_however_much_they_explain() -> None:
+    """Each feature twice, with half the weight."""
+    sae = perfect()
+    twice = replace(
+        sae,
+        W_enc=sae.W_enc.repeat(1, 2),
+        b_enc=sae.b_enc.repeat(2),
+        W_dec=0.5 * sae.W_dec.repeat(2, 1),
+        threshold=sae.threshold.repeat(2),
+    )
+    explained, problem = fit(twice, vectors())
+    assert explained == pytest.approx(1.0)
+    assert problem is not None
+    assert problem.startswith("24 features are active per token, more than the 12 numbers of a vector")
 
 
 def test_what_cannot_be_measured_says_so() -> None:

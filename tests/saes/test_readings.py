@@ -63,7 +63,8 @@ def fits(sae: SAE, x: Tensor) -> list[tuple[float, Reading]]:
 def test_the_planted_sae_is_right_as_it_is() -> None:
     sae, x = planted()
     assert explained_variance(x, claimed(sae).reconstruct(x)) > 0.999
-    best, reading = next(item for item in fits(sae, x) if "centred" not in item[1].name)
+    others = (item for item in fits(sae, x) if "centred" not in item[1].name and not item[1].changes_activation)
+    best, reading = next(others)
     assert best < 0.9, reading.name
 
 

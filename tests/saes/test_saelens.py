@@ -283,6 +283,24 @@ def test_a_configuration_that_we_cannot_follow_is_refused(folder: Path, changes:
     assert says in refusal(folder)
 
 
+def test_a_k_that_no_relu_has_is_a_question_for_the_user(tmp_path: Path) -> None:
+    written = saelens.write(tmp_path, architecture="topk")
+    change_config(written.path, architecture="standard")
+    assert "says 'standard', and gives k = 8, as of a TopK: add ?activation=topk&k=8 or ?activation=relu" in refusal(
+        written.path
+    )
+    assert check(written, "saelens", "activation=topk&k=8").top_k == TopK(8)
+    assert read(written.path, "activation=relu").top_k is None
+
+
+def test_a_topk_that_no_file_names_can_be_said(tmp_path: Path) -> None:
+    written = saelens.write(tmp_path, architecture="topk")
+    change_config(written.path, architecture="standard", k=...)
+    assert read(written.path).top_k is None
+    assert check(written, "saelens", "activation=topk&k=8").architecture == "topk"
+    assert "?activation=topk also needs how many activations are kept" in refusal(written.path, "activation=topk")
+
+
 def test_topk_needs_a_k(tmp_path: Path) -> None:
     path = saelens.write(tmp_path, architecture="topk").path
     for k in (0, -1, 8.0, None, True):

@@ -65,6 +65,17 @@ def test_the_bundled_sae_fits(measure: Verify, sae: SAE) -> None:
     assert result.calibrated_threshold is None
 
 
+def test_without_its_thresholds_it_is_refused_although_it_explains_more(measure: Verify, sae: SAE) -> None:
+    """As if its configuration said "standard": seven times as many features are active."""
+    right, wrong = measure(sae, TOKENS), measure(replace(sae, threshold=torch.zeros_like(sae.threshold)), TOKENS)
+    assert wrong.explained_variance > right.explained_variance
+    assert wrong.l0_mean > 6 * right.l0_mean
+    assert wrong.verdict.startswith("It fits better as TopK with k = ")
+    assert "active features, against" in wrong.verdict
+    assert "use ?activation=topk&k=" in wrong.verdict
+    assert [reading.l0 for reading in wrong.readings if reading.name == "as TopK with k = 32"] == [32.0]
+
+
 def shifted(layer: int) -> Callable[[SAE], SAE]:
     return lambda sae: replace(sae, reads=(Site("resid_post", layer),), writes=(Site("resid_post", layer),))
 

@@ -123,9 +123,10 @@ def _print(name: str, result: Verification) -> None:
     for label, value in _rows(result):
         figures.add_row(label, value)
     console.print(figures)
-    readings = Table("explained variance", "how the weights are read", title="Readings", title_justify="left")
+    columns = ("explained variance", "active features", "how the weights are read")
+    readings = Table(*columns, title="Readings", title_justify="left")
     for reading in result.readings[:SHOWN_READINGS]:
-        readings.add_row(f"{reading.explained_variance:.3f}", escape(reading.name))
+        readings.add_row(f"{reading.explained_variance:.3f}", f"{reading.l0:.1f}", escape(reading.name))
     console.print(readings)
     for warning in result.warnings:
         console.print(f"Note: {escape(warning)}", soft_wrap=True)

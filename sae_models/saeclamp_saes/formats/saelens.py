@@ -84,6 +84,7 @@ def read(source: Source) -> SAE:
         if kind != "sae":  # what it writes is another vector, without the input's mean
             norm = InputNorm()
             draft.encoder.sub_(draft.encoder.mean(dim=1, keepdim=True))
+    _check_k(source, cfg, activation)
     return draft.finish(
         reads,
         writes,
@@ -126,6 +127,19 @@ def _architecture(cfg: dict[str, Any], path: Path) -> tuple[Kind, str]:
     if head is not None:
         raise CheckpointError(f"{path} reads the single attention head {head}, which is not supported.")
     return KINDS[architecture]
+
+
+def _check_k(source: Source, cfg: dict[str, Any], activation: str) -> None:
+    """Refuse to guess between a ReLU and a k that no ReLU has."""
+    kwargs = cfg.get("activation_fn_kwargs")
+    k = cfg.get("k") or (kwargs.get("k") if isinstance(kwargs, dict) else None)
+    if activation != "relu" or not k or source.options.values.get("activation") == "topk":
+        return
+    if source.options.text("activation", "relu", "topk") is None:
+        raise CheckpointError(
+            f"{source.folder}: the configuration says {cfg.get('architecture', 'standard')!r}, and gives k = {k}, as of a "
+            f"TopK: add ?activation=topk&k={k} or ?activation=relu."
+        )
 
 
 def _check_tensors(source: Source, kind: Kind, activation: str, d_in: int, d_sae: int, d_out: int) -> None:

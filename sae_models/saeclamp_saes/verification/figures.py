@@ -53,10 +53,24 @@ def pca_explained_variance(x: Tensor, k: int) -> float:
 
     x: (num_tokens, d)
     """
+    return share_of(principal_variances(x), k)
+
+
+def principal_variances(x: Tensor) -> Tensor:
+    """
+    Variance along each principal direction, largest first, (min(num_tokens, d),) fp64.
+
+    x: (num_tokens, d)
+    """
     centered = x.double() - x.double().mean(dim=0)
     gram = centered.T @ centered if x.shape[1] <= x.shape[0] else centered @ centered.T
-    eigenvalues = torch.linalg.eigvalsh(gram).clamp_min(0.0)  # ascending
-    return float(eigenvalues[-k:].sum() / eigenvalues.sum()) if k > 0 else 0.0
+    ascending: Tensor = torch.linalg.eigvalsh(gram)
+    return ascending.clamp_min(0.0).flip(0)
+
+
+def share_of(variances: Tensor, k: int) -> float:
+    """Share of the whole that the first k of `principal_variances` are."""
+    return float(variances[:k].sum() / variances.sum()) if k > 0 else 0.0
 
 
 def l0(acts: Tensor) -> Tensor:

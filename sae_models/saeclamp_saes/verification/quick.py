@@ -9,8 +9,8 @@ from torch import Tensor
 
 from saeclamp_saes.sae import SAE
 from saeclamp_saes.verification import figures
-from saeclamp_saes.verification.readings import activity_of, claimed, otherwise
-from saeclamp_saes.verification.result import LEAST, MARGIN, PLAUSIBLE
+from saeclamp_saes.verification.readings import COMPARED_TOKENS, activity_of, claimed, figure_of, otherwise
+from saeclamp_saes.verification.result import LEAST, ReadingFigure, best_of, too_many_active
 
 FEWEST_TOKENS = 16
 PARTS = ("clt_layer", "crosscoder")
@@ -47,18 +47,30 @@ def quick_fit(sae: SAE, x: Tensor, target: Tensor, position: Tensor, is_special:
     if len(x) < FEWEST_TOKENS:
         return QuickFit(len(x), None, None, f"only {len(x)} ordinary tokens could be measured.")
     activity = activity_of(sae, x)
-    explained = figures.explained_variance(target, activity.reconstruction)
-    others = [(figures.explained_variance(target, other.reconstruct(x)), other) for other in otherwise(sae, x, target)]
-    best, reading = max(others, key=lambda other: other[0], default=(float("-inf"), claimed(sae)))
-    problem = None
-    if best - explained > MARGIN and best >= PLAUSIBLE:
+    explained, l0 = figures.explained_variance(target, activity.reconstruction), float(activity.l0.double().mean())
+    own, *others = _compare(sae, x, target, l0)
+    best, problem = best_of(own, others), None
+    if best is not None:
         problem = (
-            f"it explains {explained:.2f} of the variance at {sae.site} as it is read, and {best:.2f} {reading.name}: "
-            f"{reading.hint}."
+            f"it explains {explained:.2f} of the variance at {sae.site} by {l0:.0f} active features as it is read, and "
+            f"{best.explained_variance:.2f} by {best.l0:.0f} {best.name}: {best.hint}."
         )
+    elif dense := too_many_active(l0, min(sae.d_in, sae.d_out)):
+        problem = f"{dense}."
     elif explained < LEAST:
         problem = (
             f"it explains {explained:.2f} of the variance at {sae.site} (at least {LEAST} is asked for), and no other way "
             "to read it is much better: it is of another model or layer, or was trained on too little."
         )
-    return QuickFit(len(x), explained, float(activity.l0.double().mean()), problem)
+    return QuickFit(len(x), explained, l0, problem)
+
+
+def _compare(sae: SAE, x: Tensor, target: Tensor, l0: float) -> list[ReadingFigure]:
+    """The claimed reading first; all on the same tokens, evenly from the text."""
+    step = -(-len(x) // COMPARED_TOKENS)
+    x, target = x[::step], target[::step]
+    variances, num_components = figures.principal_variances(target), round(l0)
+    return [
+        figure_of(reading, x, target, variances, num_components)
+        for reading in (claimed(sae), *otherwise(sae, x, target))
+    ]

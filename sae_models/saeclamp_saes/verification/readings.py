@@ -13,12 +13,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saeclamp_saes.sae import SAE, InputNorm
+from saeclamp_saes.sae import SAE, InputNorm, TopK
 from saeclamp_saes.sites import POINTS, Site
 from saeclamp_saes.verification import figures
+from saeclamp_saes.verification.result import ReadingFigure
 
 ENCODE_BYTES = 256 << 20
 """Memory for the activations of all features at once; more tokens than fit are encoded in parts."""
+COMPARED_TOKENS = 1024
+"""On which all readings are compared."""
+TRIED_K = (16, 32, 64, 128, 256, 512)
+"""How many activations published TopK SAEs keep."""
 LAYER_NORM = InputNorm(center=True, scale="std", eps=1e-5)
 TO_UNIT_LENGTH = InputNorm(scale="l2")
 
@@ -39,6 +44,9 @@ class Reading:
     factor_out: float = 1.0
     """and the output divided by this."""
 
+    changes_activation: bool = False
+    """Whether only the activation function differs, and with it how many features are active."""
+
     def reconstruct(self, x: Tensor) -> Tensor:
         """
         Encode and decode, a part of the tokens at a time.
@@ -46,8 +54,17 @@ class Reading:
         x:       (num_tokens, d_in)
         returns: (num_tokens, d_out)
         """
-        parts = (part * self.factor_in for part in token_chunks(x, self.sae))
-        return torch.cat([self.sae.decode(self.sae.encode(part), part) for part in parts]) / self.factor_out
+        return self.use(x)[0]
+
+    def use(self, x: Tensor) -> tuple[Tensor, float]:
+        """
+        Encode and decode, a part of the tokens at a time.
+
+        x:       (num_tokens, d_in)
+        returns: (num_tokens, d_out), and how many features are active per token, on average
+        """
+        activity = activity_of(self.sae, x * self.factor_in)
+        return activity.reconstruction / self.factor_out, float(activity.l0.double().mean())
 
 
 def token_chunks(x: Tensor, sae: SAE) -> Sequence[Tensor]:
@@ -85,6 +102,26 @@ def activity_of(sae: SAE, x: Tensor) -> Activity:
     return Activity(torch.cat(decoded), torch.cat(counts), num_active)
 
 
+def figure_of(reading: Reading, x: Tensor, target: Tensor, variances: Tensor, num_components: int) -> ReadingFigure:
+    """
+    Measure a reading.
+
+    x, target:      (num_tokens, d_in), (num_tokens, d_out): where it reads and writes
+    variances:      `figures.principal_variances` of the target
+    num_components: that it is compared with, unless it has another number of active features of its own
+    """
+    reconstruction, l0 = reading.use(x)
+    return ReadingFigure(
+        name=reading.name,
+        explained_variance=figures.explained_variance(target, reconstruction),
+        hint=reading.hint,
+        writes=tuple(map(str, reading.writes)),
+        pca_explained_variance=figures.share_of(variances, round(l0) if reading.changes_activation else num_components),
+        l0=l0,
+        changes_activation=reading.changes_activation,
+    )
+
+
 def claimed(sae: SAE) -> Reading:
     """Return the reading that its files and options ask for."""
     return Reading("as claimed", "", sae, sae.reads, sae.writes)
@@ -116,6 +153,7 @@ def otherwise(sae: SAE, x: Tensor, target: Tensor) -> Iterator[Reading]:
     x:      (num_tokens, d_in), to estimate scales from
     target: (num_tokens, d_out)
     """
+    yield from _other_activations(sae, claimed(sae).use(x)[1])
     if sae.kind == "sae":  # what a transcoder writes has another mean and length than what it reads
         yield from _other_inputs(sae)
     yield from _other_scales(sae, x, target)
@@ -159,6 +197,30 @@ def _listed(sites: tuple[Site, ...]) -> str:
 
 def _option(sites: tuple[Site, ...]) -> str:
     return ",".join(f"{site.point}.{site.layer}" for site in sites)
+
+
+def _other_activations(sae: SAE, l0: float) -> Iterator[Reading]:
+    """
+    With a TopK that no configuration names, or without the one that is named, or without thresholds.
+
+    l0: features that are active per token, as claimed
+    """
+    own = replace(claimed(sae), changes_activation=True)
+    relu = replace(sae, top_k=None, threshold=torch.zeros_like(sae.threshold))
+    if sae.top_k is not None:
+        other = replace(sae, top_k=sae.top_k._replace(signed=not sae.top_k.signed))
+        name = "TopK" if sae.top_k.signed else "AbsTopK"
+        hint = f"its {sae.top_k.k} activations are chosen otherwise: set its configuration's architecture to {name.lower()}"
+        yield replace(own, name=f"as {name}", hint=hint, sae=other)
+        hint = "it was not trained with a TopK: correct its configuration's architecture"
+        yield replace(own, name="as a plain ReLU", hint=hint, sae=relu)
+        return
+    if sae.threshold.any():
+        hint = "its thresholds are not those that it was trained with, or in other units: correct its configuration"
+        yield replace(own, name="without its thresholds", hint=hint, sae=relu)
+    for k in (k for k in TRIED_K if k <= l0 / 2):
+        hint = f"it was trained with a TopK: use ?activation=topk&k={k} (or the k that its card names)"
+        yield replace(own, name=f"as TopK with k = {k}", hint=hint, sae=replace(relu, top_k=TopK(k)))
 
 
 def _other_inputs(sae: SAE) -> Iterator[Reading]:

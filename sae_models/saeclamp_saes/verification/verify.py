@@ -13,14 +13,33 @@ from saeclamp_saes.sites import Site
 from saeclamp_saes.verification import figures
 from saeclamp_saes.verification.architectures import has_site
 from saeclamp_saes.verification.capture import Progress, Recording, cross_entropy_with, record
-from saeclamp_saes.verification.readings import Reading, activity_of, claimed, elsewhere, otherwise
-from saeclamp_saes.verification.result import LEAST, PLAUSIBLE, CrossEntropy, ReadingFigure, Verification
+from saeclamp_saes.verification.readings import (
+    COMPARED_TOKENS,
+    Reading,
+    activity_of,
+    claimed,
+    elsewhere,
+    figure_of,
+    otherwise,
+)
+from saeclamp_saes.verification.result import (
+    LEAST,
+    NEAR_MARGIN,
+    CrossEntropy,
+    ReadingFigure,
+    Verification,
+    best_of,
+    too_many_active,
+)
 from saeclamp_saes.verification.threshold import calibrated_threshold
 
 FEW_TOKENS = 2000
-COMPARED_TOKENS = 1024
-"""On which all readings are compared."""
 FEW = "Only {0} tokens were measured; give a longer text for figures that can be relied on."
+
+DENSE = (
+    "{0.l0:.0f} active features a token explain {0.explained_variance:.2f}, and as many principal components "
+    "{0.pca_explained_variance:.2f}: compare that number with the L0 on its card."
+)
 
 
 def _silent(doing: str, done: int, total: int) -> None:
@@ -66,7 +85,7 @@ def verify(
         reads=tuple(map(str, sae.reads)),
         writes=tuple(map(str, sae.writes)),
         verdict=_verdict(sae, explained, readings),
-        warnings=(FEW.format(num_tokens),) if num_tokens < FEW_TOKENS else (),
+        warnings=_warnings(num_tokens, readings[0]),
         num_tokens=num_tokens,
         num_sinks=int((_may_count(recording) & ~mask).sum()),
         explained_variance=explained,
@@ -80,6 +99,12 @@ def verify(
         readings=readings,
         calibrated_threshold=calibrated_threshold(sae, x),
     )
+
+
+def _warnings(num_tokens: int, own: ReadingFigure) -> tuple[str, ...]:
+    few = (FEW.format(num_tokens),) if num_tokens < FEW_TOKENS else ()
+    dense = own.over_pca < -NEAR_MARGIN
+    return (*few, DENSE.format(own)) if dense else few
 
 
 def _fitting_in_width(sae: SAE, model: nn.Module, sequence: Tensor, others: list[Reading]) -> list[Reading]:
@@ -112,19 +137,13 @@ def _compare(sae: SAE, recording: Recording, others: list[Reading], num_componen
     index = _ordinary(recording, recording.vectors).nonzero()[:, 0]
     index = index[:: max(1, -(-len(index) // COMPARED_TOKENS))]
     x, target = recording.at(sae.reads)[index], recording.at(sae.writes)[index]
-    pca: dict[tuple[Site, ...], float] = {}
+    variances: dict[tuple[Site, ...], Tensor] = {}
 
     def measure(reading: Reading) -> ReadingFigure:
         x, target = recording.at(reading.reads)[index], recording.at(reading.writes)[index]
-        if reading.writes not in pca:
-            pca[reading.writes] = figures.pca_explained_variance(target, num_components)
-        return ReadingFigure(
-            name=reading.name,
-            explained_variance=figures.explained_variance(target, reading.reconstruct(x)),
-            hint=reading.hint,
-            writes=tuple(map(str, reading.writes)),
-            pca_explained_variance=pca[reading.writes],
-        )
+        if reading.writes not in variances:
+            variances[reading.writes] = figures.principal_variances(target)
+        return figure_of(reading, x, target, variances[reading.writes], num_components)
 
     found = [measure(reading) for reading in (*others, *otherwise(sae, x, target))]
     return measure(claimed(sae)), *sorted(found, key=lambda figure: -figure.explained_variance)
@@ -132,14 +151,17 @@ def _compare(sae: SAE, recording: Recording, others: list[Reading], num_componen
 
 def _verdict(sae: SAE, explained: float, readings: tuple[ReadingFigure, ...]) -> str:
     own, *others = readings
-    if any(other.fits_better_than(own) for other in others):
-        # of like places the right one need not explain most: it is where least is missing
-        better = [other for other in others if other.explained_variance > max(own.explained_variance, PLAUSIBLE)]
-        best = max(better, key=lambda other: other.over_pca)
-        return (
-            f"It fits better {best.name} ({best.explained_variance:.2f} of the variance explained, against "
-            f"{own.explained_variance:.2f} as claimed): {best.hint}."
+    best = best_of(own, others)
+    if best is not None:
+        by, instead = (
+            (f" by {best.l0:.0f} active features", f" by {own.l0:.0f}") if best.changes_activation else ("", "")
         )
+        return (
+            f"It fits better {best.name} ({best.explained_variance:.2f} of the variance explained{by}, against "
+            f"{own.explained_variance:.2f}{instead} as claimed): {best.hint}."
+        )
+    if problem := too_many_active(own.l0, min(sae.d_in, sae.d_out)):
+        return f"It is not used as it was trained: {problem}."
     if explained < LEAST:
         return (
             f"It does not fit this model: it explains {explained:.2f} of the variance at {_listed(sae.writes)} (at least "

@@ -10,8 +10,7 @@ from tests.saes.layouts import Written, pickles, tokens
 
 from saeclamp_saes.errors import CheckpointError
 from saeclamp_saes.files.source import Source
-from saeclamp_saes.formats import FORMATS, read_sae
-from saeclamp_saes.formats import recognise as find_format
+from saeclamp_saes.formats import FORMATS, read_sae, read_source
 from saeclamp_saes.options import Options
 from saeclamp_saes.sae import SAE
 
@@ -33,10 +32,7 @@ def source_of(path: Path, options: str = "") -> Source:
 
 def read_without_numbers(path: Path, options: str = "") -> SAE:
     """Read a checkpoint's shapes, as `summarize` does."""
-    source = source_of(path, options)
-    sae = find_format(source).read(source)
-    source.options.check_all_used()
-    return sae
+    return read_source(source_of(path, options))[1]
 
 
 def recognised(path: Path, options: str = "") -> list[str]:
