@@ -34,11 +34,13 @@ from saeclamp_saes.verification.result import (
 from saeclamp_saes.verification.threshold import calibrated_threshold
 
 FEW_TOKENS = 2000
+ENOUGH_FOR_PCA = 4
+"""Tokens for each dimension, from which on principal components are compared with."""
 FEW = "Only {0} tokens were measured; give a longer text for figures that can be relied on."
 
 DENSE = (
-    "{0.l0:.0f} active features a token explain {0.explained_variance:.2f}, and as many principal components "
-    "{0.pca_explained_variance:.2f}: compare that number with the L0 on its card."
+    "{:.0f} active features a token explain {:.2f}, and as many principal components {:.2f}: compare that number with the "
+    "L0 on its card."
 )
 
 
@@ -78,19 +80,20 @@ def verify(
         raise VerificationError(f"The text has {there} to measure, and two or more are needed: give more of it.")
     activity = activity_of(sae, x)
     explained = figures.explained_variance(target, activity.reconstruction)
-    num_components = round(float(activity.l0.double().mean()))
-    readings = _compare(sae, recording, others, num_components)
+    l0 = float(activity.l0.double().mean())
+    by_pca = figures.pca_explained_variance(target, round(l0))
+    readings = _compare(sae, recording, others, round(l0))
     num_tokens = len(x)
     return Verification(
         reads=tuple(map(str, sae.reads)),
         writes=tuple(map(str, sae.writes)),
         verdict=_verdict(sae, explained, readings),
-        warnings=_warnings(num_tokens, readings[0]),
+        warnings=_warnings(num_tokens, target.shape[1], l0, explained, by_pca),
         num_tokens=num_tokens,
         num_sinks=int((_may_count(recording) & ~mask).sum()),
         explained_variance=explained,
-        pca_explained_variance=figures.pca_explained_variance(target, num_components),
-        l0_mean=float(activity.l0.double().mean()),
+        pca_explained_variance=by_pca,
+        l0_mean=l0,
         l0_p5=float(activity.l0.double().quantile(0.05)),
         l0_p95=float(activity.l0.double().quantile(0.95)),
         dead_share=figures.dead_share(activity.num_active),
@@ -101,10 +104,12 @@ def verify(
     )
 
 
-def _warnings(num_tokens: int, own: ReadingFigure) -> tuple[str, ...]:
-    few = (FEW.format(num_tokens),) if num_tokens < FEW_TOKENS else ()
-    dense = own.over_pca < -NEAR_MARGIN
-    return (*few, DENSE.format(own)) if dense else few
+def _warnings(num_tokens: int, width: int, l0: float, explained: float, by_pca: float) -> tuple[str, ...]:
+    if num_tokens < FEW_TOKENS:
+        return (FEW.format(num_tokens),)
+    # of few tokens their own principal components explain more than they would of others
+    is_dense = num_tokens >= ENOUGH_FOR_PCA * width and explained < by_pca - NEAR_MARGIN
+    return (DENSE.format(l0, explained, by_pca),) if is_dense else ()
 
 
 def _fitting_in_width(sae: SAE, model: nn.Module, sequence: Tensor, others: list[Reading]) -> list[Reading]:
