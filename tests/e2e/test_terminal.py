@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.bundled import GOLDEN_GATE
-from tests.e2e.serving import Server, wait_until
+from tests.e2e.serving import Server
 from tests.server.typed_terminal import CTRL_C, typed
 
 from saeclamp import Client
@@ -212,29 +211,3 @@ def test_no_server_is_said_in_a_sentence() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "No server answers at http://127.0.0.1:9" in done.stderr
-
-
-def test_ctrl_c_ends_a_long_command_and_its_work_on_the_server(server: Server) -> None:
-    assert wait_until(lambda: server.num_sequences() == 0, 10)
-    command = [
-        sys.executable,
-        "-m",
-        "saeclamp_server",
-        "features",
-        "suggest",
-        "talk about the sea",
-        "--url",
-        server.url,
-    ]
-
-    def heed() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # what runs in the background inherits that it is ignored
-
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as ran:
-        assert wait_until(lambda: server.num_sequences() > 0, 120)
-        ran.send_signal(signal.SIGINT)
-        # the step that runs is ended first, and one may read all questions
-        assert wait_until(lambda: server.num_sequences() == 0, 10.0)
-        _, said = ran.communicate(timeout=30)
-    assert ran.returncode == 130
-    assert "Traceback" not in said
