@@ -17,7 +17,7 @@ from saeclamp_server.visible import visible, visible_line
 
 if TYPE_CHECKING:
     from saeclamp import Client
-    from saeclamp.types import Answer
+    from saeclamp.types import Answer, InspectedToken
 
 NUM_EXAMPLES = 5
 
@@ -117,6 +117,8 @@ def _search(args: argparse.Namespace, client: Client) -> int:
 
 
 def _show(args: argparse.Namespace, client: Client) -> int:
+    from saeclamp.types.characters import pieces  # here, because `--help` can do without the client
+
     feature = client.features.get(args.feature)
     if args.json:
         print_json(feature.model_dump(mode="json"))
@@ -133,19 +135,25 @@ def _show(args: argparse.Namespace, client: Client) -> int:
     facts["neighbours"] = "; ".join(" ".join(one.split()) for one in near) or "-"
     print_facts({name: visible(value) for name, value in facts.items()})
     for example in (feature.examples or ())[:NUM_EXAMPLES]:
-        marked = [f"[{token}]" if number == example.peak else token for number, token in enumerate(example.tokens)]
+        marked = [f"[{text}]" if start <= example.peak < end else text for start, end, text in pieces(example.tokens)]
         print(f"{example.peak_act:8.1f}  {visible_line(''.join(marked))}")
     return 0
 
 
 def _inspect(args: argparse.Namespace, client: Client) -> int:
+    from saeclamp.types.characters import pieces  # here, because `--help` can do without the client
+
     found = client.features.inspect(
         passage_of(args), features=tuple(args.feature), aggregate=args.aggregate, limit=args.limit
     )
     if args.feature and not args.json:
         rows = [
-            (str(token.position), repr(token.text), *(_number(token.features.get(name)) for name in args.feature))
-            for token in found.tokens
+            (
+                str(found.tokens[start].position),
+                repr(text),
+                *(_number(_strongest(found.tokens[start:end], name)) for name in args.feature),
+            )
+            for start, end, text in pieces(found.tokens)
         ]
         return _print(args, found, ("position", "token", *args.feature), rows, [], found.warnings)
     rows = [
@@ -242,6 +250,11 @@ def _print(
         print(visible_line(note))
     warn(warnings)
     return 0
+
+
+def _strongest(tokens: Sequence[InspectedToken], name: str) -> float | None:
+    """Of the tokens that are shown as one."""
+    return max((token.features[name] for token in tokens if name in token.features), key=abs, default=None)
 
 
 def _number(value: float | None) -> str:
