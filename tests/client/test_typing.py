@@ -84,8 +84,10 @@ MISTAKES = [
 
 
 def programs(path: Path) -> dict[str, str]:
-    """Python blocks that import what they use, by name and line."""
+    """Python blocks that import what they use, by name and line; those of one session are one program."""
     text = path.read_text(encoding="utf-8")
+    if "Examples run in one session" in " ".join(text.split()):
+        return {f"{path.stem}.py": "\n".join(block[1] for block in BLOCK.finditer(text))}
     return {
         f"{path.stem.lower().replace('-', '_')}_{text[: block.start()].count(chr(10)) + 2}.py": block[1]
         for block in BLOCK.finditer(text)
