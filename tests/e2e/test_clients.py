@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 import saeclamp
 from saeclamp import Add, AsyncClient, Clamp, Client, Readout, Steering
+from saeclamp.types.characters import pieces
 
 MESSAGES = [{"role": "user", "content": "How can I sleep better?"}]
 PARAMS = {"temperature": 0, "max_tokens": 24}
@@ -100,6 +101,30 @@ def test_readings_carry_the_text_of_their_tokens(server: Server, tokenizer: PreT
     tokens = [token for token in (*(shown.prompt_tokens or ()), *shown.tokens) if token is not None]
     assert [token.text for token in tokens] == [tokenizer.decode([token.token_id]) for token in tokens]
     assert "".join(str(token.text) for token in tokens) == " bridge is" + answer.text  # the first token is not read
+
+
+def test_a_character_of_several_tokens_is_put_together_of_their_bytes(server: Server) -> None:
+    look = Steering(readout=Readout(top_k=1, tokens="all"))
+    with Client(server.url) as client:
+        passage = "Wave 👋, 你好."
+        inspected = client.features.inspect(passage, top_k=1).tokens
+        shown = (
+            client.completions.create(prompt=passage, steering=look, temperature=0, max_tokens=1).choices[0].steering
+        )
+    read = [token for token in shown.prompt_tokens or () if token is not None]
+    for tokens in (inspected, read):
+        assert sum("\ufffd" in (token.text or "") for token in tokens) >= 4
+        texts = [piece.text for piece in pieces(tokens)]
+        assert {" 👋", "你", "好"} <= set(texts)
+        assert "".join(texts) in passage
+    assert [token.bytes for token in read] == [token.bytes for token in inspected if token.position in range(1, 99)]
+
+
+@pytest.mark.parametrize(("variant", "near"), [(":sae", ":sea"), (":gate", ":golden-gate")])
+def test_a_near_variant_is_suggested(server: Server, variant: str, near: str) -> None:
+    with Client(server.url) as client, pytest.raises(saeclamp.NotFoundError) as raised:
+        client.completions.create(prompt="x", model=f"{server.model}{variant}", max_tokens=1)
+    assert f"Did you mean '{server.model}{near}'?" in raised.value.message
 
 
 def test_our_async_client(server: Server) -> None:
