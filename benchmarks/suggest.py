@@ -55,6 +55,23 @@ SALAD = (
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 RANDOM_MAX_ACT = 20.0
 """A clamp to it moves the random model's stream about as far as one of the bundled SAE moves the packaged model's."""
+NAMES = (
+    *("sea", "bridge", "food", "space", "music", "film", "games", "sports", "cars", "flying", "family", "school"),
+    *(
+        "religion",
+        "law",
+        "medicine",
+        "money",
+        "numbers",
+        "code",
+        "politics",
+        "joy",
+        "storms",
+        "war",
+        "painting",
+        "french",
+    ),
+)
 NUM_KNOWN = 128
 """Features of the random SAE that have a stored maximum."""
 
@@ -111,12 +128,11 @@ def random_model(url: str | None) -> Iterator[str]:
         folder = Path(name)
         model = make_model(folder / "model", prepared_model(print), "llama")
         sae = make_sae(folder / "sae", layer=2, d_in=64, d_sae=256, seed=1, threshold=0.5)
-        words = ("sea", "bridge", "food", "manners", "pirates", "gardens", "weather", "trains", "grief", "jokes")
         features = [
             {
                 "index": index,
-                "name": words[index] if index < len(words) else f"f{index}",
-                "description": f"About {words[index]}." if index < len(words) else f"Number {index}.",
+                "name": NAMES[index] if index < len(NAMES) else f"f{index}",
+                "description": f"Talk about {NAMES[index]}." if index < len(NAMES) else f"Feature {index}.",
                 "max_act": RANDOM_MAX_ACT,
             }
             for index in range(NUM_KNOWN)

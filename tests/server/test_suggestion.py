@@ -122,6 +122,8 @@ def test_a_dose_that_the_server_does_not_allow_is_no_error(served: Served) -> No
     said = refusal(arm(SEA, 11.0), served)
     assert said is not None
     assert "s/0" in said
+    # a row so short that no value on the wire moves the stream far enough
+    assert refusal(Arm((SEA,), (1.0,), (2e6,)), served) == "It would be clamped to more than 1e+06."
 
 
 def verdict_of(served: Served, *tested: Finalist, finalists: Sequence[Arm] | None = None) -> Suggestion:

@@ -11,7 +11,7 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from saeclamp.types import Clamp, Steering
+from saeclamp.types import MAX_VALUE, Clamp, Steering
 from saeclamp_server.calibration.text import repetition
 from saeclamp_server.errors import RequestError
 from saeclamp_server.features import FeatureSearch
@@ -24,6 +24,9 @@ SAMPLING = {"temperature": 0.7, "repetition_penalty": 1.1}
 """Sampled, so that steered and unsteered answers differ by chance alike; greedy ones are all of one kind, and unlike."""
 SEEDS_APART = 2**20
 """Seeds that one seed of a request stands for: every answer has its own."""
+
+MAX_SURPRISE = 300.0
+"""Nats per token that are told apart; of more, a ratio would not be finite."""
 
 Rows = NDArray[np.float32]
 Floats = NDArray[np.float64]
@@ -117,11 +120,13 @@ class Trials:
         logprobs = [
             row[token] for (_, ids), rows in zip(pairs, seen, strict=True) for token, row in zip(ids, rows, strict=True)
         ]
-        return exp(-fmean(logprobs)) if logprobs else 1.0
+        return exp(min(MAX_SURPRISE, -fmean(logprobs))) if logprobs else 1.0
 
 
 def refusal(arm: Arm, served: Served) -> str | None:
     """Say why this server does not steer so, such as by a dose that it does not allow; None: it does."""
+    if max(map(abs, arm.values)) > MAX_VALUE:
+        return f"It would be clamped to more than {MAX_VALUE:g}."
     try:
         resolve(arm.steering(), served)
     except RequestError as exc:
