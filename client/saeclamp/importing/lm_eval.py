@@ -27,7 +27,7 @@ def from_lm_eval(text: str, saes: Mapping[tuple[str, str], str]) -> Steering:
     """
     Take the CSV.
 
-    Rows that add are an `add` in unit `act`, at all tokens, special ones among them.
+    Tabular that add are an `add` in unit `act`, at all tokens, special ones among them.
 
     saes: (sparse_model, sae_id or else hookpoint) to the name under which that SAE is served
     Raises ForeignSteeringError for rows that clamp, which set a projection, not an activation; for two rows at one hook

@@ -9,7 +9,7 @@ PART = "\ufffd"
 """What decoding a part of a character gives."""
 
 
-class TokenLike(Protocol):
+class ShownToken(Protocol):
     """What a token's text is known by."""
 
     @property
@@ -30,7 +30,7 @@ class Piece(NamedTuple):
     text: str
 
 
-def pieces(tokens: Sequence[TokenLike | str]) -> Iterator[Piece]:
+def pieces(tokens: Sequence[ShownToken | str]) -> Iterator[Piece]:
     """
     Cut tokens into pieces of whole text: most are a token each.
 

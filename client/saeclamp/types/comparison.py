@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from saeclamp.types._base import Answer
 from saeclamp.types.inspection import OfPassage, Text
 from saeclamp.types.receipts import Receipt
-from saeclamp.types.rows import Rows
+from saeclamp.types.rows import Tabular
 from saeclamp.types.steering import Steering
 
 MAX_SEEDS = 32
@@ -87,7 +87,7 @@ class ComparedAnswer(Answer):
     """Share of its last 20 words that stood among these before."""
 
 
-class Comparison(Rows[ComparedAnswer], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
+class Comparison(Tabular[ComparedAnswer], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
     """Columns with one answer for each seed, in the order of the request."""
 
     object: str = "steering.comparison"

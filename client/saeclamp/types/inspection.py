@@ -12,7 +12,7 @@ from saeclamp.types.composing import Composable
 from saeclamp.types.features import Label
 from saeclamp.types.interventions import Feature
 from saeclamp.types.receipts import TopFeature
-from saeclamp.types.rows import Rows
+from saeclamp.types.rows import Tabular
 from saeclamp.types.search import MAX_HITS
 
 MAX_CHARACTERS = 1_000_000
@@ -99,7 +99,7 @@ class InspectedFeature(Composable, Answer):
     """At each of the text's tokens; 0 also where nothing is read."""
 
 
-class Inspection(Rows[InspectedFeature], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
+class Inspection(Tabular[InspectedFeature], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
     """What is active in a text."""
 
     object: str = "inspection"

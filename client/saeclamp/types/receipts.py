@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from saeclamp.types._base import Answer
-from saeclamp.types.rows import Rows
+from saeclamp.types.rows import Tabular
 
 
 class TokenCounts(Answer):
@@ -115,7 +115,7 @@ class TokenReadout(Answer):
     """With `receipt="tokens"`, what the interventions did that acted here."""
 
 
-class ChoiceReadout(Rows[TokenReadout], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
+class ChoiceReadout(Tabular[TokenReadout], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
     """`choices[i].steering`; in a stream, that of the tokens of this chunk."""
 
     tokens: list[TokenReadout | None] = Field(default_factory=list)
@@ -131,7 +131,7 @@ class ChoiceReadout(Rows[TokenReadout], Answer):  # type: ignore[misc]  # BaseMo
         return [token for token in self.tokens if token is not None]
 
 
-class Receipt(Rows[InterventionReceipt], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
+class Receipt(Tabular[InterventionReceipt], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
     """What was resolved and applied; `response.steering`."""
 
     applied: Annotated[bool, Field(strict=True)]

@@ -17,19 +17,19 @@ RowT = TypeVar("RowT", bound=BaseModel, covariant=True)
 
 if TYPE_CHECKING:
 
-    class _OfRows(Generic[RowT]):
+    class _OfTabular(Generic[RowT]):
         pass
 
 else:
 
-    class _OfRows:
+    class _OfTabular:
         """Generic for type checkers alone: pydantic wants `Generic` behind BaseModel, whose iterator would then win."""
 
         def __class_getitem__(cls, row: type) -> type:
             return cls
 
 
-class Rows(_OfRows[RowT]):
+class Tabular(_OfTabular[RowT]):
     """An answer with rows."""
 
     def _rows(self) -> Sequence[RowT]:
@@ -59,7 +59,7 @@ class Rows(_OfRows[RowT]):
         return pandas.DataFrame(records, columns=[name for name in columns if name not in split])
 
 
-class Listing(Rows[RowT]):
+class Listing(Tabular[RowT]):
     """An answer whose rows are its field `data`."""
 
     if TYPE_CHECKING:

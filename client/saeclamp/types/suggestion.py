@@ -11,7 +11,7 @@ from saeclamp.types._base import Answer, Question
 from saeclamp.types.composing import Composable
 from saeclamp.types.features import Label
 from saeclamp.types.inspection import Saes
-from saeclamp.types.rows import Rows
+from saeclamp.types.rows import Tabular
 from saeclamp.types.search import MAX_QUERY
 
 Strength = Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)]
@@ -100,7 +100,7 @@ class SuggestedFeature(Composable, Answer):
     """Why it was not taken; None for one that was."""
 
 
-class Suggestion(Rows[SuggestedFeature], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
+class Suggestion(Tabular[SuggestedFeature], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
     """A steering that was tried and passed, or the honest news that none did; and what was tried."""
 
     object: str = "suggestion"

@@ -9,7 +9,7 @@ from pydantic import Field
 from saeclamp.types._base import Answer, Question
 from saeclamp.types.features import Label
 from saeclamp.types.inspection import Messages
-from saeclamp.types.rows import Rows
+from saeclamp.types.rows import Tabular
 from saeclamp.types.steering import Steering
 
 
@@ -50,7 +50,7 @@ class PlannedIntervention(Answer):
     """Lowest and highest clamp that was found to work, in multiples of `max_act`."""
 
 
-class Validation(Rows[PlannedIntervention], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
+class Validation(Tabular[PlannedIntervention], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
     """What a `steering` object would do; one that cannot be applied is an error instead, the same as for a completion."""
 
     object: str = "steering.validation"
