@@ -93,15 +93,17 @@ def check_encoding(content: bytes, content_encoding: str = "identity") -> None:
 
 def _refuse_infinite(body: Mapping[str, Any]) -> None:
     """Raise RequestError for a number that is none, outside of `steering`, which says more about its own."""
-    waiting = [(key, value) for key, value in body.items() if key != "steering"]
+    # paths are written of what holds something alone: a prompt of token ids may have millions of entries
+    waiting: list[tuple[str, Any]] = [("", {key: value for key, value in body.items() if key != "steering"})]
     while waiting:
-        path, value = waiting.pop()
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InvalidRequestError(f"{path}: {value} is no number that JSON or a model knows.", path)
-        if isinstance(value, dict):
-            waiting += [(f"{path}.{key}", inner) for key, inner in value.items()]
-        elif isinstance(value, list):
-            waiting += [(f"{path}[{number}]", inner) for number, inner in enumerate(value)]
+        path, holder = waiting.pop()
+        for key, value in holder.items() if isinstance(holder, dict) else enumerate(holder):
+            is_infinite = isinstance(value, float) and not math.isfinite(value)
+            if is_infinite or isinstance(value, dict | list):
+                where = f"{path}[{key}]" if isinstance(key, int) else f"{path}.{key}".removeprefix(".")
+                if is_infinite:
+                    raise InvalidRequestError(f"{where}: {value} is no number that JSON or a model knows.", where)
+                waiting.append((where, value))
 
 
 def steering_of(body: Any) -> Steering | None:

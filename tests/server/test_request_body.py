@@ -47,6 +47,7 @@ def test_half_of_a_surrogate_pair_is_refused(content: bytes) -> None:
         (b'{"temperature":NaN}', "temperature"),
         (b'{"temperature":-Infinity}', "temperature"),
         (b'{"top_p":1e999}', "top_p"),
+        (b'{"a":{"b":[1,{"c":[[2.5,NaN]]}]}}', "a.b[1].c[0][1]"),
         (b'{"a":[{"b":NaN}]}', "a[0].b"),
         (b'{"top_p":1' + b"0" * 400 + b".0}", "top_p"),
     ],
