@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tests.saes.layouts import dictionary_learning, goodfire, pickles, saelens, 
 from tests.saes.layouts.agreement import check, read, refusal
 
 from saeclamp_saes import Options, Site, read_sae
+from saeclamp_saes.commands import library as library_commands
 from saeclamp_saes.conversion import convert
 from saeclamp_saes.errors import CheckpointError
 from saeclamp_saes.formats import summarize
@@ -202,3 +204,14 @@ def test_units_that_differ_from_a_loaders_are_said(tmp_path: Path) -> None:
     assert note is not None
     assert "its activations are these, times the length of the feature's row" in note
     assert summarize(saelens.write(tmp_path / "other").path).unit_note is None
+
+
+def test_sae_info_says_so_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    convert(dictionary_learning.write(tmp_path, dict_class="AutoEncoder").path, tmp_path / "converted")
+    parser = argparse.ArgumentParser()
+    library_commands.register(parser.add_subparsers())
+    args = parser.parse_args(["info", str(tmp_path / "converted"), "--json"])
+    assert args.run(args) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["unit"] == "native"
+    assert told["units elsewhere"].startswith("AutoEncoder.from_pretrained measures along decoder rows of unit length")
