@@ -175,7 +175,8 @@ def test_a_wish_becomes_a_steering_that_beats_unsteered_answers_and_random_featu
     assert found.outcome == "found"
     assert found.steering is not None
     assert found.best is not None
-    assert name in [feature.name for feature in found.chosen]
+    # other features can do it too, some of them better
+    assert name in [one.name for one in (*found.chosen, *(other for other in found.alternatives if other.curve))]
     assert found.best.control is not None
     assert found.best.p <= 0.05
     assert found.best.gain > found.best.control + 0.03
