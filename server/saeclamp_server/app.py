@@ -35,6 +35,8 @@ def create_app(args: Namespace, supported_tasks: Any, model_config: Any, drain: 
     app.add_exception_handler(RequestError, handlers.refuse)
     app.add_exception_handler(HTTPException, handlers.http_error)
     app.add_exception_handler(RequestValidationError, handlers.invalid)
+    for kind in handlers.BROKEN:
+        app.add_exception_handler(kind, handlers.broken)
     app.add_exception_handler(Exception, handlers.unexpected)
     app.user_middleware[:] = [
         Middleware(envelope.ErrorEnvelope),

@@ -35,6 +35,8 @@ WRONG: list[tuple[tuple[str, ...], dict[str, Any], str]] = [
     (OPENAIS, {"allowed_token_ids": []}, "allowed_token_ids"),
     (OPENAIS, {"allowed_token_ids": [10**7]}, "allowed_token_ids"),
     (OPENAIS, {"bad_words": [""]}, "bad_words"),
+    (OPENAIS, {"structured_outputs": 5}, "structured_outputs"),
+    (OPENAIS, {"structured_outputs": ["a"]}, "structured_outputs"),
     (OPENAIS, {"min_tokens": 100}, "min_tokens"),
     (OPENAIS, {"prompt_logprobs": 1000}, "prompt_logprobs"),
     (OPENAIS, {"thinking_token_budget": 5}, "thinking_token_budget"),
@@ -168,11 +170,12 @@ def test_an_unsteered_answer_proves_nothing_and_leaves_no_trace(server: Server, 
     assert trace(server, response) == []
 
 
-def test_what_vllm_refuses_is_in_the_trace_with_its_reason(server: Server) -> None:
-    response = server.post("/v1/chat/completions", **CHAT, steering=CLAMP, stream=True, allowed_token_ids=[])
+@pytest.mark.parametrize("path", BODIES)
+def test_what_vllm_refuses_is_in_the_trace_with_its_reason(server: Server, path: str) -> None:
+    response = server.post(path, **BODIES[path], steering=CLAMP, stream=True, top_k=10**30)
     (line,) = trace(server, response)
     assert (line["status"], line["receipt"]) == ("failed", None)
-    assert "allowed_token_ids" in line["error"]
+    assert "top_k" in line["error"]
 
 
 def test_a_client_that_hangs_up_is_in_the_trace_as_aborted(server: Server) -> None:

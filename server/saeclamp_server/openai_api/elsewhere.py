@@ -161,7 +161,7 @@ class _Completed:
             except NotAppliedError as exc:
                 status, content = exc.status, json.dumps(exc.body()).encode()
         elif status != 200:
-            self._carried.call.failed(f"HTTP {status}")
+            self._carried.call.failed(_said(content) or f"HTTP {status}")
         headers["content-length"] = str(len(content))
         await self._send({**self._start, "status": status, "headers": headers.raw})
         await self._send({"type": "http.response.body", "body": content})
@@ -221,6 +221,16 @@ class _Completed:
             else {**error, "type": "error", "error": error}
         )
         return b"event: error\ndata: " + json.dumps(body).encode()
+
+
+def _said(content: bytes) -> str | None:
+    """Read the message of an error of vLLM's."""
+    try:
+        error = json.loads(content)["error"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    message = error.get("message") if isinstance(error, dict) else error
+    return message if isinstance(message, str) else None
 
 
 def _with_length(scope: Scope, content: bytes) -> Scope:

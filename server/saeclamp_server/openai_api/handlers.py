@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +18,8 @@ from saeclamp.types.refusals import json_path
 from saeclamp_server.errors import InvalidRequestError, RequestError
 from saeclamp_server.openai_api.envelope import STREAM_ERROR, openai_error, path_of, written
 from saeclamp_server.openai_api.metrics import REFUSALS
+
+logger = logging.getLogger(__name__)
 
 UNREADABLE = "The body cannot be read: it is nested too deeply, or has a number of thousands of digits."
 
@@ -65,6 +69,27 @@ def _path_to(error: Mapping[str, Any], body: Any) -> str:
     if error["type"] == "json_invalid":
         return ""
     return json_path(tuple(rest), body if where == "body" else {str(part): None for part in rest[:1]}, "")
+
+
+BROKEN = (AttributeError, LookupError, AssertionError, RecursionError)
+"""
+What vLLM's checks of a body end in where they trust what they read, and mistakes of a server too. They are answered by name,
+because the framework ends the connection after any other one.
+"""
+
+
+async def broken(request: Request, exc: Exception) -> JSONResponse:
+    """Answer 400 where a body was being checked, and 500 where it had been."""
+    frames = [frame.f_code.co_name for frame, _ in traceback.walk_tb(exc.__traceback__)]
+    if "request_body_to_args" not in frames:
+        logger.error("Request failed", exc_info=exc)
+        return await unexpected(request, exc)
+    body = await request.json()
+    names = [name for name in body if len(name) > 3] if isinstance(body, Mapping) else []
+    checks = reversed(frames[frames.index("request_body_to_args") + 1 :])  # vLLM names each by what it checks
+    param = next((name for check in checks for name in names if name in check), None)
+    said = f"{param}: the value is of the wrong type or form" if param else "The request is malformed"
+    return response_of(InvalidRequestError(f"{said} ({exc}).", param))
 
 
 async def unexpected(request: Request, exc: Exception) -> JSONResponse:
