@@ -11,12 +11,15 @@ vector.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from saeclamp._exceptions import InvalidArgumentError
+from saeclamp._exceptions import ArgumentTypeError, InvalidArgumentError
+from saeclamp._features import Passage
+from saeclamp._progress import OnProgress
 from saeclamp._transport import AsyncTransport, Transport
-from saeclamp.types import DeletedVector, StoredVector, StoredVectors
+from saeclamp.types import DeletedVector, Derive, DerivedVector, StoredVector, StoredVectors
 from saeclamp.types.interventions import is_vector_name
 
 PATH = "/v1/vectors"
@@ -28,6 +31,13 @@ VectorFile: TypeAlias = bytes | str | os.PathLike[str]
 def _upload(name: str, file: VectorFile) -> dict[str, Any]:
     content = file if isinstance(file, bytes) else Path(file).read_bytes()
     return {"content": content, "params": {"name": name}, "headers": {"content-type": "application/octet-stream"}}
+
+
+def _derive(name: str, positive: Sequence[Passage], negative: Sequence[Passage], **options: Any) -> dict[str, Any]:
+    for path, passages in (("positive", positive), ("negative", negative)):
+        if isinstance(passages, str):  # which would be taken for a list of letters
+            raise ArgumentTypeError(f"{path}: a list of texts is needed, not one text: [text, ...].", path)
+    return Derive(name=name, positive=tuple(positive), negative=tuple(negative), **options).to_json()
 
 
 def _path(name: str) -> str:
@@ -50,6 +60,21 @@ class Vectors:
         The same content under the same name is accepted again; other content is refused, as vectors do not change.
         """
         return self._transport.ask(StoredVector, "POST", PATH, **_upload(name, file))
+
+    def derive(
+        self,
+        name: str,
+        positive: Sequence[Passage],
+        negative: Sequence[Passage],
+        *,
+        site: str,
+        method: Literal["mean", "pca"] = "mean",
+        tokens: Literal["last", "all"] = "last",
+        progress: OnProgress | None = None,
+    ) -> DerivedVector:
+        """Make a vector of what tells two sets of texts or conversations apart; fields as in `Derive`."""
+        body = _derive(name, positive, negative, site=site, method=method, tokens=tokens)
+        return self._transport.ask_long(DerivedVector, f"{PATH}/derive", body, progress)
 
     def list(self) -> StoredVectors:
         """List all vectors, and the sites at which they can sit."""
@@ -77,6 +102,21 @@ class AsyncVectors:
         The same content under the same name is accepted again; other content is refused, as vectors do not change.
         """
         return await self._transport.ask(StoredVector, "POST", PATH, **_upload(name, file))
+
+    async def derive(
+        self,
+        name: str,
+        positive: Sequence[Passage],
+        negative: Sequence[Passage],
+        *,
+        site: str,
+        method: Literal["mean", "pca"] = "mean",
+        tokens: Literal["last", "all"] = "last",
+        progress: OnProgress | None = None,
+    ) -> DerivedVector:
+        """Make a vector of what tells two sets of texts or conversations apart; fields as in `Derive`."""
+        body = _derive(name, positive, negative, site=site, method=method, tokens=tokens)
+        return await self._transport.ask_long(DerivedVector, f"{PATH}/derive", body, progress)
 
     async def list(self) -> StoredVectors:
         """List all vectors, and the sites at which they can sit."""

@@ -18,7 +18,7 @@ from saeclamp_server.engine.fit_check import check_that_saes_fit
 from saeclamp_server.engine.self_test import check_that_steering_works
 from saeclamp_server.engine.settings import sample_ids
 from saeclamp_server.engine.trusted_labels import trusted_labels
-from saeclamp_server.everywhere import EngineDirections, EngineReports
+from saeclamp_server.everywhere import EngineDirections, EngineReports, EngineStreams
 from saeclamp_server.features import FeatureSearch, known_saes
 from saeclamp_server.openai_api import checks, elsewhere, handlers, metrics
 from saeclamp_server.openai_api.draining import Drain
@@ -69,4 +69,5 @@ async def assembled(engine: Any, args: Namespace, plan: Plan, say: Callable[[str
     bases = [path.name for path in state.openai_serving_models.base_model_paths]
     state.variants = Variants(plan.store, state.served, bases, lambda: state.openai_serving_models.lora_requests)
     state.model, state.directions, state.room = ServedModel(state), EngineDirections(engine), Room()
+    state.streams = EngineStreams(engine)
     return app

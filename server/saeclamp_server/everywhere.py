@@ -43,6 +43,18 @@ class EngineDirections:
         return next((rows for rows in found if rows is not None), None)
 
 
+class EngineStreams:
+    """`finding.derivation.Streams`, asked of the workers."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+
+    async def of(self, keys: Sequence[str]) -> dict[str, bytes]:
+        """Fetch what was recorded; one stage of one engine has it, all workers of a tensor-parallel group alike."""
+        engines = await on_workers(self._engine, "recorded_streams", [*keys])
+        return {key: mean for workers in engines for worker in workers for key, mean in worker.items()}
+
+
 class EngineReports:
     """
     Fetches what the engine reports on calls that have ended, and has forgotten what nobody will ask for.

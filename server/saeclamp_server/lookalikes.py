@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 from saeclamp.types import MAX_KEY, Steering, looks_like_steering
 from saeclamp.types.refusals import did_you_mean, shown
 from saeclamp_server.errors import InvalidRequestError, InvalidSteeringError
-from saeclamp_server.program import EXTRA_ARGS_KEY
+from saeclamp_server.program import EXTRA_ARGS_KEY, RECORD_KEY
 
 EXAMPLE = '"steering": {"interventions": [{"op": "clamp", "feature": "<sae>/<name or index>", "value": 1}]}'
 
@@ -88,6 +88,7 @@ USER_DATA = {
 
 FOREIGN_XARGS = {
     EXTRA_ARGS_KEY: "this server's own engine",
+    RECORD_KEY: "this server's own engine",
     "hotwire": "hotwire",
     "apply_steering_vectors": "vllm-lens",
     "apply_hooks": "vllm-lens",
@@ -123,7 +124,7 @@ class _Keys:
                     f"The body has more than {MAX_FIELD_NAMES} different field names where there are a few dozen.", None
                 )
             # our own key would reach the engine unchecked and unsalted
-            is_certain = looks_like_steering(key) or key.lower() in (EXTRA_ARGS_KEY, "interventions")
+            is_certain = looks_like_steering(key) or key.lower() in (EXTRA_ARGS_KEY, RECORD_KEY, "interventions")
             self._found[key] = is_certain, is_certain or asks_for_steering(key)
         return self._found[key]
 

@@ -50,6 +50,16 @@ class Reading(NamedTuple):
         return not self.edits and all(read is None for read in (*self.acts, *self.top.values()))
 
 
+class Recording(NamedTuple):
+    """What of a prompt is to be recorded in the engine."""
+
+    key: str
+    """By which it is fetched."""
+    site: str
+    tokens: str
+    """`last` or `all`"""
+
+
 @dataclass(frozen=True)
 class Run:
     """One sequence that the engine is to run. Generates greedily unless told otherwise."""
@@ -68,6 +78,8 @@ class Run:
     """
     logprobs: int | None = None
     """As `prompt_logprobs`, at each generated position."""
+    recording: Recording | None = None
+    """Of unsteered runs alone."""
 
     @property
     def num_cells(self) -> int:

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeAlias
 from saeclamp_server.scopes import ALL, GENERATED, PROMPT, Scope, can_meet
 
 EXTRA_ARGS_KEY = "saeclamp"
+RECORD_KEY = "saeclamp_record"
 """Where the program rides in vLLM's `SamplingParams.extra_args`."""
 
 ABORTED = "saeclamp:aborted"

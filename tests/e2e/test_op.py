@@ -19,6 +19,7 @@ from saeclamp_server.engine.board import Board, TopStep
 from saeclamp_server.engine.firings import Firings
 from saeclamp_server.engine.ledger import Ledger
 from saeclamp_server.engine.ops import LoadedSAE, SAEStep, SiteState, bind, steer
+from saeclamp_server.engine.recording import Recorder
 
 HERE = Site("resid_post", 0)
 TOKENS = torch.tensor([1, 2, 5])
@@ -144,3 +145,17 @@ def test_strongest_features_are_found_in_parts_as_at_once(tmp_path: Path) -> Non
     assert torch.equal(whole.features, in_parts.features)
     assert torch.allclose(whole.acts, in_parts.acts, atol=1e-5, equal_nan=True)
     assert whole.acts.isnan().all(dim=1).tolist() == [n % 7 == 0 for n in range(50)]
+
+
+def test_a_request_records_its_own_rows_of_the_whole_stream_before_any_edit(tmp_path: Path) -> None:
+    sae = loaded(make_sae(tmp_path / "sae", layer=0, d_in=D_IN, d_sae=D_SAE, threshold=0.8))
+    hidden, residual = stream()
+    expected = (hidden + residual)[4:6].mean(dim=0).double()
+    site = state([sae], [sae])
+    site.recorder = Recorder(torch.zeros(10, dtype=torch.bool), torch.device("cpu"))
+    site.recorder.point({"key": "a", "site": str(HERE), "tokens": "all"}, [1, 2, 3], row=3, num_tokens=3, first=0)
+    bind(0, site)
+    steer(hidden, residual, 0)
+    ((key, mean),) = site.recorder.fetch(["a", "b"])
+    assert key == "a"
+    assert torch.allclose(torch.frombuffer(bytearray(mean), dtype=torch.float64), expected, atol=1e-6)

@@ -23,6 +23,7 @@ from tests.e2e.tiny_engine import tiny_engine
 from tests.reference import Compared, Move, ReferenceModel, When
 from tests.reference_vector import ReferenceVector
 from torch import Tensor
+from transformers import AutoTokenizer
 
 CAPACITY = 4
 D_MODEL = 64
@@ -117,6 +118,38 @@ def test_an_ablated_vector_is_gone_from_the_stream(engine: tuple[Server, Referen
     (item,) = answer["steering"]["interventions"]
     assert acts.min() < 0 < acts.max()
     assert item["act_before"]["max"] >= float(acts.max()) - 1e-3
+
+
+@pytest.mark.parametrize("tokens", ["last", "all"])
+def test_a_vector_is_derived_from_the_texts_own_tokens_while_others_are_steered(
+    engine: tuple[Server, ReferenceModel], model_folder: Path, tmp_path: Path, tokens: str
+) -> None:
+    server, oracle = engine
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    sets = {  # one text of each is prefilled in chunks
+        side: [f"{word} {number}" + " and on and on" * 25 * (number == 2) for number in range(5)]
+        for side, word in (("positive", "We laughed and danced all day"), ("negative", "The tax form is due"))
+    }
+
+    def read(text: str) -> Tensor:
+        ids = tokenizer(text)["input_ids"]
+        stream = oracle.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[2][0].detach()
+        ordinary = [n for n, token in enumerate(ids) if n > 0 and token not in SPECIAL_IDS]
+        return stream[-1] if tokens == "last" else stream[ordinary].mean(dim=0)
+
+    positive, negative = (sum(map(read, texts)) / len(texts) for texts in sets.values())
+    push = on_the_wire([Move("vector:own-site", 0, "add", 40.0)])
+    body = {"name": f"joy-{tokens}", "site": "resid_post.1", "tokens": tokens} | sets
+    with ThreadPoolExecutor(4) as pool:
+        others = [pool.submit(server.complete, PROMPT, push, max_tokens=40) for _ in range(6)]
+        response = server.http.post("/v1/vectors/derive", json=body)
+        assert all(other.result()["steering"]["applied"] for other in others)
+    assert response.status_code == 200, response.text
+    expected, made = positive - negative, response.json()["vector"]
+    assert (made["site"], made["norm"]) == ("resid_post 1", pytest.approx(float(expected.norm()), rel=1e-4))
+    oracle.saes[f"vector:joy-{tokens}"] = Made(expected, 1).reference()
+    assert_agreement(server, oracle, PROMPT, [Move(f"vector:joy-{tokens}", 0, "add", 1.0)])
+    assert server.http.delete(f"/v1/vectors/joy-{tokens}").status_code == 200
 
 
 def test_the_receipt_says_what_was_moved(engine: tuple[Server, ReferenceModel]) -> None:

@@ -124,6 +124,7 @@ def test_any_single_typing_error_is_noticed(place: int, letter: str, how: str) -
         ({"sampling_params": {"extra_args": {"saeclamp": {"key": "k"}}}}, "sampling_params"),
         ({"chat_template_kwargs": {"steering": GOOD}}, "chat_template_kwargs"),
         ({"vllm_xargs": {"Saeclamp": "x"}}, "vllm_xargs.Saeclamp"),
+        ({"vllm_xargs": {"saeclamp_record": "x"}}, "vllm_xargs.saeclamp_record"),
         ({"messages": [{"role": "user", "content": "x"}, {"role": "user", "steering": GOOD}]}, "messages[1]"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "steering": GOOD}]}]}, "messages[0]"),
         ({"messages": [{"role": "user", "interventions": []}]}, "messages[0]"),

@@ -35,6 +35,7 @@ PATHS = {
     "/v1/variants/import",
     "/v1/variants/{name}",
     "/v1/vectors",
+    "/v1/vectors/derive",
     "/v1/vectors/{name}",
 }
 

@@ -29,6 +29,7 @@ from saeclamp.types.attribution import (
 from saeclamp.types.comparison import MAX_SEEDS, Compare, ComparedAnswer, ComparedToken, Comparison, Difference
 from saeclamp.types.composing import Composable, all_, any_, not_
 from saeclamp.types.contrast import MAX_TEXTS, Contrast, Contrasted, ContrastedFeature, ContrastExample
+from saeclamp.types.derivation import Derive, DerivedVector, Evidence
 from saeclamp.types.errors import ErrorBody, ErrorDetail
 from saeclamp.types.features import (
     Described,
@@ -179,6 +180,9 @@ __all__ = [
     "MAX_TEXTS",
     "Contrast",
     "ContrastedFeature",
+    "Derive",
+    "DerivedVector",
+    "Evidence",
     "ContrastExample",
     "Neighbourhood",
     "NeighboursQuery",

@@ -20,6 +20,7 @@ from saeclamp_saes.clamping import PART_BYTES, Acts, Edits, Pairs, parts_of, rea
 from saeclamp_server.engine.board import Board, Top, TopStep, strongest
 from saeclamp_server.engine.ledger import Ledger
 from saeclamp_server.engine.probe import Probe
+from saeclamp_server.engine.recording import Recorder
 from saeclamp_server.engine.row_bank import RowBank
 
 MAX_LENGTH = 1e12
@@ -106,6 +107,8 @@ class SiteState:
     """(num_tokens,) int64, the rows that are touched in this step; None: none"""
     probe: Probe = field(default_factory=Probe)
     """Records vectors while the SAEs are verified, before the server listens."""
+    recorder: Recorder | None = None
+    """Records vectors of requests that ask for it; all sites have the worker's."""
 
     @property
     def sae_names(self) -> list[str]:
@@ -134,6 +137,10 @@ def steer(hidden: Tensor, residual: Tensor | None, number: int) -> None:
         rows = state.probe.rows
         vectors = _vectors(state, hidden, residual, rows)
         state.probe.record(vectors, _lengths(state, vectors, residual, rows))
+    recorder = state.recorder
+    if recorder is not None:
+        for take in recorder.takes.get(str(state.site), ()):
+            recorder.record(take.key, _vectors(state, hidden, residual, take.rows))
     tokens = state.tokens
     if tokens is None:
         state.board.decide(number)  # a rule that held before may last

@@ -23,9 +23,10 @@ from saeclamp_server.engine.kv_wipe import WIPED, wipe_blocks
 from saeclamp_server.engine.live import LiveRequests, Scheduled
 from saeclamp_server.engine.mapping import Places, Span
 from saeclamp_server.engine.ops import SiteState
+from saeclamp_server.engine.recording import Recorder
 from saeclamp_server.engine.stages import Boundary
 from saeclamp_server.engine.telling import ATTRIBUTE, Told, aborting_slots, see
-from saeclamp_server.program import EXTRA_ARGS_KEY
+from saeclamp_server.program import EXTRA_ARGS_KEY, RECORD_KEY
 
 
 class SteeredRunner:
@@ -37,6 +38,7 @@ class SteeredRunner:
         filler: Filler,
         sites: Sequence[SiteState],
         live: LiveRequests,
+        recorder: Recorder,
         boundaries: tuple[Boundary | None, Boundary | None],
     ) -> None:
         """
@@ -47,7 +49,7 @@ class SteeredRunner:
         self._filler = filler
         self._sites = sites
         self._board, self._ledger = sites[0].board, sites[0].ledger
-        self._live = live
+        self._live, self._recorder = live, recorder
         self._before, self._behind = boundaries
         self._spans: dict[str, Span] = {}
         """Of the step's steered requests, by request id, in the order of the batch; none between steps."""
@@ -92,18 +94,24 @@ class SteeredRunner:
     def _clear_and_dummy_run(self, *args: Any, **kwargs: Any) -> Any:
         # a dummy batch must not run the steps of the last real one
         self._forget_step()
+        self._recorder.begin_step()
         self._places = self._filler.fill([], self._runner.input_ids.gpu)
         return self._dummy_run(*args, **kwargs)
 
     def _find_spans(self, num_scheduled_tokens: NDArray[np.int32]) -> None:
         requests, batch = self._runner.requests, self._runner.input_batch
         self._spans, self._failures = {}, {}
+        self._recorder.begin_step()
         first_row = 0
         for index, (request_id, num_tokens) in enumerate(
             zip(batch.req_ids, num_scheduled_tokens.tolist(), strict=True)
         ):
             request = requests[request_id]
             params = request.sampling_params
+            if params is not None and params.extra_args and RECORD_KEY in params.extra_args:
+                asked, prompt_ids = params.extra_args[RECORD_KEY], request.prompt_token_ids or []
+                first = int(batch.num_computed_tokens_cpu[index])
+                self._recorder.point(asked, prompt_ids, first_row, num_tokens, first)
             if params is not None and params.extra_args and EXTRA_ARGS_KEY in params.extra_args:
                 payload, prompt_ids = params.extra_args[EXTRA_ARGS_KEY], request.prompt_token_ids or []
                 position = int(batch.num_computed_tokens_cpu[index])

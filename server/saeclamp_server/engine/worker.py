@@ -26,6 +26,7 @@ from saeclamp_server.engine.live import LiveRequests
 from saeclamp_server.engine.ops import LoadedSAE, SiteState, bind
 from saeclamp_server.engine.placed import Held, vector_key
 from saeclamp_server.engine.probe import Recorded
+from saeclamp_server.engine.recording import Recorder
 from saeclamp_server.engine.row_bank import RowBank
 from saeclamp_server.engine.runner import SteeredRunner
 from saeclamp_server.engine.settings import CONFIG_KEY
@@ -79,7 +80,10 @@ class SteeringWorker:
         self._live = LiveRequests(held, config["special_ids"], ledger, board.firings)
         filler = Filler(everything, states, board, is_special.to(self.device))
         boundaries = _boundaries(layout.layers, everything, board)
-        self._steered_runner = SteeredRunner(self.model_runner, filler, states, self._live, boundaries)
+        self._recorder = Recorder(is_special, self.device)
+        for state in states:
+            state.recorder = self._recorder
+        self._steered_runner = SteeredRunner(self.model_runner, filler, states, self._live, self._recorder, boundaries)
 
     def _load(self, sae: dict[str, Any], layers: range) -> LoadedSAE:
         """Read an SAE, onto the device if it acts on layers that are here: whole, or some rows of it."""
@@ -169,6 +173,10 @@ class SteeringWorker:
                 },
             }
         return measured
+
+    def recorded_streams(self, keys: list[str]) -> dict[str, bytes]:
+        """Fetch mean vectors of requests' prompts, (width,) fp64, as far as they were recorded here; forget them."""
+        return dict(self._recorder.fetch(keys))
 
     def steering_reports(self, keys: list[str], abandoned: list[str]) -> dict[str, dict[str, dict[str, Any]]]:
         """

@@ -21,7 +21,7 @@ from saeclamp_server.likelihoods import Likelihoods
 from saeclamp_server.model import Outcome, Prompt, Run
 from saeclamp_server.openai_api.calls import SteeredCall
 from saeclamp_server.openai_api.token_bytes import bytes_of
-from saeclamp_server.program import ABORTED, EXTRA_ARGS_KEY
+from saeclamp_server.program import ABORTED, EXTRA_ARGS_KEY, RECORD_KEY
 from saeclamp_server.threads import computed
 
 MAX_TEXTS = 2**16
@@ -139,6 +139,10 @@ def _params(run: Run, call: SteeredCall | None) -> SamplingParams:
         # vLLM would write the text of every likely token of a prompt, on the event loop
         detokenize=run.prompt_logprobs is None,
     )
+    if run.recording is not None:
+        assert call is None, "what is recorded is not steered"
+        params.extra_args = {RECORD_KEY: run.recording._asdict()}
+        params.skip_reading_prefix_cache = True
     if call is not None:
         program = call.resolved.program
         payload = {"key": call.key, "prompt": 0, "program": program.to_json()}

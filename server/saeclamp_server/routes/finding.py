@@ -9,6 +9,8 @@ from saeclamp.types import (
     Attribution,
     Contrast,
     Contrasted,
+    Derive,
+    DerivedVector,
     Inspect,
     Inspection,
     Neighbourhoods,
@@ -18,11 +20,13 @@ from saeclamp.types import (
 )
 from saeclamp_server.finding.attribution import attribute
 from saeclamp_server.finding.contrast import contrast
+from saeclamp_server.finding.derivation import derive
 from saeclamp_server.finding.inspection import inspect
 from saeclamp_server.finding.neighbours import neighbours
 from saeclamp_server.finding.suggestion import suggest
 from saeclamp_server.routes.answering import PROGRESS, answered
 from saeclamp_server.routes.own_route import own_router
+from saeclamp_server.vectors import Vectors
 
 router = own_router(ends_with_client=True)
 
@@ -48,6 +52,14 @@ async def attribute_token(body: Attribute, request: Request) -> Response:
     return await answered(
         request, lambda model, counter: attribute(body, model, state.directions, state.served, state.search, counter)
     )
+
+
+@router.post("/v1/vectors/derive", response_model=DerivedVector, responses=PROGRESS)
+async def derive_vector(body: Derive, request: Request) -> Response:
+    """Make a vector of what tells two sets of texts apart."""
+    state = request.app.state
+    vectors: Vectors = state.served.vectors
+    return await answered(request, lambda model, counter: derive(body, model, vectors, state.streams, counter))
 
 
 @router.post("/v1/features/neighbours", response_model=Neighbourhoods)

@@ -127,6 +127,14 @@ class Vectors(Mapping[str, Vector]):
             self._by_name[name] = vector
         return vector, True
 
+    def refuse_taken(self, name: str, site: Site) -> None:
+        """Raise RequestError for a name that a new vector cannot have, or a site that has no room, as far as is known."""
+        check_name(name)
+        if name in self._by_name:
+            raise VectorExistsError(name, f"at {self._by_name[name].site}")
+        if not self._free[site]:
+            raise VectorsFullError(str(site), self.places[site].capacity)
+
     async def delete(self, name: str) -> None:
         """Forget a vector, once its file is gone. Raises RequestError."""
         async with self._changing:

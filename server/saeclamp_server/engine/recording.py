@@ -1,0 +1,95 @@
+"""Worker process: the mean of a site's vectors at tokens of one request's prompt, for whoever asked for it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MAX_RECORDS = 1024
+"""That wait to be fetched. Those of clients that have gone make room for later ones: 16 MB at width 4096."""
+
+
+@dataclass
+class Record:
+    """What was seen of one request."""
+
+    total: Tensor
+    """(width,) fp64"""
+    num_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Take:
+    """Rows of the coming forward that a record is made of."""
+
+    key: str
+    rows: Tensor
+    """(num_tokens,) int64"""
+
+
+class Recorder:
+    """Of one worker."""
+
+    def __init__(self, is_special: Tensor, device: torch.device) -> None:
+        """is_special: (num_tokens_in_vocabulary,) bool, on the host"""
+        self._is_special, self._device = is_special.numpy(), device
+        self._records = OrderedDict[str, Record]()
+        self.takes: dict[str, list[Take]] = {}
+        """Of the coming forward, by the site's name."""
+
+    def begin_step(self) -> None:
+        """Forget the last forward's rows."""
+        self.takes = {}
+
+    def point(self, asked: Mapping[str, str], prompt_ids: Sequence[int], row: int, num_tokens: int, first: int) -> None:
+        """
+        Find what of a request is recorded in the coming forward.
+
+        asked:      as in `model.Recording`
+        row:        of its first token in the batch
+        num_tokens: in this forward
+        first:      position of its first token in the request
+        """
+        if first == 0:  # it begins, or begins again
+            self._records.pop(asked["key"], None)
+        positions = wanted(prompt_ids, asked["tokens"], self._is_special)
+        rows = positions[(positions >= first) & (positions < first + num_tokens)] - first + row
+        if len(rows):
+            take = Take(asked["key"], torch.from_numpy(rows).to(self._device))
+            self.takes.setdefault(asked["site"], []).append(take)
+
+    def record(self, key: str, vectors: Tensor) -> None:
+        """Count vectors in, (num_tokens, width) fp32."""
+        total = vectors.double().sum(dim=0).cpu()
+        found = self._records.setdefault(key, Record(torch.zeros_like(total)))
+        found.total += total
+        found.num_tokens += len(vectors)
+        while len(self._records) > MAX_RECORDS:
+            self._records.popitem(last=False)
+
+    def fetch(self, keys: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        """Yield the means of some records that are here, (width,) fp64, and forget them."""
+        for key in keys:
+            found = self._records.pop(key, None)
+            if found is not None:
+                yield key, (found.total / found.num_tokens).numpy().tobytes()
+
+
+def wanted(ids: Sequence[int], tokens: str, is_special: np.ndarray[Any, np.dtype[np.bool_]]) -> np.ndarray[Any, Any]:
+    """
+    Choose positions of a prompt: its last, or all that are neither special nor the first, which is a sink.
+
+    returns: (num_positions,) int64
+    """
+    last = np.array([len(ids) - 1], np.int64)
+    if tokens == "last":
+        return last
+    ordinary = np.flatnonzero(~is_special[np.array(ids, np.int64)])
+    ordinary = ordinary[ordinary > 0]
+    return ordinary if len(ordinary) else last
