@@ -95,7 +95,8 @@ def _show_progress(started: threading.Event, say: Callable[[str], None]) -> None
 
 def _reason(exc: Exception, log: ServerLog) -> str:
     """Find why the engine did not start: what it said itself, else what this process says of it."""
-    if "Engine core" in str(exc):  # vLLM names the processes that have ended, with their exit statuses
+    # vLLM names the processes that have ended, with their exit statuses; or, where they ended later, says no more than that
+    if "Engine core" in str(exc) or type(exc).__name__ == "EngineDeadError":
         if ": -9" in str(exc):
             return "it was killed, most likely because memory ran out"
         return log.last_error() or "it ended without a word"

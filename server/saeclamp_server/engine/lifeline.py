@@ -73,6 +73,8 @@ def tie_to_server() -> None:
     if isinstance(signal.getsignal(signal.SIGTERM), _Shield):
         return
     is_released = threading.Event()
+    # of the server's loop, where the process was forked: what is signalled here would be told there, as a second signal
+    signal.set_wakeup_fd(-1)
     signal.signal(RELEASED, lambda number, frame: is_released.set())
     for number in (signal.SIGINT, signal.SIGTERM):
         before = signal.getsignal(number)
