@@ -1,0 +1,109 @@
+"""Aliases: names without a colon that mean what the name means."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, text
+from tests.server.variants.making import BRIDGE, FOOD, create, run, served
+
+from saeclamp import InvalidArgumentError
+from saeclamp.types import NewVariant, Steering, VariantExport
+from saeclamp_server.errors import RequestError
+from saeclamp_server.variants import Variants, VariantStore
+
+
+def named(variants: Variants, name: str, alias: str | None, steering: Steering = BRIDGE, base: str = "tiny") -> Any:
+    return run(variants.create(NewVariant(name=name, base=base, steering=steering, alias=alias)))[0]
+
+
+def test_an_alias_is_a_name_without_a_colon_that_means_what_the_name_means(variants: Variants) -> None:
+    made = named(variants, "chef", "cook")
+    assert (made.id, made.alias) == ("tiny:chef", "cook")
+    assert run(variants.of_model("cook")) == run(variants.of_model("tiny:chef"))
+    again = named(variants, "chef", None, FOOD)
+    assert again.alias == "cook"
+    assert run(variants.of_model("cook")).parsed == FOOD
+    assert run(variants.described("cook")).version == again.version
+    assert {one.id: one.alias for one in run(variants.listed()) if not one.read_only} == {"tiny:chef": "cook"}
+
+
+def test_another_alias_takes_the_place_of_the_first_and_a_deleted_variant_has_none(variants: Variants) -> None:
+    named(variants, "chef", "cook")
+    named(variants, "chef", "chef")
+    assert run(variants.of_model("cook")) is None
+    assert run(variants.of_model("chef")) is not None
+    run(variants.delete("chef"))
+    assert run(variants.of_model("chef")) is None
+    named(variants, "other", "chef")
+    assert run(variants.of_model("chef")).name == "other"
+
+
+@pytest.mark.parametrize(
+    ("name", "alias", "says", "param"),
+    [
+        pytest.param("other", "cook", "another variant's alias", "alias", id="an-alias"),
+        pytest.param("other", "tiny-too", "a model's name", "alias", id="a-model"),
+        pytest.param("other", "adapter", "a model's name", "alias", id="an-adapter"),
+        pytest.param("other", "chef", "the name of tiny:chef", "alias", id="a-variants-name"),
+        pytest.param("other", "bridge", "the name of tiny:bridge", "alias", id="a-presets-name"),
+        pytest.param("cook", None, "the alias of tiny:chef", "name", id="a-name-that-is-an-alias"),
+        pytest.param("other", "export", "no variant can be named", "alias", id="an-endpoint"),
+    ],
+)
+def test_an_alias_that_already_means_something_is_refused(
+    url: str, name: str, alias: str | None, says: str, param: str
+) -> None:
+    store = VariantStore(url)
+    variants = Variants(store, served(), ["tiny", "tiny-too"], lambda: ["adapter"])
+    named(variants, "chef", "cook")
+    with pytest.raises(RequestError, match=says) as refused:
+        named(variants, name, alias, FOOD)
+    assert refused.value.param == param
+    assert [one.id for one in run(variants.listed()) if not one.read_only] == ["tiny:chef"]
+    store.close()
+
+
+@pytest.mark.parametrize("alias", ["tiny:chef", "chef@1", "a/b", "", ".a", "a" * 65])
+def test_an_alias_has_neither_colon_nor_at(alias: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="alias: a name is 1 to 64 letters"):
+        NewVariant(name="chef", steering=BRIDGE, alias=alias)
+
+
+def test_an_alias_of_a_model_that_is_not_served_here_means_nothing(url: str) -> None:
+    store = VariantStore(url)
+    named(Variants(store, served(), ["tiny"]), "chef", "cook")
+    assert run(Variants(store, served(), ["another"]).of_model("cook")) is None
+    store.close()
+
+
+def test_aliases_are_exported_and_taken_in_or_refused_with_the_whole(variants: Variants, tmp_path: Path) -> None:
+    named(variants, "chef", "cook")
+    named(variants, "plain", None, FOOD)
+    export = VariantExport.model_validate_json(json.dumps(run(variants.exported())))
+    elsewhere = Variants(VariantStore(f"sqlite:///{tmp_path}/other.sqlite3"), served(), ["tiny"])
+    assert run(elsewhere.take_in(export)) == (2, 0)
+    assert run(elsewhere.of_model("cook")).name == "chef"
+    taken = Variants(VariantStore(f"sqlite:///{tmp_path}/third.sqlite3"), served(), ["tiny"])
+    named(taken, "baker", "cook")
+    with pytest.raises(RequestError, match="another variant's alias"):
+        run(taken.take_in(export))
+    assert [one.name for one in run(taken.listed()) if not one.read_only] == ["baker"]
+
+
+def test_a_database_without_aliases_is_brought_up_to_date(url: str) -> None:
+    store = VariantStore(url)
+    create(Variants(store, served(), ["tiny"]), "chef", BRIDGE)
+    store.close()
+    with create_engine(url).begin() as connection:  # as the first migration left it
+        connection.execute(text("DROP TABLE saeclamp_variant_aliases"))
+        connection.execute(text("UPDATE saeclamp_variant_schema SET version_num = '0001'"))
+    store = VariantStore(url)
+    variants = Variants(store, served(), ["tiny"])
+    assert run(variants.of_model("tiny:chef")).parsed == BRIDGE
+    named(variants, "chef", "cook")
+    assert run(variants.of_model("cook")).parsed == BRIDGE
+    store.close()
