@@ -89,8 +89,8 @@ endif
 	@rm -f .venv/.installed-*
 	@touch $@
 
-# pip would report the misfits as missing here.
+# Only what the tools add: with the machine's extra, pip would bring the misfits back. It would report them as missing, too.
 $(DEV_INSTALLED): $(INSTALLED)
 	@echo "saeclamp: installing the tools for tests and checks."
-	@$(INSTALL) --build-constraint $(LOCKED) --no-warn-conflicts --editable '.[$(MACHINE),demo,dev]' || $(HINT)
+	@$(INSTALL) --build-constraint $(LOCKED) --no-warn-conflicts --editable '.[dev]' || $(HINT)
 	@touch $@
