@@ -20,6 +20,7 @@ from tests.e2e.serving import Server
 
 NUM_AT_ONCE = 16
 PLAIN = {"model": "tiny", "prompt": "the old miller and his sons", "max_tokens": 6, "temperature": 0, "logprobs": 2}
+LOOKALIKES = ("steer", "variant", "interventions", "feature")
 EVERY = 250
 """Requests after which a plain one is compared, and the processes are looked at."""
 
@@ -52,9 +53,9 @@ def _error(response: httpx.Response) -> Any:
 
 
 def _asks(content: bytes) -> bool:
-    """Whether a body that was accepted asks for steering: it has the key, and does not set it to null."""
+    """Whether a body that was accepted asks for steering: by the key, or in a way that somebody could take for right."""
     body = json.loads(content)
-    return body.get("steering") is not None
+    return body.get("steering") is not None or any(body.get(key) for key in LOOKALIKES)
 
 
 def _is_steered(response: httpx.Response) -> bool:
