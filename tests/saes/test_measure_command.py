@@ -73,7 +73,9 @@ def test_one_sae_is_a_list_of_facts(sae: Path, model: Path, capsys: pytest.Captu
     facts = dict(line.split("\t") for line in capsys.readouterr().out.splitlines())
     assert facts["SAE"] == f"{sae} at resid_post {LAYER}, 40 features"
     assert facts["tokens measured"] == "300 of the packaged sample (0 sinks left out)"
-    assert facts["verdict"].startswith("It does not fit this model")
+    assert facts["verdict"].startswith(
+        "It is not used as it was trained: 22 features are active per token, more than the 16"
+    )
     assert facts["note"].startswith("Only 300 tokens were measured")
     assert "cross-entropy on 300 of the tokens, clean" in facts
 

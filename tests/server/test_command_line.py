@@ -210,7 +210,7 @@ async def work():
     finally:
         print("cleared away")
 
-sys.exit(_run(argparse.Namespace(run=lambda options: asyncio.run(work()))))
+sys.exit(_run(argparse.Namespace(command="task", run=lambda options: asyncio.run(work()))))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (143, "cleared away\n", "")

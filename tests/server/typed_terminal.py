@@ -78,6 +78,8 @@ def typed(*words: str, columns: int = 80, rows: int = 24, environment: Mapping[s
     """Run a command of ours in a terminal, as after `pip install .`, until the block ends."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    # readline, which pytest imports, leaves the size of its own terminal in the environment of what it starts
+    known = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
     process = subprocess.Popen(
         [sys.executable, without_extras.__file__, *words],
         stdin=theirs,
@@ -85,7 +87,7 @@ def typed(*words: str, columns: int = 80, rows: int = 24, environment: Mapping[s
         stderr=theirs,
         start_new_session=True,
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that Ctrl-C is a signal
-        env={**os.environ, "TERM": "xterm", **environment},
+        env={**known, "TERM": "xterm", **environment},
     )
     os.close(theirs)
     try:
