@@ -138,7 +138,7 @@ def own(chance: random.Random) -> tuple[str, dict[str, Any]]:
     text = _text(chance, 20)
     return chance.choice(
         (
-            ("/v1/steering/validate", {"prompt": text}),
+            ("/v1/steering/validate", {"messages": [{"role": "user", "content": text}]}),
             ("/v1/features/inspect", {"text": text, "top_k": chance.randint(1, 9)}),
             ("/v1/features/contrast", {"positive": [text, text + " home"], "negative": [_text(chance), _text(chance)]}),
             ("/v1/features/neighbours", {"features": [_feature(chance)], "limit": 3}),
