@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable, Mapping
@@ -171,10 +172,10 @@ def draw(chance: random.Random) -> tuple[str, dict[str, Any]]:
 
 def mutated(body: dict[str, Any], chance: random.Random) -> bytes:
     """Change one to three things of a body anywhere, and write it; sometimes the bytes are changed too."""
-    copy: Any = json.loads(json.dumps(body))
+    changed = copy.deepcopy(body)
     for _ in range(chance.randint(1, 3)):
-        _mutate(copy, chance)
-    content = json.dumps(copy, ensure_ascii=True).encode()
+        _mutate(changed, chance)
+    content = json.dumps(changed, ensure_ascii=True).encode()
     if chance.random() < 0.05:
         at = chance.randrange(len(content))
         content = chance.choice(
@@ -194,13 +195,17 @@ def _mutate(root: Any, chance: random.Random) -> None:
         case 1 if isinstance(parent, dict):
             parent[chance.choice(ODD_KEYS)] = parent.pop(key)
         case 2 if isinstance(parent, dict):
-            parent[chance.choice(ODD_KEYS)] = chance.choice(ODD_VALUES)
+            parent[chance.choice(ODD_KEYS)] = _odd(chance)
         case 3 if isinstance(root, dict):
-            root[chance.choice(ODD_KEYS)] = json.loads(json.dumps(parent[key]))
+            root[chance.choice(ODD_KEYS)] = copy.deepcopy(parent[key])
         case 4 if isinstance(parent, list):
-            parent.extend(json.loads(json.dumps([parent[key]])) * chance.randint(1, 90))
+            parent.extend(copy.deepcopy([parent[key]]) * chance.randint(1, 90))
         case _:
-            parent[key] = chance.choice(ODD_VALUES)
+            parent[key] = _odd(chance)
+
+
+def _odd(chance: random.Random) -> Any:
+    return copy.deepcopy(chance.choice(ODD_VALUES))  # the next change may be within it
 
 
 def _places(value: Any) -> Any:
