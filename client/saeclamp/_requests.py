@@ -171,9 +171,10 @@ def receipt_of(answer: object) -> Receipt:
     Raises `NotSteeredError` where there is none that says that steering was applied.
     """
     found = answer.get("steering") if isinstance(answer, Mapping) else getattr(answer, "steering", None)
-    receipt = None if found is None else parse_answer(Receipt, found, None)
+    if found is None:
+        raise NotSteeredError("This answer carries no receipt: it was not steered, or its request asked for none.")
+    receipt = parse_answer(Receipt, found, None)
     check_receipt(receipt, True, None)
-    assert receipt is not None, "it was just checked"
     return receipt
 
 

@@ -45,13 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InvalidArgumentError as exc:
         return _fail(f"{args.feature!r} clamped to {args.value} is not a clamp: {exc}")
     try:
-        with Client(args.url) as client:
+        with Client(args.url, api_key=args.api_key) as client:
             _answer(client, "Hi", clamp, max_tokens=1)  # so that what is wrong is said before the table begins
             _demonstrate(client, clamp, args.max_tokens)
     except APIConnectionError as exc:
         return _fail(f"No server answers at {args.url}; start one with `make serve`. ({exc})")
-    except AuthenticationError as exc:
-        return _fail(f"The server at {args.url} wants its API key: set SAECLAMP_API_KEY. ({exc.message})")
+    except AuthenticationError:
+        return _fail(f"The server at {args.url} wants its API key: give --api-key KEY, or set SAECLAMP_API_KEY.")
     except SaeclampError as exc:
         return _fail(str(exc))
     return 0
@@ -93,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="where the server is")
+    parser.add_argument("--api-key", metavar="KEY", help="the server's, where it has one; else SAECLAMP_API_KEY")
     parser.add_argument("--max-tokens", type=int, default=60, help="length of an answer")
     parser.add_argument("--feature", default="bundled/golden-gate", help="what to clamp, as <sae>/<name or index>")
     parser.add_argument("--value", type=float, default=0.75, help="target activation, in --unit")

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from tests.client.scripted_server import MODELS, RECEIPT, ScriptedServer, chat_answer, reply, text_answer
 
+import saeclamp
 from saeclamp import (
     Ablate,
     Add,
@@ -283,3 +284,11 @@ def test_an_answer_that_is_not_the_api_is_refused(server: ScriptedServer, client
     server.will(reply(body, headers={"x-request-id": "r1"}))
     with pytest.raises(APIResponseValidationError, match="request r1"):
         client.chat.completions.create(model="m", messages=HI)
+
+
+def test_the_receipt_of_an_answer_that_was_not_steered_is_missed_without_blame() -> None:
+    assert saeclamp.receipt_of({"choices": [], "steering": RECEIPT}).applied
+    with pytest.raises(NotSteeredError, match="This answer carries no receipt: it was not steered, or its request"):
+        saeclamp.receipt_of({"choices": []})
+    with pytest.raises(NotSteeredError, match="carries a receipt with applied=false"):
+        saeclamp.receipt_of({"choices": [], "steering": {**RECEIPT, "applied": False}})

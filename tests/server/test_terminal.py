@@ -171,6 +171,13 @@ def test_a_server_that_wants_a_key_is_told_apart_from_one_that_is_not_there(serv
     assert [seen.headers.get("authorization") for seen in server.seen] == [None, "Bearer one", "Bearer two"]
 
 
+def test_a_key_that_is_not_the_servers_is_told_apart_from_none(server: ScriptedServer) -> None:
+    server.will(*[reply({"error": "Unauthorized"}, status=401)] * 2)
+    for given, variables in ((["--api-key", "one"], {}), ([], {"SAECLAMP_API_KEY": "two"})):
+        _, said = run("variants", "list", "--url", server.url, *given, status=1, **variables)
+        assert "wants another API key than it was given: give --api-key KEY, or set SAECLAMP_API_KEY." in said
+
+
 def test_what_is_deleted_is_asked_for_and_where_nobody_can_answer_stays(server: ScriptedServer) -> None:
     for kind, name, there in (("variants", "tired", VARIANT), ("vectors", "mood", VECTOR)):
         server.will(reply(there))

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -73,6 +74,12 @@ class Terminal:
                 time.sleep(0.01)
 
 
+def _take_the_terminal() -> None:
+    """Let Ctrl-C be a signal, which whoever started the tests may have told its processes to ignore."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def typed(*words: str, columns: int = 80, rows: int = 24, environment: Mapping[str, str] = {}) -> Iterator[Terminal]:
     """Run a command of ours in a terminal, as after `pip install .`, until the block ends."""
@@ -86,7 +93,7 @@ def typed(*words: str, columns: int = 80, rows: int = 24, environment: Mapping[s
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that Ctrl-C is a signal
+        preexec_fn=_take_the_terminal,
         env={**known, "TERM": "xterm", **environment},
     )
     os.close(theirs)

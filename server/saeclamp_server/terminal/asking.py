@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -48,15 +49,16 @@ def asking(ask: Callable[[argparse.Namespace, Client], int]) -> Callable[[argpar
     def run(args: argparse.Namespace) -> int:
         from saeclamp import Client  # here, because httpx imports half of a terminal, which `--help` can do without
 
-        with refusals_told(args.url), Client(args.url, api_key=args.api_key) as client:
+        has_key = bool(args.api_key or os.environ.get(KEY_VARIABLE))
+        with refusals_told(args.url, has_key), Client(args.url, api_key=args.api_key) as client:
             return ask(args, client)
 
     return run
 
 
 @contextmanager
-def refusals_told(url: str) -> Iterator[None]:
-    """Turn what the client raises into a TerminalError, a sentence."""
+def refusals_told(url: str, has_key: bool = False) -> Iterator[None]:
+    """Turn what the client raises into a TerminalError, a sentence. `has_key`: whether a key is sent."""
     import httpx
 
     from saeclamp import APIConnectionError, AuthenticationError, SaeclampError
@@ -70,7 +72,8 @@ def refusals_told(url: str) -> Iterator[None]:
         said = f"--url {url!r} is no address such as {DEFAULT_URL} or 127.0.0.1:8000. ({exc})"
         raise TerminalError(visible_line(said)) from exc
     except AuthenticationError as exc:
-        said = f"The server at {url} wants its API key: give --api-key KEY, or set {KEY_VARIABLE}. ({exc.message})"
+        wants = "wants another API key than it was given" if has_key else "wants its API key"
+        said = f"The server at {url} {wants}: give --api-key KEY, or set {KEY_VARIABLE}."
         raise TerminalError(visible_line(said)) from exc
     except TerminalError:
         raise
