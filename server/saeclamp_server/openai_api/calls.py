@@ -9,6 +9,7 @@ from saeclamp.types import Receipt
 from saeclamp_server.admission import features_of
 from saeclamp_server.conversation import Conversation
 from saeclamp_server.errors import InvalidSteeringError, NotAppliedError
+from saeclamp_server.everywhere import Reports
 from saeclamp_server.openai_api import metrics
 from saeclamp_server.openai_api.asked_model import AskedModel
 from saeclamp_server.openai_api.proof import TraceEntry
@@ -139,14 +140,9 @@ class SteeredCall:
 
     async def receipt(self) -> Receipt:
         """Ask the engine what it did. Raises NotAppliedError unless every sequence was steered."""
-        try:
-            answers = await self.app_state.reports.of(self.key)
-        except Exception as exc:  # vLLM raises no class of its own where the engine is stopping or has died
-            raise NotAppliedError(f"what it did could not be asked: {exc}") from exc
         served_name = self.app_state.openai_serving_models.base_model_paths[0].name
-        choices = self.app_state.sequences.choices(self.key)
-        reports = {choices[request_id]: report for request_id, report in answers.items()}
         try:
+            reports = await self._reports()
             written = receipt(self.resolved, reports, self.num_sequences, self.app_state.served, served_name)
         except NotAppliedError as exc:
             metrics.FAILURES.inc()
@@ -158,6 +154,15 @@ class SteeredCall:
         if self.entry is not None:
             self.entry.receipt = written
         return written
+
+    async def _reports(self) -> dict[int, dict[str, Any]]:
+        """Fetch the engine's reports, by number of the choice. Raises NotAppliedError where it does not answer."""
+        try:
+            answers: Reports = await self.app_state.reports.of(self.key)
+        except Exception as exc:  # vLLM raises no class of its own where the engine is stopping or has died
+            raise NotAppliedError(f"what it did could not be asked: {exc}") from exc
+        choices = self.sequences.choices(self.key)
+        return {choices[request_id]: report for request_id, report in answers.items()}
 
     def aborted(self, receipt: Receipt) -> set[int]:
         """Choices that a rule has ended."""
