@@ -101,6 +101,18 @@ def test_the_reports_of_ended_requests_are_kept_small_and_within_a_bound() -> No
     assert requests.collect(["k49"]) == {"k49": {}}
 
 
+def test_failures_of_ended_requests_are_kept_within_the_same_bound() -> None:
+    requests = LiveRequests(HELD, SPECIAL, Ledger(CPU), Firings(CPU), uncollected_bytes=5_000)
+    for number in range(50):
+        bad = payload(f"k{number}", Edit("a", 99, "clamp", 1.0))
+        assert requests.span(Scheduled(str(number), bad, [1, 2], 0, 2, 0)) is None
+        requests.end([str(number)])
+    assert not requests.failures
+    found = {number: requests.collect([f"k{number}"])[f"k{number}"] for number in range(50)}
+    assert [number for number, reports in found.items() if reports] == [*range(40, 50)]  # 500 bytes each
+    assert found[49]["49"].failure == "ValueError: SAE 'a' has no feature 99."
+
+
 def test_what_is_abandoned_is_forgotten_at_once_or_when_the_engine_ends_it(requests: LiveRequests) -> None:
     for number, key in enumerate(("running", "ended", "answered", "reported")):
         requests.span(Scheduled(str(number), payload(key), [1, 2], 0, 2, 0))

@@ -1,7 +1,7 @@
 """
 vLLM's flags, one by one: which may be given with steering, at which values, and why not.
 
-Every argument of vLLM's parser is in one of the three tables; one that is in none, of another version of vLLM, is refused
+Every argument of vLLM's parser is in one of the four tables; one that is in none, of another version of vLLM, is refused
 unless it is left at its default. What is allowed at any value was tried, or acts on what steering neither reads nor changes:
 how requests are rendered and answers written, how tokens are sampled, where weights come from, how much memory is used.
 """

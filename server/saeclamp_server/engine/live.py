@@ -91,7 +91,7 @@ class LiveRequests:
         self._abandoned: dict[str, None] = {}
         """Keys, the oldest first."""
         self.failures: dict[str, tuple[str, str]] = {}
-        """Request id -> (key, reason)."""
+        """Request id -> (key, reason), of requests that the engine has not ended."""
 
     def span(self, scheduled: Scheduled) -> Span | None:
         """Return the request's span of this step, or None when it has failed."""
@@ -165,14 +165,16 @@ class LiveRequests:
     def end(self, request_ids: Iterable[str]) -> None:
         """Note that the engine has ended requests: only their reports are kept, if they are still wanted."""
         for request_id in request_ids:
-            request = self._requests.get(request_id)
-            if request is not None:
-                report = self._close(request_id)
-                if request.key not in self._abandoned:
-                    self._ended.add(request.key, request_id, report)
-            failure = self.failures.get(request_id)
-            if failure is not None and failure[0] in self._abandoned:
-                del self.failures[request_id]
+            reports: dict[str, Report] = {}
+            if request_id in self._requests:
+                key = self._requests[request_id].key
+                reports[key] = self._close(request_id)
+            if request_id in self.failures:  # instead of what it did before it failed
+                key, reason = self.failures.pop(request_id)
+                reports[key] = Report(failure=reason)
+            for key, report in reports.items():
+                if key not in self._abandoned:
+                    self._ended.add(key, request_id, report)
 
     def abandon(self, keys: Iterable[str], is_running: Callable[[str], bool]) -> None:
         """Forget what nobody will ask for: at once, or when the engine ends it."""
