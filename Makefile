@@ -48,7 +48,7 @@ help: ## Show this
 	@echo "  ARGS is added to the command: make serve ARGS='--enforce-eager', make test ARGS='-k client'"
 
 serve: $(INSTALLED) ## Install what is missing, then serve the packaged model with the bundled SAE
-	exec .venv/bin/saeclamp serve $(MODEL) --sae $(SAE) --host $(HOST) --port $(PORT) $(ARGS)
+	@exec .venv/bin/saeclamp serve $(MODEL) --sae $(SAE) --host $(HOST) --port $(PORT) $(ARGS)
 
 demo: $(INSTALLED) ## Ask the running server a few questions, unsteered and steered, side by side
 	@exec .venv/bin/python -m saeclamp_server.demo --url $(URL) $(ARGS)

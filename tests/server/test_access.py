@@ -218,3 +218,37 @@ def test_a_prefix_of_a_proxy_is_no_way_around_the_key() -> None:
     assert call(served, "GET", "/health/metrics").status_code == 401
     assert call(served, "GET", "/health/health").status_code == 200
     assert call(served, "GET", "/healthmetrics").status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "meant"),
+    [
+        ("POST", "/chat/completions", "/v1/chat/completions"),
+        ("POST", "/v1/v1/chat/completions", "/v1/chat/completions"),
+        ("GET", "/v1/v1/models/tiny", "/v1/models/tiny"),
+        ("GET", "/v1/feature", "/v1/features"),
+        ("POST", "/v1/completion", "/v1/completions"),
+        ("GET", "/variants", "/v1/variants"),
+        ("GET", "/v1/tokenize", "/tokenize"),
+        ("GET", "/v1/health", "/health"),
+    ],
+)
+def test_a_path_that_is_not_there_names_the_one_that_was_meant(method: str, path: str, meant: str) -> None:
+    response = call(app(), method, path)
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")
+    assert response.json()["error"]["message"].startswith(f"There is no {path} here; did you mean {meant}. ")
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/", "/quite-another"])
+def test_a_path_that_is_near_to_none_says_where_they_are_listed(path: str) -> None:
+    response = call(app(), "GET", path)
+    assert response.status_code == 404
+    assert response.json()["error"]["message"] == (
+        f"There is no {path} here. /openapi.json lists what is served, and /docs shows it."
+    )
+
+
+def test_a_long_path_is_not_repeated() -> None:
+    response = call(app(), "GET", "/" + "a" * 5000)
+    assert response.status_code == 404
+    assert len(response.text) < 500

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from saeclamp_server import preflight
 from saeclamp_server.announcement import example_request
 from saeclamp_server.args import parse
 from saeclamp_server.fit import StartupError, check_fit
-from saeclamp_server.preflight import check_vllm, open_saes, read_model
+from saeclamp_server.preflight import check_address, check_vllm, open_saes, read_model
 
 BEFORE_LONG_WORK_S = 40
 """Importing torch and transformers on a busy machine; an engine would not have started by then."""
@@ -146,6 +147,33 @@ def test_only_the_vllm_whose_seams_are_known_is_accepted(
     else:
         with pytest.raises(StartupError, match=rf"{found} is installed; saeclamp works with 0\.32\.x only"):
             check_vllm()
+
+
+@pytest.mark.parametrize(
+    "spelling", [["--port", "{}"], ["--port={}"], ["--host", "127.0.0.1", "--port", "{}", "--enforce-eager"]]
+)
+def test_a_port_that_is_taken_is_refused_before_vllm_is_imported(spelling: list[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        argv = [part.format(taken.getsockname()[1]) for part in spelling]
+        with pytest.raises(StartupError, match="Address already in use; choose another --port"):
+            check_address(argv)
+    check_address(argv)
+
+
+def test_a_host_that_is_not_this_machine_is_refused_as_such() -> None:
+    with pytest.raises(StartupError, match=r"Cannot listen on 192\.0\.2\.1:0?.*; choose another --host"):
+        check_address(["--host", "192.0.2.1"])
+    with pytest.raises(StartupError, match="choose another --host"):
+        check_address(["--host", "no.such.host.invalid"])
+
+
+@pytest.mark.parametrize(
+    "argv", [["--port", "none"], ["--port"], ["--port", "99999"], ["--uds", "x"], ["--config", "y"]]
+)
+def test_an_address_that_vllm_must_judge_is_left_to_it(argv: list[str]) -> None:
+    check_address(argv)
 
 
 def test_weights_with_nan_are_refused_before_the_engine_starts(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from tests.server.conftest import entry, report
 
 from saeclamp import Ablate, Add, After, AtLeast, AtMost, Clamp, FeatureIndex, First, Positions, Roles, Scale, Steering
 from saeclamp.types import Operation, Tokens
+from saeclamp_server import doses
 from saeclamp_server.conversation import Conversation
 from saeclamp_server.doses import Lengths, rounded, rounded_the_other_way
 from saeclamp_server.errors import NotAppliedError, RequestError
@@ -205,6 +206,14 @@ def test_what_is_measured_a_little_differently_after_a_restart_is_the_same_progr
 )
 def test_a_length_near_two_roundings_has_both(length: float, one: float, other: float) -> None:
     assert (rounded(length), rounded_the_other_way(length)) == (one, other)
+
+
+def test_doses_are_measured_by_what_is_shown() -> None:
+    edit = Edit("big", 1, "add", 3.0, ALL)
+    measured = Lengths(137.258, [2.0] * 10)
+    assert doses.dose(edit, measured, None, "resid_post 8") == 6.0 / 137.3
+    assert measured.rounded_stream == 137.3
+    assert Lengths(None, []).rounded_stream is None
 
 
 BRIDGE = {"feature": "big/bridge"}  # 200 at most

@@ -237,8 +237,7 @@ def _lengths(sae: SAE, x: Tensor, lengths: Tensor, position: Tensor, is_special:
 def _median(lengths: Tensor, position: Tensor, is_special: Tensor) -> float | None:
     """Median length of ordinary tokens; None where there are none. Each argument is (num_tokens,)."""
     counted = ordinary(lengths[:, None], position, is_special)
-    # few digits, so that the same text gives the same length however its batch was summed
-    return float(f"{lengths[counted].median():.4g}") if counted.any() else None
+    return float(lengths[counted].median()) if counted.any() else None
 
 
 def _state(site: Site, saes: list[LoadedSAE], ledger: Ledger, board: Board, layout: Layout) -> SiteState:

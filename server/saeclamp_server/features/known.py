@@ -56,7 +56,7 @@ class KnownSAE:
             model=summary.model_name,
             sha256=f"sha256:{self.entry.sha256}",
             approximation=summary.approximation,
-            resid_norm=self.lengths.stream if self.lengths.of_stream else None,
+            resid_norm=self.lengths.rounded_stream if self.lengths.of_stream else None,
             fit=dict(self.fit) if self.fit else None,
             named=tuple(note.name for note in self.entry.features.values()),
             labels=info

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from vllm import envs
+
 from saeclamp.types import Steering
 from saeclamp_server.conversation import Conversation
 from saeclamp_server.steering import ResolvedSteering, resolve, roles_in
@@ -23,11 +25,12 @@ class AskedModel:
 
     @classmethod
     async def of(cls, app_state: Any, name: str | None, own: Steering | None) -> AskedModel:
-        """Look a name up. Raises RequestError where there is no such variant, and for a near miss of any name."""
+        """Look a name up. Raises RequestError where neither a model nor a variant has it."""
         variants: Variants = app_state.variants
         variant = await variants.of_model(name) if name else None
         if name and variant is None:
-            await variants.refuse_near_miss(name, app_state.openai_serving_models.lora_requests)
+            adapters = app_state.openai_serving_models.lora_requests
+            await variants.refuse_unknown(name, adapters, allows_any=envs.VLLM_SKIP_MODEL_NAME_VALIDATION)
         return cls(name, own, variant)
 
     @property

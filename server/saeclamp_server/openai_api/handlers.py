@@ -17,6 +17,7 @@ from vllm.exceptions import GenerationError
 from saeclamp.types.refusals import json_path
 from saeclamp_server.errors import InvalidRequestError, RequestError
 from saeclamp_server.openai_api.envelope import STREAM_ERROR, openai_error, path_of, written
+from saeclamp_server.openai_api.known_paths import not_found
 from saeclamp_server.openai_api.metrics import REFUSALS
 
 logger = logging.getLogger(__name__)
@@ -39,9 +40,11 @@ def response_of(exc: RequestError) -> JSONResponse:
 
 
 async def http_error(request: Request, exc: Exception) -> JSONResponse:
-    """Answer with the framework's own errors: 404, 405, an unreadable body."""
+    """Answer with the framework's own errors: 405, an unreadable body; and 404, where it says no more than that."""
     assert isinstance(exc, HTTPException)
     message = UNREADABLE if exc.detail == "There was an error parsing the body" else str(exc.detail)
+    if (exc.status_code, exc.detail) == (404, "Not Found"):  # the router's own
+        message = not_found(request.app.routes, request.scope)
     return JSONResponse({"error": {"message": message}}, exc.status_code, headers=exc.headers)
 
 

@@ -8,7 +8,6 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from saeclamp.types import Variant
-from saeclamp_server.errors import UnknownModelError
 
 router = APIRouter()
 MODELS_PATH = "/v1/models"
@@ -28,8 +27,8 @@ async def get_model(request: Request, model: str) -> JSONResponse:
     if found is None:
         variant = await request.app.state.variants.of_model(model)
         if variant is None:
-            await request.app.state.variants.refuse_near_miss(model, ())
-            raise UnknownModelError(model, [card["id"] for card in cards], None)
+            await request.app.state.variants.refuse_unknown(model, ())
+        assert variant is not None, "models have a card"
         found = _card(variant.to_wire()) | {"id": model}
     return JSONResponse(found)
 

@@ -162,11 +162,12 @@ class Variants:
         parsed = None if name in self._bases or ":" in name else self._parsed(name)
         return await self._find(parsed) if parsed is not None else None
 
-    async def refuse_near_miss(self, model: str, others: Collection[str]) -> None:
+    async def refuse_unknown(self, model: str, others: Collection[str], allows_any: bool = False) -> None:
         """
-        Raise RequestError for a name that no model has and that is near a model's or variant's; vLLM refuses the rest.
+        Raise RequestError for a name that neither a model nor a variant has.
 
-        others: names that are in use beside the models' and variants'
+        others:     names that are in use beside the models' and variants'
+        allows_any: whether a name that is near none of them stands for the model
         """
         if model in self._bases or model in others:
             return
@@ -176,7 +177,7 @@ class Variants:
         aliases = (await self._ask(self._store.all_aliases)).values()
         models, variants = [*self._bases, *others, *aliases], [f"{base}:{name}" for base, name in await self._names()]
         near = near_name(model, models, variants)
-        if near is not None:
+        if near is not None or not allows_any:
             raise UnknownModelError(model, [*models, *variants], near)
 
     def resolved(

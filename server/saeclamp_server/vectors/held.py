@@ -55,7 +55,7 @@ class Vector:
 
     def to_wire(self) -> StoredVector:
         """Describe it to users."""
-        stream = self.lengths.stream
+        stream = self.lengths.rounded_stream
         return StoredVector(
             name=self.name,
             site=str(self.site),

@@ -57,8 +57,23 @@ def test_names_are_of_one_base(variants: Variants) -> None:
 def test_what_is_no_variant_of_ours_is_left_to_vllm(variants: Variants) -> None:
     for model in ("tiny", "another", "another:chef", "tiny:", "tiny:a b", "tiny:chef@zz"):
         assert run(variants.of_model(model)) is None
-    for model in ("another", "tiny", "its-adapter"):
-        run(variants.refuse_near_miss(model, ["its-adapter"]))
+    for model in ("tiny", "its-adapter"):
+        run(variants.refuse_unknown(model, ["its-adapter"]))
+    run(variants.refuse_unknown("another", [], allows_any=True))
+
+
+def test_a_name_that_nothing_has_is_refused_with_all_that_there_are(variants: Variants) -> None:
+    create(variants, "chef", FOOD, alias="the-cook")
+    with pytest.raises(RequestError) as refused:
+        run(variants.refuse_unknown("gpt-4", []))
+    assert refused.value.message == (
+        "There is no model 'gpt-4'. There are: tiny, tiny-too, the-cook, tiny:bridge, tiny-too:bridge, tiny:chef."
+    )
+
+
+def test_a_near_name_is_refused_where_any_name_stands_for_the_model(variants: Variants) -> None:
+    with pytest.raises(RequestError, match="Did you mean"):
+        run(variants.refuse_unknown("tinny:bridge", [], allows_any=True))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +92,7 @@ def test_what_is_no_variant_of_ours_is_left_to_vllm(variants: Variants) -> None:
 def test_a_near_name_of_a_model_or_variant_is_suggested(variants: Variants, model: str, near: str) -> None:
     async def ask() -> None:
         assert await variants.of_model(model) is None
-        await variants.refuse_near_miss(model, ["its-adapter"])
+        await variants.refuse_unknown(model, ["its-adapter"])
 
     with pytest.raises(RequestError, match=f"Did you mean '{near}'") as refused:
         run(ask())
