@@ -33,6 +33,9 @@ MAX_VECTORS = 256
 """A site. Their rows are allocated at the start: at width 4096, 8 MB a site."""
 
 
+DEFAULT_HOST = "127.0.0.1"
+"""vLLM listens on every interface by default; a server without a key should not."""
+
 DRAIN_S = 30.0
 
 MAX_FEATURES = 4096

@@ -13,6 +13,7 @@ from typing import Any
 
 from saeclamp_saes import SAEEntry, SAEError, find_sae, open_entry
 from saeclamp_saes.files.source import Source
+from saeclamp_server.args import DEFAULT_HOST
 from saeclamp_server.fit import SUPPORTED_ARCHITECTURES, ModelFacts, StartupError
 from saeclamp_server.program import VECTOR
 
@@ -40,7 +41,7 @@ def check_address(vllm_argv: Sequence[str]) -> None:
     An address that cannot be read here, such as one in a file of vLLM's, is left to vLLM. Raises StartupError.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--host", default="")
+    parser.add_argument("--host", default=DEFAULT_HOST)
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--uds")
     parser.add_argument("--config")

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from saeclamp_saes import SAEEntry
 from saeclamp_saes.verification.text import read_text
-from saeclamp_server.args import ServeOptions
+from saeclamp_server.args import DEFAULT_HOST, ServeOptions
 from saeclamp_server.engine.flags import refuse_untested
 from saeclamp_server.engine.kv_cache import default_size, free_memory, is_sized_by_user, shape_of
 from saeclamp_server.fit import ModelFacts, StartupError, in_one_line
@@ -21,8 +21,6 @@ CONFIG_KEY = "saeclamp"
 
 STEER_OP = "vllm::saeclamp_steer"
 V2_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
-DEFAULT_HOST = "127.0.0.1"
-"""vLLM listens on every interface by default; a server without a key should not."""
 
 
 def prepare_environment() -> None:
