@@ -40,7 +40,7 @@ VARIANT = Variant(
 @pytest.mark.parametrize(
     ("build", "param", "says"),
     [
-        (lambda: Clamp(feature="sea", value=1), "feature", f"feature: {A_FEATURE}."),
+        (lambda: Clamp(feature="sea", value=1), "feature", f"feature: {A_FEATURE}, not 'sea'."),
         (
             lambda: Clamp(feature="a/1", value=1, unti="act"),  # type: ignore[call-arg]
             "unti",
@@ -53,7 +53,7 @@ VARIANT = Variant(
         (
             lambda: Clamp(feature="a/1", value=1, unit="acts"),  # type: ignore[arg-type]
             "unit",
-            "unit: The value should be 'max_act', 'act' or 'resid_norm'.",
+            "unit: The value should be 'max_act', 'act' or 'resid_norm', not 'acts'.",
         ),
         (
             lambda: Steering(rules=(RULE, RULE)),
@@ -93,6 +93,24 @@ def test_a_wrong_field_is_named_with_what_is_right(build: Callable[[], object], 
     with pytest.raises(InvalidArgumentError) as raised:
         build()
     assert (str(raised.value), raised.value.param) == (says, param)
+
+
+@pytest.mark.parametrize(
+    ("build", "given"),
+    [
+        (lambda: Clamp(feature="a/1", value="much"), "'much'"),  # type: ignore[arg-type]
+        (lambda: Clamp(feature="a/1", value=1e7), "10000000.0"),
+        (lambda: Clamp(feature="a/1", value=True), "True"),
+        (lambda: Clamp(feature="a/1", value=1, tokens="answer"), "'answer'"),  # type: ignore[arg-type]
+        (lambda: Clamp(vector="a b", value=1), "'a b'"),
+        (lambda: Readout(top_k=1000), "1000"),
+        (lambda: Inspect(text="a", aggregate="sum"), "'sum'"),  # type: ignore[arg-type]
+    ],
+)
+def test_every_refusal_repeats_the_wrong_value(build: Callable[[], object], given: str) -> None:
+    with pytest.raises(InvalidArgumentError) as raised:
+        build()
+    assert str(raised.value).endswith(f", not {given}.")
 
 
 def test_fields_are_given_by_name() -> None:

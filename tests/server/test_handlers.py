@@ -59,3 +59,17 @@ def test_what_breaks_a_check_of_the_body_is_a_400_that_names_the_field(body: Any
 def test_what_breaks_later_is_a_500() -> None:
     response = ask(CHAT)
     assert (response.status_code, response.json()["error"]["type"]) == (500, "server_error")
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"temperature": "warm"}, "not 'warm'."),
+        ({"max_tokens": 1.5}, "not 1.5."),
+        ({"model": "x" * 10**5, "temperature": "x" * 10**5}, "xx'...."),
+    ],
+)
+def test_a_wrong_value_is_repeated_up_to_a_length(body: Any, says: str) -> None:
+    message = ask(CHAT | body).json()["error"]["message"]
+    assert message.endswith(says)
+    assert len(message) < 500

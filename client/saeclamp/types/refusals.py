@@ -102,13 +102,13 @@ def in_plain_words(error: Mapping[str, Any]) -> str:
     """Say what pydantic found in the words of someone who writes JSON."""
     kind, message, given = error["type"], str(error["msg"]), error.get("input")
     if error["loc"][-1:] == ("tokens",):
-        return CHOOSING_TOKENS
+        return f"{CHOOSING_TOKENS}{but_not(given)}"
     if kind == "value_error":
         return message.removeprefix("Value error, ")
     if kind in ("union_tag_not_found", "union_tag_invalid") and _is_condition(error["loc"]):
         return A_CONDITION
     if "then" in error["loc"][-2:] and kind != "union_tag_not_found":
-        return "'then' is 'abort' or a list of interventions"
+        return f"'then' is 'abort' or a list of interventions{but_not(given)}"
     if kind == "union_tag_not_found" and isinstance(given, Mapping):
         return f"the field 'op' is missing: {', '.join(map(str, OPERATIONS))}"
     if kind in ("union_tag_not_found", "model_attributes_type"):
@@ -118,16 +118,22 @@ def in_plain_words(error: Mapping[str, Any]) -> str:
         meant = why_no_intervention(given) if isinstance(given, BaseModel) else None
         return meant or f"an intervention is an object with 'op': {', '.join(map(str, OPERATIONS))}"
     if kind == "string_pattern_mismatch" and error["ctx"]["pattern"] != FEATURE_PATTERN:
-        return A_NAME
+        return f"{A_NAME}{but_not(given)}"
     if kind == "string_pattern_mismatch" or (kind == "model_type" and "<object>" in error["loc"]):
-        return A_FEATURE
+        return f"{A_FEATURE}{but_not(given)}"
     if kind == "too_short":
         return "the list is empty"
     if kind == "missing":
         return "the field is required"
     if kind == "tuple_type" and isinstance(given, str):
         return "a list is needed, not one string"
-    return message.replace("Tuple", "List").replace("tuple", "list").replace("Input", "The value")
+    message = message.replace("Tuple", "List").replace("tuple", "list").replace("Input", "The value")
+    return f"{message}{but_not(given)}"
+
+
+def but_not(given: object) -> str:
+    """Repeat a wrong value, so that it is found in what was sent; objects and lists are told by their path alone."""
+    return f", not {shown(given)}" if given is None or isinstance(given, str | bytes | int | float) else ""
 
 
 def _is_condition(loc: tuple[int | str, ...]) -> bool:

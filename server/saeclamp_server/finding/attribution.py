@@ -27,6 +27,7 @@ from saeclamp.types import (
     Steering,
     Together,
 )
+from saeclamp.types.refusals import shown
 from saeclamp_server.errors import InvalidRequestError
 from saeclamp_server.features import FeatureSearch
 from saeclamp_server.finding.reading import Activations, FeatureId, Sums, feature_of, matrix, read, summed_up
@@ -137,7 +138,9 @@ async def _question(request: Attribute, model: Model) -> _Question:
     if request.position is not None:
         if request.position >= len(prompt.ids):
             raise InvalidRequestError(
-                f"position: there are {len(prompt.ids)} tokens, so positions end at {len(prompt.ids) - 1}.", "position"
+                f"position: there are {len(prompt.ids)} tokens, so positions end at {len(prompt.ids) - 1}, and "
+                f"{shown(request.position)} is none.",
+                "position",
             )
         context = Prompt(prompt.ids[: request.position])
         return _Question(context, path, prompt.ids[request.position], against)
@@ -150,7 +153,7 @@ async def _question(request: Attribute, model: Model) -> _Question:
 def _token_id(token: str | int, model: Model, path: str) -> int:
     ids = model.token_ids(token) if isinstance(token, str) else [token]
     if isinstance(token, int) and token >= model.num_tokens:
-        raise InvalidRequestError(f"{path}: token ids end at {model.num_tokens - 1}.", path)
+        raise InvalidRequestError(f"{path}: token ids end at {model.num_tokens - 1}, and {shown(token)} is none.", path)
     if len(ids) != 1:
         parts = ", ".join(map(repr, model.token_texts(ids)))
         raise InvalidRequestError(f"{path}: {token!r} is {len(ids)} tokens ({parts}), not one.", path)

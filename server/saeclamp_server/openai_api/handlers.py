@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.exceptions import GenerationError
 
-from saeclamp.types.refusals import json_path
+from saeclamp.types.refusals import but_not, json_path
 from saeclamp_server.errors import InvalidRequestError, RequestError
 from saeclamp_server.openai_api.envelope import STREAM_ERROR, openai_error, path_of, written
 from saeclamp_server.openai_api.known_paths import not_found
@@ -64,6 +64,8 @@ async def invalid(request: Request, exc: Exception) -> JSONResponse:
         said = f"The body is not JSON: {error.get('ctx', {}).get('error', said)}"
     elif not path and error["type"] != "value_error":
         said = "The body must be a JSON object"
+    elif error["type"] not in ("value_error", "extra_forbidden"):
+        said += but_not(error.get("input"))
     return response_of(InvalidRequestError(f"{path}: {said}." if path else f"{said}.", path or None))
 
 

@@ -96,7 +96,7 @@ class Variants:
         """Delete a name and its versions; return its model's name and their number. Raises RequestError."""
         parsed = self._parsed(name)
         if parsed is None or parsed.sha256 is not None:
-            raise InvalidRequestError("A variant is deleted by its name, with all its versions.", "name")
+            raise InvalidRequestError(f"A variant is deleted by its name, with all its versions, not {name!r}.", "name")
         self._refuse_taken(parsed.base, parsed.variant)
         num = await self._ask(self._store.delete, parsed.base, parsed.variant)
         if not num:
