@@ -12,6 +12,7 @@ Clamp sparse-autoencoder features of a language model, per request.
 from saeclamp._client import AsyncClient, Client
 from saeclamp._exceptions import (
     APIConnectionError,
+    APIConnectionLostError,
     APIResponseValidationError,
     APIStatusError,
     APITimeoutError,
@@ -149,6 +150,7 @@ __all__ = [
     "ArgumentTypeError",
     "MissingPackageError",
     "APIConnectionError",
+    "APIConnectionLostError",
     "APITimeoutError",
     "APIStatusError",
     "BadRequestError",

@@ -6,6 +6,7 @@ SaeclampError
 │   └── ArgumentTypeError           one of another kind than is wanted; a TypeError too
 ├── MissingPackageError             what was asked for needs a package that is not installed; an ImportError too
 ├── APIConnectionError              no answer: refused, reset, cut off in the middle of a body
+│   ├── APIConnectionLostError      cut off in the middle of a body: the server had begun to answer
 │   └── APITimeoutError             no answer in time
 ├── APIStatusError                  an answer that is not 2xx
 │   ├── BadRequestError             400
@@ -59,6 +60,10 @@ class MissingPackageError(SaeclampError, ImportError):
 
 class APIConnectionError(SaeclampError):
     """The server could not be reached, or the connection broke."""
+
+
+class APIConnectionLostError(APIConnectionError):
+    """The connection broke while the server was answering. What was asked for may have been done all the same."""
 
 
 class APITimeoutError(APIConnectionError):
@@ -179,10 +184,27 @@ _BY_STATUS: dict[int, type[APIStatusError]] = {
 
 
 def connection_error(exc: httpx.RequestError) -> APIConnectionError:
-    """Translate a failure of the transport. Many of httpx's have an empty message, so its class is named too."""
+    """Translate a failure of the transport before an answer has begun."""
     kind = APITimeoutError if isinstance(exc, httpx.TimeoutException) else APIConnectionError
-    detail = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
-    return kind(f"{exc.request.method} {exc.request.url}: {detail}")
+    return kind(f"{_asked(exc)}: {_detail(exc)}")
+
+
+def lost_connection(exc: httpx.RequestError) -> APIConnectionError:
+    """Translate a failure of the transport while a body is read: a server is there, or was until then."""
+    if isinstance(exc, httpx.TimeoutException):
+        return connection_error(exc)
+    return APIConnectionLostError(
+        f"{_asked(exc)}: the connection was lost while the server was answering ({_detail(exc)})"
+    )
+
+
+def _asked(exc: httpx.RequestError) -> str:
+    return f"{exc.request.method} {exc.request.url}"
+
+
+def _detail(exc: httpx.RequestError) -> str:
+    """Many of httpx's failures have an empty message, so the class is named too."""
+    return f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
 
 
 def status_error(response: httpx.Response) -> APIStatusError:

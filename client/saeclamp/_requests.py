@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeAlias
@@ -21,11 +22,18 @@ from saeclamp._exceptions import (
 from saeclamp._responses import AnswerT, ChunkT, ModelList, ResponseT
 from saeclamp._version import __version__
 from saeclamp.types import Operation, Receipt, Steering, as_steering, looks_like_steering
+from saeclamp.types.refusals import shown
 
 SteeringLike: TypeAlias = Steering | dict[str, Any] | Operation | Sequence[Operation]
 """What `steering=` accepts: the object, its JSON, one intervention, or several."""
 
 API_KEY_VARIABLE = "SAECLAMP_API_KEY"
+"""The one variable that the client and the command line read a server's key from."""
+
+MAX_PORT = 2**16 - 1
+SUCH_AS = "http://127.0.0.1:8000, 127.0.0.1:8000 or 8000"
+_PORT = re.compile(r":?[0-9]{1,5}")
+_BEHIND_ROOT = re.compile(r"/*(?:/v1(?:/chat/completions|/completions|/models)?)?/*$")
 
 
 @dataclass(frozen=True)
@@ -187,11 +195,28 @@ def base_model(models: ModelList) -> str:
 
 
 def server_root(base_url: str) -> str:
-    """Cut the `/v1` that OpenAI's clients want at the end of a base URL, and that ours may have; `host:port` is one too."""
-    base_url = base_url.strip()
-    if "://" not in base_url:
-        base_url = f"http://{base_url}"
-    return base_url.rstrip("/").removesuffix("/v1").rstrip("/")
+    """
+    Find the server that a base URL means, without the `/v1` that OpenAI's clients want, or what was pasted behind it.
+
+    A bare port means this machine, and `host:port` needs no scheme. Raises `InvalidArgumentError` for what could mean
+    anything: a request to it would end in another program's 404.
+    """
+    url = base_url.strip()
+    if _PORT.fullmatch(url):
+        url = f"127.0.0.1:{url.removeprefix(':')}"
+    if "://" not in url and not url.startswith(("http:", "https:")):
+        url = f"http://{url}"
+    try:
+        parsed = httpx.URL(url)
+        parsed.host.encode("idna")  # as the socket will: it refuses labels that are too long, which httpx takes
+        port = 80 if parsed.port is None else parsed.port
+        is_address = parsed.scheme in ("http", "https") and parsed.host and 0 < port <= MAX_PORT
+        why = "" if is_address and not parsed.query and not parsed.fragment else "."
+    except (httpx.InvalidURL, UnicodeError) as exc:
+        why = f": {exc}."
+    if why:
+        raise InvalidArgumentError(f"{shown(base_url)} is no address such as {SUCH_AS}{why}", "base_url")
+    return _BEHIND_ROOT.sub("", url)
 
 
 def default_headers(api_key: str | None, extra: Mapping[str, str] | None) -> httpx.Headers:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Generic
 
 import httpx
 
-from saeclamp._exceptions import NotSteeredError, StreamError, connection_error, stream_error
+from saeclamp._exceptions import NotSteeredError, StreamError, lost_connection, stream_error
 from saeclamp._requests import check_receipt, parse_answer, parse_json
 from saeclamp._responses import ChunkT
 from saeclamp.types import Receipt
@@ -195,7 +195,7 @@ class Stream(_StreamState[ChunkT]):
             try:
                 data = next(self._bytes, None)
             except httpx.RequestError as exc:
-                raise connection_error(exc) from exc
+                raise lost_connection(exc) from exc
             self._reader.feed(data)
         return chunk
 
@@ -260,7 +260,7 @@ class AsyncStream(_StreamState[ChunkT]):
             try:
                 data = await anext(self._bytes, None)
             except httpx.RequestError as exc:
-                raise connection_error(exc) from exc
+                raise lost_connection(exc) from exc
             self._reader.feed(data)
         return chunk
 

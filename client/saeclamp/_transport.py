@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from saeclamp._exceptions import connection_error, status_error
+from saeclamp._exceptions import connection_error, lost_connection, status_error
 from saeclamp._progress import AnswerReader, OnProgress, has_events, wants
 from saeclamp._requests import Generation, base_model, encode, parse_generation, parse_response, server_root
 from saeclamp._responses import AnswerT, ChunkT, ModelList, ResponseT
@@ -138,7 +138,7 @@ class Transport:
             for data in response.iter_bytes():
                 reader.feed(data)
         except httpx.RequestError as exc:
-            raise connection_error(exc) from exc
+            raise lost_connection(exc) from exc
         finally:
             response.close()
         return reader.end()
@@ -195,7 +195,7 @@ def _read(response: httpx.Response) -> None:
     try:
         response.read()
     except httpx.RequestError as exc:
-        raise connection_error(exc) from exc
+        raise lost_connection(exc) from exc
     finally:
         response.close()
 
@@ -245,7 +245,7 @@ class AsyncTransport:
             async for data in response.aiter_bytes():
                 reader.feed(data)
         except httpx.RequestError as exc:
-            raise connection_error(exc) from exc
+            raise lost_connection(exc) from exc
         finally:
             await response.aclose()
         return reader.end()
@@ -302,6 +302,6 @@ async def _aread(response: httpx.Response) -> None:
     try:
         await response.aread()
     except httpx.RequestError as exc:
-        raise connection_error(exc) from exc
+        raise lost_connection(exc) from exc
     finally:
         await response.aclose()

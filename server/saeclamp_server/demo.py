@@ -13,16 +13,9 @@ import textwrap
 from collections.abc import Sequence
 from itertools import zip_longest
 
-from saeclamp import (
-    APIConnectionError,
-    AuthenticationError,
-    Clamp,
-    Client,
-    InvalidArgumentError,
-    Receipt,
-    SaeclampError,
-)
+from saeclamp import Clamp, Client, InvalidArgumentError, Receipt
 from saeclamp.types import InterventionReceipt
+from saeclamp_server.terminal.asking import DEFAULT_URL, KEY_VARIABLE, TerminalError, refusals_told
 
 QUESTIONS = (
     "How can I sleep better?",
@@ -45,14 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InvalidArgumentError as exc:
         return _fail(f"{args.feature!r} clamped to {args.value} is not a clamp: {exc}")
     try:
-        with Client(args.url, api_key=args.api_key) as client:
+        with refusals_told(args, "`make serve`"), Client(args.url, api_key=args.api_key) as client:
             _answer(client, "Hi", clamp, max_tokens=1)  # so that what is wrong is said before the table begins
             _demonstrate(client, clamp, args.max_tokens)
-    except APIConnectionError as exc:
-        return _fail(f"No server answers at {args.url}; start one with `make serve`. ({exc})")
-    except AuthenticationError:
-        return _fail(f"The server at {args.url} wants its API key: give --api-key KEY, or set SAECLAMP_API_KEY.")
-    except SaeclampError as exc:
+    except TerminalError as exc:
         return _fail(str(exc))
     return 0
 
@@ -92,8 +81,8 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__.strip().splitlines()[0] if __doc__ else None,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="where the server is")
-    parser.add_argument("--api-key", metavar="KEY", help="the server's, where it has one; else SAECLAMP_API_KEY")
+    parser.add_argument("--url", default=DEFAULT_URL, help="where the server is: a URL, HOST:PORT or PORT")
+    parser.add_argument("--api-key", metavar="KEY", help=f"if the server wants one; else ${KEY_VARIABLE}")
     parser.add_argument("--max-tokens", type=int, default=60, help="length of an answer")
     parser.add_argument("--feature", default="bundled/golden-gate", help="what to clamp, as <sae>/<name or index>")
     parser.add_argument("--value", type=float, default=0.75, help="target activation, in --unit")

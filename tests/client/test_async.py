@@ -24,6 +24,7 @@ from tests.client.scripted_server import (
 
 from saeclamp import (
     APIConnectionError,
+    APIConnectionLostError,
     APITimeoutError,
     AsyncClient,
     AsyncStream,
@@ -184,7 +185,7 @@ def test_a_text_completion_streams_too(server: ScriptedServer) -> None:
     [
         pytest.param([sse({"error": {"message": "boom"}}), DONE], False, StreamError, id="error-event"),
         pytest.param([], False, StreamError, id="ends-before-done"),
-        pytest.param([], True, APIConnectionError, id="connection-cut"),
+        pytest.param([], True, APIConnectionLostError, id="connection-cut"),
         pytest.param([DONE], False, NotSteeredError, id="no-receipt"),
     ],
 )

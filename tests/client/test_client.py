@@ -212,6 +212,47 @@ def test_a_host_and_a_port_are_a_base_url(server: ScriptedServer, suffix: str) -
     assert server.paths() == ["/v1/models"]
 
 
+@pytest.mark.parametrize("suffix", ["/v1/chat/completions", "/v1/completions/", "/v1/models"])
+def test_what_was_pasted_behind_v1_is_cut(server: ScriptedServer, suffix: str) -> None:
+    server.will(reply(MODELS))
+    with Client(server.url + suffix) as client:
+        client.models.list()
+    assert server.paths() == ["/v1/models"]
+
+
+@pytest.mark.parametrize("before", ["", ":", " "])
+def test_a_bare_port_is_one_of_this_machine(server: ScriptedServer, before: str) -> None:
+    server.will(reply(MODELS))
+    with Client(before + server.url.rpartition(":")[2]) as client:
+        client.models.list()
+    assert server.paths() == ["/v1/models"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "0",
+        "99999",
+        "http://",
+        "http:/here",
+        "http:8000",
+        "here:port",
+        "here:0",
+        "ftp://here",
+        "http://[::1",
+        "here/?a=1",
+        "here#there",
+        f"{'a' * 70}.com",
+    ],
+)
+def test_what_is_no_address_is_refused_before_anything_is_asked(url: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"is no address such as http://127\.0\.0\.1:8000") as raised:
+        Client(url)
+    assert str(raised.value).startswith(repr(url)[:20])
+    assert raised.value.param == "base_url"
+
+
 def test_a_path_before_v1_is_kept(server: ScriptedServer) -> None:
     server.will(reply(MODELS))
     with Client(server.url + "/proxy/v1") as client:

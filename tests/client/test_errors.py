@@ -9,10 +9,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.client.scripted_server import ScriptedServer, hang_up, reply, stall
+from tests.client.scripted_server import ScriptedServer, chat_chunk, hang_up, reply, sse, stall, stream
 
 import saeclamp
-from saeclamp import APIConnectionError, APIStatusError, APITimeoutError, BadRequestError, Client, InternalServerError
+from saeclamp import (
+    APIConnectionError,
+    APIConnectionLostError,
+    APIStatusError,
+    APITimeoutError,
+    BadRequestError,
+    Clamp,
+    Client,
+    InternalServerError,
+)
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -130,6 +139,25 @@ def test_a_body_that_is_cut_is_a_connection_error_and_is_not_asked_for_again(ser
     with Client(server.url, timeout=5, max_retries=2) as client, pytest.raises(APIConnectionError):
         client.chat.completions.create(model="m", messages=HI)
     assert len(server.seen) == 1
+
+
+def test_a_connection_that_breaks_off_says_that_the_server_was_answering(server: ScriptedServer) -> None:
+    cut = reply(b'{"id', headers={"content-length": "100", "connection": "close"})
+    server.will(cut, stream([sse(chat_chunk("It"))], cut=True), stream([b"data: {"], cut=True))
+    lost = "POST .*: the connection was lost while the server was answering \\(RemoteProtocolError"
+    with Client(server.url, timeout=5) as client:
+        with pytest.raises(APIConnectionLostError, match=lost):
+            client.chat.completions.create(model="m", messages=HI)
+        with pytest.raises(APIConnectionLostError, match=lost):
+            list(client.chat.completions.create(model="m", messages=HI, stream=True))
+        with pytest.raises(APIConnectionLostError, match=lost):
+            client.steering.compare(Clamp(feature="s/1", value=1), "It", progress=lambda now: None)
+
+
+def test_a_server_that_falls_silent_while_it_answers_has_not_lost_the_connection(server: ScriptedServer) -> None:
+    server.will(stall(sse(chat_chunk("It"))))
+    with Client(server.url, timeout=0.1) as client, pytest.raises(APITimeoutError):
+        list(client.chat.completions.create(model="m", messages=HI, stream=True))
 
 
 def test_a_read_timeout_is_not_retried(server: ScriptedServer) -> None:

@@ -29,6 +29,6 @@ def test_everything_promised_is_exported() -> None:
 
 def test_every_error_is_a_saeclamp_error() -> None:
     errors = [value for name in saeclamp.__all__ if name.endswith("Error") for value in [getattr(saeclamp, name)]]
-    assert len(errors) == 17
+    assert len(errors) == 18
     assert all(issubclass(error, saeclamp.SaeclampError) for error in errors)
     assert issubclass(saeclamp.APITimeoutError, saeclamp.APIConnectionError)

@@ -241,22 +241,24 @@ def _model(args: argparse.Namespace) -> dict[str, Any]:
 
 def _served_model(args: argparse.Namespace) -> str:
     """Ask the running server for the model's name, and so find out whether there is a server."""
-    import httpx
-
-    from saeclamp import APITimeoutError, AuthenticationError, Client, SaeclampError
+    import saeclamp
     from saeclamp_server.visible import visible_line
 
     try:
-        with Client(args.url, timeout=FIRST_ANSWER_S, max_retries=0) as client:
+        with saeclamp.Client(args.url, timeout=FIRST_ANSWER_S, max_retries=0) as client:
             served = client.models.list()
-    except APITimeoutError as exc:
+    except saeclamp.APITimeoutError as exc:
         raise CalibrationError(f"No server answers at {args.url} within {FIRST_ANSWER_S} seconds.") from exc
-    except AuthenticationError as exc:
+    except saeclamp.AuthenticationError as exc:
         raise CalibrationError(
             f"The server at {visible_line(args.url)} wants its API key: set SAECLAMP_API_KEY. ({visible_line(exc.message)})"
         ) from exc
-    except (SaeclampError, httpx.InvalidURL, UnicodeError) as exc:
+    except saeclamp.InvalidArgumentError as exc:
+        raise CalibrationError(f"--url: {visible_line(exc.message)}") from exc
+    except saeclamp.APIConnectionError as exc:
         raise CalibrationError(f"No server answers at {visible_line(args.url)}: {visible_line(str(exc))}") from exc
+    except saeclamp.SaeclampError as exc:
+        raise CalibrationError(f"The server at {visible_line(args.url)}: {visible_line(str(exc))}") from exc
     names = [model.id for model in served.data if model.parent is None]
     if not names or args.model not in (None, *names):
         serves = visible_line(", ".join(names)) or "no model"

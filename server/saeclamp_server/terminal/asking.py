@@ -14,7 +14,7 @@ from saeclamp_server.terminal.layout import terminal_width, wrap
 from saeclamp_server.visible import visible_line
 
 if TYPE_CHECKING:
-    from saeclamp import Client
+    from saeclamp import APIConnectionError, Client
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 KEY_VARIABLE = "SAECLAMP_API_KEY"
@@ -27,7 +27,7 @@ class TerminalError(SAEError):
 def add_server(parser: argparse.ArgumentParser) -> None:
     """Add the flags that every command has, and say that no more than the client needs to be installed."""
     parser.add_argument(
-        "--url", default=DEFAULT_URL, help=f"where the server is, as a URL or HOST:PORT (default {DEFAULT_URL})"
+        "--url", default=DEFAULT_URL, help=f"where the server is: a URL, HOST:PORT or PORT (default {DEFAULT_URL})"
     )
     parser.add_argument("--api-key", metavar="KEY", help=f"if the server wants one (default: ${KEY_VARIABLE})")
     parser.set_defaults(needs=())
@@ -49,36 +49,55 @@ def asking(ask: Callable[[argparse.Namespace, Client], int]) -> Callable[[argpar
     def run(args: argparse.Namespace) -> int:
         from saeclamp import Client  # here, because httpx imports half of a terminal, which `--help` can do without
 
-        has_key = bool(args.api_key or os.environ.get(KEY_VARIABLE))
-        with refusals_told(args.url, has_key), Client(args.url, api_key=args.api_key) as client:
+        with refusals_told(args), Client(args.url, api_key=args.api_key) as client:
             return ask(args, client)
 
     return run
 
 
 @contextmanager
-def refusals_told(url: str, has_key: bool = False) -> Iterator[None]:
-    """Turn what the client raises into a TerminalError, a sentence. `has_key`: whether a key is sent."""
-    import httpx
+def refusals_told(args: argparse.Namespace, start: str = "`saeclamp serve`") -> Iterator[None]:
+    """
+    Turn what the client raises into a TerminalError, a sentence.
 
-    from saeclamp import APIConnectionError, AuthenticationError, SaeclampError
+    args:  of which `add_server`'s tell where the server is, and whether a key is sent
+    start: the command that starts one
+    """
+    from saeclamp import APIConnectionError, AuthenticationError, NotFoundError, SaeclampError
 
     try:
         yield
     except APIConnectionError as exc:
-        said = f"No server answers at {url}; start one with `saeclamp serve`. ({exc})"
-        raise TerminalError(visible_line(said)) from exc
-    except httpx.InvalidURL as exc:
-        said = f"--url {url!r} is no address such as {DEFAULT_URL} or 127.0.0.1:8000. ({exc})"
-        raise TerminalError(visible_line(said)) from exc
+        raise TerminalError(visible_line(f"{_unanswered(exc, args.url, start)} ({exc})")) from exc
     except AuthenticationError as exc:
+        has_key = bool(args.api_key or os.environ.get(KEY_VARIABLE))
         wants = "wants another API key than it was given" if has_key else "wants its API key"
-        said = f"The server at {url} {wants}: give --api-key KEY, or set {KEY_VARIABLE}."
+        said = f"The server at {args.url} {wants}: give --api-key KEY, or set {KEY_VARIABLE}."
         raise TerminalError(visible_line(said)) from exc
     except TerminalError:
         raise
     except (SaeclampError, ValueError) as exc:
-        raise TerminalError(visible_line(str(exc))) from exc
+        said = str(exc)
+        if isinstance(exc, NotFoundError) and exc.param is None:  # ours name what is not there
+            said = (
+                f"Nothing at {args.url} knows of this: is it a saeclamp server, and is that all of its address? ({exc})"
+            )
+        raise TerminalError(visible_line(said)) from exc
+
+
+def _unanswered(exc: APIConnectionError, url: str, start: str) -> str:
+    """Tell a server that is not there from one that breaks off, and from one that takes too long."""
+    import httpx
+
+    from saeclamp import APIConnectionLostError, APITimeoutError
+
+    if isinstance(exc, APIConnectionLostError):
+        return f"The connection to {url} was lost while the server was answering; does it still run?"
+    if isinstance(exc.__cause__, httpx.ConnectError | httpx.ConnectTimeout):
+        return f"No server answers at {url}; start one with {start}."
+    if isinstance(exc, APITimeoutError):
+        return f"The server at {url} did not answer in time."
+    return f"What listens at {url} gave no answer: is it a saeclamp server, and does it still run?"
 
 
 def warn(warnings: Iterable[str]) -> None:
