@@ -15,6 +15,7 @@ from itertools import zip_longest
 
 from saeclamp import Clamp, Client, InvalidArgumentError, Receipt
 from saeclamp.types import InterventionReceipt
+from saeclamp.types.doses import dose_in_words
 from saeclamp_server.terminal.asking import DEFAULT_URL, KEY_VARIABLE, TerminalError, refusals_told
 
 QUESTIONS = (
@@ -66,7 +67,7 @@ def _measured(receipt: InterventionReceipt) -> str:
         target = "" if receipt.value_act is None else f", clamped to {receipt.value_act:.4g}"
         parts.append(f"activation before: mean {before.mean:.3g}, max {before.max:.3g}{target}")
     if dose := receipt.dose:
-        parts.append(f"dose: mean {dose.mean:.2g}, max {dose.max:.2g} of the residual norm")
+        parts.append(f"dose: mean {dose_in_words(dose.mean)}, max {dose_in_words(dose.max)} of the residual norm")
     return "; ".join(parts)
 
 

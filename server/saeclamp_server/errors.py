@@ -35,6 +35,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from saeclamp.types.doses import dose_in_words
 from saeclamp.types.refusals import did_you_mean, listed, shown
 
 
@@ -95,10 +96,10 @@ class DoseTooLargeError(RequestError):
     code = "dose_too_large"
 
     def __init__(self, site: str, dose: float, max_dose: float, parts: Iterable[tuple[str, float]], param: str) -> None:
-        shares = ", ".join(f"{feature} {share:.2f}" for feature, share in parts)
+        shares = ", ".join(f"{feature} {dose_in_words(share)}" for feature, share in parts)
         super().__init__(
-            f"At {site} this could move a token by {dose:.2f} times the stream's median length ({shares}); this server "
-            f"allows {max_dose:g}.",
+            f"At {site} this could move a token by {dose_in_words(dose)} times the stream's median length ({shares}); this "
+            f"server allows {max_dose:g}.",
             param,
         )
 

@@ -82,7 +82,7 @@ def test_a_receipt_warns_of_what_did_too_little_and_of_clamps_outside_the_green_
     }
     assert receipt(resolved, {0: done}, 1, zoned, "tiny").warnings == (
         "interventions[0]: 0.9 x max_act is outside the zone that was found to work, 0.5 to 0.75.",
-        "interventions[1] moved no token by more than 0.012 x its residual norm: below 0.02 answers hardly change.",
+        "interventions[1] moved no token by more than 0.0123 x its residual norm: below 0.02 answers hardly change.",
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from saeclamp.types.doses import dose_in_words
 from saeclamp_server.doses import dose
 from saeclamp_server.errors import InvalidSteeringError
 from saeclamp_server.program import Edit, SteeringProgram
@@ -34,15 +35,15 @@ def possible_dose(edit: Edit, served: Served) -> float | None:
 def warnings_before(program: SteeringProgram, served: Served) -> tuple[str, ...]:
     """Say what is doubtful of values alone, a sentence each."""
     weak = [
-        f"interventions[{number}] moves a token at which its feature is not active by {strength:.2g} x the stream's median "
-        f"length: below {LEAST_DOSE:g} answers hardly change."
+        f"interventions[{number}] moves a token at which its feature is not active by {dose_in_words(strength)} x the "
+        f"stream's median length: below {LEAST_DOSE:g} answers hardly change."
         for number, edit in enumerate(program.edits)
         if (strength := _strength(edit, served)) is not None and strength < LEAST_DOSE
     ]
     doses = [possible_dose(edit, served) for edit in program.edits]
     excessive = [
-        f"interventions[{number}] can move a token by {dose:.3g} x the stream's median length; text usually breaks "
-        f"above {SAFE_DOSE:g}."
+        f"interventions[{number}] can move a token by {dose_in_words(dose)} x the stream's median length; text usually "
+        f"breaks above {SAFE_DOSE:g}."
         for number, dose in enumerate(doses)
         if dose is not None and dose > SAFE_DOSE
     ]
@@ -65,13 +66,13 @@ def warnings_after(program: SteeringProgram, reports: Sequence[Mapping[str, Any]
             idle.append(f"interventions[{number}] touched no token.")
         if measured and dose < LEAST_DOSE and _is_meant_to_move(edit):
             weak.append(
-                f"interventions[{number}] moved no token by more than {dose:.2g} x its residual norm: below {LEAST_DOSE:g} "
-                "answers hardly change."
+                f"interventions[{number}] moved no token by more than {dose_in_words(dose)} x its residual norm: below "
+                f"{LEAST_DOSE:g} answers hardly change."
             )
         if dose > SAFE_DOSE:
             excessive.append(
-                f"interventions[{number}] moved a token by {dose:.3g} x its residual norm; text usually breaks above "
-                f"{SAFE_DOSE:g}."
+                f"interventions[{number}] moved a token by {dose_in_words(dose)} x its residual norm; text usually breaks "
+                f"above {SAFE_DOSE:g}."
             )
     return (*idle, *_outside_green_zones(program, served), *weak, *excessive)
 
