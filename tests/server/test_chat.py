@@ -73,7 +73,7 @@ def questions(server: ScriptedServer) -> list[str]:
 
 def test_ctrl_c_stops_an_answer_and_not_the_chat(server: ScriptedServer, home: dict[str, str]) -> None:
     for_ever = answering(stream_for_ever(sse(chat_chunk("on and "))))
-    server.will(*[for_ever] * 3, *[SAYS] * 2)
+    server.will(reply(VALIDATION), *[for_ever] * 3, *[SAYS] * 2)
     with typed("chat", "--clamp", "s/3=1", "--url", server.url, environment=home) as terminal:
         terminal.shows("> ")
         terminal.enter("Go on.")
@@ -119,7 +119,7 @@ def test_lines_are_edited_and_come_back_also_the_next_time(server: ScriptedServe
 
 def test_steering_changes_between_two_questions(server: ScriptedServer, home: dict[str, str]) -> None:
     server.will(reply(REFUSED, status=400), reply(VALIDATION), *[SAYS] * 3)
-    server.will(reply(VARIANT), *[SAYS] * 2, reply(VARIANT), reply(VALIDATION))
+    server.will(reply(VARIANT), *[reply(VALIDATION)] * 2, *[SAYS] * 2, reply(VARIANT))
     with typed("chat", "--url", server.url, environment=home) as terminal:
         at = terminal.shows("Nothing is steered yet")
         terminal.shows("> ", at)
@@ -128,10 +128,13 @@ def test_steering_changes_between_two_questions(server: ScriptedServer, home: di
             ("/clamp s/sea 3", "warning: interventions[0]: 3 x max_act is outside the zone."),
             ("/clamp s/sea high", "FEATURE=VALUE"),
             ("/clmap", "Did you mean '/clamp'?"),
+            ("/clamp s/sea", "It is /clamp FEATURE VALUE or /clamp, not '/clamp s/sea'."),
+            ("/clamp", "Steered by clamp s/sea 3 max_act."),
             ("Hello", "warning:"),
             ("/variant tired", "Steered as m:tired."),
             ("Hello again", "warning:"),
-            ("/save both", "any client can ask for the model m:tired"),
+            ("/clamp", "Steered as m:tired is, by clamp s/9 1 max_act."),
+            ("/save both", "Any client can ask for it as a model."),
             ("/clamp s/sea off", "s/sea is let go."),
             ("/variant none", "No variant steers."),
             ("/clamp", "Nothing is steered yet"),
@@ -153,7 +156,7 @@ def test_steering_changes_between_two_questions(server: ScriptedServer, home: di
 
 @pytest.mark.parametrize("columns", [80, 50, 30])
 def test_columns_fit_the_terminal(server: ScriptedServer, home: dict[str, str], columns: int) -> None:
-    server.will(*[SAYS] * 4)
+    server.will(reply(VALIDATION), *[SAYS] * 4)
     words = ["chat", "--clamp", "s/3=1", "--prompted", "Be brief.", "--url", server.url]
     with typed(*words, columns=columns, rows=60, environment=home) as terminal:
         at = terminal.shows("> ")
@@ -166,21 +169,90 @@ def test_columns_fit_the_terminal(server: ScriptedServer, home: dict[str, str], 
     assert is_beside == (columns == 80)
 
 
-def test_where_lines_are_piped_a_refusal_ends_the_chat(server: ScriptedServer) -> None:
+def test_where_lines_are_piped_every_command_says_in_a_line_what_became_of_it(server: ScriptedServer) -> None:
+    server.will(reply(REFUSED, status=400), reply(VALIDATION), *[SAYS] * 3)
+    server.will(reply({**VARIANT, "is_new": True}), reply({**VARIANT, "is_new": False}))
+    lines = [
+        "/clamp s/se 3",
+        "/clamp s/sea 3",
+        "",
+        "Hello",
+        "/clmap",
+        "/clamp s/sea high",
+        "/save both",
+        "/save both",
+        "/clamp",
+        "/reset",
+        "/variant none",
+        "/quit",
+        "Never asked",
+    ]
+    out, said = run("chat", "--url", server.url, said="\n".join(lines), status=1)
+    assert [line.partition(": ")[0] for line in out.splitlines()] == ["default", "steered"]
+    assert [line for line in said.splitlines() if not line.startswith("warning: ")] == [
+        "Nothing is steered yet: /clamp FEATURE VALUE or /variant NAME does.",
+        "saeclamp: line 1: HTTP 400: SAE 's' has no feature named 'se'. (param x)",
+        "s/sea is clamped to 3 max_act.",
+        "saeclamp: line 5: There is no /clmap. Did you mean '/clamp'? /help lists commands.",
+        "saeclamp: line 6: 's/sea=high' is no FEATURE=VALUE, such as bundled/sea=1 or bundled/54=30act.",
+        "Saved: m:tired means m:tired@0. Any client can ask for it as a model.",
+        "m:tired@0 exists already, unchanged; m:tired means it. Any client can ask for it as a model.",
+        "Steered by clamp s/sea 3 max_act.",
+        "What was said is forgotten; what steers stays.",
+        "No variant steers.",
+    ]
+    assert questions(server) == ["Hello"] * 2
+
+
+def test_where_lines_are_piped_the_status_is_0_as_long_as_none_is_wrong(server: ScriptedServer) -> None:
+    server.will(*[SAYS] * 2)
+    out, _ = run("chat", "--url", server.url, said="Hello\n/reset\n")
+    assert out == f"default: {LONG}\n"
+
+
+def test_where_lines_are_piped_an_answer_that_breaks_off_does_not_end_the_chat(server: ScriptedServer) -> None:
+    server.will(reply(MODELS), stream([sse(chat_chunk("It"))], cut=True), SAYS)
+    out, said = run("chat", "--url", server.url, said="Hello\nAnd now?\n", status=1)
+    assert out == f"default: {LONG}\n"
+    assert f"saeclamp: line 1: The connection to {server.url} was lost while the server was answering" in said
+    assert [message["content"] for message in server.seen[-1].json["messages"]] == ["Hello", "It", "And now?"]
+
+
+def test_what_a_variant_contradicts_is_said_before_the_first_question(server: ScriptedServer) -> None:
+    both = {"error": {"message": "interventions[0] already moves s/9 at these tokens.", "param": "x", "code": "y"}}
+    server.will(reply(VARIANT), reply(VALIDATION), reply(both, status=400))
+    words = ["chat", "--variant", "tired", "--clamp", "s/9=2", "--url", server.url]
+    out, said = run(*words, said="Hello\n", status=1)
+    assert (out, questions(server)) == ("", [])
+    assert said == (
+        "saeclamp: The variant m:tired cannot be used beside clamp s/9 2 max_act: interventions[0] already moves s/9 at "
+        "these tokens. Leave one of both out.\n"
+    )
+
+
+def test_a_variant_that_contradicts_a_clamp_leaves_the_steering_as_it_was(server: ScriptedServer) -> None:
+    server.will(reply(VALIDATION), reply(VARIANT), reply(VALIDATION), reply(REFUSED, status=400))
+    words = ["chat", "--clamp", "s/9=2", "--url", server.url]
+    _, said = run(*words, said="/variant tired\n/clamp\n", status=1)
+    first, second = said.splitlines()
+    assert "The variant m:tired cannot be used beside clamp s/9 2 max_act: " in first
+    assert second == "Steered by clamp s/9 2 max_act."
+
+
+def test_what_is_wrong_with_a_flag_is_said_before_the_first_question(server: ScriptedServer) -> None:
     server.will(reply(REFUSED, status=400))
-    out, said = run("chat", "--url", server.url, said="/clamp s/se 3\nHello\n", status=1)
-    assert (out, "has no feature named 'se'" in said) == ("", True)
-    assert questions(server) == []
+    out, said = run("chat", "--clamp", "s/se=1", "--url", server.url, said="Hello\nHello\n", status=1)
+    assert (out, said.count("has no feature named 'se'")) == ("", 1)
 
 
 def test_a_clamp_is_added_to_the_rules_of_a_file(server: ScriptedServer, tmp_path: Path) -> None:
     rule = {"name": "stop", "when": {"feature": "s/1", "above": 0.5}, "then": "abort", "tokens": "generated"}
     (tmp_path / "steering.json").write_text(json.dumps({"rules": [rule], "receipt": "tokens"}))
-    server.will(reply(VALIDATION))
+    server.will(*[reply(VALIDATION)] * 2)
     words = ["chat", "--steering", str(tmp_path / "steering.json"), "--url", server.url]
     _, said = run(*words, said="/clamp s/sea 3\n")
     sent = server.seen[-1].json["steering"]
     assert [one["name"] for one in sent["rules"]] == ["stop"]
     assert [one["feature"] for one in sent["interventions"]] == ["s/sea"]
     assert sent["receipt"] == "tokens"
-    assert said == "warning: interventions[0]: 3 x max_act is outside the zone.\n"
+    assert said == ("s/sea is clamped to 3 max_act.\nwarning: interventions[0]: 3 x max_act is outside the zone.\n")

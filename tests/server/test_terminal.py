@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.client.scripted_server import DONE, MODELS, RECEIPT, Handler, ScriptedServer, chat_chunk, reply, sse, stream
+from tests.client.scripted_server import (
+    DONE,
+    MODELS,
+    RECEIPT,
+    Handler,
+    ScriptedServer,
+    chat_chunk,
+    hang_up,
+    reply,
+    sse,
+    stream,
+)
 from tests.server import without_extras
 from tests.server.typed_terminal import run
 
@@ -92,6 +103,7 @@ COMMANDS: list[Any] = [
                 "pairs": [],
                 "together": {**TOGETHER, "share_explained": 0.9},
                 "claim": "Causal.",
+                "warnings": ["Another was meant."],
             }
         ],
         's/3\t\tactive on " reef"',
@@ -150,16 +162,53 @@ def test_serve_says_what_to_install() -> None:
     assert ("make serve" in said, len(said.splitlines())) == (True, 1)
 
 
-def test_a_host_and_a_port_are_understood_as_a_url(server: ScriptedServer) -> None:
+@pytest.mark.parametrize("form", ["{host}:{port}", "{port}", "http://{host}:{port}/v1/", "{host}:{port}/v1"])
+def test_an_address_that_can_mean_one_thing_only_is_understood(server: ScriptedServer, form: str) -> None:
     server.will(reply({"data": [VARIANT]}))
-    assert "m:tired" in run("variants", "list", "--url", server.url.removeprefix("http://"))[0]
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    assert "m:tired" in run("variants", "list", "--url", form.format(host=host, port=port))[0]
+    assert server.paths() == ["/v1/variants"]
 
 
-@pytest.mark.parametrize("url", ["http://[::1", "host:port"])
+@pytest.mark.parametrize("url", ["http://[::1", "host:port", "99999", "ftp://host", ""])
 def test_what_is_no_address_is_said_in_a_sentence(url: str) -> None:
     _, said = run("variants", "list", "--url", url, status=1)
     assert said.startswith("saeclamp: ")
     assert "no address such as" in said
+
+
+def test_a_path_that_nothing_is_at_is_told_apart_from_a_thing_that_is_not_there(server: ScriptedServer) -> None:
+    server.will(reply({"error": {"message": "Not Found", "code": "not_found"}}, status=404))
+    _, said = run("variants", "list", "--url", f"{server.url}/proxy", status=1)
+    assert f"Nothing at {server.url}/proxy knows of this: is it a saeclamp server, and is that all" in said
+    server.will(reply({"error": {"message": "There is no variant 'x'.", "param": "name", "code": "y"}}, status=404))
+    _, said = run("variants", "show", "x", "--url", server.url, status=1)
+    assert said == "saeclamp: HTTP 404: There is no variant 'x'. (param name)\n"
+
+
+def test_an_answer_that_breaks_off_is_told_apart_from_a_server_that_is_not_there(server: ScriptedServer) -> None:
+    server.will(stream([b"data: {"], cut=True))
+    _, said = run("compare", "Hi", "--clamp", "s/3=1", "--url", server.url, status=1)
+    assert said.startswith(f"saeclamp: The connection to {server.url} was lost while the server was answering; ")
+    server.will(*[hang_up] * 3)
+    _, said = run("variants", "list", "--url", server.url, status=1)
+    assert said.startswith(f"saeclamp: What listens at {server.url} gave no answer: ")
+    _, said = run("variants", "list", "--url", "127.0.0.1:9", status=1)
+    assert said.startswith("saeclamp: No server answers at 127.0.0.1:9; start one with `saeclamp serve`. ")
+
+
+def test_a_variant_that_is_created_again_is_said_to_exist(server: ScriptedServer) -> None:
+    for is_new, says in ((True, f"Saved: m:tired means m:tired@{SHA[:12]}.\n"), (False, "exists already, unchanged;")):
+        server.will(reply({**VARIANT, "is_new": is_new}), reply({**VALIDATION, "warnings": []}))
+        out, said = run("variants", "create", "tired", "--clamp", "s/3=1", "--url", server.url)
+        assert (out.splitlines()[0], says in said, len(said.splitlines())) == ("model\tm:tired", True, 1)
+
+
+def test_a_dose_is_written_alike_in_a_table_and_in_a_sum(server: ScriptedServer) -> None:
+    planned = {**PLANNED, "value": 30.0, "dose": 15.452}
+    server.will(reply({**VALIDATION, "interventions": [planned], "doses": {"resid_post 3": 15.452}}))
+    out, _ = run("validate", "--clamp", "s/3=30", "--url", server.url)
+    assert ("\t15.5\t" in out, "dose up to 15.5\n" in out) == (True, True)
 
 
 def test_a_server_that_wants_a_key_is_told_apart_from_one_that_is_not_there(server: ScriptedServer) -> None:
@@ -262,10 +311,10 @@ def test_warnings_go_beside_the_output(server: ScriptedServer) -> None:
 
 
 def test_a_variant_and_a_clamp_together_are_sent_as_any_client_would(server: ScriptedServer) -> None:
-    server.will(reply(VARIANT), *[models_or_answer] * 3)
+    server.will(reply(VARIANT), *[reply(VALIDATION)] * 2, *[models_or_answer] * 3)
     words = ["chat", "--variant", "tired", "--clamp", "s/4=0.5", "--url", server.url]
     out, said = run(*words, said="Hello\n")
-    by_model = {seen.json["model"]: seen.json for seen in server.seen if seen.json}
+    by_model = {seen.json["model"]: seen.json for seen in server.seen if seen.json and "model" in seen.json}
     assert [(move["feature"], move["value"]) for move in by_model["m:tired"]["steering"]["interventions"]] == [
         ("s/4", 0.5)
     ]

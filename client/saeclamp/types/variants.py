@@ -58,6 +58,8 @@ class Variant(Answer):
     """Seconds since 1970."""
     read_only: bool = False
     """Whether it comes from the feature book, and cannot be deleted."""
+    is_new: bool | None = None
+    """Of what `create` returns: False where this version was there before. None where a variant is looked up."""
 
 
 class VariantList(Listing[Variant], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields

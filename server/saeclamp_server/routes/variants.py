@@ -16,7 +16,7 @@ async def create_variant(body: NewVariant, request: Request, response: Response)
     """Save a steering. 201 if it is a new version, 200 if it was there; the name means it from now on."""
     variant, is_new = await _held(request).create(body)
     response.status_code = 201 if is_new else 200
-    return variant
+    return variant.model_copy(update={"is_new": is_new})
 
 
 @router.get("/v1/variants")

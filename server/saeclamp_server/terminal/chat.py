@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from saeclamp.types import Steering
 
 HELP_WIDTH = 80
+PIPED = """Where lines come from a pipe or a file, models' answers alone go to the output. Beside it
+every command but /quit says in a line what it has done, or what is wrong with it;
+the lines below a wrong one are read all the same, and the status is 1 in the end."""
 PER_SECOND = 8
 """How often the columns are drawn while answers come in."""
 
@@ -32,7 +35,7 @@ def register(commands: Any) -> None:
         "chat",
         help="chat with a running server, unsteered and steered side by side",
         description="Chat with a running server in columns: unsteered, steered, and prompted. Ctrl-C stops an answer.",
-        epilog=helped(HELP_WIDTH),
+        epilog=f"{helped(HELP_WIDTH)}\n\n{PIPED}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_server(parser)
@@ -47,11 +50,11 @@ def register(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    with refusals_told(args.url), asyncio.Runner() as runner:
+    with refusals_told(args), asyncio.Runner() as runner:
         dialogue = runner.run(_opened(args, steering_of(args)))
         try:
             with editable_lines(COMMANDS):
-                return _talk(dialogue, runner, args.url)
+                return _talk(dialogue, runner, args)
         finally:
             runner.run(dialogue.client.close())
 
@@ -62,30 +65,35 @@ async def _opened(args: argparse.Namespace, steering: Steering | None) -> Dialog
     client = AsyncClient(args.url, api_key=args.api_key)
     variant = await client.variants.get(args.variant) if args.variant else None
     sampling = {name: getattr(args, name) for name in ("temperature", "repetition_penalty", "max_tokens", "seed")}
-    return Dialogue(client, sampling, steering, variant, args.prompted)
+    dialogue = Dialogue(client, sampling, steering, variant, args.prompted)
+    await dialogue.checked(steering, variant)  # what each question would be refused for is said before the first one
+    return dialogue
 
 
-def _talk(dialogue: Dialogue, runner: asyncio.Runner, url: str) -> int:
+def _talk(dialogue: Dialogue, runner: asyncio.Runner, args: argparse.Namespace) -> int:
     if is_typed():
         print("Ctrl-C stops an answer, Ctrl-D ends, /help lists commands.")
     if dialogue.steering is None:
         print(NOT_STEERED, file=sys.stderr)
-    for line in lines():
+    status = 0
+    for number, line in lines():
         try:
-            with refusals_told(url):
+            with refusals_told(args):
                 if not line.startswith("/"):
                     runner.run(_answer(dialogue, line))
                 elif not runner.run(obey(line, dialogue)):
-                    return 0
+                    break
         except KeyboardInterrupt:
             if not is_typed():
                 raise
             print("Stopped.")
         except TerminalError as exc:
-            if not is_typed():
-                raise
-            print("\n".join(wrap(str(exc), terminal_width())))
-    return 0
+            if is_typed():
+                print("\n".join(wrap(str(exc), terminal_width())))
+            else:
+                print(f"saeclamp: line {number}: {exc}", file=sys.stderr, flush=True)
+                status = 1
+    return status
 
 
 async def _answer(dialogue: Dialogue, question: str) -> None:

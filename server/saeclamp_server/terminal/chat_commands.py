@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from saeclamp_server.terminal.asking import TerminalError, warn
 from saeclamp_server.terminal.layout import grid, terminal_width
 from saeclamp_server.terminal.line_editing import is_typed
-from saeclamp_server.terminal.steering import clamp_of
+from saeclamp_server.terminal.steering import clamp_of, in_words, saved_as, value_of
 from saeclamp_server.visible import visible_line
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ NOT_STEERED = "Nothing is steered yet: /clamp FEATURE VALUE or /variant NAME doe
 
 async def obey(line: str, dialogue: Dialogue) -> bool:
     """Do what a line says; returns whether the chat goes on. Raises TerminalError, and what the client raises."""
-    from saeclamp.types.refusals import did_you_mean
+    from saeclamp.types.refusals import did_you_mean, shown  # here, because `--help` can do without the client
 
     command, *words = line.split()
     match command, words:
@@ -40,10 +39,11 @@ async def obey(line: str, dialogue: Dialogue) -> bool:
             return False
         case "/reset", []:
             dialogue.reset()
+            _say("What was said is forgotten; what steers stays.")
         case "/help", []:
-            print(helped(terminal_width()))
+            print(helped(terminal_width()), file=_beside(), flush=True)
         case "/clamp", []:
-            print(_shown(dialogue))
+            _say(_shown(dialogue))
         case "/clamp", [feature, value]:
             await _clamp(dialogue, feature, value)
         case "/variant", [name]:
@@ -53,10 +53,10 @@ async def obey(line: str, dialogue: Dialogue) -> bool:
             await _save(dialogue, name)
         case _ if command in COMMANDS:
             usages = " or ".join(usage for usage in HELP if usage.split()[0] == command)
-            print(f"It is {usages}.", file=sys.stdout if is_typed() else sys.stderr)
+            raise TerminalError(visible_line(f"It is {usages}, not {shown(line)}."))
         case _:
-            wrong = f"There is no {visible_line(command)}.{did_you_mean(command, COMMANDS)}"
-            print(f"{wrong} /help lists commands.", file=sys.stdout if is_typed() else sys.stderr)
+            wrong = f"There is no {command}.{did_you_mean(command, COMMANDS)}"
+            raise TerminalError(visible_line(f"{wrong} /help lists commands."))
     return True
 
 
@@ -70,11 +70,12 @@ async def _clamp(dialogue: Dialogue, feature: str, value: str) -> None:
         try:
             await dialogue.clamp(feature, None)
         except KeyError:
-            raise TerminalError(f"{feature!r} is not clamped here. {_shown(dialogue)}") from None
+            raise TerminalError(visible_line(f"{feature!r} is not clamped here. {_shown(dialogue)}")) from None
         _say(f"{feature} is let go.")
         return
-    checked = await dialogue.clamp(feature, clamp_of(f"{feature}={value}"))
-    _say(f"{feature} is clamped to {value}.")
+    clamp = clamp_of(f"{feature}={value}")
+    checked = await dialogue.clamp(feature, clamp)
+    _say(f"{feature} is clamped to {value_of(clamp)}.")
     warn(checked.warnings if checked else ())
 
 
@@ -82,16 +83,23 @@ async def _save(dialogue: Dialogue, name: str) -> None:
     if dialogue.steering is None:
         raise TerminalError(NOT_STEERED)
     saved = await dialogue.client.variants.create(name, dialogue.steering)
-    _say(f"Saved: any client can ask for the model {saved.id}.")
+    _say(f"{saved_as(saved)} Any client can ask for it as a model.")
 
 
 def _shown(dialogue: Dialogue) -> str:
-    parts = [f"As {dialogue.variant.id} does."] if dialogue.variant else []
-    parts += [json.dumps(dialogue.own.to_json())] if dialogue.own else []
-    return visible_line(" ".join(parts)) or NOT_STEERED
+    from saeclamp.types import as_steering
+
+    parts = [f"Steered by {in_words(dialogue.own)}."] if dialogue.own else []
+    if variant := dialogue.variant:
+        parts.append(f"Steered as {variant.id} is, by {in_words(as_steering(variant.steering))}.")
+    return " ".join(parts) or NOT_STEERED
 
 
 def _say(text: str) -> None:
-    """Answer a command; where lines are piped, answers of models alone go to the output."""
-    if is_typed():
-        print(visible_line(text))
+    """Answer a command in a line."""
+    print(visible_line(text), file=_beside(), flush=True)
+
+
+def _beside() -> TextIO:
+    """Where lines are piped, answers of models alone go to the output."""
+    return sys.stdout if is_typed() else sys.stderr

@@ -6,7 +6,9 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from saeclamp_server.terminal.steering import joined_with
+from saeclamp_server.terminal.asking import TerminalError
+from saeclamp_server.terminal.steering import in_words, joined_with
+from saeclamp_server.visible import visible_line
 
 if TYPE_CHECKING:
     from saeclamp import AsyncClient, Receipt
@@ -120,16 +122,41 @@ class Dialogue:
         own = None
         if interventions or rules or readout:
             own = Steering(interventions=interventions, rules=rules, readout=readout, receipt=receipt)
-        whole = joined_with(self.variant, own)
-        checked = await self.client.steering.validate(whole, [*self._said()]) if whole else None
+        checked = await self.checked(own, self.variant)
         self.steer(own, self.variant)
         return checked
 
     async def take_variant(self, name: str | None) -> Variant | None:
-        """Steer as a variant does, beside one's own steering; None: as none does."""
+        """Steer as a variant does, beside one's own steering; None: as none does. What is refused changes nothing."""
         variant = await self.client.variants.get(name) if name else None
+        if variant is not None:
+            await self.checked(self.own, variant)
         self.steer(self.own, variant)
         return variant
+
+    async def checked(self, own: Steering | None, variant: Variant | None) -> Validation | None:
+        """
+        Let the server say whether it can steer so; of a variant alone it has said so before.
+
+        Raises TerminalError where both can be used, and not together.
+        """
+        from saeclamp import BadRequestError, InvalidArgumentError
+
+        if own is None:
+            return None
+        checked = await self.client.steering.validate(own, [*self._said()])
+        if variant is None:
+            return checked
+        try:
+            whole = joined_with(variant, own)
+            assert whole is not None, "both are there"
+            return await self.client.steering.validate(whole, [*self._said()])
+        except (BadRequestError, InvalidArgumentError) as exc:
+            raise TerminalError(
+                visible_line(
+                    f"The variant {variant.id} cannot be used beside {in_words(own)}: {exc.message} Leave one of both out."
+                )
+            ) from exc
 
     def _said(self) -> list[dict[str, str]]:
         """Messages by whose roles tokens can be chosen: those so far, or any."""

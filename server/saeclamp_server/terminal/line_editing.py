@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 MAX_LINES = 1000
@@ -56,9 +57,13 @@ def is_typed() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def lines() -> Iterator[str]:
-    """Yield lines that are not empty, without the blanks around them, up to the end of the input; Ctrl-C drops a line."""
-    while True:
+def lines() -> Iterator[tuple[int, str]]:
+    """
+    Yield lines that are not empty, without the blanks around them, up to the end of the input; Ctrl-C drops a line.
+
+    yields: beside each its number, by which a refusal names a line that nobody sees
+    """
+    for number in count(1):
         try:
             line = input("> " if is_typed() else "").strip()
         except EOFError:
@@ -71,4 +76,4 @@ def lines() -> Iterator[str]:
             print("\nCtrl-D or /quit ends.")
             continue
         if line:
-            yield line
+            yield number, line

@@ -11,7 +11,7 @@ from saeclamp_server.terminal.texts import read_json
 
 if TYPE_CHECKING:
     from saeclamp import Client
-    from saeclamp.types import Clamp, InterventionReceipt, Operation, Steering, Variant
+    from saeclamp.types import Clamp, InterventionReceipt, Operation, PlannedIntervention, Steering, Tokens, Variant
 
 _MOVE = re.compile(r"(?P<feature>[^=\s]+)=(?P<value>[+-]?[\d.]+(?:e[+-]?\d+)?)(?P<unit>max_act|act|resid_norm)?")
 
@@ -90,9 +90,47 @@ def clamp_of(text: str) -> Clamp:
     return Clamp(**_move(text))
 
 
+def in_words(steering: Steering) -> str:
+    """Write a steering in a line, in the words of its flags and receipts: `clamp bundled/sea 1 max_act`."""
+    parts = [_moved(move) for move in steering.interventions]
+    for rule in steering.rules:
+        parts.append(f"rule {rule.name} ({rule.then if rule.then == 'abort' else ', '.join(map(_moved, rule.then))})")
+    if steering.readout is not None:
+        parts.append("a readout, which moves nothing")
+    return ", ".join(parts)
+
+
+def _moved(move: Operation) -> str:
+    return " ".join(filter(None, (move.op, move.target, value_of(move), _scope(move.tokens))))
+
+
+def _scope(tokens: Tokens) -> str:
+    """Name the tokens, unless it is all of them."""
+    if isinstance(tokens, str):
+        return "" if tokens == "all" else f"at {tokens} tokens"
+    return "at tokens " + ", ".join(f"{kind} {which}" for kind, which in tokens.model_dump(mode="json").items())
+
+
+def value_of(move: Operation | PlannedIntervention) -> str:
+    """Write the value of an operation with its unit, or its factor; nothing of one that has none."""
+    factor, value = getattr(move, "factor", None), getattr(move, "value", None)
+    if factor is not None:
+        return f"x {factor:g}"
+    return "" if value is None else f"{value:g} {getattr(move, 'unit', None) or ''}".strip()
+
+
+def saved_as(variant: Variant) -> str:
+    """Say what became of a steering that was to be saved."""
+    if variant.is_new is False:
+        return f"{variant.version} exists already, unchanged; {variant.id} means it."
+    return f"Saved: {variant.id} means {variant.version}."
+
+
 def done_by(item: InterventionReceipt) -> str:
     """Say in a line what an intervention did."""
-    dose = f", dose {item.dose.mean:.2f}" if item.dose else ""
+    from saeclamp.types.doses import dose_in_words  # here, because `--help` can do without the client
+
+    dose = f", dose {dose_in_words(item.dose.mean)}" if item.dose else ""
     named = f"{item.sae}/{item.name}" if item.sae and item.name else item.feature or item.vector
     return f"{item.op} {named}: {item.tokens.prompt} prompt and {item.tokens.generated} answer tokens{dose}"
 

@@ -10,13 +10,13 @@ from saeclamp_saes.commands.numbers import count
 from saeclamp_server.terminal.asking import add_command, warn
 from saeclamp_server.terminal.layout import print_json, print_table, side_by_side, terminal_width
 from saeclamp_server.terminal.progress import progress_shown
-from saeclamp_server.terminal.steering import add_steering, add_variant, done_by, whole_steering_of
+from saeclamp_server.terminal.steering import add_steering, add_variant, done_by, value_of, whole_steering_of
 from saeclamp_server.terminal.texts import add_conversation, add_passage, conversation_of, passage_of
 from saeclamp_server.visible import visible, visible_line
 
 if TYPE_CHECKING:
     from saeclamp import Client, Comparison
-    from saeclamp.types import ComparedAnswer, PlannedIntervention
+    from saeclamp.types import ComparedAnswer
 
 DECODING = ("temperature", "top_p", "repetition_penalty", "max_tokens")
 
@@ -45,6 +45,8 @@ def register(commands: Any) -> None:
 
 
 def _validate(args: argparse.Namespace, client: Client) -> int:
+    from saeclamp.types.doses import dose_in_words  # here, because `--help` can do without the client
+
     found = client.steering.validate(whole_steering_of(args, client), messages=conversation_of(args))
     if args.json:
         print_json(found.model_dump(mode="json"))
@@ -56,9 +58,9 @@ def _validate(args: argparse.Namespace, client: Client) -> int:
             one.rule or "",
             one.site,
             one.op,
-            _value(one),
+            value_of(one),
             "" if one.value_act is None else f"{one.value_act:.4g}",
-            "" if one.dose is None else f"{one.dose:.2f}",
+            "" if one.dose is None else dose_in_words(one.dose),
             f"{one.green_zone[0]:g} to {one.green_zone[1]:g}" if one.green_zone else "",
         )
         for one in found.interventions
@@ -66,15 +68,9 @@ def _validate(args: argparse.Namespace, client: Client) -> int:
     headers = ("moved", "name or about", "rule", "site", "op", "value", "in act", "dose up to", "green zone")
     print_table(headers, [[visible_line(cell) for cell in row] for row in rows])
     for site, dose in found.doses.items():
-        print(f"all at {site}\tdose up to {dose:.2f}")
+        print(f"all at {site}\tdose up to {dose_in_words(dose)}")
     warn(found.warnings)
     return 0
-
-
-def _value(one: PlannedIntervention) -> str:
-    if one.factor is not None:
-        return f"x {one.factor:g}"
-    return "" if one.value is None else f"{one.value:g} {one.unit or ''}".strip()
 
 
 def _compare(args: argparse.Namespace, client: Client) -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 from saeclamp_server.terminal.asking import TerminalError, add_command, add_yes, confirmed, warn
 from saeclamp_server.terminal.layout import print_facts, print_json, print_table
-from saeclamp_server.terminal.steering import add_steering, steering_of
+from saeclamp_server.terminal.steering import add_steering, saved_as, steering_of
 from saeclamp_server.terminal.texts import read_json
 from saeclamp_server.visible import visible_line
 
@@ -28,7 +29,7 @@ def register(commands: Any) -> None:
     show.add_argument("name", help="<name>, or <name>@<sha> for one of its versions")
     create = add_command(subcommands, "create", "save a steering; the name means it from now on", _create)
     create.add_argument("name", help="letters, digits, '_', '.' and '-'")
-    create.add_argument("--description", default="")
+    create.add_argument("--description", default="", help="what lists of variants say of it")
     create.add_argument("--alias", help="a name without ':', for clients that take names apart at one")
     add_steering(create)
     delete = add_command(subcommands, "delete", "delete a variant with all its versions", _delete)
@@ -64,7 +65,10 @@ def _create(args: argparse.Namespace, client: Client) -> int:
     steering = steering_of(args)
     if steering is None:
         raise TerminalError("Say how it steers: with --clamp, --add or --steering.")
-    _print(client.variants.create(args.name, steering, description=args.description, alias=args.alias))
+    created = client.variants.create(args.name, steering, description=args.description, alias=args.alias)
+    _print(created)
+    if created.is_new is not None:  # older servers do not say
+        print(visible_line(saved_as(created)), file=sys.stderr)
     warn(_doubts(client, steering))
     return 0
 
