@@ -115,7 +115,11 @@ def _attribution(found: Attribution) -> str:
     against = f" against {found.against.text!r}" if found.against else ""
     behind = f"behind {found.position} tokens: {found.metric} {found.value:.3f}"
     headers = ("feature", "name", "about", "activation", "change without it", "predicted")
-    return heading(repr(found.target.text) + against, behind) + table(headers, rows) + small([found.claim])
+    return (
+        heading(repr(found.target.text) + against, behind)
+        + table(headers, rows)
+        + small([found.claim, *found.warnings])
+    )
 
 
 @shown.register

@@ -110,3 +110,5 @@ class Attribution(Listing[AttributedFeature], Answer):  # type: ignore[misc]  # 
     together: Together
     claim: str
     """What these figures say, and what they do not."""
+    warnings: tuple[str, ...] = ()
+    """Such as that another token was probably meant."""

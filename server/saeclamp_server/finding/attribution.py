@@ -78,6 +78,7 @@ async def attribute(
     counter.begin("reading the context")
     question = await _question(request, model)
     (text,) = await read(model, served, [(question.context, question.path)], saes=saes)
+    warnings = await _doubts(request, question, model)
     sums = await computed(summed_up, text, include_template=True)
     tried = await _shortlist(text, sums, question, directions, request.num_features)
     counter.begin("taking features away", 1 + 3 * len(tried))
@@ -129,6 +130,7 @@ async def attribute(
             share_explained=_share_explained(changes, predicted),
         ),
         claim=CLAIM,
+        warnings=warnings,
     )
 
 
@@ -156,8 +158,41 @@ def _token_id(token: str | int, model: Model, path: str) -> int:
         raise InvalidRequestError(f"{path}: token ids end at {model.num_tokens - 1}, and {shown(token)} is none.", path)
     if len(ids) != 1:
         parts = ", ".join(map(repr, model.token_texts(ids)))
-        raise InvalidRequestError(f"{path}: {token!r} is {len(ids)} tokens ({parts}), not one.", path)
+        meant = "" if _after_a_blank(token, model) is None else f" Did you mean {f' {token}'!r}, which is one?"
+        raise InvalidRequestError(f"{path}: {token!r} is {len(ids)} tokens ({parts}), not one.{meant}", path)
     return ids[0]
+
+
+def _after_a_blank(token: str | int | None, model: Model) -> int | None:
+    """Find the one token that a text is behind a blank; None where it has one itself, or is several."""
+    if not isinstance(token, str) or token[:1].isspace():
+        return None
+    ids = model.token_ids(f" {token}")
+    return ids[0] if len(ids) == 1 else None
+
+
+async def _doubts(request: Attribute, question: _Question, model: Model) -> tuple[str, ...]:
+    """
+    Say where a token was probably meant with the blank before it, which most tokenizers make a part of the word.
+
+    Which of both follows is not told by the text alone: behind a chat template's header no blank does.
+    """
+    found = []
+    for path, given, taken in (
+        ("target", request.target, question.target),
+        ("against", request.against, question.against),
+    ):
+        other = _after_a_blank(given, model)
+        if other is None or taken is None or other == taken:
+            continue
+        outcome = await model.run(Run(question.context.ids, logprobs_of=(taken, other)), question.path)
+        as_given, behind_blank = (outcome.logprobs[0][token] for token in (taken, other))
+        if behind_blank > as_given:
+            found.append(
+                f"{path}: {given!r} was taken without a blank before it, and {f' {given}'!r} is likelier here (logprob "
+                f"{behind_blank:.3g}, not {as_given:.3g}): give that if it was meant."
+            )
+    return tuple(found)
 
 
 async def _shortlist(
