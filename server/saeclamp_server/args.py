@@ -22,9 +22,9 @@ such as --port 8001, --max-model-len 4096 or --enforce-eager (see `vllm serve --
 is refused."""
 
 SAE_HELP = """\
-'bundled'; a name in your library (`saeclamp sae list`); a folder or file; an id of the catalogue
-(`saeclamp sae list --catalogue`), downloaded when first used; or hf://ORG/REPO@COMMIT/PATH. NAME=... serves it under
-another name, and ?key=value&... says what its files do not, such as ?site=resid_post.19. Repeat for several; 'none'
+'bundled' (default with the packaged model); a name in your library (`saeclamp sae list`); a folder or file; an id of the
+catalogue (`saeclamp sae list --catalogue`), downloaded when first used; or hf://ORG/REPO@COMMIT/PATH. NAME=... serves it
+under another name, and ?key=value&... says what its files do not, such as ?site=resid_post.19. Repeat for several; 'none'
 serves none, but vectors at every --vector-site"""
 
 NO_SAE = "none"

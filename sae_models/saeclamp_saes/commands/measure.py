@@ -69,7 +69,9 @@ def register(
         "--forward", type=count, metavar="N", help="tokens the model reads at once (default 1024, on a GPU 16384)"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the model; auto is float32 on a CPU")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="auto", help="of the model; auto is float32 on a CPU (default auto)"
+    )
     parser.set_defaults(run=run, resolve_model=resolve_model)
 
 

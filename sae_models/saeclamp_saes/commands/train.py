@@ -59,7 +59,10 @@ def register(
     add_reading(parser)
     parser.add_argument("--pool", type=count, metavar="N", help="vectors kept on disk and shuffled (default 1M)")
     parser.add_argument(
-        "--save-dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the SAE"
+        "--save-dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the SAE (default float32)",
     )
     parser.add_argument("--tensorboard", action="store_true", help="log for TensorBoard too, beside log.csv")
     parser.add_argument("--keep-vectors", action="store_true", help="do not delete the harvested vectors at the end")

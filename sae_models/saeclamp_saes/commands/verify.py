@@ -57,7 +57,9 @@ def register(
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else, on stdout")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the model; auto is float32 on a CPU")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="auto", help="of the model; auto is float32 on a CPU (default auto)"
+    )
     parser.set_defaults(run=run, resolve_model=resolve_model)
 
 

@@ -11,6 +11,7 @@ from saeclamp_server.terminal.asking import add_command, warn
 from saeclamp_server.terminal.descriptions import about, labelled
 from saeclamp_server.terminal.layout import print_facts, print_json, print_table
 from saeclamp_server.terminal.progress import progress_shown
+from saeclamp_server.terminal.steering import saved_as
 from saeclamp_server.terminal.suggestion import check_name, print_suggestion, save
 from saeclamp_server.terminal.texts import add_passage, passage_of, read_passages
 from saeclamp_server.visible import visible, visible_line
@@ -33,8 +34,12 @@ def register(commands: Any) -> None:
     search.add_argument("query", nargs="?", default="", help="what it is about; without it, features are listed")
     search.add_argument("--sae", action="append", default=[], metavar="NAME", help="only features of this SAE")
     search.add_argument("--green-zone", action="store_true", help="only features whose clamp was calibrated")
-    for name in ("min-density", "max-density", "min-output-score"):
-        search.add_argument(f"--{name}", type=float, metavar="X")
+    for which in ("min", "max"):
+        what = f"{which}imal share of tokens at which the feature is active (default: any)"
+        search.add_argument(f"--{which}-density", type=float, metavar="X", help=what)
+    search.add_argument(
+        "--min-output-score", type=float, metavar="X", help="how well it brings out its own tokens (default: any)"
+    )
     _add_limit(search, 10)
 
     show = _command(subcommands, "show", "show all that is known of a feature", _show)
@@ -43,7 +48,7 @@ def register(commands: Any) -> None:
     inspect = _command(subcommands, "inspect", "show which features are active in a text", _inspect)
     add_passage(inspect, "the text")
     inspect.add_argument("--feature", action="append", default=[], help="only this feature, token by token")
-    inspect.add_argument("--aggregate", choices=("max", "mean", "frequency"), default="max")
+    _add_aggregate(inspect, "max")
     _add_limit(inspect, 20)
 
     contrast = _command(subcommands, "contrast", "find features that tell two sets of texts apart", _contrast)
@@ -52,7 +57,7 @@ def register(commands: Any) -> None:
         help="a file with one text a line, or .jsonl with one JSON string or list of messages a line; - for stdin",
     )
     contrast.add_argument("negative", help="another")
-    contrast.add_argument("--aggregate", choices=("max", "mean", "frequency"), default="mean")
+    _add_aggregate(contrast, "mean")
     _add_limit(contrast, 20)
 
     attribute = _command(subcommands, "attribute", "find which features caused the next token", _attribute)
@@ -66,9 +71,11 @@ def register(commands: Any) -> None:
 
     suggest = _command(subcommands, "suggest", "propose a small steering for a wish, and try it", _suggest)
     suggest.add_argument("wish", help="such as 'talk about the sea'")
-    suggest.add_argument("--candidates", type=int, metavar="N", help="how many features are tried")
-    suggest.add_argument("--max-tokens", type=int, metavar="N", help="of each answer")
-    suggest.add_argument("--seed", type=int, metavar="N", help="another one draws other answers, and other controls")
+    suggest.add_argument("--candidates", type=int, default=6, metavar="N", help="features to try (default %(default)s)")
+    suggest.add_argument("--max-tokens", type=int, default=40, metavar="N", help="of each answer (default %(default)s)")
+    suggest.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="draws the answers and the controls (default %(default)s)"
+    )
     suggest.add_argument("--save", metavar="NAME", help="save the steering, if one is found, as a variant of this name")
 
 
@@ -82,6 +89,11 @@ def _command(
 
 def _add_limit(parser: argparse.ArgumentParser, default: int) -> None:
     parser.add_argument("--limit", type=int, default=default, metavar="N", help=f"how many (default {default})")
+
+
+def _add_aggregate(parser: argparse.ArgumentParser, default: str) -> None:
+    how = "by which a feature's activations in a text become one number (default %(default)s)"
+    parser.add_argument("--aggregate", choices=("max", "mean", "frequency"), default=default, help=how)
 
 
 def _search(args: argparse.Namespace, client: Client) -> int:
@@ -204,7 +216,7 @@ def _attribute(args: argparse.Namespace, client: Client) -> int:
     headers = ("feature", "name", "about", "activation", "change without it", "predicted")
     if not args.json:
         print(f"{found.target.text!r}: {found.metric} {found.value:.3f}")
-    return _print(args, found, headers, rows, [found.claim])
+    return _print(args, found, headers, rows, [found.claim], found.warnings)
 
 
 def _neighbours(args: argparse.Namespace, client: Client) -> int:
@@ -219,17 +231,16 @@ def _suggest(args: argparse.Namespace, client: Client) -> int:
     if args.save is not None:
         check_name(client, args.save)
     options = {"num_candidates": args.candidates, "max_tokens": args.max_tokens, "seed": args.seed}
-    given = {name: value for name, value in options.items() if value is not None}
     print("Trying features on neutral questions; that takes some minutes on a CPU.", file=sys.stderr)
     with progress_shown() as progress:
-        found = client.features.suggest(args.wish, progress=progress, **given)
+        found = client.features.suggest(args.wish, progress=progress, **options)
     if args.json:
         print_json(found.model_dump(mode="json"))
     else:
         print_suggestion(found)
     if args.save is not None:
         saved = save(client, args.save, found)
-        print(f"Saved: {saved.id} may be asked for as a model.", file=sys.stderr)
+        print(visible_line(f"{saved_as(saved)} Any client can ask for it as a model."), file=sys.stderr)
     return 0
 
 
