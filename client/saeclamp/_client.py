@@ -31,8 +31,9 @@ class Client:
     """
     A saeclamp server, spoken to as in openai-python.
 
-    base_url:        with or without `/v1`; a bare `host:port` is understood
-    api_key:         falls back to the environment variable SAECLAMP_API_KEY
+    base_url:        with or without `/v1`; a bare `host:port`, or `port` of this machine, is understood
+    api_key:         falls back to the environment variable SAECLAMP_API_KEY, which `export SAECLAMP_API_KEY=...` sets in a
+                     shell; no other variable is read
     timeout:         seconds without a byte from the server; connecting gets 5 s of them at most; None waits for ever
     max_retries:     how often a request is sent again that the server cannot have begun to answer
     http_client:     for proxies, certificates or tests; stays open when this client is closed

@@ -16,6 +16,7 @@ from saeclamp_server.server_log import ServerLog
 
 KEY_VARIABLE = "SAECLAMP_API_KEY"
 """Which our client and command line read."""
+WITH_KEY = f", where {KEY_VARIABLE} has the server's key (export {KEY_VARIABLE}=...)"
 
 
 async def announce(state: Any, args: Namespace, saes: Mapping[str, SAEEntry], address: str, log: ServerLog) -> None:
@@ -26,9 +27,9 @@ async def announce(state: Any, args: Namespace, saes: Mapping[str, SAEEntry], ad
     if not saes:
         log.say(f"ready on {address}. Upload vectors to {address}/v1/vectors.")
         return
-    log.say(f"ready on {address}. Try:\n")
     # --api-key of vLLM, or its variable
     needs_key = bool(getattr(args, "api_key", None) or os.environ.get("VLLM_API_KEY"))
+    log.say(f"ready on {address}. Try{WITH_KEY if needs_key else ''}:\n")
     log.show(example_request(address, model, next(iter(saes.values())), needs_key))
 
 

@@ -69,6 +69,20 @@ def test_a_token_is_attributed(server: Server) -> None:
     assert "Causal for this context" in table
 
 
+@pytest.mark.parametrize("option", ["--target", "--against"])
+def test_a_token_that_is_likelier_with_a_blank_before_it_is_doubted(server: Server, option: str) -> None:
+    words = ("features", "attribute", "The most famous sight of San Francisco is the Golden", option)
+    _, warned = run_with_warnings(server, *words, "Gate")
+    assert warned.startswith(
+        f"warning: {option[2:]}: 'Gate' was taken without a blank before it, and ' Gate' is likelier here (logprob -0.0"
+    )
+    assert len(warned.splitlines()) == 1
+    assert run_with_warnings(server, *words, " Gate")[1] == ""
+    assert "not one. Did you mean ' Bridge', which is one?" in run(server, *words, "Bridge", status=1)
+    # where an answer begins, words have no blank before them
+    assert run_with_warnings(server, "features", "attribute", "--user", "Say hello.", option, "Hello")[1] == ""
+
+
 def test_no_row_of_a_table_of_features_is_without_a_description(server: Server, tmp_path: Path) -> None:
     (tmp_path / "one").write_text("Le chat dort.\nIl pleut.\n\n")
     (tmp_path / "other").write_text("The cat sleeps.\nIt rains.\n")
@@ -158,7 +172,9 @@ def test_what_is_suggested_for_a_wish_is_saved_as_a_variant(server: Server) -> N
 
 
 def test_variants_are_created_listed_exported_and_deleted(server: Server, tmp_path: Path) -> None:
-    run(server, "variants", "create", "tired", "--clamp", "bundled/sea=1.25", "--add", "bundled/54=-30act")
+    words = ("variants", "create", "tired", "--clamp", "bundled/sea=1.25", "--add", "bundled/54=-30act")
+    assert f"Saved: {server.model}:tired means {server.model}:tired@" in run_with_warnings(server, *words)[1]
+    assert f" exists already, unchanged; {server.model}:tired means it." in run_with_warnings(server, *words)[1]
     shown = dict(rows(run(server, "variants", "show", "tired")))
     moves = json.loads(shown["steering"])["interventions"]
     assert [(move["op"], move["value"], move["unit"]) for move in moves] == [
@@ -185,6 +201,13 @@ def test_chat_shows_columns_with_histories_of_their_own(server: Server, how: tup
     assert titles == ["default", steered, "prompted"] * 2
     assert "Golden Gate" in lines[1]
     assert "Golden Gate" not in lines[0]
+
+
+def test_a_chat_refuses_a_variant_and_a_clamp_of_one_feature_at_once(server: Server) -> None:
+    words = ("chat", "--variant", "golden-gate", "--clamp", "bundled/golden-gate=0.5")
+    refused = run(server, *words, said="Hello\nHello\n", status=1)
+    assert refused.startswith(f"saeclamp: The variant {server.model}:golden-gate cannot be used beside clamp bundled/")
+    assert len(refused.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

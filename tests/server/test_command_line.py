@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shlex
 import socket
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file, save_file
 from tests.e2e.checkpoints import make_sae
 
 from saeclamp_server import preflight
-from saeclamp_server.announcement import example_request
+from saeclamp_server.announcement import announce, example_request
 from saeclamp_server.args import parse
 from saeclamp_server.fit import StartupError, check_fit
 from saeclamp_server.preflight import check_address, check_vllm, open_saes, read_model
+from saeclamp_server.server_log import ServerLog
 
 BEFORE_LONG_WORK_S = 40
 """Importing torch and transformers on a busy machine; an engine would not have started by then."""
@@ -209,6 +213,20 @@ def test_the_example_request_has_a_place_for_the_key_of_a_server_that_wants_one(
         check=True,
     )
     assert "Authorization: Bearer se cret" in done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("key", [None, ["k"]])
+def test_where_there_is_a_key_the_server_says_how_the_request_to_try_gets_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, key: list[str] | None
+) -> None:
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    saes = open_saes([f"mine={make_sae(tmp_path / 'sae', layer=1, d_in=32)}"])
+    args = Namespace(served_model_name=None, model="m", api_key=key)
+    started = SimpleNamespace(server=SimpleNamespace(started=True))
+    asyncio.run(announce(started, args, saes, "http://127.0.0.1:1", ServerLog()))
+    said = capfd.readouterr().err
+    where = ", where SAECLAMP_API_KEY has the server's key (export SAECLAMP_API_KEY=...)" if key else ""
+    assert said == f"saeclamp: ready on http://127.0.0.1:1. Try{where}:\n\n"
 
 
 def test_sites_that_cannot_be_steered_are_refused(model: Path, tmp_path: Path) -> None:

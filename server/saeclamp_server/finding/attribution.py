@@ -190,7 +190,7 @@ async def _doubts(request: Attribute, question: _Question, model: Model) -> tupl
         if behind_blank > as_given:
             found.append(
                 f"{path}: {given!r} was taken without a blank before it, and {f' {given}'!r} is likelier here (logprob "
-                f"{behind_blank:.3g}, not {as_given:.3g}): give that if it was meant."
+                f"{behind_blank:.3f}, not {as_given:.3f}): give that if it was meant."
             )
     return tuple(found)
 

@@ -108,7 +108,8 @@ def _scope(tokens: Tokens) -> str:
     """Name the tokens, unless it is all of them."""
     if isinstance(tokens, str):
         return "" if tokens == "all" else f"at {tokens} tokens"
-    return "at tokens " + ", ".join(f"{kind} {which}" for kind, which in tokens.model_dump(mode="json").items())
+    ((kind, which),) = tokens.model_dump(mode="json").items()
+    return f"at tokens: {kind} {', '.join(map(str, which)) if isinstance(which, list) else which}"
 
 
 def value_of(move: Operation | PlannedIntervention) -> str:
