@@ -15,7 +15,7 @@ import pytest
 from fastapi import FastAPI
 from tests.server.vectors import WIDTH, Engine
 
-from saeclamp import Client, Steering
+from saeclamp import Add, Client, Steering
 from saeclamp_saes import Site
 from saeclamp_server.doses import Lengths
 from saeclamp_server.errors import InvalidVectorError, RequestError
@@ -116,15 +116,30 @@ def test_the_variant_adds_them_all_at_every_token_as_often_as_was_asked(running:
     assert [one.vector for one in steering.interventions] == ["sad-2", "sad-3", "sad-5"]
 
 
-def test_layers_are_chosen_and_the_file_may_be_taken_in_again(running: Running, tmp_path: Path) -> None:
+def test_layers_are_chosen_and_the_file_may_be_taken_in_again(
+    running: Running, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = write(tmp_path / "happy.gguf", directions())
-    for _ in range(2):
+    for is_again in (False, True):
         running.take_in(file, layers="3-9")
+        assert ("exists already, unchanged; tiny:happy means it." in capsys.readouterr().err) == is_again
     assert running.client.vectors.list().names == ["happy-3", "happy-5"]
     with pytest.raises(TerminalError, match="layers 2, 3, 5, none of them in 6-9"):
         running.take_in(file, layers="6-9")
     with pytest.raises(TerminalError, match="FIRST-LAST"):
         running.take_in(file, layers="all")
+
+
+def test_a_variant_says_whether_its_content_is_new_and_what_is_looked_up_does_not(
+    running: Running, tmp_path: Path
+) -> None:
+    running.take_in(write(tmp_path / "v.gguf", directions()))
+    variants, move = running.client.variants, Add(vector="v-3", value=1, unit="act")
+    first, other = variants.create("sad", move), variants.create("sad", Add(vector="v-3", value=2, unit="act"))
+    again = variants.create("sad", move)
+    assert (first.is_new, other.is_new, again.is_new) == (True, True, False)
+    assert again.version == first.version
+    assert variants.get("sad").is_new is None
 
 
 def test_a_layer_of_zeros_changes_nothing_and_is_left_out(running: Running, tmp_path: Path) -> None:

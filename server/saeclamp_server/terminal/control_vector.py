@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from saeclamp_server.terminal.asking import TerminalError, add_command
+from saeclamp_server.terminal.steering import saved_as
 from saeclamp_server.visible import visible_line
 
 if TYPE_CHECKING:
@@ -139,6 +141,8 @@ def _import(args: argparse.Namespace, client: Client) -> int:
     hint = f", made for {vector.model_hint}" if vector.model_hint else ""
     print(visible_line(f"{len(layers)} vectors, {name}-{layers[0]} to {name}-{layers[-1]}{hint}."))
     print(visible_line(f"The model {variant.id} adds them all, {args.strength:g} times."))
+    if variant.is_new is False:
+        print(visible_line(saved_as(variant)), file=sys.stderr)
     return 0
 
 
