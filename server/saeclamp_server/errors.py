@@ -97,8 +97,11 @@ class DoseTooLargeError(RequestError):
 
     def __init__(self, site: str, dose: float, max_dose: float, parts: Iterable[tuple[str, float]], param: str) -> None:
         shares = ", ".join(f"{feature} {dose_in_words(share)}" for feature, share in parts)
+        said = dose_in_words(dose)
+        if float(said) <= max_dose:  # rounded, it would seem to be allowed
+            said = f"{dose:.9g}"
         super().__init__(
-            f"At {site} this could move a token by {dose_in_words(dose)} times the stream's median length ({shares}); this "
+            f"At {site} this could move a token by {said} times the stream's median length ({shares}); this "
             f"server allows {max_dose:g}.",
             param,
         )

@@ -245,9 +245,18 @@ def test_a_dose_above_the_servers_bound_is_refused_with_its_numbers(
     with pytest.raises(RequestError) as raised:
         resolve(asked, replace(served, max_dose=0.99 * dose))
     assert raised.value.code == "dose_too_large"
-    assert f"by {dose:.2f} times" in raised.value.message
+    assert f"by {dose:g} times" in raised.value.message
     assert f"allows {0.99 * dose:g}" in raised.value.message
     assert raised.value.param == f"steering.interventions[{len(interventions) - 1}]"
+
+
+def test_a_dose_a_little_above_the_bound_is_not_rounded_to_it(served: Served) -> None:
+    asked = steering(Add(**BRIDGE, value=100, unit="act"))
+    with pytest.raises(RequestError, match=r"by 4 times .* allows 3\.9999\."):
+        resolve(asked, replace(served, max_dose=3.9999))
+    asked = steering(Add(**BRIDGE, value=100.01, unit="act"))
+    with pytest.raises(RequestError, match=r"by 4\.0004 times .* allows 4\."):
+        resolve(asked, replace(served, max_dose=4.0))
 
 
 def test_what_cannot_be_measured_is_refused_where_doses_are_bounded(served: Served) -> None:
