@@ -98,7 +98,7 @@ def test_a_servers_bound_on_doses_counts_vectors_and_features_of_a_site(with_vec
     both = (Add(vector="sleepy", value=1.5, unit="resid_norm"), Add(feature="big/1", value=0.6, unit="resid_norm"))
     for move in both:
         assert resolve(steering(move), bounded)
-    with pytest.raises(RequestError, match=r"vector:sleepy 1\.50, big/1 0\.60") as raised:
+    with pytest.raises(RequestError, match=r"vector:sleepy 1\.5, big/1 0\.6") as raised:
         resolve(steering(*both), bounded)
     assert raised.value.code == "dose_too_large"
     assert resolve(steering(AtMost(vector="sleepy", value=0, unit="act")), bounded)
