@@ -82,13 +82,7 @@ def parse(argv: list[str]) -> ServeOptions | argparse.Namespace:
 
     returns: options of `serve`; for every other command a namespace, whose `run(namespace)` returns the exit status
     """
-    parser = argparse.ArgumentParser("saeclamp", description="Steer language models with sparse-autoencoder features.")
-    parser.add_argument("--version", action="version", version=f"saeclamp {version('saeclamp')}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
-    serve = _add_serve(commands)
-    sae_commands.register(commands, _model_path)
-    calibrate_command.register(commands, _model_path)
-    terminal.register(commands)
+    parser, serve = build_parsers()
     if argv[:1] != ["serve"]:
         argv, engine_argv = calibrate_command.split_engine_flags(argv)
         return parser.parse_args(argv, argparse.Namespace(engine_argv=engine_argv))
@@ -110,6 +104,18 @@ def parse(argv: list[str]) -> ServeOptions | argparse.Namespace:
         verbose=known.verbose,
         trace=known.trace,
     )
+
+
+def build_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    """Build the parser of all commands, and return with it that of `serve`."""
+    parser = argparse.ArgumentParser("saeclamp", description="Steer language models with sparse-autoencoder features.")
+    parser.add_argument("--version", action="version", version=f"saeclamp {version('saeclamp')}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
+    serve = _add_serve(commands)
+    sae_commands.register(commands, _model_path)
+    calibrate_command.register(commands, _model_path)
+    terminal.register(commands)
+    return parser, serve
 
 
 def _saes(serve: argparse.ArgumentParser, known: argparse.Namespace) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from saeclamp_server.fit import StartupError, check_fit
 from saeclamp_server.preflight import check_address, check_vllm, open_saes, read_model
 from saeclamp_server.server_log import ServerLog
 
-BEFORE_LONG_WORK_S = 40
+BEFORE_LONG_WORK_S = 120
 """Importing torch and transformers on a busy machine; an engine would not have started by then."""
 
 
