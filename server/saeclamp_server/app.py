@@ -18,6 +18,7 @@ from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddlew
 from saeclamp_server.errors import RequestError
 from saeclamp_server.openai_api import draining, envelope, handlers, models, routes
 from saeclamp_server.openai_api.access import KeyGuard, is_served
+from saeclamp_server.openai_api.body_limit import MEGABYTE, BodyLimit
 from saeclamp_server.openai_api.draining import Drain, DrainGuard
 from saeclamp_server.openai_api.guard import STEERED_PATHS, SteeringGuard
 from saeclamp_server.routes import features, finding, steering, variants, vectors
@@ -25,8 +26,12 @@ from saeclamp_server.routes import features, finding, steering, variants, vector
 _CORS: Any = CORSMiddleware
 
 
-def create_app(args: Namespace, supported_tasks: Any, model_config: Any, drain: Drain) -> FastAPI:
-    """Build vLLM's app, leave of its routes what is on the list, and replace those of the steered endpoints."""
+def create_app(args: Namespace, supported_tasks: Any, model_config: Any, drain: Drain, max_body: int) -> FastAPI:
+    """
+    Build vLLM's app, leave of its routes what is on the list, and replace those of the steered endpoints.
+
+    max_body: megabytes of the largest body
+    """
     app: FastAPI = build_app(args, supported_tasks, model_config)
     app.title, app.openapi_schema = "saeclamp", None
     app.router.routes[:] = [route for route in app.router.routes if is_served(route) and not _is_replaced(route)]
@@ -38,9 +43,10 @@ def create_app(args: Namespace, supported_tasks: Any, model_config: Any, drain: 
     for kind in handlers.BROKEN:
         app.add_exception_handler(kind, handlers.broken)
     app.add_exception_handler(Exception, handlers.unexpected)
+    ours = [Middleware(DrainGuard, drain=drain), Middleware(BodyLimit, max_megabytes=max_body)]
     app.user_middleware[:] = [
-        Middleware(envelope.ErrorEnvelope),
-        *_guarded(app.user_middleware, args, drain),
+        Middleware(envelope.ErrorEnvelope, max_kept=max_body * MEGABYTE),
+        *_guarded(app.user_middleware, args, ours),
     ]
     # innermost, so that its refusals too are authenticated and carry a request id; add_middleware() would put it outermost
     app.user_middleware.append(Middleware(SteeringGuard))
@@ -48,16 +54,15 @@ def create_app(args: Namespace, supported_tasks: Any, model_config: Any, drain: 
     return app
 
 
-def _guarded(stack: list[Middleware], args: Namespace, drain: Drain) -> list[Middleware]:
+def _guarded(stack: list[Middleware], args: Namespace, ours: list[Middleware]) -> list[Middleware]:
     """
-    Put our check of keys in the place of vLLM's, which guards some prefixes only, and behind it what refuses late requests.
+    Put our check of keys in the place of vLLM's, which guards some prefixes only, and behind it what else refuses requests.
 
     stack: from the outermost. Ours come behind CORS, so that a page of another origin can read their refusals
     """
     keys = [key for key in (args.api_key or [envs.VLLM_API_KEY]) if key]
-    ours = [Middleware(DrainGuard, drain=drain)]
     if keys:
-        ours.insert(0, Middleware(KeyGuard, keys=keys))
+        ours = [Middleware(KeyGuard, keys=keys), *ours]
     others = [layer for layer in stack if layer.cls is not AuthenticationMiddleware]
     behind = 1 + [layer.cls for layer in others].index(_CORS)
     return [*others[:behind], *ours, *others[behind:]]

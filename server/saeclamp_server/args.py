@@ -41,6 +41,9 @@ DRAIN_S = 30.0
 MAX_FEATURES = 4096
 MAX_WAITING = 256
 
+MAX_BODY = 16
+"""Megabytes. While a body is parsed and checked, nobody else is answered."""
+
 
 @dataclass(frozen=True)
 class ServeOptions:
@@ -62,6 +65,8 @@ class ServeOptions:
     """How many distinct features may be in use at once."""
     max_waiting: int = MAX_WAITING
     """How many requests may wait for features."""
+    max_body: int = MAX_BODY
+    """Megabytes of the largest body that vLLM's endpoints are given."""
     offload_saes: bool = False
     """Whether SAEs stay in the host's memory, and only the features in use are on the model's device."""
     vectors: Path | None = None
@@ -97,6 +102,7 @@ def parse(argv: list[str]) -> ServeOptions | argparse.Namespace:
         max_vectors=known.max_vectors,
         max_features=known.max_features,
         max_waiting=known.max_waiting,
+        max_body=known.max_body,
         offload_saes=known.offload_saes,
         vectors=known.vectors,
         variants=known.variants,
@@ -185,6 +191,13 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help=f"how many requests may wait for features (default {MAX_WAITING}); more are refused with status 429",
     )
     serve.add_argument(
+        "--max-body",
+        type=_megabytes,
+        default=MAX_BODY,
+        metavar="MB",
+        help=f"refuse larger bodies with status 413 (default {MAX_BODY}): while one is parsed, nobody else is answered",
+    )
+    serve.add_argument(
         "--offload-saes",
         action="store_true",
         help="keep SAEs in the host's memory, and on the device only the features in use, up to --max-features of each "
@@ -229,6 +242,12 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _capacity(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 5):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from 0 to 99999")
+    return int(text)
+
+
+def _megabytes(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and int(text)):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from 1 to 99999")
     return int(text)
 
 

@@ -47,7 +47,7 @@ async def assembled(engine: Any, args: Namespace, plan: Plan, say: Callable[[str
     await vectors.load(say)
     tasks = await engine.get_supported_tasks()
     drain = Drain()
-    app = create_app(args, tasks, engine.model_config, drain)
+    app = create_app(args, tasks, engine.model_config, drain, options.max_body)
     state = app.state
     state.drain = drain
     max_acts = {name: opened.max_acts for name, opened in labels.items()}

@@ -7,61 +7,20 @@ vLLM's request classes ignore unknown keys, so each of these would be answered u
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
-from urllib.parse import parse_qsl
 
 from saeclamp.types import MAX_KEY, Steering, looks_like_steering
 from saeclamp.types.refusals import did_you_mean, shown
 from saeclamp_server.errors import InvalidRequestError, InvalidSteeringError
+from saeclamp_server.known_fields import MESSAGE_FIELDS, made_up_fields
 from saeclamp_server.program import EXTRA_ARGS_KEY, RECORD_KEY
+from saeclamp_server.steering_words import FOREIGN_KEYS, Keys, plain
 
 EXAMPLE = '"steering": {"interventions": [{"op": "clamp", "feature": "<sae>/<name or index>", "value": 1}]}'
 
 AT_TOP_LEVEL = f"Steering is an object at the top level of the request, with a list 'interventions': {EXAMPLE}."
-
-FOREIGN_KEYS = {
-    "controller": "Goodfire's Ember",
-    "features": "Neuronpedia",
-    "interventions": "SteeringAPI",
-    "sae_clamp_specs": "the RhizoNymph fork of vLLM",
-    "steering_vectors": "the RhizoNymph fork of vLLM",
-    "prefill_steering_vectors": "the RhizoNymph fork of vLLM",
-    "decode_steering_vectors": "the RhizoNymph fork of vLLM",
-    "steering_clamps": "the RhizoNymph fork of vLLM",
-    "steering_name": "the RhizoNymph fork of vLLM",
-}
-"""Top-level keys by which other projects ask for steering."""
-
-MISPLACED_KEYS = {"op", "ops", "operation", "operations", "rule", "rules", "receipt", "vector", "vectors"}
-"""Parts of `steering` that have no meaning at the top level, and words for them."""
-
-STEERING_WORDS = re.compile(r"sae|saes|saeclamp|(un)?clamp\w*|ablat\w*|interven\w*|readouts?")
-"""Words that no other field has in its name."""
-
-FEATURE_WORDS = re.compile(r"features?|variants?|activations?")
-"""Words that ask for steering where a key says no more than which, or how much."""
-
-ATTRIBUTE_WORDS = {
-    *("id", "ids", "index", "indices", "idx", "name", "names", "list", "spec", "specs", "config", "model", "mode"),
-    *(
-        "value",
-        "values",
-        "strength",
-        "strengths",
-        "scale",
-        "scales",
-        "weight",
-        "weights",
-        "coefficient",
-        "factor",
-        "layer",
-    ),
-    *("vector", "vectors", "direction", "directions", "addition", "additions", "edit", "edits", "boost", "control"),
-}
-
-FOREIGN_PHRASES = {"control_vector", "control_vectors", "control_vector_scaled", "lm_steer", "repe", "caa_vector"}
 
 WRAPPERS = {
     *("extra_body", "extrabody", "kwargs", "parameters", "params", "extra_args", "extra_json", "extra_query", "extra"),
@@ -79,12 +38,8 @@ WRAPPERS = {
 }
 """Objects in which clients wrap what they want passed on; `steering` inside them would be ignored."""
 
-USER_DATA = {
-    *("messages", "input", "prompt", "system", "instructions", "tools", "tool_choice", "functions", "documents"),
-    *("metadata", "response_format", "structured_outputs", "text", "output_config", "logit_bias", "stop", "user"),
-    *("previous_input_messages", "guided_json", "guided_choice", "query", "queries", "data", "data_1", "data_2"),
-}
-"""Fields that hold what users make up, where any word may stand."""
+MESSAGE_LISTS = ("messages", "input", "previous_input_messages")
+"""Fields that hold messages."""
 
 FOREIGN_XARGS = {
     EXTRA_ARGS_KEY: "this server's own engine",
@@ -94,104 +49,89 @@ FOREIGN_XARGS = {
     "apply_hooks": "vllm-lens",
 }
 
-MAX_FIELD_NAMES = 10_000
-"""Different names of fields in a body, where these could be misspelt ones."""
 MAX_COMPARED_KEYS = 16
 """Unknown fields of `steering` for which a near one is looked for."""
 
 _NAME = re.compile(r"[\w.:@-]{1,200}")
 
 
-class _Keys:
-    """Field names of a body that are looked at, once each; so many that it would take long are refused."""
+def refuse_lookalikes(body: Mapping[str, Any], path: str = "") -> None:
+    """
+    Raise RequestError for a key that asks for steering under another name or in another place.
 
-    def __init__(self) -> None:
-        self._found: dict[str, tuple[bool, bool]] = {}
-
-    def are_certain(self, key: str) -> bool:
-        """Whether a key asks for steering wherever it stands, and so is no word of somebody else's."""
-        return self._look_at(key)[0]
-
-    def ask(self, key: str) -> bool:
-        """Whether a key asks for steering where nobody else fills an object."""
-        return self._look_at(key)[1]
-
-    def _look_at(self, key: str) -> tuple[bool, bool]:
-        """Raises InvalidRequestError."""
-        if key not in self._found:
-            if len(self._found) >= MAX_FIELD_NAMES:
-                raise InvalidRequestError(
-                    f"The body has more than {MAX_FIELD_NAMES} different field names where there are a few dozen.", None
-                )
-            # our own key would reach the engine unchecked and unsalted
-            is_certain = looks_like_steering(key) or key.lower() in (EXTRA_ARGS_KEY, RECORD_KEY, "interventions")
-            self._found[key] = is_certain, is_certain or asks_for_steering(key)
-        return self._found[key]
-
-
-def refuse_lookalikes(body: Mapping[str, Any]) -> None:
-    """Raise RequestError for a key that asks for steering under another name or in another place."""
-    keys = _Keys()
+    path: of the endpoint, which says what fields hold what users make up; "" for any
+    """
+    keys, made_up = Keys(), made_up_fields(path)
+    refuse_long_names(body)
     for key, value in body.items():
         if key == "steering":
             continue
         _refuse_key(key, value, body, keys)
-        name = key[:MAX_KEY].lower().replace("-", "_")
+        name = plain(key)
         if name == "vllm_xargs":
             _refuse_xargs(value, keys)
-        elif name not in USER_DATA and _asks_inside(value, keys, is_passed_on=name in WRAPPERS):
-            raise InvalidSteeringError(f"{shown(key)} is not read for steering. {AT_TOP_LEVEL}", key[:MAX_KEY])
-        if key in ("messages", "input") and isinstance(value, Sequence):
-            _refuse_in_messages(key, value, keys)
+        elif name not in made_up and _asks_inside(value, keys, is_passed_on=name in WRAPPERS):
+            raise InvalidSteeringError(f"{shown(key)} is not read for steering. {AT_TOP_LEVEL}", key)
+    _refuse_in_messages(body, keys)
+    for where, inner in wrapped(body):
+        odd = next((key for key in inner if "/" in key), None)
+        if odd is not None:
+            raise InvalidSteeringError(f"{shown(f'{where}.{odd[:MAX_KEY]}')} is not read. {AT_TOP_LEVEL}", where)
 
 
-def refuse_query(query: bytes) -> None:
-    """Raise RequestError for steering in the query of a request's URL."""
-    for key, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
-        if asks_for_steering(key):
-            hint = f"{_variant_hint(value, {})} " if "variant" in key.lower() else ""
-            raise InvalidSteeringError(f"The URL's {shown(key)} is not read. {hint}{AT_TOP_LEVEL}", key[:MAX_KEY])
+def refuse_long_names(body: Mapping[str, Any]) -> None:
+    """Raise RequestError for a field's name that is longer than any, before it is compared or shown."""
+    longest = max(body, key=len, default="")
+    if len(longest) > MAX_KEY:
+        raise InvalidRequestError(f"The name of a field has {len(longest)} characters: {shown(longest)}.", None)
 
 
-def asks_for_steering(key: str) -> bool:
-    """Whether a key that no request has is one by which someone would ask for steering."""
-    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key[:MAX_KEY]).lower()
-    words = [word for word in re.split(r"[^a-z0-9]+", name) if word]
-    known = {*FOREIGN_KEYS, *MISPLACED_KEYS, *FOREIGN_PHRASES}
-    if name in known or "_".join(words) in known or looks_like_steering(key):
-        return True
-    if any(STEERING_WORDS.fullmatch(word) for word in words):
-        return True
-    are_features = [bool(FEATURE_WORDS.fullmatch(word)) for word in words]
-    return any(are_features) and all(
-        is_feature or word in ATTRIBUTE_WORDS for word, is_feature in zip(words, are_features, strict=True)
-    )
-
-
-def _refuse_key(key: str, value: Any, body: Mapping[str, Any], keys: _Keys) -> None:
-    path = key[:MAX_KEY]
+def _refuse_key(key: str, value: Any, body: Mapping[str, Any], keys: Keys) -> None:
     if not key.isascii():  # no field has such a name, and some of these letters only look like those of `steering`
-        escaped = path.encode("ascii", "backslashreplace").decode()
+        escaped = key.encode("ascii", "backslashreplace").decode()
         raise InvalidSteeringError(f"Unknown field {escaped!r}. Did you mean 'steering'?", escaped)
-    owner = FOREIGN_KEYS.get(path.lower())
+    owner = FOREIGN_KEYS.get(key.lower())
     if owner is None and looks_like_steering(key):
-        raise InvalidSteeringError(f"Unknown field {shown(key)}. Did you mean 'steering'? {AT_TOP_LEVEL}", path)
-    if not keys.ask(key) or value is None:
+        raise InvalidSteeringError(f"Unknown field {shown(key)}. Did you mean 'steering'? {AT_TOP_LEVEL}", key)
+    if value is None or not (keys.ask(key) or "/" in key):
         return
-    if "variant" in path.lower():
-        raise InvalidSteeringError(f"A top-level {shown(key)} is not understood. {_variant_hint(value, body)}", path)
+    if "variant" in key.lower():
+        raise InvalidSteeringError(f"A top-level {shown(key)} is not understood. {variant_hint(value, body)}", key)
     said = f"is how {owner} asks for steering" if owner else "is not understood"
-    raise InvalidSteeringError(f"A top-level {shown(key)} {said}. {AT_TOP_LEVEL}", path)
+    raise InvalidSteeringError(f"A top-level {shown(key)} {said}. {AT_TOP_LEVEL}", key)
 
 
-def _variant_hint(variant: Any, body: Mapping[str, Any]) -> str:
+def variant_hint(variant: Any, body: Mapping[str, Any]) -> str:
+    """Say how a variant is asked for, with the names of the request where it has some."""
     model = body.get("model")
     base = model.partition(":")[0] if isinstance(model, str) and model else "<model>"
     name = variant if isinstance(variant, str) and _NAME.fullmatch(variant) else "<variant>"
     return f'A variant is named as the model: "model": "{name if ":" in name else f"{base}:{name}"}".'
 
 
-def _asks_inside(value: Any, keys: _Keys, is_passed_on: bool) -> bool:
+def wrapped(body: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Iterate over the objects of a body in which clients wrap what they want passed on, and those in them."""
+    waiting = [("", body)]
+    while waiting:
+        path, outer = waiting.pop()
+        for key, inner in outer.items():
+            if isinstance(inner, Mapping) and plain(key) in (*WRAPPERS, "vllm_xargs"):
+                where = f"{path}.{key}".removeprefix(".")
+                yield where, inner
+                waiting.append((where, inner))
+
+
+def messages_in(body: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Iterate over a body's messages and their paths, those of batches too."""
+    for field in MESSAGE_LISTS:
+        value = body.get(field)
+        for number, message in enumerate(value if isinstance(value, list) else ()):
+            for inner in message if isinstance(message, list) else (message,):
+                if isinstance(inner, Mapping):
+                    yield f"{field}[{number}]", inner
+
+
+def _asks_inside(value: Any, keys: Keys, is_passed_on: bool) -> bool:
     """Whether an object, or one within it, asks for steering; `is_passed_on` is that of an object nobody else fills."""
     if isinstance(value, str):
         return is_passed_on and '"steering"' in value
@@ -215,7 +155,7 @@ def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
             waiting += inner
 
 
-def _refuse_xargs(xargs: Any, keys: _Keys) -> None:
+def _refuse_xargs(xargs: Any, keys: Keys) -> None:
     for key in xargs if isinstance(xargs, Mapping) else ():
         owner = FOREIGN_XARGS.get(key[:MAX_KEY].lower())
         if keys.ask(key) or owner is not None:
@@ -224,14 +164,26 @@ def _refuse_xargs(xargs: Any, keys: _Keys) -> None:
             raise InvalidSteeringError(f"{path} {said}. {AT_TOP_LEVEL}", path)
 
 
-def _refuse_in_messages(key: str, messages: Iterable[Any], keys: _Keys) -> None:
-    for number, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            continue
+def _refuse_in_messages(body: Mapping[str, Any], keys: Keys) -> None:
+    for path, message in messages_in(body):
+        asking = next(
+            (key for key in message.keys() - MESSAGE_FIELDS if _asks_in_message(key, message[key], keys)), None
+        )
         content = message.get("content")
         parts = [part for part in content if isinstance(part, Mapping)] if isinstance(content, list) else []
-        if any(keys.are_certain(name) for part in (message, *parts) for name in part):
-            raise InvalidSteeringError(f"A message cannot be steered. {AT_TOP_LEVEL}", f"{key}[{number}]")
+        if asking is not None or any(keys.are_certain(name) for part in parts for name in part):
+            is_variant = asking is not None and "variant" in asking[:MAX_KEY].lower()
+            hint = f"{variant_hint(message[asking], body)} " if asking is not None and is_variant else ""
+            raise InvalidSteeringError(f"A message cannot be steered. {hint}{AT_TOP_LEVEL}", path)
+
+
+def _asks_in_message(key: str, value: Any, keys: Keys) -> bool:
+    if keys.are_certain(key):
+        return True
+    if value is None:
+        return False
+    is_odd = not key.isascii() or "/" in key
+    return is_odd or keys.ask(key) or _asks_inside(value, keys, is_passed_on=plain(key) in WRAPPERS)
 
 
 def refuse_foreign_shapes(steering: Any, body: Mapping[str, Any]) -> None:
@@ -252,7 +204,7 @@ def _about_string(steering: str, body: Mapping[str, Any]) -> str:
     if steering.lstrip()[:1] in ("{", "["):
         return f"'steering' is an object, not the JSON of one in a string: {EXAMPLE}."
     if _NAME.fullmatch(steering):
-        return f"'steering' is an object: {EXAMPLE}. {_variant_hint(steering, body)}"
+        return f"'steering' is an object: {EXAMPLE}. {variant_hint(steering, body)}"
     return f"'steering' is an object: {EXAMPLE}. A string is saklas's steering expression."
 
 
@@ -261,7 +213,7 @@ def _refuse_foreign_object(steering: Mapping[str, Any], body: Mapping[str, Any])
         raise InvalidSteeringError(f"'vectors' is EasySteer's steering; here it is {EXAMPLE}.", "steering.vectors")
     if "variant" in steering:
         raise InvalidSteeringError(
-            f"steering.variant: unknown field. {_variant_hint(steering['variant'], body)}", "steering.variant"
+            f"steering.variant: unknown field. {variant_hint(steering['variant'], body)}", "steering.variant"
         )
     near = any(did_you_mean(key, Steering.model_fields) for key in islice(steering, MAX_COMPARED_KEYS))
     if not steering or near or not all(isinstance(value, int | float | list) for value in steering.values()):

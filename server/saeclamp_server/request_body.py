@@ -19,7 +19,8 @@ from pydantic import ValidationError
 from saeclamp.types import CONDITIONS, MAX_KEY, Steering
 from saeclamp.types.refusals import PARTS, refusal, shown
 from saeclamp_server.errors import InvalidRequestError, InvalidSteeringError
-from saeclamp_server.lookalikes import refuse_foreign_shapes, refuse_lookalikes
+from saeclamp_server.lookalikes import WRAPPERS, refuse_foreign_shapes, refuse_long_names, refuse_lookalikes
+from saeclamp_server.steering_words import FOREIGN_KEYS
 
 MAX_FIELDS = 10_000
 """Fields of `steering` and of all within it: more than 64 interventions and 16 rules can have."""
@@ -27,6 +28,8 @@ MAX_FIELDS = 10_000
 _OF_STEERING = {"steering", *Steering.model_fields}.union(*(kind.model_fields for kind in PARTS.values()), CONDITIONS)
 """Fields of `steering` and of all within it."""
 
+_STEERS = {"model", "variant", "vllm_xargs", "extraBody", "providerOptions", *_OF_STEERING, *WRAPPERS, *FOREIGN_KEYS}
+"""Fields of which nobody has two by mistake: the last would take back what the first asks for."""
 
 _HUGE_NUMBER = re.compile(rb"NaN|Infinity|[eE]\+?\d{3}|\d{300}")
 """What may be read as a number that is not finite."""
@@ -34,23 +37,28 @@ _HUGE_NUMBER = re.compile(rb"NaN|Infinity|[eE]\+?\d{3}|\d{300}")
 
 def parse_body(content: bytes, max_fields: int | None = None) -> Any:
     """
-    Parse JSON, refusing an object that has `steering`, or one of its parts, twice.
+    Parse JSON, refusing a field that is given twice: any of the body's own, and deeper those that steer, or wrap what does.
 
-    Python keeps the last of two equal keys, so a trailing `"steering": null` would switch the steering off, and a trailing
-    `"rules": []` a rule. Raises RequestError or ValueError.
+    Python keeps the last of two equal keys, so a trailing `"steering": null` would switch the steering off, a trailing
+    `"model"` a variant, and a trailing `"rules": []` a rule. Raises RequestError or ValueError.
 
     max_fields: of one object, whose names are no longer than any field's; None: any number of any length
     """
+    doubled: list[str] = []  # of the object that was read last, which in the end is the outermost
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if max_fields is not None:
             _refuse_large(pairs, max_fields)
         parsed = dict(pairs)
+        doubled.clear()
         if len(parsed) < len(pairs):
             counts = Counter(key for key, _ in pairs)
-            twice = next((key for key, count in counts.items() if count > 1 and key in _OF_STEERING), None)
-            if twice is not None:
-                raise InvalidSteeringError(f"The field {twice!r} is given twice.", "steering")
+            doubled.extend(key for key, count in counts.items() if count > 1)
+            steers = next((key for key in doubled if key in _STEERS), None)
+            if steers is not None:
+                raise InvalidSteeringError(
+                    f"The field {steers!r} is given twice.", "steering" if steers in _OF_STEERING else steers
+                )
         return parsed
 
     check_encoding(content)
@@ -62,6 +70,9 @@ def parse_body(content: bytes, max_fields: int | None = None) -> Any:
         raise InvalidRequestError("The body has half of a surrogate pair, which is no text.", None) from None
     except RecursionError:
         raise InvalidRequestError("The body is nested too deeply.", None) from None
+    if isinstance(value, dict) and doubled:
+        refuse_long_names(value)
+        raise InvalidRequestError(f"The field {shown(doubled[0])} is given twice.", doubled[0])
     if isinstance(value, dict) and _HUGE_NUMBER.search(content):
         _refuse_infinite(value)
     return value
@@ -106,11 +117,15 @@ def _refuse_infinite(body: Mapping[str, Any]) -> None:
                 waiting.append((where, value))
 
 
-def steering_of(body: Any) -> Steering | None:
-    """Return the request's `steering`, None when the body asks for none. Raises RequestError."""
+def steering_of(body: Any, path: str = "") -> Steering | None:
+    """
+    Return the request's `steering`, None when the body asks for none. Raises RequestError.
+
+    path: of the endpoint; "" for any
+    """
     if not isinstance(body, Mapping):
         return None
-    refuse_lookalikes(body)
+    refuse_lookalikes(body, path)
     steering = body.get("steering")
     if steering is None:
         return None

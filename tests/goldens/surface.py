@@ -18,6 +18,7 @@ from tests.refusal_table import REFUSALS
 from saeclamp import types
 from saeclamp_server import args
 from saeclamp_server.app import create_app
+from saeclamp_server.args import MAX_BODY
 from saeclamp_server.doses import Lengths
 from saeclamp_server.errors import RequestError
 from saeclamp_server.openai_api import metrics
@@ -34,7 +35,7 @@ def openapi() -> Any:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     vllm_args = make_arg_parser(FlexibleArgumentParser()).parse_args(["model"])
-    app = create_app(vllm_args, ("generate",), None, Drain())
+    app = create_app(vllm_args, ("generate",), None, Drain(), MAX_BODY)
     document = app.openapi()
     ours = {one.path for one in app.routes if isinstance(one, APIRoute) and "saeclamp" in one.endpoint.__module__}
     own = {path: does for path, does in document["paths"].items() if path in ours and path not in STEERED}

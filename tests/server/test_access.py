@@ -16,6 +16,7 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from saeclamp_server.app import create_app
+from saeclamp_server.args import MAX_BODY
 from saeclamp_server.openai_api.access import PUBLIC, WITH_KEY
 from saeclamp_server.openai_api.draining import Drain
 
@@ -42,7 +43,7 @@ def args(*argv: str) -> Any:
 
 
 def app(*argv: str) -> FastAPI:
-    made = create_app(args(*argv), TASKS, None, Drain())
+    made = create_app(args(*argv), TASKS, None, Drain(), MAX_BODY)
     made.state.drain = Drain()
     made.state.engine_client = SimpleNamespace(errored=False, check_health=_healthy)
     return made

@@ -48,7 +48,7 @@ def build() -> ErrorEnvelope:
         status, body = ANSWERS[kind]
         return JSONResponse(body, status, {"x-request-id": "r-1", "retry-after": "1"})
 
-    return ErrorEnvelope(app)
+    return ErrorEnvelope(app, 1000)
 
 
 STREAM_ERROR = 'data: {"error": {"message": "gone", "type": "InternalServerError", "param": null, "code": 500}}\n\n'

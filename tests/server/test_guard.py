@@ -13,7 +13,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from saeclamp_server.errors import RequestError
 from saeclamp_server.openai_api.guard import SteeringGuard
+from saeclamp_server.outside_body import refuse_query
 
 
 async def echo(request: Request) -> JSONResponse:
@@ -99,7 +101,13 @@ def test_an_identity_encoding_is_none() -> None:
     assert post("/tokenize", content=TEXT, headers=headers).status_code == 200
 
 
-@pytest.mark.parametrize("query", ["steering=%7B%7D", "variant=sea", "steer=1", "feature=a/1"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("steering=%7B%7D", "variant=sea", "steer=1", "feature=a/1", "a=1;steering=2", "extra_body=%7B%7D"),
+        *("vllm_xargs=x", "extraBody=x", "a/golden-gate=1", "json=%7B%22steering%22%3A1%7D"),
+    ],
+)
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
 def test_steering_in_the_url_is_refused(path: str, query: str) -> None:
     response = post(f"{path}?{query}", json={})
@@ -109,3 +117,32 @@ def test_steering_in_the_url_is_refused(path: str, query: str) -> None:
 
 def test_other_queries_pass() -> None:
     assert post("/v1/chat/completions?beta=true&api-version=2026-01-01", json={}).status_code == 200
+
+
+def test_a_model_in_the_url_is_the_bodys_or_is_refused() -> None:
+    for query in ("model=m:sea", "model=", "Model=m:sea", "a=1;model=m:sea", "model=" + "x" * 5000):
+        response = post(f"/tokenize?{query}", json={"prompt": "x"})
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "model"
+        assert len(response.text) < 600
+
+
+def test_a_query_of_megabytes_is_refused() -> None:
+    with pytest.raises(RequestError, match="has 3000000 bytes; at most 65536 are read"):
+        refuse_query(b"a1&" * 1_000_000)
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["Steering", "X-Steering", "X-Steering-Vector", "X-Saeclamp-Spec", "X-Saeclamp-Variant", "Saeclamp-Steering"],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize", "/v1/steering/compare"])
+def test_steering_in_a_header_is_refused(path: str, header: str) -> None:
+    response = post(path, json={}, headers={header: "x"})
+    assert response.status_code == 400
+    assert "steering is asked for in the body" in response.json()["error"]["message"]
+
+
+def test_other_headers_pass() -> None:
+    headers = {"X-Request-Id": "steering", "User-Agent": "saeclamp/0.1", "X-Variant": "b", "X-Stainless-Lang": "python"}
+    assert post("/v1/chat/completions", json={}, headers=headers).status_code == 200

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
 
 from saeclamp.types import looks_like_steering
 from saeclamp_server.errors import RequestError
@@ -158,6 +158,37 @@ def test_any_single_typing_error_is_noticed(place: int, letter: str, how: str) -
         ({"vllm_xargs": {"feature": "a/1"}}, "vllm_xargs.feature"),
         ({"vllm_xargs": {"variant": "sea"}}, "vllm_xargs.variant"),
         ({"vllm_xargs": {"steering": "{}"}}, "vllm_xargs.steering"),
+        ({"feature_overrides": {}}, "feature_overrides"),
+        ({"featureOverrides": {}}, "featureOverrides"),
+        ({"set_features": []}, "set_features"),
+        ({"target_features": []}, "target_features"),
+        ({"top_features": []}, "top_features"),
+        ({"featureset": []}, "featureset"),
+        ({"modelvariant": "sea"}, "modelvariant"),
+        ({"use_variant": "sea"}, "use_variant"),
+        ({"variant_of": "sea"}, "variant_of"),
+        ({"latents": {}}, "latents"),
+        ({"amplify": {}}, "amplify"),
+        ({"amplification": {}}, "amplification"),
+        ({"nudge": {}}, "nudge"),
+        ({"persona_vector": "x"}, "persona_vector"),
+        ({"conceptVectors": []}, "conceptVectors"),
+        ({"act_add": {}}, "act_add"),
+        ({"neurons": {}}, "neurons"),
+        ({"a/golden-gate": 0.75}, "a/golden-gate"),
+        ({"extra_body": {"a/golden-gate": 0.75}}, "extra_body"),
+        ({"extra_body": {"extra_body": {"a/golden-gate": 0.75}}}, "extra_body.extra_body"),
+        ({"vllm_xargs": {"a/golden-gate": 0.75}}, "vllm_xargs"),
+        ({"messages": [{"role": "user", "content": "x", "variant": "sea"}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": "x", "extra_body": {"steering": GOOD}}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": "x", "whatever": [{"steering": GOOD}]}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": "x", "a/golden-gate": 1}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": "x", "st\u0435\u0435ring": GOOD}]}, "messages[0]"),
+        ({"messages": [[], [{"role": "user", "content": "x", "steering": GOOD}]]}, "messages[1]"),
+        (
+            {"previous_input_messages": [{"role": "user", "content": "x", "feature": "a/1"}]},
+            "previous_input_messages[0]",
+        ),
     ],
 )
 def test_steering_under_another_name_or_in_another_place_is_refused(body: dict[str, Any], param: str) -> None:
@@ -203,43 +234,51 @@ def test_a_list_of_interventions_is_nobody_elses() -> None:
     assert "RhizoNymph" not in raised.value.message
 
 
-OPENAI = """
-    audio background best_of conversation frequency_penalty function_call functions include input instructions logit_bias
-    logprobs max_completion_tokens max_output_tokens max_tokens max_tool_calls messages metadata modalities model moderation
-    n parallel_tool_calls prediction presence_penalty previous_response_id prompt prompt_cache_key prompt_cache_retention
-    reasoning reasoning_effort response_format safety_identifier seed service_tier stop store stream stream_options suffix
-    temperature text tool_choice tools top_logprobs top_p truncation user verbosity web_search_options context_management
-    system thinking container mcp_servers stop_sequences top_k output_config betas dimensions encoding_format speed
-    transforms models route provider plugins usage guided_json guided_regex keep_alive options think raw images template
-    fallbacks cache num_retries timeout api_base drop_params mirostat typical_p grammar json_schema slot_id cache_prompt
-    vector_store_ids feature_flags layers extra_headers enable_thinking activation_checkpointing rules_engine
-"""
+@pytest.mark.parametrize("field", ["input", "data", "query", "text", "prompt", "system"])
+def test_steering_in_what_a_chat_has_no_field_for_is_refused(field: str) -> None:
+    for value in ({"steering": GOOD}, [{"steering": GOOD}]):
+        with pytest.raises(RequestError) as raised:
+            steering_of({"messages": [], field: value}, "/v1/chat/completions")
+        assert raised.value.param in (field, f"{field}[0]")
 
 
-def vllm_fields() -> set[str]:
-    """Fields of every request class of vLLM's servers that generate, embed, score or count."""
-    from vllm.entrypoints.anthropic import protocol as anthropic
-    from vllm.entrypoints.openai.chat_completion import protocol as chat
-    from vllm.entrypoints.openai.completion import protocol as completion
-    from vllm.entrypoints.openai.responses import protocol as responses
-    from vllm.entrypoints.serve.tokenize import protocol as tokenize
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": {"steering": 1, "feature": "a/1"}},
+        {"role": "user", "content": [{"type": "text", "text": "steering"}]},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"function": {"name": "f", "arguments": {"steering": 1}}}],
+        },
+        {"type": "apply_patch_call", "operation": {"type": "create_file", "path": "a/b"}},
+        {"type": "mcp_list_tools", "tools": [{"input_schema": {"properties": {"steering": {}}}}]},
+        {"role": "user", "content": "x", "weight": 1, "variant": None},
+    ],
+)
+def test_what_a_message_holds_is_the_users(message: dict[str, Any]) -> None:
+    assert steering_of({"messages": [message]}, "/v1/chat/completions") is None
 
-    kinds = [
-        kind
-        for module in (anthropic, chat, completion, responses, tokenize)
-        for name, kind in vars(module).items()
-        if name.endswith("Request") and isinstance(kind, type) and issubclass(kind, BaseModel)
-    ]
-    assert len(kinds) >= 6
-    return {field for kind in kinds for field in kind.model_fields}
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("feature_flags", "featureFlags", "feature_gates", "featured", "invariant", "vector_store_ids", "vector_db"),
+        *("embedding_vector", "activation_checkpointing", "adapter", "style", "strength", "preset"),
+    ],
+)
+def test_words_of_other_things_are_left_alone(key: str) -> None:
+    assert steering_of({key: "x"}) is None
 
 
-def test_no_field_of_vllms_or_openais_is_taken_for_steering() -> None:
-    fields = {*vllm_fields(), *OPENAI.split()} - {"steering"}
-    assert len(fields) > 120
-    for field in fields:
-        steering_of({field: {"a": 1, "b": [{"c": "d"}]}})
-        steering_of({field: "steering"})
+def test_a_name_of_megabytes_is_refused_by_its_length() -> None:
+    for body in ({"k" * 16_000_000: 1}, {"\u00e9" * 8_000_000: 1}):
+        begin = time.perf_counter()
+        with pytest.raises(RequestError, match="The name of a field has") as raised:
+            steering_of(body)
+        assert time.perf_counter() - begin < 0.1
+        assert len(raised.value.message) < 400
 
 
 @pytest.mark.parametrize("field", ["messages", "metadata", "tools", "response_format", "logit_bias", "prompt", "input"])

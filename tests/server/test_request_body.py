@@ -28,6 +28,32 @@ def test_steering_given_twice_is_refused(content: bytes) -> None:
         parse_body(content)
 
 
+@pytest.mark.parametrize(
+    ("content", "param"),
+    [
+        (b'{"model":"m:sea","model":"m"}', "model"),
+        (b'{"variant":"sea","variant":null}', "variant"),
+        (b'{"extra_body":{"steering":{}},"extra_body":{}}', "extra_body"),
+        (b'{"vllm_xargs":{"steering":"x"},"vllm_xargs":{}}', "vllm_xargs"),
+        (b'{"messages":[{"role":"user"}],"x":{},"messages":[]}', "messages"),
+        (b'{"gg":1,"n":{"a":{}},"gg":null}', "gg"),
+        (b'{"extra_body":{"variant":"sea","variant":null}}', "variant"),
+        (b'{"a":[{"extra_body":{"steering":{}},"extra_body":null}]}', "extra_body"),
+    ],
+)
+def test_a_field_of_the_body_that_is_given_twice_is_refused(content: bytes, param: str) -> None:
+    with pytest.raises(RequestError, match="is given twice") as raised:
+        parse_body(content)
+    assert raised.value.param == param
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"tools":[{"a":1,"a":2}]}', b'{"metadata":{"x":1,"x":2},"n":1}', b'[{"a":1,"a":2}]']
+)
+def test_what_users_make_up_may_say_a_thing_twice(content: bytes) -> None:
+    parse_body(content)
+
+
 def test_other_bodies_are_parsed_as_they_are() -> None:
     assert parse_body(b'{"a": [1, {"b": null}], "steering": {"c": 2.5}}') == {
         "a": [1, {"b": None}],

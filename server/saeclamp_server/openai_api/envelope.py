@@ -50,15 +50,16 @@ class ErrorEnvelope:
     vLLM then names the answer too.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, max_kept: int) -> None:
+        """Keep bodies of so many bytes, for errors about one of their fields."""
+        self._app, self._max_kept = app, max_kept
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and its answer."""
         if scope["type"] != "http" or scope["method"] == "HEAD":
             return await self._app(scope, receive, send)
         scope = _named(scope)
-        asked, answer = _Asked(receive), _Answer(send, scope)
+        asked, answer = _Asked(receive, self._max_kept), _Answer(send, scope)
         answer.asked = asked
         await self._app(scope, asked.receive, answer.send)
 
@@ -72,14 +73,17 @@ def _named(scope: Scope) -> Scope:
 class _Asked:
     """A request's body, kept until it is clear that the answer is no error, which may be about one of its fields."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, max_kept: int) -> None:
         self._receive, self._parts = receive, list[bytes]()
-        self.is_kept = True
+        self.is_kept, self._room = True, max_kept
 
     async def receive(self) -> Message:
         message = await self._receive()
         if self.is_kept and message["type"] == "http.request":
             self._parts.append(message.get("body", b""))
+            self._room -= len(self._parts[-1])
+            if self._room < 0:
+                self.forget()
         return message
 
     def forget(self) -> None:

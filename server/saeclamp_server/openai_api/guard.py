@@ -9,20 +9,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from saeclamp.types import Steering
 from saeclamp_server.errors import InvalidSteeringError, RequestError
-from saeclamp_server.lookalikes import refuse_lookalikes, refuse_query
+from saeclamp_server.lookalikes import refuse_lookalikes
 from saeclamp_server.openai_api import elsewhere
 from saeclamp_server.openai_api.asked_model import AskedModel
+from saeclamp_server.openai_api.body_limit import OWN_PATHS, replay
 from saeclamp_server.openai_api.calls import SteeredCall
 from saeclamp_server.openai_api.envelope import path_of
 from saeclamp_server.openai_api.handlers import response_of
+from saeclamp_server.openai_api.loaded_names import refuse_loaded_names
 from saeclamp_server.openai_api.metrics import REFUSALS
+from saeclamp_server.outside_body import refuse_headers, refuse_model_in_query, refuse_query
 from saeclamp_server.request_body import check_encoding, parse_body, steering_of
 
 STEERED_PATHS = ("/v1/chat/completions", "/v1/completions")
 COUNTING_PATHS = ("/tokenize", "/detokenize", "/v1/messages/count_tokens")
 """They give the same for a variant as for its base, since steering changes no prompt."""
-OWN_PATHS = ("/v1/features/", "/v1/steering/", "/v1/variants")
-"""Beginnings of our own endpoints' paths: they refuse what they do not know themselves."""
 _USE = f"use {' or '.join((*STEERED_PATHS, *elsewhere.PATHS))}."
 
 
@@ -45,6 +46,7 @@ class SteeringGuard:
         messages, body, call, base = list[Message](), dict[str, Any](), None, None
         try:
             check_encoding(b"", encoding)
+            refuse_headers(scope["headers"])
             if not path.startswith(OWN_PATHS):  # which bound what they read, and check it
                 messages, content = await _read(receive)
                 check_encoding(content)
@@ -60,7 +62,7 @@ class SteeringGuard:
             return await elsewhere.answer(self._app, scope, receive, send, body, call)
         if base is not None:
             return await elsewhere.passed_on(self._app, scope, receive, send, {**body, "model": base})
-        await self._app(scope, _replay(messages, receive), send)
+        await self._app(scope, replay(messages, receive), send)
 
 
 def _is_json(scope: Scope) -> bool:
@@ -87,10 +89,15 @@ def _object(content: bytes) -> dict[str, Any]:
 async def _begun(body: dict[str, Any], scope: Scope) -> SteeredCall | None:
     """Begin the call of a body that steers, on an endpoint that can; None for one that does not. Raises RequestError."""
     path = path_of(scope)
+    refuse_model_in_query(scope["query_string"], body)
+    steering: Steering | None = None
     if path in elsewhere.PATHS:
-        steering: Steering | None = steering_of(body)
+        steering = steering_of(body, path)
+    else:
+        refuse_lookalikes(body, path)
+    await refuse_loaded_names(body, scope)
+    if path in elsewhere.PATHS:
         return await elsewhere.steered(body, steering, scope)
-    refuse_lookalikes(body)
     if body.get("steering") is not None:
         raise InvalidSteeringError(f"{path} does not support 'steering'; {_USE}", "steering")
     return None
@@ -109,13 +116,3 @@ async def _base_of_variant(body: dict[str, Any], scope: Scope) -> str | None:
     if asked.steers and path not in COUNTING_PATHS:
         raise InvalidSteeringError(f"{path} does not steer, so no variant can answer there; {_USE}", "model")
     return asked.base if asked.steers else None
-
-
-def _replay(messages: list[Message], receive: Receive) -> Receive:
-    remaining = iter(messages)
-
-    async def replay() -> Message:
-        message = next(remaining, None)
-        return message if message is not None else await receive()
-
-    return replay

@@ -25,9 +25,12 @@ from saeclamp_server.conversation import Conversation, Message, locate
 from saeclamp_server.errors import InvalidRequestError, InvalidSteeringError
 from saeclamp_server.openai_api.asked_model import AskedModel
 from saeclamp_server.openai_api.calls import SteeredCall
+from saeclamp_server.openai_api.envelope import path_of
+from saeclamp_server.openai_api.loaded_names import refuse_loaded_names
 from saeclamp_server.openai_api.proof import TraceEntry, headers_of
 from saeclamp_server.openai_api.requests import SteeredChatCompletionRequest, SteeredCompletionRequest
 from saeclamp_server.openai_api.streams import with_receipt
+from saeclamp_server.outside_body import refuse_model_in_query
 from saeclamp_server.request_body import parse_body, steering_of
 
 router = APIRouter()
@@ -41,7 +44,10 @@ async def steering_in_body(raw_request: Request) -> Steering | None:
         body = parse_body(await raw_request.body())
     except ValueError as exc:
         raise InvalidRequestError(f"The body is not JSON: {exc}.", None) from exc
-    return steering_of(body)
+    refuse_model_in_query(raw_request.scope["query_string"], body)
+    steering = steering_of(body, path_of(raw_request.scope))
+    await refuse_loaded_names(body, raw_request.scope)
+    return steering
 
 
 SteeringInBody = Annotated[Steering | None, Depends(steering_in_body)]

@@ -162,6 +162,16 @@ class Variants:
         parsed = None if name in self._bases or ":" in name else self._parsed(name)
         return await self._find(parsed) if parsed is not None else None
 
+    async def all_names(self) -> frozenset[str]:
+        """Collect all that means a variant: names, with their model's and without, and aliases."""
+        names, aliases = await self._names(), await self._ask(self._store.all_aliases)
+        return frozenset({*(f"{base}:{name}" for base, name in names), *(name for _, name in names), *aliases.values()})
+
+    def is_of_a_base(self, model: str) -> bool:
+        """Whether a name is one that a variant of a model that is served could have."""
+        parsed = ModelName.parse(model)
+        return parsed is not None and parsed.base in self._bases
+
     async def refuse_unknown(self, model: str, others: Collection[str], allows_any: bool = False) -> None:
         """
         Raise RequestError for a name that neither a model nor a variant has.
