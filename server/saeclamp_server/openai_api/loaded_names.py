@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from starlette.types import Scope
 
+from saeclamp.types import MAX_KEY
 from saeclamp.types.refusals import shown
 from saeclamp_server.errors import InvalidSteeringError
 from saeclamp_server.known_fields import FIELDS, MESSAGE_FIELDS
@@ -15,6 +17,9 @@ from saeclamp_server.outside_body import query_fields
 from saeclamp_server.steering import Served
 from saeclamp_server.steering_words import plain
 from saeclamp_server.variants import Variants
+
+MAX_PARTS = 1000
+"""Parts of an unknown field that are looked at: more than there are interventions."""
 
 
 async def refuse_loaded_names(body: Any, scope: Scope) -> None:
@@ -40,6 +45,11 @@ async def refuse_loaded_names(body: Any, scope: Scope) -> None:
         if what is not None:
             hint = variant_hint(key, body) if what == "a variant" else AT_TOP_LEVEL
             raise InvalidSteeringError(f"{shown(key)} is the name of {what}, and no field. {hint}", path)
+    for key in body.keys() - FIELDS:
+        name = next((name for name in _strings_in(body[key]) if _is_a_full_name(name, served, variants)), None)
+        if name is not None:
+            hint = AT_TOP_LEVEL if "/" in name else variant_hint(name, body)
+            raise InvalidSteeringError(f"{shown(key)} is not read, though it names {shown(name)}. {hint}", key)
     for model, path in models.items():
         if model.partition("@")[0] in of_variants or variants.is_of_a_base(model):
             raise InvalidSteeringError(f"{path}: a variant is not read there. {variant_hint(model, body)}", path)
@@ -57,6 +67,21 @@ def _unknown_fields(body: Mapping[str, Any], query: bytes) -> Iterator[tuple[str
     for key, _ in query_fields(query):
         if key not in FIELDS:
             yield key, key
+
+
+def _strings_in(value: Any) -> Iterator[str]:
+    """Iterate over the strings and names of fields in a value, as far as someone would write what is to be moved."""
+    parts = islice(value, MAX_PARTS) if isinstance(value, list) else (value,)
+    for part in parts:
+        for text in islice((*part, *part.values()), MAX_PARTS) if isinstance(part, Mapping) else (part,):
+            if isinstance(text, str) and len(text) <= MAX_KEY:
+                yield text
+
+
+def _is_a_full_name(text: str, served: Served, variants: Variants) -> bool:
+    """Whether a text is a feature's name with its SAE's, or a variant's with its model's; nobody writes these by chance."""
+    sae, slash, feature = text.partition("/")
+    return bool(slash and feature and sae in served.saes) or variants.is_of_a_base(text)
 
 
 def _other_models(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
