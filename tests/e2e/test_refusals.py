@@ -55,6 +55,43 @@ def test_steering_that_is_switched_off_by_a_second_one_is_refused(server: Server
     assert "twice" in response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"])
+@pytest.mark.parametrize(
+    ("more", "query", "headers"),
+    [
+        ('"model": "{0}:golden-gate", "model": "{0}"', "", {}),
+        ('"golden-gate": 0.75', "", {}),
+        ('"bundled/golden-gate": 0.75', "", {}),
+        ('"preset": "{0}:golden-gate"', "", {}),
+        ('"extra_body": {{"model": "{0}:golden-gate"}}', "", {}),
+        ('"data": {{"steering": {{}}}}', "", {}),
+        ('"messages": [{{"role": "user", "content": "Hi", "model": "{0}:golden-gate"}}]', "", {}),
+        ('"n": 1', "?model={0}:golden-gate", {}),
+        ('"n": 1', "?golden-gate=0.75", {}),
+        ('"n": 1', "", {"X-Steering": "golden-gate"}),
+    ],
+)
+def test_steering_that_is_asked_for_where_nobody_reads_it_is_refused(
+    server: Server, path: str, more: str, query: str, headers: dict[str, str]
+) -> None:
+    fields = {"model": server.model, "max_tokens": 1, "prompt": "Hi", "input": "Hi"}
+    if '"messages"' not in more:
+        fields["messages"] = [{"role": "user", "content": "Hi"}]
+    kept = {name: value for name, value in fields.items() if f'"{name}"' not in more or name == "model"}
+    content = f"{json.dumps(kept)[:-1]}, {more.format(server.model)}}}"
+    if '"model": "{0}:golden-gate", "model"' in more:
+        content = content.replace(f'"model": "{server.model}", ', "", 1)
+    url = path + query.format(server.model)
+    response = server.http.post(url, content=content, headers={"Content-Type": "application/json", **headers})
+    assert response.status_code == 400, response.text
+
+
+def test_a_larger_body_than_the_server_takes_is_refused(server: Server) -> None:
+    response = server.post("/v1/completions", prompt="x" * (17 << 20))
+    assert response.status_code == 413
+    assert response.json()["error"]["code"] == "body_too_large"
+
+
 @pytest.mark.parametrize("prompt", [[], "", [[]]])
 def test_an_empty_prompt_is_refused_as_vllm_refuses_it(server: Server, prompt: Any) -> None:
     response = server.post("/v1/completions", prompt=prompt, **one())

@@ -46,10 +46,10 @@ async def refuse_loaded_names(body: Any, scope: Scope) -> None:
             hint = variant_hint(key, body) if what == "a variant" else AT_TOP_LEVEL
             raise InvalidSteeringError(f"{shown(key)} is the name of {what}, and no field. {hint}", path)
     for key in body.keys() - FIELDS:
-        name = next((name for name in _strings_in(body[key]) if _is_a_full_name(name, served, variants)), None)
-        if name is not None:
-            hint = AT_TOP_LEVEL if "/" in name else variant_hint(name, body)
-            raise InvalidSteeringError(f"{shown(key)} is not read, though it names {shown(name)}. {hint}", key)
+        said = next((text for text in _strings_in(body[key]) if _is_a_full_name(text, served, variants)), None)
+        if said is not None:
+            hint = AT_TOP_LEVEL if "/" in said else variant_hint(said, body)
+            raise InvalidSteeringError(f"{shown(key)} is not read, though it names {shown(said)}. {hint}", key)
     for model, path in models.items():
         if model.partition("@")[0] in of_variants or variants.is_of_a_base(model):
             raise InvalidSteeringError(f"{path}: a variant is not read there. {variant_hint(model, body)}", path)
