@@ -6,19 +6,25 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
 
-from saeclamp_server.engine.lifeline import become_server, kill_descendants, release, tie_to_server
+from saeclamp_server.engine.lifeline import become_server, begin_serving, kill_descendants, release, tie_to_server
 
 SHARE = multiprocessing.get_context("spawn")
 
 
+_is_ending = threading.Event()
+
+
 def end(number: int, frame: FrameType | None) -> None:
-    """As vLLM's handlers do."""
-    sys.exit(0)
+    """As vLLM's handlers do: the first signal ends the process, and further ones do not disturb that."""
+    if not _is_ending.is_set():
+        _is_ending.set()
+        sys.exit(0)
 
 
 def ready(folder: Path, name: str) -> None:
@@ -31,6 +37,8 @@ def worker(folder: Path) -> None:
     signal.signal(signal.SIGINT, end)
     tie_to_server()
     tie_to_server()  # an engine that is its own worker is tied twice
+    if not (folder / "engine-fails").exists():
+        begin_serving()
     ready(folder, "worker")
     while True:
         time.sleep(0.05)
@@ -38,7 +46,9 @@ def worker(folder: Path) -> None:
 
 def engine(folder: Path) -> None:
     """As in vLLM, what looks after the server is in the worker alone, until there is a scheduler."""
-    child = SHARE.Process(target=worker, args=(folder,))
+    child = SHARE.Process(
+        target=worker, args=(folder,), daemon=True
+    )  # so it is ended, and waited for, when this one ends
 
     def end_both(number: int, frame: FrameType | None) -> None:
         child.terminate()
@@ -51,8 +61,9 @@ def engine(folder: Path) -> None:
         time.sleep(0.05)
     if (folder / "engine-is-tied").exists():
         tie_to_server()
+        begin_serving()
     ready(folder, "engine")
-    while child.is_alive():
+    while child.is_alive() and not (folder / "engine-fails-now").exists():
         time.sleep(0.05)
 
 

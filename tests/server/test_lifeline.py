@@ -86,3 +86,11 @@ def test_an_end_at_once_leaves_nothing(tmp_path: Path) -> None:
         one.server.send_signal(signal.SIGHUP)
         assert one.server.wait(LIMIT_S) == 7
         one.until(one.are_gone, f"left behind: {one.others}")
+
+
+def test_an_engine_that_fails_while_it_starts_ends_its_worker(tmp_path: Path) -> None:
+    """Python ends what a process has started by SIGTERM, and waits: a worker that took none was waited for for ever."""
+    (tmp_path / "engine-fails").touch()
+    with family(tmp_path) as one:
+        (tmp_path / "engine-fails-now").touch()
+        one.until(lambda: not is_alive(one.engine) and not is_alive(one.worker), "the engine waits for its worker")

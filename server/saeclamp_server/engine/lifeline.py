@@ -55,19 +55,31 @@ def kill_descendants() -> None:
         _kill(process)
 
 
+_has_begun = threading.Event()
+
+
+def begin_serving() -> None:
+    """
+    Engine or worker process: take no signal for an end from now on, unless the server says so.
+
+    Not before: an engine that fails while it starts ends its workers by SIGTERM, and waits for them.
+    """
+    _has_begun.set()
+
+
 class _Shield:
-    """A signal's handler that does what it did before only once the server has released the process, or has gone."""
+    """A signal's handler that does what it did before until serving begins, and once the server has released the process."""
 
     def __init__(self, before: Callable[[int, FrameType | None], Any], is_released: threading.Event) -> None:
         self._before, self._is_released = before, is_released
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self._is_released.is_set():
+        if self._is_released.is_set() or not _has_begun.is_set():
             self._before(number, frame)
 
 
 def tie_to_server() -> None:
-    """Engine or worker process: end when the server has ended, and take no other signal for an end. Once is enough."""
+    """Engine or worker process: end when the server has ended; and see `begin_serving`. Once is enough."""
     if ENDS_WITH not in os.environ or threading.current_thread() is not threading.main_thread():
         return
     if isinstance(signal.getsignal(signal.SIGTERM), _Shield):

@@ -20,6 +20,7 @@ from vllm.v1.outputs import AsyncModelRunnerOutput
 
 from saeclamp_server.engine.filling import Filler
 from saeclamp_server.engine.kv_wipe import WIPED, wipe_blocks
+from saeclamp_server.engine.lifeline import begin_serving
 from saeclamp_server.engine.live import LiveRequests, Scheduled
 from saeclamp_server.engine.mapping import Places, Span
 from saeclamp_server.engine.ops import SiteState
@@ -78,6 +79,7 @@ class SteeredRunner:
             runner._bookkeeping_sync = self._book_and_settle
 
     def _wipe_and_update(self, scheduler_output: Any) -> Any:
+        begin_serving()
         # before vLLM's own update, which may copy other blocks into those that are wiped
         wipe_blocks(self._runner, getattr(scheduler_output, WIPED, ()))
         self._live.end(scheduler_output.finished_req_ids)

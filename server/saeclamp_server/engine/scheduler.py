@@ -21,7 +21,7 @@ from vllm.v1.request import Request, RequestStatus
 from saeclamp_server.engine.block_keys import EditedBlocks, steered_hasher
 from saeclamp_server.engine.holding import Finish, Holding, Waiting
 from saeclamp_server.engine.kv_wipe import WIPED
-from saeclamp_server.engine.lifeline import tie_to_server
+from saeclamp_server.engine.lifeline import begin_serving, tie_to_server
 from saeclamp_server.engine.tainted_blocks import TaintedBlocks
 from saeclamp_server.engine.telling import ATTRIBUTE, Told
 from saeclamp_server.program import ABORTED, EXTRA_ARGS_KEY, SteeringProgram
@@ -70,6 +70,7 @@ class _Steering:
         self._tainted = TaintedBlocks(self.kv_cache_manager)  # type: ignore[attr-defined]
 
     def add_request(self, request: Request) -> None:
+        begin_serving()
         params = request.sampling_params
         if params is not None and params.extra_args and EXTRA_ARGS_KEY in params.extra_args:
             self._add_steered(request, params.extra_args[EXTRA_ARGS_KEY])
