@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -188,3 +189,33 @@ def test_a_client_that_hangs_up_is_in_the_trace_as_aborted(server: Server) -> No
 def trace(server: Server, response: httpx.Response) -> list[dict[str, Any]]:
     """Lines on an answer."""
     return server.trace_of(response.headers["x-request-id"])
+
+
+BOMB = {"regex": "(a|aa|aaa|b?c?d?e?){1,200}" * 20}
+"""Of which each token takes minutes."""
+
+
+@pytest.mark.parametrize(
+    ("path", "steering"), [(GENERATING[0], {}), (GENERATING[1], {"steering": CLAMP}), (GENERATING[2], {})]
+)
+def test_a_grammar_that_would_hold_up_others_is_refused_and_holds_up_nobody(
+    server: Server, path: str, steering: dict[str, Any]
+) -> None:
+    body = {**BODIES[path], "structured_outputs": BOMB, **steering}
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(server.post, path, **body)
+        while not waiting.done():
+            assert server.post(path, **BODIES[path]).status_code == 200
+        refused = waiting.result()
+    assert refused.status_code == 400, refused.text
+    assert refused.json()["error"]["param"] == "structured_outputs"
+    assert "too slow" in refused.json()["error"]["message"]
+
+
+def test_a_stream_whose_grammar_is_refused_ends_with_an_error(server: Server) -> None:
+    response = server.post(
+        "/v1/completions", **{**BODIES["/v1/completions"], "structured_outputs": BOMB, "stream": True}
+    )
+    error = json.loads(response.text.split("data: ")[1])["error"]
+    assert "too slow" in error["message"]
+    assert error["param"] == "structured_outputs"

@@ -19,6 +19,7 @@ from vllm.v1.outputs import LogprobsLists
 from vllm.v1.request import Request, RequestStatus
 
 from saeclamp_server.engine.block_keys import EditedBlocks, steered_hasher
+from saeclamp_server.engine.grammar_limits import limit_grammars
 from saeclamp_server.engine.holding import Finish, Holding, Waiting
 from saeclamp_server.engine.kv_wipe import WIPED
 from saeclamp_server.engine.lifeline import begin_serving, tie_to_server
@@ -56,6 +57,9 @@ class _Steering:
     """Mixed into vLLM's schedulers."""
 
     requests: dict[str, Request]
+    grammar_compile_error_reqs: set[str]
+    """vLLM ends these at the next step."""
+    structured_output_manager: Any
     sched_step_seq: int
     processed_step_seq: int
 
@@ -68,6 +72,7 @@ class _Steering:
         # with this, vLLM gives them to nobody else before
         self.defer_block_free = True
         self._tainted = TaintedBlocks(self.kv_cache_manager)  # type: ignore[attr-defined]
+        limit_grammars(self.structured_output_manager, self.grammar_compile_error_reqs.add)
 
     def add_request(self, request: Request) -> None:
         begin_serving()

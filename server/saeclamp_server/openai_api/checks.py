@@ -6,7 +6,7 @@ A stream's status has left by then, and its client would get 200, and the error 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from vllm.exceptions import VLLMClientError, VLLMValidationError
@@ -64,6 +64,8 @@ class _Check:
             )
             if isinstance(prompt, dict) and "type" in prompt:  # else it is ours, and no stream
                 self._check(prompt, params, kwargs)
+                if getattr(params, "structured_outputs", None) is not None:
+                    return _with_reason(generate(*args, **kwargs))
             return generate(*args, **kwargs)
 
         return checked
@@ -95,6 +97,21 @@ class _Check:
         except REFUSED:
             return None
         return "structured_outputs"
+
+
+TOO_SLOW = (
+    "The grammar is too slow, so that others would wait for it, or it cannot be compiled: it must be compiled and allow its "
+    "first tokens within some seconds; see the server's log. Write it with fewer alternatives that begin alike, and fewer "
+    "repetitions within repetitions."
+)
+
+
+async def _with_reason(outputs: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """Say why an answer failed: to what the engine does not let in, or ends, vLLM says 'internal server error'."""
+    async for output in outputs:
+        if any(one.finish_reason == "error" for one in getattr(output, "outputs", ())):
+            raise InvalidParameterError(TOO_SLOW, parameter="structured_outputs")
+        yield output
 
 
 def _is_huge(value: Any) -> bool:
