@@ -137,3 +137,13 @@ def test_an_engine_that_cannot_start_ends_the_command_with_its_reason_and_the_lo
     assert "head" in said[-1].lower()
     path = Path(said[-1].rpartition("Log: ")[2])
     assert "Traceback" in path.read_text()
+
+
+def test_an_engine_that_fails_when_its_worker_is_up_ends_the_command_too(tmp_path: Path, tiny: list[str]) -> None:
+    """The engine then waits for its worker, which must not take the end for one that the server has not asked for."""
+    with (
+        pytest.raises(RuntimeError, match="The server ended with status 1") as raised,
+        serve(tmp_path / "log", tiny[0], *tiny[1:], "--num-gpu-blocks-override", "1", name="tiny", verbose=False),
+    ):
+        pytest.fail("it was served")
+    assert "memory for the cache blocks" in str(raised.value).splitlines()[-1]
