@@ -20,7 +20,7 @@ from saeclamp_server.engine.settings import sample_ids
 from saeclamp_server.engine.trusted_labels import trusted_labels
 from saeclamp_server.everywhere import EngineDirections, EngineReports, EngineStreams
 from saeclamp_server.features import FeatureSearch, known_saes
-from saeclamp_server.openai_api import checks, elsewhere, handlers, metrics
+from saeclamp_server.openai_api import checks, cut_short, elsewhere, handlers, metrics
 from saeclamp_server.openai_api.draining import Drain
 from saeclamp_server.openai_api.sequences import Sequences
 from saeclamp_server.openai_api.served_model import ServedModel
@@ -66,6 +66,7 @@ async def assembled(engine: Any, args: Namespace, plan: Plan, say: Callable[[str
     await init_app_state(engine, state, args, tasks)
     await checks.check_before_answers(state, engine)
     handlers.say_errors_in_messages(state)
+    cut_short.say_what_was_cut_short(state)
     bases = [path.name for path in state.openai_serving_models.base_model_paths]
     state.variants = Variants(plan.store, state.served, bases, lambda: state.openai_serving_models.lora_requests)
     state.model, state.directions, state.room = ServedModel(state), EngineDirections(engine), Room()

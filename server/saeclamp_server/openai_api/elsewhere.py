@@ -21,6 +21,7 @@ from saeclamp.types import Receipt, Steering
 from saeclamp_server.errors import InvalidSteeringError, NotAppliedError
 from saeclamp_server.openai_api.asked_model import AskedModel
 from saeclamp_server.openai_api.calls import SteeredCall
+from saeclamp_server.openai_api.cut_short import is_cut_short
 from saeclamp_server.openai_api.envelope import is_anthropic, path_of, written
 from saeclamp_server.openai_api.proof import TraceEntry, headers_of
 from saeclamp_server.program import EXTRA_ARGS_KEY
@@ -183,9 +184,10 @@ class _Completed:
             if isinstance(part, dict):
                 self._name(part)
         self._is_over |= body.get("type") in (*LAST_EVENTS, *FAILED_EVENTS)
-        if body.get("type") in FAILED_EVENTS:
+        cut_short = is_cut_short(body)  # what there is has been sent, so it gets its receipt
+        if body.get("type") in FAILED_EVENTS and not cut_short:
             self._carried.call.failed(str(body.get("error") or body.get("type")))
-        if body.get("type") in LAST_EVENTS:
+        if body.get("type") in LAST_EVENTS or cut_short:
             try:
                 receipt = await self._carried.receipt()
             except NotAppliedError as exc:
