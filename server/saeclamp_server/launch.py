@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import threading
 import traceback
@@ -18,7 +19,7 @@ from saeclamp_server.args import ServeOptions
 from saeclamp_server.fit import StartupError, in_one_line
 from saeclamp_server.plan import Plan, prepare
 from saeclamp_server.preflight import cannot_listen, check_address, check_vllm
-from saeclamp_server.server_log import ServerLog
+from saeclamp_server.server_log import ServerLog, killed
 
 PROGRESS_S = 20
 """Seconds between signs of life."""
@@ -105,10 +106,21 @@ def _reason(exc: Exception, log: ServerLog) -> str:
     """Find why the engine did not start: what it said itself, else what this process says of it."""
     # vLLM names the processes that have ended, with their exit statuses; or, where they ended later, says no more than that
     if "Engine core" in str(exc) or type(exc).__name__ == "EngineDeadError":
-        if ": -9" in str(exc):
-            return "it was killed, most likely because memory ran out"
-        return log.last_error() or "it ended without a word"
+        if ended := re.search(r": -(\d+)", str(exc)):
+            return f"it {killed(int(ended[1]))}"
+        return log.start_error() or "it ended without a word"
     return f"{type(exc).__name__}: {in_one_line(str(exc))}"
+
+
+def _cause_of_death(manager: Any, log: ServerLog) -> str:
+    """
+    Find why an engine died that ran: what it said itself, else how its process ended.
+
+    manager: vLLM's, of the engine's processes
+    """
+    # only of the one that ended first: vLLM kills the others
+    status = manager.finished_procs().get(manager.failed_proc_name, 0) if manager is not None else 0
+    return log.fatal_error() or (f"it {killed(-status)}" if status < 0 else "it ended without a word")
 
 
 async def _run(args: Namespace, started: threading.Event, plan: Plan, log: ServerLog) -> None:
@@ -132,6 +144,7 @@ async def _run(args: Namespace, started: threading.Event, plan: Plan, log: Serve
     try:
         async with build_async_engine_client(args) as engine:
             started.set()
+            processes = engine.engine_core.resources.engine_manager  # asked for now, since what ends forgets it
             await _serve_http(engine, args, address, socket, plan, log, end_at_once)
             has_died = engine.errored
             release(engine)
@@ -142,7 +155,7 @@ async def _run(args: Namespace, started: threading.Event, plan: Plan, log: Serve
     finally:
         socket.close()
     if has_died:
-        raise StartupError(f"The engine has died: {log.last_error() or 'it was killed'}. {log.where()}")
+        raise StartupError(f"The engine has died: {_cause_of_death(processes, log)}. {log.where()}")
 
 
 async def _serve_http(

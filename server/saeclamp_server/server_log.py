@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import time
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
@@ -15,11 +17,17 @@ from saeclamp_server.packaged_model import cache_folder
 KEPT = 20
 """Files of earlier servers that are left."""
 TAIL_BYTES = 400_000
-"""How far back the reason of an end is looked for."""
+"""How far back the reason of a failed start is looked for."""
+KEPT_LINES = 2000
+"""Of what the engine wrote, that the reason of its death is looked for in; the server's own may be longer than any tail."""
 
 _PREFIX = re.compile(r"^(?:\([\w ]+ pid=\d+\) ?)?(?:[A-Z]+ \d\d-\d\d [\d:.]+ \[[^\]]*\] ?)?")
 """What vLLM writes before each line: process, level, time and place."""
-_KILLED = re.compile(r"^Worker proc \S+ died unexpectedly \(exit code: -9\)")
+_ENGINES = re.compile(r"^\((?:EngineCore|Worker)\w* pid=\d+\)")
+"""How lines begin that the processes of the engine wrote; all others are of the server, which also logs mistakes of clients."""
+_FATAL = "EngineCore encountered a fatal error"
+"""With what an engine begins its last words."""
+_WORKER_DIED = re.compile(r"^Worker proc \S+ died unexpectedly \(exit code: -(\d+)\)")
 _ERROR = re.compile(r"^((?:\w+\.)*\w+(?:Error|Exception)|AssertionError): (.+)$")
 _CONSEQUENCES = ("Engine core init", "Executor failed", "EngineCore encountered", "WorkerProc init", "cancelled")
 """Beginnings of errors that only say that there was another one."""
@@ -65,19 +73,46 @@ class ServerLog:
         """Say where to read on."""
         return f"Log: {self.path}" if self.path else "Its log is above."
 
-    def last_error(self) -> str | None:
-        """Find the error that ended the engine, in the words of its traceback."""
+    def start_error(self) -> str | None:
+        """Find the error that kept the engine from starting, in the words of its traceback."""
         return find_error(_tail(self.path)) if self.path else None
+
+    def fatal_error(self) -> str | None:
+        """Find the error that ended an engine that ran; None where it said nothing, as one that is killed."""
+        if self.path is None:
+            return None
+        with self.path.open(encoding="utf-8", errors="replace") as file:
+            return find_fatal_error("".join(deque((line for line in file if _ENGINES.match(line)), KEPT_LINES)))
+
+
+def killed(number: int) -> str:
+    """Say of what a process died that a signal ended."""
+    if number == signal.SIGKILL:
+        return "was killed, most likely because memory ran out"
+    return f"was killed by signal {number} ({signal.strsignal(number) or 'unknown'})"
 
 
 def find_error(log: str) -> str | None:
     """Find the last error in a log of vLLM that is not the mere consequence of another."""
     lines = [_PREFIX.sub("", line).strip() for line in log.splitlines()]
-    if any(_KILLED.match(line) for line in lines):
-        return "a worker was killed, most likely because memory ran out"
+    if died := [match for line in lines if (match := _WORKER_DIED.match(line))]:
+        return f"a worker {killed(int(died[0][1]))}"
     found = [match for line in lines if (match := _ERROR.match(line))]
     causes = [match for match in found if not match[2].startswith(_CONSEQUENCES)]
     return f"{causes[-1][1].rpartition('.')[2]}: {causes[-1][2].rstrip('.')}" if causes else None
+
+
+def find_fatal_error(log: str) -> str | None:
+    """
+    Find in a log of vLLM the error of which an engine died that ran.
+
+    Only what the engine itself wrote is looked at, and only its last words: the server logs what clients did wrong, and a step
+    that failed earlier has failed its own requests.
+    """
+    lines = [line for line in log.splitlines() if _ENGINES.match(line)]
+    last = max((number for number, line in enumerate(lines) if _FATAL in line), default=len(lines))
+    died = [line for line in lines if _WORKER_DIED.match(_PREFIX.sub("", line))]
+    return find_error("\n".join(died + lines[last:]))
 
 
 def _tail(path: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from saeclamp_server.fit import in_one_line
-from saeclamp_server.server_log import KEPT, find_error
+from saeclamp_server.server_log import KEPT, find_error, find_fatal_error, killed
 
 HEAD_SIZE = """\
 INFO 11-29 23:30:00 [core.py:120] Initializing a V1 LLM engine
@@ -46,6 +46,68 @@ RuntimeError: Engine core initialization failed. See root cause above. Failed co
 )
 def test_the_error_that_ended_an_engine_is_found(log: str, found: str | None) -> None:
     assert find_error(log) == found
+
+
+MISTAKE = """\
+(MainProcess pid=1476) ERROR 11-30 03:02:52 [api_router.py:75] Error in create_messages: max_completion_tokens=3000 cannot be \
+greater than max_model_len=2048.
+(MainProcess pid=1476) ERROR 11-30 03:02:52 [api_router.py:75] Traceback (most recent call last):
+(MainProcess pid=1476) ERROR 11-30 03:02:52 [api_router.py:75]     raise VLLMValidationError(
+(MainProcess pid=1476) ERROR 11-30 03:02:52 [api_router.py:75] vllm.exceptions.VLLMValidationError: max_completion_tokens=3000 \
+cannot be greater than max_model_len=2048. Please request fewer output tokens. (parameter=max_completion_tokens, value=3000)
+INFO:     127.0.0.1:59244 - "POST /v1/messages HTTP/1.1" 400 Bad Request
+"""
+FAILED_STEP = """\
+(Worker pid=1766) ERROR 11-30 03:01:11 [live.py:120] Traceback (most recent call last):
+(Worker pid=1766) ERROR 11-30 03:01:11 [live.py:120] RuntimeError: no room for its rows
+"""
+ENDED = """\
+(Worker pid=1766) INFO 11-30 03:02:56 [multiproc_executor.py:843] Parent process exited, terminating worker queues
+(MainProcess pid=1476) WARNING 11-30 03:02:56 [core_client.py:817] [shutdown] MPClient: engine core exited unexpectedly; \
+starting cleanup
+(MainProcess pid=1476) ERROR 11-30 03:02:56 [async_llm.py:906] AsyncLLM output_handler failed.
+(MainProcess pid=1476) ERROR 11-30 03:02:56 [async_llm.py:906] Traceback (most recent call last):
+(MainProcess pid=1476) ERROR 11-30 03:02:56 [async_llm.py:906] vllm.v1.engine.exceptions.EngineDeadError: EngineCore \
+encountered an issue. See stack trace (above) for the root cause.
+"""
+FATAL = """\
+(Worker pid=19534) ERROR 11-30 02:37:46 [multiproc_executor.py:1063] RuntimeError: Unsupported CPU attention: head_dim=20
+(EngineCore pid=19528) ERROR 11-30 02:37:46 [core.py:1512] EngineCore encountered a fatal error.
+(EngineCore pid=19528) ERROR 11-30 02:37:46 [core.py:1512] Traceback (most recent call last):
+(EngineCore pid=19528) ERROR 11-30 02:37:46 [core.py:1512]     raise RuntimeError(
+(EngineCore pid=19528) ERROR 11-30 02:37:46 [core.py:1512] RuntimeError: Worker failed with error 'Unsupported CPU attention'
+(MainProcess pid=19521) ERROR 11-30 02:37:46 [async_llm.py:906] AsyncLLM output_handler failed.
+"""
+WORKER_KILLED = """\
+(EngineCore pid=7) ERROR 11-29 23:50:35 [multiproc_executor.py:315] Worker proc VllmWorker-0 died unexpectedly (exit code: -9), \
+shutting down executor.
+(EngineCore pid=7) ERROR 11-29 23:50:35 [core.py:1512] EngineCore encountered a fatal error.
+(EngineCore pid=7) ERROR 11-29 23:50:35 [core.py:1512] RuntimeError: cancelled
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "found"),
+    [
+        pytest.param(MISTAKE + ENDED, None, id="a-clients-mistake-is-not-the-reason"),
+        pytest.param(FAILED_STEP + ENDED, None, id="nor-is-a-step-that-failed-earlier"),
+        pytest.param(
+            FAILED_STEP + MISTAKE + FATAL + MISTAKE,
+            "RuntimeError: Worker failed with error 'Unsupported CPU attention'",
+            id="its-last-words-are",
+        ),
+        pytest.param(
+            MISTAKE + WORKER_KILLED, "a worker was killed, most likely because memory ran out", id="or-a-dead-worker"
+        ),
+    ],
+)
+def test_the_death_of_an_engine_is_explained_by_the_last_words_of_its_own(log: str, found: str | None) -> None:
+    assert find_fatal_error(log) == found
+
+
+def test_what_a_signal_ended_was_killed() -> None:
+    assert killed(9) == "was killed, most likely because memory ran out"
+    assert killed(11) == "was killed by signal 11 (Segmentation fault)"
 
 
 @pytest.mark.parametrize(
@@ -85,10 +147,10 @@ print(log.path, file=log._output)
 """
 
 
-def run(folder: Path) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, program: str = PROGRAM) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "SAECLAMP_CACHE": str(folder)}
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment, timeout=120, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=120, check=True
     )
 
 
@@ -116,6 +178,24 @@ def test_the_oldest_files_are_removed(tmp_path: Path) -> None:
     assert len(names) == KEPT + 1
     assert names[0] == "serve-20250101-000005-1.log"
     assert (folder / "mine.log").exists()
+
+
+LONG_LOG = """
+import sys
+from saeclamp_server.server_log import ServerLog
+log = ServerLog()
+log.to_file()
+print("(EngineCore pid=7) ERROR 11-29 23:50:35 [core.py:1512] EngineCore encountered a fatal error.")
+print("(EngineCore pid=7) ERROR 11-29 23:50:35 [core.py:1512] RuntimeError: the end")
+for _ in range(10_000):
+    print("(MainProcess pid=6) ERROR 11-29 23:50:36 [serving.py:500] vllm.v1.engine.exceptions.EngineDeadError: EngineCore died")
+sys.stdout.flush()
+print(log.fatal_error(), file=log._output)
+"""
+
+
+def test_the_last_words_are_found_however_much_the_server_says_of_them(tmp_path: Path) -> None:
+    assert run(tmp_path, LONG_LOG).stdout == "RuntimeError: the end\n"
 
 
 def test_where_no_file_can_be_made_the_terminal_shows_everything(tmp_path: Path) -> None:
