@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.util
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 
 from saeclamp_saes.errors import SAEError
 from saeclamp_server.args import ServeOptions, parse
+from saeclamp_server.output import written
 
 SERVER_EXTRA = (
     "in a clone of the repository `make serve` installs all that a server needs; by hand it is the extra 'cpu', or 'server' "
@@ -27,11 +27,15 @@ TERMINATED = 128 + signal.SIGTERM
 
 def main() -> None:
     """Run the command line."""
-    options = parse(sys.argv[1:])
     try:
-        sys.exit(_serve(options) if isinstance(options, ServeOptions) else _run(options))
+        sys.exit(written(_main))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _main() -> int:
+    options = parse(sys.argv[1:])
+    return _serve(options) if isinstance(options, ServeOptions) else _run(options)
 
 
 def _serve(options: ServeOptions) -> int:
@@ -51,9 +55,6 @@ def _run(options: argparse.Namespace) -> int:
         return TERMINATED
     except SAEError as exc:
         sys.exit(f"saeclamp: {exc}")
-    except BrokenPipeError:  # the reader, such as `head`, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _terminate(*_: object) -> None:
