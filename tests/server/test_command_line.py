@@ -174,10 +174,30 @@ def test_a_host_that_is_not_this_machine_is_refused_as_such() -> None:
 
 
 @pytest.mark.parametrize(
-    "argv", [["--port", "none"], ["--port"], ["--port", "99999"], ["--uds", "x"], ["--config", "y"]]
+    "argv",
+    [
+        ["--port", "none"],
+        ["--port"],
+        ["--port", "0"],
+        ["--uds", "x"],
+        ["--uds", "x", "--port", "99999"],
+        ["--config", "y"],
+    ],
 )
 def test_an_address_that_vllm_must_judge_is_left_to_it(argv: list[str]) -> None:
     check_address(argv)
+
+
+@pytest.mark.parametrize("argv", [["--port", "99999999"], ["--port=-1"], ["--port", "-1"], ["--port", "65536"]])
+def test_a_port_that_cannot_be_is_refused_with_its_value_and_the_range(argv: list[str]) -> None:
+    value = argv[-1].removeprefix("--port=")
+    with pytest.raises(StartupError, match=f"--port {value} is no port: it is a number from 1 to 65535, or 0"):
+        check_address(argv)
+
+
+def test_a_model_without_a_name_is_not_the_current_folder() -> None:
+    with pytest.raises(StartupError, match="The model's name is empty"):
+        read_model("")
 
 
 def test_weights_with_nan_are_refused_before_the_engine_starts(tmp_path: Path) -> None:

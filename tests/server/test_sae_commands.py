@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tests.bundled import D_SAE, LAYER
 from tests.e2e.checkpoints import make_sae
 from tests.saes.layouts import goodfire
@@ -250,3 +251,30 @@ def test_every_command_is_there() -> None:
         line.split()[0] for line in done.stdout.splitlines() if line.startswith("    ") and line[4] != " "
     ]
     assert shown == ["list", "info", "add", "remove", "convert", "verify"]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_info_says_that_an_sae_is_damaged(saeclamp: Saeclamp, tmp_path: Path, number: float) -> None:
+    weights = make_sae(tmp_path / "sae", layer=1, d_in=32) / "sae_weights.safetensors"
+    tensors = load_file(weights)
+    tensors["W_dec"][3, 4] = number
+    save_file(tensors, weights)
+    said = saeclamp("info", str(tmp_path / "sae"))
+    assert (said.status, said.err) == (1, "")
+    facts = dict(line.split("\t", 1) for line in said.out.splitlines())
+    assert facts["damage"] == f"{weights}: W_dec holds NaN or infinity. It cannot be served."
+    as_json = saeclamp("info", str(tmp_path / "sae"), "--json")
+    assert as_json.status == 1
+    assert json.loads(as_json.out)["damage"] == facts["damage"]
+
+
+def test_info_of_a_sound_sae_speaks_of_no_damage(saeclamp: Saeclamp) -> None:
+    assert "damage\t" not in saeclamp("info", "bundled").out
+
+
+@pytest.mark.parametrize("empty", ["", " ", "name=", "?layer=1", "name=?layer=1"])
+@pytest.mark.parametrize("command", ["info", "add"])
+def test_no_name_is_not_the_current_folder(saeclamp: Saeclamp, command: str, empty: str) -> None:
+    said = saeclamp(command, empty)
+    assert (said.status, said.out) == (1, "")
+    assert said.err.startswith(f"saeclamp: SAE {empty!r} names nothing: give a bundled SAE"), said.err

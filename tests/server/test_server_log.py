@@ -49,12 +49,13 @@ def test_the_error_that_ended_an_engine_is_found(log: str, found: str | None) ->
 
 
 MISTAKE = """\
-(MainProcess pid=1476) ERROR 11-30 03:02:52 [api_router.py:75] Error in create_messages: max_completion_tokens=3000 cannot be \
-greater than max_model_len=2048.
+(MainProcess pid=1476) ERROR 11-30 03:02:52 [api_router.py:75] Error in create_messages: \
+max_completion_tokens=3000 cannot be greater than max_model_len=2048.
 (MainProcess pid=1476) ERROR 11-30 03:02:52 [api_router.py:75] Traceback (most recent call last):
 (MainProcess pid=1476) ERROR 11-30 03:02:52 [api_router.py:75]     raise VLLMValidationError(
-(MainProcess pid=1476) ERROR 11-30 03:02:52 [api_router.py:75] vllm.exceptions.VLLMValidationError: max_completion_tokens=3000 \
-cannot be greater than max_model_len=2048. Please request fewer output tokens. (parameter=max_completion_tokens, value=3000)
+(MainProcess pid=1476) ERROR 11-30 03:02:52 [api_router.py:75] vllm.exceptions.VLLMValidationError: \
+max_completion_tokens=3000 cannot be greater than max_model_len=2048. Please request fewer output tokens. \
+(parameter=max_completion_tokens, value=3000)
 INFO:     127.0.0.1:59244 - "POST /v1/messages HTTP/1.1" 400 Bad Request
 """
 FAILED_STEP = """\
@@ -79,8 +80,8 @@ FATAL = """\
 (MainProcess pid=19521) ERROR 11-30 02:37:46 [async_llm.py:906] AsyncLLM output_handler failed.
 """
 WORKER_KILLED = """\
-(EngineCore pid=7) ERROR 11-29 23:50:35 [multiproc_executor.py:315] Worker proc VllmWorker-0 died unexpectedly (exit code: -9), \
-shutting down executor.
+(EngineCore pid=7) ERROR 11-29 23:50:35 [multiproc_executor.py:315] Worker proc VllmWorker-0 died unexpectedly \
+(exit code: -9), shutting down executor.
 (EngineCore pid=7) ERROR 11-29 23:50:35 [core.py:1512] EngineCore encountered a fatal error.
 (EngineCore pid=7) ERROR 11-29 23:50:35 [core.py:1512] RuntimeError: cancelled
 """
@@ -188,7 +189,7 @@ log.to_file()
 print("(EngineCore pid=7) ERROR 11-29 23:50:35 [core.py:1512] EngineCore encountered a fatal error.")
 print("(EngineCore pid=7) ERROR 11-29 23:50:35 [core.py:1512] RuntimeError: the end")
 for _ in range(10_000):
-    print("(MainProcess pid=6) ERROR 11-29 23:50:36 [serving.py:500] vllm.v1.engine.exceptions.EngineDeadError: EngineCore died")
+    print("(MainProcess pid=6) ERROR 11-29 23:50:36 [serving.py:500] vllm.v1.engine.exceptions.EngineDeadError: it died")
 sys.stdout.flush()
 print(log.fatal_error(), file=log._output)
 """

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from saeclamp_saes.commands.tables import print_facts, print_json, print_table
-from saeclamp_saes.errors import SAELibraryError
+from saeclamp_saes.errors import SAEError, SAELibraryError
 from saeclamp_saes.library import catalogue, user_library
 from saeclamp_saes.library.catalogue import CatalogueEntry, CatalogueSAE
 
@@ -118,20 +118,26 @@ def _print_listing(items: list[dict[str, Any]], columns: dict[str, str], as_json
 
 
 def _info(args: argparse.Namespace) -> int:
-    from saeclamp_saes.library.entries import find_sae, open_entry
+    from saeclamp_saes.library.entries import check_numbers, find_sae, open_entry
     from saeclamp_saes.library.names import in_library, locate
 
     found = locate(args.what)
     held = in_library(found) or found
+    damage = None
     if held.path is None and held.listed and held.reference and not held.reference.is_pinned:
         facts = {**_listed(held.listed), "kept": f"not here: `saeclamp sae add {held.listed.id}` downloads it"}
     else:
-        facts = _opened(open_entry(find_sae(args.what)), held)
+        entry = open_entry(find_sae(args.what))
+        try:
+            check_numbers(entry)
+        except SAEError as exc:
+            damage = str(exc)
+        facts = {**_opened(entry, held), "damage": damage and f"{damage} It cannot be served."}
     if args.json:
         print_json(facts)
     else:
         print_facts({name: _text(value) for name, value in facts.items() if value not in (None, "", [], {})})
-    return 0
+    return 1 if damage else 0
 
 
 def _add(args: argparse.Namespace) -> int:

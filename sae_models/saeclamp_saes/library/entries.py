@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from saeclamp_saes.errors import CheckpointError, SAELibraryError
+from saeclamp_saes.files.source import Source
 from saeclamp_saes.formats import CheckpointSummary, summarize
 from saeclamp_saes.hashes import sha256_of
 from saeclamp_saes.library import adding, hub, hub_places, user_library
@@ -79,6 +80,13 @@ def open_entry(address: SAEAddress) -> SAEEntry:
     except OSError as exc:  # not least, because it is being removed
         raise SAELibraryError(f"SAE {name!r} cannot be read: {exc}.") from exc
     return SAEEntry(name, path, options, _hash(list(digests.values()), options), summary, features)
+
+
+def check_numbers(entry: SAEEntry) -> None:
+    """Read an SAE's weights once. Raises SAEError where they hold NaN or infinity: the file is damaged."""
+    source = Source(entry.path)
+    for weights in entry.summary.weights:
+        source.open(weights).check_numbers()
 
 
 def hash_of(files: Sequence[Path], options: Options) -> str:

@@ -52,6 +52,11 @@ def locate(text: str) -> Found:
     """Find out what a text leads to, without reading or downloading it. Raises SAEError."""
     where, _, query = (text, "", "") if _exists(text) else text.partition("?")
     name, named, what = _split_name(where)
+    if not what.strip():  # as a path it would be the current folder
+        raise SAELibraryError(
+            f"SAE {text!r} names nothing: give a bundled SAE, one of your library, a file or folder, or an id of the "
+            "catalogue."
+        )
     if hub_places.is_address(what):  # before its own `?download=true` is taken for options
         raise SAELibraryError(hub_places.advice(what) or f"{what!r} is no place on the hub that holds an SAE.")
     options = Options.parse(query)

@@ -1,8 +1,8 @@
 """
 What vLLM's other generation endpoints say of an answer that the engine ended early, because the server stops.
 
-vLLM calls it completed on `/v1/responses`, and on `/v1/messages` ends it without a reason, which Anthropic's clients take for
-an answer that is whole. Chat completions have a word for it: `finish_reason: "abort"`.
+vLLM calls it completed on `/v1/responses`, and on `/v1/messages` ends it without a reason, which Anthropic's clients take
+for an answer that is whole. Chat completions have a word for it: `finish_reason: "abort"`.
 """
 
 from __future__ import annotations
