@@ -26,7 +26,7 @@ OVERLOADED = "overloaded_error"
 """Type of Anthropic's errors after which a client asks again, or another server."""
 
 
-class _ResponseIncompleteEvent(ResponseCompletedEvent):  # type: ignore[misc]  # vLLM's, which has no types
+class _ResponseIncompleteEvent(ResponseCompletedEvent):
     type: Literal["response.incomplete"]
 
 
@@ -56,7 +56,7 @@ def _in_responses(handler: Any) -> None:
         response = await whole(request, params, results, context, *args, **kwargs)
         if isinstance(response, ResponsesResponse) and _is_aborted(context):
             response.status = "incomplete"
-            response.incomplete_details = IncompleteDetails.model_construct(reason=ABORT)  # type: ignore[arg-type]
+            response.incomplete_details = IncompleteDetails.model_construct(reason=ABORT)
             for item in response.output[-1:]:  # those before it had ended
                 _say_incomplete(item)
         return response
@@ -100,7 +100,8 @@ def _is_aborted(context: Any) -> bool:
 
 
 def _reason(response: Any) -> str | None:
-    return response.incomplete_details and response.incomplete_details.reason
+    reason: str | None = response.incomplete_details and response.incomplete_details.reason
+    return reason
 
 
 def _say_incomplete(item: Any) -> None:
