@@ -29,9 +29,9 @@ from tests.server.conftest import entry
 from saeclamp.types import FeatureQuery
 from saeclamp_saes.labelling.open_table import OpenLabels
 from saeclamp_saes.labelling.table import LabelsInfo, TokenLogit, batch_of, write_labels
-from saeclamp_server.doses import Lengths
 from saeclamp_server.embedding import Encoder
 from saeclamp_server.features import FeatureSearch, KnownSAE, meanings
+from saeclamp_server.lengths import Lengths
 
 RESULTS = Path(__file__).parent / "results"
 SMALL = 4096

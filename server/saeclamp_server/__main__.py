@@ -10,7 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from saeclamp_saes.errors import SAEError
-from saeclamp_server.args import ServeOptions, parse
+from saeclamp_server.args import parse
+from saeclamp_server.options import ServeOptions
 from saeclamp_server.output import written
 
 SERVER_EXTRA = (

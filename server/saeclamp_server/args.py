@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,6 +11,14 @@ from saeclamp_saes import commands as sae_commands
 from saeclamp_saes.commands.numbers import positive
 from saeclamp_server import terminal
 from saeclamp_server.calibration import command as calibrate_command
+from saeclamp_server.options import (
+    DRAIN_S,
+    MAX_BODY,
+    MAX_FEATURES,
+    MAX_VECTORS,
+    MAX_WAITING,
+    ServeOptions,
+)
 from saeclamp_server.packaged_model import PACKAGED_MODEL, PackagedModelError, prepared_model
 
 DESCRIPTION = f"""\
@@ -28,57 +35,6 @@ under another name, and ?key=value&... says what its files do not, such as ?site
 serves none, but vectors at every --vector-site"""
 
 NO_SAE = "none"
-
-MAX_VECTORS = 256
-"""A site. Their rows are allocated at the start: at width 4096, 8 MB a site."""
-
-
-DEFAULT_HOST = "127.0.0.1"
-"""vLLM listens on every interface by default; a server without a key should not."""
-
-DRAIN_S = 30.0
-
-MAX_FEATURES = 4096
-MAX_WAITING = 256
-
-MAX_BODY = 16
-"""Megabytes. While a body is parsed and checked, nobody else is answered."""
-
-
-@dataclass(frozen=True)
-class ServeOptions:
-    """What was asked for on the command line."""
-
-    model: str
-    saes: tuple[str, ...]
-    vllm_argv: tuple[str, ...]
-    """Passed to vLLM's own parser."""
-    allow_unverified: bool = False
-    """Whether to serve SAEs that do not reconstruct what the model has where they claim to sit."""
-    max_dose: float | None = None
-    """Longest edit of a token that a request may ask for, in median lengths of the stream; None for `doses.MAX_DOSE`."""
-    vector_sites: tuple[str, ...] = ()
-    """Where uploaded vectors can sit besides the sites of the SAEs."""
-    max_vectors: int = MAX_VECTORS
-    """How many each site holds."""
-    max_features: int = MAX_FEATURES
-    """How many distinct features may be in use at once."""
-    max_waiting: int = MAX_WAITING
-    """How many requests may wait for features."""
-    max_body: int = MAX_BODY
-    """Megabytes of the largest body that vLLM's endpoints are given."""
-    offload_saes: bool = False
-    """Whether SAEs stay in the host's memory, and only the features in use are on the model's device."""
-    vectors: Path | None = None
-    """Where uploaded vectors are kept; None for a folder of the model in the cache."""
-    drain_s: float = DRAIN_S
-    """How long running requests may take to end when the server is told to stop."""
-    verbose: bool = False
-    """Whether vLLM's log is to be seen in the terminal."""
-    variants: str | None = None
-    """URL of the database of variants; None for a SQLite file among the user's data."""
-    trace: Path | None = None
-    """To which file a line is written for each steered request; None for none."""
 
 
 def parse(argv: list[str]) -> ServeOptions | argparse.Namespace:

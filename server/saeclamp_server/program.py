@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from saeclamp_server.scopes import ALL, GENERATED, PROMPT, Scope, can_meet
+from saeclamp_server.vector_names import VECTOR
 
 EXTRA_ARGS_KEY = "saeclamp"
 RECORD_KEY = "saeclamp_record"
@@ -24,9 +25,6 @@ RECORD_KEY = "saeclamp_record"
 
 ABORTED = "saeclamp:aborted"
 """vLLM's `stop_reason` of an answer that a rule has ended."""
-
-VECTOR = "vector:"
-"""What the name of an uploaded vector follows where an edit names it in place of an SAE; its index is 0."""
 
 EditOp = Literal["clamp", "add", "at_least", "at_most", "scale"]
 

@@ -20,8 +20,8 @@ from saeclamp_server.calibration.green_zone import Criteria
 from saeclamp_server.calibration.prompts import Prompts
 from saeclamp_server.calibration.settings import STRENGTHS, Settings
 from saeclamp_server.conversation import Conversation
-from saeclamp_server.doses import Lengths
 from saeclamp_server.engine.block_keys import EditedBlocks
+from saeclamp_server.lengths import Lengths
 from saeclamp_server.steering import Served, resolve
 from saeclamp_server.variants.content import meaning_of, written
 

@@ -18,11 +18,11 @@ from tests.refusal_table import REFUSALS
 from saeclamp import types
 from saeclamp_server import args
 from saeclamp_server.app import create_app
-from saeclamp_server.args import MAX_BODY
-from saeclamp_server.doses import Lengths
 from saeclamp_server.errors import RequestError
+from saeclamp_server.lengths import Lengths
 from saeclamp_server.openai_api import metrics
 from saeclamp_server.openai_api.draining import Drain
+from saeclamp_server.options import MAX_BODY
 from saeclamp_server.request_body import steering_of
 from saeclamp_server.steering import Served, resolve
 

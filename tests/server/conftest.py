@@ -10,7 +10,7 @@ import pytest
 from saeclamp_saes import Options, SAEEntry, Site
 from saeclamp_saes.formats import CheckpointSummary
 from saeclamp_saes.library.feature_book import FeatureNote
-from saeclamp_server.doses import Lengths
+from saeclamp_server.lengths import Lengths
 from saeclamp_server.steering import Served
 
 

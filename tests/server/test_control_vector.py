@@ -17,8 +17,8 @@ from tests.server.vectors import WIDTH, Engine
 
 from saeclamp import Add, Client, Steering
 from saeclamp_saes import Site
-from saeclamp_server.doses import Lengths
 from saeclamp_server.errors import InvalidVectorError, RequestError
+from saeclamp_server.lengths import Lengths
 from saeclamp_server.openai_api.handlers import refuse
 from saeclamp_server.routes import variants as variant_routes
 from saeclamp_server.routes import vectors as vector_routes

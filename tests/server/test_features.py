@@ -18,9 +18,9 @@ from saeclamp.types import StoredFeature, StoredSAE
 from saeclamp_saes import SAEEntry
 from saeclamp_saes.labelling.open_table import OpenLabels
 from saeclamp_saes.labelling.table import labels_path
-from saeclamp_server.doses import Lengths
 from saeclamp_server.errors import RequestError
 from saeclamp_server.features import known_saes
+from saeclamp_server.lengths import Lengths
 from saeclamp_server.openai_api.handlers import refuse
 from saeclamp_server.routes import features as routes
 from saeclamp_server.steering import Served

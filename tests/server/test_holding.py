@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saeclamp_server.engine.holding import Finish, Holding
-from saeclamp_server.engine.telling import Readings, Told
+from saeclamp_server.engine.step_report import Readings, Told
 from saeclamp_server.program import Comparison, Readout, Rule, SteeringProgram
 from saeclamp_server.scopes import ALL, GENERATED, PROMPT
 

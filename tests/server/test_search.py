@@ -18,12 +18,12 @@ from saeclamp_saes.labelling.open_table import OpenLabels
 from saeclamp_saes.labelling.table import Labels, LabelsInfo, TokenLogit, labels_path
 from saeclamp_saes.library.feature_book import FeatureNote
 from saeclamp_server import embedding
-from saeclamp_server.doses import Lengths
 from saeclamp_server.features import FeatureSearch, KnownSAE
 from saeclamp_server.features.description import description
 from saeclamp_server.features.findable import Findable, Texts
 from saeclamp_server.features.meanings import Meanings
 from saeclamp_server.features.words import WordIndex
+from saeclamp_server.lengths import Lengths
 
 INFO = LabelsInfo("small", "0" * 64, "tiny", {}, {}, 1000, {}, (), {}, "2026-01-01")
 LABELS: list[dict[str, Any]] = [

@@ -15,8 +15,8 @@ from saeclamp import Ablate, Add, After, AtLeast, AtMost, Clamp, FeatureIndex, F
 from saeclamp.types import Operation, Tokens
 from saeclamp_server import doses
 from saeclamp_server.conversation import Conversation
-from saeclamp_server.doses import Lengths, rounded, rounded_the_other_way
 from saeclamp_server.errors import NotAppliedError, RequestError
+from saeclamp_server.lengths import Lengths, rounded, rounded_the_other_way
 from saeclamp_server.program import Edit, EditOp, SteeringProgram
 from saeclamp_server.scopes import ALL, GENERATED, PROMPT, PROMPT_END, Scope
 from saeclamp_server.steering import Served, receipt, resolve, roles_in

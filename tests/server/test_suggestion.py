@@ -9,7 +9,6 @@ from tests.server.conftest import entry
 
 from saeclamp.types import Suggest, Suggestion
 from saeclamp_saes.library.feature_book import FeatureNote
-from saeclamp_server.doses import Lengths
 from saeclamp_server.features import FeatureSearch
 from saeclamp_server.finding.ideas import subject_of
 from saeclamp_server.finding.reading import FeatureId
@@ -17,6 +16,7 @@ from saeclamp_server.finding.screening import Screened, finalists
 from saeclamp_server.finding.superiority import Superiority
 from saeclamp_server.finding.trials import Arm, control_arms, refusal
 from saeclamp_server.finding.verdict import Attempt, Finalist, Idea, verdict
+from saeclamp_server.lengths import Lengths
 from saeclamp_server.steering import Served
 
 SEA, SHIP, SOUP = (FeatureId("s", number) for number in range(3))

@@ -11,11 +11,12 @@ from tests.server.vectors import file
 
 from saeclamp import Ablate, Add, AtMost, Clamp, FeatureCondition, Readout, Rule, Scale, Steering
 from saeclamp.types import Operation
-from saeclamp_server.args import ServeOptions, parse
-from saeclamp_server.doses import Lengths
+from saeclamp_server.args import parse
 from saeclamp_server.engine.block_keys import EditedBlocks
 from saeclamp_server.engine.placed import Held, PlacedProgram, vector_key
 from saeclamp_server.errors import RequestError
+from saeclamp_server.lengths import Lengths
+from saeclamp_server.options import ServeOptions
 from saeclamp_server.program import Edit, SteeringProgram
 from saeclamp_server.scopes import ALL, GENERATED
 from saeclamp_server.steering import Served, receipt, resolve

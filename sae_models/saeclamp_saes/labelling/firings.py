@@ -20,8 +20,8 @@ from torch import Tensor
 from saeclamp_saes.labelling.columns import STATE, Column, Columns, check_size, damaged
 from saeclamp_saes.sae import SAE
 from saeclamp_saes.training.documents import documents
-from saeclamp_saes.training.harvest import GROUP_TOKENS, Part, Reader
-from saeclamp_saes.training.progress import Report, forwards
+from saeclamp_saes.training.harvest import GROUP_TOKENS, Part, Reader, forwards
+from saeclamp_saes.training.progress import Report
 from saeclamp_saes.training.rows import allocate
 
 ENCODED_AT_ONCE = 1 << 26

@@ -16,8 +16,8 @@ from saeclamp_saes.measuring.source import Source, Survey, survey
 from saeclamp_saes.measuring.sums import Sums
 from saeclamp_saes.sae import SAE
 from saeclamp_saes.sites import Site
-from saeclamp_saes.training.harvest import GROUP_TOKENS, Part, Reader, norm_limits, width_of
-from saeclamp_saes.training.progress import Report, forwards, silent
+from saeclamp_saes.training.harvest import GROUP_TOKENS, Part, Reader, forwards, norm_limits, width_of
+from saeclamp_saes.training.progress import Report, silent
 from saeclamp_saes.verification.result import Verification
 from saeclamp_saes.verification.verify import verify
 

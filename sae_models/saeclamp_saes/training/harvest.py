@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from saeclamp_saes.errors import TrainingError
 from saeclamp_saes.sites import Site
 from saeclamp_saes.training.documents import Document, documents
-from saeclamp_saes.training.progress import Read, Report, forwards, silent, unheard
+from saeclamp_saes.training.progress import Report, silent
 from saeclamp_saes.training.rows import StoreDtype
 from saeclamp_saes.verification.architectures import edited
-from saeclamp_saes.verification.figures import SINK_MULTIPLE
 from saeclamp_saes.verification.models import check_vocabulary
 from saeclamp_saes.verification.text import SHORTEST, begin_of
+from saeclamp_saes.verification.token_mask import SINK_MULTIPLE
 
 MEDIAN_TOKENS = 4096
 """On which the median lengths are measured, once for a run."""
@@ -48,6 +48,31 @@ class Part(NamedTuple):
     def num_counting(self) -> int:
         """Tokens that count."""
         return int(self.counts.sum())
+
+
+Read = Callable[[Sequence[Part]], None]
+"""Gets the sequences of a model's forward, when that is done."""
+
+
+def unheard(parts: Sequence[Part]) -> None:
+    """Tell nothing of a forward."""
+
+
+def forwards(report: Report, doing: str, done: int, total: int, size: Callable[[Part], int]) -> Read:
+    """
+    Make what reports each forward, because a group of them takes minutes on a slow machine.
+
+    done: before the first; what a forward reads beyond `total`, or again, is not told
+    size: what a sequence adds, in the unit of `done` and `total`
+    """
+    so_far = done
+
+    def read(parts: Sequence[Part]) -> None:
+        nonlocal so_far
+        so_far += sum(map(size, parts))
+        report(doing, max(0, min(so_far, total)), total, {})
+
+    return read
 
 
 @dataclass(frozen=True)

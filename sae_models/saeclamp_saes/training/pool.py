@@ -15,8 +15,8 @@ from torch import Tensor
 
 from saeclamp_saes.errors import TrainingError
 from saeclamp_saes.training.folder import DamagedError, damaged, read_json, write_json
-from saeclamp_saes.training.harvest import Cursor, Harvest
-from saeclamp_saes.training.progress import Report, forwards
+from saeclamp_saes.training.harvest import Cursor, Harvest, forwards
+from saeclamp_saes.training.progress import Report
 from saeclamp_saes.training.rows import Rows, Table
 
 

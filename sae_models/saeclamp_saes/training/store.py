@@ -27,8 +27,8 @@ from saeclamp_saes.training.folder import (
     write_json,
     writing_to,
 )
-from saeclamp_saes.training.harvest import Cursor, Harvest, Reader, width_of
-from saeclamp_saes.training.progress import Report, forwards, silent
+from saeclamp_saes.training.harvest import Cursor, Harvest, Reader, forwards, width_of
+from saeclamp_saes.training.progress import Report, silent
 from saeclamp_saes.training.rows import Rows, cut
 from saeclamp_saes.training.wanted import Wanted, measured_limits
 from saeclamp_saes.verification.text import begin_of

@@ -10,27 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SINK_MULTIPLE = 10.0
-"""A token whose vector is longer than this many times the median is a sink."""
 DENSE_SHARE = 0.1
 """A feature that is active on more than this share of the tokens is dense."""
-
-
-def ordinary(x: Tensor, position: Tensor, is_special: Tensor) -> Tensor:
-    """
-    Which tokens count: not the first of a sequence, no special token, no sink.
-
-    x:          (num_tokens, d)
-    position:   (num_tokens,) int64, in the token's own sequence
-    is_special: (num_tokens,) bool
-    returns:    (num_tokens,) bool
-    """
-    kept = (position > 0) & ~is_special
-    if not kept.any():
-        return kept
-    norms = x.double().norm(dim=1)
-    within: Tensor = norms <= SINK_MULTIPLE * norms[kept].median()
-    return kept & within
 
 
 def explained_variance(target: Tensor, reconstruction: Tensor) -> float:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from saeclamp_saes.sae import SAE
-from saeclamp_saes.verification import figures
+from saeclamp_saes.verification import figures, token_mask
 from saeclamp_saes.verification.readings import COMPARED_TOKENS, activity_of, claimed, figure_of, otherwise
 from saeclamp_saes.verification.result import LEAST, ReadingFigure, best_of, too_many_active
 
@@ -42,7 +42,7 @@ def quick_fit(sae: SAE, x: Tensor, target: Tensor, position: Tensor, is_special:
     """
     if sae.kind in PARTS:
         return QuickFit(0, None, None, "it is one layer of several that together make what it writes to.")
-    mask = figures.ordinary(x, position, is_special) & figures.ordinary(target, position, is_special)
+    mask = token_mask.ordinary(x, position, is_special) & token_mask.ordinary(target, position, is_special)
     x, target = x[mask], target[mask]
     if len(x) < FEWEST_TOKENS:
         return QuickFit(len(x), None, None, f"only {len(x)} ordinary tokens could be measured.")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from saeclamp_saes.errors import VerificationError
 from saeclamp_saes.sae import SAE
 from saeclamp_saes.sites import Site
-from saeclamp_saes.verification import figures
+from saeclamp_saes.verification import figures, token_mask
 from saeclamp_saes.verification.architectures import has_site
 from saeclamp_saes.verification.capture import Progress, Recording, cross_entropy_with, record
 from saeclamp_saes.verification.readings import (
@@ -133,7 +133,7 @@ def _may_count(recording: Recording) -> Tensor:
 
 def _ordinary(recording: Recording, sites: Collection[Site]) -> Tensor:
     """Tokens that are ordinary at every one of these places: (num_tokens,) bool."""
-    masks = [figures.ordinary(recording.vectors[site], recording.position, recording.is_special) for site in sites]
+    masks = [token_mask.ordinary(recording.vectors[site], recording.position, recording.is_special) for site in sites]
     return torch.stack(masks).all(dim=0)
 
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from vllm import SamplingParams
 
 from saeclamp_saes import SAEEntry
-from saeclamp_server.doses import Lengths
 from saeclamp_server.everywhere import data_parallel_ranks
 from saeclamp_server.fit import StartupError
+from saeclamp_server.lengths import Lengths
 from saeclamp_server.program import EXTRA_ARGS_KEY
 
 CHUNK_TOKENS = 256

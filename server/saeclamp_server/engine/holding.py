@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Generic, Literal, NamedTuple, TypeVar
 
-from saeclamp_server.engine.telling import Readings, Told
+from saeclamp_server.engine.step_report import Readings, Told
 from saeclamp_server.program import SteeringProgram
 
 Row = TypeVar("Row")

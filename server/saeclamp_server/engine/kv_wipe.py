@@ -7,9 +7,6 @@ from typing import Any
 
 import torch
 
-WIPED = "saeclamp_wiped"
-"""Attribute of vLLM's `SchedulerOutput`: ids of the blocks that are to be zero before this step."""
-
 
 def wipe_blocks(runner: Any, block_ids: Sequence[int]) -> None:
     """

@@ -19,14 +19,15 @@ from vllm.sequence import IntermediateTensors
 from vllm.v1.outputs import AsyncModelRunnerOutput
 
 from saeclamp_server.engine.filling import Filler
-from saeclamp_server.engine.kv_wipe import WIPED, wipe_blocks
+from saeclamp_server.engine.kv_wipe import wipe_blocks
 from saeclamp_server.engine.lifeline import begin_serving
 from saeclamp_server.engine.live import LiveRequests, Scheduled
 from saeclamp_server.engine.mapping import Places, Span
 from saeclamp_server.engine.ops import SiteState
 from saeclamp_server.engine.recording import Recorder
 from saeclamp_server.engine.stages import Boundary
-from saeclamp_server.engine.telling import ATTRIBUTE, Told, aborting_slots, see
+from saeclamp_server.engine.step_report import ATTRIBUTE, WIPED, Told
+from saeclamp_server.engine.telling import aborting_slots, see
 from saeclamp_server.program import EXTRA_ARGS_KEY, RECORD_KEY
 
 

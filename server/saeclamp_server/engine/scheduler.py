@@ -21,10 +21,9 @@ from vllm.v1.request import Request, RequestStatus
 from saeclamp_server.engine.block_keys import EditedBlocks, steered_hasher
 from saeclamp_server.engine.grammar_limits import limit_grammars
 from saeclamp_server.engine.holding import Finish, Holding, Waiting
-from saeclamp_server.engine.kv_wipe import WIPED
 from saeclamp_server.engine.lifeline import begin_serving, tie_to_server
+from saeclamp_server.engine.step_report import ATTRIBUTE, WIPED, Told
 from saeclamp_server.engine.tainted_blocks import TaintedBlocks
-from saeclamp_server.engine.telling import ATTRIBUTE, Told
 from saeclamp_server.program import ABORTED, EXTRA_ARGS_KEY, SteeringProgram
 
 REASONS: dict[Any, Finish] = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}

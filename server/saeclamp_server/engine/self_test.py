@@ -10,10 +10,11 @@ import torch
 from vllm import SamplingParams
 
 from saeclamp_saes import SAEEntry
-from saeclamp_server.engine.settings import CONFIG_KEY
+from saeclamp_server.engine.worker_config import CONFIG_KEY
 from saeclamp_server.everywhere import EngineReports, data_parallel_ranks, on_workers
 from saeclamp_server.fit import StartupError
-from saeclamp_server.program import EXTRA_ARGS_KEY, VECTOR, Edit, SteeringProgram
+from saeclamp_server.program import EXTRA_ARGS_KEY, Edit, SteeringProgram
+from saeclamp_server.vector_names import VECTOR
 from saeclamp_server.vectors import Place
 
 NUM_TOKENS = 12

@@ -9,15 +9,13 @@ from typing import Any, NoReturn
 
 from saeclamp_saes import SAEEntry
 from saeclamp_saes.verification.text import read_text
-from saeclamp_server.args import DEFAULT_HOST, ServeOptions
 from saeclamp_server.engine.flags import refuse_untested
 from saeclamp_server.engine.kv_cache import default_size, free_memory, is_sized_by_user, shape_of
+from saeclamp_server.engine.worker_config import CONFIG_KEY
 from saeclamp_server.fit import ModelFacts, StartupError, in_one_line
+from saeclamp_server.options import DEFAULT_HOST, ServeOptions
 from saeclamp_server.packaged_model import PACKAGED_MODEL
 from saeclamp_server.vectors import Place
-
-CONFIG_KEY = "saeclamp"
-"""Where the worker's configuration rides in `VllmConfig.additional_config`, which vLLM hashes into its compile-cache key."""
 
 STEER_OP = "vllm::saeclamp_steer"
 V2_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"

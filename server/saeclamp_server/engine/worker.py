@@ -13,8 +13,8 @@ from vllm.distributed import get_pp_group
 from saeclamp_saes import SAE, Options, Site, read_sae
 from saeclamp_saes.labelling.table import decoder_sha256
 from saeclamp_saes.library.entries import hash_of
-from saeclamp_saes.verification.figures import ordinary
 from saeclamp_saes.verification.quick import quick_fit
+from saeclamp_saes.verification.token_mask import ordinary
 from saeclamp_server.engine import directions
 from saeclamp_server.engine.board import Board
 from saeclamp_server.engine.filling import Filler
@@ -29,9 +29,9 @@ from saeclamp_server.engine.probe import Recorded
 from saeclamp_server.engine.recording import Recorder
 from saeclamp_server.engine.row_bank import RowBank
 from saeclamp_server.engine.runner import SteeredRunner
-from saeclamp_server.engine.settings import CONFIG_KEY
 from saeclamp_server.engine.stages import Boundary
 from saeclamp_server.engine.vector_rows import dictionary, set_row
+from saeclamp_server.engine.worker_config import CONFIG_KEY
 
 
 class SteeringWorker:

@@ -9,8 +9,8 @@ from saeclamp_saes import SAEEntry
 from saeclamp_saes.labelling.open_table import OpenLabels
 from saeclamp_server.calibration.errors import CalibrationError
 from saeclamp_server.calibration.files import CurveFile
-from saeclamp_server.doses import Lengths
 from saeclamp_server.features.known import KnownSAE
+from saeclamp_server.lengths import Lengths
 
 
 def known_saes(

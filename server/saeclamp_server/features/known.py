@@ -14,8 +14,8 @@ from saeclamp_saes.labelling.table import Feature
 from saeclamp_saes.labelling.table import TokenLogit as LabelledLogit
 from saeclamp_saes.labelling.typed import tokens_of
 from saeclamp_saes.library.feature_book import FeatureNote
-from saeclamp_server.doses import Lengths
 from saeclamp_server.features.description import description
+from saeclamp_server.lengths import Lengths
 
 Describe: TypeAlias = Callable[[str, int], str | None]
 """By SAE and index."""

@@ -13,10 +13,11 @@ from saeclamp_server import scopes
 from saeclamp_server.conversation import Conversation
 from saeclamp_server.doses import check_doses, dose
 from saeclamp_server.errors import ContradictionError, InvalidSteeringError
-from saeclamp_server.program import VECTOR, Edit, EditOp, Rule, SteeringProgram
+from saeclamp_server.program import Edit, EditOp, Rule, SteeringProgram
 from saeclamp_server.steering.conditions import refuse_acting_before_knowing, resolve_readout, resolve_rule
 from saeclamp_server.steering.served import Served
 from saeclamp_server.steering.targets import find, find_vector, to_act, to_projection, to_scope
+from saeclamp_server.vector_names import VECTOR
 from saeclamp_server.vectors import Vector
 
 MAX_RANGES = 2048

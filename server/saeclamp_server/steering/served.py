@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from saeclamp_saes import SAEEntry, Site
-from saeclamp_server.doses import Lengths, Rounding, rounded
-from saeclamp_server.program import VECTOR, Edit
+from saeclamp_server.lengths import Lengths, Rounding, rounded
+from saeclamp_server.program import Edit
+from saeclamp_server.vector_names import VECTOR
 from saeclamp_server.vectors import Vector
 
 

@@ -13,7 +13,6 @@ from starlette.concurrency import run_in_threadpool
 from saeclamp.types import MAX_RULES, NewVariant, Steering, Variant, VariantExport
 from saeclamp.types.refusals import nearest
 from saeclamp_server.conversation import Conversation
-from saeclamp_server.doses import rounded_the_other_way
 from saeclamp_server.errors import (
     AliasTakenError,
     BareVariantError,
@@ -26,6 +25,7 @@ from saeclamp_server.errors import (
     VariantReadOnlyError,
     VariantsUnavailableError,
 )
+from saeclamp_server.lengths import rounded_the_other_way
 from saeclamp_server.steering import ResolvedSteering, Served, resolve, roles_in
 from saeclamp_server.variants.content import Version, meaning_of, written
 from saeclamp_server.variants.names import ModelName, is_alias, near_name

@@ -17,7 +17,6 @@ from typing import Any
 
 from saeclamp.types import StoredVector
 from saeclamp_saes import Site
-from saeclamp_server.doses import Lengths
 from saeclamp_server.errors import (
     InvalidVectorError,
     RequestError,
@@ -26,8 +25,9 @@ from saeclamp_server.errors import (
     VectorNotKeptError,
     VectorsFullError,
 )
-from saeclamp_server.program import VECTOR
+from saeclamp_server.lengths import Lengths
 from saeclamp_server.threads import computed
+from saeclamp_server.vector_names import VECTOR
 from saeclamp_server.vectors.direction import Direction
 from saeclamp_server.vectors.folder import VectorFolder, check_name
 from saeclamp_server.vectors.places import Place

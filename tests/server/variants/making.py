@@ -11,7 +11,7 @@ from tests.server.conftest import entry
 
 from saeclamp.types import Add, Clamp, NewVariant, Steering
 from saeclamp_saes.library.feature_book import FeatureNote
-from saeclamp_server.doses import Lengths
+from saeclamp_server.lengths import Lengths
 from saeclamp_server.steering import Served
 from saeclamp_server.variants import Variants
 from saeclamp_server.variants.content import Version

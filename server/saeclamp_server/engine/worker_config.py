@@ -1,0 +1,6 @@
+"""The worker's configuration, as the API process sends it."""
+
+from __future__ import annotations
+
+CONFIG_KEY = "saeclamp"
+"""Where it rides in `VllmConfig.additional_config`, which vLLM hashes into its compile-cache key."""
