@@ -51,7 +51,7 @@ serve: $(INSTALLED) ## Install what is missing, then serve the packaged model wi
 	@exec .venv/bin/saeclamp serve $(MODEL) --sae $(SAE) --host $(HOST) --port $(PORT) $(ARGS)
 
 demo: $(INSTALLED) ## Ask the running server a few questions, unsteered and steered, side by side
-	@exec .venv/bin/python -m saeclamp_server.demo --url $(URL) $(ARGS)
+	@exec .venv/bin/python -m saeclamp_server.cli.demo --url $(URL) $(ARGS)
 
 test: check ## Install what is missing, then run the checks and all tests
 	.venv/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)

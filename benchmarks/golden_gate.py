@@ -30,10 +30,10 @@ from golden_gate_controls import ANSWER_TOKENS, DIFFERENCE, NUM_NOISE, differenc
 from golden_gate_questions import CHOOSING, REPORTING
 
 from saeclamp import AsyncClient
-from saeclamp_saes.library.entries import SAEEntry, find_sae, open_entry
-from saeclamp_server.calibration.asking import GREEDY, Asker, Decoding, Dose, sampled
-from saeclamp_server.calibration.figures import Answer, Figures, compare
-from saeclamp_server.calibration.own_server import own_server
+from saeclamp_saes.library.resolve import SAEEntry, find_sae, open_entry
+from saeclamp_server.calibration.client import GREEDY, Asker, Decoding, Dose, sampled
+from saeclamp_server.calibration.managed_server import own_server
+from saeclamp_server.calibration.metrics import Answer, Figures, compare
 from saeclamp_server.calibration.text import WordSet
 from saeclamp_server.packaged_model import PACKAGED_MODEL, prepared_model
 

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from saeclamp_saes import Site
-from saeclamp_saes.training.documents import Document
-from saeclamp_saes.training.harvest import Reader
-from saeclamp_saes.verification.models import open_model
+from saeclamp_saes.lm.documents import Document
+from saeclamp_saes.lm.harvest import Reader
+from saeclamp_saes.lm.load import open_model
 
 NUM_NOISE = 3
 ANSWER_TOKENS = 80

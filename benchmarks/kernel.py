@@ -32,7 +32,7 @@ import triton
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "server"))
-from saeclamp_server.engine.kernel import (
+from saeclamp_server.engine.worker.kernel import (
     END,
     GENERATED,
     UNCOUNTED,

@@ -27,11 +27,11 @@ from tests.saes.blank_label import blank_label
 from tests.server.conftest import entry
 
 from saeclamp.types import FeatureQuery
-from saeclamp_saes.labelling.open_table import OpenLabels
+from saeclamp_saes.labelling.label_file import OpenLabels
 from saeclamp_saes.labelling.table import LabelsInfo, TokenLogit, batch_of, write_labels
-from saeclamp_server.embedding import Encoder
-from saeclamp_server.features import FeatureSearch, KnownSAE, meanings
-from saeclamp_server.lengths import Lengths
+from saeclamp_server.api.features import FeatureSearch, KnownSAE, embedding_index
+from saeclamp_server.sentence_encoder import Encoder
+from saeclamp_server.site_norms import Lengths
 
 RESULTS = Path(__file__).parent / "results"
 SMALL = 4096
@@ -83,10 +83,10 @@ def labels(path: Path, num: int, words: Words) -> OpenLabels:
     return OpenLabels(path)
 
 
-def chance_rows(sentences: Any, encoder: Encoder) -> meanings.Meanings:
+def chance_rows(sentences: Any, encoder: Encoder) -> embedding_index.Meanings:
     """Embeddings of unit length that nothing was embedded for."""
     rows = np.random.default_rng(0).normal(size=(len(sentences), 384)).astype(np.float32)
-    return meanings.Meanings(encoder, rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    return embedding_index.Meanings(encoder, rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
 def measure(num: int) -> tuple[float, list[float]]:
@@ -97,7 +97,7 @@ def measure(num: int) -> tuple[float, list[float]]:
             entry("large", 0, num), Lengths(1.0, [1.0]), labels=labels(Path(folder) / "labels.parquet", num, words)
         )
         search = FeatureSearch({"large": known}, lambda sae, index: 1.0)
-        meanings.Meanings.of = chance_rows  # type: ignore[method-assign, assignment]
+        embedding_index.Meanings.of = chance_rows  # type: ignore[method-assign, assignment]
         started = time.perf_counter()
         search.prepare(print)
         prepared = time.perf_counter() - started

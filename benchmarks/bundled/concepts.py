@@ -19,8 +19,8 @@ import torch
 from reading import encoded, open_reader, ranked, records, vectors
 
 from saeclamp_saes import read_sae
-from saeclamp_saes.library.entries import find_sae, open_entry
-from saeclamp_saes.training.documents import Document
+from saeclamp_saes.library.resolve import find_sae, open_entry
+from saeclamp_saes.lm.documents import Document
 
 DOCUMENTS_OF_A_SOURCE = 15
 

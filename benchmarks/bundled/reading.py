@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from saeclamp_saes import SAE, Site
-from saeclamp_saes.training.documents import Document
-from saeclamp_saes.training.harvest import Reader
-from saeclamp_saes.verification.models import open_model
-from saeclamp_saes.verification.token_mask import SINK_MULTIPLE
+from saeclamp_saes.lm.documents import Document
+from saeclamp_saes.lm.harvest import Reader
+from saeclamp_saes.lm.load import open_model
+from saeclamp_saes.lm.token_mask import SINK_MULTIPLE
 from saeclamp_server.packaged_model import prepared_model
 
 CONTRAST = 3.0

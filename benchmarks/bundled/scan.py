@@ -27,11 +27,11 @@ from golden_gate_questions import CHOOSING
 
 from saeclamp import AsyncClient
 from saeclamp_saes import read_sae
-from saeclamp_saes.library.entries import SAEEntry, find_sae, open_entry
-from saeclamp_saes.training.documents import Document, data_files, documents
-from saeclamp_server.calibration.asking import GREEDY, Asker, Dose
-from saeclamp_server.calibration.figures import compare
-from saeclamp_server.calibration.own_server import own_server
+from saeclamp_saes.library.resolve import SAEEntry, find_sae, open_entry
+from saeclamp_saes.lm.documents import Document, data_files, documents
+from saeclamp_server.calibration.client import GREEDY, Asker, Dose
+from saeclamp_server.calibration.managed_server import own_server
+from saeclamp_server.calibration.metrics import compare
 from saeclamp_server.packaged_model import PACKAGED_MODEL
 
 NUM_DOCUMENTS = 60

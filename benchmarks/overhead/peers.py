@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from saeclamp_saes import read_sae
-from saeclamp_saes.library.names import BUNDLED
+from saeclamp_saes.library.reference import BUNDLED
 from saeclamp_server.packaged_model import prepared_model
 
 VALUE = 150.0

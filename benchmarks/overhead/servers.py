@@ -15,8 +15,8 @@ from tests.e2e.checkpoints import make_sae
 from tests.e2e.serving import Server, run_server
 
 from saeclamp import Client
-from saeclamp_server.engine.settings import bind_threads, prepare_environment
 from saeclamp_server.packaged_model import PACKAGED_MODEL, prepared_model
+from saeclamp_server.startup.vllm_args import bind_threads, prepare_environment
 
 WIDTH = 576
 

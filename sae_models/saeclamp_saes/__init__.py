@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from saeclamp_saes.errors import SAEError
-    from saeclamp_saes.formats import read_sae
-    from saeclamp_saes.library.entries import SAEAddress, SAEEntry, check_numbers, find_sae, open_entry
+    from saeclamp_saes.library.resolve import SAEAddress, SAEEntry, check_numbers, find_sae, open_entry
+    from saeclamp_saes.loaders import read_sae
     from saeclamp_saes.options import Options
     from saeclamp_saes.sae import SAE
     from saeclamp_saes.sites import Site
@@ -29,14 +29,14 @@ __all__ = [
 _HOMES = {
     "SAE": "sae",
     "Options": "options",
-    "SAEAddress": "library.entries",
-    "SAEEntry": "library.entries",
+    "SAEAddress": "library.resolve",
+    "SAEEntry": "library.resolve",
     "SAEError": "errors",
     "Site": "sites",
-    "check_numbers": "library.entries",
-    "find_sae": "library.entries",
-    "open_entry": "library.entries",
-    "read_sae": "formats",
+    "check_numbers": "library.resolve",
+    "find_sae": "library.resolve",
+    "open_entry": "library.resolve",
+    "read_sae": "loaders",
 }
 """Modules are imported when a name is first used: the command line builds its parser without torch."""
 

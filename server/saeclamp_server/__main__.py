@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 from saeclamp_saes.errors import SAEError
-from saeclamp_server.args import parse
-from saeclamp_server.options import ServeOptions
-from saeclamp_server.output import written
+from saeclamp_server.cli.args import parse
+from saeclamp_server.cli.output import written
+from saeclamp_server.startup.options import ServeOptions
 
 SERVER_EXTRA = (
     "in a clone of the repository `make serve` installs all that a server needs; by hand it is the extra 'cpu', or 'server' "

@@ -15,13 +15,18 @@ from vllm import envs
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
+from saeclamp_server.api import drain as draining
+from saeclamp_server.api import error_envelope, error_handlers, variants, vectors
+from saeclamp_server.api.access import KeyGuard, is_served
+from saeclamp_server.api.body_limit import MEGABYTE, BodyLimit
+from saeclamp_server.api.drain import Drain, DrainGuard
+from saeclamp_server.api.features import finding_router
+from saeclamp_server.api.features import router as features
+from saeclamp_server.api.openai import models
+from saeclamp_server.api.openai import router as routes
+from saeclamp_server.api.openai.middleware import STEERED_PATHS, SteeringGuard
+from saeclamp_server.api.steering import router as steering
 from saeclamp_server.errors import RequestError
-from saeclamp_server.openai_api import draining, envelope, handlers, models, routes
-from saeclamp_server.openai_api.access import KeyGuard, is_served
-from saeclamp_server.openai_api.body_limit import MEGABYTE, BodyLimit
-from saeclamp_server.openai_api.draining import Drain, DrainGuard
-from saeclamp_server.openai_api.guard import STEERED_PATHS, SteeringGuard
-from saeclamp_server.routes import features, finding, steering, variants, vectors
 
 _CORS: Any = CORSMiddleware
 
@@ -35,17 +40,17 @@ def create_app(args: Namespace, supported_tasks: Any, model_config: Any, drain: 
     app: FastAPI = build_app(args, supported_tasks, model_config)
     app.title, app.openapi_schema = "saeclamp", None
     app.router.routes[:] = [route for route in app.router.routes if is_served(route) and not _is_replaced(route)]
-    for own in (draining, routes, models, features, finding, steering, variants, vectors):
+    for own in (draining, routes, models, features, finding_router, steering, variants, vectors):
         app.include_router(own.router)
-    app.add_exception_handler(RequestError, handlers.refuse)
-    app.add_exception_handler(HTTPException, handlers.http_error)
-    app.add_exception_handler(RequestValidationError, handlers.invalid)
-    for kind in handlers.BROKEN:
-        app.add_exception_handler(kind, handlers.broken)
-    app.add_exception_handler(Exception, handlers.unexpected)
+    app.add_exception_handler(RequestError, error_handlers.refuse)
+    app.add_exception_handler(HTTPException, error_handlers.http_error)
+    app.add_exception_handler(RequestValidationError, error_handlers.invalid)
+    for kind in error_handlers.BROKEN:
+        app.add_exception_handler(kind, error_handlers.broken)
+    app.add_exception_handler(Exception, error_handlers.unexpected)
     ours = [Middleware(DrainGuard, drain=drain), Middleware(BodyLimit, max_megabytes=max_body)]
     app.user_middleware[:] = [
-        Middleware(envelope.ErrorEnvelope, max_kept=max_body * MEGABYTE),
+        Middleware(error_envelope.ErrorEnvelope, max_kept=max_body * MEGABYTE),
         *_guarded(app.user_middleware, args, ours),
     ]
     # innermost, so that its refusals too are authenticated and carry a request id; add_middleware() would put it outermost

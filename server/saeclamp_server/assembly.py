@@ -11,22 +11,23 @@ from typing import Any
 from fastapi import FastAPI
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 
-from saeclamp_server.admission import Admission
+from saeclamp_server.api import error_handlers, metrics
+from saeclamp_server.api.drain import Drain
+from saeclamp_server.api.features import FeatureSearch, known_saes
+from saeclamp_server.api.model_share import Room
+from saeclamp_server.api.openai import cut_short, early_checks, responses_and_messages
+from saeclamp_server.api.openai.sequence_tracker import Sequences
+from saeclamp_server.api.openai.vllm_model_client import ServedModel
 from saeclamp_server.app import create_app
-from saeclamp_server.doses import MAX_DOSE
-from saeclamp_server.engine.fit_check import check_that_saes_fit
-from saeclamp_server.engine.self_test import check_that_steering_works
-from saeclamp_server.engine.settings import sample_ids
-from saeclamp_server.engine.trusted_labels import trusted_labels
-from saeclamp_server.everywhere import EngineDirections, EngineReports, EngineStreams
-from saeclamp_server.features import FeatureSearch, known_saes
-from saeclamp_server.openai_api import checks, cut_short, elsewhere, handlers, metrics
-from saeclamp_server.openai_api.draining import Drain
-from saeclamp_server.openai_api.sequences import Sequences
-from saeclamp_server.openai_api.served_model import ServedModel
-from saeclamp_server.plan import Plan
-from saeclamp_server.share import Room
+from saeclamp_server.engine.client import EngineDirections, EngineReports, EngineStreams
+from saeclamp_server.startup.plan import Plan
+from saeclamp_server.startup.sae_quick_check import check_that_saes_fit
+from saeclamp_server.startup.self_test import check_that_steering_works
+from saeclamp_server.startup.trusted_labels import trusted_labels
+from saeclamp_server.startup.vllm_args import sample_ids
 from saeclamp_server.steering import Served
+from saeclamp_server.steering.admission import Admission
+from saeclamp_server.steering.dose import MAX_DOSE
 from saeclamp_server.variants import Variants
 from saeclamp_server.vectors import VectorFolder, Vectors, default_folder
 
@@ -62,10 +63,10 @@ async def assembled(engine: Any, args: Namespace, plan: Plan, say: Callable[[str
     metrics.watch(state.admission)
     state.sequences, state.reports, state.trace = Sequences(), EngineReports(engine), plan.trace
     state.sequences.listen(engine.output_processor)
-    elsewhere.listen(engine)
+    responses_and_messages.listen(engine)
     await init_app_state(engine, state, args, tasks)
-    await checks.check_before_answers(state, engine)
-    handlers.say_errors_in_messages(state)
+    await early_checks.check_before_answers(state, engine)
+    error_handlers.say_errors_in_messages(state)
     cut_short.say_what_was_cut_short(state)
     bases = [path.name for path in state.openai_serving_models.base_model_paths]
     state.variants = Variants(plan.store, state.served, bases, lambda: state.openai_serving_models.lora_requests)

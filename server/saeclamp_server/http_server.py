@@ -24,7 +24,7 @@ from vllm.entrypoints.launchers.utils.constants import (
 from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
 from vllm.entrypoints.launchers.utils.ssl import SSLCertRefresher
 
-from saeclamp_server.openai_api.draining import Drain
+from saeclamp_server.api.drain import Drain
 
 LAST_RECEIPTS_S = 5.0
 """How long requests that were ended may take to say so."""

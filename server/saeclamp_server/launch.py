@@ -14,12 +14,12 @@ from contextlib import suppress
 from typing import Any
 
 from saeclamp_saes import SAEEntry
-from saeclamp_server.announcement import announce
-from saeclamp_server.fit import StartupError, in_one_line
-from saeclamp_server.options import ServeOptions
-from saeclamp_server.plan import Plan, prepare
-from saeclamp_server.preflight import cannot_listen, check_address, check_vllm
-from saeclamp_server.server_log import ServerLog, killed
+from saeclamp_server.model_info import StartupError, in_one_line
+from saeclamp_server.startup.announcement import announce
+from saeclamp_server.startup.options import ServeOptions
+from saeclamp_server.startup.plan import Plan, prepare
+from saeclamp_server.startup.preflight import cannot_listen, check_address, check_vllm
+from saeclamp_server.startup.server_log import ServerLog, killed
 
 PROGRESS_S = 20
 """Seconds between signs of life."""
@@ -59,7 +59,7 @@ def _description(sae: SAEEntry) -> str:
 
 def _serve(plan: Plan, log: ServerLog, vllm_version: str) -> None:
     # these set up the process for vLLM, so they come before its import
-    from saeclamp_server.engine.settings import prepare_environment
+    from saeclamp_server.startup.vllm_args import prepare_environment
 
     prepare_environment()
     if not plan.options.verbose:
@@ -68,7 +68,7 @@ def _serve(plan: Plan, log: ServerLog, vllm_version: str) -> None:
     import uvloop
 
     from saeclamp_server.engine.lifeline import become_server, leave
-    from saeclamp_server.engine.settings import bind_threads, count_workers, parse_vllm_args
+    from saeclamp_server.startup.vllm_args import bind_threads, count_workers, parse_vllm_args
 
     args = parse_vllm_args(plan.options, plan.model, plan.saes, log.say, plan.places)
     where = f"; its log is {log.path}" if log.path else ""

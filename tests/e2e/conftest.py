@@ -11,7 +11,7 @@ from tests.e2e.serving import Server, serve
 from tests.reference import ReferenceModel, ReferenceSAE
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from saeclamp_saes.library.names import BUNDLED
+from saeclamp_saes.library.reference import BUNDLED
 from saeclamp_server.packaged_model import PACKAGED_MODEL, prepared_model
 
 SECOND_LAYER = 12

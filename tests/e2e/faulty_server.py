@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import saeclamp_server.engine.settings as settings
+import saeclamp_server.startup.vllm_args as settings
 from saeclamp_server.__main__ import main
-from saeclamp_server.engine.cpu_worker import SteeringCPUWorker
-from saeclamp_server.engine.live import LiveRequests, Scheduled
+from saeclamp_server.engine.worker.cpu_worker import SteeringCPUWorker
+from saeclamp_server.engine.worker.request_states import LiveRequests, Scheduled
 
 FAILS_AT_ADMISSION = 13
 FAILS_AFTER_TOKENS = 14

@@ -27,7 +27,7 @@ HEAVY = (
     "vllm.v1.engine.core",
     "vllm.model_executor.models.llama",
     "saeclamp_server.assembly",
-    "saeclamp_server.engine.scheduler",
+    "saeclamp_server.engine.scheduler.scheduler",
     "saeclamp_server.launch",
 )
 
@@ -94,7 +94,7 @@ NURSERY = Nursery()
 
 def main() -> None:
     """Import what takes long, and fork for everyone who asks; in a fork, run what was asked for."""
-    from saeclamp_server.engine.settings import prepare_environment
+    from saeclamp_server.startup.vllm_args import prepare_environment
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what is printed while importing is no answer

@@ -11,7 +11,7 @@ from tests.e2e.serving import Server
 from tests.reference import Move, ReferenceModel, ReferenceSAE
 from transformers import PreTrainedTokenizerBase
 
-from saeclamp_saes.library.names import BUNDLED
+from saeclamp_saes.library.reference import BUNDLED
 
 BRIDGE_TEXT = "The Golden Gate Bridge in San Francisco was opened to traffic in 1937 and is painted orange."
 

@@ -16,7 +16,7 @@ from tests.reference import Move, ReferenceModel, ReferenceSAE
 from transformers import PreTrainedTokenizerBase
 
 from saeclamp_saes import SAE, Site, read_sae
-from saeclamp_saes.formats import canonical
+from saeclamp_saes.loaders import native
 
 TEXT = "The old lighthouse keeper counted the ships that passed the bay at night and wrote their names in a book."
 
@@ -73,7 +73,7 @@ def cross_layer(folder: Path) -> tuple[Path, dict[str, Path]]:
         threshold=one.threshold,
         kind="clt_layer",
     )
-    canonical.write(both, folder / "clt", {})
+    native.write(both, folder / "clt", {})
     return folder / "clt", halves
 
 

@@ -16,8 +16,8 @@ import yaml
 from tests.bundled import GOLDEN_GATE
 from transformers import AutoModelForCausalLM
 
-from saeclamp_server.args import parse
-from saeclamp_server.calibration.own_server import own_server
+from saeclamp_server.calibration.managed_server import own_server
+from saeclamp_server.cli.args import parse
 from saeclamp_server.packaged_model import PACKAGED_MODEL
 
 PROMPTS = [

@@ -12,9 +12,9 @@ from tests.e2e.checkpoints import make_model, make_sae
 from tests.e2e.serving import Server, serve
 
 from saeclamp_saes import SAEEntry
-from saeclamp_server.engine.settings import parse_vllm_args
-from saeclamp_server.options import ServeOptions
-from saeclamp_server.preflight import open_saes, read_model
+from saeclamp_server.startup.options import ServeOptions
+from saeclamp_server.startup.preflight import open_saes, read_model
+from saeclamp_server.startup.vllm_args import parse_vllm_args
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on GPUs the size is left to vLLM")
 

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from saeclamp_saes import Site, clamping, read_sae
 from saeclamp_saes.clamping import Edits
-from saeclamp_server.engine import ops
-from saeclamp_server.engine.board import Board, TopStep
-from saeclamp_server.engine.firings import Firings
-from saeclamp_server.engine.ledger import Ledger
-from saeclamp_server.engine.ops import LoadedSAE, SAEStep, SiteState, bind, steer
-from saeclamp_server.engine.recording import Recorder
+from saeclamp_server.engine.worker import ops
+from saeclamp_server.engine.worker.edit_stats import Ledger
+from saeclamp_server.engine.worker.ops import LoadedSAE, SAEStep, SiteState, bind, steer
+from saeclamp_server.engine.worker.prompt_means import Recorder
+from saeclamp_server.engine.worker.rule_state import Firings
+from saeclamp_server.engine.worker.step_outputs import Board, TopStep
 
 HERE = Site("resid_post", 0)
 TOKENS = torch.tensor([1, 2, 5])

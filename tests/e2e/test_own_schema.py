@@ -22,7 +22,10 @@ from schemathesis.specs.openapi.checks import (
 from tests.e2e.serving import Server
 from tests.e2e.tiny_engine import tiny_engine
 
-from saeclamp_server.routes import features, finding, steering, variants, vectors
+from saeclamp_server.api import variants, vectors
+from saeclamp_server.api.features import finding_router
+from saeclamp_server.api.features import router as features
+from saeclamp_server.api.steering import router as steering
 
 REAL = {"model": "tiny", "base": "tiny", "feature": "low/3", "features": ["low/3", "high/7"], "sae": "high"}
 """What is there: nearly everything that is made up would be refused for its names alone."""
@@ -39,7 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Iter
 def documentation() -> dict[str, Any]:
     """What a server says of our endpoints."""
     app = FastAPI()
-    for part in (features, finding, steering, variants, vectors):
+    for part in (features, finding_router, steering, variants, vectors):
         app.include_router(part.router)
     return app.openapi()
 

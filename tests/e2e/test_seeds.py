@@ -17,7 +17,7 @@ from tests.e2e.serving import Server, serve
 from tests.e2e.streaming import chunks
 from transformers import PreTrainedTokenizerBase
 
-from saeclamp_server.engine.seeds import set_aside
+from saeclamp_server.engine.worker.cpu_seed_fix import set_aside
 
 TEXT = "The old lighthouse keeper counted the ships that passed the bay at night and wrote their names in a book. "
 CHUNK = 32

@@ -17,7 +17,7 @@ from tests.bundled import LAYER
 from tests.e2e.nursery import NURSERY
 from tests.e2e.serving import serve
 
-from saeclamp_saes.library.names import BUNDLED
+from saeclamp_saes.library.reference import BUNDLED
 from saeclamp_server.launch import STOP_S
 from saeclamp_server.packaged_model import PACKAGED_MODEL
 

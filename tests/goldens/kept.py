@@ -15,15 +15,15 @@ from tests.saes.tiny_models import make
 from saeclamp.types import Steering
 from saeclamp_saes.labelling.schema import SCHEMA
 from saeclamp_saes.training.run import train
-from saeclamp_server.calibration.asking import GREEDY, sampled
+from saeclamp_server.calibration.client import GREEDY, sampled
 from saeclamp_server.calibration.green_zone import Criteria
 from saeclamp_server.calibration.prompts import Prompts
 from saeclamp_server.calibration.settings import STRENGTHS, Settings
-from saeclamp_server.conversation import Conversation
-from saeclamp_server.engine.block_keys import EditedBlocks
-from saeclamp_server.lengths import Lengths
+from saeclamp_server.engine.scheduler.prefix_cache import EditedBlocks
+from saeclamp_server.site_norms import Lengths
 from saeclamp_server.steering import Served, resolve
-from saeclamp_server.variants.content import meaning_of, written
+from saeclamp_server.steering.chat_spans import Conversation
+from saeclamp_server.variants.version import meaning_of, written
 
 STEERINGS: dict[str, Any] = {
     "clamp": {"interventions": [{"op": "clamp", "feature": "bundled/golden-gate", "value": 0.75}]},

@@ -16,14 +16,14 @@ from tests.bundled import ENTRY
 from tests.refusal_table import REFUSALS
 
 from saeclamp import types
-from saeclamp_server import args
+from saeclamp_server.api import metrics
+from saeclamp_server.api.drain import Drain
+from saeclamp_server.api.steering_body import steering_of
 from saeclamp_server.app import create_app
+from saeclamp_server.cli import args
 from saeclamp_server.errors import RequestError
-from saeclamp_server.lengths import Lengths
-from saeclamp_server.openai_api import metrics
-from saeclamp_server.openai_api.draining import Drain
-from saeclamp_server.options import MAX_BODY
-from saeclamp_server.request_body import steering_of
+from saeclamp_server.site_norms import Lengths
+from saeclamp_server.startup.options import MAX_BODY
 from saeclamp_server.steering import Served, resolve
 
 STEERED = ("/v1/chat/completions", "/v1/completions")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from saeclamp_saes.conversion import convert
-from saeclamp_saes.conversion.sandbox import Request, main
+from saeclamp_saes.conversion.sandbox_main import Request, main
 from saeclamp_saes.errors import CheckpointError
 
 

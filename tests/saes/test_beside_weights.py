@@ -14,12 +14,12 @@ from tests.saes.layouts import dictionary_learning, goodfire, pickles, saelens, 
 from tests.saes.layouts.agreement import check, read, refusal
 
 from saeclamp_saes import Options, Site, read_sae
-from saeclamp_saes.commands import library as library_commands
+from saeclamp_saes.cli import library as library_commands
 from saeclamp_saes.conversion import convert
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.formats import summarize
-from saeclamp_saes.library.adding import add
-from saeclamp_saes.library.entries import find_sae, open_entry
+from saeclamp_saes.library.add import add
+from saeclamp_saes.library.resolve import find_sae, open_entry
+from saeclamp_saes.loaders import summarize
 
 # ------------------------------------------------------------------------------------------------------------ in a file
 

@@ -10,9 +10,9 @@ from tests.saes.tiny_models import ARCHITECTURES, NUM_LAYERS, WIDTH, Architectur
 from torch import Tensor, nn
 
 from saeclamp_saes.errors import VerificationError
+from saeclamp_saes.lm.architectures import LAYOUTS, edited, has_site, num_blocks
+from saeclamp_saes.lm.capture import cross_entropy_with, record
 from saeclamp_saes.sites import POINTS, Site
-from saeclamp_saes.verification.architectures import LAYOUTS, edited, has_site, num_blocks
-from saeclamp_saes.verification.capture import cross_entropy_with, record
 
 LAST = NUM_LAYERS - 1
 

@@ -9,12 +9,12 @@ from typing import get_args
 import pytest
 
 from saeclamp_saes.errors import SAELibraryError
-from saeclamp_saes.formats import FORMATS
 from saeclamp_saes.library import catalogue
 from saeclamp_saes.library.catalogue import CatalogueEntry
 from saeclamp_saes.library.hub import HubReference
-from saeclamp_saes.library.names import locate
+from saeclamp_saes.library.reference import locate
 from saeclamp_saes.library.user_library import is_library_name
+from saeclamp_saes.loaders import FORMATS
 from saeclamp_saes.options import OPTIONS, Options
 from saeclamp_saes.sae import Unit
 from saeclamp_saes.sites import POINTS, Site

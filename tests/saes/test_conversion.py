@@ -33,11 +33,11 @@ from tests.saes.layouts import (
 )
 
 from saeclamp_saes import Options, read_sae
-from saeclamp_saes.commands import convert as command
+from saeclamp_saes.cli import convert as command
 from saeclamp_saes.conversion import Limits, convert
 from saeclamp_saes.conversion.pickles import check_torch
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.formats import canonical, summarize
+from saeclamp_saes.loaders import native, summarize
 
 
 def slow_pickle(path: Path) -> Path:
@@ -170,7 +170,7 @@ def test_a_timeout_ends_the_process_and_all_it_started(tmp_path: Path) -> None:
 def test_being_stopped_leaves_nothing_behind(tmp_path: Path) -> None:
     path = slow_pickle(tmp_path / "sae.pt")
     script = (
-        "import argparse, sys; from saeclamp_saes.commands import convert; parser = argparse.ArgumentParser(); "
+        "import argparse, sys; from saeclamp_saes.cli import convert; parser = argparse.ArgumentParser(); "
         "convert.register(parser.add_subparsers()); args = parser.parse_args(); sys.exit(args.run(args))"
     )
     process = subprocess.Popen([sys.executable, "-c", script, "convert", str(path), str(tmp_path / "converted")])
@@ -254,7 +254,7 @@ def run_command(*arguments: str) -> int:
 def test_the_command_says_what_was_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = goodfire.write(tmp_path / "published").path
     assert run_command(f"{path}?site=resid_post.7", str(tmp_path / "converted")) == 0
-    weights = (tmp_path / "converted" / canonical.WEIGHTS).read_bytes()
+    weights = (tmp_path / "converted" / native.WEIGHTS).read_bytes()
     assert capsys.readouterr().out.splitlines() == [
         f"written:       {tmp_path / 'converted'} (0.0 MiB)",
         "read as:       goodfire",

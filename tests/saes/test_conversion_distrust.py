@@ -18,10 +18,10 @@ from tests.saes.layouts import (
 
 from saeclamp_saes import conversion
 from saeclamp_saes.conversion import Limits
-from saeclamp_saes.conversion.process import run_sandbox
-from saeclamp_saes.conversion.sandbox import Request
+from saeclamp_saes.conversion.sandbox_launcher import run_sandbox
+from saeclamp_saes.conversion.sandbox_main import Request
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.formats import canonical
+from saeclamp_saes.loaders import native
 
 
 def hostile(converted: Path, write: Callable[[Path], object]) -> Callable[[Request, Path, float], None]:
@@ -35,8 +35,8 @@ def hostile(converted: Path, write: Callable[[Path], object]) -> Callable[[Reque
 
 
 def _link_weights(folder: Path) -> None:
-    (folder / canonical.WEIGHTS).rename(folder.parent / "elsewhere")
-    (folder / canonical.WEIGHTS).symlink_to(folder.parent / "elsewhere")
+    (folder / native.WEIGHTS).rename(folder.parent / "elsewhere")
+    (folder / native.WEIGHTS).symlink_to(folder.parent / "elsewhere")
 
 
 def _claim_another_layout(folder: Path) -> None:
@@ -45,7 +45,7 @@ def _claim_another_layout(folder: Path) -> None:
 
 
 def _pickle_weights(folder: Path) -> None:
-    (folder / canonical.WEIGHTS).write_bytes(pickle.dumps(Payload("false")) + b"." * 100)
+    (folder / native.WEIGHTS).write_bytes(pickle.dumps(Payload("false")) + b"." * 100)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from tests.saes.layouts import pickles, tokens
 from tests.saes.layouts.agreement import check, read, recognised, refusal, source_of
 
 from saeclamp_saes import Site
-from saeclamp_saes.formats import dictionary_learning
+from saeclamp_saes.loaders import dictionary_learning
 from saeclamp_saes.sae import SAE, TopK
 
 ARCHITECTURES = {

@@ -12,8 +12,8 @@ from tests.saes.test_run_folders import training
 from tests.saes.tiny_training import corpus, reader, wanted
 
 from saeclamp_saes.errors import TrainingError
-from saeclamp_saes.training.rows import Rows, allocate
-from saeclamp_saes.training.store import Store, harvest_to
+from saeclamp_saes.io.vector_files import Rows, allocate
+from saeclamp_saes.training.activations_store import Store, harvest_to
 
 SECTOR = 512
 """Bytes of `st_blocks`, whatever the disk's own blocks are."""
@@ -29,7 +29,7 @@ def test_a_file_of_vectors_is_not_sparse(tmp_path: Path) -> None:
 @pytest.mark.parametrize("platform", ["linux", "darwin"])
 @pytest.mark.parametrize("size", [1, (1 << 20) - 1, (3 << 20) + 5])
 def test_room_is_taken_in_whole(tmp_path: Path, platform: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saeclamp_saes.training.rows.sys.platform", platform)
+    monkeypatch.setattr("saeclamp_saes.io.vector_files.sys.platform", platform)
     (tmp_path / "file").write_bytes(b"before")
     allocate(tmp_path / "file", size)
     assert (tmp_path / "file").read_bytes() == bytes(size)
@@ -51,7 +51,7 @@ def test_a_disk_without_room_is_known_at_once_and_leaves_the_folder_free(
 
     data, out = corpus(tmp_path / "data"), tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("saeclamp_saes.training.rows.os.posix_fallocate", full)
+        patch.setattr("saeclamp_saes.io.vector_files.os.posix_fallocate", full)
         with pytest.raises(
             TrainingError, match=r"vectors of 16 numbers take .* No space left on device\. Keep fewer\."
         ):

@@ -14,10 +14,10 @@ from tests.saes.tiny_models import make
 from tests.saes.tiny_training import corpus, reader, tokenizer
 from torch import nn
 
-from saeclamp_saes.commands import train
+from saeclamp_saes.cli import train
 from saeclamp_saes.errors import TrainingError, VerificationError
-from saeclamp_saes.training.documents import Document, check_sides, data_files, documents, left_out
-from saeclamp_saes.training.harvest import check_documents
+from saeclamp_saes.lm.documents import Document, check_sides, data_files, documents, left_out
+from saeclamp_saes.lm.harvest import check_documents
 
 LINE = '{"text": "one line of text"}\n'
 

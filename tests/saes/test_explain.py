@@ -16,10 +16,10 @@ import pytest
 from tests.saes.explain_endpoint import DEAD, WORDS, Failure, Rules, endpoint, examples, inactive, labels, said
 
 from saeclamp_saes.errors import LabelError
-from saeclamp_saes.labelling.explain import Outcome, Request, explain
-from saeclamp_saes.labelling.explain_client import Endpoint
-from saeclamp_saes.labelling.explain_examples import text_of
-from saeclamp_saes.labelling.explain_journal import Explained, Journal
+from saeclamp_saes.labelling.explain.client import Endpoint
+from saeclamp_saes.labelling.explain.examples import text_of
+from saeclamp_saes.labelling.explain.journal import Explained, Journal
+from saeclamp_saes.labelling.explain.run import Outcome, Request, explain
 from saeclamp_saes.labelling.table import Explanation, Labels
 
 
@@ -148,7 +148,7 @@ def test_a_killed_run_goes_on_and_loses_only_what_was_in_flight(tmp_path: Path) 
     lines = killed.parent / "labels.parquet.explained.jsonl"
     with endpoint(rules) as url:
         code = (
-            "import argparse, sys; from saeclamp_saes.commands import labels\n"
+            "import argparse, sys; from saeclamp_saes.cli import labels\n"
             "parser = argparse.ArgumentParser(); labels.register(parser.add_subparsers())\n"
             "args = parser.parse_args(sys.argv[1:]); sys.exit(args.run(args))"
         )
@@ -210,7 +210,7 @@ def test_what_makes_another_explanation_is_another_run(path: Path, monkeypatch: 
         replace(remade, info=replace(remade.info, date="2027-01-01T00:00:00+00:00")).write(path)
         assert run(path, url, features=[0]).kept == 1
         assert run(path, url, features=[0], replace=True).explained == 1
-        monkeypatch.setattr("saeclamp_saes.labelling.explain.CHOICE", 3)
+        monkeypatch.setattr("saeclamp_saes.labelling.explain.run.CHOICE", 3)
         assert run(path, url, features=[0], replace=True).explained == 1
     assert len(rules.shown("bridge")) == 4 * 10
     assert len({line["run"] for line in journal(path)}) == 4

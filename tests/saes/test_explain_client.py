@@ -12,7 +12,7 @@ import httpx
 import pytest
 from tests.saes.explain_endpoint import Failure, Rules, endpoint
 
-from saeclamp_saes.labelling.explain_client import (
+from saeclamp_saes.labelling.explain.client import (
     LONGEST_ANSWER,
     Asker,
     Endpoint,
@@ -20,7 +20,7 @@ from saeclamp_saes.labelling.explain_client import (
     UnansweredError,
     Usage,
 )
-from saeclamp_saes.labelling.explain_prompts import AGAIN, EXPLAIN, EXPLANATION, explanation_in
+from saeclamp_saes.labelling.explain.prompts import AGAIN, EXPLAIN, EXPLANATION, explanation_in
 
 QUESTION = '{"marks": ["<<", ">>"], "strong_examples": ["a << b>>"], "weaker_examples": []}'
 ANSWER = "the word b"

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from tests.saes.explain_endpoint import DEAD, WORDS, Failure, Rules, endpoint, labels, said
 
-from saeclamp_saes.commands import labels as command
+from saeclamp_saes.cli import labels as command
 from saeclamp_saes.errors import LabelError
 from saeclamp_saes.labelling.table import Labels
 
@@ -89,7 +89,7 @@ def test_the_key_comes_from_the_environment(
 
 def test_after_ctrl_c_what_was_finished_is_in_the_labels(path: Path) -> None:
     code = (
-        "import argparse, sys; from saeclamp_saes.commands import labels\n"
+        "import argparse, sys; from saeclamp_saes.cli import labels\n"
         "parser = argparse.ArgumentParser(); labels.register(parser.add_subparsers())\n"
         "args = parser.parse_args(sys.argv[1:]); sys.exit(args.run(args))"
     )

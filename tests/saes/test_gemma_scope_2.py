@@ -13,7 +13,7 @@ from tests.saes.layouts import Written, gemma_scope_2, tokens
 from tests.saes.layouts.agreement import check, read, refusal
 
 from saeclamp_saes import Site
-from saeclamp_saes.formats import canonical
+from saeclamp_saes.loaders import native
 
 
 @pytest.mark.parametrize(
@@ -153,6 +153,6 @@ def test_what_is_not_published_is_refused(tmp_path: Path) -> None:
 
 def test_a_converted_layer_of_an_affine_clt_keeps_its_skip_connection(tmp_path: Path) -> None:
     sae = read(gemma_scope_2.write_many(tmp_path, affine=True)[2].path)
-    canonical.write(sae, tmp_path / "converted", {})
+    native.write(sae, tmp_path / "converted", {})
     assert sae.W_skip is not None
     torch.testing.assert_close(read(tmp_path / "converted").W_skip, sae.W_skip)

@@ -15,10 +15,10 @@ from tests.saes.tiny_training import LAYER, TEMPLATE, corpus, reader, texts, tok
 from torch import Tensor, nn
 
 from saeclamp_saes.errors import TrainingError, VerificationError
+from saeclamp_saes.io.vector_files import Rows, Table
+from saeclamp_saes.lm.documents import Document, data_files, documents
+from saeclamp_saes.lm.harvest import Cursor, Harvest, Reader, norm_limits, width_of
 from saeclamp_saes.sites import Site
-from saeclamp_saes.training.documents import Document, data_files, documents
-from saeclamp_saes.training.harvest import Cursor, Harvest, Reader, norm_limits, width_of
-from saeclamp_saes.training.rows import Rows, Table
 
 SHARE = 0.2
 START = Cursor()
@@ -27,7 +27,7 @@ START = Cursor()
 @pytest.fixture(autouse=True)
 def _small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups of documents as many times smaller as the corpus is."""
-    monkeypatch.setattr("saeclamp_saes.training.harvest.GROUP_TOKENS", 300)
+    monkeypatch.setattr("saeclamp_saes.lm.harvest.GROUP_TOKENS", 300)
 
 
 def harvest(reader: Reader, data: Path, held_out: bool = False, **options: Any) -> Harvest:

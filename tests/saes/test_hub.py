@@ -18,7 +18,7 @@ from tests.saes.local_hub import COMMIT, LocalHub
 from saeclamp_saes import find_sae, open_entry
 from saeclamp_saes.errors import SAELibraryError
 from saeclamp_saes.library import user_library
-from saeclamp_saes.library.adding import add
+from saeclamp_saes.library.add import add
 from saeclamp_saes.library.hub import HubReference, download, files_of, pinned
 
 OTHER_COMMIT = "f" * 40

@@ -8,7 +8,7 @@ from saeclamp_saes import find_sae
 from saeclamp_saes.errors import SAELibraryError
 from saeclamp_saes.library import catalogue, hub_places
 from saeclamp_saes.library.hub import HubReference
-from saeclamp_saes.library.names import locate
+from saeclamp_saes.library.reference import locate
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORY = "google/gemma-scope-2b-pt-transcoders"

@@ -13,8 +13,8 @@ from tests.saes.tiny_labels import StopAfter, Stopped, sae, settings
 from tests.saes.tiny_training import corpus, reader, texts
 
 from saeclamp_saes.errors import LabelError
-from saeclamp_saes.labelling import firings
-from saeclamp_saes.labelling.label import Settings, label
+from saeclamp_saes.labelling import activation_index
+from saeclamp_saes.labelling.run import Settings, label
 from saeclamp_saes.labelling.table import Labels
 
 NUM_TOLD = {"reading documents": 12}
@@ -24,8 +24,8 @@ TO_BEGIN_ANEW = r"To begin anew, delete the folder .*labels\.parquet\.work\."
 
 @pytest.fixture(autouse=True)
 def _small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(firings, "GROUP_TOKENS", 200)
-    monkeypatch.setattr("saeclamp_saes.training.harvest.MEDIAN_TOKENS", 300)
+    monkeypatch.setattr(activation_index, "GROUP_TOKENS", 200)
+    monkeypatch.setattr("saeclamp_saes.lm.harvest.MEDIAN_TOKENS", 300)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_what_was_read_before_and_cut_short_is_not_gone_on_with(tmp_path: Path, 
 def test_what_was_sorted_and_cut_short_is_not_gone_on_with(
     tmp_path: Path, data: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("saeclamp_saes.labelling.outputs.LOGITS_AT_ONCE", 7 * 97)
+    monkeypatch.setattr("saeclamp_saes.labelling.output_scores.LOGITS_AT_ONCE", 7 * 97)
     work = stopped(tmp_path / "labels.parquet", data, "logit lens and output scores")
     path = work / "firings" / name
     path.write_bytes(path.read_bytes()[:400])

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from saeclamp_saes import SAE, Site
 from saeclamp_saes.errors import LabelError
-from saeclamp_saes.labelling import neighbours, outputs
-from saeclamp_saes.labelling.lens import FINAL_NORM, Lens, edits_stream, writes_to_stream
+from saeclamp_saes.labelling import neighbours, output_scores
 from saeclamp_saes.labelling.neighbours import measure_neighbours
-from saeclamp_saes.labelling.outputs import PREFIX, Prefix, measure_outputs
+from saeclamp_saes.labelling.output_scores import PREFIX, Prefix, measure_outputs
+from saeclamp_saes.lm.architectures import LAYOUTS, edited
+from saeclamp_saes.lm.harvest import Reader
+from saeclamp_saes.lm.logit_lens import FINAL_NORM, Lens, edits_stream, writes_to_stream
+from saeclamp_saes.progress import silent
 from saeclamp_saes.sae import InputNorm, TopK
-from saeclamp_saes.training.harvest import Reader
-from saeclamp_saes.training.progress import silent
-from saeclamp_saes.verification.architectures import LAYOUTS, edited
 
 IDS = torch.tensor([[2, 3, 4]])
 LAST = Site("resid_post", NUM_LAYERS - 1)
@@ -105,7 +105,7 @@ def slow_score(reader: Reader, of: SAE, feature: int, target: float) -> tuple[fl
     best = max(scores, key=scores.__getitem__)
     likeliest = sorted(top, key=lambda token: -probabilities[token])[:3]
     named = [
-        token if probabilities[token] >= outputs.NAMED_SHARE * probabilities[likeliest[0]] else -1
+        token if probabilities[token] >= output_scores.NAMED_SHARE * probabilities[likeliest[0]] else -1
         for token in likeliest
     ]
     return scores[best], clean[best], named
@@ -115,8 +115,8 @@ def slow_score(reader: Reader, of: SAE, feature: int, target: float) -> tuple[fl
 def test_output_scores_are_those_of_one_feature_at_a_time(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outputs, "LOGITS_AT_ONCE", 7 * VOCABULARY)  # batches that do not divide the features
-    monkeypatch.setattr(outputs, "NAMED_SHARE", 0.6)  # a random model is less sure than others
+    monkeypatch.setattr(output_scores, "LOGITS_AT_ONCE", 7 * VOCABULARY)  # batches that do not divide the features
+    monkeypatch.setattr(output_scores, "NAMED_SHARE", 0.6)  # a random model is less sure than others
     reading, of = reader(make(name)), sae()
     found = measure_outputs(tmp_path, of, reading, MAX_ACTS, silent)
     assert np.isnan(found.score[DEAD])

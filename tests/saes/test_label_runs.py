@@ -19,11 +19,11 @@ from tests.saes.tiny_models import make
 from tests.saes.tiny_training import corpus, reader, tokenizer
 
 from saeclamp_saes import SAE, read_sae
-from saeclamp_saes.commands import label as command
+from saeclamp_saes.cli import label as command
 from saeclamp_saes.errors import LabelError, SAEError
-from saeclamp_saes.hashes import sha256_of
-from saeclamp_saes.labelling.columns import Columns
-from saeclamp_saes.labelling.label import label, token_strings
+from saeclamp_saes.io.hashes import sha256_of
+from saeclamp_saes.labelling.column_store import Columns
+from saeclamp_saes.labelling.run import label, token_strings
 from saeclamp_saes.labelling.table import Explanation, Labels, decoder_sha256, read_labels
 
 CATS = Explanation("cats", "a-model", 0.75)
@@ -32,7 +32,7 @@ CATS = Explanation("cats", "a-model", 0.75)
 @pytest.fixture(autouse=True)
 def _short_median(monkeypatch: pytest.MonkeyPatch) -> None:
     """The text on which lengths are measured, as many times smaller as the corpus is."""
-    monkeypatch.setattr("saeclamp_saes.training.harvest.MEDIAN_TOKENS", 300)
+    monkeypatch.setattr("saeclamp_saes.lm.harvest.MEDIAN_TOKENS", 300)
 
 
 @pytest.fixture
@@ -174,8 +174,8 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 
 def test_without_data_the_packaged_text_is_read_and_called_small(tmp_path: Path) -> None:
-    from saeclamp_saes.labelling.label import Settings
-    from saeclamp_saes.verification.text import SAMPLE
+    from saeclamp_saes.labelling.run import Settings
+    from saeclamp_saes.lm.text import SAMPLE
 
     out = tmp_path / "labels.parquet"
     labels = label(Settings(out, "mine", "tiny", {}, tokens=500), sae(), reader())
@@ -286,7 +286,7 @@ def test_the_command_says_when_it_is_stopped(
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("saeclamp_saes.labelling.label.label", stop)
+    monkeypatch.setattr("saeclamp_saes.labelling.run.label", stop)
     args = arguments(clean)
     assert args.run(args) == 130
     assert capsys.readouterr().err.splitlines() == [
@@ -308,7 +308,7 @@ def test_what_is_wrong_is_said_before_the_model_is_opened(clean: Path, monkeypat
 
 def test_help_is_printed_without_heavy_imports() -> None:
     program = (
-        "import argparse, sys; from saeclamp_saes.commands import label; p = argparse.ArgumentParser(); "
+        "import argparse, sys; from saeclamp_saes.cli import label; p = argparse.ArgumentParser(); "
         "label.register(p.add_subparsers()); p.format_help(); "
         "sys.exit(any(name in sys.modules for name in ('torch', 'pyarrow', 'transformers')))"
     )

@@ -17,7 +17,7 @@ from tests.saes.tiny_training import corpus, reader, tokenizer
 
 from saeclamp_saes import SAE, Site
 from saeclamp_saes.errors import SAEError
-from saeclamp_saes.labelling.label import label
+from saeclamp_saes.labelling.run import label
 
 FEW = {"tokens": 300}
 """Fewer than the first file has, so that what is wrong in the last one lies behind all that is read."""
@@ -26,7 +26,7 @@ FEW = {"tokens": 300}
 @pytest.fixture(autouse=True)
 def _short_median(monkeypatch: pytest.MonkeyPatch) -> None:
     """The text on which lengths are measured, so short that it is all in the first file."""
-    monkeypatch.setattr("saeclamp_saes.training.harvest.MEDIAN_TOKENS", 300)
+    monkeypatch.setattr("saeclamp_saes.lm.harvest.MEDIAN_TOKENS", 300)
 
 
 def begun(doing: str, done: int, total: int, figures: Mapping[str, float]) -> None:

@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from saeclamp_saes import SAE, Site, hashes
+from saeclamp_saes import SAE, Site
 from saeclamp_saes.errors import LabelError
+from saeclamp_saes.io import hashes
 from saeclamp_saes.labelling import table
-from saeclamp_saes.labelling.open_table import OpenLabels
+from saeclamp_saes.labelling.label_file import OpenLabels
 from saeclamp_saes.labelling.table import (
     Example,
     Explanation,

@@ -14,9 +14,9 @@ from tests.saes.tiny_models import WIDTH, make
 from tests.saes.tiny_training import corpus, reader, tokenizer
 
 from saeclamp_saes import SAE
-from saeclamp_saes.labelling.label import label
+from saeclamp_saes.labelling.run import label
 from saeclamp_saes.labelling.table import Labels
-from saeclamp_saes.labelling.typed import BARS, Candidate, kind_of, output_label
+from saeclamp_saes.labelling.token_labels import BARS, Candidate, kind_of, output_label
 
 ONE, BEFORE, MANY, RARE, DEAF = range(5)
 """Features, and the dimension of the stream that makes each active."""

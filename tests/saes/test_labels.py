@@ -15,13 +15,13 @@ from tests.saes.tiny_training import LETTERS, corpus, reader
 
 from saeclamp_saes import SAE, Site
 from saeclamp_saes.errors import LabelError, SAEError
+from saeclamp_saes.labelling.activation_index import Firings, record_firings
 from saeclamp_saes.labelling.examples import AFTER, BEFORE, IN_EACH, IN_TOP, NUM_INACTIVE, examples_of, inactive_of
-from saeclamp_saes.labelling.firings import Firings, record_firings
-from saeclamp_saes.labelling.label import label
+from saeclamp_saes.labelling.run import label
 from saeclamp_saes.labelling.table import Labels
+from saeclamp_saes.lm.harvest import Reader
+from saeclamp_saes.progress import silent
 from saeclamp_saes.sae import TopK
-from saeclamp_saes.training.harvest import Reader
-from saeclamp_saes.training.progress import silent
 
 
 @pytest.fixture(scope="module")
@@ -266,8 +266,8 @@ def test_no_more_tokens_are_read_than_asked_for(data: Path, tmp_path: Path, most
 
 
 def test_small_portions_are_sorted_like_one(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saeclamp_saes.labelling.firings.SORTED_AT_ONCE", 97)
-    monkeypatch.setattr("saeclamp_saes.labelling.firings.ENCODED_AT_ONCE", 7 * D_SAE)
+    monkeypatch.setattr("saeclamp_saes.labelling.activation_index.SORTED_AT_ONCE", 97)
+    monkeypatch.setattr("saeclamp_saes.labelling.activation_index.ENCODED_AT_ONCE", 7 * D_SAE)
     check(record(tmp_path, sae(), reader(), data), tokens_of(reader(), sae(), data / "b.jsonl"))
 
 

@@ -15,9 +15,9 @@ from tests.e2e.checkpoints import make_sae
 
 from saeclamp_saes import Options, SAEAddress, find_sae, open_entry, read_sae
 from saeclamp_saes.errors import OptionError, SAELibraryError
-from saeclamp_saes.files.source import LABELS
+from saeclamp_saes.io.checkpoint import LABELS
 from saeclamp_saes.labelling.table import read_labels
-from saeclamp_saes.library.names import BUNDLED
+from saeclamp_saes.library.reference import BUNDLED
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from tests.saes.own_library import kept, quiet
 
 from saeclamp_saes import find_sae, open_entry
 from saeclamp_saes.errors import SAELibraryError
-from saeclamp_saes.library import entries, user_library
-from saeclamp_saes.library.adding import add
+from saeclamp_saes.library import resolve, user_library
+from saeclamp_saes.library.add import add
 
 pytestmark = pytest.mark.usefixtures("library")
 
@@ -85,7 +85,7 @@ def test_one_that_is_removed_while_it_is_opened_is_missed_in_one_sentence(
 ) -> None:
     add(str(folder), "mine", None, quiet)
     address = find_sae("mine")
-    monkeypatch.setattr(entries, "read_feature_book", lambda *_: user_library.remove("mine"))
+    monkeypatch.setattr(resolve, "read_feature_book", lambda *_: user_library.remove("mine"))
     with pytest.raises(SAELibraryError, match=r"SAE 'mine' cannot be read: .*No such file"):
         open_entry(address)
 

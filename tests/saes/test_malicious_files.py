@@ -19,11 +19,11 @@ from tests.saes.refusals import little_memory, sentence
 
 from saeclamp_saes import Options, read_sae
 from saeclamp_saes.errors import OptionError
-from saeclamp_saes.files.config_file import read_config
-from saeclamp_saes.files.npz_file import NpzFile
-from saeclamp_saes.files.safetensors_file import SafetensorsFile
-from saeclamp_saes.files.tensors import Tensors
-from saeclamp_saes.library.entries import find_sae
+from saeclamp_saes.io.config import read_config
+from saeclamp_saes.io.npz import NpzFile
+from saeclamp_saes.io.safetensors import SafetensorsFile
+from saeclamp_saes.io.tensors import Tensors
+from saeclamp_saes.library.resolve import find_sae
 
 __all__ = ["little_memory"]
 

@@ -16,7 +16,7 @@ import pytest
 from tests.saes.refusals import little_memory, sentence
 
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.files.npz_file import NpzFile
+from saeclamp_saes.io.npz import NpzFile
 
 __all__ = ["little_memory"]
 

@@ -15,7 +15,7 @@ from tests.saes.refusals import little_memory, sentence
 from saeclamp_saes import read_sae
 from saeclamp_saes.conversion.pickles import unpickle
 from saeclamp_saes.errors import CheckpointError, PickledError
-from saeclamp_saes.formats import summarize
+from saeclamp_saes.loaders import summarize
 
 __all__ = ["little_memory"]
 

@@ -18,16 +18,16 @@ from tests.saes.tiny_training import LAYER, corpus, reader, texts
 from torch import Tensor, nn
 
 from saeclamp_saes.errors import SAEError
-from saeclamp_saes.measuring import measure as measuring
-from saeclamp_saes.measuring import tally
-from saeclamp_saes.measuring.histograms import Histogram
-from saeclamp_saes.measuring.measure import Measured, NamedSAE, measure, sites_of
-from saeclamp_saes.measuring.source import Source, survey
+from saeclamp_saes.evaluation import accumulators
+from saeclamp_saes.evaluation import evaluate as measuring
+from saeclamp_saes.evaluation.eval_data import Source, survey
+from saeclamp_saes.evaluation.evaluate import Measured, NamedSAE, measure, sites_of
+from saeclamp_saes.evaluation.histograms import Histogram
+from saeclamp_saes.evaluation.verify import verify
+from saeclamp_saes.lm.documents import Document, data_files, documents
+from saeclamp_saes.lm.harvest import Reader, norm_limits
 from saeclamp_saes.sae import SAE, TopK
 from saeclamp_saes.sites import Site
-from saeclamp_saes.training.documents import Document, data_files, documents
-from saeclamp_saes.training.harvest import Reader, norm_limits
-from saeclamp_saes.verification.verify import verify
 
 SHARE = 0.3
 HOME = Site("resid_post", LAYER)
@@ -289,7 +289,7 @@ def test_principal_components_of_very_wide_vectors_are_left_out(
 ) -> None:
     source = Source(plain_texts(tmp_path, 20))
     (narrow,) = measured({"one": sae_at()}, model, source).measurements
-    monkeypatch.setattr(tally, "WIDEST_GRAM", WIDTH - 1)
+    monkeypatch.setattr(accumulators, "WIDEST_GRAM", WIDTH - 1)
     (wide,) = measured({"one": sae_at()}, model, source).measurements
     assert narrow.pca_explained_variance is not None
     assert wide == replace(narrow, pca_explained_variance=None)

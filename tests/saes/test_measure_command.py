@@ -15,9 +15,9 @@ from tests.saes.test_measure import plain_texts
 from tests.saes.tiny_models import WIDTH, make
 from tests.saes.tiny_training import LAYER, corpus, tokenizer
 
-from saeclamp_saes.commands import measure as command
+from saeclamp_saes.cli import measure as command
 from saeclamp_saes.errors import SAEError
-from saeclamp_saes.measuring import measure as measuring
+from saeclamp_saes.evaluation import evaluate as measuring
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ from tests.saes.tiny_models import make
 from torch import nn
 
 from saeclamp_saes.errors import SAEError
-from saeclamp_saes.measuring import measure as measuring
-from saeclamp_saes.measuring.source import Source
+from saeclamp_saes.evaluation import evaluate as measuring
+from saeclamp_saes.evaluation.eval_data import Source
 
 SAID = r"kept\.safetensors, which holds .*, is damaged: move it away, and the command begins anew\."
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from saeclamp_saes.measuring.histograms import Histogram, counted, quantile_of_counts
+from saeclamp_saes.evaluation.histograms import Histogram, counted, quantile_of_counts
 
 
 def test_histograms_count_as_numpy_does() -> None:

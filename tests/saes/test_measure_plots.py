@@ -21,11 +21,11 @@ from tests.saes.test_measure import D_SAE, measured, plain_texts, sae_at
 from tests.saes.tiny_models import make
 
 from saeclamp_saes.errors import VerificationError
-from saeclamp_saes.measuring import measure as measuring
-from saeclamp_saes.measuring.measure import Measured
-from saeclamp_saes.measuring.plots import activations_figure, density_figure, write_plots
-from saeclamp_saes.measuring.result import Measurement
-from saeclamp_saes.measuring.source import Source
+from saeclamp_saes.evaluation import evaluate as measuring
+from saeclamp_saes.evaluation.eval_data import Source
+from saeclamp_saes.evaluation.evaluate import Measured
+from saeclamp_saes.evaluation.measurement import Measurement
+from saeclamp_saes.evaluation.plots import activations_figure, density_figure, write_plots
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_no_window_system_is_touched(one: Measurement, tmp_path: Path) -> None:
     """Whatever backend is asked for: pyplot, which would start it, is never imported."""
     (tmp_path / "one").write_bytes(pickle.dumps(one))
     code = (
-        "import pickle, sys; from pathlib import Path; from saeclamp_saes.measuring.plots import write_plots\n"
+        "import pickle, sys; from pathlib import Path; from saeclamp_saes.evaluation.plots import write_plots\n"
         "write_plots(Path(), [pickle.loads(Path('one').read_bytes())])\n"
         "print('matplotlib.pyplot' in sys.modules)"
     )

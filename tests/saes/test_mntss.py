@@ -12,7 +12,7 @@ from tests.saes.layouts.agreement import check, read, refusal
 
 from saeclamp_saes import Options, Site
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.formats import summarize
+from saeclamp_saes.loaders import summarize
 
 
 @pytest.mark.parametrize("jumps", [False, True])

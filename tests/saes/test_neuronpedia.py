@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.saes.explain_endpoint import labels
 
-from saeclamp_saes.commands import labels as command
+from saeclamp_saes.cli import labels as command
 from saeclamp_saes.errors import LabelError
 from saeclamp_saes.labelling.neuronpedia import Imported, read_exports
 from saeclamp_saes.labelling.table import Explanation, Labels

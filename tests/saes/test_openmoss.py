@@ -14,7 +14,7 @@ from tests.saes.layouts.agreement import check, read, recognised, refusal
 from torch import Tensor
 
 from saeclamp_saes import Options, Site
-from saeclamp_saes.formats import summarize
+from saeclamp_saes.loaders import summarize
 
 S_FIRST, S_SECOND = 4.0 / openmoss.LENGTHS[0], 4.0 / openmoss.LENGTHS[1]
 """sqrt(d_model) over the mean lengths at the first and the second hook."""

@@ -11,10 +11,10 @@ from tests.saes import tiny_labels
 from tests.saes.tiny_models import make
 from tests.saes.tiny_training import corpus, reader, recipe, settings, wanted
 
-from saeclamp_saes.labelling.label import label
-from saeclamp_saes.training.harvest import MEDIAN_TOKENS, Reader
+from saeclamp_saes.labelling.run import label
+from saeclamp_saes.lm.harvest import MEDIAN_TOKENS, Reader
+from saeclamp_saes.training.activations_store import harvest_to
 from saeclamp_saes.training.run import train
-from saeclamp_saes.training.store import harvest_to
 
 NUM_TEXTS = 60
 
@@ -109,7 +109,7 @@ def test_every_step_is_told_with_the_figures_of_the_last_line(tmp_path: Path) ->
 
 
 def test_many_documents_are_told_while_they_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saeclamp_saes.training.harvest.LOOKED_AT", 20)
+    monkeypatch.setattr("saeclamp_saes.lm.harvest.LOOKED_AT", 20)
     heard = Heard()
     harvesting(corpus(tmp_path / "data", NUM_TEXTS), tmp_path / "out", reader(heard.model), heard)
     assert [(told.done, told.total) for told in heard.told[:3]] == [(20, 20), (40, 40), (60, 60)]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from saeclamp_saes import SAE, Site
+from saeclamp_saes.evaluation.quick_check import quick_fit
 from saeclamp_saes.sae import InputNorm, TopK
-from saeclamp_saes.verification.quick import quick_fit
 
 D = 12
 

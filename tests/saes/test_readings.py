@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from saeclamp_saes.evaluation.interpretations import Reading, claimed, elsewhere, otherwise
+from saeclamp_saes.evaluation.metrics import explained_variance
 from saeclamp_saes.sae import SAE, InputNorm
 from saeclamp_saes.sites import Site
-from saeclamp_saes.verification.figures import explained_variance
-from saeclamp_saes.verification.readings import Reading, claimed, elsewhere, otherwise
 
 D = 24
 PLACE = Site("resid_post", 4)
@@ -223,5 +223,5 @@ def test_a_crosscoder_moves_as_a_whole() -> None:
 def test_tokens_in_parts_give_what_they_give_together(monkeypatch: pytest.MonkeyPatch) -> None:
     sae, x = planted()
     together = claimed(sae).reconstruct(x)
-    monkeypatch.setattr("saeclamp_saes.verification.readings.ENCODE_BYTES", 7 * D * 4)
+    monkeypatch.setattr("saeclamp_saes.evaluation.interpretations.ENCODE_BYTES", 7 * D * 4)
     assert torch.allclose(claimed(sae).reconstruct(x), together, atol=1e-5)

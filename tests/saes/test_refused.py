@@ -11,7 +11,7 @@ from tests.saes.layouts import mwhanna, pickles
 from tests.saes.layouts.agreement import refusal
 
 from saeclamp_saes import Options
-from saeclamp_saes.formats import CheckpointError, summarize
+from saeclamp_saes.loaders import CheckpointError, summarize
 
 
 def test_a_temporal_sae(tmp_path: Path) -> None:

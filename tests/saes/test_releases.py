@@ -29,9 +29,9 @@ from tests.saes.local_hub import LocalHub
 
 from saeclamp_saes import Options, Site, find_sae, open_entry, read_sae
 from saeclamp_saes.errors import SAELibraryError
-from saeclamp_saes.files.source import read_config
+from saeclamp_saes.io.checkpoint import read_config
 from saeclamp_saes.library import catalogue, user_library
-from saeclamp_saes.library.adding import add
+from saeclamp_saes.library.add import add
 from saeclamp_saes.sae import InputNorm
 
 Write = Callable[[Path], Written]

@@ -15,11 +15,11 @@ from tests.saes.tiny_models import make
 from tests.saes.tiny_training import corpus, reader, recipe, settings, wanted
 
 from saeclamp_saes.errors import SAEError, TrainingError
-from saeclamp_saes.hashes import sha256_of
-from saeclamp_saes.training.harvest import Reader
+from saeclamp_saes.io.hashes import sha256_of
+from saeclamp_saes.lm.harvest import Reader
+from saeclamp_saes.training.activations_store import Store, harvest_to
+from saeclamp_saes.training.harvest_config import Wanted
 from saeclamp_saes.training.run import train, train_on
-from saeclamp_saes.training.store import Store, harvest_to
-from saeclamp_saes.training.wanted import Wanted
 
 CPU = torch.device("cpu")
 Work = Callable[..., Any]
@@ -33,8 +33,8 @@ def training(folder: Path, what: Wanted, reading: Reader, *report: Any) -> Any:
 @pytest.fixture(autouse=True)
 def _small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups of documents, and the text on which lengths are measured, as many times smaller as the corpus is."""
-    monkeypatch.setattr("saeclamp_saes.training.harvest.GROUP_TOKENS", 300)
-    monkeypatch.setattr("saeclamp_saes.training.harvest.MEDIAN_TOKENS", 300)
+    monkeypatch.setattr("saeclamp_saes.lm.harvest.GROUP_TOKENS", 300)
+    monkeypatch.setattr("saeclamp_saes.lm.harvest.MEDIAN_TOKENS", 300)
 
 
 class Stopped(Exception):
@@ -251,7 +251,7 @@ def test_a_full_disk_is_a_sentence_and_the_run_goes_on_afterwards(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("saeclamp_saes.training.rows.os.fdatasync", full)
+        patch.setattr("saeclamp_saes.io.vector_files.os.fdatasync", full)
         with pytest.raises(TrainingError, match="run cannot be written: No space left on device"):
             training(run, wanted(data), reader())
     training(run, wanted(data), reader())

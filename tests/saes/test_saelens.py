@@ -15,9 +15,9 @@ from tests.saes.layouts import saelens, tokens
 from tests.saes.layouts.agreement import check, read, refusal
 
 from saeclamp_saes import Site, read_sae
-from saeclamp_saes.draft import GATE_TOLERANCE
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.formats import summarize
+from saeclamp_saes.loaders import summarize
+from saeclamp_saes.loaders.builder import GATE_TOLERANCE
 from saeclamp_saes.sae import InputNorm, TopK
 
 FACTOR = f"input_scale={saelens.FACTOR}"

@@ -11,7 +11,7 @@ from tests.saes.layouts import saelens
 from tests.saes.layouts.agreement import check, read, refusal
 
 from saeclamp_saes import Options, Site
-from saeclamp_saes.formats import summarize
+from saeclamp_saes.loaders import summarize
 from saeclamp_saes.sae import TopK
 
 

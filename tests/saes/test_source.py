@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from saeclamp_saes.files.contents import layer_of
+from saeclamp_saes.io.contents import layer_of
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tests.saes.layouts.agreement import check, read, refusal
 from saeclamp_saes import Site, read_sae
 from saeclamp_saes.conversion import convert
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.formats import summarize
+from saeclamp_saes.loaders import summarize
 from saeclamp_saes.sae import TopK
 
 SITES = {

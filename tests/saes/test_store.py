@@ -17,12 +17,12 @@ from tests.saes.tiny_training import corpus, reader, recipe, settings, texts, wa
 
 from saeclamp_saes import read_sae
 from saeclamp_saes.errors import TrainingError
-from saeclamp_saes.hashes import sha256_of
+from saeclamp_saes.io.hashes import sha256_of
+from saeclamp_saes.lm.harvest import Reader
 from saeclamp_saes.sites import Site
+from saeclamp_saes.training.activations_store import Store, harvest_to
 from saeclamp_saes.training.checkpoint import load
-from saeclamp_saes.training.harvest import Reader
 from saeclamp_saes.training.run import train, train_on
-from saeclamp_saes.training.store import Store, harvest_to
 from saeclamp_saes.training.trainer import Trainer
 
 SITES = (Site("resid_post", 0), Site("resid_post", 2))
@@ -34,8 +34,8 @@ ALL = 10**6
 @pytest.fixture(autouse=True)
 def _small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups of documents, and the text on which lengths are measured, as many times smaller as the corpus is."""
-    monkeypatch.setattr("saeclamp_saes.training.harvest.GROUP_TOKENS", 300)
-    monkeypatch.setattr("saeclamp_saes.training.harvest.MEDIAN_TOKENS", 300)
+    monkeypatch.setattr("saeclamp_saes.lm.harvest.GROUP_TOKENS", 300)
+    monkeypatch.setattr("saeclamp_saes.lm.harvest.MEDIAN_TOKENS", 300)
 
 
 class Stopped(Exception):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from saeclamp_saes.commands.tables import print_table
+from saeclamp_saes.cli.output import print_table
 
 HEADERS = ("feature", "name", "label", "active on", "density")
 ROW = (

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.files import tensors as module
-from saeclamp_saes.files.npz_file import NpzFile
-from saeclamp_saes.files.safetensors_file import SafetensorsFile
-from saeclamp_saes.files.tensors import LoadedTensors, Tensors, is_finite
+from saeclamp_saes.io import tensors as module
+from saeclamp_saes.io.npz import NpzFile
+from saeclamp_saes.io.safetensors import SafetensorsFile
+from saeclamp_saes.io.tensors import LoadedTensors, Tensors, is_finite
 
 MATRIX = torch.arange(7 * 5, dtype=torch.float32).view(7, 5) - 16.5
 CUBE = torch.arange(3 * 4 * 5, dtype=torch.float32).view(3, 4, 5) / 8

@@ -12,17 +12,17 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from saeclamp_saes.errors import TrainingError
+from saeclamp_saes.evaluation import metrics
 from saeclamp_saes.sae import SAE
 from saeclamp_saes.sites import Site
 from saeclamp_saes.training.architectures import ARCHITECTURES, learning_rate, outcome
-from saeclamp_saes.training.calibrate import calibrated
-from saeclamp_saes.training.dictionary import Dictionary
+from saeclamp_saes.training.batchtopk_threshold import calibrated
+from saeclamp_saes.training.config import CALIBRATED, NAMES, Name, Recipe
 from saeclamp_saes.training.export import as_read, folded
 from saeclamp_saes.training.held_out import measured
-from saeclamp_saes.training.pool import Schedule
-from saeclamp_saes.training.recipe import CALIBRATED, NAMES, Name, Recipe
+from saeclamp_saes.training.mixing_buffer import Schedule
 from saeclamp_saes.training.trainer import Trainer
-from saeclamp_saes.verification import figures
+from saeclamp_saes.training.training_sae import Dictionary
 
 SITE = Site("resid_post", 3)
 
@@ -294,11 +294,11 @@ def test_figures_in_portions_are_those_of_the_whole() -> None:
     got = measured(sae, lambda: iter(x.split(99)))
     acts = sae.encode(x)
     assert got.num_tokens == 700
-    assert got.explained_variance == pytest.approx(figures.explained_variance(x, sae.decode(acts, x)), abs=1e-6)
-    assert got.pca_explained_variance == pytest.approx(figures.pca_explained_variance(x, 3), abs=1e-9)
+    assert got.explained_variance == pytest.approx(metrics.explained_variance(x, sae.decode(acts, x)), abs=1e-6)
+    assert got.pca_explained_variance == pytest.approx(metrics.pca_explained_variance(x, 3), abs=1e-9)
     assert got.l0 == pytest.approx(3.0)
-    assert got.dead_share == figures.dead_share(acts.count_nonzero(dim=0))
-    assert got.dense_share == figures.dense_share(acts.count_nonzero(dim=0), 700) > 0
+    assert got.dead_share == metrics.dead_share(acts.count_nonzero(dim=0))
+    assert got.dense_share == metrics.dense_share(acts.count_nonzero(dim=0), 700) > 0
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from tests.saes.tiny_models import make
 from tests.saes.tiny_training import corpus, tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from saeclamp_saes.commands import harvest, label, measure, train
-from saeclamp_saes.commands.numbers import LARGEST_SEED, MOST
+from saeclamp_saes.cli import harvest, label, measure, train
+from saeclamp_saes.cli.arg_types import LARGEST_SEED, MOST
 from saeclamp_saes.errors import SAEError
 
 SMALL = ("--features", "24", "--k", "4", "--tokens", "2k", "--batch", "32", "--held-out", "0.2")

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from saeclamp_saes import Site, read_sae
 from saeclamp_saes.errors import TrainingError
-from saeclamp_saes.hashes import sha256_of
+from saeclamp_saes.io.hashes import sha256_of
+from saeclamp_saes.io.vector_files import Rows
 from saeclamp_saes.training.architectures import ARCHITECTURES
 from saeclamp_saes.training.checkpoint import load
-from saeclamp_saes.training.recipe import NAMES, Name, Recipe
-from saeclamp_saes.training.rows import Rows
+from saeclamp_saes.training.config import NAMES, Name, Recipe
 from saeclamp_saes.training.run import train
 from saeclamp_saes.training.trainer import Trainer
 
@@ -31,8 +31,8 @@ from saeclamp_saes.training.trainer import Trainer
 @pytest.fixture(autouse=True)
 def _small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups of documents, and the text on which lengths are measured, as many times smaller as the corpus is."""
-    monkeypatch.setattr("saeclamp_saes.training.harvest.GROUP_TOKENS", 300)
-    monkeypatch.setattr("saeclamp_saes.training.harvest.MEDIAN_TOKENS", 300)
+    monkeypatch.setattr("saeclamp_saes.lm.harvest.GROUP_TOKENS", 300)
+    monkeypatch.setattr("saeclamp_saes.lm.harvest.MEDIAN_TOKENS", 300)
 
 
 class Stopped(Exception):

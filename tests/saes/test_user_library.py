@@ -17,11 +17,11 @@ from tests.saes.own_library import kept, quiet
 
 from saeclamp_saes import find_sae, open_entry
 from saeclamp_saes.errors import SAELibraryError
-from saeclamp_saes.formats import summarize
-from saeclamp_saes.hashes import sha256_of
+from saeclamp_saes.io.hashes import sha256_of
 from saeclamp_saes.labelling.table import labels_path
 from saeclamp_saes.library import user_library
-from saeclamp_saes.library.adding import add, listed_summary
+from saeclamp_saes.library.add import add, listed_summary
+from saeclamp_saes.loaders import summarize
 
 pytestmark = pytest.mark.usefixtures("library")
 

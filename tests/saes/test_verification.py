@@ -14,13 +14,13 @@ from tests.saes.tiny_models import VOCABULARY, make
 from torch import Tensor, nn
 
 from saeclamp_saes.errors import VerificationError
+from saeclamp_saes.evaluation.report import ReadingFigure, Verification
+from saeclamp_saes.evaluation.threshold import calibrated_threshold
+from saeclamp_saes.evaluation.verify import verify
+from saeclamp_saes.lm.capture import record
+from saeclamp_saes.lm.text import SAMPLE, SEQUENCE_LENGTH, read_text, sequences_of
 from saeclamp_saes.sae import SAE, TopK
 from saeclamp_saes.sites import Site
-from saeclamp_saes.verification.capture import record
-from saeclamp_saes.verification.result import ReadingFigure, Verification
-from saeclamp_saes.verification.text import SAMPLE, SEQUENCE_LENGTH, read_text, sequences_of
-from saeclamp_saes.verification.threshold import calibrated_threshold
-from saeclamp_saes.verification.verify import verify
 
 WIDTH = 24
 HOME = Site("resid_post", 1)
@@ -294,7 +294,7 @@ def test_the_calibrated_threshold_does_not_depend_on_the_parts(monkeypatch: pyte
     x = torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(2))
     top_k = replace(planted(x, HOME, WIDTH), top_k=TopK(3))
     whole = calibrated_threshold(top_k, x)
-    monkeypatch.setattr("saeclamp_saes.verification.readings.ENCODE_BYTES", 7 * 2 * WIDTH * 4)
+    monkeypatch.setattr("saeclamp_saes.evaluation.interpretations.ENCODE_BYTES", 7 * 2 * WIDTH * 4)
     assert calibrated_threshold(top_k, x) == pytest.approx(whole)
 
 

@@ -13,11 +13,11 @@ import torch
 from tests.bundled import LAYER
 
 from saeclamp_saes import SAE, Site, read_sae
-from saeclamp_saes.commands import verify as command
-from saeclamp_saes.library.names import BUNDLED
-from saeclamp_saes.verification.models import open_model
-from saeclamp_saes.verification.text import read_text, sequences_of
-from saeclamp_saes.verification.verify import Verification, verify
+from saeclamp_saes.cli import verify as command
+from saeclamp_saes.evaluation.verify import Verification, verify
+from saeclamp_saes.library.reference import BUNDLED
+from saeclamp_saes.lm.load import open_model
+from saeclamp_saes.lm.text import read_text, sequences_of
 from saeclamp_server.packaged_model import prepared_model
 
 TOKENS = 1024

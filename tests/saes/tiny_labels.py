@@ -11,9 +11,9 @@ from tests.saes.tiny_models import WIDTH
 from tests.saes.tiny_training import LAYER
 
 from saeclamp_saes import SAE, Site
-from saeclamp_saes.labelling.label import Settings
-from saeclamp_saes.training.documents import data_files, documents
-from saeclamp_saes.training.harvest import Reader
+from saeclamp_saes.labelling.run import Settings
+from saeclamp_saes.lm.documents import data_files, documents
+from saeclamp_saes.lm.harvest import Reader
 
 SITE = Site("resid_post", LAYER)
 D_SAE, DEAD = 24, 5

@@ -14,11 +14,11 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from saeclamp_saes.lm.harvest import Reader
 from saeclamp_saes.sites import Site
-from saeclamp_saes.training.harvest import Reader
-from saeclamp_saes.training.recipe import Recipe
-from saeclamp_saes.training.settings import Settings
-from saeclamp_saes.training.wanted import Wanted
+from saeclamp_saes.training.config import Recipe
+from saeclamp_saes.training.harvest_config import Wanted
+from saeclamp_saes.training.run_settings import Settings
 
 TEMPLATE = "{% for m in messages %}{{ '<s>' + m['role'] + ':' + m['content'] }}{% endfor %}"
 LETTERS = (string.ascii_letters + string.digits + string.punctuation + " ")[: VOCABULARY - 2]

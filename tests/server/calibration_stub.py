@@ -16,7 +16,7 @@ from tests.client.scripted_server import RECEIPT, chat_answer, reply, text_answe
 from tests.e2e.checkpoints import make_sae
 
 from saeclamp_saes import find_sae, open_entry
-from saeclamp_server.args import parse
+from saeclamp_server.cli.args import parse
 
 PROMPT_IDS = [5, 6, 7]
 PLAIN, BRIDGED, BROKEN = 1000, 1200, 3000

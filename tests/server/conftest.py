@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from saeclamp_saes import Options, SAEEntry, Site
-from saeclamp_saes.formats import CheckpointSummary
 from saeclamp_saes.library.feature_book import FeatureNote
-from saeclamp_server.lengths import Lengths
+from saeclamp_saes.loaders import CheckpointSummary
+from saeclamp_server.site_norms import Lengths
 from saeclamp_server.steering import Served
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from saeclamp_saes import clamping
-from saeclamp_server.engine.kernel import END, GENERATED, PROMPT, UNCOUNTED, UNTOUCHED, Entry
+from saeclamp_server.engine.worker.kernel import END, GENERATED, PROMPT, UNCOUNTED, UNTOUCHED, Entry
 
 OPS: dict[str, tuple[float, Callable[[float, float], float]]] = {
     "clamp": (8.0, lambda act, value: value),

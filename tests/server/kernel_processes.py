@@ -66,7 +66,7 @@ class _Launch:
     """Calls the kernel with buffers that stay, as a captured graph would."""
 
     def __init__(self) -> None:
-        from saeclamp_server.engine import kernel
+        from saeclamp_server.engine.worker import kernel
 
         self.kernel = kernel
         self.step = kernel.StepBuffers.allocate(MAX_TOKENS, CPU)

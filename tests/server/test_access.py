@@ -15,10 +15,10 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from saeclamp_server.api.access import PUBLIC, WITH_KEY
+from saeclamp_server.api.drain import Drain
 from saeclamp_server.app import create_app
-from saeclamp_server.openai_api.access import PUBLIC, WITH_KEY
-from saeclamp_server.openai_api.draining import Drain
-from saeclamp_server.options import MAX_BODY
+from saeclamp_server.startup.options import MAX_BODY
 
 KEY = "sk-right"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW")

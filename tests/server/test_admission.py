@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from saeclamp_server.admission import Admission, features_of
 from saeclamp_server.errors import BusyError, InvalidSteeringError
-from saeclamp_server.program import Comparison, Edit, Readout, Rule, SteeringProgram
+from saeclamp_server.steering.admission import Admission, features_of
+from saeclamp_server.steering.program import Comparison, Edit, Readout, Rule, SteeringProgram
 
 
 def some(*indices: int) -> frozenset[tuple[str, int]]:

@@ -12,12 +12,12 @@ import pytest
 from fastapi import FastAPI, Request, Response
 
 from saeclamp.types import DeletedVector, Suggest
+from saeclamp_server.api import event_stream, strict_route
+from saeclamp_server.api.error_handlers import refuse
+from saeclamp_server.api.model_client import Model, Outcome, Run, all_of
+from saeclamp_server.api.model_share import ModelShare, Room
+from saeclamp_server.api.progress import ProgressCounter
 from saeclamp_server.errors import InvalidRequestError, RequestError
-from saeclamp_server.model import Model, Outcome, Run, all_of
-from saeclamp_server.openai_api.handlers import refuse
-from saeclamp_server.progress import ProgressCounter
-from saeclamp_server.routes import answering, own_route
-from saeclamp_server.share import ModelShare, Room
 
 ANSWER = DeletedVector(name="done", deleted=True)
 Work = Callable[[Model, ProgressCounter], Awaitable[DeletedVector]]
@@ -45,11 +45,11 @@ class SlowModel:
 
 
 def app(work: Work, model: Any = None) -> FastAPI:
-    router = own_route.own_router(ends_with_client=True)
+    router = strict_route.own_router(ends_with_client=True)
 
     @router.post("/long")
     async def long(body: Suggest, request: Request) -> Response:
-        return await answering.answered(request, work)
+        return await event_stream.answered(request, work)
 
     served = FastAPI()
     served.include_router(router)
@@ -94,8 +94,8 @@ async def at_once(model: Model, counter: ProgressCounter) -> DeletedVector:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answering, "OPENS_AFTER_S", 0.02)
-    monkeypatch.setattr(answering, "EVERY_S", 0.02)
+    monkeypatch.setattr(event_stream, "OPENS_AFTER_S", 0.02)
+    monkeypatch.setattr(event_stream, "EVERY_S", 0.02)
 
 
 def test_without_being_asked_for_events_an_answer_is_json() -> None:

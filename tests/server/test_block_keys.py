@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tests.reference import touched_positions
 from tests.server.test_mapping import SCOPES
 
-from saeclamp_server.engine.block_keys import EditedBlocks, steered_hasher
-from saeclamp_server.program import Edit, SteeringProgram
-from saeclamp_server.scopes import GENERATED
+from saeclamp_server.engine.scheduler.prefix_cache import EditedBlocks, steered_hasher
+from saeclamp_server.steering.program import Edit, SteeringProgram
+from saeclamp_server.steering.token_ranges import GENERATED
 
 BLOCK = 4
 SECRET = b"secret"

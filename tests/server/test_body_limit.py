@@ -14,10 +14,10 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import Message
 
-from saeclamp_server.args import parse
-from saeclamp_server.openai_api.body_limit import MEGABYTE, BodyLimit
-from saeclamp_server.openai_api.envelope import ErrorEnvelope
-from saeclamp_server.options import ServeOptions
+from saeclamp_server.api.body_limit import MEGABYTE, BodyLimit
+from saeclamp_server.api.error_envelope import ErrorEnvelope
+from saeclamp_server.cli.args import parse
+from saeclamp_server.startup.options import ServeOptions
 
 READ: list[int] = []
 

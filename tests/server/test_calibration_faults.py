@@ -33,7 +33,7 @@ def server(folder: Path) -> Iterator[Stub]:
 
 
 def test_a_run_that_was_cut_off_goes_on_and_comes_to_the_same(server: Stub, folder: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("saeclamp_server.calibration.asking.MAX_RETRIES", 0)
+    monkeypatch.setattr("saeclamp_server.calibration.client.MAX_RETRIES", 0)
     server.fault = lambda asked: hang_up if asked.act == 25 else None
     with pytest.raises(CalibrationError, match=r"could not answer: .*The same command goes on"):
         run(words(server, folder, "--at-once", "1"))
@@ -70,7 +70,7 @@ def test_answers_that_a_stopped_run_needs_stay_until_it_has_gone_on(
 ) -> None:
     server.fault = lambda asked: hang_up if asked.act == 25 and not asked.is_check else None
     with monkeypatch.context() as patched:
-        patched.setattr("saeclamp_server.calibration.asking.MAX_RETRIES", 0)
+        patched.setattr("saeclamp_server.calibration.client.MAX_RETRIES", 0)
         with pytest.raises(CalibrationError, match="The same command goes on"):
             run(words(server, folder, "--at-once", "1"))
     server.fault = lambda asked: None

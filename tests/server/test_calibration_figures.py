@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from tests.bundled import ENTRY
 
-from saeclamp_server.calibration.figures import Answer, Bounded, Figures, compare
 from saeclamp_server.calibration.green_zone import Criteria, Point, fluency, judge, least_prompts
+from saeclamp_server.calibration.metrics import Answer, Bounded, Figures, compare
 from saeclamp_server.calibration.records import read_points
 from saeclamp_server.calibration.text import WordSet, distinct_2, repetition
 

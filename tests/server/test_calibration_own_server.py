@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from saeclamp_server.calibration.errors import CalibrationError
-from saeclamp_server.calibration.own_server import last_words, own_server
+from saeclamp_server.calibration.managed_server import last_words, own_server
 
 SERVER = """\
 import http.server, json, os, pathlib, signal, subprocess, sys, threading
@@ -150,7 +150,7 @@ def test_a_server_that_dies_in_the_middle_says_why(tmp_path: Path, command: list
 
 def test_a_run_that_is_killed_takes_its_server_with_it(tmp_path: Path, command: list[str]) -> None:
     code = (
-        "import sys, time\nfrom saeclamp_server.calibration.own_server import last_words, own_server\n"
+        "import sys, time\nfrom saeclamp_server.calibration.managed_server import last_words, own_server\n"
         f"with own_server('m', {str(tmp_path)!r}, [], print, {command!r}):\n"
         "    print('ready', flush=True)\n    time.sleep(600)"
     )

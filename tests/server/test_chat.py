@@ -24,7 +24,7 @@ from tests.client.scripted_server import (
 )
 from tests.server.typed_terminal import CTRL_C, CTRL_D, LEFT, UP, run, typed
 
-from saeclamp_server.terminal.layout import cell_width
+from saeclamp_server.cli.tables import cell_width
 
 LONG = "The weather in the mountains changes quickly, and who goes there without a coat will regret it before noon."
 WARNED = {**RECEIPT, "warnings": ["interventions[0] moved no token by more than 0.01 x its residual norm."]}

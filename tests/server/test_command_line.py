@@ -18,12 +18,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tests.e2e.checkpoints import make_sae
 
-from saeclamp_server import preflight
-from saeclamp_server.announcement import announce, example_request
-from saeclamp_server.args import parse
-from saeclamp_server.fit import StartupError, check_fit
-from saeclamp_server.preflight import check_address, check_vllm, open_saes, read_model
-from saeclamp_server.server_log import ServerLog
+from saeclamp_server.cli.args import parse
+from saeclamp_server.model_info import StartupError, check_fit
+from saeclamp_server.startup import preflight
+from saeclamp_server.startup.announcement import announce, example_request
+from saeclamp_server.startup.preflight import check_address, check_vllm, open_saes, read_model
+from saeclamp_server.startup.server_log import ServerLog
 
 BEFORE_LONG_WORK_S = 120
 """Importing torch and transformers on a busy machine; an engine would not have started by then."""

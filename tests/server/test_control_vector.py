@@ -17,14 +17,14 @@ from tests.server.vectors import WIDTH, Engine
 
 from saeclamp import Add, Client, Steering
 from saeclamp_saes import Site
+from saeclamp_server.api import variants as variant_routes
+from saeclamp_server.api import vectors as vector_routes
+from saeclamp_server.api.error_handlers import refuse
+from saeclamp_server.cli.control_vector import _import, read_control_vector
+from saeclamp_server.cli.server_client import TerminalError
 from saeclamp_server.errors import InvalidVectorError, RequestError
-from saeclamp_server.lengths import Lengths
-from saeclamp_server.openai_api.handlers import refuse
-from saeclamp_server.routes import variants as variant_routes
-from saeclamp_server.routes import vectors as vector_routes
+from saeclamp_server.site_norms import Lengths
 from saeclamp_server.steering import Served
-from saeclamp_server.terminal.asking import TerminalError
-from saeclamp_server.terminal.control_vector import _import, read_control_vector
 from saeclamp_server.variants import Variants, VariantStore
 from saeclamp_server.vectors import Direction, Place, VectorFolder, Vectors
 

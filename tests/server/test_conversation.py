@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from saeclamp_server.conversation import MAX_LOCATED, Message, locate
 from saeclamp_server.errors import RequestError
+from saeclamp_server.steering.chat_spans import MAX_LOCATED, Message, locate
 
 Template = Callable[[Sequence[Message]], str]
 

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from saeclamp.types import Receipt
-from saeclamp_server.demo import columns, main, measured
+from saeclamp_server.cli.demo import columns, main, measured
 
 RECEIPT = {
     "applied": True,

@@ -15,11 +15,11 @@ from tests.server.vectors import PLACES, WIDTH, Engine, held
 
 from saeclamp import InvalidArgumentError
 from saeclamp.types import Derive
-from saeclamp_server.engine.recording import MAX_RECORDS, Recorder, wanted
+from saeclamp_server.api.features.derive import derive, derived
+from saeclamp_server.api.model_client import Prompt, Run
+from saeclamp_server.api.progress import ProgressCounter
+from saeclamp_server.engine.worker.prompt_means import MAX_RECORDS, Recorder, wanted
 from saeclamp_server.errors import RequestError
-from saeclamp_server.finding.derivation import derive, derived
-from saeclamp_server.model import Prompt, Run
-from saeclamp_server.progress import ProgressCounter
 
 AXIS = np.eye(WIDTH)[2]
 

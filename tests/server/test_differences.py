@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saeclamp_server.trying.differences import _common, differences
+from saeclamp_server.api.steering.differences import _common, differences
 
 TOKENS = st.lists(st.integers(0, 3), max_size=12)
 

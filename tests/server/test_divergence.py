@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saeclamp_server.trying.divergence import kl_at_least
+from saeclamp_server.api.steering.divergence import kl_at_least
 
 LOGITS = st.lists(st.floats(-12, 12), min_size=8, max_size=8)
 

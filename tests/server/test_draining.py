@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import httpx
 from fastapi import FastAPI
 
-from saeclamp_server.openai_api import draining
-from saeclamp_server.openai_api.draining import Drain, DrainGuard
+from saeclamp_server.api import drain
+from saeclamp_server.api.drain import Drain, DrainGuard
 
 
 class Served:
@@ -19,7 +19,7 @@ class Served:
         self.drain = Drain()
         self.may_answer = asyncio.Event()
         app = FastAPI()
-        app.include_router(draining.router)
+        app.include_router(drain.router)
         app.state.drain, app.state.engine_client = self.drain, SimpleNamespace(errored=False)
         app.add_middleware(DrainGuard, drain=self.drain)
         app.add_api_route("/slow", self._slow)

@@ -10,9 +10,9 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
+from saeclamp_server.api.error_envelope import ErrorEnvelope
+from saeclamp_server.api.error_fields import field_named
 from saeclamp_server.errors import BusyError, InvalidSteeringError
-from saeclamp_server.openai_api.envelope import ErrorEnvelope
-from saeclamp_server.openai_api.fields import field_named
 
 VLLM = {"error": {"message": "top_k must be 0 (parameter=top_k, value=-5)", "type": "BadRequestError", "code": 400}}
 ANSWERS: dict[str, tuple[int, Any]] = {

@@ -7,7 +7,7 @@ import gc
 from types import SimpleNamespace
 from typing import Any
 
-from saeclamp_server.everywhere import EngineReports
+from saeclamp_server.engine.client import EngineReports
 
 
 def report(count: int) -> dict[str, Any]:

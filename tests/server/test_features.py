@@ -16,13 +16,13 @@ from tests.bundled import D_SAE, ENTRY, GOLDEN_GATE, LAYER, MAX_ACT, UNNAMED
 
 from saeclamp.types import StoredFeature, StoredSAE
 from saeclamp_saes import SAEEntry
-from saeclamp_saes.labelling.open_table import OpenLabels
+from saeclamp_saes.labelling.label_file import OpenLabels
 from saeclamp_saes.labelling.table import labels_path
+from saeclamp_server.api.error_handlers import refuse
+from saeclamp_server.api.features import known_saes
+from saeclamp_server.api.features import router as routes
 from saeclamp_server.errors import RequestError
-from saeclamp_server.features import known_saes
-from saeclamp_server.lengths import Lengths
-from saeclamp_server.openai_api.handlers import refuse
-from saeclamp_server.routes import features as routes
+from saeclamp_server.site_norms import Lengths
 from saeclamp_server.steering import Served
 
 LENGTHS = Lengths(250.0, [1.0] * D_SAE)

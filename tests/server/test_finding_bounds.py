@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from saeclamp.types import Contrast
+from saeclamp_server.api.features.contrast import _prompts
+from saeclamp_server.api.features.text_activations import read_one
+from saeclamp_server.api.likelihoods import Likelihoods
+from saeclamp_server.api.model_client import Outcome, Prompt, Run
+from saeclamp_server.api.steering.compare import _refuse_long
 from saeclamp_server.errors import InvalidRequestError
-from saeclamp_server.finding.contrast import _prompts
-from saeclamp_server.finding.reading import read_one
-from saeclamp_server.likelihoods import Likelihoods
-from saeclamp_server.model import Outcome, Prompt, Run
 from saeclamp_server.steering import Served
-from saeclamp_server.trying.comparison import _refuse_long
 
 
 class Tokeniser:

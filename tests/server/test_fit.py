@@ -9,7 +9,7 @@ from tests.server.conftest import entry
 
 from saeclamp_saes import SAEEntry, Site
 from saeclamp_saes.sites import Point
-from saeclamp_server.fit import ModelFacts, StartupError, check_fit
+from saeclamp_server.model_info import ModelFacts, StartupError, check_fit
 
 GPT2 = ModelFacts("/models/gpt2", "GPT2LMHeadModel", hidden_size=16, num_layers=12, z_width=16, is_float16=False)
 OLMO2 = replace(GPT2, path="/models/olmo", architecture="Olmo2ForCausalLM")

@@ -11,9 +11,9 @@ import pytest
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from saeclamp_server.engine.flags import ALLOWED, JUDGED, REFUSED, SOME_VALUES, refuse_untested
-from saeclamp_server.engine.settings import prepare_environment
-from saeclamp_server.fit import StartupError
+from saeclamp_server.model_info import StartupError
+from saeclamp_server.startup.vllm_args import prepare_environment
+from saeclamp_server.startup.vllm_flags import ALLOWED, JUDGED, REFUSED, SOME_VALUES, refuse_untested
 
 PARSER = make_arg_parser(FlexibleArgumentParser())
 PLAIN = PARSER.parse_args(["model"])

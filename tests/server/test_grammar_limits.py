@@ -13,8 +13,8 @@ from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
 from vllm.v1.structured_output.request import StructuredOutputRequest
 
-from saeclamp_server.engine import grammar_limits
-from saeclamp_server.engine.grammar_limits import GrammarTooSlowError, limit_grammars, try_out
+from saeclamp_server.engine.scheduler import grammar_limits
+from saeclamp_server.engine.scheduler.grammar_limits import GrammarTooSlowError, limit_grammars, try_out
 
 BOMB = "(a|aa|aaa|b?c?d?e?){1,200}" * 20
 """Minutes for each token."""

@@ -13,9 +13,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from saeclamp_server.api.openai.middleware import SteeringGuard
+from saeclamp_server.api.outside_body import refuse_query
 from saeclamp_server.errors import RequestError
-from saeclamp_server.openai_api.guard import SteeringGuard
-from saeclamp_server.outside_body import refuse_query
 
 
 async def echo(request: Request) -> JSONResponse:

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
-from saeclamp_server.openai_api import handlers
+from saeclamp_server.api import error_handlers
 
 
 def build() -> FastAPI:
@@ -21,9 +21,9 @@ def build() -> FastAPI:
     async def chat(request: ChatCompletionRequest) -> None:
         raise KeyError("ours")
 
-    for kind in handlers.BROKEN:
-        app.add_exception_handler(kind, handlers.broken)
-    app.add_exception_handler(RequestValidationError, handlers.invalid)
+    for kind in error_handlers.BROKEN:
+        app.add_exception_handler(kind, error_handlers.broken)
+    app.add_exception_handler(RequestValidationError, error_handlers.invalid)
     return app
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from saeclamp.types.suggestion import Suggest
-from saeclamp_server import args
+from saeclamp_server.cli import args
 
 EMPTY = (None, False, argparse.SUPPRESS, "", [], {}, ())
 

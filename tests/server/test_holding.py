@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saeclamp_server.engine.holding import Finish, Holding
+from saeclamp_server.engine.scheduler.output_gate import Finish, Holding
 from saeclamp_server.engine.step_report import Readings, Told
-from saeclamp_server.program import Comparison, Readout, Rule, SteeringProgram
-from saeclamp_server.scopes import ALL, GENERATED, PROMPT
+from saeclamp_server.steering.program import Comparison, Readout, Rule, SteeringProgram
+from saeclamp_server.steering.token_ranges import ALL, GENERATED, PROMPT
 
 ABORTING = Rule((Comparison("a", 0, 1.0, True),), 0, aborts=True)
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from saeclamp_saes import SAE, Site
 from saeclamp_saes.clamping import Edits, read_acts, written
-from saeclamp_server.engine.kernel import GENERATED, PROMPT, UNCOUNTED, UNTOUCHED, ProgramTable, RowBank
-from saeclamp_server.engine.ledger import Ledger
+from saeclamp_server.engine.worker.edit_stats import Ledger
+from saeclamp_server.engine.worker.kernel import GENERATED, PROMPT, UNCOUNTED, UNTOUCHED, ProgramTable, RowBank
 
 BF16, FP32 = torch.bfloat16, torch.float32
 

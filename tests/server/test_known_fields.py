@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from saeclamp_server.api.known_fields import FIELDS, made_up_fields
+from saeclamp_server.api.steering_body import steering_of
 from saeclamp_server.errors import RequestError
-from saeclamp_server.known_fields import FIELDS, made_up_fields
-from saeclamp_server.request_body import steering_of
 
 GOOD: dict[str, Any] = {"interventions": [{"op": "clamp", "feature": "a/1", "value": 1.0}]}
 

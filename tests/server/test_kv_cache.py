@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from saeclamp_server.engine.kv_cache import CacheShape, default_size, is_sized_by_user
-from saeclamp_server.fit import StartupError
+from saeclamp_server.model_info import StartupError
+from saeclamp_server.startup.kv_cache_size import CacheShape, default_size, is_sized_by_user
 
 GIB = 2**30
 # SmolLM2-135M in float32: 30 layers x 3 heads x 64 numbers x (key and value) x 4 bytes = 46,080 bytes a token

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from saeclamp_server.engine.firings import Firings
-from saeclamp_server.engine.ledger import Ledger
-from saeclamp_server.engine.live import LiveRequests, Scheduled
-from saeclamp_server.engine.placed import Held
-from saeclamp_server.engine.slots import INITIAL_SLOTS
-from saeclamp_server.program import Comparison, Edit, Rule, SteeringProgram
-from saeclamp_server.scopes import ALL, GENERATED, PROMPT
+from saeclamp_server.engine.worker.compiled_program import Held
+from saeclamp_server.engine.worker.edit_stats import Ledger
+from saeclamp_server.engine.worker.request_states import LiveRequests, Scheduled
+from saeclamp_server.engine.worker.rule_state import Firings
+from saeclamp_server.engine.worker.slot_pool import INITIAL_SLOTS
+from saeclamp_server.steering.program import Comparison, Edit, Rule, SteeringProgram
+from saeclamp_server.steering.token_ranges import ALL, GENERATED, PROMPT
 
 HELD = {"a": Held(10, "sha")}
 SPECIAL = [0, 1]

@@ -12,8 +12,8 @@ import pytest
 from tests.server.variants.making import served
 
 from saeclamp.types import NewVariant, Steering
+from saeclamp_server.api.loaded_names import refuse_loaded_names
 from saeclamp_server.errors import RequestError
-from saeclamp_server.openai_api.loaded_names import refuse_loaded_names
 from saeclamp_server.variants import Variants, VariantStore
 
 SERVED = served()

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saeclamp.types import looks_like_steering
+from saeclamp_server.api.steering_body import steering_of
 from saeclamp_server.errors import RequestError
-from saeclamp_server.request_body import steering_of
 
 GOOD: dict[str, Any] = {"interventions": [{"op": "clamp", "feature": "a/1", "value": 1.0}]}
 

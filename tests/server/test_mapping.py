@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from tests.reference import Tokens, touched_positions
 
 from saeclamp_saes.clamping import MOVES
-from saeclamp_server.engine.mapping import Places, Span, looks_by_sae, pairs_by_sae
-from saeclamp_server.engine.placed import Held, PlacedProgram
-from saeclamp_server.engine.watching import rule_rows
-from saeclamp_server.program import Comparison, Edit, Rule, SteeringProgram
-from saeclamp_server.scopes import ALL, GENERATED, PROMPT, Scope, of_positions
+from saeclamp_server.engine.worker.compiled_program import Held, PlacedProgram
+from saeclamp_server.engine.worker.read_plan import rule_rows
+from saeclamp_server.engine.worker.step_plan import Places, Span, looks_by_sae, pairs_by_sae
+from saeclamp_server.steering.program import Comparison, Edit, Rule, SteeringProgram
+from saeclamp_server.steering.token_ranges import ALL, GENERATED, PROMPT, Scope, of_positions
 
 HELD = {"a": Held(10, "sha-a"), "b": Held(5, "sha-b"), "c": Held(4, "sha-c")}
 SCOPES: dict[str, tuple[Tokens, Scope]] = {

@@ -12,12 +12,15 @@ from fastapi import FastAPI
 from tests.bundled import ENTRY
 from tests.server.test_features import LENGTHS, app
 
+from saeclamp_server.api import variants, vectors
+from saeclamp_server.api.error_handlers import refuse
+from saeclamp_server.api.features import finding_router
+from saeclamp_server.api.features import router as features
+from saeclamp_server.api.steering import router as steering
 from saeclamp_server.errors import RequestError
-from saeclamp_server.openai_api.handlers import refuse
-from saeclamp_server.routes import features, finding, steering, variants, vectors
 from saeclamp_server.steering import Served
 
-ROUTERS = (features, finding, steering, variants, vectors)
+ROUTERS = (features, finding_router, steering, variants, vectors)
 PATHS = {
     "/v1/saes",
     "/v1/saes/{sae}",

@@ -10,11 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saeclamp.types import Aggregate
+from saeclamp_server.api.features.activation_table import PairCount, Row, TextTable
+from saeclamp_server.api.features.text_activations import (
+    Activations,
+    FeatureId,
+    _activations,
+    matrix,
+    mentioned,
+    summed_up,
+)
+from saeclamp_server.api.likelihoods import Likelihoods
+from saeclamp_server.api.model_client import Outcome, Prompt, Reading
 from saeclamp_server.errors import InvalidRequestError
-from saeclamp_server.finding.reading import Activations, FeatureId, _activations, matrix, mentioned, summed_up
-from saeclamp_server.finding.table import PairCount, Row, TextTable
-from saeclamp_server.likelihoods import Likelihoods
-from saeclamp_server.model import Outcome, Prompt, Reading
 
 SAES = ("low", "high")
 ACTIVE = st.lists(
@@ -85,7 +92,7 @@ def test_columns_of_texts_are_laid_out_as_they_are_asked_for(aggregate: Aggregat
 
 
 def test_texts_in_which_too_much_is_active_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saeclamp_server.finding.table.MAX_PAIRS", 3)
+    monkeypatch.setattr("saeclamp_server.api.features.activation_table.MAX_PAIRS", 3)
     row = Row.of(summed_up(text([({1: 3.0, 2: 0.5}, {})])), "max")
     count = PairCount()
     count.add(row, "positive[0]")

@@ -9,8 +9,8 @@ import pytest
 
 from saeclamp.types import looks_like_steering
 from saeclamp.types.refusals import json_path
+from saeclamp_server.api.steering_body import parse_body, steering_of
 from saeclamp_server.errors import RequestError
-from saeclamp_server.request_body import parse_body, steering_of
 
 GOOD: dict[str, Any] = {"interventions": [{"op": "clamp", "feature": "a/1", "value": 1.0}]}
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from saeclamp_saes import SAE, Site
 from saeclamp_saes.clamping import Edits, read_acts, written
 from saeclamp_saes.sae import InputNorm, TopK
-from saeclamp_server.engine.row_bank import RowBank
+from saeclamp_server.engine.worker.row_cache import RowBank
 
 CPU = torch.device("cpu")
 WIDTH, NUM_FEATURES, CAPACITY = 5, 12, 3

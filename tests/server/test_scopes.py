@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saeclamp_server.scopes import (
+from saeclamp_server.steering.token_ranges import (
     ALL,
     GENERATED,
     PROMPT,

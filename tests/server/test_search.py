@@ -14,16 +14,16 @@ from tests.saes.blank_label import blank_label
 from tests.server.conftest import entry
 
 from saeclamp.types import FeatureQuery
-from saeclamp_saes.labelling.open_table import OpenLabels
+from saeclamp_saes.labelling.label_file import OpenLabels
 from saeclamp_saes.labelling.table import Labels, LabelsInfo, TokenLogit, labels_path
 from saeclamp_saes.library.feature_book import FeatureNote
-from saeclamp_server import embedding
-from saeclamp_server.features import FeatureSearch, KnownSAE
-from saeclamp_server.features.description import description
-from saeclamp_server.features.findable import Findable, Texts
-from saeclamp_server.features.meanings import Meanings
-from saeclamp_server.features.words import WordIndex
-from saeclamp_server.lengths import Lengths
+from saeclamp_server import sentence_encoder
+from saeclamp_server.api.features import FeatureSearch, KnownSAE
+from saeclamp_server.api.features.description import description
+from saeclamp_server.api.features.embedding_index import Meanings
+from saeclamp_server.api.features.full_text_index import WordIndex
+from saeclamp_server.api.features.search_documents import Findable, Texts
+from saeclamp_server.site_norms import Lengths
 
 INFO = LabelsInfo("small", "0" * 64, "tiny", {}, {}, 1000, {}, (), {}, "2026-01-01")
 LABELS: list[dict[str, Any]] = [
@@ -181,7 +181,7 @@ def test_embeddings_are_kept_and_made_again_where_the_file_is_damaged(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sentences = ["a ship on the sea", "", "soup"]
-    encoder = embedding.Encoder()
+    encoder = sentence_encoder.Encoder()
     first = Meanings.of(sentences, encoder).cosines("boat", range(3))
     assert first[1] == 0
     assert first[0] > first[2]
@@ -199,7 +199,7 @@ def test_embeddings_are_kept_and_made_again_where_the_file_is_damaged(
 
 
 def test_without_the_encoder_words_decide_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedding, "WEIGHTS_SHA256", "0" * 64)
+    monkeypatch.setattr(sentence_encoder, "WEIGHTS_SHA256", "0" * 64)
     known = KnownSAE(entry("bare", 3, 4, FeatureNote(2, "ships", 3.0)), Lengths(10.0, [1.0] * 4))
     search = FeatureSearch({"bare": known}, lambda sae, index: None)
     search.prepare(pytest.fail)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from saeclamp_server.openai_api.sequences import Sequences, Strongest
-from saeclamp_server.program import EXTRA_ARGS_KEY
+from saeclamp_server.api.openai.sequence_tracker import Sequences, Strongest
+from saeclamp_server.steering.program import EXTRA_ARGS_KEY
 
 
 def test_strongest_features_are_read_like_the_pairs_that_they_were_made_of() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from saeclamp_server.fit import in_one_line
-from saeclamp_server.server_log import KEPT, find_error, find_fatal_error, killed
+from saeclamp_server.model_info import in_one_line
+from saeclamp_server.startup.server_log import KEPT, find_error, find_fatal_error, killed
 
 HEAD_SIZE = """\
 INFO 11-29 23:30:00 [core.py:120] Initializing a V1 LLM engine
@@ -135,7 +135,7 @@ def test_other_libraries_messages_are_told_in_one_line(message: str, line: str) 
 
 PROGRAM = """
 import os, subprocess, sys
-from saeclamp_server.server_log import ServerLog
+from saeclamp_server.startup.server_log import ServerLog
 log = ServerLog()
 log.to_file()
 print("noise of a library")
@@ -183,7 +183,7 @@ def test_the_oldest_files_are_removed(tmp_path: Path) -> None:
 
 LONG_LOG = """
 import sys
-from saeclamp_server.server_log import ServerLog
+from saeclamp_server.startup.server_log import ServerLog
 log = ServerLog()
 log.to_file()
 print("(EngineCore pid=7) ERROR 11-29 23:50:35 [core.py:1512] EngineCore encountered a fatal error.")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from saeclamp_server.engine.seeds import set_aside
+from saeclamp_server.engine.worker.cpu_seed_fix import set_aside
 
 
 def seeded(*rows: int) -> dict[int, torch.Generator]:

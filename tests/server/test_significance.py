@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saeclamp_server.finding.significance import NUM_DEALS, cliffs_delta, judge, num_columns
+from saeclamp_server.api.features.permutation_test import NUM_DEALS, cliffs_delta, judge, num_columns
 
 
 def slow_p(positive: list[list[float]], negative: list[list[float]]) -> list[float]:
@@ -86,7 +86,7 @@ def test_features_that_are_looked_at_by_parts_are_judged_as_together(monkeypatch
     values = np.maximum(np.random.default_rng(2).normal(size=(30, 50)) - 1, 0)
     values[:15, 7] += 2
     whole = judge(values[:15], values[15:], seed=3)
-    monkeypatch.setattr("saeclamp_server.finding.significance.MAX_COLUMNS", 7)
+    monkeypatch.setattr("saeclamp_server.api.features.permutation_test.MAX_COLUMNS", 7)
     parts = judge(values[:15], values[15:], seed=3)
     assert parts.p.tolist() == whole.p.tolist()
     assert parts.statistic == pytest.approx(whole.statistic)

@@ -13,13 +13,13 @@ from tests.server.conftest import entry, report
 
 from saeclamp import Ablate, Add, After, AtLeast, AtMost, Clamp, FeatureIndex, First, Positions, Roles, Scale, Steering
 from saeclamp.types import Operation, Tokens
-from saeclamp_server import doses
-from saeclamp_server.conversation import Conversation
 from saeclamp_server.errors import NotAppliedError, RequestError
-from saeclamp_server.lengths import Lengths, rounded, rounded_the_other_way
-from saeclamp_server.program import Edit, EditOp, SteeringProgram
-from saeclamp_server.scopes import ALL, GENERATED, PROMPT, PROMPT_END, Scope
+from saeclamp_server.site_norms import Lengths, rounded, rounded_the_other_way
 from saeclamp_server.steering import Served, receipt, resolve, roles_in
+from saeclamp_server.steering import dose as doses
+from saeclamp_server.steering.chat_spans import Conversation
+from saeclamp_server.steering.program import Edit, EditOp, SteeringProgram
+from saeclamp_server.steering.token_ranges import ALL, GENERATED, PROMPT, PROMPT_END, Scope
 
 
 def steering(*interventions: Operation) -> Steering:

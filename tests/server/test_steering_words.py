@@ -6,7 +6,7 @@ import pytest
 
 from saeclamp.types import Ablate, Add, Clamp, FeatureCondition, First, Readout, Roles, Rule, Scale, Steering
 from saeclamp.types.doses import dose_in_words
-from saeclamp_server.terminal.steering import in_words
+from saeclamp_server.cli.steering_flags import in_words
 
 FIRES = FeatureCondition(feature="s/1", above=0.5)
 

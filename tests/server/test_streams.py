@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from saeclamp import Receipt
+from saeclamp_server.api.openai.responder import with_receipt
 from saeclamp_server.errors import NotAppliedError
-from saeclamp_server.openai_api.streams import with_receipt
 
 RECEIPT = Receipt(applied=True, spec="sha256:x", model="m", sae={}, interventions=())
 DONE = "data: [DONE]\n\n"

@@ -9,14 +9,14 @@ from tests.server.conftest import entry
 
 from saeclamp.types import Suggest, Suggestion
 from saeclamp_saes.library.feature_book import FeatureNote
-from saeclamp_server.features import FeatureSearch
-from saeclamp_server.finding.ideas import subject_of
-from saeclamp_server.finding.reading import FeatureId
-from saeclamp_server.finding.screening import Screened, finalists
-from saeclamp_server.finding.superiority import Superiority
-from saeclamp_server.finding.trials import Arm, control_arms, refusal
-from saeclamp_server.finding.verdict import Attempt, Finalist, Idea, verdict
-from saeclamp_server.lengths import Lengths
+from saeclamp_server.api.features import FeatureSearch
+from saeclamp_server.api.features.suggest.candidates import subject_of
+from saeclamp_server.api.features.suggest.screening import Screened, finalists
+from saeclamp_server.api.features.suggest.superiority_test import Superiority
+from saeclamp_server.api.features.suggest.trials import Arm, control_arms, refusal
+from saeclamp_server.api.features.suggest.verdict import Attempt, Finalist, Idea, verdict
+from saeclamp_server.api.features.text_activations import FeatureId
+from saeclamp_server.site_norms import Lengths
 from saeclamp_server.steering import Served
 
 SEA, SHIP, SOUP = (FeatureId("s", number) for number in range(3))

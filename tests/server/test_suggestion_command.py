@@ -6,8 +6,8 @@ import pytest
 
 from saeclamp import Client
 from saeclamp.types import Suggestion
-from saeclamp_server.terminal.asking import TerminalError
-from saeclamp_server.terminal.suggestion import check_name, print_suggestion, save
+from saeclamp_server.cli.server_client import TerminalError
+from saeclamp_server.cli.suggest import check_name, print_suggestion, save
 
 NOWHERE = "http://127.0.0.1:9"
 NOTHING = Suggestion.model_validate(

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from saeclamp_server.finding.superiority import LEVEL, judge_superiority, p_of_control, p_of_signs, upper_tail
+from saeclamp_server.api.features.suggest.superiority_test import (
+    LEVEL,
+    judge_superiority,
+    p_of_control,
+    p_of_signs,
+    upper_tail,
+)
 
 NUM_RUNS = 2000
 NUM_FEATURES, NUM_STRENGTHS, NUM_TESTED, NUM_CONTROLS = 6, 4, 4, 12

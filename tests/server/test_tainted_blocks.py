@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import torch
 
-from saeclamp_server.engine.kv_wipe import wipe_blocks
-from saeclamp_server.engine.tainted_blocks import TaintedBlocks
+from saeclamp_server.engine.scheduler.tainted_blocks import TaintedBlocks
+from saeclamp_server.engine.worker.kv_wipe import wipe_blocks
 
 
 class Manager:

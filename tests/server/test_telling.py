@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from saeclamp_server.engine.board import Board, TopStep, strongest
-from saeclamp_server.engine.firings import Firings
-from saeclamp_server.engine.mapping import Places, Span, pairs_by_sae
-from saeclamp_server.engine.placed import Held, PlacedProgram
-from saeclamp_server.engine.telling import see
-from saeclamp_server.program import Edit, Readout, SteeringProgram
-from saeclamp_server.scopes import ALL, GENERATED
+from saeclamp_server.engine.worker.collect import see
+from saeclamp_server.engine.worker.compiled_program import Held, PlacedProgram
+from saeclamp_server.engine.worker.rule_state import Firings
+from saeclamp_server.engine.worker.step_outputs import Board, TopStep, strongest
+from saeclamp_server.engine.worker.step_plan import Places, Span, pairs_by_sae
+from saeclamp_server.steering.program import Edit, Readout, SteeringProgram
+from saeclamp_server.steering.token_ranges import ALL, GENERATED
 
 CPU = torch.device("cpu")
 

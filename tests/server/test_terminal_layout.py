@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saeclamp_server.terminal.chat_commands import helped
-from saeclamp_server.terminal.layout import Repainted, cell_width, side_by_side, table, wrap
-from saeclamp_server.terminal.progress import bar
+from saeclamp_server.cli.chat_commands import helped
+from saeclamp_server.cli.progress import bar
+from saeclamp_server.cli.tables import Repainted, cell_width, side_by_side, table, wrap
 
 HEADERS = ("feature", "name", "about", "max")
 ROWS = [

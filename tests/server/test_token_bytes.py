@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from saeclamp_server.openai_api.token_bytes import bytes_of
+from saeclamp_server.api.openai.token_bytes import bytes_of
 
 
 class Tokenizer:

@@ -18,8 +18,8 @@ from tests.saes.tiny_training import corpus, tokenizer
 
 from saeclamp_saes import read_sae
 from saeclamp_saes.errors import SAEError
-from saeclamp_saes.hashes import sha256_of
-from saeclamp_server.args import parse
+from saeclamp_saes.io.hashes import sha256_of
+from saeclamp_server.cli.args import parse
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +132,8 @@ def test_a_malformed_number_is_a_usage_error(
 
 
 def test_the_command_line_needs_no_torch_to_explain_itself() -> None:
-    code = (
-        "import sys; from saeclamp_server.args import parse\ntry: parse(['train', '--help'])\nexcept SystemExit: pass\n"
-    )
+    code = "import sys\nfrom saeclamp_server.cli.args import parse\n"
+    code += "try: parse(['train', '--help'])\nexcept SystemExit: pass\n"
     code += "assert 'torch' not in sys.modules"
     done: Any = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

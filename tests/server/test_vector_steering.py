@@ -11,15 +11,15 @@ from tests.server.vectors import file
 
 from saeclamp import Ablate, Add, AtMost, Clamp, FeatureCondition, Readout, Rule, Scale, Steering
 from saeclamp.types import Operation
-from saeclamp_server.args import parse
-from saeclamp_server.engine.block_keys import EditedBlocks
-from saeclamp_server.engine.placed import Held, PlacedProgram, vector_key
+from saeclamp_server.cli.args import parse
+from saeclamp_server.engine.scheduler.prefix_cache import EditedBlocks
+from saeclamp_server.engine.worker.compiled_program import Held, PlacedProgram, vector_key
 from saeclamp_server.errors import RequestError
-from saeclamp_server.lengths import Lengths
-from saeclamp_server.options import ServeOptions
-from saeclamp_server.program import Edit, SteeringProgram
-from saeclamp_server.scopes import ALL, GENERATED
+from saeclamp_server.site_norms import Lengths
+from saeclamp_server.startup.options import ServeOptions
 from saeclamp_server.steering import Served, receipt, resolve
+from saeclamp_server.steering.program import Edit, SteeringProgram
+from saeclamp_server.steering.token_ranges import ALL, GENERATED
 from saeclamp_server.vectors import Direction, Vector
 
 

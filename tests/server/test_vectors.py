@@ -15,10 +15,10 @@ import torch
 from fastapi import FastAPI
 from tests.server.vectors import LENGTHS, PLACES, WIDTH, Engine, file, held, numbers
 
+from saeclamp_server.api import vectors as routes
+from saeclamp_server.api.error_handlers import refuse
 from saeclamp_server.errors import InvalidVectorError, RequestError, UnknownVectorError, VectorsFullError
-from saeclamp_server.fit import ModelFacts, StartupError
-from saeclamp_server.openai_api.handlers import refuse
-from saeclamp_server.routes import vectors as routes
+from saeclamp_server.model_info import ModelFacts, StartupError
 from saeclamp_server.steering import Served
 from saeclamp_server.vectors import MAX_BYTES, Direction, VectorFolder, Vectors, default_folder, find_places
 

@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from saeclamp_saes import Site
-from saeclamp_server.lengths import Lengths
+from saeclamp_server.site_norms import Lengths
 from saeclamp_server.vectors import Place, VectorFolder, Vectors
 
 WIDTH = 8

@@ -26,13 +26,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from saeclamp_saes.conversion.pickles import check_torch
-from saeclamp_saes.conversion.process import run_sandbox
-from saeclamp_saes.conversion.sandbox import Limits, Request
+from saeclamp_saes.conversion.sandbox_launcher import run_sandbox
+from saeclamp_saes.conversion.sandbox_main import Limits, Request
 from saeclamp_saes.errors import CheckpointError, PickledError
-from saeclamp_saes.files.source import PICKLES, Source, read_config
-from saeclamp_saes.files.tensors import open_regular, stamp_of
-from saeclamp_saes.formats import FORMATS, CheckpointSummary, canonical, summarize
-from saeclamp_saes.hashes import sha256_of
+from saeclamp_saes.io.checkpoint import PICKLES, Source, read_config
+from saeclamp_saes.io.hashes import sha256_of
+from saeclamp_saes.io.tensors import open_regular, stamp_of
+from saeclamp_saes.loaders import FORMATS, CheckpointSummary, native, summarize
 from saeclamp_saes.options import Options
 
 __all__ = ["Conversion", "Limits", "convert"]
@@ -159,27 +159,27 @@ def _stamps(files: Sequence[Path]) -> list[tuple[int, int]]:
 
 def _checked(folder: Path, destination: Path) -> Conversion:
     """Believe only what is there: two regular files, in our layout, whose tensors fit the configuration."""
-    expected = {canonical.CONFIG, canonical.WEIGHTS}
+    expected = {native.CONFIG, native.WEIGHTS}
     if not stat.S_ISDIR(folder.lstat().st_mode) or {path.name for path in folder.iterdir()} != expected:
         raise CheckpointError(f"Converting to {destination} wrote something else than an SAE.")
     if not all(stat.S_ISREG((folder / name).lstat().st_mode) for name in expected):
         raise CheckpointError(f"Converting to {destination} wrote something else than files.")
-    weights = folder / canonical.WEIGHTS
+    weights = folder / native.WEIGHTS
     try:
         with safe_open(weights, framework="pt") as file:
             file.keys()
     except SafetensorError as exc:
         raise CheckpointError(f"Converting to {destination} wrote a broken file: {exc}.") from exc
-    summary = summarize(folder, Options({"format": canonical.NAME}))
-    summary = replace(summary, weights=(destination / canonical.WEIGHTS,))
-    read_as = read_config(folder / canonical.CONFIG).get("read_as")
+    summary = summarize(folder, Options({"format": native.NAME}))
+    summary = replace(summary, weights=(destination / native.WEIGHTS,))
+    read_as = read_config(folder / native.CONFIG).get("read_as")
     if read_as not in [layout.name for layout in FORMATS]:
         raise CheckpointError(f"Converting to {destination} read an unknown layout.")
     return Conversion(destination, str(read_as), summary, sha256_of(weights), weights.stat().st_size)
 
 
 def _add_provenance(folder: Path, conversion: Conversion, origins: list[dict[str, Any]], options: Options) -> None:
-    config = read_config(folder / canonical.CONFIG)
+    config = read_config(folder / native.CONFIG)
     provenance = {
         "read_as": conversion.read_as,
         "options": str(options),
@@ -188,6 +188,6 @@ def _add_provenance(folder: Path, conversion: Conversion, origins: list[dict[str
         "converted": datetime.now(UTC).date().isoformat(),
         "converted_with": f"torch {torch.__version__}",
     }
-    unfinished = folder.parent / canonical.CONFIG
+    unfinished = folder.parent / native.CONFIG
     unfinished.write_text(json.dumps(config | provenance, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, folder / canonical.CONFIG)
+    os.replace(unfinished, folder / native.CONFIG)

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.files.config_file import is_impossible
-from saeclamp_saes.files.source import BACKUP, TRAINER_STATE
-from saeclamp_saes.files.tensors import FLOATS, MAY_BE_NAN, check_plausible, is_finite, open_regular
+from saeclamp_saes.io.checkpoint import BACKUP, TRAINER_STATE
+from saeclamp_saes.io.config import is_impossible
+from saeclamp_saes.io.tensors import FLOATS, MAY_BE_NAN, check_plausible, is_finite, open_regular
 
 OLDEST_TORCH = (2, 10)
 MAX_DEPTH = 8

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saeclamp_saes.labelling.firings import Active, Firings
+from saeclamp_saes.labelling.activation_index import Active, Firings
 from saeclamp_saes.labelling.table import Example
 
 NUM_QUANTILES = 10

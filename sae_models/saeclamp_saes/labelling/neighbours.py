@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from saeclamp_saes.labelling.columns import Column, Columns
-from saeclamp_saes.training.progress import Report
+from saeclamp_saes.labelling.column_store import Column, Columns
+from saeclamp_saes.progress import Report
 
 NUM_NEIGHBOURS = 5
 COSINES_AT_ONCE = 1 << 25

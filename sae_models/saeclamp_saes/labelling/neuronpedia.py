@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from saeclamp_saes.errors import LabelError
-from saeclamp_saes.labelling.said import one_line
+from saeclamp_saes.io.sanitize import one_line
 from saeclamp_saes.labelling.table import Explanation
 
 SUFFIXES = (".jsonl", ".jsonl.gz")

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from saeclamp_saes.errors import LabelError
-from saeclamp_saes.files.source import LABELS
-from saeclamp_saes.hashes import tensor_sha256
-from saeclamp_saes.labelling.said import one_line
+from saeclamp_saes.io.checkpoint import LABELS
+from saeclamp_saes.io.hashes import tensor_sha256
+from saeclamp_saes.io.sanitize import one_line
 from saeclamp_saes.labelling.schema import SCHEMA
 from saeclamp_saes.sae import SAE
 

@@ -12,16 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.files.contents import (
-    CHECKPOINTS,
-    PICKLES,
-    READABLE,
-    WHITENING,
-    choose_weights,
-    is_weights,
-    layer_of,
-)
-from saeclamp_saes.files.source import LABELS, MAX_CONFIG_BYTES
+from saeclamp_saes.io.checkpoint import LABELS, MAX_CONFIG_BYTES
+from saeclamp_saes.io.contents import CHECKPOINTS, PICKLES, READABLE, WHITENING, choose_weights, is_weights, layer_of
 from saeclamp_saes.library.feature_book import GROWING, grows
 from saeclamp_saes.options import Options
 

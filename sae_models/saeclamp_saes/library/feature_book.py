@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.files.source import LABELS, read_config
+from saeclamp_saes.io.checkpoint import LABELS, read_config
 
 FEATURE_BOOK = "features.yaml"
 GROWING = (FEATURE_BOOK, "calibration.json", LABELS)

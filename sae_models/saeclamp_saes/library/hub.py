@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from saeclamp_saes.errors import CheckpointError, SAELibraryError
-from saeclamp_saes.files.contents import PICKLES, READABLE
+from saeclamp_saes.io.contents import PICKLES, READABLE
 from saeclamp_saes.library import listings
 from saeclamp_saes.library.checkpoint_files import SEED, CheckpointFiles, select_files
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from saeclamp_saes.training import losses
-from saeclamp_saes.training.activations import CountActive, JumpReLU, batch_top_k, relu, top_k
-from saeclamp_saes.training.dictionary import Dictionary
-from saeclamp_saes.training.recipe import Name, Recipe
+from saeclamp_saes.training.activation_functions import CountActive, JumpReLU, batch_top_k, relu, top_k
+from saeclamp_saes.training.config import Name, Recipe
+from saeclamp_saes.training.training_sae import Dictionary
 
 LONG = 50_000
 """Steps from which on a run's learning rate is the literature's."""

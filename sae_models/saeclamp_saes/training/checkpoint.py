@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from saeclamp_saes.training.folder import damaged
+from saeclamp_saes.io.work_folder import damaged
 from saeclamp_saes.training.trainer import Trainer
 
 

@@ -10,17 +10,17 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from saeclamp_saes.draft import Draft
 from saeclamp_saes.errors import TrainingError
-from saeclamp_saes.files.safetensors_file import write_safetensors
+from saeclamp_saes.io.safetensors import write_safetensors
+from saeclamp_saes.io.work_folder import write_json
+from saeclamp_saes.loaders.builder import Draft
 from saeclamp_saes.sae import SAE, TopK
 from saeclamp_saes.sites import Site
 from saeclamp_saes.training.architectures import ARCHITECTURES
-from saeclamp_saes.training.calibrate import Chunks, calibrated
-from saeclamp_saes.training.dictionary import Dictionary
-from saeclamp_saes.training.folder import write_json
+from saeclamp_saes.training.batchtopk_threshold import Chunks, calibrated
+from saeclamp_saes.training.config import Recipe
 from saeclamp_saes.training.held_out import Figures, measured
-from saeclamp_saes.training.recipe import Recipe
+from saeclamp_saes.training.training_sae import Dictionary
 
 SaveDtype = Literal["float32", "bfloat16", "float16"]
 SAVE_DTYPES: tuple[SaveDtype, ...] = get_args(SaveDtype)

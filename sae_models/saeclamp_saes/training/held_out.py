@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
+from saeclamp_saes.evaluation import metrics
+from saeclamp_saes.evaluation.interpretations import token_chunks
 from saeclamp_saes.sae import SAE
-from saeclamp_saes.training.calibrate import Chunks
-from saeclamp_saes.verification import figures
-from saeclamp_saes.verification.readings import token_chunks
+from saeclamp_saes.training.batchtopk_threshold import Chunks
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,6 @@ def measured(sae: SAE, chunks: Chunks) -> Figures:
             eigenvalues[len(eigenvalues) - min(round(l0), len(eigenvalues)) :].sum() / gram.trace()
         ),
         l0=l0,
-        dead_share=figures.dead_share(num_active),
-        dense_share=figures.dense_share(num_active, num_tokens),
+        dead_share=metrics.dead_share(num_active),
+        dense_share=metrics.dense_share(num_active, num_tokens),
     )

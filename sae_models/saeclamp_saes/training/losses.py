@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from saeclamp_saes.training.dictionary import Dictionary
+from saeclamp_saes.training.training_sae import Dictionary
 
 
 def squared_error(x: Tensor, reconstruction: Tensor) -> Tensor:

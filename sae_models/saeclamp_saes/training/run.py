@@ -11,22 +11,22 @@ from typing import Any, NamedTuple
 import torch
 
 from saeclamp_saes.errors import SAEError, TrainingError
+from saeclamp_saes.io.vector_files import Rows, Table
+from saeclamp_saes.io.work_folder import RUN, SAE_FOLDER, DamagedError, check_identity, locked, read_json, writing_to
+from saeclamp_saes.lm.harvest import Harvest, Reader, width_of
+from saeclamp_saes.lm.text import begin_of
+from saeclamp_saes.progress import Report, silent
 from saeclamp_saes.sites import Site
-from saeclamp_saes.training.calibrate import Chunks
+from saeclamp_saes.training.activations_store import DOING, HELD_OUT, Store, check_held_out, fill_in_order
+from saeclamp_saes.training.batchtopk_threshold import Chunks
+from saeclamp_saes.training.config import Recipe
 from saeclamp_saes.training.export import CONFIG, Exported, export
-from saeclamp_saes.training.folder import RUN, SAE_FOLDER, DamagedError, check_identity, locked, read_json, writing_to
-from saeclamp_saes.training.harvest import Harvest, Reader, width_of
+from saeclamp_saes.training.harvest_config import Wanted, measured_limits
 from saeclamp_saes.training.held_out import Figures
 from saeclamp_saes.training.log import check_tensorboard
-from saeclamp_saes.training.pool import Pool, Schedule, check_enough
-from saeclamp_saes.training.progress import Report, silent
-from saeclamp_saes.training.recipe import Recipe
-from saeclamp_saes.training.rounds import CHECKPOINT, train_rounds
-from saeclamp_saes.training.rows import Rows, Table
-from saeclamp_saes.training.settings import Settings
-from saeclamp_saes.training.store import DOING, HELD_OUT, Store, check_held_out, fill_in_order
-from saeclamp_saes.training.wanted import Wanted, measured_limits
-from saeclamp_saes.verification.text import begin_of
+from saeclamp_saes.training.loop import CHECKPOINT, train_rounds
+from saeclamp_saes.training.mixing_buffer import Pool, Schedule, check_enough
+from saeclamp_saes.training.run_settings import Settings
 
 LIMITS, POOL = "limits.json", "pool"
 

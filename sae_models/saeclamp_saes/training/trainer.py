@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from saeclamp_saes.training.architectures import ARCHITECTURES, learning_rate, optimizer, outcome
-from saeclamp_saes.training.dictionary import Dictionary
-from saeclamp_saes.training.recipe import Recipe
+from saeclamp_saes.training.config import Recipe
+from saeclamp_saes.training.training_sae import Dictionary
 
 
 class Measured(NamedTuple):

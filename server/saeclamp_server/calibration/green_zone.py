@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from saeclamp_server.calibration.figures import Bounded, Figures
+    from saeclamp_server.calibration.metrics import Bounded, Figures
 
 SHARE_OF_BEST = 0.5
 MAX_PERPLEXITY = 2.0

@@ -10,10 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from saeclamp_saes.library.feature_book import FeatureNote
-from saeclamp_server.calibration.figures import Figures
+from saeclamp_server.calibration.features import Target
 from saeclamp_server.calibration.green_zone import Criteria, Point, Verdict
+from saeclamp_server.calibration.metrics import Figures
 from saeclamp_server.calibration.settings import Settings
-from saeclamp_server.calibration.targets import Target
 from saeclamp_server.calibration.text import WordSet
 
 SHOWN_DIGITS = 3

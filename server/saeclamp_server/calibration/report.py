@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from textwrap import shorten
 from typing import Any, Protocol
 
-from saeclamp_saes.commands.tables import print_facts, print_table
-from saeclamp_server.calibration.figures import Bounded, Figures
+from saeclamp_saes.cli.output import print_facts, print_table
+from saeclamp_server.calibration.features import Target
 from saeclamp_server.calibration.green_zone import Point
+from saeclamp_server.calibration.metrics import Bounded, Figures
 from saeclamp_server.calibration.records import Calibrated
-from saeclamp_server.calibration.targets import Target
-from saeclamp_server.visible import visible
+from saeclamp_server.sanitize import visible
 
 COLUMNS = ("x max", "hit", "similar", "perplexity x", "distinct-2 x", "repeated", "dose", "score", "green")
 SHOWN_LETTERS = 240

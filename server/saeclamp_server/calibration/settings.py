@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from saeclamp_saes import SAEEntry
-    from saeclamp_server.calibration.asking import Decoding
+    from saeclamp_server.calibration.client import Decoding
+    from saeclamp_server.calibration.features import Target
     from saeclamp_server.calibration.green_zone import Criteria
     from saeclamp_server.calibration.prompts import Prompts
-    from saeclamp_server.calibration.targets import Target
 
 STRENGTHS = (0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5)
 """Of a clamp, in multiples of max_act. Most features begin to show, and to break text, between 0.5 and 1."""

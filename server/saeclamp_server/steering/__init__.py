@@ -11,10 +11,10 @@ From the wire to a program, and from what the engine did to a receipt.
 What cannot be applied ends the request here.
 """
 
+from saeclamp_server.steering.context import Served
 from saeclamp_server.steering.receipt import receipt
 from saeclamp_server.steering.resolve import ResolvedSteering, resolve, roles_in, with_hashes
-from saeclamp_server.steering.served import Served
-from saeclamp_server.steering.targets import find, known_saes_named
+from saeclamp_server.steering.units import find, known_saes_named
 from saeclamp_server.steering.warnings import possible_dose, warnings_before
 
 __all__ = [

@@ -15,9 +15,9 @@ from saeclamp.types import (
     TokenCounts,
 )
 from saeclamp_server.errors import NotAppliedError
-from saeclamp_server.program import Edit
+from saeclamp_server.steering.context import Served
+from saeclamp_server.steering.program import Edit
 from saeclamp_server.steering.resolve import ResolvedSteering
-from saeclamp_server.steering.served import Served
 from saeclamp_server.steering.warnings import warnings_after
 
 

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saeclamp.types import MAX_INTERVENTIONS, Ablate, Operation, Roles, Scale, Steering, Unit
-from saeclamp_server import scopes
-from saeclamp_server.conversation import Conversation
-from saeclamp_server.doses import check_doses, dose
 from saeclamp_server.errors import ContradictionError, InvalidSteeringError
-from saeclamp_server.program import Edit, EditOp, Rule, SteeringProgram
-from saeclamp_server.steering.conditions import refuse_acting_before_knowing, resolve_readout, resolve_rule
-from saeclamp_server.steering.served import Served
-from saeclamp_server.steering.targets import find, find_vector, to_act, to_projection, to_scope
+from saeclamp_server.steering import token_ranges
+from saeclamp_server.steering.chat_spans import Conversation
+from saeclamp_server.steering.context import Served
+from saeclamp_server.steering.dose import check_doses, dose
+from saeclamp_server.steering.program import Edit, EditOp, Rule, SteeringProgram
+from saeclamp_server.steering.rules import refuse_acting_before_knowing, resolve_readout, resolve_rule
+from saeclamp_server.steering.units import find, find_vector, to_act, to_projection, to_scope
 from saeclamp_server.vector_names import VECTOR
 from saeclamp_server.vectors import Vector
 
@@ -80,7 +80,7 @@ def resolve(steering: Steering, served: Served, conversation: Conversation | Non
     _refuse_early_acts(rules, edits, served)
     prompt_len = conversation.prompt_len if conversation else None
     _refuse_many_ranges(edits)
-    meet = scopes.which_meet([edit.tokens for edit in edits], prompt_len)
+    meet = token_ranges.which_meet([edit.tokens for edit in edits], prompt_len)
     _refuse_contradictions(edits, paths, meet, prompt_len)
     if served.max_dose is not None:
         _check_doses(edits, paths, meet, served, served.max_dose)

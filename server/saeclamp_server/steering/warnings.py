@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from saeclamp.types.doses import dose_in_words
-from saeclamp_server.doses import dose
 from saeclamp_server.errors import InvalidSteeringError
-from saeclamp_server.program import Edit, SteeringProgram
-from saeclamp_server.steering.served import Served
+from saeclamp_server.steering.context import Served
+from saeclamp_server.steering.dose import dose
+from saeclamp_server.steering.program import Edit, SteeringProgram
 
 SAFE_DOSE = 1.0
 """Edit longer than the residual itself: the model sees more of the edit than of the text."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from saeclamp.types import Clamp, Steering
 from saeclamp_server.steering import Served, resolve
-from saeclamp_server.variants.content import Version, meaning_of, written
 from saeclamp_server.variants.names import ModelName
+from saeclamp_server.variants.version import Version, meaning_of, written
 
 
 def presets(served: Served, base: str) -> Mapping[str, Version]:

@@ -21,8 +21,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-from saeclamp_server.variants.content import Version
 from saeclamp_server.variants.tables import aliases, names, versions
+from saeclamp_server.variants.version import Version
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_S = 30

@@ -13,7 +13,7 @@ from tests.environments import python_with
 from tests.saes.layouts.agreement import read
 
 from saeclamp_saes import Options, Site
-from saeclamp_saes.formats import summarize
+from saeclamp_saes.loaders import summarize
 from saeclamp_saes.sae import SAE
 
 HERE = Path(__file__).parent

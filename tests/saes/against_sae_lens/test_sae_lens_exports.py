@@ -9,7 +9,7 @@ import pytest
 from tests.saes.layouts.hub import Lens
 
 from saeclamp_saes import find_sae
-from saeclamp_saes.library.adding import add
+from saeclamp_saes.library.add import add
 
 
 def metadata_of(lens: Lens, folder: Path) -> dict[str, object]:

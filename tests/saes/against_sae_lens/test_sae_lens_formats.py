@@ -25,8 +25,8 @@ from tests.saes.layouts.agreement import read, refusal
 from tests.saes.layouts.hub import Lens
 
 from saeclamp_saes import Site
-from saeclamp_saes.files.contents import WHITENING
-from saeclamp_saes.formats import summarize
+from saeclamp_saes.io.contents import WHITENING
+from saeclamp_saes.loaders import summarize
 
 # ------------------------------------------------------------------------------------------------------------- SAELens
 

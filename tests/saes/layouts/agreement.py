@@ -9,8 +9,8 @@ import torch
 from tests.saes.layouts import Written, pickles, tokens
 
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.files.source import Source
-from saeclamp_saes.formats import FORMATS, read_sae, read_source
+from saeclamp_saes.io.checkpoint import Source
+from saeclamp_saes.loaders import FORMATS, read_sae, read_source
 from saeclamp_saes.options import Options
 from saeclamp_saes.sae import SAE
 

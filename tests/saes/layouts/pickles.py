@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saeclamp_saes.files.source import PICKLES
+from saeclamp_saes.io.checkpoint import PICKLES
 
 Unpickled = tuple[dict[Path, dict[str, Tensor]], dict[Path, dict[str, Any]]]
 

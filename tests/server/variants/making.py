@@ -11,10 +11,10 @@ from tests.server.conftest import entry
 
 from saeclamp.types import Add, Clamp, NewVariant, Steering
 from saeclamp_saes.library.feature_book import FeatureNote
-from saeclamp_server.lengths import Lengths
+from saeclamp_server.site_norms import Lengths
 from saeclamp_server.steering import Served
 from saeclamp_server.variants import Variants
-from saeclamp_server.variants.content import Version
+from saeclamp_server.variants.version import Version
 
 ResultT = TypeVar("ResultT")
 BRIDGE = Steering(interventions=(Clamp(feature="big/bridge", value=2),))

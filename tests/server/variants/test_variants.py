@@ -12,7 +12,7 @@ from tests.server.variants.making import BRIDGE, FOOD, create, run, served, vers
 
 from saeclamp.types import Add, Clamp, FeatureCondition, NewVariant, Roles, Rule, Steering
 from saeclamp_server.errors import RequestError
-from saeclamp_server.lengths import Lengths
+from saeclamp_server.site_norms import Lengths
 from saeclamp_server.steering import Served
 from saeclamp_server.variants import Variants, VariantStore
 from saeclamp_server.variants.names import ModelName, near_name

@@ -1,0 +1,101 @@
+"""The tokens that SAEs are measured on: which documents, in which order, and how many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from saeclamp_saes.errors import VerificationError
+from saeclamp_saes.lm.documents import documents
+from saeclamp_saes.lm.harvest import Part, Reader
+from saeclamp_saes.lm.text import SHORTEST
+from saeclamp_saes.progress import Report, silent
+
+
+@dataclass(frozen=True)
+class Source:
+    """Data files, and what of them is measured on."""
+
+    files: Sequence[Path]
+    held_out: float | None = None
+    """Only the documents that a training run with this share holds out; None is all."""
+    tokens: int | None = None
+    """At most so many that count, the first ones; None is all."""
+
+    def documents(self, reader: Reader) -> Iterator[list[Part]]:
+        """Yield the sequences of each document, none without a token that counts. Raises TrainingError for bad data."""
+        left = self.tokens
+        for document in documents(self.files):
+            if self.held_out is not None and not document.is_held_out(self.held_out):
+                continue
+            parts = reader.parts(document)
+            if left is not None:
+                parts, left = _first(parts, left)
+            if parts:
+                yield parts
+            if left == 0:
+                return
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is in a source."""
+
+    num_documents: int
+    num_parts: int
+    num_tokens: int
+    """That count"""
+    chosen: list[Tensor]
+    """(length,) int64 token ids each: sequences from all over the source"""
+
+
+def survey(source: Source, reader: Reader, most: int, report: Report = silent) -> Survey:
+    """
+    Read a source once without running the model, so that bad data are known at once, and choose sequences evenly from it.
+
+    most: tokens of the chosen sequences
+    Raises TrainingError or VerificationError for data that cannot be used, or hold nothing to measure on.
+    """
+    num_documents = num_parts = num_tokens = 0
+    chosen: list[Tensor] = []
+    every = 1
+    for parts in source.documents(reader):
+        num_documents += 1
+        for part in parts:
+            num_tokens += int(part.counts.sum())
+            if num_parts % every == 0:
+                chosen.append(part.ids[:most])
+                # halved whenever it is twice too much: every second, fourth, eighth sequence is left
+                if sum(map(len, chosen)) > 2 * most:
+                    chosen, every = chosen[::2], 2 * every
+            num_parts += 1
+        # how many there are is not known before the end
+        report("reading the data", num_tokens, source.tokens or num_tokens, {})
+    if not num_parts:
+        raise VerificationError(_nothing(source))
+    step = -(-sum(map(len, chosen)) // most)
+    return Survey(num_documents, num_parts, num_tokens, chosen[::step])
+
+
+def _first(parts: list[Part], most: int) -> tuple[list[Part], int]:
+    """Cut after the token that is the `most`-th to count; returns also how many are then still wanted."""
+    kept = []
+    for part in parts:
+        if not most:
+            break
+        length = int((part.counts.cumsum(dim=0) <= most).sum())
+        kept.append(Part(part.ids[:length], part.counts[:length]))
+        most -= int(part.counts[:length].sum())
+    return kept, most
+
+
+def _nothing(source: Source) -> str:
+    if source.held_out is None:
+        return f"The data hold no document of {SHORTEST} tokens or more."
+    return (
+        f"No document of {SHORTEST} tokens or more is among those that training with --held-out {source.held_out:g} holds "
+        "out: give more data, or the share that the SAE was trained with."
+    )

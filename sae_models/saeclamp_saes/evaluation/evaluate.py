@@ -1,0 +1,140 @@
+"""Several SAEs of one model on the same tokens: one pass over the data, which goes on where it was stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from saeclamp_saes.errors import VerificationError
+from saeclamp_saes.evaluation.eval_data import Source, Survey, survey
+from saeclamp_saes.evaluation.measurement import Measurement
+from saeclamp_saes.evaluation.report import Verification
+from saeclamp_saes.evaluation.running_sums import Sums
+from saeclamp_saes.evaluation.verify import verify
+from saeclamp_saes.lm.harvest import GROUP_TOKENS, Part, Reader, forwards, norm_limits, width_of
+from saeclamp_saes.progress import Report, silent
+from saeclamp_saes.sae import SAE
+from saeclamp_saes.sites import Site
+
+VERIFIED_TOKENS = 8192
+"""On which the cross-entropies and the verdict are measured; they need the whole model, and vectors of many places."""
+SAVE_SECONDS = 20.0
+
+
+class NamedSAE(NamedTuple):
+    """An SAE, and what the user calls it."""
+
+    name: str
+    sae: SAE
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured, and on what."""
+
+    survey: Survey
+    measurements: list[Measurement]
+    """In the order of the SAEs"""
+
+
+def sites_of(saes: Sequence[SAE]) -> tuple[Site, ...]:
+    """All places where they read or write, each once: what a Reader for them records."""
+    return tuple(dict.fromkeys(site for sae in saes for site in (*sae.reads, *sae.writes)))
+
+
+def measure(
+    saes: Sequence[NamedSAE],
+    reader: Reader,
+    source: Source,
+    report: Report = silent,
+    state: Path | None = None,
+    save_seconds: float = SAVE_SECONDS,
+) -> Measured:
+    """
+    Measure SAEs on the model's device.
+
+    reader: of the places of `sites_of`
+    state:  a file to keep the sums in while this runs, and to go on from; it must be of the same SAEs, model and data
+    Raises VerificationError for an SAE that cannot be measured on the model or a damaged state, TrainingError for data that
+    cannot be used.
+    """
+    _check_widths(saes, reader)
+    device = next(reader.model.parameters()).device
+    sums = Sums.begin([sae for _, sae in saes], device, state, save_seconds)
+    # data with a mistake somewhere are refused here, before the long part
+    found = survey(source, reader, VERIFIED_TOKENS, report)
+    verifications = [_verified(named, reader, found, report) for named in saes]
+    saes = [NamedSAE(name, sae.to(device, torch.float32)) for name, sae in saes]
+    _sum_up(sums, saes, reader, source, found, report)
+    results = zip(saes, sums.tallies, verifications, strict=True)
+    measured = Measured(found, [Measurement.of(*named, tally, verification) for named, tally, verification in results])
+    sums.discard()
+    return measured
+
+
+def _check_widths(saes: Sequence[NamedSAE], reader: Reader) -> None:
+    widths: dict[int, str] = {}
+    for name, sae in saes:
+        for does, width in (("reads", sae.d_in // len(sae.reads)), ("writes", sae.d_out // len(sae.writes))):
+            widths.setdefault(width, f"{name} {does} vectors of width {width}")
+    if len(widths) > 1:
+        raise VerificationError(
+            f"Places of different widths cannot be measured at once: {', and '.join(widths.values())}."
+        )
+    ((width, says),) = widths.items()
+    if (own := width_of(reader)) != width:
+        raise VerificationError(
+            f"{says}, and {', '.join(map(str, reader.sites))} of this model is {own} wide: it was made for another model, "
+            "or for another place."
+        )
+
+
+def _verified(named: NamedSAE, reader: Reader, found: Survey, report: Report) -> Verification:
+    def progress(doing: str, done: int, total: int) -> None:
+        report(f"{named.name}: {doing}", done, total, {})
+
+    return verify(named.sae, reader.model, found.chosen, reader.tokenizer.all_special_ids, progress)
+
+
+def _sum_up(
+    sums: Sums, saes: Sequence[NamedSAE], reader: Reader, source: Source, found: Survey, report: Report
+) -> None:
+    limits = norm_limits(reader, source.files, report)
+    for first, group in _groups(source, reader):
+        if first >= sums.num_done:
+            read = forwards(report, "measuring", first, found.num_parts, lambda part: 1)
+            _add(sums, saes, reader.sites, reader.vectors(group, read), limits)
+            sums.commit(first + len(group))
+        report("measuring", sums.num_done, found.num_parts, {})
+    if not all(int(tally.num_tokens) for tally in sums.tallies):
+        raise VerificationError("The data have no ordinary tokens to measure.")
+
+
+def _groups(source: Source, reader: Reader) -> Iterator[tuple[int, list[Part]]]:
+    """Put sequences together until the model's batches are of like length; with each, how many came before."""
+    first, group, num_tokens = 0, [], 0
+    for parts in source.documents(reader):
+        for part in parts:
+            group.append(part)
+            num_tokens += len(part.ids)
+            if num_tokens >= max(GROUP_TOKENS, 4 * reader.batch_tokens):
+                yield first, group
+                first, group, num_tokens = first + len(group), [], 0
+    if group:
+        yield first, group
+
+
+def _add(sums: Sums, saes: Sequence[NamedSAE], sites: Sequence[Site], found: Sequence[Tensor], limits: Tensor) -> None:
+    x = torch.cat([vectors.float() for vectors in found])
+    within = x.norm(dim=2) <= limits.to(x.device)
+    for (_, sae), tally in zip(saes, sums.tallies, strict=True):
+        reads, writes = ([sites.index(site) for site in places] for places in (sae.reads, sae.writes))
+        # an SAE's own places decide, so that its figures are the same beside any other SAE
+        mask = within[:, [*reads, *writes]].all(dim=1)
+        kept = x[mask]
+        tally.add(sae, kept[:, reads].flatten(1), kept[:, writes].flatten(1), int((~mask).sum()))

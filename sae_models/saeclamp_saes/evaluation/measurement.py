@@ -1,0 +1,127 @@
+"""What was measured of an SAE, JSON-able."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from saeclamp_saes.evaluation import metrics
+from saeclamp_saes.evaluation.accumulators import Tally
+from saeclamp_saes.evaluation.histograms import Histogram, activation_edges, density_histogram, quantile_of_counts
+from saeclamp_saes.evaluation.report import Verification
+from saeclamp_saes.sae import SAE
+
+PERCENTILES = (1, 5, 25, 50, 75, 95, 99, 99.9)
+FREQUENT_SHARE = 0.01
+"""A feature that is active on more than this share of the tokens is frequent; dense is above ten times that."""
+
+
+@dataclass(frozen=True)
+class Densities:
+    """On which share of the tokens the features are active."""
+
+    num_never: int
+    """Features that were active on no token; they are in no bin"""
+    over_1_percent_share: float
+    """Share of all features that are active on more than 1 % of the tokens"""
+    over_10_percent_share: float
+    median: float | None
+    """Of the features that were active at all"""
+    histogram: Histogram
+    """Of features, by density"""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """All positive activations, of all features and tokens together."""
+
+    unit: str
+    """`native`, as the SAE's encoder gives them, or `decoder_norm`"""
+    num: int
+    num_negative: int
+    """Left out; only an AbsTopK SAE has them"""
+    mean: float | None
+    largest: float | None
+    percentiles: dict[str, float]
+    """By percentage, to the width of a bin (4.7 %)"""
+    histogram: Histogram
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One SAE on one set of tokens."""
+
+    name: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    d_sae: int
+    num_tokens: int
+    """That were measured"""
+    num_sinks: int
+    """Tokens left out because their vector is more than 10 times as long as the median"""
+    explained_variance: float | None
+    """None where nothing varies"""
+    pca_explained_variance: float | None
+    """By as many principal components as features are active, chosen on these tokens; None for very wide vectors"""
+    l0_mean: float
+    l0_p5: float
+    l0_p95: float
+    dead_share: float
+    """Of features that were active on none of these tokens"""
+    densities: Densities
+    activations: Activations
+    verification: Verification
+    """Verdict and cross-entropies, on fewer tokens, evenly from the same data: `verification.num_tokens`"""
+
+    @classmethod
+    def of(cls, name: str, sae: SAE, tally: Tally, verification: Verification) -> Measurement:
+        """Compute the figures from what was summed; of one token or more."""
+        num_tokens = int(tally.num_tokens)
+        l0 = float(tally.num_active.sum()) / num_tokens
+        return cls(
+            name=name,
+            reads=tuple(map(str, sae.reads)),
+            writes=tuple(map(str, sae.writes)),
+            d_sae=sae.d_sae,
+            num_tokens=num_tokens,
+            num_sinks=int(tally.num_sinks),
+            explained_variance=tally.explained_variance(),
+            pca_explained_variance=tally.pca_explained_variance(round(l0)),
+            l0_mean=l0,
+            l0_p5=quantile_of_counts(tally.l0_counts, 0.05),
+            l0_p95=quantile_of_counts(tally.l0_counts, 0.95),
+            dead_share=metrics.dead_share(tally.num_active),
+            densities=_densities(tally.num_active, num_tokens),
+            activations=_activations(sae, tally),
+            verification=verification,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-able values."""
+        return {**asdict(self), "verification": self.verification.to_json()}
+
+
+def _densities(num_active: Any, num_tokens: int) -> Densities:
+    ever = num_active[num_active > 0].double()
+    return Densities(
+        num_never=int((num_active == 0).sum()),
+        over_1_percent_share=float((num_active > FREQUENT_SHARE * num_tokens).double().mean()),
+        over_10_percent_share=metrics.dense_share(num_active, num_tokens),
+        median=float(ever.quantile(0.5)) / num_tokens if len(ever) else None,
+        histogram=density_histogram(num_active, num_tokens),
+    )
+
+
+def _activations(sae: SAE, tally: Tally) -> Activations:
+    histogram = Histogram.trimmed(activation_edges(), tally.act_counts.tolist())
+    num, largest = sum(histogram.counts), float(tally.act_largest)
+    quantiles = {f"{percent:g}": histogram.quantile(percent / 100) for percent in PERCENTILES}
+    return Activations(
+        unit=sae.unit,
+        num=num,
+        num_negative=int(tally.num_negative),
+        mean=float(tally.act_total) / num if num else None,
+        largest=largest if num else None,
+        percentiles={percent: min(value, largest) for percent, value in quantiles.items() if value is not None},
+        histogram=histogram,
+    )

@@ -1,0 +1,77 @@
+"""The quick check, for vectors that somebody else recorded: an SAE at its own place, and other ways to read its input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from saeclamp_saes.evaluation import metrics
+from saeclamp_saes.evaluation.interpretations import COMPARED_TOKENS, activity_of, claimed, figure_of, otherwise
+from saeclamp_saes.evaluation.report import LEAST, ReadingFigure, best_of, too_many_active
+from saeclamp_saes.lm import token_mask
+from saeclamp_saes.sae import SAE
+
+FEWEST_TOKENS = 16
+PARTS = ("clt_layer", "crosscoder")
+"""Kinds that make only a part of what they write to."""
+
+
+@dataclass(frozen=True)
+class QuickFit:
+    """What was measured; JSON-able through `vars`."""
+
+    num_tokens: int
+    explained_variance: float | None
+    """None where it has no meaning, or too few tokens were ordinary."""
+    l0: float | None
+    """Active features per token, on average."""
+    problem: str | None
+    """Why the SAE does not fit, or could not be measured, as a sentence. None: it fits."""
+
+
+@torch.no_grad()
+def quick_fit(sae: SAE, x: Tensor, target: Tensor, position: Tensor, is_special: Tensor) -> QuickFit:
+    """
+    Measure an SAE on recorded vectors.
+
+    x:          (num_tokens, d_in), where it reads
+    target:     (num_tokens, d_out), where it writes, before any edit
+    position:   (num_tokens,) int64, in the token's own sequence
+    is_special: (num_tokens,) bool
+    """
+    if sae.kind in PARTS:
+        return QuickFit(0, None, None, "it is one layer of several that together make what it writes to.")
+    mask = token_mask.ordinary(x, position, is_special) & token_mask.ordinary(target, position, is_special)
+    x, target = x[mask], target[mask]
+    if len(x) < FEWEST_TOKENS:
+        return QuickFit(len(x), None, None, f"only {len(x)} ordinary tokens could be measured.")
+    activity = activity_of(sae, x)
+    explained, l0 = metrics.explained_variance(target, activity.reconstruction), float(activity.l0.double().mean())
+    own, *others = _compare(sae, x, target, l0)
+    best, problem = best_of(own, others), None
+    if best is not None:
+        problem = (
+            f"it explains {explained:.2f} of the variance at {sae.site} by {l0:.0f} active features as it is read, and "
+            f"{best.explained_variance:.2f} by {best.l0:.0f} {best.name}: {best.hint}."
+        )
+    elif dense := too_many_active(l0, min(sae.d_in, sae.d_out)):
+        problem = f"{dense}."
+    elif explained < LEAST:
+        problem = (
+            f"it explains {explained:.2f} of the variance at {sae.site} (at least {LEAST} is asked for), and no other way "
+            "to read it is much better: it is of another model or layer, or was trained on too little."
+        )
+    return QuickFit(len(x), explained, l0, problem)
+
+
+def _compare(sae: SAE, x: Tensor, target: Tensor, l0: float) -> list[ReadingFigure]:
+    """The claimed reading first; all on the same tokens, evenly from the text."""
+    step = -(-len(x) // COMPARED_TOKENS)
+    x, target = x[::step], target[::step]
+    variances, num_components = metrics.principal_variances(target), round(l0)
+    return [
+        figure_of(reading, x, target, variances, num_components)
+        for reading in (claimed(sae), *otherwise(sae, x, target))
+    ]

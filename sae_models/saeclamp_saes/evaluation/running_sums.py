@@ -1,0 +1,94 @@
+"""The sums of a pass over the data, kept in a file while it runs, so that a stopped one goes on."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from saeclamp_saes.errors import VerificationError
+from saeclamp_saes.evaluation.accumulators import Tally
+from saeclamp_saes.sae import SAE
+
+NUM_DONE = "num_done"
+
+
+@dataclass
+class Sums:
+    """Over the sequences so far."""
+
+    tallies: list[Tally]
+    """One for each SAE"""
+    num_done: int
+    """Sequences"""
+    path: Path | None
+    """The file; None keeps nothing"""
+    save_seconds: float
+    """How often, at most"""
+    saved: float
+    """When, on the monotonic clock"""
+
+    @classmethod
+    def begin(cls, saes: Sequence[SAE], device: torch.device, path: Path | None, save_seconds: float) -> Sums:
+        """Begin, or go on with what the file holds. Raises VerificationError, with its name, where that is damaged."""
+        tallies, num_done = [Tally.empty(sae, device) for sae in saes], 0
+        if path and path.exists():
+            kept = _read(path, _named(tallies, 0), device)
+            num_done = int(kept[NUM_DONE])
+            tallies = [
+                Tally(**{name: kept[f"{index}.{name}"] for name in vars(tally)}) for index, tally in enumerate(tallies)
+            ]
+        return cls(tallies, num_done, path, save_seconds, time.monotonic())
+
+    def commit(self, num_done: int) -> None:
+        """Note how many sequences the sums are of, now and then in the file. Raises VerificationError for a full disk."""
+        self.num_done = num_done
+        if self.path and time.monotonic() - self.saved >= self.save_seconds:
+            _write(self.path, _named(self.tallies, num_done))
+            self.saved = time.monotonic()
+
+    def discard(self) -> None:
+        """Remove the file, which is no longer needed."""
+        if self.path:
+            self.path.unlink(missing_ok=True)
+
+
+def _named(tallies: Sequence[Tally], num_done: int) -> dict[str, Tensor]:
+    sums = {f"{index}.{name}": tensor for index, tally in enumerate(tallies) for name, tensor in vars(tally).items()}
+    return {**sums, NUM_DONE: torch.tensor(num_done)}
+
+
+def _read(path: Path, like: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Read tensors of these names, shapes and types."""
+    try:
+        kept = load_file(path, device=str(device))
+    except (OSError, SafetensorError):
+        raise _damaged(path) from None
+    if {name: (t.shape, t.dtype) for name, t in kept.items()} != {name: (t.shape, t.dtype) for name, t in like.items()}:
+        raise _damaged(path)
+    return kept
+
+
+def _damaged(path: Path) -> VerificationError:
+    return VerificationError(
+        f"{path}, which holds what an earlier start of this command measured, is damaged: move it away, and the command "
+        "begins anew."
+    )
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Replace the file, as a whole or not at all."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, unfinished)
+        os.replace(unfinished, path)
+    except (OSError, SafetensorError) as exc:  # a full disk is either
+        raise VerificationError(f"What was measured so far cannot be kept in {path}: {exc}.") from None

@@ -1,0 +1,189 @@
+"""An opened checkpoint: which files it has, what they say, and what the user says where they are silent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from saeclamp_saes.errors import CheckpointError, PickledError
+from saeclamp_saes.io.config import MAX_CONFIG_BYTES as MAX_CONFIG_BYTES
+from saeclamp_saes.io.config import read_config as read_config
+from saeclamp_saes.io.contents import CHECKPOINTS, choose_weights, is_weights, layer_of
+from saeclamp_saes.io.contents import PICKLES as PICKLES
+from saeclamp_saes.io.contents import READABLE as READABLE
+from saeclamp_saes.io.npz import NpzFile
+from saeclamp_saes.io.safetensors import SafetensorsFile
+from saeclamp_saes.io.tensors import LoadedTensors, Tensors
+from saeclamp_saes.options import Options
+from saeclamp_saes.sites import Site
+
+LABELS = "labels.parquet"
+"""What is known of its features; beside an SAE that is one file of several, `NAME.labels.parquet`."""
+
+
+BACKUP = "ae"
+"""Name under which dictionary_learning keeps the SAE in a run to resume."""
+TRAINER_STATE = {"step", "steps", "global_step", "epoch", "optimizer", "scheduler", "lr_scheduler"}
+"""In a pickle beside the tensors: what a trainer needs to go on, and no activation depends on."""
+
+
+class Source:
+    """A file or folder that holds an SAE."""
+
+    def __init__(
+        self,
+        path: Path,
+        options: Options | None = None,
+        *,
+        shapes_only: bool = False,
+        unpickled: Mapping[Path, Mapping[str, Tensor]] | None = None,
+        extras: Mapping[Path, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """
+        Open nothing yet.
+
+        unpickled: tensors that the converter's subprocess has loaded, nested names joined by dots; without it a pickle is
+                   refused
+        extras:    the numbers, texts and nested mappings of those that it found beside the tensors
+        """
+        self.path = path
+        self.folder = path if path.is_dir() else path.parent
+        self.options = options or Options()
+        self.shapes_only = shapes_only
+        self.configs: dict[Path, None] = {}
+        """Configurations that were read, in order."""
+        self.opened: list[Path] = []
+        """Weights files that were opened, in order."""
+        self.approximation: str | None = None
+        """In what the SAE that is read differs from the trained one, because the user asked for it."""
+        self.unit_note: str | None = None
+        """In which units a loader of the family gives activations, if in others than here."""
+        self._unpickled = unpickled or {}
+        self._extras = extras or {}
+        self._used_extras: set[str] = set()
+
+    @cached_property
+    def weights(self) -> Path:
+        """The file with the (first) weights. Raises CheckpointError when there is none, or no telling which."""
+        if not self.path.is_dir():
+            return self.path
+        for folder in (self.path, self.path / CHECKPOINTS):  # with weights beside it, that is earlier steps' folder
+            if names := [file.name for file in folder.glob("*") if is_weights(file.name)]:
+                layer = self.options.integer("layer") if len(names) > 1 else None
+                return folder / choose_weights(names, self.path, layer)[0]
+        inside = folders_with_weights(self.path)
+        layer = self.options.integer("layer") if len(inside) > 1 else None
+        chosen = [name for name in inside if layer is not None and layer_of(name) == layer]
+        if len(chosen) == 1:
+            return Source(self.path / chosen[0]).weights
+        listed = ", ".join((chosen or inside)[:8])
+        hint = f"; it has folders with such files, so name one: {listed}" if inside else ""
+        raise CheckpointError(f"{self.path} has no weights: no file that ends in {', '.join(READABLE)}{hint}.")
+
+    @cached_property
+    def tensors(self) -> Tensors:
+        """What `weights` holds."""
+        return self.open(self.weights)
+
+    def open(self, path: Path) -> Tensors:
+        """Open a weights file. Raises CheckpointError, for a pickle that was not converted PickledError."""
+        self.opened.append(path)
+        if path in self._unpickled:
+            return LoadedTensors(path, self._unpickled[path], self.shapes_only)
+        if path.suffix in PICKLES:
+            raise PickledError(
+                f"{path} is a pickle, which can run code when it is loaded; convert it once with "
+                f"`saeclamp sae convert {path} DESTINATION` and use the result."
+            )
+        return NpzFile(path, self.shapes_only) if path.suffix == ".npz" else SafetensorsFile(path, self.shapes_only)
+
+    def extra(self, name: str) -> Any:
+        """Read what an unpickled primary file holds besides tensors: a number, text or mapping. None when there is none."""
+        self._used_extras.add(name)
+        return self._extras.get(self.weights, {}).get(name)
+
+    def check_extras(self) -> None:
+        """Raise CheckpointError for something beside the tensors that no reader has asked for: it may change them."""
+        held = self._extras.get(self.weights, {})
+        unknown = [name for name in held if held[name] not in (None, {}, []) and name not in self._used_extras]
+        unknown = [name for name in unknown if name not in TRAINER_STATE]
+        if unknown:
+            raise CheckpointError(
+                f"{self.weights} holds {', '.join(unknown[:4])} beside its tensors, whose meaning is not known: save the "
+                "tensors alone if they are the whole SAE."
+            )
+
+    def has(self, *names: str) -> bool:
+        """Whether the primary file holds all these tensors."""
+        return all(name in self.tensors for name in names)
+
+    def config(self, *names: str) -> dict[str, Any] | None:
+        """Read the first of these JSON or YAML files that stands beside the weights, or above their `checkpoints`."""
+        beside = self.weights.parent
+        above = (beside.parent,) if beside.name == CHECKPOINTS else ()
+        for folder in dict.fromkeys((beside, self.folder, *above)):
+            for name in names:
+                if (folder / name).is_file():
+                    self.configs[folder / name] = None
+                    return read_config(folder / name)
+        return None
+
+    def layer(self) -> int | None:
+        """Which layer it is of: what the file's name says, else the user. Raises CheckpointError when they disagree."""
+        named, given = layer_of(self.weights.name), self.options.integer("layer")
+        if named is not None and given not in (None, named):
+            raise CheckpointError(f"{self.weights} is named after layer {named}, so ?layer={given} cannot be right.")
+        return given if named is None else named
+
+    def site(self, known: Site | None, hook: object = None, what: str = "where it reads") -> Site:
+        """
+        Where it reads: what the user says, else what the files say. Raises CheckpointError when neither does.
+
+        hook: what the files call it, for the error, if that is no place that is known
+        """
+        return self._site("site", known, hook, what)
+
+    def site_out(self, known: Site | None, hook: object = None) -> Site:
+        """Where it writes: what the user says, else what the files say. Raises CheckpointError when neither does."""
+        return self._site("site_out", known, hook, "where it writes")
+
+    def sites(self, option: str, hooks: Sequence[str], known: Sequence[Site | None]) -> tuple[Site, ...]:
+        """
+        Several places side by side: what the user says of the first, and the others as many layers from it as their hooks.
+
+        Raises CheckpointError when nobody says.
+        """
+        numbers = [int(match[1]) for hook in hooks if (match := re.search(r"\.(\d{1,4})\.", hook))]
+        first = self.options.site(option)
+        if first is not None and len(numbers) == len(hooks) and min(numbers) == numbers[0]:
+            return tuple(Site.of(first.point, first.layer + number - numbers[0]) for number in numbers)
+        unknown = next((hook for hook, site in zip(hooks, known, strict=True) if site is None), None)
+        return tuple(self._site(option, site, unknown, "where it reads or writes") for site in known)
+
+    def _site(self, option: str, known: Site | None, hook: object, what: str) -> Site:
+        site = self.options.site(option) or known
+        if site is not None:
+            return site
+        hint = f"add ?{option}=resid_post.19 (or the like)"
+        if hook is None:
+            raise CheckpointError(f"{self.path} does not say {what}: {hint}.")
+        raise CheckpointError(f"{self.folder}: hook {hook!r} is no known place: {hint}.")
+
+
+def folders_with_weights(path: Path) -> list[str]:
+    """Folders of a training run, one for each SAE, or one for each of its seeds, as sparsify makes them."""
+    files = (file for pattern in ("*/*", "*/seed*/*") for file in path.glob(pattern) if is_weights(file.name))
+    return sorted({file.parent.relative_to(path).as_posix() for file in files})
+
+
+def positive_int(config: Mapping[str, Any], key: str, path: Path) -> int:
+    """Read a configuration's positive integer. Raises CheckpointError."""
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CheckpointError(f"{path}: the configuration must give {key} as a positive integer, not {value!r}.")
+    return value

@@ -1,0 +1,152 @@
+"""Vectors on disk, memory-mapped, in half precision."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saeclamp_saes.errors import TrainingError
+from saeclamp_saes.io.work_folder import DamagedError
+
+StoreDtype = Literal["bfloat16", "float16"]
+STORE_DTYPES: tuple[StoreDtype, ...] = get_args(StoreDtype)
+ROOM_TO_LEAVE = 1 << 28
+"""Bytes of a disk that are left free."""
+BYTES = 2
+"""Of a number."""
+WRITTEN_AT_ONCE = 1 << 20
+"""Bytes of zeros."""
+CHUNK_BYTES = 1 << 26
+"""Of vectors, in fp32, that are worked on at once."""
+
+
+class Rows:
+    """A file of `num_rows` vectors, or more; rows that were never written are zero."""
+
+    def __init__(self, path: Path, num_rows: int, width: int, dtype: StoreDtype, *, begun: bool) -> None:
+        """
+        Open the file, or make it.
+
+        begun: whether vectors were written to it before, so that it must be there, and whole
+        Raises TrainingError when the disk has no room for it, DamagedError where vectors are missing.
+        """
+        size = num_rows * width * BYTES
+        if begun:
+            _check_size(path, size)
+        else:
+            path.unlink(missing_ok=True)  # nothing in it counts
+            _make(path, num_rows, width)
+        # numpy would make a short file longer by zeros
+        self._map = np.memmap(path, np.int16, "r+", shape=(num_rows, width))
+        self._path = path
+        self.tensor: Tensor = torch.from_numpy(self._map).view(getattr(torch, dtype))
+        """(num_rows, width), the file itself"""
+
+    def write(self, slots: Tensor, vectors: Tensor) -> None:
+        """
+        Put vectors where `slots` says, and on the disk.
+
+        slots:   (n,) int64
+        vectors: (n, width), in the file's dtype
+        """
+        self.tensor[slots] = vectors
+        # not the map's own flush, which looks at every page of the file
+        with self._path.open("rb") as file:
+            os.fdatasync(file.fileno())
+
+
+def _make(path: Path, num_rows: int, width: int) -> None:
+    size, free = num_rows * width * BYTES, shutil.disk_usage(path.parent).free
+    takes = f"{num_rows} vectors of {width} numbers take {size / 1e9:.1f} GB"
+    if size + ROOM_TO_LEAVE > free:
+        raise TrainingError(f"{takes}, and {path.parent} has {free / 1e9:.1f} GB free: keep fewer.")
+    try:
+        allocate(path, size)
+    except OSError as exc:  # a quota, or a disk that another process filled meanwhile
+        path.unlink(missing_ok=True)
+        raise TrainingError(f"{takes}, and {path} cannot be made so large: {exc.strerror or exc}. Keep fewer.") from exc
+
+
+def allocate(path: Path, size: int) -> None:
+    """
+    Make a file of zeros that has all its room on the disk: where a mapped file meets a full one, the process is killed.
+
+    size: bytes, 1 or more
+    Raises OSError where there is no room; what was made of the file is left.
+    """
+    with path.open("wb") as file:
+        if sys.platform != "darwin":
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:  # which has no such call
+            for first in range(0, size, WRITTEN_AT_ONCE):
+                file.write(bytes(min(WRITTEN_AT_ONCE, size - first)))
+
+
+def cut(path: Path, num_rows: int, width: int) -> None:
+    """Leave the first vectors of a file, which is not to be written to any more."""
+    os.truncate(path, num_rows * width * BYTES)
+
+
+def _check_size(path: Path, size: int) -> None:
+    if not path.is_file():
+        raise DamagedError(f"{path} is missing, with vectors that are needed: put it back, or begin anew elsewhere.")
+    if path.stat().st_size < size:
+        raise DamagedError(
+            f"{path} was cut short: it has {path.stat().st_size:,} bytes, and {size:,} are needed. Put it back as it was, "
+            "or begin anew elsewhere."
+        )
+
+
+class Table:
+    """Vectors of several files as if they were one."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        """
+        Join.
+
+        tensors: (n, width) each
+        """
+        self._tensors = tuple(tensors)
+        self.width = tensors[0].shape[1]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._tensors))
+
+    def take(self, index: Tensor) -> Tensor:
+        """
+        Read some rows.
+
+        index:   (n,) int64
+        returns: (n, width) fp32, where the vectors are
+        """
+        out = torch.empty(len(index), self.width, device=self._tensors[0].device)
+        first = 0
+        for tensor in self._tensors:
+            here = (index >= first) & (index < first + len(tensor))
+            out[here.to(out.device)] = tensor[(index[here] - first).to(out.device)].float()
+            first += len(tensor)
+        return out
+
+    def near(self, device: torch.device) -> Table:
+        """Copy to a GPU, where that takes no more than a quarter of what is free there."""
+        if device.type != "cuda" or sum(t.nbytes for t in self._tensors) > torch.cuda.mem_get_info(device)[0] // 4:
+            return self
+        return Table([tensor.to(device) for tensor in self._tensors])
+
+    def chunks(self, num_rows: int | None = None) -> Iterator[Tensor]:
+        """Read the first rows, or all, in runs of (n, width) fp32."""
+        step = max(1, CHUNK_BYTES // (4 * self.width))
+        left = len(self) if num_rows is None else num_rows
+        for tensor in self._tensors:
+            num = min(left, len(tensor))
+            for first in range(0, num, step):
+                yield tensor[first : min(num, first + step)].float()
+            left -= num

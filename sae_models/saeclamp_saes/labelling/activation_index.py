@@ -1,0 +1,254 @@
+"""
+Which features are active on which tokens: one pass over the documents, kept on disk.
+
+The pass writes one entry for each active feature of each token, in the order of the text; then the entries are sorted by
+feature. Memory holds one group of documents at a time, and the disk 20 bytes an entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from saeclamp_saes.io.vector_files import allocate
+from saeclamp_saes.labelling.column_store import STATE, Column, Columns, check_size, damaged
+from saeclamp_saes.lm.documents import documents
+from saeclamp_saes.lm.harvest import GROUP_TOKENS, Part, Reader, forwards
+from saeclamp_saes.progress import Report
+from saeclamp_saes.sae import SAE
+
+ENCODED_AT_ONCE = 1 << 26
+"""Activations in memory: 256 MB."""
+SORTED_AT_ONCE = 1 << 22
+"""Entries."""
+_COLUMNS = {
+    "ids": Column("<i4"),
+    "counts": Column("?"),
+    "lengths": Column("<i4"),
+    "documents": Column("<i8"),
+    "token": Column("<i4"),
+    "feature": Column("<i4"),
+    "value": Column("<f4"),
+}
+
+
+class Active(NamedTuple):
+    """Where a feature is active."""
+
+    token: NDArray[Any]
+    """(n,) int32, places in the stream of tokens, ascending"""
+    value: NDArray[Any]
+    """(n,) float32, positive"""
+
+
+@dataclass(frozen=True)
+class Firings:
+    """A text as a stream of tokens, and where in it each feature is active."""
+
+    ids: NDArray[Any]
+    """(num_read,) int32: token ids, sequence after sequence"""
+    counts: NDArray[Any]
+    """(num_read,) bool: not the first of its sequence, no special token, no sink"""
+    starts: NDArray[Any]
+    """(num_sequences + 1,) int64: where sequences begin in the stream, and where the last one ends"""
+    documents: NDArray[Any]
+    """(num_sequences,) int64: the document of each"""
+    quotable: NDArray[Any]
+    """(num_sequences,) bool: which may be shown as examples"""
+    offsets: NDArray[Any]
+    """(d_sae + 1,) int64: where each feature's entries begin"""
+    token: NDArray[Any]
+    """(num_entries,) int32"""
+    value: NDArray[Any]
+    """(num_entries,) float32"""
+
+    def __getitem__(self, feature: int) -> Active:
+        """Return where a feature is active."""
+        here = slice(self.offsets[feature], self.offsets[feature + 1])
+        return Active(np.asarray(self.token[here]), np.asarray(self.value[here]))
+
+    @property
+    def d_sae(self) -> int:
+        return len(self.offsets) - 1
+
+    @cached_property
+    def num_tokens(self) -> int:
+        """Tokens that count."""
+        return int(self.counts.sum())
+
+    @cached_property
+    def num_active(self) -> NDArray[Any]:
+        """On how many tokens each feature is active: (d_sae,) int64."""
+        return np.diff(self.offsets)
+
+    @cached_property
+    def quotable_places(self) -> NDArray[Any]:
+        """The places in the stream that may be shown: (n,) int64."""
+        places: NDArray[Any] = np.repeat(self.quotable, np.diff(self.starts)).nonzero()[0]
+        return places
+
+    def sequence_of(self, token: NDArray[Any]) -> NDArray[Any]:
+        """
+        Return the number of the sequence that each place of the stream is in.
+
+        token: (n,) int
+        """
+        return np.searchsorted(self.starts, token, side="right") - 1
+
+
+def of_files(firings: Firings, files: Sequence[Path], chosen: Sequence[Path]) -> NDArray[Any]:
+    """
+    Tell which sequences come from some of the files that were read.
+
+    chosen:  among `files`
+    returns: (num_sequences,) bool
+    """
+    is_chosen: list[bool] = []
+    last = int(firings.documents.max(initial=-1))
+    for file in files:
+        if len(is_chosen) > last:
+            break
+        is_chosen += [file in chosen] * sum(1 for _ in documents([file]))
+    of_sequences: NDArray[Any] = np.array(is_chosen, bool)[firings.documents]
+    return of_sequences
+
+
+def record_firings(
+    folder: Path, sae: SAE, reader: Reader, files: Sequence[Path], limits: Tensor, tokens: int, report: Report
+) -> Firings:
+    """
+    Read the documents, or go on with it.
+
+    folder: of this step, which is made; what is half done is found there again
+    sae:    on the model's device
+    limits: (num_sites,), of `norm_limits`: a token whose vector is longer at any place is a sink
+    tokens: to read, at most; the last sequence is cut there
+    Raises LabelError where what was half done is damaged.
+    """
+    columns = Columns(folder, _COLUMNS)
+    at: dict[str, Any] = {"document": 0, "read": 0, "ended": False, "sorted": False}
+    if columns.state:
+        if {name: type(value) for name, value in columns.state.items()} != {name: type(at[name]) for name in at}:
+            raise damaged(folder / STATE)
+        at = dict(columns.state)
+    for group in _groups(reader, files, at["document"], tokens - at["read"]) if not at["ended"] else ():
+        read = forwards(report, "reading documents", at["read"], tokens, lambda part: len(part.ids))
+        _append(columns, sae, limits, group, reader.vectors(group.parts, read), at["read"])
+        at["read"] += sum(len(part.ids) for part in group.parts)
+        at["document"] = group.end
+        columns.commit(**at)
+        report("reading documents", at["read"], tokens, {})
+    columns.commit(**{**at, "ended": True})
+    return _sorted(folder, columns, sae.d_sae, report)
+
+
+class _Group(NamedTuple):
+    parts: list[Part]
+    documents: list[int]
+    """Of each part"""
+    end: int
+    """The next document"""
+
+
+def _groups(reader: Reader, files: Sequence[Path], start: int, tokens: int) -> Iterator[_Group]:
+    """Take documents together, so that sequences of like length run at once. A group depends on where it starts alone."""
+    least = max(GROUP_TOKENS, 4 * reader.batch_tokens)
+    parts: list[Part] = []
+    owners: list[int] = []
+    held, at = 0, start
+    for document in documents(files, start):
+        if tokens <= 0:
+            break
+        for part in reader.parts(document):
+            cut = Part(part.ids[:tokens], part.counts[:tokens])
+            if len(cut.ids):
+                parts.append(cut)
+                owners.append(at)
+                tokens -= len(cut.ids)
+                held += len(cut.ids)
+        at += 1
+        if held >= least:
+            yield _Group(parts, owners, at)
+            parts, owners, held = [], [], 0
+    if parts:
+        yield _Group(parts, owners, at)
+
+
+def _append(columns: Columns, sae: SAE, limits: Tensor, group: _Group, found: Sequence[Tensor], num_read: int) -> None:
+    for part, vectors, document in zip(group.parts, found, group.documents, strict=True):
+        norms = vectors.float().norm(dim=2)
+        ordinary = (norms <= limits.to(norms.device)).all(dim=1)
+        counts = part.counts.clone()
+        counts[part.counts] = ordinary.cpu()
+        place = num_read + counts.nonzero()[:, 0]
+        x = vectors[ordinary].flatten(1)
+        step = max(1, ENCODED_AT_ONCE // sae.d_sae)
+        for first in range(0, len(x), step):
+            acts = sae.encode(x[first : first + step])
+            row, feature = (acts > 0).nonzero(as_tuple=True)
+            columns.append(
+                token=place[first + row.cpu()].numpy(),
+                feature=feature.cpu().numpy(),
+                value=acts[row, feature].cpu().numpy(),
+            )
+        columns.append(
+            ids=part.ids.numpy(),
+            counts=counts.numpy(),
+            lengths=np.array([len(part.ids)]),
+            documents=np.array([document]),
+        )
+        num_read += len(part.ids)
+
+
+def _sorted(folder: Path, columns: Columns, d_sae: int, report: Report) -> Firings:
+    feature, token, value = columns["feature"], columns["token"], columns["value"]
+    total = len(feature)
+    firsts = range(0, total, SORTED_AT_ONCE)
+    num_active = np.zeros(d_sae, np.int64)
+    for first in firsts:
+        num_active += np.bincount(feature[first : first + SORTED_AT_ONCE], minlength=d_sae)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(num_active)])
+    by_feature = {"token": "<i4", "value": "<f4"}
+    paths = {name: folder / f"{name}-by-feature" for name in by_feature}
+    if not columns.state["sorted"]:
+        out = {name: _mapped(paths[name], dtype, total) for name, dtype in by_feature.items()}
+        free = offsets[:-1].copy()
+        for first in firsts:
+            here = slice(first, first + SORTED_AT_ONCE)
+            order = np.argsort(feature[here], kind="stable")
+            features = feature[here][order]
+            run = np.searchsorted(features, features)  # where the run of equal ones begins
+            place = free[features] + np.arange(len(features)) - run
+            out["token"][place], out["value"][place] = token[here][order], value[here][order]
+            free += np.bincount(features, minlength=d_sae)
+            report("sorting by feature", min(first + SORTED_AT_ONCE, total), total, {})
+        columns.commit(**{**columns.state, "sorted": True})
+    for name, dtype in by_feature.items():
+        check_size(paths[name], total * np.dtype(dtype).itemsize)
+    lengths = columns["lengths"].astype(np.int64)
+    return Firings(
+        ids=columns["ids"],
+        counts=columns["counts"],
+        starts=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
+        documents=columns["documents"],
+        quotable=np.ones(len(lengths), bool),
+        offsets=offsets,
+        **{
+            name: np.memmap(paths[name], dtype, mode="r", shape=(total,)) if total else np.empty(0, dtype)
+            for name, dtype in by_feature.items()
+        },
+    )
+
+
+def _mapped(path: Path, dtype: str, size: int) -> Any:
+    if not size:
+        return np.empty(0, dtype)
+    allocate(path, size * np.dtype(dtype).itemsize)
+    return np.memmap(path, dtype, mode="r+")

@@ -1,0 +1,1 @@
+"""Labels that another language model writes."""

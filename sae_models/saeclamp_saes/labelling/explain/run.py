@@ -1,0 +1,235 @@
+"""
+Explanations of features in prose, by a language model, each with a score on examples that the model was not shown.
+
+Detection: the model reads an explanation that it gave, and texts in random order, in some of which the feature is active and
+in the others not. The score is its balanced accuracy in telling them apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from saeclamp_saes.errors import LabelError
+from saeclamp_saes.labelling.explain import prompts as prompts
+from saeclamp_saes.labelling.explain.client import Asker, Endpoint, UnansweredError, Usage
+from saeclamp_saes.labelling.explain.examples import Material, material_of
+from saeclamp_saes.labelling.explain.journal import Explained, Journal
+from saeclamp_saes.labelling.table import Explanation, Feature, Labels
+from saeclamp_saes.progress import Report, silent
+
+DEFAULTS: dict[str, Any] = {"temperature": 0.0, "max_tokens": 1000}
+"""Of every request."""
+CHOICE = 2
+"""Of how texts are chosen from the labels: a number for each way, since explanations and scores depend on it."""
+ASKED_AT_ONCE = 10
+"""Texts in one request of detection."""
+FAILED_IN_A_ROW = 10
+"""Features after which it is not the features' fault."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be explained."""
+
+    labels: Path
+    """The file; explanations are written into it"""
+    endpoint: Endpoint
+    features: Sequence[int] | None = None
+    """None: all that are ever active, the highest output score first"""
+    most: int | None = None
+    """Of them, at most"""
+    concurrency: int = 8
+    """Features at a time"""
+    replace: bool = False
+    """Explain those too that have an explanation, of another run or from elsewhere"""
+
+
+@dataclass
+class Outcome:
+    """What came of it; JSON-able through `dataclasses.asdict`."""
+
+    explained: int = 0
+    """Features, now"""
+    before: int = 0
+    """Features that an earlier run of the same kind explained"""
+    kept: int = 0
+    """Features that keep another explanation"""
+    too_few_examples: list[int] = field(default_factory=list)
+    failed: dict[int, str] = field(default_factory=dict)
+    """Why, by feature; the same command tries them again"""
+    mean_score: float | None = None
+    """Of all features asked for that have one"""
+    usage: Usage = field(default_factory=Usage)
+
+
+def explain(request: Request, report: Report = silent) -> Outcome:
+    """
+    Explain and score features, and write what was found into the labels; stopped at any time, it goes on.
+
+    Raises LabelError with a sentence: no labels, no such feature, an endpoint that does not answer. What was explained until
+    then is in the labels.
+    """
+    labels = Labels.read(request.labels)
+    wanted = _wanted(labels, request)
+    outcome = Outcome()
+    source = f"llm:{request.endpoint.model}"
+    with Journal.open(request.labels, _run(labels, request.endpoint)) as journal:
+        todo = list(_todo(labels, wanted, journal, source, request.replace, outcome))
+        try:
+            asyncio.run(_explain_all(labels, request, todo, journal, source, outcome, report))
+        finally:
+            _write(request, labels, journal, source)
+        scores = [journal.finished[index].score for index in wanted if index in journal.finished]
+    outcome.mean_score = sum(scores) / len(scores) if scores else None
+    return outcome
+
+
+def _wanted(labels: Labels, request: Request) -> list[int]:
+    if request.features is not None:
+        wanted = list(dict.fromkeys(request.features))
+        if outside := [index for index in wanted if not 0 <= index < len(labels)]:
+            raise LabelError(f"There is no feature {outside[0]}: the labels are of features 0 to {len(labels) - 1}.")
+    else:
+        scores, times = (labels.table[name].to_pylist() for name in ("output_score", "num_active"))
+        ranks = [(-(scores[index] or 0.0), index) for index in range(len(labels)) if times[index]]
+        wanted = [index for _, index in sorted(ranks)]
+    return wanted[: request.most]
+
+
+def _run(labels: Labels, endpoint: Endpoint) -> str:
+    """Hash all that an explanation depends on."""
+    depends_on = [
+        labels.info.decoder_sha256,
+        labels.info.date,
+        CHOICE,
+        endpoint.model,
+        endpoint.structured,
+        {**DEFAULTS, **endpoint.body},
+        prompts.EXPLAIN,
+        prompts.DETECT,
+    ]
+    return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _todo(
+    labels: Labels, wanted: Sequence[int], journal: Journal, source: str, replace: bool, outcome: Outcome
+) -> Iterator[int]:
+    explanations = labels.explanations()
+    for index in wanted:
+        held = explanations.get(index)
+        if index in journal.finished and (held is None or held.source == source or replace):
+            outcome.before += 1
+        elif held and not replace:
+            outcome.kept += 1
+        else:
+            yield index
+
+
+async def _explain_all(
+    labels: Labels,
+    request: Request,
+    todo: Sequence[int],
+    journal: Journal,
+    source: str,
+    outcome: Outcome,
+    report: Report,
+) -> None:
+    left, failed_in_a_row = iter(todo), 0
+
+    async def work(asker: Asker) -> None:
+        nonlocal failed_in_a_row
+        for index in left:  # shared: each worker takes the next
+            feature = labels[index]
+            material = material_of(feature)
+            try:
+                if material is None:
+                    outcome.too_few_examples.append(index)
+                else:
+                    journal.keep(await _explained(labels, feature, material, asker, source))
+                    outcome.explained += 1
+                    failed_in_a_row = 0
+            except UnansweredError as exc:
+                outcome.failed[index] = str(exc)
+                failed_in_a_row += 1
+                if failed_in_a_row == FAILED_IN_A_ROW:
+                    raise LabelError(f"{failed_in_a_row} features in a row were not explained: {exc}.") from None
+            report("explaining", outcome.explained + len(outcome.failed) + len(outcome.too_few_examples), len(todo), {})
+
+    limits = httpx.Limits(max_connections=request.concurrency)
+    # no timeout here, because the asker has one for the whole of an answer
+    async with httpx.AsyncClient(timeout=None, limits=limits) as http:
+        asker = Asker(replace(request.endpoint, body={**DEFAULTS, **request.endpoint.body}), http)
+        outcome.usage = asker.usage
+        await _together(work(asker) for _ in range(request.concurrency))
+
+
+async def _together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run them at the same time; the first of our errors ends them all, and is raised alone."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for work in works:
+                group.create_task(work)
+    except BaseExceptionGroup as several:
+        ours = several.subgroup(LabelError)
+        raise several if ours is None else ours.exceptions[0] from None
+
+
+async def _explained(labels: Labels, feature: Feature, material: Material, asker: Asker, source: str) -> Explained:
+    explanation = await asker.ask(
+        prompts.EXPLAIN,
+        prompts.explain_prompt(feature, material),
+        prompts.EXPLANATION,
+        prompts.explanation_in,
+    )
+    asked = [(example, True) for example in material.activating] + [(example, False) for example in material.others]
+    random.Random(f"{labels.info.decoder_sha256} {feature.index} order").shuffle(asked)
+    found = {True: 0, False: 0}
+    for first in range(0, len(asked), ASKED_AT_ONCE):
+        part = asked[first : first + ASKED_AT_ONCE]
+        matches = await asker.ask(
+            prompts.DETECT,
+            prompts.detect_prompt(explanation, [example for example, _ in part]),
+            prompts.MATCHES,
+            partial(prompts.matches_in, num=len(part)),
+        )
+        for number, (_, is_active) in enumerate(part, 1):
+            found[is_active] += number in matches
+    num_activating, num_others = len(material.activating), len(material.others)
+    return Explained(
+        index=feature.index,
+        explanation=explanation,
+        source=source,
+        score=(found[True] / num_activating + 1 - found[False] / num_others) / 2,
+        activating=num_activating,
+        activating_found=found[True],
+        others=num_others,
+        others_found=found[False],
+        num_shown=len(material.shown),
+    )
+
+
+def _write(request: Request, before: Labels, journal: Journal, source: str) -> None:
+    """Put what the journal has into the labels, as they are now. Explanations by others stay, unless replaced."""
+    labels = Labels.read(request.labels)
+    if labels.info != before.info:
+        raise LabelError(f"{request.labels} was made anew meanwhile; the explanations are in the journal beside it.")
+    held = labels.explanations()
+    new = {
+        # as the file holds it, so that what is in it already is not written again
+        index: Explanation(done.explanation, source, float(np.float32(done.score)))
+        for index, done in journal.finished.items()
+        if index not in held or held[index].source == source or request.replace
+    }
+    if any(held.get(index) != explanation for index, explanation in new.items()):
+        labels.with_explanations(new).write(request.labels)

@@ -1,0 +1,121 @@
+"""A feature's row, out of what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import isnan, nan
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saeclamp_saes.labelling.activation_index import Firings
+from saeclamp_saes.labelling.examples import TokenStrings, examples_of, inactive_of
+from saeclamp_saes.labelling.neighbours import Neighbours
+from saeclamp_saes.labelling.output_scores import NUM_SHOWN, Outputs
+from saeclamp_saes.labelling.table import Explanation, Feature, Kind, Neighbour, TokenLogit, batch_of
+from saeclamp_saes.labelling.token_labels import Candidate, Halves, input_label, kind_of, output_label, say_label
+from saeclamp_saes.progress import Report
+
+MAX_ACT_QUANTILE = 0.999
+ROWS_AT_ONCE = 256
+"""Features whose examples are in memory."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything about all features of an SAE."""
+
+    firings: Firings
+    vocabulary: int
+    max_acts: NDArray[Any]
+    """(d_sae,) float64, of `max_acts_of`"""
+    outputs: Outputs | None
+    neighbours: Neighbours
+    strings: TokenStrings
+    explanations: Mapping[int, Explanation]
+
+    def batches(self, report: Report) -> Iterator[Any]:
+        """Make all rows, some at a time: pyarrow.RecordBatch."""
+        d_sae = self.firings.d_sae
+        for first in range(0, d_sae, ROWS_AT_ONCE):
+            end = min(first + ROWS_AT_ONCE, d_sae)
+            yield batch_of([self.row(index) for index in range(first, end)])
+            report("labels and examples", end, d_sae, {})
+
+    def row(self, index: int) -> Feature:
+        """Make a feature's row."""
+        active, explanation = self.firings[index], self.explanations.get(index)
+        candidates: dict[Kind, Candidate | None] = {
+            "input": input_label(self._halves, active, self.strings),
+            "say": say_label(self._halves, active, self.strings),
+            "output": self._output_label(index),
+        }
+        kind = kind_of(candidates)
+        label, label_score = candidates.get(kind) or (None, None)
+        input_text, input_score = candidates["input"] or (None, None)
+        say_text, say_score = candidates["say"] or (None, None)
+        return Feature(
+            index=index,
+            density=len(active.token) / self.firings.num_tokens,
+            num_active=len(active.token),
+            max_act=None if isnan(self.max_acts[index]) else float(self.max_acts[index]),
+            top_act=float(active.value.max()) if len(active.value) else None,
+            kind=kind,
+            label=label,
+            label_score=label_score,
+            input_label=input_text,
+            input_score=input_score,
+            say_label=say_text,
+            say_score=say_score,
+            output_label=candidates["output"].text if candidates["output"] else None,
+            output_score=self._output_score(index),
+            top_logits=self._logits(index, "top"),
+            bottom_logits=self._logits(index, "bottom"),
+            neighbours=tuple(
+                Neighbour(int(other), float(cosine))
+                for other, cosine in zip(self.neighbours.indices[index], self.neighbours.cosines[index], strict=True)
+            ),
+            examples=examples_of(self.firings, active, self.strings),
+            inactive=inactive_of(self.firings, active, self.strings, index),
+            explanation=explanation.text if explanation else None,
+            explanation_source=explanation.source if explanation else None,
+            explanation_score=explanation.score if explanation else None,
+        )
+
+    @cached_property
+    def _halves(self) -> Halves:
+        return Halves(self.firings, self.vocabulary)
+
+    def _output_score(self, index: int) -> float | None:
+        score = nan if self.outputs is None else float(self.outputs.score[index])
+        return None if isnan(score) else score
+
+    def _output_label(self, index: int) -> Candidate | None:
+        if self.outputs is None:
+            return None
+        named = [self.strings(int(token)) for token in self.outputs.named[index] if token >= 0]
+        return output_label(named, float(self.outputs.score[index]), float(self.outputs.before[index]))
+
+    def _logits(self, index: int, end: str) -> tuple[TokenLogit, ...] | None:
+        if self.outputs is None:
+            return None
+        ids, values = getattr(self.outputs, end)[index], getattr(self.outputs, f"{end}_value")[index]
+        return tuple(
+            TokenLogit(self.strings(int(token)), int(token), float(value))
+            for token, value in zip(ids[:NUM_SHOWN], values[:NUM_SHOWN], strict=True)
+        )
+
+
+def max_acts_of(firings: Firings) -> NDArray[Any]:
+    """
+    Measure the 99.9th percentile of each feature's positive activations, between the nearest two (linear interpolation).
+
+    returns: (d_sae,) float64, NaN for features that are never active
+    """
+    found = np.full(firings.d_sae, np.nan)
+    for index in firings.num_active.nonzero()[0]:
+        found[index] = np.quantile(firings[index].value.astype(np.float64), MAX_ACT_QUANTILE)
+    return found

@@ -1,0 +1,88 @@
+"""
+The logit lens: what a direction of the residual stream adds to each token's logit, by the direct path alone.
+
+The final norm divides by a length that depends on the token, so values are known up to that common factor, and only their
+order means something. Its gain is folded in, and a layer norm's centring too.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from saeclamp_saes.errors import LabelError
+from saeclamp_saes.lm.architectures import LAYOUTS
+from saeclamp_saes.sae import SAE
+
+FINAL_NORM = {
+    **dict.fromkeys(LAYOUTS, "model.norm"),
+    "Gemma3ForConditionalGeneration": "model.language_model.norm",
+    "GPT2LMHeadModel": "transformer.ln_f",
+    "GPTNeoXForCausalLM": "gpt_neox.final_layer_norm",
+}
+"""By the model's class."""
+IN_STREAM = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+"""Points whose vectors are the residual stream, or are added to it as they are."""
+
+
+def writes_to_stream(model: nn.Module, sae: SAE) -> bool:
+    """Whether what the SAE writes is, or is added to, the residual stream, at one place."""
+    layout = LAYOUTS[type(model).__name__]
+    same = {"attn_out_raw": layout.attn_proj == layout.attn_out, "mlp_out_raw": layout.mlp == layout.mlp_out}
+    return len(sae.writes) == 1 and (sae.site.point in IN_STREAM or same.get(sae.site.point, False))
+
+
+def edits_stream(sae: SAE) -> bool:
+    """Whether it reads the residual stream at one place and writes there, so that a clamp can be tried by itself."""
+    points: tuple[str, ...] = ("embed", "resid_pre", "resid_mid", "resid_post")
+    return sae.kind == "sae" and sae.reads == sae.writes and len(sae.writes) == 1 and sae.site.point in points
+
+
+class Lens:
+    """A model's final norm and unembedding."""
+
+    def __init__(self, model: nn.Module, num_tokens: int) -> None:
+        """
+        Read the weights.
+
+        num_tokens: of the tokenizer; a vocabulary that is padded beyond it has no tokens there
+        Raises LabelError for a model whose final norm is not known.
+        """
+        name = type(model).__name__
+        if name not in FINAL_NORM:
+            raise LabelError(f"It is not known where the final norm of a {name} is; known: {', '.join(FINAL_NORM)}.")
+        norm = model.get_submodule(FINAL_NORM[name])
+        self._centers = isinstance(norm, nn.LayerNorm)
+        self._gain = _gain(norm)
+        self._unembedding: Tensor = model.get_output_embeddings().weight[:num_tokens].float()  # type: ignore[operator]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self._unembedding)
+
+    @torch.no_grad()
+    def logits(self, directions: Tensor) -> Tensor:
+        """
+        Apply the lens.
+
+        directions: (n, width) fp32, of the residual stream
+        returns:    (n, num_tokens) fp32, up to a factor
+        """
+        if self._centers:
+            directions = directions - directions.mean(dim=1, keepdim=True)
+        return (directions * self._gain) @ self._unembedding.T
+
+
+def _gain(norm: nn.Module) -> Tensor:
+    """
+    Return what a norm multiplies by: (width,) fp32.
+
+    Models store an RMS norm's gain in several ways (Gemma's is one plus the weight), and all of them give it for a vector of
+    equal numbers, which are large beside the norm's epsilon.
+    """
+    weight = norm.weight
+    assert isinstance(weight, Tensor)
+    if isinstance(norm, nn.LayerNorm):
+        return weight.detach().float()
+    gain: Tensor = norm.forward(torch.full_like(weight, 1000.0, dtype=torch.float32)[None])[0]
+    return gain.detach().float()

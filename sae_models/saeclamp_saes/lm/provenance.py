@@ -1,0 +1,40 @@
+"""What an SAE was made of, by hash."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from saeclamp_saes.errors import TrainingError
+from saeclamp_saes.io.hashes import sha256_of
+
+
+def model_hashes(model: str) -> dict[str, str]:
+    """
+    Hash a model's weights: sha256 by file name.
+
+    model: a folder, or the name of one on the hub that was downloaded
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(model, allow_patterns=["*.safetensors"], local_files_only=True))
+    return {path.name: sha256_of(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def data_hashes(files: Sequence[Path]) -> dict[str, str]:
+    """
+    Hash data files: sha256 by name; the folder's too, where two are called the same.
+
+    Raises TrainingError, with its name, for one that cannot be read.
+    """
+    names = [file.name for file in files]
+    return {file.name if names.count(file.name) == 1 else str(file.absolute()): _hash(file) for file in files}
+
+
+def _hash(file: Path) -> str:
+    try:
+        return sha256_of(file)
+    except OSError as exc:
+        raise TrainingError(f"{file} cannot be read: {exc.strerror or exc}.") from None

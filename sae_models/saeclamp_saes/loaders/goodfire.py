@@ -1,0 +1,28 @@
+"""
+Goodfire: one pickle, such as `Llama-3.1-8B-Instruct-SAE-l19.pth`, without a configuration.
+
+encoder_linear.weight (d_sae, d_in), encoder_linear.bias, decoder_linear.weight (d_in, d_sae), decoder_linear.bias. A plain
+ReLU of the stream after the block that the name gives; nothing is subtracted or normalised.
+Source: the model cards' own SparseAutoEncoder.
+"""
+
+from __future__ import annotations
+
+from saeclamp_saes.io.checkpoint import Source
+from saeclamp_saes.loaders.linear import named_model, named_site, read_linear
+from saeclamp_saes.sae import SAE
+
+NAME = "goodfire"
+TENSORS = ("encoder_linear.weight", "encoder_linear.bias", "decoder_linear.weight", "decoder_linear.bias")
+
+
+def recognise(source: Source) -> bool:
+    """Nobody else calls their layers so."""
+    return source.has(*TENSORS)
+
+
+def read(source: Source) -> SAE:
+    """Read the weights. Raises CheckpointError."""
+    draft = read_linear(source.tensors, *TENSORS)
+    name = source.weights.name
+    return draft.finish(source.site(named_site(name)), model_name=named_model(name))

@@ -1,0 +1,203 @@
+"""
+Vectors of several places of a model, kept on disk to train on as often as one likes.
+
+A folder: `harvest.json` says of what, and each place has a folder with the vectors to train on and those held out. Row n is
+of the same token at every place.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saeclamp_saes.errors import SAEError, TrainingError
+from saeclamp_saes.io.vector_files import Rows, cut
+from saeclamp_saes.io.work_folder import (
+    DamagedError,
+    check_identity,
+    damaged,
+    locked,
+    read_json,
+    write_json,
+    writing_to,
+)
+from saeclamp_saes.lm.harvest import Cursor, Harvest, Reader, forwards, width_of
+from saeclamp_saes.lm.text import begin_of
+from saeclamp_saes.progress import Report, silent
+from saeclamp_saes.sites import Site
+from saeclamp_saes.training.harvest_config import Wanted, measured_limits
+
+IDENTITY, LIMITS, COMPLETE = "harvest.json", "limits.json", "complete.json"
+TRAINING, HELD_OUT = "training", "held-out"
+DOING = {TRAINING: "harvesting", HELD_OUT: "harvesting held-out documents"}
+
+
+@dataclass(frozen=True)
+class Store:
+    """A finished harvest."""
+
+    folder: Path
+    identity: dict[str, Any]
+    """What was harvested, JSON-able"""
+    width: int
+    num_rows: int
+    num_held_out: int
+    prepends_bos: bool
+
+    @classmethod
+    def open(cls, folder: Path) -> Store:
+        """Open one. Raises TrainingError where there is none, an unfinished one, or a damaged one."""
+        if not (folder / IDENTITY).exists():
+            raise TrainingError(f"{folder} holds no harvested vectors.")
+        if not (folder / COMPLETE).exists():
+            raise TrainingError(f"The harvest in {folder} is not finished: start the same command again.")
+        identity, complete = read_json(folder / IDENTITY), read_json(folder / COMPLETE)
+        if not {"sites", "model", "context", "store"} <= identity.keys():
+            raise damaged(folder / IDENTITY)
+        if complete.keys() != {"width", "num_rows", "num_held_out", "prepends_bos"}:
+            raise damaged(folder / COMPLETE)
+        return cls(folder, identity, **complete)
+
+    @property
+    def sites(self) -> list[Site]:
+        """The places."""
+        return [Site.parse(site) for site in self.identity["sites"]]
+
+    def rows(self, site: Site) -> Rows:
+        """Vectors to train on. Raises TrainingError for a place that was not harvested, or a file that was cut short."""
+        return self._rows(site, TRAINING, self.num_rows)
+
+    def held_out(self, site: Site) -> Rows:
+        """Vectors to measure on."""
+        return self._rows(site, HELD_OUT, self.num_held_out)
+
+    def _rows(self, site: Site, side: str, num_rows: int) -> Rows:
+        if site not in self.sites:
+            raise TrainingError(
+                f"{self.folder} holds vectors of {', '.join(map(str, self.sites))}, and none of {site}."
+            )
+        path = _folder(self.folder, site) / f"{side}.rows"
+        return Rows(path, num_rows, self.width, self.identity["store"], begun=True)
+
+
+def harvest_to(folder: Path, wanted: Wanted, reader: Reader, report: Report = silent) -> Store:
+    """
+    Harvest, or go on with it.
+
+    Raises TrainingError with a sentence: a folder that holds another harvest, no data, a full disk.
+    """
+    width = width_of(reader)
+    identity = wanted.identity(reader)
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        check_identity(folder / IDENTITY, identity)
+        with locked(folder):
+            if not (folder / COMPLETE).exists():
+                try:
+                    complete = _harvested(folder, wanted, reader, width, report)
+                except DamagedError:
+                    raise
+                except SAEError:
+                    _clear_unless_begun(folder, reader.sites)
+                    raise
+                write_json(folder / COMPLETE, complete)
+                _give_back(folder, reader.sites, complete)
+    return Store.open(folder)
+
+
+def _harvested(folder: Path, wanted: Wanted, reader: Reader, width: int, report: Report) -> dict[str, Any]:
+    """Harvest both sides; returns what there is to say of them, JSON-able."""
+    most = {HELD_OUT: wanted.most_held_out, TRAINING: wanted.tokens}
+    rows: dict[str, list[Rows]] = {HELD_OUT: [], TRAINING: []}
+    # all of them, so that a disk without room is known before anything long begins
+    for site, side in itertools.product(reader.sites, rows):
+        _folder(folder, site).mkdir(exist_ok=True)
+        path, begun = _folder(folder, site) / f"{side}.rows", _state(folder, side).exists()
+        rows[side].append(Rows(path, most[side], width, wanted.store, begun=begun))
+    limits = measured_limits(folder / LIMITS, reader, wanted.files, report)
+    num = {}
+    for side in (HELD_OUT, TRAINING):
+        harvest = wanted.harvest(reader, limits, held_out=side == HELD_OUT)
+        num[side] = fill_in_order(rows[side], harvest, _state(folder, side), most[side], DOING[side], report)
+        if side == HELD_OUT:
+            check_held_out(num[HELD_OUT])
+    if not num[TRAINING]:
+        raise TrainingError("No document is left to train on: give more documents, or hold out a smaller share.")
+    return {
+        "width": width,
+        "num_rows": num[TRAINING],
+        "num_held_out": num[HELD_OUT],
+        "prepends_bos": bool(begin_of(reader.tokenizer)),
+    }
+
+
+def _give_back(folder: Path, sites: Sequence[Site], complete: dict[str, Any]) -> None:
+    """Give back the room of the vectors that documents were too few for."""
+    for site in sites:
+        for side, num_rows in ((TRAINING, complete["num_rows"]), (HELD_OUT, complete["num_held_out"])):
+            cut(_folder(folder, site) / f"{side}.rows", num_rows, complete["width"])
+
+
+def _clear_unless_begun(folder: Path, sites: Sequence[Site]) -> None:
+    """Leave nothing of what was refused before there was a vector to train on, so that the folder can be named again."""
+    state = _state(folder, TRAINING)
+    if state.exists() and read_json(state).get("filled"):
+        return
+    for site in sites:
+        for side in (HELD_OUT, TRAINING):
+            (_folder(folder, site) / f"{side}.rows").unlink(missing_ok=True)
+            _state(folder, side).unlink(missing_ok=True)
+        with suppress(OSError):  # not there, or something else is in it
+            _folder(folder, site).rmdir()
+    for name in (IDENTITY, LIMITS, "lock"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def check_held_out(num_rows: int) -> None:
+    """Raise TrainingError when there is nothing to measure on."""
+    if num_rows < 2:
+        raise TrainingError("No document was held out to measure on: give more documents, or hold out a larger share.")
+
+
+def fill_in_order(
+    rows: Sequence[Rows], harvest: Harvest, state_path: Path, most: int, doing: str, report: Report
+) -> int:
+    """
+    Harvest one place's vectors into each file, in order, until there are `most` or no more documents.
+
+    What was interrupted goes on. Returns how many there are.
+    """
+    kept: dict[str, Any] = {"filled": 0, "cursor": Cursor(), "ended": False}
+    if state_path.exists():
+        kept = read_json(state_path)
+        match kept:
+            case {"filled": int(), "cursor": [int(), int()], "ended": bool()}:
+                pass
+            case _:
+                raise damaged(state_path)
+    while kept["filled"] < most and not kept["ended"]:
+        filled, cursor = kept["filled"], Cursor(*kept["cursor"])
+        read = forwards(report, doing, filled - cursor.skip, most, lambda part: part.num_counting)
+        vectors, cursor = harvest.take(cursor, most - filled, read)
+        if len(vectors):
+            for index, file in enumerate(rows):
+                file.write(torch.arange(filled, filled + len(vectors)), vectors[:, index])
+        kept = {"filled": filled + len(vectors), "cursor": cursor, "ended": not len(vectors)}
+        write_json(state_path, kept)
+        report(doing, kept["filled"], most, {})
+    return int(kept["filled"])
+
+
+def _state(folder: Path, side: str) -> Path:
+    """Where it is noted how far a side has come."""
+    return folder / f"{side}.json"
+
+
+def _folder(folder: Path, site: Site) -> Path:
+    return folder / str(site).replace(" ", ".")

@@ -1,0 +1,135 @@
+"""Training through the rounds of a pool, with a log, and checkpoints to go on from."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from saeclamp_saes.errors import TrainingError
+from saeclamp_saes.lm.harvest import Harvest
+from saeclamp_saes.progress import Report
+from saeclamp_saes.training import checkpoint
+from saeclamp_saes.training.architectures import learning_rate
+from saeclamp_saes.training.checkpoint import Place
+from saeclamp_saes.training.config import Recipe
+from saeclamp_saes.training.log import Log
+from saeclamp_saes.training.mixing_buffer import Pool
+from saeclamp_saes.training.run_settings import Settings
+from saeclamp_saes.training.trainer import Measured, Trainer
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+def train_rounds(
+    settings: Settings, recipe: Recipe, pool: Pool, harvest: Harvest | None, device: torch.device, report: Report
+) -> tuple[Trainer, Place]:
+    """
+    Train to the end, from the checkpoint if there is one.
+
+    Raises TrainingError when the loss is no longer finite, DamagedError for a checkpoint that cannot be read.
+    """
+    path = settings.out / CHECKPOINT
+    if not path.exists():
+        pool.fill(harvest, 0, report)
+        scale, center = _scale_and_center(pool)
+        trainer, place = Trainer(recipe, center.to(device)), Place(scale)
+        checkpoint.save(path, trainer, place)
+    else:
+        trainer = Trainer(recipe, torch.zeros(pool.table.width, device=device))
+        place = checkpoint.load(path, trainer, device)
+    log = _Lines(Log(settings.out, trainer.step_number, settings.tensorboard), settings, recipe, report)
+    while trainer.step_number < recipe.num_steps:
+        # the checkpoint is at this round's beginning or within it, so what it would need is not overwritten
+        pool.fill(harvest, place.round, report)
+        with _tf32(device):
+            place = _round(settings, recipe, pool, trainer, place, device, log)
+        checkpoint.save(path, trainer, place)
+    return trainer, place
+
+
+@contextmanager
+def _tf32(device: torch.device) -> Iterator[None]:
+    """Multiply in TF32 on a GPU: enough for gradients, and not for what is measured afterwards."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if device.type == "cuda" else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _round(
+    settings: Settings,
+    recipe: Recipe,
+    pool: Pool,
+    trainer: Trainer,
+    place: Place,
+    device: torch.device,
+    log: _Lines,
+) -> Place:
+    """Train on what a round uses; return the beginning of the next."""
+    order = pool.order(place.round)
+    table = pool.table.near(device)
+    for used in range(place.used, len(order), recipe.batch):
+        x = table.take(order[used : used + recipe.batch]).to(device) * place.scale
+        measured = trainer.step(x)
+        log.step(trainer.step_number, measured)
+        if trainer.step_number == recipe.num_steps:
+            break
+        if trainer.step_number % settings.save_every == 0:
+            checkpoint.save(settings.out / CHECKPOINT, trainer, place._replace(used=used + recipe.batch))
+    return Place(place.scale, place.round + 1)
+
+
+def _scale_and_center(pool: Pool) -> tuple[float, Tensor]:
+    """Return what gives the pool's vectors a root mean square length of 1, and the mean of the scaled ones, (width,)."""
+    total, squares = torch.zeros(pool.table.width, dtype=torch.float64), 0.0
+    for chunk in pool.table.chunks(pool.num_rows):
+        # fp64 for the sums over millions of vectors only: converting every number would take minutes
+        total += chunk.sum(dim=0)
+        squares += float(chunk.square().sum(dim=1).double().sum())
+    if not math.isfinite(squares):
+        raise TrainingError("The vectors hold numbers that are not finite, so they are damaged: harvest them anew.")
+    if squares == 0:
+        raise TrainingError("All vectors are zero: there is nothing to train on.")
+    scale = (pool.num_rows / squares) ** 0.5
+    return scale, (total / pool.num_rows * scale).float()
+
+
+class _Lines:
+    """Every so many steps a line in the log; the progress after each, with the last line's figures."""
+
+    def __init__(self, log: Log, settings: Settings, recipe: Recipe, report: Report) -> None:
+        self._log, self._every, self._recipe, self._report = log, settings.log_every, recipe, report
+        self._since, self._steps = time.monotonic(), 0
+        self._figures: dict[str, float] = {}
+        """Of the last line"""
+
+    def step(self, number: int, measured: Measured) -> None:
+        self._steps += 1
+        if number % self._every == 0 or number == self._recipe.num_steps:
+            self._write(number, measured)
+        self._report("training", number, self._recipe.num_steps, self._figures)
+
+    def _write(self, number: int, measured: Measured) -> None:
+        rate = self._steps * self._recipe.batch / max(1e-9, time.monotonic() - self._since)
+        figures = {name: float(value) for name, value in measured._asdict().items()}
+        if not figures["loss"] < float("inf"):
+            lower = "--l1 or --lr" if self._recipe.architecture == "relu" else "--lr"
+            raise TrainingError(f"Training diverged, because the loss is not finite: lower {lower}.")
+        self._log.write(
+            {
+                "step": number,
+                "tokens": number * self._recipe.batch,
+                "lr": learning_rate(self._recipe) * self._recipe.rate(number - 1),
+                "tokens_per_second": rate,
+                **figures,
+            }
+        )
+        self._figures = {**figures, "tokens_per_second": rate}
+        self._since, self._steps = time.monotonic(), 0

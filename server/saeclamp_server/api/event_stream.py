@@ -1,0 +1,109 @@
+"""Answers of endpoints that take long: JSON at the end, or server-sent events that say how far it is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import Request, Response
+from starlette.types import Message, Receive, Scope, Send
+
+from saeclamp.types import Answer, Progress
+from saeclamp_server.api.disconnect import cancelled, hung_up
+from saeclamp_server.api.model_client import Model
+from saeclamp_server.api.model_share import ModelShare
+from saeclamp_server.api.progress import ProgressCounter
+from saeclamp_server.errors import RequestError, ServerFailedError
+from saeclamp_server.threads import computed
+
+EVENTS = "text/event-stream"
+OPENS_AFTER_S = 1.0
+"""Until then a refusal has its own HTTP status; afterwards, as the 200 is out, it is an event."""
+EVERY_S = 0.5
+"""How often progress is reported, where there is any."""
+
+PROGRESS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": f"The answer; with 'Accept: {EVENTS}' events: progress, and at the end the result or an error",
+        "content": {EVENTS: {"schema": {"type": "string"}}},
+    }
+}
+"""What FastAPI cannot tell from the function."""
+
+SILENT_S = 15
+"""After which it is reported again, as proxies end connections on which nothing is sent."""
+
+Ask = Callable[[Model, ProgressCounter], Awaitable[Answer]]
+"""Answers a request with the model, and counts its steps."""
+
+
+async def answered(request: Request, ask: Ask) -> Response:
+    """Answer as the request's `Accept` wants it. Raises RequestError."""
+    counter = ProgressCounter()
+    share = ModelShare(request.app.state.model, request.app.state.room, counter)
+    work = asyncio.ensure_future(_written(ask, share, counter))
+    try:
+        if EVENTS not in request.headers.get("accept", ""):
+            return Response(await work, media_type="application/json")
+        await asyncio.wait((work,), timeout=OPENS_AFTER_S)
+        if work.done():
+            work.result()  # raises the refusal
+    except BaseException:
+        await cancelled(work)
+        raise
+    return EventsResponse(work, counter)
+
+
+async def _written(ask: Ask, share: ModelShare, counter: ProgressCounter) -> bytes:
+    answer = await ask(share, counter)
+    return (await computed(answer.model_dump_json, by_alias=True)).encode()
+
+
+class EventsResponse(Response):
+    """
+    Events of a request: `progress`, and at the end `result` or `error`. Its work ends when the client hangs up.
+
+    Starlette's StreamingResponse would be told of that only when it sends.
+    """
+
+    media_type = EVENTS
+
+    def __init__(self, work: asyncio.Future[bytes], counter: ProgressCounter) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._work, self._counter = work, counter
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send events until the work is done, or nobody listens any more."""
+        gone = asyncio.create_task(hung_up(receive))
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            seen: Progress | None = None
+            num_silent = 0
+            while not self._work.done():
+                num_silent += 1
+                if self._counter.now != seen or num_silent * EVERY_S >= SILENT_S:
+                    seen, num_silent = self._counter.now, 0
+                    await send(_event(seen.model_dump_json().encode(), more=True))
+                await asyncio.wait((self._work, gone), timeout=EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+                if gone.done():
+                    return
+            await send(_event(self._last(), more=False))
+        finally:
+            await cancelled(self._work, gone)
+        error = self._work.exception()
+        if error is not None and not isinstance(error, RequestError):
+            raise error  # for the log
+
+    def _last(self) -> bytes:
+        error = self._work.exception()
+        if error is None:
+            return b'{"type":"result","result":' + self._work.result() + b"}"
+        refusal = error if isinstance(error, RequestError) else ServerFailedError()
+        return json.dumps({"type": "error", "status": refusal.status, **refusal.body()}).encode()
+
+
+def _event(data: bytes, more: bool) -> Message:
+    return {"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": more}

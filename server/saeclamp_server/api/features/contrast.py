@@ -1,0 +1,200 @@
+"""Which features tell two sets of texts apart, and how surely."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saeclamp.types import Aggregate, Contrast, Contrasted, ContrastedFeature, ContrastExample
+from saeclamp_server.api.features import FeatureSearch
+from saeclamp_server.api.features.activation_table import PairCount, Row, TextTable
+from saeclamp_server.api.features.permutation_test import (
+    LEVEL,
+    NUM_DEALS,
+    Judged,
+    Judgement,
+    cliffs_delta,
+    num_columns,
+    steadiness,
+)
+from saeclamp_server.api.features.text_activations import Activations, FeatureId, feature_of, read_one, summed_up
+from saeclamp_server.api.model_client import Model, Prompt, all_of
+from saeclamp_server.api.progress import ProgressCounter
+from saeclamp_server.errors import InvalidRequestError
+from saeclamp_server.steering import Served, known_saes_named
+from saeclamp_server.threads import computed
+
+NUM_EXAMPLES = 3
+MAX_TOKENS = 1 << 20
+"""Of all texts together."""
+
+Item = str | Sequence[Mapping[str, Any]]
+"""A text or a conversation."""
+
+
+class _Text(NamedTuple):
+    row: Row
+    has_counted: bool
+    """Whether any of its tokens counts."""
+    is_cut: bool
+
+
+async def contrast(
+    request: Contrast, model: Model, served: Served, search: FeatureSearch, counter: ProgressCounter
+) -> Contrasted:
+    """Answer `POST /v1/features/contrast`. Raises RequestError."""
+    saes = known_saes_named(request.saes, served, "saes")
+    prompts = await _prompts(request, model)
+    counter.begin("reading texts", len(prompts))
+    texts = await _read(request, prompts, saes, model, served)
+    table = await computed(TextTable, [text.row for text in texts])
+    judged = await _judged(table, len(request.positive), request.seed, counter)
+    order = np.lexsort((-np.abs(judged.statistic), judged.p))[: request.limit]
+    found = await computed(
+        lambda: tuple(_found(int(n), table, judged, prompts, saes, request, model, served, search) for n in order)
+    )
+    return Contrasted(
+        data=found,
+        num_features=len(table.keys),
+        num_significant=int((judged.p <= LEVEL).sum()),
+        test=_test(judged),
+        warnings=tuple(_warnings(judged, texts, request)),
+    )
+
+
+async def _prompts(request: Contrast, model: Model) -> list[tuple[Prompt, str]]:
+    prompts: list[tuple[Prompt, str]] = []
+    num_tokens = 0
+    for name, items in (("positive", request.positive), ("negative", request.negative)):
+        for number, item in enumerate(items):
+            path = f"{name}[{number}]"
+            prompts.append((await _prompt(item, model, path), path))
+            num_tokens += len(prompts[-1][0].ids)
+            if num_tokens > MAX_TOKENS:
+                raise InvalidRequestError(
+                    f"{path}: the texts up to here are {num_tokens} tokens; at most {MAX_TOKENS} can be contrasted.",
+                    path,
+                )
+    return prompts
+
+
+async def _read(
+    request: Contrast, prompts: Sequence[tuple[Prompt, str]], saes: Sequence[str], model: Model, served: Served
+) -> list[_Text]:
+    """Read texts, and keep of each what it counts for."""
+    count = PairCount()
+
+    async def one(prompt: Prompt, path: str) -> _Text:
+        text = await read_one(model, served, prompt, path, saes=saes)
+        row = Row.of(await computed(summed_up, text, request.include_template), request.aggregate)
+        count.add(row, path)
+        return _Text(row, bool(text.counted(request.include_template).any()), text.is_cut)
+
+    return await all_of(one(prompt, path) for prompt, path in prompts)
+
+
+async def _judged(table: TextTable, num: int, seed: int, counter: ProgressCounter) -> Judged:
+    total = len(table.rows)
+    step = num_columns(total)
+    parts = [table.keys[start : start + step] for start in range(0, len(table.keys), step)]
+    counter.begin("dealing the texts to two sets anew", 2 * len(parts))
+    spread = []
+    for keys in parts:
+        spread.append(await computed(lambda keys: table.columns(keys).std(axis=0), keys))
+        counter.step()
+    steady = steadiness(np.concatenate(spread) if spread else np.zeros(0))
+    judgement = await computed(Judgement, num, total, steady, seed)
+    for keys in parts:
+        await computed(lambda keys: judgement.add(table.columns(keys)), keys)
+        counter.step()
+    return judgement.judged()
+
+
+def _found(
+    number: int,
+    table: TextTable,
+    judged: Judged,
+    prompts: Sequence[tuple[Prompt, str]],
+    saes: Sequence[str],
+    request: Contrast,
+    model: Model,
+    served: Served,
+    search: FeatureSearch,
+) -> ContrastedFeature:
+    key, num = int(table.keys[number]), len(request.positive)
+    feature = feature_of(key, saes)
+    values = table.columns(table.keys[number : number + 1])
+    positive, negative = values[:num], values[num:]
+    larger = range(num) if judged.statistic[number] > 0 else range(num, len(prompts))
+    return ContrastedFeature(
+        feature=str(feature),
+        sae=feature.sae,
+        index=feature.number,
+        name=served.name_of(*feature),
+        label=search.label(*feature),
+        description=search.description(*feature),
+        output_score=search.output_score(*feature),
+        positive=float(positive.mean()),
+        negative=float(negative.mean()),
+        difference=float(positive.mean() - negative.mean()),
+        effect=float(cliffs_delta(positive, negative)[0]),
+        p=float(judged.p[number]),
+        significant=bool(judged.p[number] <= LEVEL),
+        examples=_examples(key, larger, table, [prompt for prompt, _ in prompts], model),
+    )
+
+
+async def _prompt(item: Item, model: Model, path: str) -> Prompt:
+    """Tokenise a text or a conversation. Raises RequestError, which names `path`."""
+    return await (model.of_text(item, path) if isinstance(item, str) else model.of_messages(item, path))
+
+
+def worth(
+    text: Activations, features: Sequence[FeatureId], aggregate: Aggregate, include_template: bool
+) -> NDArray[np.float64]:
+    """Sum up what features do in a text: (num_features,)."""
+    keys = np.array([text.key(feature) for feature in features], np.int64)
+    order = np.argsort(keys)
+    values = np.zeros(len(features))
+    values[order] = TextTable([Row.of(summed_up(text, include_template), aggregate)]).columns(keys[order])[0]
+    return values
+
+
+def _examples(
+    key: int, numbers: range, table: TextTable, prompts: Sequence[Prompt], model: Model
+) -> tuple[ContrastExample, ...]:
+    """numbers: texts of the set in which the feature is larger"""
+    peaks = [(text, *peak) for text, number in enumerate(numbers) if (peak := table.peak(number, key)) is not None]
+    peaks.sort(key=lambda peak: -abs(peak[1]))
+    return tuple(
+        ContrastExample(
+            text=text,
+            position=position,
+            token=model.token_texts([prompts[numbers[text]].ids[position]])[0],
+            act=act,
+        )
+        for text, act, position in peaks[:NUM_EXAMPLES]
+    )
+
+
+def _test(judged: Judged) -> str:
+    deals = "every deal of the texts" if judged.is_exact else f"{NUM_DEALS} random deals of the texts"
+    return f"maximum over all features, {deals} to two sets; p corrected for the number of features"
+
+
+def _warnings(judged: Judged, texts: Sequence[_Text], request: Contrast) -> list[str]:
+    warnings = []
+    if judged.least_p > LEVEL:
+        warnings.append(
+            f"{len(request.positive)} and {len(request.negative)} texts are too few to tell: however far they differ, p "
+            f"cannot be less than {judged.least_p:.2g}. Give more texts."
+        )
+    empty = sum(not text.has_counted for text in texts)
+    if empty:
+        warnings.append(f"{empty} of the texts have no token that counts, and count as zero.")
+    if any(text.is_cut for text in texts):
+        warnings.append("At some tokens more features are active than were read; the weakest were left out.")
+    return warnings

@@ -1,0 +1,59 @@
+"""Features ranked by the words of a query: SQLite's full-text index, in memory."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterable, Iterator
+from threading import Lock
+
+from saeclamp_server.api.features.search_documents import Texts
+
+COMMON = frozenset(
+    """
+    a about an and are as at be by can do for from how i in is it me my of on or that the this to was what when where which
+    who why with you your
+    """.split()  # noqa: SIM905
+)
+"""Words that say nothing of a subject; they are looked for where a query has no others."""
+MAX_WORDS = 32
+"""Of a query; what follows is left out."""
+SAID, TOKENS = "{name said}", "{tokens}"
+"""Columns: what people say of a feature, and its tokens."""
+
+
+class WordIndex:
+    """Stems of English words, and words of any language as they are. Features are numbered as they were added."""
+
+    def __init__(self, texts: Iterable[Texts]) -> None:
+        self._lock = Lock()
+        self._db = sqlite3.connect(":memory:", check_same_thread=False)
+        self._db.execute(
+            "CREATE VIRTUAL TABLE words USING fts5("
+            "name, said, tokens, content='', detail=column, tokenize='porter unicode61 remove_diacritics 2')"
+        )
+        rows = ((number, text.name, text.said, text.tokens) for number, text in enumerate(texts))
+        self._db.executemany("INSERT INTO words(rowid, name, said, tokens) VALUES (?, ?, ?, ?)", rows)
+        self._db.execute("INSERT INTO words(words) VALUES ('optimize')")
+
+    def search(self, query: str, columns: str, limit: int | None = None) -> Iterator[int]:
+        """
+        Yield the numbers of the matches, best first; those with more of the query's rare words are better.
+
+        columns: `SAID` or `TOKENS`
+        limit:   of the matches that are ranked; None ranks all of them, which takes longer
+        """
+        # once each: the index is read again for every word
+        words = [*dict.fromkeys(re.findall(r"\w+", query))][:MAX_WORDS]
+        words = [word for word in words if word.lower() not in COMMON] or words
+        if not words:
+            return
+        # quoted, so that none is an operator of the query language; the last may be half typed
+        asked = " OR ".join(f'"{word}"' for word in words) + ("*" if len(words[-1]) > 2 else "")
+        with self._lock:
+            matches = self._db.execute(
+                "SELECT rowid FROM words WHERE words MATCH ? ORDER BY rank LIMIT ?",
+                (f"{columns} : ({asked})", -1 if limit is None else limit),
+            )
+            for (number,) in matches:
+                yield number

@@ -1,0 +1,130 @@
+"""Which features are active in a text or a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saeclamp.types import Inspect, InspectedFeature, InspectedToken, Inspection, TopFeature
+from saeclamp_server.api.features import FeatureSearch
+from saeclamp_server.api.features.text_activations import Activations, FeatureId, feature_of, matrix, read, summed_up
+from saeclamp_server.api.model_client import Model, prompt_of
+from saeclamp_server.steering import Served, find, known_saes_named
+from saeclamp_server.threads import computed
+
+DEFAULT_TOP_K = 5
+
+
+async def inspect(request: Inspect, model: Model, served: Served, search: FeatureSearch) -> Inspection:
+    """Answer `POST /v1/features/inspect`. Raises RequestError."""
+    features = [_find(str(feature), served, number) for number, feature in enumerate(request.features)]
+    top_k = request.top_k if request.top_k is not None else 0 if features else DEFAULT_TOP_K
+    saes = known_saes_named(request.saes, served, "saes")
+    wants_all = bool(top_k) or not features
+    prompt, path = await prompt_of(model, request.text, request.messages)
+    (text,) = await read(model, served, [(prompt, path)], features, saes if wants_all else ())
+    return await computed(_inspection, text, request, features, top_k, model, served, search)
+
+
+def _inspection(
+    text: Activations,
+    request: Inspect,
+    features: Sequence[FeatureId],
+    top_k: int,
+    model: Model,
+    served: Served,
+    search: FeatureSearch,
+) -> Inspection:
+    if features:
+        shown, acts = [*features], text.named
+    else:
+        shown = _most_active(text, request)
+        acts = matrix(text, shown)
+    names = dict(zip(map(str, request.features), range(len(features)), strict=True))
+    cut = "At some tokens more features are active than were read; the weakest were left out."
+    return Inspection(
+        tokens=_tokens(text, model, names, top_k, served),
+        features=tuple(_summed_up(shown, acts, text.counted(request.include_template), served, search)),
+        aggregate=request.aggregate,
+        num_counted=int(text.counted(request.include_template).sum()),
+        warnings=(cut,) if text.is_cut else (),
+    )
+
+
+def _most_active(text: Activations, request: Inspect) -> list[FeatureId]:
+    """Choose features by what they do at tokens that count, the first by `aggregate` first."""
+    sums = summed_up(text, request.include_template)
+    # the largest in the sense of the answer: of those that have either sign, the farthest from 0
+    by = {"max": sums.peak, "mean": sums.mean, "frequency": sums.frequency}[request.aggregate]
+    order = np.argsort(-np.abs(by), kind="stable")[: request.limit]
+    return [feature_of(key, text.saes) for key in sums.keys[order].tolist()]
+
+
+def _find(feature: str, served: Served, number: int) -> FeatureId:
+    sae, index = find(feature, served.saes, f"features[{number}]")
+    return FeatureId(sae.name, index)
+
+
+def _tokens(
+    text: Activations, model: Model, names: Mapping[str, int], top_k: int, served: Served
+) -> tuple[InspectedToken, ...]:
+    roles, template = text.prompt.roles(), text.prompt.is_template()
+    return tuple(
+        InspectedToken(
+            position=position,
+            id=text.prompt.ids[position],
+            text=shown,
+            bytes=raw,
+            role=roles[position],
+            template=template[position],
+            read=bool(text.is_read[position]),
+            features={name: float(text.named[position, number]) for name, number in names.items()}
+            if text.is_read[position]
+            else {},
+            top=_strongest(text.strongest(position, top_k), served),
+        )
+        for position, (shown, raw) in enumerate(
+            zip(model.token_texts(text.prompt.ids), model.token_bytes(text.prompt.ids), strict=True)
+        )
+    )
+
+
+def _strongest(active: Mapping[str, Sequence[tuple[int, float]]], served: Served) -> dict[str, tuple[TopFeature, ...]]:
+    return {
+        sae: tuple(TopFeature(index=index, name=served.name_of(sae, index), act=act) for index, act in rows)
+        for sae, rows in active.items()
+    }
+
+
+def _summed_up(
+    features: Sequence[FeatureId],
+    acts: NDArray[np.float64],
+    counted: NDArray[np.bool_],
+    served: Served,
+    search: FeatureSearch,
+) -> list[InspectedFeature]:
+    """acts: (num_tokens, num_features)"""
+    positions = np.flatnonzero(counted)
+    kept = acts[positions]
+    if not len(positions):
+        kept, positions = np.zeros((1, len(features))), np.zeros(1, np.int64)
+    peaks = np.abs(kept).argmax(axis=0)  # those of AbsTopK have either sign
+    return [
+        InspectedFeature(
+            feature=str(feature),
+            sae=feature.sae,
+            index=feature.number,
+            name=served.name_of(*feature),
+            label=search.label(*feature),
+            description=search.description(*feature),
+            max=float(column[peak]),
+            mean=float(column.mean()),
+            frequency=float((column != 0).mean()),
+            position=int(positions[peak]) if column[peak] else None,
+            max_act=served.max_act(*feature),
+            acts=tuple(whole.tolist()),
+        )
+        for feature, column, peak, whole in zip(features, kept.T, peaks, acts.T, strict=True)
+    ]

@@ -1,0 +1,40 @@
+"""What lies beside the SAEs that are served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from saeclamp_saes import SAEEntry
+from saeclamp_saes.labelling.label_file import OpenLabels
+from saeclamp_server.api.features.sae_info import KnownSAE
+from saeclamp_server.calibration.errors import CalibrationError
+from saeclamp_server.calibration.storage import CurveFile
+from saeclamp_server.site_norms import Lengths
+
+
+def known_saes(
+    saes: Mapping[str, SAEEntry],
+    lengths: Mapping[str, Lengths],
+    fits: Mapping[str, Mapping[str, Any] | None],
+    labels: Mapping[str, OpenLabels],
+    report: Callable[[str], None],
+) -> dict[str, KnownSAE]:
+    """
+    Put together what is known of each SAE. Curves that cannot be read are reported, and left out.
+
+    labels: of those that have any
+    """
+    return {
+        name: KnownSAE(sae, lengths[name], fits.get(name), labels.get(name), _curves(sae, report))
+        for name, sae in saes.items()
+    }
+
+
+def _curves(sae: SAEEntry, report: Callable[[str], None]) -> Mapping[int, Mapping[str, Any]]:
+    folder = sae.path if sae.path.is_dir() else sae.path.parent
+    try:
+        return CurveFile(folder, sae.sha256).curves
+    except CalibrationError as exc:
+        report(f"SAE {sae.name}: its calibration curves are left out. {exc}")
+        return {}

@@ -1,0 +1,50 @@
+"""Steering in `/metrics`, beside vLLM's own figures."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from time import perf_counter
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from saeclamp.types import Receipt
+from saeclamp_server.steering.admission import Admission
+
+REQUESTS = Counter("saeclamp_requests", "Steered requests that were answered.")
+FAILURES = Counter("saeclamp_failures", "Steered requests that the engine could not steer, and that were not answered.")
+REFUSALS = Counter("saeclamp_refusals", "Requests refused for what they asked of steering.", ["code"])
+TOKENS = Counter("saeclamp_tokens", "Tokens edited, counted once for each intervention.", ["side"])
+FIRINGS = Counter("saeclamp_rule_firings", "Answers in which a rule held.", ["then"])
+IN_USE = Gauge("saeclamp_features_in_use", "Distinct features that requests in flight use.")
+WAITING = Gauge("saeclamp_requests_waiting", "Requests that wait for features.")
+WAIT = Histogram("saeclamp_wait_seconds", "Time that steered requests waited for features.")
+ADMISSION = Histogram(
+    "saeclamp_admission_seconds",
+    "Time from a checked request to its program: names, units, contradictions, doses.",
+    buckets=(0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
+)
+
+
+def watch(admission: Admission) -> None:
+    """Show what is in use, and who waits."""
+    IN_USE.set_function(lambda: admission.num_in_use)
+    WAITING.set_function(lambda: admission.num_waiting)
+
+
+@contextmanager
+def admission() -> Iterator[None]:
+    """Time the admission of a request."""
+    started = perf_counter()
+    yield
+    ADMISSION.observe(perf_counter() - started)
+
+
+def count(receipt: Receipt, aborting: Collection[str]) -> None:
+    """Count an answered request; `aborting` are the names of its rules that end the answer."""
+    REQUESTS.inc()
+    for item in receipt.interventions:
+        TOKENS.labels("prompt").inc(item.tokens.prompt)
+        TOKENS.labels("generated").inc(item.tokens.generated)
+    for fired in receipt.fired:
+        FIRINGS.labels("abort" if fired.rule in aborting else "interventions").inc()

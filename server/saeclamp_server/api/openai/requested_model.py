@@ -1,0 +1,57 @@
+"""What a request names as its model: the base model, or a variant of it, whose steering is added to the request's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vllm import envs
+
+from saeclamp.types import Steering
+from saeclamp_server.steering import ResolvedSteering, resolve, roles_in
+from saeclamp_server.steering.chat_spans import Conversation
+from saeclamp_server.variants import Variants
+from saeclamp_server.variants.version import Version
+
+
+@dataclass(frozen=True)
+class AskedModel:
+    """A name, and the steering that comes with it."""
+
+    name: str | None
+    own: Steering | None
+    """The request's steering."""
+    variant: Version | None = None
+
+    @classmethod
+    async def of(cls, app_state: Any, name: str | None, own: Steering | None) -> AskedModel:
+        """Look a name up. Raises RequestError where neither a model nor a variant has it."""
+        variants: Variants = app_state.variants
+        variant = await variants.of_model(name) if name else None
+        if name and variant is None:
+            adapters = app_state.openai_serving_models.lora_requests
+            await variants.refuse_unknown(name, adapters, allows_any=envs.VLLM_SKIP_MODEL_NAME_VALIDATION)
+        return cls(name, own, variant)
+
+    @property
+    def steers(self) -> bool:
+        """Whether there is any steering."""
+        return self.own is not None or self.variant is not None
+
+    @property
+    def base(self) -> str | None:
+        """The model's name, as vLLM knows it."""
+        return self.variant.base if self.variant else self.name
+
+    def roles(self, app_state: Any) -> set[str]:
+        """Collect the roles by which tokens are chosen. Raises RequestError."""
+        of_variant = app_state.variants.steering(self.variant) if self.variant else None
+        return roles_in(self.own) | roles_in(of_variant)
+
+    def resolved(self, app_state: Any, conversation: Conversation | None) -> ResolvedSteering:
+        """Join both steerings, and resolve them. Raises RequestError. Something must steer."""
+        if self.variant is not None:
+            variants: Variants = app_state.variants
+            return variants.resolved(self.variant, self.own, conversation)
+        assert self.own is not None, "it steers"
+        return resolve(self.own, app_state.served, conversation)

@@ -1,0 +1,164 @@
+"""
+`/v1/chat/completions` and `/v1/completions`.
+
+An unsteered request goes straight to vLLM's own handler. A steered one goes there too, carrying its program; when the
+answer comes back, the engine's report decides whether it may leave.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+import weakref
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Collection, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from vllm.entrypoints.openai.chat_completion.api_router import create_chat_completion
+from vllm.entrypoints.openai.completion.api_router import create_completion
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.utils.api_utils import validate_json_request
+
+from saeclamp.types import Steering
+from saeclamp_server.api.error_envelope import path_of
+from saeclamp_server.api.loaded_names import refuse_loaded_names
+from saeclamp_server.api.openai.protocol import SteeredChatCompletionRequest, SteeredCompletionRequest
+from saeclamp_server.api.openai.receipt_headers import TraceEntry, headers_of
+from saeclamp_server.api.openai.requested_model import AskedModel
+from saeclamp_server.api.openai.responder import with_receipt
+from saeclamp_server.api.openai.steered_call import SteeredCall
+from saeclamp_server.api.outside_body import refuse_model_in_query
+from saeclamp_server.api.steering_body import parse_body, steering_of
+from saeclamp_server.errors import InvalidRequestError, InvalidSteeringError
+from saeclamp_server.steering.chat_spans import Conversation, Message, locate
+
+router = APIRouter()
+
+Handler = Callable[[Any, Request], Awaitable[Response]]
+
+
+async def steering_in_body(raw_request: Request) -> Steering | None:
+    """Read and check `steering` before vLLM's request class sees the body. Raises RequestError."""
+    try:
+        body = parse_body(await raw_request.body())
+    except ValueError as exc:
+        raise InvalidRequestError(f"The body is not JSON: {exc}.", None) from exc
+    refuse_model_in_query(raw_request.scope["query_string"], body)
+    steering = steering_of(body, path_of(raw_request.scope))
+    await refuse_loaded_names(body, raw_request.scope)
+    return steering
+
+
+SteeringInBody = Annotated[Steering | None, Depends(steering_in_body)]
+
+
+@router.post("/v1/chat/completions", dependencies=[Depends(validate_json_request)], response_model=None)
+async def steered_chat_completion(
+    request: SteeredChatCompletionRequest, raw_request: Request, steering: SteeringInBody
+) -> Response:
+    """Chat completion, as OpenAI's, with an optional `steering` object."""
+    asked = await AskedModel.of(raw_request.app.state, request.model, steering)
+    roles = asked.roles(raw_request.app.state)
+    conversation = await _located(request, raw_request, roles) if roles else None
+    return await _answer(create_chat_completion, request, raw_request, asked, conversation)
+
+
+@router.post("/v1/completions", dependencies=[Depends(validate_json_request)], response_model=None)
+async def steered_completion(
+    request: SteeredCompletionRequest, raw_request: Request, steering: SteeringInBody
+) -> Response:
+    """Text completion, as OpenAI's, with an optional `steering` object."""
+    asked = await AskedModel.of(raw_request.app.state, request.model, steering)
+    return await _answer(create_completion, request, raw_request, asked)
+
+
+async def _located(request: SteeredChatCompletionRequest, raw_request: Request, roles: Collection[str]) -> Conversation:
+    """Find the messages of some roles in the prompt. Raises RequestError."""
+    if request.truncate_prompt_tokens is not None:
+        raise InvalidSteeringError("A truncated prompt cannot be steered by role.", "truncate_prompt_tokens")
+    body = parse_body(await raw_request.body())
+    renderer = raw_request.app.state.openai_serving_chat.online_renderer
+
+    async def render(messages: Sequence[Message]) -> Sequence[int]:
+        # from the body each time: reading a request's messages uses some of them up
+        rendered = await renderer.render_chat(
+            SteeredChatCompletionRequest.model_validate(body | {"messages": messages})
+        )
+        if isinstance(rendered, ErrorResponse):
+            raise InvalidSteeringError(f"The chat cannot be rendered: {rendered.error.message}", "messages")
+        (prompt,) = rendered[1]
+        ids: Sequence[int] = prompt["prompt_token_ids"]
+        return ids
+
+    return await locate(body["messages"], roles, render)
+
+
+async def _answer(
+    handler: Handler,
+    request: SteeredChatCompletionRequest | SteeredCompletionRequest,
+    raw_request: Request,
+    asked: AskedModel,
+    conversation: Conversation | None = None,
+) -> Response:
+    if not asked.steers:
+        return await handler(request, raw_request)
+    request.model = asked.base
+    shows_token_ids = bool(request.return_token_ids)
+    call = await SteeredCall.begin(
+        raw_request.app.state,
+        asked,
+        conversation,
+        key=uuid.uuid4().hex,
+        num_sequences=request.num_sequences(),
+        num_per_prompt=request.num_per_prompt,
+        shows_token_ids=shows_token_ids,
+        entry=TraceEntry(raw_request.url.path, raw_request.headers.get("x-request-id"), asked.name),
+    )
+    response: Response | None = None
+    try:
+        request.carry(call.key, call.resolved.program)
+        response = await handler(request, raw_request)
+        if response is not None and response.status_code == 200:
+            call.answers_as(_id_of(raw_request))
+        if isinstance(response, StreamingResponse):
+            response.headers.update(headers_of(call.spec))
+            body = with_receipt(_as_text(response.body_iterator), call, request.empty_chunk(_id_of(raw_request)))
+            weakref.finalize(body, call.end)  # a stream that is never read runs no `finally`
+            response.body_iterator = body
+            return response
+        if response is None:  # vLLM's handler returns None when the client has gone
+            return response
+        if response.status_code != 200:
+            call.failed(f"HTTP {response.status_code}")
+            return response
+        return await _completed(response, call)
+    except Exception as exc:
+        call.failed(str(exc))
+        raise
+    finally:
+        if not isinstance(response, StreamingResponse):
+            call.end()
+
+
+async def _completed(response: Response, call: SteeredCall) -> Response:
+    receipt = await call.receipt()
+    body = json.loads(bytes(response.body))
+    call.complete(body)
+    if call.wants_receipt:
+        body["steering"] = receipt.model_dump(mode="json")
+    headers = {
+        name: value for name, value in response.headers.items() if name not in ("content-length", "content-type")
+    }
+    return JSONResponse(body, headers=headers | headers_of(call.spec, receipt))
+
+
+def _id_of(raw_request: Request) -> str:
+    """Look up the id that vLLM gave the answer."""
+    answer_id: str = raw_request.state.request_metadata.request_id
+    return answer_id
+
+
+async def _as_text(chunks: AsyncIterable[Any]) -> AsyncIterator[str]:
+    async for chunk in chunks:
+        yield chunk if isinstance(chunk, str) else bytes(chunk).decode()

@@ -1,0 +1,169 @@
+"""One steered API call, from its `steering` object to its receipt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from saeclamp.types import Receipt
+from saeclamp_server.api import metrics
+from saeclamp_server.api.openai.readout_writer import ReadoutWriter, name_aborted
+from saeclamp_server.api.openai.receipt_headers import TraceEntry
+from saeclamp_server.api.openai.requested_model import AskedModel
+from saeclamp_server.api.openai.sequence_tracker import Sequences
+from saeclamp_server.engine.client import Reports
+from saeclamp_server.errors import InvalidSteeringError, NotAppliedError
+from saeclamp_server.steering import ResolvedSteering, receipt
+from saeclamp_server.steering.admission import features_of
+from saeclamp_server.steering.chat_spans import Conversation
+from saeclamp_server.steering.token_ranges import PROMPT
+from saeclamp_server.variants.version import Version
+
+MAX_SEQUENCES = 4096
+"""Answers of one call: the engine keeps the reports of as many and more until they are fetched."""
+
+
+@dataclass(frozen=True)
+class SteeredCall:
+    """What must be known to say whether a steered answer may leave."""
+
+    app_state: Any
+    """
+    vLLM's app state, plus `served`: Served, `model`: ServedModel, `sequences`: Sequences, `reports`: EngineReports and
+    `admission`: Admission and `trace`: Trace or None.
+    """
+    resolved: ResolvedSteering
+    key: str
+    """Names this call's sequences to the engine."""
+    num_sequences: int
+    writer: ReadoutWriter | None
+    asked: AskedModel | None = None
+    entry: TraceEntry | None = None
+    """Of the request in the trace; the sequences that our own endpoints run have none."""
+
+    @classmethod
+    async def begin(
+        cls,
+        app_state: Any,
+        asked: AskedModel,
+        conversation: Conversation | None,
+        key: str,
+        num_sequences: int,
+        num_per_prompt: int,
+        shows_token_ids: bool,
+        entry: TraceEntry,
+    ) -> SteeredCall:
+        """Resolve the steering, and wait for its turn. Raises RequestError. Whoever begins a call must end it."""
+        if num_sequences > MAX_SEQUENCES:
+            raise InvalidSteeringError(
+                f"These are {num_sequences} answers; at most {MAX_SEQUENCES} can be steered at once.", "n"
+            )
+        with metrics.admission():
+            resolved = asked.resolved(app_state, conversation)
+        sequences: Sequences = app_state.sequences
+        writer = None
+        if resolved.program.shows_tokens:
+            writer = ReadoutWriter(
+                resolved.steering.readout,
+                app_state.served,
+                sequences,
+                key,
+                shows_token_ids,
+                resolved.program.shows(PROMPT),
+                app_state.model.text_of,
+                app_state.model.bytes_of,
+            )
+        entry.spec = resolved.program.spec
+        await app_state.admission.enter(features_of(resolved.program))
+        sequences.begin(key, num_per_prompt)
+        return cls(app_state, resolved, key, num_sequences, writer, asked, entry)
+
+    @classmethod
+    async def begin_resolved(
+        cls, app_state: Any, resolved: ResolvedSteering, key: str, num_sequences: int
+    ) -> SteeredCall:
+        """Wait for the turn of steering that needs no writer. Raises RequestError. Whoever begins a call must end it."""
+        await app_state.admission.enter(features_of(resolved.program))
+        app_state.sequences.begin(key, num_sequences)
+        return cls(app_state, resolved, key, num_sequences, None)
+
+    def end(self) -> None:
+        """Forget the call, whether or not it was answered; once, however often it is said."""
+        if self.app_state.sequences.end(self.key):
+            self.app_state.admission.leave(features_of(self.resolved.program))
+            self.app_state.reports.close(self.key)
+            if self.entry is not None and self.app_state.trace is not None:
+                self.app_state.trace.write(self.entry.to_json())
+
+    def answers_as(self, answer_id: str) -> None:
+        """Note the answer's id."""
+        if self.entry is not None and self.entry.id is None:
+            self.entry.id = answer_id
+
+    def failed(self, message: str) -> None:
+        """Note why there is no answer."""
+        if self.entry is not None:
+            self.entry.error = message
+
+    @property
+    def spec(self) -> str:
+        """Names the resolved steering."""
+        return self.resolved.program.spec
+
+    @property
+    def sequences(self) -> Sequences:
+        """Those of all calls."""
+        found: Sequences = self.app_state.sequences
+        return found
+
+    @property
+    def wants_receipt(self) -> bool:
+        """Whether the receipt is to be sent; it is checked in any case."""
+        return self.resolved.steering.receipt != "none"
+
+    @property
+    def completes(self) -> bool:
+        """Whether responses and chunks are to show more than vLLM writes into them."""
+        return self.writer is not None or self.resolved.program.aborts or self._variant is not None
+
+    @property
+    def _variant(self) -> Version | None:
+        return self.asked.variant if self.asked else None
+
+    def complete(self, body: dict[str, Any]) -> None:
+        """Write what a response or a chunk is to show beside vLLM's own."""
+        if self.writer is not None:
+            self.writer.write(body)
+        name_aborted(body)
+        if self._variant is not None and self.asked is not None:
+            body["model"] = self.asked.name
+
+    async def receipt(self) -> Receipt:
+        """Ask the engine what it did. Raises NotAppliedError unless every sequence was steered."""
+        served_name = self.app_state.openai_serving_models.base_model_paths[0].name
+        try:
+            reports = await self._reports()
+            written = receipt(self.resolved, reports, self.num_sequences, self.app_state.served, served_name)
+        except NotAppliedError as exc:
+            metrics.FAILURES.inc()
+            self.failed(exc.message)
+            raise
+        metrics.count(written, self.resolved.aborting)
+        variant = self._variant.to_wire().version if self._variant else None
+        written = written.model_copy(update={"variant": variant}) if variant else written
+        if self.entry is not None:
+            self.entry.receipt = written
+        return written
+
+    async def _reports(self) -> dict[int, dict[str, Any]]:
+        """Fetch the engine's reports, by number of the choice. Raises NotAppliedError where it does not answer."""
+        try:
+            answers: Reports = await self.app_state.reports.of(self.key)
+        except Exception as exc:  # vLLM raises no class of its own where the engine is stopping or has died
+            raise NotAppliedError(f"what it did could not be asked: {exc}") from exc
+        choices = self.sequences.choices(self.key)
+        return {choices[request_id]: report for request_id, report in answers.items()}
+
+    def aborted(self, receipt: Receipt) -> set[int]:
+        """Choices that a rule has ended."""
+        return {fired.choice for fired in receipt.fired if fired.rule in self.resolved.aborting}

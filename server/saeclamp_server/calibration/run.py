@@ -1,0 +1,205 @@
+"""The run: what is not known yet is asked for, and kept as soon as it is there."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saeclamp_saes.library.feature_book import update_feature_book
+from saeclamp_server.calibration.client import Asker, Dose
+from saeclamp_server.calibration.errors import CalibrationError
+from saeclamp_server.calibration.features import Target
+from saeclamp_server.calibration.green_zone import Point, judge
+from saeclamp_server.calibration.metrics import Figures, compare
+from saeclamp_server.calibration.records import MEASURED, Calibrated, measured, read_points, read_unsteered
+from saeclamp_server.calibration.settings import Settings
+from saeclamp_server.calibration.storage import UNSTEERED, AnswerFile, Answers, CurveFile, Key
+from saeclamp_server.calibration.text import WordSet
+
+if TYPE_CHECKING:
+    from saeclamp_server.sentence_encoder import Encoder
+
+
+SAME_ACT = 1e-6
+"""Share by which the clamp of a point that was measured earlier, when clamps had fewer digits, may be another one."""
+
+
+class Calibration:
+    """Curves of features of an SAE: what is kept of them, what is still to be measured, and what they say."""
+
+    def __init__(self, settings: Settings, folder: Path, encoder: Encoder | None) -> None:
+        """
+        Take up what a folder holds.
+
+        encoder: None where no feature has texts to compare with
+        Raises CalibrationError.
+        """
+        self.settings = settings
+        self.answers = AnswerFile(folder, settings.identity, settings.questions)
+        self._curves = CurveFile(folder, settings.sae.sha256)
+        self._folder = folder
+        self._encoder = encoder
+
+    def kept(self, target: Target) -> dict[float, Point]:
+        """Points of the feature's curve that were measured as they would be now, by strength."""
+        record = self._curves.curves.get(target.index)
+        if record is None or record["identity"] != self.settings.identity_of(target):
+            return {}
+        return {
+            point.strength: point
+            for point in read_points(record)
+            if math.isclose(point.act, target.act_at(point.strength), rel_tol=SAME_ACT)
+        }
+
+    def missing(self, target: Target) -> list[float]:
+        """Strengths that have no point yet; of those with the same clamp one."""
+        known = {target.act_at(strength) for strength in self.kept(target)}
+        by_act = {target.act_at(strength): strength for strength in reversed(self.settings.strengths)}
+        return sorted(strength for act, strength in by_act.items() if act not in known)
+
+    def words_of(self, target: Target) -> WordSet | None:
+        """Choose the words to look for, once there are unsteered answers. Raises CalibrationError where nothing tells."""
+        texts = [answer.text for some in self.answers[UNSTEERED].values() for answer in some]
+        words = target.concept.telling_words(texts)
+        if words is None and not target.concept.texts:
+            raise _no_words(target)
+        return words
+
+    def figures(self, answers: Answers, target: Target, words: WordSet | None) -> dict[str, Figures]:
+        """Compare answers with the unsteered ones, by decoding."""
+        similarity = None
+        if self._encoder is not None and target.concept.texts:
+            similarity = partial(self._encoder.similarity, examples=target.concept.texts)
+        unsteered = self.answers[UNSTEERED]
+        return {name: compare(some, unsteered[name], words, similarity) for name, some in answers.items()}
+
+    def judge_again(self, target: Target) -> Calibrated:
+        """Judge a kept curve of which nothing is missing, and keep the verdict. Raises CalibrationError."""
+        record = self._curves.curves[target.index]
+        said = {name: record[name] for name in MEASURED}
+        return self.judge(target, self.kept(target), read_unsteered(record), said)
+
+    def judge(
+        self, target: Target, points: Mapping[float, Point], unsteered: Mapping[str, Figures], said: Mapping[str, Any]
+    ) -> Calibrated:
+        """
+        Judge a whole curve, and keep it with its verdict.
+
+        said: what it was measured with, from `measured`
+        Raises CalibrationError where words are to judge by, and none are left.
+        """
+        curve, criteria = tuple(points[strength] for strength in sorted(points)), self.settings.criteria
+        if criteria.judge == "words" and not said["concept"]["words"]:
+            raise _no_words(target)
+        verdict = judge(curve, criteria, said["prompts"]["count"])
+        calibrated = Calibrated(target, curve, unsteered, verdict, criteria, said)
+        sample = self._sample(target, calibrated.shown)
+        self._curves.put(target.index, {**calibrated.to_json(), "sample": sample})
+        # what cannot be told takes nothing out of the book that was found with more prompts
+        if verdict.is_told and (note := calibrated.to_note()):
+            sae = self.settings.sae
+            beside = sae.path if sae.path.is_dir() else sae.path.parent
+            update_feature_book(self._folder, note, sae.summary.d_sae, source=beside)
+        return calibrated
+
+    def record(self, calibrated: Calibrated) -> dict[str, Any]:
+        """Return what is kept of a feature, JSON-able."""
+        return {"index": calibrated.target.index, **self._curves.curves[calibrated.target.index]}
+
+    def _sample(self, target: Target, shown: Point) -> dict[str, Any] | None:
+        """Show one prompt with both its answers; None where the answers are not at hand any more."""
+        key = Key(target.index, shown.act)
+        if key not in self.answers or UNSTEERED not in self.answers:
+            old = self._curves.curves.get(target.index, {}).get("sample")
+            return old if old and old["strength"] == shown.strength else None
+        decoding = self.settings.decodings[0].name
+        steered, unsteered = (self.answers[one][decoding][0].text for one in (key, UNSTEERED))
+        prompt = self.settings.prompts.texts[0]
+        return {"strength": shown.strength, "prompt": prompt, "unsteered": unsteered, "steered": steered}
+
+
+class Run:
+    """One pass over features, through one server."""
+
+    def __init__(
+        self,
+        calibration: Calibration,
+        asker: Asker,
+        server: Mapping[str, Any],
+        report: Callable[[Target | None, Point | None], None],
+    ) -> None:
+        """
+        Take what it works with.
+
+        server: what is known of it, to be kept with the curves
+        report: told of each feature's point that is measured; of None and None when the unsteered answers are there
+        """
+        self._calibration = calibration
+        self._asker = asker
+        self._server = server
+        self._report = report
+
+    async def measure(self, targets: Sequence[Target]) -> list[Calibrated]:
+        """
+        Measure what is missing of each feature's curve. Answers are kept as soon as a point has all of its own.
+
+        Raises CalibrationError.
+        """
+        settings = self._calibration.settings
+        doses = [
+            Dose(settings.sae.name, target.index, target.act_at(missing[-1]))
+            for target in targets
+            if (missing := self._calibration.missing(target))
+        ]
+        await self._asker.check(settings.prompts.texts[0], settings.decodings[0], doses)
+        await self._answers(UNSTEERED)
+        self._report(None, None)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._measure_feature(target)) for target in targets]
+        except ExceptionGroup as several:
+            raise _first(several) from several
+        return [task.result() for task in tasks]
+
+    async def _measure_feature(self, target: Target) -> Calibrated:
+        calibration = self._calibration
+        words = calibration.words_of(target)
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self._measure_point(target, strength, words))
+                for strength in calibration.missing(target)
+            ]
+        points = {point.strength: point for point in (task.result() for task in tasks)}
+        unsteered = calibration.figures(calibration.answers[UNSTEERED], target, words)
+        said = measured(calibration.settings, target, words, self._server)
+        return calibration.judge(target, {**calibration.kept(target), **points}, unsteered, said)
+
+    async def _measure_point(self, target: Target, strength: float, words: WordSet | None) -> Point:
+        act = target.act_at(strength)
+        answers = await self._answers(Key(target.index, act))
+        point = Point(strength, act, self._calibration.figures(answers, target, words))
+        self._report(target, point)
+        return point
+
+    async def _answers(self, key: Key) -> Answers:
+        settings, kept = self._calibration.settings, self._calibration.answers
+        if key not in kept:
+            dose = None if key.feature is None or key.act is None else Dose(settings.sae.name, key.feature, key.act)
+            kept.add(key, await self._asker.answers(settings.prompts.texts, settings.decodings, dose))
+        return kept[key]
+
+
+def _no_words(target: Target) -> CalibrationError:
+    return CalibrationError(
+        f"The words that the labels give feature {target.title} ({', '.join(target.concept.words)}) stand in unsteered "
+        f"answers too: give others with --concept '{target.title}=word;some phrase', or judge by similarity."
+    )
+
+
+def _first(several: BaseExceptionGroup[Any]) -> BaseException:
+    one = several.exceptions[0]
+    return _first(one) if isinstance(one, BaseExceptionGroup) else one

@@ -1,0 +1,204 @@
+"""
+What a run leaves behind, in one folder:
+
+    calibration.json                     the curves, one entry a feature; replaced as a whole or not at all
+    features.yaml                        the feature book, with each feature's green zone
+    calibration-answers-<settings>.jsonl the answers so far, a line for each strength; deleted when all is measured
+    calibration-answers-<settings>.kept.jsonl the same, after a run that was told to keep them: never deleted
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from saeclamp_server.calibration.errors import CalibrationError
+from saeclamp_server.calibration.metrics import Answer
+
+CURVES = "calibration.json"
+VERSION = 1
+LINE = 160
+"""Characters up to which a value of the file of curves takes one line."""
+
+Answers = Mapping[str, Sequence[Answer]]
+"""By decoding."""
+
+
+class Key(NamedTuple):
+    """What answers are to; unsteered ones have neither."""
+
+    feature: int | None = None
+    """Its index."""
+    act: float | None = None
+
+
+UNSTEERED = Key()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a second process out of a folder. Raises CalibrationError where there is one, or it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as exc:
+        raise CalibrationError(f"{folder} cannot be used: {exc.strerror}; give another with --out.") from exc
+    try:
+        if not os.access(folder, os.W_OK):
+            raise CalibrationError(f"{folder} cannot be written; give another folder with --out.")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CalibrationError(f"Another calibration is at work in {folder}.") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+class AnswerFile:
+    """The answers so far: what is written is kept, even if the process dies in the middle of the next line."""
+
+    def __init__(self, folder: Path, settings: str, questions: Mapping[str, Sequence[tuple[int, int | None]]]) -> None:
+        """
+        Open, or go on.
+
+        settings:  hash of all that the answers depend on
+        questions: prompt's number and seed of each answer of a line, by decoding
+        Raises CalibrationError for lines that are none of ours.
+        """
+        name = f"calibration-answers-{settings[:12]}"
+        self._kept = folder / f"{name}.kept.jsonl"
+        self.path = self._kept if self._kept.exists() else folder / f"{name}.jsonl"
+        self._questions = questions
+        self._answers: dict[Key, Answers] = {}
+        if self.path.exists():
+            self._read()
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._answers
+
+    def __getitem__(self, key: Key) -> Answers:
+        return self._answers[key]
+
+    def add(self, key: Key, answers: Answers) -> None:
+        """Keep answers."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_line(key, answers))
+            file.flush()
+            os.fsync(file.fileno())
+        self._answers[key] = answers
+
+    def keep(self) -> None:
+        """Have the file stay, whatever later runs are told."""
+        if self.path.exists():
+            os.replace(self.path, self._kept)
+        self.path = self._kept
+
+    def release(self, done: AbstractSet[Key]) -> None:
+        """
+        Drop answers that are not needed any more, and the file when no others are left, unless it is to stay.
+
+        done: what has a point of a curve; the rest is of a run that was stopped, and may go on
+        """
+        if self.path == self._kept:
+            return
+        self._answers = {key: answers for key, answers in self._answers.items() if key not in done}
+        if self._answers.keys() <= {UNSTEERED}:
+            self.path.unlink(missing_ok=True)
+            return
+        unfinished = self.path.with_name(f"{self.path.name}.unfinished")
+        unfinished.write_text("".join(_line(key, answers) for key, answers in self._answers.items()), encoding="utf-8")
+        os.replace(unfinished, self.path)
+
+    def _read(self) -> None:
+        whole = 0
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    key, answers = self._parsed(line)
+                    self._answers[key] = answers
+                except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
+                    raise CalibrationError(
+                        f"{self.path}, line {number} holds no answers of this calibration: delete that line, or move the "
+                        "file away."
+                    ) from None
+                whole += len(line)
+        os.truncate(self.path, whole)
+
+    def _parsed(self, line: bytes) -> tuple[Key, Answers]:
+        """Read a line. Raises one of several errors, ValueError among them, where it is none."""
+        value = json.loads(line)
+        answers = {name: [Answer(**one) for one in some] for name, some in value["answers"].items()}
+        asked = {name: [(one.prompt, one.seed) for one in some] for name, some in answers.items()}
+        if asked != self._questions or not all(_is_whole(one) for some in answers.values() for one in some):
+            raise ValueError
+        return Key(value["feature"], value["act"]), answers
+
+
+def _line(key: Key, answers: Answers) -> str:
+    value = {**key._asdict(), "answers": {name: [vars(one) for one in some] for name, some in answers.items()}}
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def _is_whole(answer: Answer) -> bool:
+    numbers = (answer.num_tokens, answer.nll, 0.0 if answer.dose is None else answer.dose)
+    return isinstance(answer.text, str) and all(map(math.isfinite, numbers))
+
+
+class CurveFile:
+    """The curves of an SAE's features, by index."""
+
+    def __init__(self, folder: Path, sae_sha256: str) -> None:
+        """
+        Read what there is.
+
+        sae_sha256: of the SAE that the curves are of
+        Raises CalibrationError for curves of another, or a file that cannot be read.
+        """
+        self.path = folder / CURVES
+        self.curves: dict[int, dict[str, Any]] = {}
+        if not self.path.exists():
+            return
+        try:
+            value = json.loads(self.path.read_text(encoding="utf-8"))
+            self.curves = {int(index): curve for index, curve in value["features"].items()}
+            known = value["version"] == VERSION
+            other = next((curve for curve in self.curves.values() if curve["sae"]["sha256"] != sae_sha256), None)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+            raise CalibrationError(f"{self.path} is no readable file of curves ({exc}): move it away.") from exc
+        if not known or other:
+            raise CalibrationError(
+                f"{self.path} holds curves of {'other weights or options of the SAE' if other else 'another version'}: move "
+                "it away, or give another folder with --out."
+            )
+
+    def put(self, index: int, curve: dict[str, Any]) -> None:
+        """Replace a feature's curve, and keep the others."""
+        self.curves[index] = curve
+        value = {"version": VERSION, "features": {str(key): self.curves[key] for key in sorted(self.curves)}}
+        unfinished = self.path.with_name(f"{self.path.name}.unfinished")
+        unfinished.write_text(_laid_out(value) + "\n", encoding="utf-8")
+        os.replace(unfinished, self.path)
+
+
+def _laid_out(value: Any, indent: int = 0) -> str:
+    """Write JSON, with what fits on a line on one line."""
+    short = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if not isinstance(value, dict | list) or len(short) + indent <= LINE:
+        return short
+    pad = "\n" + " " * (indent + 1)
+    if isinstance(value, dict):
+        items = [f"{json.dumps(key, ensure_ascii=False)}: {_laid_out(item, indent + 1)}" for key, item in value.items()]
+    else:
+        items = [_laid_out(item, indent + 1) for item in value]
+    open_, close = "{}" if isinstance(value, dict) else "[]"
+    return open_ + pad + f",{pad}".join(items) + "\n" + " " * indent + close

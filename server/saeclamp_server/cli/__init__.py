@@ -1,0 +1,29 @@
+"""
+Commands that speak to a running server.
+
+    asking.py    where the server is, and what becomes of its refusals
+    layout.py    tables and columns as wide as the terminal
+    progress.py  bars for what takes longer
+    texts.py     texts and conversations on a command line
+    steering.py  steering on a command line
+    features.py  `saeclamp features search | show | inspect | contrast | attribute | neighbours`
+    variants.py  `saeclamp variants list | show | create | delete | export | import`
+    vectors.py   `saeclamp vectors upload | list | get | delete`
+    control_vector.py  `saeclamp vectors import`, which needs the packages gguf and safetensors
+    trying.py    `saeclamp validate | compare`
+    chat.py      `saeclamp chat`: unsteered, steered and prompted answers in columns
+
+They need no more than the client does: neither torch, nor numpy, nor rich.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from saeclamp_server.cli import chat, features, try_steering, variants, vectors
+
+
+def register(commands: Any) -> None:
+    """Add the commands to the command line; `commands` is what `ArgumentParser.add_subparsers` returned."""
+    for command in (features, variants, vectors, try_steering, chat):
+        command.register(commands)

@@ -1,0 +1,348 @@
+"""`saeclamp calibrate SAE --model MODEL --features ...`: the dose curve of features. Its parser is built without torch."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from saeclamp_saes.cli.arg_types import count, positive
+from saeclamp_saes.cli.output import print_json
+from saeclamp_server.calibration.errors import CalibrationError
+from saeclamp_server.calibration.green_zone import Criteria, least_prompts
+from saeclamp_server.calibration.settings import AT_ONCE, MAX_TOKENS, STRENGTHS, Settings
+from saeclamp_server.calibration.text import WordSet
+
+if TYPE_CHECKING:
+    from saeclamp_saes import SAEEntry
+    from saeclamp_server.calibration.features import Target
+    from saeclamp_server.calibration.records import Calibrated
+    from saeclamp_server.calibration.report import Progress
+    from saeclamp_server.calibration.run import Calibration
+
+NAME = "calibrate"
+FIRST_ANSWER_S = 10
+"""Seconds in which a running server must say what it serves."""
+DESCRIPTION = """\
+Clamp features to rising strengths on neutral prompts, through a server, and measure how often answers are about the feature
+and what that costs in fluency. The whole curve is kept in calibration.json, and the strengths that work, the green zone, in
+the feature book, features.yaml.
+
+Without --url a server is started for the time of the run; what stands after `--` are flags of `saeclamp serve` for it, such
+as --enforce-eager. Stopped, it goes on when it is started again with the same command."""
+
+T = TypeVar("T")
+Given = tuple[str | None, T]
+"""What was given for a feature; None for the only one."""
+
+
+def register(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], resolve_model: Callable[[str], str] = str
+) -> None:
+    """
+    Add the command to the command line.
+
+    resolve_model: what the user calls a model -> the folder or hub id that it stands for
+    """
+    parser = commands.add_parser(
+        NAME,
+        help="find the strengths at which features steer",
+        usage="saeclamp calibrate SAE --features FEATURE,... (--model MODEL | --url URL) [options] [-- flags of serve]",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("sae", metavar="SAE", help="as for `saeclamp serve --sae`: [NAME=]WHAT[?key=value&key=value]")
+    parser.add_argument(
+        "--model", help="a local folder, a hub name or the packaged model's name; with --url not needed"
+    )
+    parser.add_argument("--url", help="of a running server that serves SAE, instead of one for the time of the run")
+    parser.add_argument(
+        "--features",
+        required=True,
+        action="append",
+        metavar="FEATURE,...",
+        help="names or indices; INDEX=NAME names one. Repeat for a name with a comma",
+    )
+    _add_measuring(parser)
+    _add_judging(parser)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for the results; default: beside the SAE")
+    parser.add_argument("--keep-answers", action="store_true", help="do not delete the answers at the end")
+    parser.add_argument("--json", action="store_true", help="print the curves as JSON, and nothing else, on stdout")
+    parser.set_defaults(run=run, resolve_model=resolve_model)
+
+
+def split_engine_flags(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Split off what stands after `--`: argparse would take it for more of this command's arguments."""
+    if argv[:1] != [NAME] or "--" not in argv:
+        return argv, []
+    at = argv.index("--")
+    return argv[:at], argv[at + 1 :]
+
+
+def _add_measuring(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is measured")
+    default = ",".join(f"{strength:g}" for strength in STRENGTHS)
+    group.add_argument(
+        "--strengths",
+        type=_strengths,
+        default=STRENGTHS,
+        metavar="X,...",
+        help=f"clamps, x max_act (default {default})",
+    )
+    group.add_argument("--prompts", type=Path, metavar="FILE", help="one a line, instead of the packaged ones")
+    group.add_argument(
+        "--plain", action="store_true", help="continue the prompts as text, for a model without chat template"
+    )
+    group.add_argument(
+        "--tokens", type=count, default=MAX_TOKENS, metavar="N", help="of an answer (default %(default)s)"
+    )
+    group.add_argument(
+        "--sampled", type=count, default=0, metavar="N", help="besides greedy answers, N sampled at temperature 0.7"
+    )
+    group.add_argument(
+        "--concept",
+        type=_words,
+        action="append",
+        default=[],
+        metavar="[FEATURE=]WORDS",
+        help="'word;some phrase;begin*' of which an answer about the feature holds one; default: from the labels",
+    )
+    group.add_argument(
+        "--examples", type=Path, metavar="FILE", help="table of labels; default: that beside the SAE, if there is one"
+    )
+    group.add_argument(
+        "--no-similarity", action="store_true", help="do not compare answers with the feature's examples"
+    )
+    group.add_argument(
+        "--max-act",
+        type=_scale,
+        action="append",
+        default=[],
+        metavar="[FEATURE=]VALUE",
+        help="scale of the strengths; default: from the feature book, else the labels",
+    )
+    group.add_argument("--at-once", type=count, default=AT_ONCE, metavar="N", help="requests (default %(default)s)")
+
+
+def _add_judging(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "when a strength is in the green zone (a curve that is kept is judged again at once)"
+    )
+    group.add_argument(
+        "--judge", choices=("words", "similarity"), help="what a hit is; default: words, if any are known"
+    )
+    for option, field, what in (
+        ("--share-of-best", "share_of_best", "of the largest gain in hits at a fluent strength, that it must reach"),
+        ("--max-perplexity", "max_perplexity", "times the unsteered one"),
+        ("--min-distinct-2", "min_distinct_2", "times the unsteered one"),
+        ("--min-gain", "min_gain", "in hits, that the feature must reach at a fluent strength"),
+    ):
+        value = getattr(Criteria, field)
+        group.add_argument(option, type=positive, default=value, metavar="X", help=f"{what} (default %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print the curves, and return the exit code. Raises SAEError with a sentence."""
+    from saeclamp_saes import find_sae, open_entry
+    from saeclamp_server.calibration.report import print_curve, say
+    from saeclamp_server.calibration.run import Calibration
+    from saeclamp_server.calibration.storage import Key, locked
+
+    _check_where(args)
+    served = None if args.url is None else _served_model(args)
+    sae = open_entry(find_sae(args.sae))
+    folder = args.out or (sae.path if sae.path.is_dir() else sae.path.parent)
+    targets = _targets(args, sae, folder)
+    settings = _settings(args, sae, served)
+    least = least_prompts(len(settings.strengths))
+    if len(settings.prompts.texts) < least:
+        say(
+            f"with {len(settings.strengths)} strengths, fewer than {least} prompts are too few to tell whether a feature "
+            f"steers; there are {len(settings.prompts.texts)}. The curve is measured all the same."
+        )
+    with locked(folder):
+        calibration = Calibration(settings, folder, _encoder(targets))
+        if args.keep_answers:
+            calibration.answers.keep()
+        try:
+            results = _calibrate(args, calibration, targets)
+        except KeyboardInterrupt:
+            say("stopped; the same command goes on with it.")
+            return 130
+        calibration.answers.release(
+            {Key(result.target.index, point.act) for result in results for point in result.points}
+        )
+    records = [calibration.record(result) for result in results]
+    if args.json:
+        print_json({"path": str(folder), "features": records})
+    else:
+        for result, record in zip(results, records, strict=True):
+            print_curve(result, record["sample"])
+    nameless = [f"{result.target.index}=NAME" for result in results if result.target.name is None]
+    say(f"curves are in {folder / 'calibration.json'}, green zones in {folder / 'features.yaml'}.")
+    if nameless:
+        say(f"features without a name are not in the feature book; --features {','.join(nameless)} names them.")
+    return 0
+
+
+def _check_where(args: argparse.Namespace) -> None:
+    if args.url is None and args.model is None:
+        raise CalibrationError("Give --model MODEL to have it served, or the --url of a running server.")
+    if args.url is not None and args.engine_argv:
+        raise CalibrationError("Flags after -- are for a server that is started; with --url there is none to start.")
+
+
+def _targets(args: argparse.Namespace, sae: SAEEntry, folder: Path) -> list[Target]:
+    from saeclamp_server.calibration.features import book_of, labels_of, resolve, split_features
+
+    book = book_of(sae, folder)
+    features = split_features(args.features, book)
+    labels = labels_of(sae, args.examples)
+    words, scales = _by_feature(args.concept, "--concept"), _by_feature(args.max_act, "--max-act")
+    targets = resolve(features, sae, book, labels, words, scales, not args.no_similarity)
+    for target in targets:
+        target.check(args.strengths)
+        if args.judge == "words" and not target.concept.words:
+            raise CalibrationError(f"There are no words to judge feature {target.title} by: give some with --concept.")
+        if args.judge == "similarity" and not target.concept.texts:
+            raise CalibrationError(
+                f"There are no texts to judge feature {target.title} by: give labels with --examples."
+            )
+    return targets
+
+
+def _settings(args: argparse.Namespace, sae: SAEEntry, served: str | None) -> Settings:
+    from saeclamp_server.calibration.client import GREEDY, sampled
+    from saeclamp_server.calibration.prompts import read_prompts
+
+    return Settings(
+        sae=sae,
+        prompts=read_prompts(args.prompts),
+        decodings=(GREEDY, sampled(args.sampled)) if args.sampled else (GREEDY,),
+        max_tokens=args.tokens,
+        plain=args.plain,
+        strengths=args.strengths,
+        criteria=Criteria(args.judge, args.share_of_best, args.max_perplexity, args.min_distinct_2, args.min_gain),
+        model=_model(args) if served is None else {"name": served, "sha256": None},
+    )
+
+
+def _model(args: argparse.Namespace) -> dict[str, Any]:
+    """Name the model, and hash its weights where they are at hand."""
+    from saeclamp_saes.lm.provenance import model_hashes
+
+    folder = args.resolve_model(args.model)
+    name = Path(args.model).name if Path(args.model).is_dir() else args.model
+    return {"name": name, "sha256": model_hashes(folder) if Path(folder).is_dir() else None}
+
+
+def _served_model(args: argparse.Namespace) -> str:
+    """Ask the running server for the model's name, and so find out whether there is a server."""
+    import saeclamp
+    from saeclamp_server.sanitize import visible_line
+
+    try:
+        with saeclamp.Client(args.url, timeout=FIRST_ANSWER_S, max_retries=0) as client:
+            served = client.models.list()
+    except saeclamp.APITimeoutError as exc:
+        raise CalibrationError(f"No server answers at {args.url} within {FIRST_ANSWER_S} seconds.") from exc
+    except saeclamp.AuthenticationError as exc:
+        raise CalibrationError(
+            f"The server at {visible_line(args.url)} wants its API key: set SAECLAMP_API_KEY. ({visible_line(exc.message)})"
+        ) from exc
+    except saeclamp.InvalidArgumentError as exc:
+        raise CalibrationError(f"--url: {visible_line(exc.message)}") from exc
+    except saeclamp.APIConnectionError as exc:
+        raise CalibrationError(f"No server answers at {visible_line(args.url)}: {visible_line(str(exc))}") from exc
+    except saeclamp.SaeclampError as exc:
+        raise CalibrationError(f"The server at {visible_line(args.url)}: {visible_line(str(exc))}") from exc
+    names = [model.id for model in served.data if model.parent is None]
+    if not names or args.model not in (None, *names):
+        serves = visible_line(", ".join(names)) or "no model"
+        raise CalibrationError(f"The server at {args.url} serves {serves}, not {args.model}.")
+    return args.model or names[0]
+
+
+def _encoder(targets: Sequence[Target]) -> Any:
+    from saeclamp_server.sentence_encoder import Encoder, EncoderMissingError
+
+    if not any(target.concept.texts for target in targets):
+        return None
+    try:
+        return Encoder()
+    except EncoderMissingError as exc:
+        raise CalibrationError(f"{exc} It measures similarity; --no-similarity goes without.") from exc
+
+
+def _calibrate(args: argparse.Namespace, calibration: Calibration, targets: Sequence[Target]) -> list[Calibrated]:
+    from saeclamp_server.calibration.report import progress
+
+    missing = [target for target in targets if calibration.missing(target)]
+    measured: list[Calibrated] = []
+    if missing:
+        total = 1 + sum(len(calibration.missing(target)) for target in missing)
+        with _server(args) as url, progress(total) as report:
+            measured = asyncio.run(_measure(args, url, calibration, missing, report))
+    by_index = {result.target.index: result for result in measured}
+    return [by_index.get(target.index) or calibration.judge_again(target) for target in targets]
+
+
+@contextmanager
+def _server(args: argparse.Namespace) -> Iterator[str]:
+    from saeclamp_server.calibration.managed_server import own_server
+    from saeclamp_server.calibration.report import say
+
+    if args.url is not None:
+        yield args.url
+        return
+    with own_server(args.model, args.sae, args.engine_argv, say) as url:
+        yield url
+
+
+async def _measure(
+    args: argparse.Namespace, url: str, calibration: Calibration, targets: Sequence[Target], report: Progress
+) -> list[Calibrated]:
+    from saeclamp import AsyncClient
+    from saeclamp_server.calibration.client import MAX_RETRIES, Asker, engine_version
+    from saeclamp_server.calibration.report import say
+    from saeclamp_server.calibration.run import Run
+
+    settings = calibration.settings
+    async with AsyncClient(url, max_retries=MAX_RETRIES) as client:
+        asker = Asker(client, settings.max_tokens, settings.plain, args.at_once, settings.sae.sha256)
+        say("waiting for the server's first token ...")
+        server = {"vllm": await engine_version(url), "flags": list(args.engine_argv)}
+        return await Run(calibration, asker, server, report).measure(targets)
+
+
+def _by_feature(given: Sequence[Given[T]], option: str) -> Mapping[str | None, T]:
+    by_feature = dict(given)
+    if len(by_feature) != len(given):
+        raise CalibrationError(f"{option} is given twice for one feature.")
+    return by_feature
+
+
+def _strengths(text: str) -> tuple[float, ...]:
+    return tuple(sorted({positive(part) for part in text.split(",")}))
+
+
+def _words(text: str) -> Given[WordSet]:
+    feature, words = _split(text)
+    try:
+        return feature, WordSet.parse(words)
+    except CalibrationError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
+
+
+def _scale(text: str) -> Given[float]:
+    feature, value = _split(text)
+    return feature, positive(value)
+
+
+def _split(text: str) -> tuple[str | None, str]:
+    """Split FEATURE=VALUE; what holds no `=` is for the only feature."""
+    feature, equals, value = text.partition("=")
+    return (feature, value) if equals else (None, text)

@@ -1,0 +1,152 @@
+"""Worker process: what a step has shown, fetched from the device and told request by request."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from saeclamp_server.engine.step_report import Readings, Told
+from saeclamp_server.engine.worker.read_plan import shown
+from saeclamp_server.engine.worker.step_outputs import Board
+from saeclamp_server.engine.worker.step_plan import Places, Span
+from saeclamp_server.steering.token_ranges import FOREVER
+
+
+def aborting_slots(spans: Iterable[Span]) -> list[int]:
+    """Slots, among the firings, of the rules that end an answer."""
+    return [slot for span in spans for slot in _aborting(span)]
+
+
+def see(
+    spans: Mapping[str, Span],
+    places: Places,
+    board: Board,
+    firsts: Tensor,
+    failures: Mapping[str, str],
+    last_hidden: Tensor | None = None,
+) -> Callable[[], dict[str, Told]] | None:
+    """
+    Keep what a forward has shown, and return what fetches it to the host. None where there is nothing to tell.
+
+    spans:       of all steered requests of the step, by request id, in the order of the batch
+    places:      of these
+    firsts:      of each of `aborting_slots`, the first position at which its rule held
+    failures:    by request id
+    last_hidden: (num_tokens, width), what the model made of the step's tokens
+    """
+    telling = {request_id: span for request_id, span in spans.items() if span.program.tells}
+    editing = {request_id: span for request_id, span in spans.items() if span.program.num_edits}
+    if not telling and not editing and not failures:
+        return None
+    acts, items, top = board.acts, board.items, dict(board.top)
+    starts = dict(zip(spans, zip(places.first_act.tolist(), places.first_item.tolist(), strict=True), strict=True))
+    is_lost = _lost(board, last_hidden) if editing else board.lost
+
+    def fetch() -> dict[str, Told]:
+        told = {request_id: Told(0, 0, failure=reason) for request_id, reason in failures.items()}
+        told |= _lost_requests(editing, is_lost.cpu().numpy())
+        all_firsts, all_acts, all_items = firsts.tolist(), acts.cpu().numpy(), items.cpu().numpy()
+        tops = {sae: _Rows(found.acts.tolist(), found.features.tolist()) for sae, found in top.items()}
+        next_first = 0
+        for request_id, span in telling.items():
+            num = len(_aborting(span))
+            first = min(all_firsts[next_first : next_first + num], default=FOREVER)
+            next_first += num
+            first_act, first_item = starts[request_id]
+            readings = _readings(  # also of a request that is lost: the rows of strongest features are taken in order
+                span,
+                all_acts[first_act : first_act + span.num_tokens * span.program.num_looks],
+                all_items[first_item : first_item + span.num_tokens * span.program.num_items],
+                tops,
+            )
+            if request_id not in told:
+                told[request_id] = Told(
+                    position=span.position,
+                    num_tokens=span.num_tokens,
+                    abort=None if first == FOREVER else first,
+                    readings=readings,
+                )
+        return told
+
+    return fetch
+
+
+def _lost(board: Board, last_hidden: Tensor | None) -> Tensor:
+    """
+    Find the rows of which nothing can come: (num_rows,) bool, on the device.
+
+    What becomes infinite behind an edit stays so: each layer adds to the stream, and attends to the token itself. So the
+    last vector says whether all keys and values of its token are finite.
+    """
+    if last_hidden is None:
+        return board.lost
+    return board.lost | ~last_hidden[: len(board.lost)].isfinite().all(dim=1)
+
+
+def _lost_requests(editing: Mapping[str, Span], is_lost: NDArray[np.bool_]) -> dict[str, Told]:
+    told = {}
+    for request_id, span in editing.items():
+        lost = np.flatnonzero(is_lost[span.first_row : span.first_row + span.num_tokens])
+        if lost.size:
+            reason = (
+                f"its edits left no finite vector at position {span.position + int(lost[0])}; ask for smaller values"
+            )
+            told[request_id] = Told(0, 0, failure=reason)
+    return told
+
+
+def _aborting(span: Span) -> list[int]:
+    return [span.first_rule_slot + nth for nth, rule in enumerate(span.program.rules) if rule.aborts]
+
+
+class _Rows:
+    """An SAE's rows of strongest features, taken in the order of the batch."""
+
+    def __init__(self, acts: list[list[float]], index: list[list[int]]) -> None:
+        self._acts, self._index, self._next = acts, index, 0
+
+    def take(self, num: int, top_k: int) -> list[list[tuple[int, float]] | None]:
+        rows = range(self._next, self._next + num)
+        self._next += num
+        return [self._active(row, top_k) for row in rows]
+
+    def _active(self, row: int, top_k: int) -> list[tuple[int, float]] | None:
+        acts, index = self._acts[row][:top_k], self._index[row][:top_k]
+        return None if math.isnan(acts[0]) else [(i, act) for i, act in zip(index, acts, strict=True) if act != 0]
+
+
+def _readings(span: Span, acts: Any, items: Any, tops: Mapping[str, _Rows]) -> Readings | None:
+    """
+    Read a span's parts of the board.
+
+    acts:  (num_tokens * num_looks,)
+    items: (num_tokens * num_items, 2)
+    """
+    program, readout = span.program, span.program.readout
+    if readout is None and not program.itemised:
+        return None
+    items = items.reshape(span.num_tokens, program.num_items, 2)
+    is_shown = shown(span)
+    at = np.flatnonzero(is_shown | ~np.isnan(items[:, :, 0]).all(axis=1))
+    named = acts.reshape(span.num_tokens, program.num_looks)[:, readout.looks if readout else []]
+    top: dict[str, list[list[tuple[int, float]] | None]] = {}
+    if readout is not None:
+        num_shown = int(is_shown.sum())
+        top = {sae: tops[sae].take(num_shown, readout.top_k) if num_shown else [] for sae in readout.saes}
+    nth_shown = np.cumsum(is_shown) - 1
+    return Readings(
+        positions=(span.position + at).tolist(),
+        acts=[[float(act) if is_shown[n] and not np.isnan(act) else None for act in named[n]] for n in at],
+        top={sae: [rows[nth_shown[n]] if is_shown[n] else None for n in at] for sae, rows in top.items()},
+        edits=[_made(items[n]) for n in at],
+    )
+
+
+def _made(items: Any) -> list[tuple[int, float, float]]:
+    """`items` are a token's, (num_items, 2)."""
+    return [(edit, act, dose) for edit, (act, dose) in enumerate(items.tolist()) if not math.isnan(act)]

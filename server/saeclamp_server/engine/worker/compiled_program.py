@@ -1,0 +1,244 @@
+"""A program as one engine runs it, in a request with a prompt of a known length. Host-side and free of vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saeclamp_saes.clamping import MOVES, Move
+from saeclamp_server.steering.program import Comparison, Form, Rule, SteeringProgram
+from saeclamp_server.steering.token_ranges import resolved
+
+Ranges = list[tuple[int, int]]
+"""From (included) and to (excluded), as absolute positions."""
+
+
+class Held(NamedTuple):
+    """An SAE that this engine holds, or a dictionary of vectors, or one of these."""
+
+    d_sae: int
+    sha256: str
+    """Of the weights and how they are read."""
+    place: int = 0
+    """Number of the site where it reads."""
+    row: tuple[str, int] | None = None
+    """Of a vector: the name of its dictionary, and its index there."""
+
+
+def vector_key(name: str, sha256: str) -> str:
+    """Name one content of a vector among what is held: for a while there may be an older one of the same name."""
+    return f"{name} {sha256}"
+
+
+class SAEEdits(NamedTuple):
+    """A program's edits of one SAE's features, one array element per edit and range of positions."""
+
+    feature: NDArray[np.int64]
+    moves: NDArray[np.float32]
+    """(num_edits, 4): a `Move` a row."""
+    start: NDArray[np.int64]
+    """First position."""
+    end: NDArray[np.int64]
+    """Position after the last one."""
+    special: NDArray[np.bool_]
+    """Are special tokens and position 0 touched too?"""
+    edit: NDArray[np.int64]
+    """Which edit of the program this is."""
+    rule: NDArray[np.int64]
+    """Which rule must hold; -1: none."""
+
+
+class SAELooks(NamedTuple):
+    """Activations of one SAE's features that a program looks at, one array element per look and range of positions."""
+
+    feature: NDArray[np.int64]
+    start: NDArray[np.int64]
+    end: NDArray[np.int64]
+    special: NDArray[np.bool_]
+    look: NDArray[np.int64]
+    """Which look of the program this is."""
+
+
+class PlacedRule(NamedTuple):
+    """A rule of a program."""
+
+    form: Form
+    """Of looks, by their number in the rule."""
+    looks: NDArray[np.int64]
+    """(num_comparisons,), which looks of the program it compares."""
+    bounds: NDArray[np.float32]
+    """(num_comparisons,)"""
+    above: NDArray[np.bool_]
+    """(num_comparisons,)"""
+    ranges: Ranges
+    """Where its condition is looked at."""
+    special: bool
+    lasting: bool
+    aborts: bool
+    place: int
+    """Number of the site where all its activations are known."""
+
+
+class PlacedReadout(NamedTuple):
+    """What is shown of each token."""
+
+    looks: NDArray[np.int64]
+    """(num_features,), which looks of the program are shown."""
+    saes: tuple[str, ...]
+    """Whose strongest features are shown."""
+    top_k: int
+    ranges: Ranges
+    special: bool
+
+
+@dataclass(frozen=True)
+class PlacedProgram:
+    """A program checked against the SAEs of this engine."""
+
+    saes: Mapping[str, SAEEdits]
+    """By the SAE's name."""
+    num_edits: int
+    looks: Mapping[str, SAELooks]
+    """By the SAE's name."""
+    num_looks: int
+    rules: tuple[PlacedRule, ...]
+    readout: PlacedReadout | None
+    itemised: bool
+    """Whether each edit of each token is shown."""
+    tells: bool
+    """Whether the scheduler must hear of each step what was seen."""
+
+    @classmethod
+    def place(cls, program: SteeringProgram, held: Mapping[str, Held], prompt_len: int) -> PlacedProgram:
+        """
+        Sort edits and looks by SAE, and find their positions in a request with a prompt of that length.
+
+        held: by the SAE's name, or the vector's `vector_key`
+        Raises KeyError for an SAE that this engine does not hold, ValueError for a vector that it does not, for other
+        weights than were resolved against or an index outside the SAE.
+        """
+        program = _with_rows(program, held)
+        for name, sha256 in program.saes:
+            if held[name].sha256 != sha256:
+                raise ValueError(f"SAE {name!r} has other weights in the engine than in the API server.")
+        looks = _Looks(held)
+        rules = tuple(_rule(rule, looks, held, prompt_len) for rule in program.rules)
+        readout = _readout(program, looks, prompt_len)
+        return cls(
+            saes=_edits(program, held, prompt_len),
+            num_edits=len(program.edits),
+            looks=looks.columns(),
+            num_looks=looks.num,
+            rules=rules,
+            readout=readout,
+            itemised=program.itemised,
+            tells=program.tells,
+        )
+
+    @property
+    def num_items(self) -> int:
+        """How many edits of a token are shown, if they are made."""
+        return self.num_edits if self.itemised else 0
+
+
+def _with_rows(program: SteeringProgram, held: Mapping[str, Held]) -> SteeringProgram:
+    """Put its row of a dictionary in the place of each vector."""
+    weights = dict(program.saes)
+    rows: dict[str, tuple[str, int]] = {}
+    for name in {edit.sae for edit in program.edits if edit.vector is not None}:
+        vector = held.get(vector_key(name, weights[name]))
+        if vector is None or vector.row is None:
+            raise ValueError(f"{name!r} is not in the engine as it was when the request began.")
+        rows[name] = vector.row
+    edits = [
+        replace(edit, sae=rows[edit.sae][0], index=rows[edit.sae][1]) if edit.sae in rows else edit
+        for edit in program.edits
+    ]
+    return replace(program, edits=tuple(edits), saes=tuple(pair for pair in program.saes if pair[0] not in rows))
+
+
+def _checked(sae: str, index: int, held: Mapping[str, Held]) -> int:
+    if not 0 <= index < held[sae].d_sae:
+        raise ValueError(f"SAE {sae!r} has no feature {index}.")
+    return index
+
+
+def _edits(program: SteeringProgram, held: Mapping[str, Held], prompt_len: int) -> dict[str, SAEEdits]:
+    by_sae: dict[str, list[tuple[int, Move, int, int, bool, int, int]]] = {}
+    for number, edit in enumerate(program.edits):
+        feature, move = _checked(edit.sae, edit.index, held), MOVES[edit.op](edit.value)
+        if edit.rule is not None and not 0 <= edit.rule < len(program.rules):
+            raise ValueError(f"There is no rule {edit.rule}.")
+        rule = -1 if edit.rule is None else edit.rule
+        by_sae.setdefault(edit.sae, []).extend(
+            (feature, move, start, end, edit.special, number, rule) for start, end in resolved(edit.tokens, prompt_len)
+        )
+    return {sae: _edit_columns(edits) for sae, edits in by_sae.items() if edits}
+
+
+def _edit_columns(edits: Sequence[tuple[int, Move, int, int, bool, int, int]]) -> SAEEdits:
+    feature, moves, start, end, special, number, rule = zip(*edits, strict=True)
+    return SAEEdits(
+        feature=np.array(feature, np.int64),
+        moves=np.array(moves, np.float32),
+        start=np.array(start, np.int64),
+        end=np.array(end, np.int64),
+        special=np.array(special, np.bool_),
+        edit=np.array(number, np.int64),
+        rule=np.array(rule, np.int64),
+    )
+
+
+class _Looks:
+    """Numbers the looks of a program as they are added."""
+
+    def __init__(self, held: Mapping[str, Held]) -> None:
+        self._held = held
+        self._by_sae: dict[str, list[tuple[int, int, int, bool, int]]] = {}
+        self.num = 0
+
+    def add(self, sae: str, index: int, ranges: Ranges, special: bool) -> int:
+        feature, number = _checked(sae, index, self._held), self.num
+        self.num += 1
+        self._by_sae.setdefault(sae, []).extend((feature, start, end, special, number) for start, end in ranges)
+        return number
+
+    def columns(self) -> dict[str, SAELooks]:
+        columns = {}
+        for sae, looks in self._by_sae.items():
+            if looks:
+                feature, start, end, special, number = np.array(looks, np.int64).T
+                columns[sae] = SAELooks(feature, start, end, special.astype(np.bool_), number)
+        return columns
+
+
+def _rule(rule: Rule, looks: _Looks, held: Mapping[str, Held], prompt_len: int) -> PlacedRule:
+    ranges = resolved(rule.tokens, prompt_len)
+
+    def look(comparison: Comparison) -> int:
+        return looks.add(comparison.sae, comparison.index, ranges, rule.special)
+
+    return PlacedRule(
+        form=rule.form,
+        looks=np.array([look(comparison) for comparison in rule.comparisons], np.int64),
+        bounds=np.array([comparison.bound for comparison in rule.comparisons], np.float32),
+        above=np.array([comparison.above for comparison in rule.comparisons], np.bool_),
+        ranges=ranges,
+        special=rule.special,
+        lasting=rule.lasting,
+        aborts=rule.aborts,
+        place=max(held[comparison.sae].place for comparison in rule.comparisons),
+    )
+
+
+def _readout(program: SteeringProgram, looks: _Looks, prompt_len: int) -> PlacedReadout | None:
+    readout = program.readout
+    if readout is None:
+        return None
+    ranges = resolved(readout.tokens, prompt_len)
+    numbers = [looks.add(sae, index, ranges, readout.special) for sae, index in readout.features]
+    return PlacedReadout(np.array(numbers, np.int64), readout.saes, readout.top_k, ranges, readout.special)

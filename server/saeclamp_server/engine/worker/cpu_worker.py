@@ -1,0 +1,27 @@
+"""The worker for CPUs; a module of its own, because importing vLLM's CPU worker changes the process it is imported into."""
+
+from typing import Any
+
+from vllm.distributed import get_pp_group
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+from saeclamp_server.engine.worker.cpu_seed_fix import spare_seeds
+from saeclamp_server.engine.worker.worker import SteeringWorker
+
+
+class SteeringCPUWorker(SteeringWorker, CPUWorker):
+    """vLLM's CPU worker, steered."""
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """Load and hook the model, and keep the engine alive when a request with a seed is computed in parts."""
+        super().load_model(*args, **kwargs)
+        spare_seeds(self.model_runner)
+        if not get_pp_group().is_first_rank:
+            _make_room(self.model_runner)
+
+
+def _make_room(runner: Any) -> None:
+    """Make room for what the stage before sends; vLLM does in a dummy run, of which there is none in eager mode."""
+    runner.intermediate_tensors = runner.get_model().make_empty_intermediate_tensors(
+        batch_size=runner.max_num_tokens, dtype=runner.dtype, device=runner.device
+    )

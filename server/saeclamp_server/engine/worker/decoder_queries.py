@@ -1,0 +1,81 @@
+"""Questions about an SAE's decoder rows, answered where the weights are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saeclamp_saes import SAE
+from saeclamp_saes.clamping import parts_of
+from saeclamp_saes.lm.logit_lens import FINAL_NORM, IN_STREAM
+
+
+def strongest(sae: SAE, count: int) -> list[int]:
+    """Find the features with the longest decoder rows."""
+    indices: list[int] = sae.W_dec.norm(dim=1).topk(min(count, sae.d_sae)).indices.tolist()
+    return indices
+
+
+def nearest(sae: SAE, indices: Sequence[int], count: int) -> list[list[tuple[int, float]]]:
+    """
+    Find the features whose decoder rows point the same way as each of some, by cosine; the nearest first, not itself.
+
+    returns: of each of `indices`, (index, cosine) of `count` others
+    """
+    asked = _directions(sae.W_dec[list(indices)])
+    cosines = torch.cat(
+        [
+            _directions(sae.W_dec[part]) @ asked.T  # a copy of the whole decoder might not fit beside the model
+            for part in parts_of(sae.d_sae, 2 * 4 * sae.d_out)
+        ]
+    ).T
+    found = []
+    for index, of_index in zip(indices, cosines, strict=True):
+        of_index[index] = -torch.inf
+        top = of_index.topk(min(count, sae.d_sae - 1))
+        found.append([*zip(top.indices.tolist(), top.values.tolist(), strict=True)])
+    return found
+
+
+def _directions(rows: Tensor) -> Tensor:
+    """Rows at unit length. An empty row stays empty, and has no direction."""
+    return nn.functional.normalize(rows.float(), dim=1)
+
+
+@torch.inference_mode()
+def alignment(model: nn.Module, sae: SAE, indices: Sequence[int], token_ids: Sequence[int]) -> list[list[float]] | None:
+    """
+    Find what some decoder rows add to the logits of some tokens by the direct path, up to the final norm's scale.
+
+    returns: of each of `indices`, of each of `token_ids`; None where that is not known: no unembedding here, a final norm
+             that is not known, or an SAE that does not write to the stream
+    """
+    norm = _final_norm(model)
+    if norm is None or sae.site.point not in IN_STREAM or len(sae.writes) != 1:
+        return None
+    weight = norm.weight
+    assert isinstance(weight, Tensor)
+    rows = sae.W_dec[list(indices)].to(weight.device, weight.dtype)
+    if "bias" in dict(norm.named_parameters()):  # a layer norm centres
+        rows = rows - rows.mean(dim=1, keepdim=True)
+    # an RMS norm of equal numbers, which are large beside its epsilon, is its gain, however the weight stores it
+    gain = norm(torch.full_like(weight, 1000.0)[None])[0] if not isinstance(norm, nn.LayerNorm) else weight
+    logits: Any = model.compute_logits(rows * gain)  # type: ignore[operator]
+    if logits is None:  # another worker of the group gathers them
+        return None
+    aligned: list[list[float]] = logits[:, list(token_ids)].float().tolist()
+    return aligned
+
+
+def _final_norm(model: nn.Module) -> nn.Module | None:
+    name = FINAL_NORM.get(type(model).__name__)
+    if name is None or not hasattr(model, "compute_logits"):
+        return None
+    try:
+        norm = model.get_submodule(name)
+    except AttributeError:
+        return None
+    return norm if getattr(norm, "weight", None) is not None else None  # another stage of the pipeline has it

@@ -1,0 +1,234 @@
+"""
+The adapter to vLLM's V1 model runner (`GPUModelRunner` and its CPU subclass).
+
+After `_prepare_inputs` the batch order of the step is fixed and the token ids are on the device; that is where the step of
+each SAE and site is filled. What the forward has shown leaves with the sampled tokens, in what `sample_tokens` returns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from vllm.sequence import IntermediateTensors
+from vllm.v1.outputs import AsyncModelRunnerOutput
+
+from saeclamp_server.engine.lifeline import begin_serving
+from saeclamp_server.engine.step_report import ATTRIBUTE, WIPED, Told
+from saeclamp_server.engine.worker.collect import aborting_slots, see
+from saeclamp_server.engine.worker.kv_wipe import wipe_blocks
+from saeclamp_server.engine.worker.ops import SiteState
+from saeclamp_server.engine.worker.pipeline import Boundary
+from saeclamp_server.engine.worker.prompt_means import Recorder
+from saeclamp_server.engine.worker.request_states import LiveRequests, Scheduled
+from saeclamp_server.engine.worker.step_inputs import Filler
+from saeclamp_server.engine.worker.step_plan import Places, Span
+from saeclamp_server.steering.program import EXTRA_ARGS_KEY, RECORD_KEY
+
+
+class SteeredRunner:
+    """Fills the steps of SAEs and sites for one vLLM V1 runner, whose methods it wraps."""
+
+    def __init__(
+        self,
+        runner: Any,
+        filler: Filler,
+        sites: Sequence[SiteState],
+        live: LiveRequests,
+        recorder: Recorder,
+        boundaries: tuple[Boundary | None, Boundary | None],
+    ) -> None:
+        """
+        sites:      by number, at least one
+        boundaries: to the pipeline stages before and behind this one
+        """
+        self._runner = runner
+        self._filler = filler
+        self._sites = sites
+        self._board, self._ledger = sites[0].board, sites[0].ledger
+        self._live, self._recorder = live, recorder
+        self._before, self._behind = boundaries
+        self._spans: dict[str, Span] = {}
+        """Of the step's steered requests, by request id, in the order of the batch; none between steps."""
+        self._places = Places([])
+        self._failures: dict[str, str] = {}
+        """Of the step's requests, by id: why they cannot be steered."""
+        self._earlier: Tensor | None = None
+        """Where the step's rules that end an answer held at earlier stages; None: at none, or there are none."""
+        self._update_states = runner._update_states
+        self._prepare_inputs = runner._prepare_inputs
+        self._sample_tokens = runner.sample_tokens
+        self._dummy_run = runner._dummy_run
+        runner._update_states = self._wipe_and_update
+        runner._prepare_inputs = self._prepare_and_fill
+        runner.sample_tokens = self._sample_and_tell
+        runner._dummy_run = self._clear_and_dummy_run
+        if self._before is not None:
+            self._gather = runner.sync_and_gather_intermediate_tensors
+            runner.sync_and_gather_intermediate_tensors = self._enter_and_gather
+        if self._behind is not None:
+            self._execute_model = runner.execute_model
+            runner.execute_model = self._execute_and_leave
+        if runner.speculative_config is not None:
+            self._ledger.holds = self._board.firings.holds = True
+            self._bookkeeping = runner._bookkeeping_sync
+            runner._bookkeeping_sync = self._book_and_settle
+
+    def _wipe_and_update(self, scheduler_output: Any) -> Any:
+        begin_serving()
+        # before vLLM's own update, which may copy other blocks into those that are wiped
+        wipe_blocks(self._runner, getattr(scheduler_output, WIPED, ()))
+        self._live.end(scheduler_output.finished_req_ids)
+        return self._update_states(scheduler_output)
+
+    def _prepare_and_fill(self, scheduler_output: Any, num_scheduled_tokens: NDArray[np.int32]) -> Any:
+        prepared = self._prepare_inputs(scheduler_output, num_scheduled_tokens)
+        self._find_spans(num_scheduled_tokens)
+        self._earlier = None
+        self._places = self._filler.fill([*self._spans.values()], self._runner.input_ids.gpu)
+        self._point_probes(num_scheduled_tokens)
+        return prepared
+
+    def _clear_and_dummy_run(self, *args: Any, **kwargs: Any) -> Any:
+        # a dummy batch must not run the steps of the last real one
+        self._forget_step()
+        self._recorder.begin_step()
+        self._places = self._filler.fill([], self._runner.input_ids.gpu)
+        return self._dummy_run(*args, **kwargs)
+
+    def _find_spans(self, num_scheduled_tokens: NDArray[np.int32]) -> None:
+        requests, batch = self._runner.requests, self._runner.input_batch
+        self._spans, self._failures = {}, {}
+        self._recorder.begin_step()
+        first_row = 0
+        for index, (request_id, num_tokens) in enumerate(
+            zip(batch.req_ids, num_scheduled_tokens.tolist(), strict=True)
+        ):
+            request = requests[request_id]
+            params = request.sampling_params
+            if params is not None and params.extra_args and RECORD_KEY in params.extra_args:
+                asked, prompt_ids = params.extra_args[RECORD_KEY], request.prompt_token_ids or []
+                first = int(batch.num_computed_tokens_cpu[index])
+                self._recorder.point(asked, prompt_ids, first_row, num_tokens, first)
+            if params is not None and params.extra_args and EXTRA_ARGS_KEY in params.extra_args:
+                payload, prompt_ids = params.extra_args[EXTRA_ARGS_KEY], request.prompt_token_ids or []
+                position = int(batch.num_computed_tokens_cpu[index])
+                span = self._live.span(Scheduled(request_id, payload, prompt_ids, first_row, num_tokens, position))
+                if span is not None:
+                    self._spans[request_id] = span
+                else:
+                    self._failures[request_id] = self._live.failures[request_id][1]
+            first_row += num_tokens
+
+    def _point_probes(self, num_scheduled_tokens: NDArray[np.int32]) -> None:
+        """Let probes record prompt positions only: not padding, not what was generated."""
+        if not any(state.probe.is_recording for state in self._sites):
+            return
+        batch, rows, first_row = self._runner.input_batch, [], 0
+        for index, num_tokens in enumerate(num_scheduled_tokens.tolist()):
+            left = int(batch.num_prompt_tokens[index]) - int(batch.num_computed_tokens_cpu[index])
+            rows.append(np.arange(first_row, first_row + max(0, min(num_tokens, left))))
+            first_row += num_tokens
+        for state in self._sites:
+            state.probe.rows = torch.from_numpy(np.concatenate(rows)).to(self._runner.device)
+
+    def _book_and_settle(self, scheduler_output: Any, *args: Any) -> Any:
+        num_before = {request_id: self._num_output(request_id) for request_id in self._spans}
+        booked = self._bookkeeping(scheduler_output, *args)
+        sampled: list[list[int]] = booked[3]
+        is_kept = torch.ones(scheduler_output.total_num_scheduled_tokens, dtype=torch.bool)
+        for request_id, span in self._spans.items():
+            own = sampled[self._runner.input_batch.req_id_to_index[request_id]]
+            if own:
+                end = (
+                    span.prompt_len
+                    + num_before[request_id]
+                    + self._num_kept(request_id, own, num_before[request_id])
+                    - 1
+                )
+                is_kept[span.first_row + max(0, end - span.position) : span.first_row + span.num_tokens] = False
+                self._live.settle(request_id, end)
+        is_kept = is_kept.to(self._runner.device)
+        self._ledger.settle(is_kept)
+        self._board.firings.settle(is_kept)
+        return booked
+
+    def _num_output(self, request_id: str) -> int:
+        return len(self._runner.requests[request_id].output_token_ids)
+
+    def _num_kept(self, request_id: str, sampled: Sequence[int], num_before: int) -> int:
+        """Of tokens that were accepted at once, how many stay when the scheduler has looked for the end of the answer."""
+        params = self._runner.requests[request_id].sampling_params
+        for number, token in enumerate(sampled, 1):
+            if token in params.all_stop_token_ids or num_before + number >= (params.max_tokens or math.inf):
+                return number
+        return len(sampled)
+
+    def _enter_and_gather(self, num_tokens: int, intermediate_tensors: Any, *args: Any) -> Any:
+        if intermediate_tensors is not None and self._spans:
+            num_rules = len(aborting_slots(self._spans.values()))
+            self._earlier = self._before.enter(intermediate_tensors.tensors, num_rules)  # type: ignore[union-attr]
+        return self._gather(num_tokens, intermediate_tensors, *args)
+
+    def _execute_and_leave(self, *args: Any, **kwargs: Any) -> Any:
+        output = self._execute_model(*args, **kwargs)
+        if isinstance(output, IntermediateTensors) and self._spans:
+            output.tensors |= self._behind.leave(self._firsts())  # type: ignore[union-attr]
+        self._forget_step()
+        return output
+
+    def _firsts(self) -> Tensor:
+        """Where each of the step's rules that end an answer first held, here or at an earlier stage."""
+        slots = torch.tensor(aborting_slots(self._spans.values()), dtype=torch.int64, device=self._runner.device)
+        firsts = self._board.firings.first(slots)
+        return firsts if self._earlier is None else torch.minimum(firsts, self._earlier)
+
+    def _sample_and_tell(self, grammar_output: Any) -> Any:
+        if not self._spans and not self._failures:
+            return self._sample_tokens(grammar_output)
+        state = self._runner.execute_model_state
+        last_hidden = None if state is None else state.hidden_states
+        see_step = see(self._spans, self._places, self._board, self._firsts(), self._failures, last_hidden)
+        fetch = see_step and self._noting_failures(see_step)
+        output = self._sample_tokens(grammar_output)
+        # told once, at the last stage: a step without tokens returns an output that all such steps share
+        self._forget_step()
+        if fetch is None:
+            return output
+        if isinstance(output, AsyncModelRunnerOutput):
+            return _ToldLater(output, fetch)
+        setattr(output, ATTRIBUTE, fetch())
+        return output
+
+    def _noting_failures(self, fetch: Callable[[], dict[str, Told]]) -> Callable[[], dict[str, Told]]:
+        keys = {name: span_key for name in self._spans if (span_key := self._live.key(name)) is not None}
+
+        def fetch_and_note() -> dict[str, Told]:
+            told = fetch()
+            for request_id, one in told.items():
+                if one.failure is not None and request_id in keys:
+                    self._live.fail(request_id, keys[request_id], one.failure)
+            return told
+
+        return fetch_and_note
+
+    def _forget_step(self) -> None:
+        self._spans, self._failures = {}, {}
+
+
+class _ToldLater(AsyncModelRunnerOutput):
+    """vLLM's output that is still on its way from the device, and what goes with it."""
+
+    def __init__(self, output: AsyncModelRunnerOutput, fetch: Callable[[], dict[str, Told]]) -> None:
+        self._output, self._fetch = output, fetch
+
+    def get_output(self) -> Any:
+        """Wait for both."""
+        output = self._output.get_output()
+        setattr(output, ATTRIBUTE, self._fetch())
+        return output

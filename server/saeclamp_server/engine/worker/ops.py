@@ -1,0 +1,256 @@
+"""
+The custom op that edits the model's vectors, and the state it reads.
+
+One opaque op per hooked site stays in the compiled graph as a call; what it does in a step is decided by the tensors in
+its site's state, which the worker fills before each forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from vllm.utils.torch_utils import direct_register_custom_op
+
+from saeclamp_saes import SAE, Site
+from saeclamp_saes.clamping import PART_BYTES, Acts, Edits, Pairs, parts_of, read_acts, written
+from saeclamp_server.engine.worker.edit_stats import Ledger
+from saeclamp_server.engine.worker.prompt_means import Recorder
+from saeclamp_server.engine.worker.recorder import Probe
+from saeclamp_server.engine.worker.row_cache import RowBank
+from saeclamp_server.engine.worker.step_outputs import Board, Top, TopStep, strongest
+
+MAX_LENGTH = 1e12
+"""
+Length of an edited vector beyond which its request fails. No model's vectors come near it, and what follows stays finite:
+the square of a gated MLP's input, and the sum of squares in a norm, which fp32 and bf16 hold up to 3e38.
+"""
+
+
+@dataclass(frozen=True)
+class SAEStep:
+    """What one SAE does in the coming forward. Tensors on the model's device."""
+
+    edits: Mapping[int, Edits]
+    """By number of the site: `token` counts the rows that are gathered there, all else is the same at every site."""
+    slot: Tensor
+    """(num_pairs,) int64, ledger slot of each pair"""
+    counts: Tensor
+    """(num_pairs, 2) fp32: counts as a prompt position, as a generated position"""
+    batch_row: Tensor | None = None
+    """(num_pairs,) int64, row of the step's token batch; needed where the ledger holds"""
+    verdict: Tensor | None = None
+    """(num_pairs,) int64, place of the verdict on which each pair depends; None where none depends on any"""
+    item: Tensor | None = None
+    """(num_pairs,) int64, place where each pair is shown; None where none is"""
+    looks: Looks | None = None
+    """Activations that are looked at beside those of the edits."""
+    top: TopStep | None = None
+
+    def edits_at(self, number: int) -> bool:
+        """Whether anything is moved at this site."""
+        return number in self.edits and len(self.slot) > 0
+
+
+class Looks(NamedTuple):
+    """Activations that are looked at, one entry per (token, feature) pair."""
+
+    token: Tensor
+    """(num_looks,) int64, row of the gathered vectors"""
+    feature: Tensor
+    """(num_looks,) int64"""
+    is_seen: Tensor
+    """(num_looks,) bool; False leaves the activation out"""
+    act: Tensor
+    """(num_looks,) int64, place of the activation on the board"""
+
+
+@dataclass
+class LoadedSAE:
+    """An SAE on the device."""
+
+    name: str
+    sae: SAE
+    """As its step names features: whole, or the rows of the bank."""
+    bank: RowBank | None = None
+    """Where it is not whole on the device."""
+    step: SAEStep | None = None
+    """None where it touches no token."""
+    before: Acts | None = None
+    """Read in this forward; carried from where it reads to where it writes."""
+
+    @property
+    def whole(self) -> SAE:
+        """All its features, maybe in the host's memory."""
+        return self.sae if self.bank is None else self.bank.whole
+
+
+@dataclass
+class SiteState:
+    """What the op at one site reads."""
+
+    site: Site
+    ledger: Ledger
+    board: Board
+    reads: Sequence[LoadedSAE]
+    """SAEs that read their activations here."""
+    writes: Sequence[tuple[LoadedSAE, int]]
+    """SAEs that write here, and which of their sites it is."""
+    whole_stream: bool
+    """Whether the vector is the sum of both tensors, or `hidden` alone."""
+    norm_eps: float | None = None
+    """Set where the vector is `hidden` over its root mean square."""
+    tokens: Tensor | None = None
+    """(num_tokens,) int64, the rows that are touched in this step; None: none"""
+    probe: Probe = field(default_factory=Probe)
+    """Records vectors while the SAEs are verified, before the server listens."""
+    recorder: Recorder | None = None
+    """Records vectors of requests that ask for it; all sites have the worker's."""
+
+    @property
+    def sae_names(self) -> list[str]:
+        """SAEs that read or write here."""
+        return [*dict.fromkeys(loaded.name for loaded in (*self.reads, *(loaded for loaded, _ in self.writes)))]
+
+
+_STATES: dict[int, SiteState] = {}
+"""By number. The op is a function of tensors and numbers only, so its state is found here; `bind` is the only writer."""
+
+
+def bind(number: int, state: SiteState) -> None:
+    """Make `state` what the op at the site with this number reads, in this process."""
+    _STATES[number] = state
+
+
+def steer(hidden: Tensor, residual: Tensor | None, number: int) -> None:
+    """
+    Read activations at a site and edit its vectors in place, on the summand `hidden`.
+
+    hidden:   (num_tokens, width), the model's dtype
+    residual: (num_tokens, width) or None; where the site is the stream, the vector is `hidden + residual`
+    """
+    state = _STATES[number]
+    if state.probe.is_recording:
+        rows = state.probe.rows
+        vectors = _vectors(state, hidden, residual, rows)
+        state.probe.record(vectors, _lengths(state, vectors, residual, rows))
+    recorder = state.recorder
+    if recorder is not None:
+        for take in recorder.takes.get(str(state.site), ()):
+            recorder.record(take.key, _vectors(state, hidden, residual, take.rows))
+    tokens = state.tokens
+    if tokens is None:
+        state.board.decide(number)  # a rule that held before may last
+        return
+    x = _vectors(state, hidden, residual, tokens)
+    for loaded in state.reads:
+        if loaded.step is not None:
+            _read(state.board, loaded, loaded.step, x, number)
+    state.board.decide(number)
+    if any(loaded.step is not None and loaded.step.edits_at(number) for loaded, _ in state.writes):
+        _edit(state, number, hidden, x, _lengths(state, x, residual, tokens))
+
+
+def _vectors(state: SiteState, hidden: Tensor, residual: Tensor | None, tokens: Tensor) -> Tensor:
+    """Gather the site's vectors, (num_tokens, width) fp32."""
+    x = hidden[tokens].float()
+    if state.whole_stream and residual is not None:
+        return x + residual[tokens].float()
+    if state.norm_eps is not None:
+        return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + state.norm_eps)
+    return x
+
+
+def _read(board: Board, loaded: LoadedSAE, step: SAEStep, x: Tensor, number: int) -> None:
+    """
+    Read what the step needs of an SAE's activations.
+
+    x: (num_tokens, width), the site's vectors
+    """
+    edits, looks, top = step.edits[number], step.looks, step.top
+    if looks is None:
+        loaded.before = read_acts(x, loaded.sae, edits)
+    else:
+        both = Pairs(torch.cat((edits.token, looks.token)), torch.cat((edits.feature, looks.feature)))
+        acts, scale = read_acts(x, loaded.sae, both)
+        num_edits = len(edits.token)
+        loaded.before = Acts(acts[:num_edits], scale[:num_edits])
+        board.acts[looks.act] = torch.where(looks.is_seen, acts[num_edits:], float("nan"))
+    if top is not None:
+        board.top[loaded.name] = strongest_features(loaded.whole, x, top)
+
+
+def strongest_features(sae: SAE, x: Tensor, top: TopStep, part_bytes: int = PART_BYTES) -> Top:
+    """
+    Find the strongest of all features at some rows of x, wherever the SAE is.
+
+    x:          (num_tokens, d_in), the site's vectors
+    part_bytes: what encoding takes at a time
+    """
+    found = []
+    for part in parts_of(len(top.token), 4 * sae.d_sae * x.element_size(), part_bytes):  # a few tensors of this size
+        rows = TopStep(top.token[part], top.is_seen[part], top.top_k)
+        found.append(strongest(sae.encode(x[rows.token].to(sae.W_enc.device)).to(x.device), rows))
+    return Top(torch.cat([one.acts for one in found]), torch.cat([one.features for one in found]))
+
+
+def _lengths(state: SiteState, x: Tensor, residual: Tensor | None, tokens: Tensor) -> Tensor:
+    """Lengths of the stream behind the gathered vectors `x`, or of these where it is not at hand: (num_tokens,)."""
+    stream = x if residual is None or state.whole_stream else x + residual[tokens].float()
+    lengths: Tensor = stream.norm(dim=1)
+    return lengths
+
+
+def _edit(state: SiteState, number: int, hidden: Tensor, x: Tensor, lengths: Tensor) -> None:
+    """
+    Add what every SAE writes here. A vector that would be longer than `MAX_LENGTH`, or not finite, becomes NaN, so that
+    whoever shares its keys and values is lost too; those requests fail, and their blocks are wiped (`telling`, `scheduler`).
+
+    hidden:  (num_tokens_of_the_step, width), changed in place
+    x:       (num_tokens, width), the touched vectors
+    lengths: (num_tokens,) of the stream, or of the site's vector where the stream is not at hand
+    """
+    tokens = state.tokens
+    assert tokens is not None, "there are edits"
+    delta = torch.zeros_like(x)
+    for loaded, write in state.writes:
+        step = loaded.step
+        if step is None or not step.edits_at(number):
+            continue
+        assert loaded.before is not None, "an SAE reads before it writes"
+        edits = step.edits[number]
+        if step.verdict is not None:
+            edits = edits._replace(live=edits.live * state.board.verdicts[step.verdict])
+        change, pushes = written(loaded.sae, edits, loaded.before, len(x), write)
+        delta += change
+        if write == 0:
+            length = lengths[edits.token].clamp_min(torch.finfo(torch.float32).tiny)
+            _record(state, step, edits.live, loaded.before.acts, pushes / length)
+    is_sound = (x + delta).norm(dim=1) <= MAX_LENGTH  # which NaN is not
+    state.board.lost[tokens] |= ~is_sound
+    edited = torch.where(is_sound[:, None], hidden[tokens].float() + delta, float("nan"))
+    hidden.index_copy_(0, tokens, edited.to(hidden.dtype))
+
+
+def _record(state: SiteState, step: SAEStep, live: Tensor, acts: Tensor, dose: Tensor) -> None:
+    counts = step.counts * live[:, None]
+    measured = counts.sum(dim=1)
+    sums = torch.stack((counts[:, 0], counts[:, 1], acts * measured, dose * measured), dim=1)
+    peaks = torch.where(measured[:, None] > 0, torch.stack((acts, dose), dim=1), float("-inf"))
+    state.ledger.add(step.slot, sums, peaks, step.batch_row)
+    if step.item is not None:
+        state.board.items[step.item] = torch.where(live[:, None] > 0, torch.stack((acts, dose), dim=1), float("nan"))
+
+
+def _steer_fake(hidden: Tensor, residual: Tensor | None, number: int) -> None:
+    return None
+
+
+# declared as changing `hidden` at every site: an op that only reads would be removed from the graph as dead
+direct_register_custom_op("saeclamp_steer", steer, mutates_args=["hidden"], fake_impl=_steer_fake)
+
+steer_op = torch.ops.vllm.saeclamp_steer
+"""`steer` as hooks must call it, so that a compiled graph keeps it as one opaque call."""

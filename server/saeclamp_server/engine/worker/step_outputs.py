@@ -1,0 +1,126 @@
+"""What is read in a forward beside the edits, and what follows: activations, verdicts of rules, strongest features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from saeclamp_server.engine.worker.rule_state import Firings
+from saeclamp_server.steering.program import Form
+
+
+class RuleStep(NamedTuple):
+    """`watching.RuleRows` on the model's device, with one row per (rule, token)."""
+
+    form: Form
+    act: Tensor
+    """(num_rows, num_comparisons) int64, places of activations"""
+    bounds: Tensor
+    """(num_rows, num_comparisons)"""
+    above: Tensor
+    """(num_rows, num_comparisons) bool"""
+    position: Tensor
+    start: Tensor
+    is_seen: Tensor
+    """bool: is the condition looked at at this token?"""
+    lasting: Tensor
+    counted: Tensor
+    slot: Tensor
+    verdict: Tensor
+    batch_row: Tensor
+
+
+class TopStep(NamedTuple):
+    """Tokens whose strongest features are wanted."""
+
+    token: Tensor
+    """(num_rows,) int64, row of the gathered vectors"""
+    is_seen: Tensor
+    """(num_rows,) bool"""
+    top_k: int
+
+
+class Top(NamedTuple):
+    """Strongest features of some tokens, strongest first."""
+
+    acts: Tensor
+    """(num_rows, top_k); 0 where there is none, NaN in a row that is not to be seen"""
+    features: Tensor
+    """(num_rows, top_k) int64"""
+
+
+@dataclass
+class Board:
+    """Filled anew for each forward; the op at each site writes to it."""
+
+    firings: Firings
+    acts: Tensor = field(default_factory=lambda: torch.empty(0))
+    """(num_acts,) fp32; NaN where nothing was read"""
+    verdicts: Tensor = field(default_factory=lambda: torch.empty(0))
+    """(num_verdicts,) fp32, 0 or 1; the first is 1"""
+    items: Tensor = field(default_factory=lambda: torch.empty(0, 2))
+    """(num_items, 2) fp32, of edits that are shown: activation before, dose; NaN where none was made"""
+    lost: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
+    """(num_rows,) bool, by row of the batch: whether an edit left no vector that can be gone on with"""
+    rules: Mapping[int, Sequence[RuleStep]] = field(default_factory=dict)
+    """By number of the site where they are decided."""
+    top: dict[str, Top] = field(default_factory=dict)
+    """By SAE."""
+
+    def begin(
+        self,
+        num_acts: int,
+        num_verdicts: int,
+        rules: Mapping[int, Sequence[RuleStep]],
+        num_items: int = 1,
+        num_rows: int = 0,
+    ) -> None:
+        """Make room for the coming forward, of a batch whose steered requests are in its first `num_rows` rows."""
+        device = self.firings.device
+        self.acts = torch.full((num_acts,), float("nan"), device=device)
+        self.items = torch.full((num_items, 2), float("nan"), device=device)
+        self.verdicts = torch.zeros(num_verdicts, device=device)
+        self.verdicts[0] = 1.0
+        self.lost = torch.zeros(num_rows, dtype=torch.bool, device=device)
+        self.rules, self.top = rules, {}
+
+    def decide(self, site: int) -> None:
+        """Judge the rules whose activations are all known at this site."""
+        for rule in self.rules.get(site, ()):
+            acts = self.acts[rule.act]
+            # an activation that was not read, NaN, is neither above nor below; `is_seen` keeps its `not` from holding
+            compared = torch.where(rule.above, acts > rule.bounds, acts < rule.bounds)
+            holds = _holds(rule.form, compared) & rule.is_seen
+            first = self.firings.note(rule.slot, rule.position, rule.start, holds, acts, rule.counted, rule.batch_row)
+            since = rule.lasting & (rule.position >= first)
+            self.verdicts[rule.verdict] = (holds | since).float()
+
+
+def _holds(form: Form, compared: Tensor) -> Tensor:
+    """
+    Evaluate a condition at every row.
+
+    compared: (num_rows, num_comparisons) bool
+    returns:  (num_rows,) bool
+    """
+    if isinstance(form, int):
+        return compared[:, form]
+    kind, parts = form
+    held = torch.stack([_holds(part, compared) for part in parts])
+    if kind == "not":
+        return ~held[0]
+    return held.all(dim=0) if kind == "all" else held.any(dim=0)
+
+
+def strongest(acts: Tensor, top: TopStep) -> Top:
+    """
+    Pick each token's strongest features.
+
+    acts: (num_rows, d_sae)
+    """
+    index = acts.abs().topk(min(top.top_k, acts.shape[1]), dim=1).indices  # those of AbsTopK have either sign
+    return Top(torch.where(top.is_seen[:, None], acts.gather(1, index), float("nan")), index)

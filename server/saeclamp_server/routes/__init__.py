@@ -1,1 +1,0 @@
-"""Our own endpoints, beside OpenAI's. Free of vLLM."""

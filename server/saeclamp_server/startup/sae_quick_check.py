@@ -1,0 +1,90 @@
+"""Before the server listens: run real text through the engine and see that every SAE reconstructs what it reads there."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from vllm import SamplingParams
+
+from saeclamp_saes import SAEEntry
+from saeclamp_server.engine.client import data_parallel_ranks
+from saeclamp_server.model_info import StartupError
+from saeclamp_server.site_norms import Lengths
+from saeclamp_server.steering.program import EXTRA_ARGS_KEY
+
+CHUNK_TOKENS = 256
+MAX_TOKENS = 2048
+SECONDS = 10.0
+"""After which no further chunk is run; the first one always is."""
+
+
+class Measured(NamedTuple):
+    """Of an SAE, or of a dictionary of vectors."""
+
+    lengths: Lengths
+    """By which edits are measured."""
+    fit: Mapping[str, Any] | None
+    """Of an SAE: the fields of `verification.quick.QuickFit`."""
+
+
+async def check_that_saes_fit(
+    engine: Any,
+    saes: Mapping[str, SAEEntry],
+    text_ids: Sequence[int],
+    allow_unverified: bool,
+    report: Callable[[str], None],
+) -> dict[str, Measured]:
+    """
+    Return what was measured, by the name of the SAE or of the dictionary of vectors.
+
+    text_ids: token ids of ordinary text, without special tokens
+    report:   told a line about each SAE
+    Raises StartupError with a hint for an SAE that does not fit, unless unverified ones are allowed.
+    """
+    chunks = _chunks(text_ids, engine.vllm_config.model_config.max_model_len - 1)
+    rank = data_parallel_ranks(engine)[0]
+    await engine.collective_rpc("start_probes")
+    started, run = time.monotonic(), []
+    for chunk in chunks:
+        await _prefill(engine, chunk, rank)
+        run.append(chunk)
+        if time.monotonic() - started > SECONDS:
+            break
+    measured = (await engine.collective_rpc("measure_fit", args=(run,)))[0]
+    for name in saes:
+        fit = measured[name]["fit"]
+        if fit["problem"] is not None and not allow_unverified:
+            what = "does not fit this model" if fit["explained_variance"] is not None else "cannot be verified"
+            raise StartupError(
+                f"SAE {name!r} {what}: {fit['problem']} "
+                "Run `saeclamp sae verify` for the whole picture; --allow-unverified-sae serves it all the same."
+            )
+    for name in saes:
+        report(_line(name, measured[name]["fit"]))
+    return {name: Measured(Lengths(**figures["lengths"]), figures.get("fit")) for name, figures in measured.items()}
+
+
+def _chunks(ids: Sequence[int], max_tokens: int) -> list[list[int]]:
+    size = min(CHUNK_TOKENS, max_tokens)
+    return [list(ids[first : first + size]) for first in range(0, min(len(ids), MAX_TOKENS), size)]
+
+
+async def _prefill(engine: Any, ids: list[int], rank: int | None) -> None:
+    params = SamplingParams(temperature=0, max_tokens=1, skip_reading_prefix_cache=True)
+    name = f"fit-{uuid.uuid4().hex}"
+    prompt = {"prompt_token_ids": ids, "cache_salt": f"{EXTRA_ARGS_KEY}:{name}"}
+    async for _ in engine.generate(prompt, params, name, data_parallel_rank=rank):
+        pass
+
+
+def _line(name: str, fit: dict[str, Any]) -> str:
+    if fit["explained_variance"] is None:
+        return f"SAE {name}: not verified, {fit['problem']}"
+    figures = (
+        f"SAE {name}: explains {fit['explained_variance']:.2f} of the variance of {fit['num_tokens']} tokens, "
+        f"{fit['l0']:.0f} features active per token"
+    )
+    return figures if fit["problem"] is None else f"{figures}; UNVERIFIED: {fit['problem']}"

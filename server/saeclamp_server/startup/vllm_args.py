@@ -1,0 +1,202 @@
+"""vLLM's settings as saeclamp needs them: the worker, the hashed configuration, and good defaults on a CPU."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from saeclamp_saes import SAEEntry
+from saeclamp_saes.lm.text import read_text
+from saeclamp_server.engine.worker_config import CONFIG_KEY
+from saeclamp_server.model_info import ModelFacts, StartupError, in_one_line
+from saeclamp_server.packaged_model import PACKAGED_MODEL
+from saeclamp_server.startup.kv_cache_size import default_size, free_memory, is_sized_by_user, shape_of
+from saeclamp_server.startup.options import DEFAULT_HOST, ServeOptions
+from saeclamp_server.startup.vllm_flags import refuse_untested
+from saeclamp_server.vectors import Place
+
+STEER_OP = "vllm::saeclamp_steer"
+V2_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
+
+
+def prepare_environment() -> None:
+    """
+    Set what vLLM reads from the environment while it is imported. What the user has set stays.
+
+    Raises StartupError where that cannot be steered.
+    """
+    # the adapter in engine/runner.py is for the V1 model runner
+    if os.environ.setdefault(V2_RUNNER, "0") not in ("", "0"):
+        raise StartupError(
+            f"{V2_RUNNER}={os.environ[V2_RUNNER]}: vLLM's V2 model runner cannot be steered yet; unset it."
+        )
+    # torch has run in this process by now, and its threads do not survive a fork
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+
+
+def count_workers(args: Namespace) -> int:
+    """Count the processes that run the model."""
+    return int(args.data_parallel_size * args.pipeline_parallel_size * args.tensor_parallel_size)
+
+
+def bind_threads(num_workers: int) -> None:
+    """
+    Share all cores this process may use among the workers: a list for each, by data, pipeline, tensor parallel rank.
+
+    Set in the environment, where the workers look for it; what the user has set there stays. vLLM's own choice leaves a
+    core idle, which costs a third of the speed on two, and refuses more workers than there are NUMA nodes.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    shares = [cores[n * len(cores) // num_workers : (n + 1) * len(cores) // num_workers] for n in range(num_workers)]
+    lists = [share or [cores[n % len(cores)]] for n, share in enumerate(shares)]
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(",".join(map(str, share)) for share in lists))
+
+
+def parse_vllm_args(
+    options: ServeOptions,
+    model: ModelFacts,
+    saes: Mapping[str, SAEEntry],
+    report: Callable[[str], None],
+    places: Sequence[Place] = (),
+) -> Namespace:
+    """
+    Parse vLLM's flags with its own parser and add what steering needs.
+
+    report: told what was chosen for the user
+    places: where vectors can sit
+    Raises StartupError.
+    """
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.platforms import current_platform
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = make_arg_parser(FlexibleArgumentParser(prog="saeclamp serve"))
+    parser.usage = "saeclamp serve MODEL [--sae NAME_OR_FOLDER]... [flags of vllm serve; see vllm serve --help]"
+    utilization = parser.get_default("gpu_memory_utilization")
+    parser.set_defaults(host=DEFAULT_HOST, enable_request_id_headers=True, gpu_memory_utilization=None)
+    parser.error = _refuse_usage
+    defaults: Namespace = parser.parse_args([model.path])
+    args: Namespace = parser.parse_args([model.path, *options.vllm_argv])
+    refuse_untested(args, defaults)
+    args.model = args.model_tag
+    user_sized_cache = is_sized_by_user(args)
+    args.gpu_memory_utilization = utilization if args.gpu_memory_utilization is None else args.gpu_memory_utilization
+    refuse_sharded(args, saes, places)
+    if args.dtype in ("half", "float16") or (args.dtype == "auto" and model.is_float16):
+        raise StartupError("float16 is too narrow for steering, large edits overflow; use --dtype bfloat16 or float32.")
+    if options.model == PACKAGED_MODEL:
+        args.served_model_name = args.served_model_name or [PACKAGED_MODEL]
+        if current_platform.is_cpu() and args.dtype == "auto":
+            args.dtype = "float32"  # faster than bfloat16 on CPUs without bf16 instructions, and exact
+    args.worker_cls = _worker_class(current_platform)
+    args.scheduler_cls = "saeclamp_server.engine.scheduler.scheduler.make_scheduler"
+    num_rows = options.max_features if options.offload_saes else None
+    args.additional_config = {**(args.additional_config or {}), **_worker_config(args, saes, places, num_rows)}
+    if current_platform.is_cuda():
+        _leave_the_op_out_of_cuda_graphs(args)
+    args.api_server_count = None
+    validate_parsed_serve_args(args)
+    if current_platform.is_cpu() and not user_sized_cache:
+        size = default_size(shape_of(args), free_memory() // count_workers(args))
+        args.kv_cache_memory_bytes = size.num_bytes
+        report(str(size))
+    return args
+
+
+def _refuse_usage(message: str) -> NoReturn:
+    """Refuse as everything else is refused, in place of argparse's usage of hundreds of flags."""
+    raise StartupError(f"{in_one_line(message)}.")
+
+
+def refuse_sharded(args: Namespace, saes: Mapping[str, SAEEntry], places: Sequence[Place] = ()) -> None:
+    """Raise StartupError for SAEs or vectors at attention heads where tensor parallelism gives each worker some heads."""
+    for sae in saes.values():
+        sites = (*sae.summary.reads, *sae.summary.writes)
+        if args.tensor_parallel_size > 1 and any(site.point == "attn_z" for site in sites):
+            raise StartupError(f"SAE {sae.name!r} is at attention heads, which --tensor-parallel-size splits.")
+    if args.tensor_parallel_size > 1 and any(place.site.point == "attn_z" for place in places):
+        raise StartupError("--vector-site: attn_z is at attention heads, which --tensor-parallel-size splits.")
+
+
+def _worker_class(platform: Any) -> str:
+    if platform.is_cpu():
+        return "saeclamp_server.engine.worker.cpu_worker.SteeringCPUWorker"
+    if platform.is_cuda():
+        return "saeclamp_server.engine.worker.gpu_worker.SteeringGPUWorker"
+    raise StartupError(f"The platform {platform.device_name!r} is not supported; CPU and NVIDIA GPUs are.")
+
+
+def _worker_config(
+    args: Namespace, saes: Mapping[str, SAEEntry], places: Sequence[Place], num_rows: int | None
+) -> dict[str, Any]:
+    """
+    What the worker is told. vLLM hashes it into its compile-cache key, so a graph without hooks is never loaded for one
+    with them.
+    """
+    return {
+        CONFIG_KEY: {
+            "saes": [
+                {
+                    "name": sae.name,
+                    "path": str(sae.path),
+                    "options": str(sae.options),
+                    "files": [str(path) for path in sae.summary.files],
+                    "sha256": sae.sha256,
+                    "num_rows": num_rows,
+                    "sites": [str(site) for site in (*sae.summary.reads, *sae.summary.writes)],
+                }
+                for sae in saes.values()
+            ],
+            "places": [
+                {
+                    "name": place.dictionary,
+                    "site": str(place.site),
+                    "width": place.width,
+                    "capacity": place.capacity,
+                }
+                for place in places
+            ],
+            "special_ids": special_ids(args.tokenizer or args.model, args.trust_remote_code),
+        }
+    }
+
+
+def special_ids(tokenizer_path: str, trust_remote_code: bool = False) -> list[int]:
+    """
+    Ids of the tokenizer's special tokens: template marks, begin and end of text. They are attention sinks.
+
+    Raises StartupError when there is no tokenizer.
+    """
+    tokenizer = _tokenizer(tokenizer_path, trust_remote_code)
+    added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return sorted(added | set(tokenizer.all_special_ids))
+
+
+def sample_ids(args: Namespace) -> list[int]:
+    """Tokens of the text that SAEs are verified on at start."""
+    tokenizer = _tokenizer(args.tokenizer or args.model, args.trust_remote_code)
+    ids: list[int] = tokenizer(read_text(None), add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
+
+
+def _tokenizer(path: str, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as exc:
+        raise StartupError(f"{path} has no tokenizer that can be read, and steering needs one.") from exc
+
+
+def _leave_the_op_out_of_cuda_graphs(args: Namespace) -> None:
+    """Split the compiled graph at the op, which runs eagerly between captured pieces."""
+    from vllm.config import CompilationConfig, CUDAGraphMode
+
+    config = args.compilation_config
+    if not args.enforce_eager:
+        config.splitting_ops = [*(config.splitting_ops or CompilationConfig._attention_ops), STEER_OP]
+        config.cudagraph_mode = CUDAGraphMode.PIECEWISE

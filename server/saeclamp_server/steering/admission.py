@@ -1,0 +1,99 @@
+"""
+How many distinct features may be in use at once; requests that would exceed it wait, in the order they came.
+
+A request counts for the features it moves, compares or reads by name; those that several requests share count once. What is
+in use when it begins stays so until it has been answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable
+from time import perf_counter
+from typing import TypeAlias
+
+from saeclamp_server.errors import BusyError, InvalidSteeringError
+from saeclamp_server.steering.program import SteeringProgram
+
+Feature: TypeAlias = tuple[str, int]
+"""SAE and index."""
+
+
+class Admission:
+    """Counts what is in use, and lets requests in. For one event loop."""
+
+    def __init__(
+        self, capacity: int, max_waiting: int, observe_wait: Callable[[float], None] = lambda seconds: None
+    ) -> None:
+        """
+        capacity:     distinct features in use at once
+        max_waiting:  requests that may wait; beyond these they are refused
+        observe_wait: told the seconds that each admitted request has waited
+        """
+        self._capacity, self._max_waiting, self._observe_wait = capacity, max_waiting, observe_wait
+        self._in_use: Counter[Feature] = Counter()
+        self._waiting: deque[tuple[frozenset[Feature], asyncio.Future[None]]] = deque()
+
+    @property
+    def num_in_use(self) -> int:
+        """Distinct features that requests in flight use."""
+        return len(self._in_use)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    async def enter(self, features: frozenset[Feature]) -> None:
+        """
+        Wait until there is room for a request's features, and take it. Whoever has entered must leave.
+
+        Raises InvalidSteeringError for more than there ever is room for, BusyError where too many wait.
+        """
+        if len(features) > self._capacity:
+            raise InvalidSteeringError(
+                f"This request uses {len(features)} features; this server allows {self._capacity} at once.", "steering"
+            )
+        started = perf_counter()
+        if self._waiting or not self._fits(features):
+            if len(self._waiting) >= self._max_waiting:
+                raise BusyError(len(self._waiting), self._capacity)
+            await self._wait(features)
+        else:
+            self._in_use.update(features)
+        self._observe_wait(perf_counter() - started)
+
+    def leave(self, features: frozenset[Feature]) -> None:
+        """Give up what a request has used, and let in who waits for it."""
+        self._in_use -= Counter(features)
+        self._let_in()
+
+    async def _wait(self, features: frozenset[Feature]) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        entry = (features, turn)
+        self._waiting.append(entry)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if entry in self._waiting:
+                self._waiting.remove(entry)
+                self._let_in()  # those behind it may fit
+            elif turn.done() and not turn.cancelled():
+                self.leave(features)
+            raise
+
+    def _let_in(self) -> None:
+        while self._waiting and self._fits(self._waiting[0][0]):
+            features, turn = self._waiting.popleft()
+            self._in_use.update(features)
+            turn.set_result(None)
+
+    def _fits(self, features: frozenset[Feature]) -> bool:
+        return len(self._in_use) + len(features - self._in_use.keys()) <= self._capacity
+
+
+def features_of(program: SteeringProgram) -> frozenset[Feature]:
+    """All features that a program moves, compares or reads by name."""
+    moved = {(edit.sae, edit.index) for edit in program.edits}
+    compared = {(comparison.sae, comparison.index) for rule in program.rules for comparison in rule.comparisons}
+    return frozenset(moved | compared | set(program.readout.features if program.readout else ()))

@@ -1,0 +1,76 @@
+"""How long an edit is beside the residual stream it is added to, before anything is run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saeclamp_saes import Site
+from saeclamp_saes.clamping import MOVES
+from saeclamp_server.errors import DoseTooLargeError, InvalidSteeringError
+from saeclamp_server.site_norms import Lengths, Rounding, rounded
+from saeclamp_server.steering.program import Edit
+
+
+def in_act(value: float, lengths: Lengths, index: int, path: str, rounding: Rounding = rounded) -> float:
+    """Convert multiples of the stream's median length to the encoder's units. Raises RequestError."""
+    if lengths.stream is None:
+        raise InvalidSteeringError("The length of the residual stream could not be measured at this site.", path)
+    if not lengths.rows[index]:
+        raise InvalidSteeringError("This feature's decoder row is empty, so it has no length to measure by.", path)
+    return value * rounding(lengths.stream) / rounding(lengths.rows[index])
+
+
+MAX_DOSE = 100.0
+"""What a server allows that was not told otherwise. Text breaks at a hundredth of it, and numbers far above."""
+
+
+def dose(edit: Edit, lengths: Lengths, max_act: float | None, site: str, needs_measure: bool = True) -> float:
+    """
+    Return how long an edit can be, in median lengths of the stream: with the feature not active before, or at its maximum.
+
+    max_act:       the feature's stored maximum; None where there is none
+    needs_measure: whether an edit that nothing can be measured by is refused, or taken for none
+    Raises InvalidSteeringError where there is nothing to measure by.
+    """
+    stream = lengths.rounded_stream
+    if stream is None and not needs_measure:
+        return 0.0
+    if stream is None:
+        raise InvalidSteeringError(
+            f"The length of the residual stream could not be measured at {site}, and this server bounds doses.",
+            "steering",
+        )
+    move, row = MOVES[edit.op](edit.value), lengths.rows[edit.index]
+    if max_act is None and abs(move.gain) > 1 and row:
+        max_act = stream / row  # what is multiplied may well be as long as the stream
+    farthest = max(
+        abs(min(max(move.offset + move.gain * act, move.low - act), move.high - act)) for act in (0.0, max_act or 0.0)
+    )
+    return farthest * row / stream
+
+
+def check_doses(
+    edits: Sequence[Edit],
+    paths: Sequence[str],
+    sites: Sequence[Site],
+    doses: Sequence[float],
+    meet: NDArray[np.bool_],
+    max_dose: float,
+) -> None:
+    """
+    Refuse edits that could together move a token by more than `max_dose`; those that can meet at one site are added up.
+
+    paths, sites, doses: of each edit
+    meet: (num_edits, num_edits), which of them can touch the same token
+    Raises DoseTooLargeError.
+    """
+    for number, site in enumerate(sites):
+        together = [other for other in np.flatnonzero(meet[number]).tolist() if sites[other] == site]
+        total = sum(doses[other] for other in together)
+        if total > max_dose:
+            longest = max(together, key=lambda other: doses[other])
+            parts = [(edits[other].target, doses[other]) for other in together]
+            raise DoseTooLargeError(str(site), total, max_dose, parts, paths[longest])

@@ -1,0 +1,194 @@
+"""
+What one request does to the residual stream: resolved, in the encoder's units, and JSON on its way to the worker.
+
+    SteeringProgram
+    ├── edits      features that are moved, always or where a rule holds
+    ├── rules      conditions on activations, looked at token by token
+    ├── readout    activations that the answer is to show
+    └── itemised   whether it is to show each edit of each token
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+from saeclamp_server.steering.token_ranges import ALL, GENERATED, PROMPT, Scope, can_meet
+from saeclamp_server.vector_names import VECTOR
+
+EXTRA_ARGS_KEY = "saeclamp"
+RECORD_KEY = "saeclamp_record"
+"""Where the program rides in vLLM's `SamplingParams.extra_args`."""
+
+ABORTED = "saeclamp:aborted"
+"""vLLM's `stop_reason` of an answer that a rule has ended."""
+
+EditOp = Literal["clamp", "add", "at_least", "at_most", "scale"]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One feature, moved at some of the request's positions."""
+
+    sae: str
+    index: int
+    op: EditOp
+    value: float
+    """In the units of the SAE's encoder; of `scale`, a factor."""
+    tokens: Scope = ALL
+    special: bool = False
+    """Whether special tokens and position 0 are touched too."""
+    rule: int | None = None
+    """Which rule must hold; None: no rule, the edit is always made."""
+
+    @property
+    def vector(self) -> str | None:
+        """Name of the vector that is moved; None for a feature."""
+        return self.sae.removeprefix(VECTOR) if self.sae.startswith(VECTOR) else None
+
+    @property
+    def target(self) -> str:
+        """What is moved, for messages."""
+        return self.sae if self.vector is not None else f"{self.sae}/{self.index}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Is a feature's activation above a bound, or below it?"""
+
+    sae: str
+    index: int
+    bound: float
+    """In the units of the SAE's encoder."""
+    above: bool
+
+
+Form: TypeAlias = "int | tuple[Literal['all', 'any', 'not'], tuple[Form, ...]]"
+"""How a condition is built from comparisons, which it names by their number."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A condition, and how far it reaches."""
+
+    comparisons: tuple[Comparison, ...]
+    form: Form
+    tokens: Scope = ALL
+    """Where the condition is looked at."""
+    special: bool = False
+    lasting: bool = False
+    """Whether it holds at all tokens after one at which its condition does."""
+    aborts: bool = False
+    """Whether the answer ends before the token at which it holds."""
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Activations that the answer shows, token by token."""
+
+    features: tuple[tuple[str, int], ...] = ()
+    """(SAE, index)"""
+    top_k: int = 0
+    """How many of the strongest features of each of `saes`."""
+    saes: tuple[str, ...] = ()
+    tokens: Scope = GENERATED
+    special: bool = False
+
+
+@dataclass(frozen=True)
+class SteeringProgram:
+    """All that one request asks for, and the weights it was resolved against."""
+
+    edits: tuple[Edit, ...]
+    saes: tuple[tuple[str, str], ...]
+    """(name, sha256 of the weights) of every SAE and vector that is named, sorted."""
+    rules: tuple[Rule, ...] = ()
+    readout: Readout | None = None
+    itemised: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able form; `from_json` is its inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> SteeringProgram:
+        """Raise KeyError, TypeError or ValueError when `value` is not the form that `to_json` writes."""
+        return cls(
+            edits=tuple(Edit(**_scoped(edit)) for edit in value["edits"]),
+            saes=tuple((name, sha256) for name, sha256 in value["saes"]),
+            rules=tuple(_rule(rule) for rule in value.get("rules", ())),
+            readout=_readout(value.get("readout")),
+            itemised=bool(value.get("itemised", False)),
+        )
+
+    @property
+    def spec(self) -> str:
+        """`sha256:...`, equal exactly for programs that do the same; the order of edits does not matter."""
+        canonical = self.to_json()
+        del canonical["itemised"]
+        canonical["edits"] = sorted(canonical["edits"], key=lambda edit: json.dumps(edit, sort_keys=True))
+        return "sha256:" + hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def sae_names(self) -> set[str]:
+        """All SAEs that edits, rules and the readout name, and vectors as edits name them."""
+        named = {edit.sae for edit in self.edits}
+        named |= {comparison.sae for rule in self.rules for comparison in rule.comparisons}
+        return named | ({sae for sae, _ in self.readout.features} | {*self.readout.saes} if self.readout else set())
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether activations at prompt positions are looked at: then these must be computed, not found in a cache."""
+        return any(can_meet(rule.tokens, PROMPT) for rule in self.rules) or self.shows(PROMPT)
+
+    def shows(self, side: Scope) -> bool:
+        """Whether positions of a side of the request can be among those that the answer shows."""
+        by_readout = self.readout is not None and can_meet(self.readout.tokens, side)
+        return by_readout or (self.itemised and any(can_meet(edit.tokens, side) for edit in self.edits))
+
+    @property
+    def shows_tokens(self) -> bool:
+        """Whether the answer is to show something of its tokens, one by one."""
+        return self.readout is not None or self.itemised
+
+    @property
+    def tells(self) -> bool:
+        """Whether the scheduler must hear of each step what was seen."""
+        return self.shows_tokens or self.aborts
+
+    @property
+    def aborts(self) -> bool:
+        """Whether a rule can end the answer."""
+        return any(rule.aborts for rule in self.rules)
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether a generated token may leave only when the model has read it."""
+        return self.aborts or self.shows(GENERATED)
+
+
+def _rule(value: Mapping[str, Any]) -> Rule:
+    comparisons = tuple(Comparison(**comparison) for comparison in value["comparisons"])
+    return Rule(**_scoped(value) | {"comparisons": comparisons, "form": _form(value["form"])})
+
+
+def _readout(value: Mapping[str, Any] | None) -> Readout | None:
+    if value is None:
+        return None
+    readout = Readout(**_scoped(value))
+    features = tuple((sae, index) for sae, index in readout.features)
+    return replace(readout, features=features, saes=tuple(readout.saes))
+
+
+def _scoped(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {**value, "tokens": tuple((start, end) for start, end in value["tokens"])}
+
+
+def _form(value: int | Sequence[Any]) -> Form:
+    if isinstance(value, int):
+        return value
+    kind, parts = value
+    return kind, tuple(_form(part) for part in parts)

@@ -1,0 +1,84 @@
+"""Rules and readouts: what is looked at, and where what follows from it may act."""
+
+from __future__ import annotations
+
+from saeclamp.types import AllOf, AnyOf, Condition, FeatureCondition, Not
+from saeclamp.types import Readout as WireReadout
+from saeclamp.types import Rule as WireRule
+from saeclamp_server.errors import InvalidSteeringError
+from saeclamp_server.steering.chat_spans import Conversation
+from saeclamp_server.steering.context import Served
+from saeclamp_server.steering.program import Comparison, Edit, Form, Readout, Rule
+from saeclamp_server.steering.units import find, known_saes_named, to_act, to_scope
+
+
+def resolve_rule(rule: WireRule, served: Served, conversation: Conversation | None, path: str) -> Rule:
+    """Find a rule's features and convert its bounds. Raises RequestError."""
+    found: dict[int, Comparison] = {}
+    form = _form(rule.when, served, f"{path}.when", found)
+    return Rule(
+        comparisons=tuple(found[number] for number in range(len(found))),
+        form=form,
+        tokens=to_scope(rule.tokens, conversation, f"{path}.tokens"),
+        special=rule.special_tokens,
+        lasting=rule.scope == "rest_of_request",
+        aborts=rule.then == "abort",
+    )
+
+
+def _form(condition: Condition, served: Served, path: str, found: dict[int, Comparison]) -> Form:
+    match condition:
+        case AllOf(all=parts):
+            return "all", tuple(_form(part, served, f"{path}.all[{n}]", found) for n, part in enumerate(parts))
+        case AnyOf(any=parts):
+            return "any", tuple(_form(part, served, f"{path}.any[{n}]", found) for n, part in enumerate(parts))
+        case Not(not_=inner):
+            return "not", (_form(inner, served, f"{path}.not", found),)
+    number = len(found)
+    found[number] = _comparison(condition, served, path)
+    return number
+
+
+def _comparison(condition: FeatureCondition, served: Served, path: str) -> Comparison:
+    sae, index = find(condition.feature, served.saes, f"{path}.feature")
+    above = condition.above is not None
+    bound = condition.above if condition.above is not None else condition.below
+    assert bound is not None, "the wire takes one of the two"
+    return Comparison(sae.name, index, to_act(bound, condition.unit, served, sae.name, index, path), above)
+
+
+def refuse_acting_before_knowing(rule: Rule, edits: list[Edit], served: Served, path: str) -> None:
+    """
+    A rule may only act at the layer where its condition is known, or later. Raises RequestError.
+
+    edits: those of the rule's `then`, in order
+    """
+    last = max(rule.comparisons, key=lambda comparison: served.saes[comparison.sae].summary.reads[-1].order)
+    known = served.saes[last.sae].summary.reads[-1]
+    for number, edit in enumerate(edits):
+        site = served.site_of(edit)
+        if site.order < known.order:
+            raise InvalidSteeringError(
+                f"{edit.target} is moved at {site}, before the rule's condition is known: it reads "
+                f"{last.sae}/{last.index} at {known}.",
+                f"{path}.then[{number}].{'feature' if edit.vector is None else 'vector'}",
+            )
+
+
+def resolve_readout(
+    readout: WireReadout | None, served: Served, conversation: Conversation | None, path: str
+) -> Readout | None:
+    """Find a readout's features and SAEs. Raises RequestError."""
+    if readout is None:
+        return None
+    saes = known_saes_named(readout.saes, served, f"{path}.saes")
+    found = [
+        find(feature, served.saes, f"{path}.features[{number}]") for number, feature in enumerate(readout.features)
+    ]
+    return Readout(
+        features=tuple((sae.name, index) for sae, index in found),
+        top_k=readout.top_k,
+        saes=saes if readout.top_k else (),
+        tokens=to_scope(readout.tokens, conversation, f"{path}.tokens"),
+        special=readout.special_tokens,
+    )

@@ -1,0 +1,342 @@
+"""All variants of a server, as requests name them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
+
+from saeclamp.types import MAX_RULES, NewVariant, Steering, Variant, VariantExport
+from saeclamp.types.refusals import nearest
+from saeclamp_server.errors import (
+    AliasTakenError,
+    BareVariantError,
+    ContradictionError,
+    InvalidRequestError,
+    RequestError,
+    UnknownModelError,
+    UnknownVariantError,
+    VariantChangedError,
+    VariantReadOnlyError,
+    VariantsUnavailableError,
+)
+from saeclamp_server.site_norms import rounded_the_other_way
+from saeclamp_server.steering import ResolvedSteering, Served, resolve, roles_in
+from saeclamp_server.steering.chat_spans import Conversation
+from saeclamp_server.variants.names import ModelName, is_alias, near_name
+from saeclamp_server.variants.presets import presets
+from saeclamp_server.variants.store import AliasInUseError, StoreError, VariantStore
+from saeclamp_server.variants.version import Version, meaning_of, written
+
+RESERVED = ("export", "import")
+"""Names that our own endpoints have."""
+
+ResultT = TypeVar("ResultT")
+
+
+class Variants:
+    """The feature book's and the users'."""
+
+    def __init__(
+        self,
+        store: VariantStore,
+        served: Served,
+        bases: Collection[str],
+        adapters: Callable[[], Collection[str]] = tuple,
+    ) -> None:
+        """
+        bases:    names under which the model is served
+        adapters: tells the names of vLLM's, which come and go
+        """
+        self._store, self._served, self._bases, self._adapters = store, served, list(bases), adapters
+        self._presets = {(base, name): version for base in bases for name, version in presets(served, base).items()}
+
+    async def create(self, new: NewVariant) -> tuple[Variant, bool]:
+        """Create a version, or find that it is there. Raises RequestError."""
+        base = self._base(new.base)
+        self._refuse_taken(base, new.name)
+        version = Version(base, new.name, written(new.steering), new.description, self._meaning(new.steering))
+
+        def created() -> tuple[Variant, bool]:
+            self._check_alias(base, new.name, new.alias, "alias", "name")
+            kept, is_new = self._kept("alias", new.alias, lambda: self._store.create(version, new.alias))
+            return kept.to_wire(self._store.all_aliases().get((base, new.name))), is_new
+
+        return await self._ask(created)
+
+    async def listed(self) -> list[Variant]:
+        """List what every name means: the feature book's, then the users'. Raises RequestError."""
+
+        def listed() -> list[Variant]:
+            own, aliases = self._of_bases(self._store.current()), self._store.all_aliases()
+            return [one.to_wire(aliases.get((one.base, one.name))) for one in (*self._presets.values(), *own)]
+
+        return await self._ask(listed)
+
+    async def get(self, name: str) -> Version:
+        """Find a variant by `<name>`, `<name>@<sha>`, either behind `<base>:`, or alias. Raises UnknownVariantError."""
+        parsed = self._parsed(name)
+        found = await self._find(parsed) if parsed is not None else None
+        if found is None:
+            found = await self._of_alias(name)
+        if found is None:
+            raise await self._unknown(name, "name", 404)
+        return found
+
+    async def described(self, name: str) -> Variant:
+        """Describe what `get` finds. Raises UnknownVariantError."""
+        found = await self.get(name)
+        return found.to_wire((await self._ask(self._store.all_aliases)).get((found.base, found.name)))
+
+    async def delete(self, name: str) -> tuple[str, int]:
+        """Delete a name and its versions; return its model's name and their number. Raises RequestError."""
+        parsed = self._parsed(name)
+        if parsed is None or parsed.sha256 is not None:
+            raise InvalidRequestError(f"A variant is deleted by its name, with all its versions, not {name!r}.", "name")
+        self._refuse_taken(parsed.base, parsed.variant)
+        num = await self._ask(self._store.delete, parsed.base, parsed.variant)
+        if not num:
+            raise await self._unknown(name, "name", 404)
+        return parsed.id, num
+
+    async def exported(self) -> dict[str, Any]:
+        """Write all versions that users have created."""
+
+        def exported() -> dict[str, Any]:
+            aliases = self._store.all_aliases()
+            data = [one.to_export(aliases.get((one.base, one.name))) for one in self._store.all_versions()]
+            return {"object": "variant.export", "data": data}
+
+        return await self._ask(exported)
+
+    async def take_in(self, export: VariantExport) -> tuple[int, int]:
+        """Take in what was exported, all or none; return how many versions are new, and how many were known."""
+
+        def taken_in() -> tuple[int, int]:
+            versions, aliases = self._imported(export)
+            num_new = self._kept("data", None, lambda: self._store.take_in(versions, aliases))
+            return num_new, len(versions) - num_new
+
+        return await self._ask(taken_in)
+
+    def _imported(self, export: VariantExport) -> tuple[list[Version], dict[tuple[str, str], str]]:
+        """Take versions and aliases over. Raises RequestError for what was changed, or is named as something here."""
+        versions, aliases = [], {}
+        for number, item in enumerate(export.data):
+            version = Version.imported(item)
+            if version.sha256 != item.sha256:
+                raise InvalidRequestError(
+                    "The content is not that of its sha256: it was changed since it was exported.",
+                    f"data[{number}].sha256",
+                )
+            self._refuse_taken(version.base, version.name, f"data[{number}].name")
+            versions.append(version)
+            if item.alias is not None:
+                aliases[version.base, version.name] = item.alias
+        for (base, name), alias in aliases.items():
+            self._check_alias(base, name, alias, "data", "data")
+        return versions, aliases
+
+    async def of_model(self, model: str) -> Version | None:
+        """
+        Find the variant that a request names as its model; None where it names none of ours.
+
+        Raises UnknownVariantError where it names a variant of this model that there is not.
+        """
+        if model in self._bases:
+            return None
+        parsed = ModelName.parse(model)
+        if parsed is None or parsed.base not in self._bases:
+            return await self._of_alias(model)
+        found = await self._find(parsed)
+        if found is None:
+            raise await self._unknown(model, "model", 404)
+        return found
+
+    async def of_bare_name(self, name: str) -> Version | None:
+        """Find the variant that a name is of without its model's; None for a model's own name."""
+        parsed = None if name in self._bases or ":" in name else self._parsed(name)
+        return await self._find(parsed) if parsed is not None else None
+
+    async def all_names(self) -> frozenset[str]:
+        """Collect all that means a variant: names, with their model's and without, and aliases."""
+        names, aliases = await self._names(), await self._ask(self._store.all_aliases)
+        return frozenset({*(f"{base}:{name}" for base, name in names), *(name for _, name in names), *aliases.values()})
+
+    def is_of_a_base(self, model: str) -> bool:
+        """Whether a name is one that a variant of a model that is served could have."""
+        parsed = ModelName.parse(model)
+        return parsed is not None and parsed.base in self._bases
+
+    async def refuse_unknown(self, model: str, others: Collection[str], allows_any: bool = False) -> None:
+        """
+        Raise RequestError for a name that neither a model nor a variant has.
+
+        others:     names that are in use beside the models' and variants'
+        allows_any: whether a name that is near none of them stands for the model
+        """
+        if model in self._bases or model in others:
+            return
+        bare = await self.of_bare_name(model)
+        if bare is not None:
+            raise BareVariantError(model, bare.to_wire().id)
+        aliases = (await self._ask(self._store.all_aliases)).values()
+        models, variants = [*self._bases, *others, *aliases], [f"{base}:{name}" for base, name in await self._names()]
+        near = near_name(model, models, variants)
+        if near is not None or not allows_any:
+            raise UnknownModelError(model, [*models, *variants], near)
+
+    def resolved(
+        self, version: Version, own: Steering | None, conversation: Conversation | None = None
+    ) -> ResolvedSteering:
+        """
+        Resolve a variant, and a request's own steering with it. Raises RequestError.
+
+        conversation: where either chooses tokens by role
+        """
+        steering = self.steering(version)
+        # lengths that were measured again may have come to lie on the other side of where they are rounded
+        for served in (self._served, replace(self._served, rounding=rounded_the_other_way)):
+            try:
+                alone = resolve(steering, served, conversation)
+            except RequestError as exc:
+                raise _blamed(exc, None, version) from None
+            if meaning_of(alone.program) == version.meaning:
+                break
+        else:
+            raise VariantChangedError(version.to_wire().version)
+        if own is None:
+            return alone
+        try:
+            return resolve(_joined(own, steering, version), served, conversation)
+        except RequestError as exc:
+            raise _blamed(exc, own, version) from None
+
+    def steering(self, version: Version) -> Steering:
+        """Read a variant's steering. Raises VariantChangedError where this version of saeclamp does not know it."""
+        try:
+            return version.parsed
+        except ValidationError as exc:
+            raise VariantChangedError(version.to_wire().version) from exc
+
+    def _parsed(self, name: str) -> ModelName | None:
+        """Take a name apart that may lack its model's."""
+        return ModelName.parse(name if ":" in name else f"{self._bases[0]}:{name}")
+
+    async def _find(self, name: ModelName) -> Version | None:
+        preset = self._presets.get((name.base, name.variant))
+        if preset is not None:
+            return preset if name.sha256 is None or preset.sha256.startswith(name.sha256) else None
+        return await self._ask(self._store.find, *name)
+
+    async def _of_alias(self, name: str) -> Version | None:
+        """Find what an alias means, of a model that is served."""
+        if not is_alias(name):
+            return None
+        found = await self._ask(self._store.find_alias, name)
+        return found if found is not None and found.base in self._bases else None
+
+    async def _unknown(self, name: str, param: str, status: int) -> UnknownVariantError:
+        # as it was asked for: with its base, or without
+        is_short = ":" not in name
+        known = [
+            variant if is_short and base == self._bases[0] else f"{base}:{variant}"
+            for base, variant in await self._names()
+        ]
+        near = near_name(name, self._bases, known) if not is_short else nearest(name, known)
+        return UnknownVariantError(name, known, near, param, status)
+
+    async def _names(self) -> list[tuple[str, str]]:
+        """List base and name of all variants, as `listed` does, without reading what they are: there may be very many."""
+        own = await self._ask(self._store.current_names)
+        return [*self._presets, *(key for key in own if key[0] in self._bases and key not in self._presets)]
+
+    async def _ask(self, method: Callable[..., ResultT], *args: Any) -> ResultT:
+        try:
+            return await run_in_threadpool(method, *args)
+        except StoreError as exc:
+            raise VariantsUnavailableError(str(exc)) from exc
+
+    def _check_alias(self, base: str, name: str, alias: str | None, path: str, name_path: str) -> None:
+        """Refuse an alias that is in use as a name, and a name that is another variant's alias. Raises RequestError."""
+        own = (base, name)
+        names = [*self._presets, *self._store.current_names()] if alias is not None else []
+        other = next((f"{of}:{one}" for of, one in names if one == alias and (of, one) != own), None)
+        if alias is not None and (alias in self._bases or alias in self._adapters()):
+            raise AliasTakenError(alias, "a model's name", path)
+        if alias in RESERVED:
+            raise InvalidRequestError(f"{path}: no variant can be named {alias!r}.", path)
+        if alias is not None and other is not None:
+            raise AliasTakenError(alias, f"the name of {other}", path)
+        of = next((key for key, taken in self._store.all_aliases().items() if taken == name and key != own), None)
+        if of is not None:
+            raise AliasTakenError(name, f"the alias of {':'.join(of)}", name_path)
+
+    def _kept(self, path: str, alias: str | None, keep: Callable[[], ResultT]) -> ResultT:
+        try:
+            return keep()
+        except AliasInUseError as exc:
+            raise AliasTakenError(alias or str(exc), "another variant's alias", path) from exc
+
+    def _base(self, base: str | None) -> str:
+        if base is not None and base not in self._bases:
+            raise InvalidRequestError(f"base: this server serves {', '.join(self._bases)}, not {base!r}.", "base")
+        return base or self._bases[0]
+
+    def _refuse_taken(self, base: str, name: str, path: str = "name") -> None:
+        if (base, name) in self._presets:
+            raise VariantReadOnlyError(f"{base}:{name}", path)
+        if name in RESERVED:
+            raise InvalidRequestError(f"{path}: no variant can be named {name!r}.", path)
+
+    def _of_bases(self, versions: Iterable[Version]) -> list[Version]:
+        """Leave out those of models that this server does not serve, and those whose name a preset has taken."""
+        return [one for one in versions if one.base in self._bases and (one.base, one.name) not in self._presets]
+
+    def _meaning(self, steering: Steering) -> str:
+        """Resolve a steering, so that what cannot be applied is refused when it is created. Raises RequestError."""
+        # chosen by role, tokens depend on the conversation; which these are does not matter here
+        anywhere = Conversation(0, ()) if roles_in(steering) else None
+        return meaning_of(resolve(steering, self._served, anywhere).program)
+
+
+def _joined(own: Steering, of_variant: Steering, version: Version) -> Steering:
+    """Put a variant's parts behind a request's own, so that messages number those as the request does."""
+    twice = {rule.name for rule in own.rules} & {rule.name for rule in of_variant.rules}
+    if twice:
+        raise InvalidRequestError(
+            f"The variant {version.to_wire().id} has a rule named {sorted(twice)[0]!r} too.", "steering.rules"
+        )
+    # interventions are counted when they are resolved
+    if len(own.rules) + len(of_variant.rules) > MAX_RULES:
+        raise InvalidRequestError(
+            f"The request has {len(own.rules)} rules and the variant {version.to_wire().id} has {len(of_variant.rules)}; "
+            f"together at most {MAX_RULES} can be used.",
+            "steering.rules",
+        )
+    return Steering.model_construct(
+        interventions=(*own.interventions, *of_variant.interventions),
+        rules=(*own.rules, *of_variant.rules),
+        readout=own.readout or of_variant.readout,
+        receipt=own.receipt,
+    )
+
+
+def _blamed(exc: RequestError, own: Steering | None, version: Version) -> RequestError:
+    """Let a refusal that is about a variant's part of a joined steering, or names one, say so."""
+    num_own = {"interventions": len(own.interventions) if own else 0, "rules": len(own.rules) if own else 0}
+    cannot = f"The variant {version.to_wire().id} cannot be used with this:"
+
+    def is_the_variants(path: str | None) -> bool:
+        part = re.match(r"steering\.(interventions|rules)\[(\d+)\]", path or "")
+        return part is not None and int(part[2]) >= num_own[part[1]]
+
+    if is_the_variants(exc.param):
+        exc.message, exc.param = f"{cannot} {exc.message}", "model"
+    elif isinstance(exc, ContradictionError) and is_the_variants(exc.first):
+        exc.message, exc.param = f"{cannot} it {exc.does}", "model"
+    return exc

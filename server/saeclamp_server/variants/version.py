@@ -1,0 +1,92 @@
+"""One version of a variant. What it is addressed by is all that it says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from saeclamp.types import ExportedVariant, Steering, Variant
+from saeclamp_server.steering.program import SteeringProgram
+from saeclamp_server.variants.names import version_name
+
+
+@dataclass(frozen=True)
+class Version:
+    """What never changes."""
+
+    base: str
+    name: str
+    steering: str
+    """JSON, keys sorted."""
+    description: str
+    meaning: str
+    """As in `meaning_of`."""
+    created: int = 0
+    """Seconds since 1970; no part of the address."""
+    read_only: bool = False
+
+    @property
+    def sha256(self) -> str:
+        """Address: equal for equal content under one name."""
+        said = [self.base, self.name, self.steering, self.description, self.meaning]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+    @cached_property
+    def parsed(self) -> Steering:
+        """Read the steering. Raises pydantic's ValidationError where this version of saeclamp does not know it."""
+        return Steering.model_validate_json(self.steering)
+
+    def to_wire(self, alias: str | None = None) -> Variant:
+        """Describe the version. `alias` is its name's."""
+        return Variant(
+            id=f"{self.base}:{self.name}",
+            version=version_name(self.base, self.name, self.sha256),
+            name=self.name,
+            base=self.base,
+            alias=alias,
+            steering=json.loads(self.steering),
+            description=self.description,
+            meaning=self.meaning,
+            sha256=self.sha256,
+            created=self.created,
+            read_only=self.read_only,
+        )
+
+    def to_export(self, alias: str | None = None) -> dict[str, Any]:
+        """Write it as `ExportedVariant`. `alias` is its name's."""
+        kept = {name: value for name, value in asdict(self).items() if name != "read_only"}
+        return {**kept, "steering": json.loads(self.steering), "sha256": self.sha256, "alias": alias}
+
+    @classmethod
+    def imported(cls, variant: ExportedVariant) -> Version:
+        """Take over what another server has exported; whoever calls it compares the address."""
+        return cls(
+            variant.base,
+            variant.name,
+            written(variant.steering),
+            variant.description,
+            variant.meaning,
+            variant.created,
+        )
+
+
+def written(steering: Steering) -> str:
+    """Write a steering as it is kept."""
+    return json.dumps(steering.to_json(), sort_keys=True)
+
+
+def meaning_of(program: SteeringProgram) -> str:
+    """
+    Hash what a program does, but for positions: those that are chosen by role differ from request to request.
+
+    A variant whose meaning changes would no longer be what was created: another SAE under the same name, a feature's name in
+    the book that went to another feature, or a new maximum activation, by which values are measured.
+    """
+    value = program.to_json()
+    for part in (*value["edits"], *value["rules"], *([value["readout"]] if value["readout"] else [])):
+        del part["tokens"]
+    del value["itemised"]
+    return "sha256:" + hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

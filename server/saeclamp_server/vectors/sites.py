@@ -1,0 +1,61 @@
+"""Where vectors can sit: hooks are placed when the model is loaded, before it is compiled, so the sites are fixed then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from saeclamp_saes import SAEEntry, Site
+from saeclamp_saes.sites import POINTS
+from saeclamp_server.model_info import SUPPORTED_ARCHITECTURES, ModelFacts, StartupError
+
+ALL = "all"
+"""What a user writes for `resid_post` behind every layer."""
+
+UNHELD = "mlp_in_no_gain"
+"""A point that SAEs can read, of vectors that the model never holds and that so cannot be edited."""
+
+
+class Place(NamedTuple):
+    """A site with room for vectors."""
+
+    site: Site
+    width: int
+    """Length of the vectors there."""
+    capacity: int
+
+    @property
+    def dictionary(self) -> str:
+        """Name of the engine's dictionary of them, which no SAE can have."""
+        return f"vectors@{self.site}"
+
+
+def find_places(
+    asked: Sequence[str], capacity: int, saes: Mapping[str, SAEEntry], model: ModelFacts
+) -> tuple[Place, ...]:
+    """
+    Find the sites of the loaded SAEs and those that were asked for, in the order in which a forward pass reaches them.
+
+    asked: such as `resid_post.12`, or `all`
+    Raises StartupError.
+    """
+    sites = {site for text in asked for site in _asked(text, model)}
+    sites |= {site for sae in saes.values() for site in (*sae.summary.reads, *sae.summary.writes)}
+    held = sorted((site for site in sites if site.point != UNHELD), key=lambda site: site.order)
+    return tuple(Place(site, model.width(site), capacity) for site in held) if capacity else ()
+
+
+def _asked(text: str, model: ModelFacts) -> Iterator[Site]:
+    if text == ALL:
+        yield from (Site("resid_post", layer) for layer in range(model.num_layers))
+        return
+    try:
+        site = Site.parse(text)
+    except ValueError as exc:
+        raise StartupError(f"--vector-site: {exc}") from exc
+    points = [point for point in POINTS if point in SUPPORTED_ARCHITECTURES[model.architecture] and point != UNHELD]
+    if site.point not in points:
+        raise StartupError(f"--vector-site {text}: a {model.architecture} can be steered at {', '.join(points)}.")
+    if site.layer >= model.num_layers:
+        raise StartupError(f"--vector-site {text}: {model.path} has layers 0 to {model.num_layers - 1}.")
+    yield site
