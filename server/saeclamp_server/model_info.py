@@ -27,7 +27,7 @@ SUPPORTED_ARCHITECTURES: dict[str, frozenset[Point]] = {
     "GPTNeoXForCausalLM": _RUN_BY_TRANSFORMERS,
     "Olmo2ForCausalLM": _RUN_BY_TRANSFORMERS,
 }
-"""Models whose layers `engine/layers.py` knows, and the points that it finds there."""
+"""Models whose layers `engine/worker/hooks.py` knows, and the points that it finds there."""
 
 ORDER = (
     ("embed", "resid_pre"),

@@ -28,7 +28,7 @@ def forked(request: Request, folder: Path, timeout_seconds: float) -> None:
     """
     Run the sandbox's program in a fork of this process, for tests of what it computes: importing torch anew takes seconds.
 
-    What is given up is given up for the fork alone; `process.run_sandbox` is what it stands in for.
+    What is given up is given up for the fork alone; `sandbox_launcher.run_sandbox` is what it stands in for.
     """
     process = multiprocessing.get_context("fork").Process(target=lambda: os._exit(main(request.to_json())))
     process.start()

@@ -2,8 +2,8 @@
 Converting a checkpoint, once, into our own layout: safetensors that can be served instead of a pickle.
 
 1. What is to be read is found and hashed.
-2. A process of its own (`process`, `sandbox`) limits itself, unpickles what has to be (`pickles`), reads the checkpoint as
-   the family it is of, and writes it into a hidden folder beside the destination.
+2. A process of its own (`sandbox_launcher`, `sandbox_main`) limits itself, unpickles what has to be (`pickles`), reads the
+   checkpoint as the family it is of, and writes it into a hidden folder beside the destination.
 3. Nothing that process says is believed: what it wrote is opened and checked here, its provenance is added, and the
    folder is renamed to the destination. Whatever fails or is interrupted before that leaves nothing behind.
 """

@@ -107,7 +107,7 @@ def figure_of(reading: Reading, x: Tensor, target: Tensor, variances: Tensor, nu
     Measure a reading.
 
     x, target:      (num_tokens, d_in), (num_tokens, d_out): where it reads and writes
-    variances:      `figures.principal_variances` of the target
+    variances:      `metrics.principal_variances` of the target
     num_components: that it is compared with, unless it has another number of active features of its own
     """
     reconstruction, l0 = reading.use(x)

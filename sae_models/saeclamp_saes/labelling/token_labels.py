@@ -10,7 +10,7 @@ say     `say " the"`: it is active before this token. Chosen: the next token wit
 output  `promotes " bridge", " Bridge"`: amplified, it makes these tokens likelier. Chosen: of the first 20 of its logit lens
         the three likeliest once it is amplified (less those a tenth as likely as the first); none, where the one that
         scores is less than twice as likely as without.
-        Score: the output score (see `outputs`), measured behind a sentence that is not of the text.
+        Score: the output score (see `output_scores`), measured behind a sentence that is not of the text.
 none    no score passes its bar.
 
 Mass is the sum of positive activations. Even sequences choose, and odd ones score.

@@ -54,7 +54,8 @@ class Checkpoint:
 
 def add(text: str, name: str | None, model: str | None, report: Report) -> Record:
     """
-    Add what a text leads to (see `names`) to the user's library. A pickle is converted, in a process that can do no harm.
+    Add what a text leads to (see `reference`) to the user's library. A pickle is converted, in a process that can do
+    no harm.
 
     name:  in the library; None for the one that it would be served under
     model: the model it is for; None for what the catalogue or the checkpoint says

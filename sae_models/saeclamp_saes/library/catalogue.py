@@ -63,7 +63,7 @@ class CatalogueEntry:
     repository: str
     """On the hub, `ORG/NAME`."""
     format: str
-    """Of `formats.FORMATS`."""
+    """Of `loaders.FORMATS`."""
     reads: Point
     writes: Point
     d_in: int

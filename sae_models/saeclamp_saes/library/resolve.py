@@ -49,7 +49,7 @@ class SAEEntry:
 
 def find_sae(text: str, report: hub.Report | None = None) -> SAEAddress:
     """
-    Resolve `[NAME=]WHAT[?key=value&key=value]` (see `names` and `options.OPTIONS`).
+    Resolve `[NAME=]WHAT[?key=value&key=value]` (see `reference` and `options.OPTIONS`).
 
     What is on the hub must name a commit, or have been added to the library, which records one: nobody's push changes what
     is served. An id of the catalogue whose files can be read as they are is added when it is first used. Files at a commit

@@ -1,4 +1,4 @@
-"""Answers to exceptions, in OpenAI's form: `envelope` gives them to those who read another in theirs."""
+"""Answers to exceptions, in OpenAI's form: `error_envelope` gives them to those who read another in theirs."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class Room:
 
 
 class ModelShare:
-    """A `model.Model`, for one request."""
+    """A `model_client.Model`, for one request."""
 
     def __init__(self, model: Model, room: Room, counter: ProgressCounter) -> None:
         self.name, self.num_tokens = model.name, model.num_tokens

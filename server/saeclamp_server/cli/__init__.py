@@ -1,19 +1,22 @@
 """
-Commands that speak to a running server.
+The command line. `args.py` has the options of `serve`; the rest speaks to a running server.
 
-    asking.py    where the server is, and what becomes of its refusals
-    layout.py    tables and columns as wide as the terminal
-    progress.py  bars for what takes longer
-    texts.py     texts and conversations on a command line
-    steering.py  steering on a command line
-    features.py  `saeclamp features search | show | inspect | contrast | attribute | neighbours`
-    variants.py  `saeclamp variants list | show | create | delete | export | import`
-    vectors.py   `saeclamp vectors upload | list | get | delete`
+    server_client.py  where the server is, and what becomes of its refusals
+    tables.py         tables and columns as wide as the terminal
+    output.py         standard output that is closed or full
+    progress.py       bars for what takes longer
+    texts.py          texts and conversations on a command line
+    steering_flags.py  steering on a command line
+    features.py       `saeclamp features search | show | inspect | contrast | attribute | neighbours | suggest`
+    variants.py       `saeclamp variants list | show | create | delete | export | import`
+    vectors.py        `saeclamp vectors upload | list | get | delete`
     control_vector.py  `saeclamp vectors import`, which needs the packages gguf and safetensors
-    trying.py    `saeclamp validate | compare`
-    chat.py      `saeclamp chat`: unsteered, steered and prompted answers in columns
+    try_steering.py   `saeclamp validate | compare`
+    chat.py           `saeclamp chat`: unsteered, steered and prompted answers in columns
+    calibrate.py      `saeclamp calibrate`, which may start a server of its own
+    demo.py           `make demo`
 
-They need no more than the client does: neither torch, nor numpy, nor rich.
+What speaks to a server needs no more than the client does: neither torch, nor numpy, nor rich.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Calls to the workers of every process of the engine, and what becomes of their answers."""
+"""API process: calls to the workers of every process of the engine, and what becomes of their answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def on_workers(engine: Any, method: str, *args: Any) -> list[list[Any]]:
 
 
 class EngineDirections:
-    """`model.Directions`, asked of the workers."""
+    """`model_client.Directions`, asked of the workers."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
@@ -44,7 +44,7 @@ class EngineDirections:
 
 
 class EngineStreams:
-    """`finding.derivation.Streams`, asked of the workers."""
+    """`features.derive.Streams`, asked of the workers."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
@@ -119,7 +119,7 @@ def _heed(task: asyncio.Task[Any]) -> None:
 
 def _joined(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
-    Join what the pipeline stages report of a request, as in `live.Report`.
+    Join what the pipeline stages report of a request, as in `request_states.Report`.
 
     An edit is made at one stage, and a rule is judged at one; the others have nothing of it.
     """

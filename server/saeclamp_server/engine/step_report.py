@@ -1,4 +1,4 @@
-"""The message of a step from worker to scheduler: which requests failed, what their tokens showed, where rules end them."""
+"""From worker process to EngineCore, each step: which requests failed, what their tokens showed, where rules end them."""
 
 from __future__ import annotations
 

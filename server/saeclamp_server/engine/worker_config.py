@@ -1,4 +1,4 @@
-"""The worker's configuration, as the API process sends it."""
+"""From API process to workers, at the start: their configuration."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class ServeOptions:
     allow_unverified: bool = False
     """Whether to serve SAEs that do not reconstruct what the model has where they claim to sit."""
     max_dose: float | None = None
-    """Longest edit of a token that a request may ask for, in median lengths of the stream; None for `doses.MAX_DOSE`."""
+    """Longest edit of a token that a request may ask for, in median lengths of the stream; None for `dose.MAX_DOSE`."""
     vector_sites: tuple[str, ...] = ()
     """Where uploaded vectors can sit besides the sites of the SAEs."""
     max_vectors: int = MAX_VECTORS

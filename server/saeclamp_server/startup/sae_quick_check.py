@@ -27,7 +27,7 @@ class Measured(NamedTuple):
     lengths: Lengths
     """By which edits are measured."""
     fit: Mapping[str, Any] | None
-    """Of an SAE: the fields of `verification.quick.QuickFit`."""
+    """Of an SAE: the fields of `evaluation.quick_check.QuickFit`."""
 
 
 async def check_that_saes_fit(

@@ -1,12 +1,17 @@
 """
 From the wire to a program, and from what the engine did to a receipt.
 
-    served.py      what this server steers with
-    targets.py     names to features and vectors, units to activations
-    resolve.py     a whole `steering` object, its interventions and its contradictions
-    conditions.py  rules and readouts
-    receipt.py     what was resolved and applied
-    warnings.py    what of it is probably not what was meant
+    context.py       what this server steers with
+    units.py         names to features and vectors, units to activations
+    dose.py          how long an edit is beside the stream, and what a server allows
+    chat_spans.py    which tokens of a prompt are whose message
+    token_ranges.py  which tokens are meant, as ranges
+    resolve.py       a whole `steering` object, its interventions and its contradictions
+    rules.py         rules and readouts
+    program.py       what comes of it: JSON on its way to the worker
+    admission.py     waiting while too many features are in use
+    receipt.py       what was resolved and applied
+    warnings.py      what of it is probably not what was meant
 
 What cannot be applied ends the request here.
 """

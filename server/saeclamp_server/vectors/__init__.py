@@ -1,10 +1,10 @@
 """
 Directions that users upload, and that requests move by name as they move features.
 
-    direction.py  a safetensors file to a direction at a site, or a refusal
-    places.py     where vectors can sit in this server's model
-    folder.py     files that outlast the server
-    held.py       the vectors that requests can name, each with a row of the engine's
+    vector_file.py  a safetensors file to a direction at a site, or a refusal
+    sites.py        where vectors can sit in this server's model
+    storage.py      files that outlast the server
+    registry.py     the vectors that requests can name, each with a row of the engine's
 
 Free of vLLM: the engine is told by `collective_rpc`.
 """

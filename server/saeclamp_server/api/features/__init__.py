@@ -1,11 +1,15 @@
 """
-What is known of the features that this server steers with, for those who look for one.
+What is known of the features that this server steers with, for those who look for one, and what the model makes of them.
 
-    known.py        one SAE: its feature book, its labels, its calibration curves; as the wire shows them
-    beside.py       which of these lie beside an SAE
-    description.py  a feature in words, the same wherever it is named
-    findable.py     what features are found by, and what a hit shows
-    search.py       both rankings made into one: words.py by words, meanings.py by sentence embeddings
+    router.py finding_router.py   the endpoints
+    sae_info.py          one SAE: its feature book, its labels, its calibration curves; as the wire shows them
+    labels.py            which of these lie beside an SAE
+    description.py       a feature in words, the same wherever it is named
+    search_documents.py  what features are found by, and what a hit shows
+    search.py            two rankings made into one: full_text_index.py by words, embedding_index.py by sentence embeddings
+    text_activations.py  what is active in texts; activation_table.py counts it over many
+    inspect.py contrast.py attribute.py neighbours.py derive.py   an endpoint each; permutation_test.py says how surely
+    suggest/             from a wish to a steering
 """
 
 from saeclamp_server.api.features.labels import known_saes

@@ -30,7 +30,7 @@ class KnownSAE:
     entry: SAEEntry
     lengths: Lengths
     fit: Mapping[str, Any] | None = None
-    """As measured when the server started: the fields of `verification.quick.QuickFit`."""
+    """As measured when the server started: the fields of `evaluation.quick_check.QuickFit`."""
     labels: OpenLabels | None = None
     """Of the very weights that are served; None: there are none."""
     curves: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)

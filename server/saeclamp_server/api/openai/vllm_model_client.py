@@ -1,4 +1,4 @@
-"""`model.Model` on vLLM's engine: the same admission, batch and receipts as for completions."""
+"""`model_client.Model` on vLLM's engine: the same admission, batch and receipts as for completions."""
 
 from __future__ import annotations
 

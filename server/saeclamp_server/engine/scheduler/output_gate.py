@@ -1,5 +1,5 @@
 """
-Holding generated tokens back until the model has read them. Free of vLLM.
+EngineCore process: holding generated tokens back until the model has read them. Free of vLLM.
 
 A token's activations are known one step after it was sampled, when the model reads it. An answer that a rule may end, or
 that shows what was read at each token, therefore leaves one step late: a token leaves when it has been read and no rule has

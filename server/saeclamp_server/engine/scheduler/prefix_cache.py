@@ -1,5 +1,6 @@
 """
-Which blocks of the prefix cache steered requests may share: those that were computed under the same edits.
+EngineCore process: which blocks of the prefix cache steered requests may share: those that were computed under the
+same edits.
 
 A block's keys and values depend on its tokens, on the tokens before it, and on what was edited at all those positions. vLLM
 hashes the tokens; here each hash is joined with the edits up to the end of its block. Blocks before the first edit keep

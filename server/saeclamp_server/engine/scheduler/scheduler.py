@@ -1,5 +1,5 @@
 """
-What saeclamp adds to vLLM's scheduler.
+EngineCore process: what saeclamp adds to vLLM's scheduler.
 
 Blocks of the prefix cache are shared by what was computed alike; tokens leave when what the worker tells of them allows it;
 a request that cannot be steered, or that a rule ends, is ended here.

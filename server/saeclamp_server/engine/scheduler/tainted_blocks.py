@@ -1,4 +1,4 @@
-"""Engine-core process: blocks of the KV cache that hold what failed requests computed, until they are wiped."""
+"""EngineCore process: blocks of the KV cache that hold what failed requests computed, until they are wiped."""
 
 from __future__ import annotations
 

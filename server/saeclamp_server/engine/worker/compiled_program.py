@@ -1,4 +1,7 @@
-"""A program as one engine runs it, in a request with a prompt of a known length. Host-side and free of vLLM."""
+"""
+Worker process: a program as one engine runs it, in a request with a prompt of a known length. Host-side and free of
+vLLM.
+"""
 
 from __future__ import annotations
 

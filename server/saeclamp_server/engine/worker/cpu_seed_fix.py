@@ -1,5 +1,5 @@
 """
-Requests with a seed, on a CPU.
+Worker process: requests with a seed, on a CPU.
 
 In a step that computes only a part of a prompt, vLLM samples a token all the same, discards it, and winds the request's own
 generator back by the offset of one sample. A CPU generator has no offset: the call raises, and the engine ends with all its

@@ -1,4 +1,7 @@
-"""The worker for CPUs; a module of its own, because importing vLLM's CPU worker changes the process it is imported into."""
+"""
+Worker process: the worker for CPUs; a module of its own, because importing vLLM's CPU worker changes the process it
+is imported into.
+"""
 
 from typing import Any
 

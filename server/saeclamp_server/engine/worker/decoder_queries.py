@@ -1,4 +1,4 @@
-"""Questions about an SAE's decoder rows, answered where the weights are."""
+"""Worker process: questions about an SAE's decoder rows, answered where the weights are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What was edited, counted on the device: one slot per edit of each live request, read once when the request ends."""
+"""
+Worker process: what was edited, counted on the device: one slot per edit of each live request, read once when the
+request ends.
+"""
 
 from __future__ import annotations
 

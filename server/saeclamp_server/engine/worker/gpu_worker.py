@@ -1,4 +1,4 @@
-"""The worker for NVIDIA GPUs."""
+"""Worker process: the worker for NVIDIA GPUs."""
 
 from vllm.v1.worker.gpu_worker import Worker
 

@@ -1,5 +1,5 @@
 """
-Where each of our sites is in vLLM's model classes.
+Worker process: where each of our sites is in vLLM's model classes.
 
 Most of vLLM's decoder layers return `(hidden, residual)`, whose sum is the stream. Only classes whose forward was checked
 line by line are listed; any other is refused, because reading one summand for the stream gives activations that look right

@@ -1,5 +1,6 @@
 """
-The edit of a site as one Triton kernel for CUDA: one program instance per token, nothing but tensors between steps.
+Worker process: the edit of a site as one Triton kernel for CUDA: one program instance per token, nothing but tensors
+between steps.
 
 It does what `clamping.read_acts` and `clamping.written` do for SAEs whose features are read one by one (ReLU, JumpReLU), on
 the sum of `hidden` and `residual`. Its launch depends on nothing that changes from step to step but the number of
@@ -170,7 +171,7 @@ class RowBank(NamedTuple):
 
 
 class Tallies(NamedTuple):
-    """What was done, a slot a row, as `ledger.Ledger` holds it."""
+    """What was done, a slot a row, as `edit_stats.Ledger` holds it."""
 
     sums: Tensor
     """(num_slots, 4) fp64: prompt positions, generated positions, activations, doses"""

@@ -1,5 +1,5 @@
 """
-The adapter to vLLM's V1 model runner (`GPUModelRunner` and its CPU subclass).
+Worker process: the adapter to vLLM's V1 model runner (`GPUModelRunner` and its CPU subclass).
 
 After `_prepare_inputs` the batch order of the step is fixed and the token ids are on the device; that is where the step of
 each SAE and site is filled. What the forward has shown leaves with the sampled tokens, in what `sample_tokens` returns.

@@ -1,5 +1,5 @@
 """
-The custom op that edits the model's vectors, and the state it reads.
+Worker process: the custom op that edits the model's vectors, and the state it reads.
 
 One opaque op per hooked site stays in the compiled graph as a call; what it does in a step is decided by the tensors in
 its site's state, which the worker fills before each forward.
@@ -207,7 +207,7 @@ def _lengths(state: SiteState, x: Tensor, residual: Tensor | None, tokens: Tenso
 def _edit(state: SiteState, number: int, hidden: Tensor, x: Tensor, lengths: Tensor) -> None:
     """
     Add what every SAE writes here. A vector that would be longer than `MAX_LENGTH`, or not finite, becomes NaN, so that
-    whoever shares its keys and values is lost too; those requests fail, and their blocks are wiped (`telling`, `scheduler`).
+    whoever shares its keys and values is lost too; those requests fail, and their blocks are wiped (`collect`, `scheduler`).
 
     hidden:  (num_tokens_of_the_step, width), changed in place
     x:       (num_tokens, width), the touched vectors

@@ -1,5 +1,5 @@
 """
-Pipeline stages: what a forward has shown goes on to the next stage, beside the hidden states.
+Worker process: pipeline stages: what a forward has shown goes on to the next stage, beside the hidden states.
 
 Every stage plans the whole step, with the same rows at the same places, and runs the ops of its own layers. What later
 layers need of earlier ones is activations, verdicts of rules, where rules that end the answer held, and the readings of SAEs

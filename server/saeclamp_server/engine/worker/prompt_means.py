@@ -51,7 +51,7 @@ class Recorder:
         """
         Find what of a request is recorded in the coming forward.
 
-        asked:      as in `model.Recording`
+        asked:      as in `model_client.Recording`
         row:        of its first token in the batch
         num_tokens: in this forward
         first:      position of its first token in the request

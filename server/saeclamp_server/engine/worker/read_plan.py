@@ -1,4 +1,7 @@
-"""Which tokens of a step are judged by rules, and which are shown whole. Host-side and free of vLLM, like `mapping`."""
+"""
+Worker process: which tokens of a step are judged by rules, and which are shown whole. Host-side and free of vLLM,
+like `step_plan`.
+"""
 
 from __future__ import annotations
 

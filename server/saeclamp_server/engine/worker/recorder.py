@@ -1,4 +1,4 @@
-"""A recorder of the model's vectors at one site, for verifying SAEs in the running engine. Free of vLLM."""
+"""Worker process: a recorder of the model's vectors at one site, for verifying SAEs in the running engine. Free of vLLM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The steered requests an engine is running: their programs, what was done for each, and which could not be done."""
+"""
+Worker process: the steered requests an engine is running: their programs, what was done for each, and which could
+not be done.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ class Report:
     prompt: list[int] = field(default_factory=list)
     """Per edit: prompt positions in its scope, computed here or found in the prefix cache; of a rule's, those computed."""
     tallies: list[dict[str, float]] = field(default_factory=list)
-    """Per edit: the fields of `ledger.Tally`."""
+    """Per edit: the fields of `edit_stats.Tally`."""
     fired: list[dict[str, Any] | None] = field(default_factory=list)
     """Per rule: what `Firings.read` says of it."""
 

@@ -1,5 +1,6 @@
 """
-Rows of an SAE on the model's device: those of the features in use. The whole SAE stays in the host's memory.
+Worker process: rows of an SAE on the model's device: those of the features in use. The whole SAE stays in the host's
+memory.
 
 Which features a step touches is known before it runs; those that are missing are brought in then, in place of the ones that
 have not been touched for longest. `--max-features` bounds how many are in use at once, so it is the size of the bank.

@@ -1,4 +1,4 @@
-"""Where rules held, noted on the device: one slot per rule of each live request. Free of vLLM."""
+"""Worker process: where rules held, noted on the device: one slot per rule of each live request. Free of vLLM."""
 
 from __future__ import annotations
 

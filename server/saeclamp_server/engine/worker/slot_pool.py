@@ -1,4 +1,4 @@
-"""Consecutive slots of tensors that live on the device: given out, given back, grown by doubling."""
+"""Worker process: consecutive slots of tensors that live on the device: given out, given back, grown by doubling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what each token of a step gets to tensors on the device: the step of every SAE, site and rule."""
+"""Worker process: from what each token of a step gets to tensors on the device: the step of every SAE, site and rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What is read in a forward beside the edits, and what follows: activations, verdicts of rules, strongest features."""
+"""
+Worker process: what is read in a forward beside the edits, and what follows: activations, verdicts of rules,
+strongest features.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from saeclamp_server.steering.program import Form
 
 
 class RuleStep(NamedTuple):
-    """`watching.RuleRows` on the model's device, with one row per (rule, token)."""
+    """`read_plan.RuleRows` on the model's device, with one row per (rule, token)."""
 
     form: Form
     act: Tensor

@@ -1,4 +1,7 @@
-"""What each token of a step gets: edits, looks, conditions. Host-side and free of vLLM, so it tests on a laptop."""
+"""
+Worker process: what each token of a step gets: edits, looks, conditions. Host-side and free of vLLM, so it tests on
+a laptop.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-Dictionaries of uploaded vectors: SAEs of fixed size, allocated at load, whose features are set one by one.
+Worker process: dictionaries of uploaded vectors: SAEs of fixed size, allocated at load, whose features are set one by one.
 
 A vector d is a feature whose activation is the coefficient of the stream's projection on it, x.d / |d|^2, of either sign,
 and whose decoder row is d. So clamping it to c makes d's part of the stream c times d, and ablating it removes that part.

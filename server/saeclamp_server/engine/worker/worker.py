@@ -1,4 +1,7 @@
-"""What saeclamp adds to a vLLM worker: SAEs and vectors, hooks where they read and write, and reports on request."""
+"""
+Worker process: what saeclamp adds to a vLLM worker: SAEs and vectors, hooks where they read and write, and reports
+on request.
+"""
 
 from __future__ import annotations
 
@@ -140,7 +143,8 @@ class SteeringWorker:
         """
         Measure every SAE and dictionary of vectors on what was recorded, by name, and stop recording; {} where nothing was.
 
-        `fit`, of SAEs, is as in `verification.quick`. `lengths` is as in `doses`, of the first chunk, which is always run.
+        `fit`, of SAEs, is as in `evaluation.quick_check`. `lengths` is as in `site_norms`, of the first chunk,
+        which is always run.
 
         chunks: the token ids of the prompts that were run since `start_probes`, in order
         """
@@ -180,7 +184,7 @@ class SteeringWorker:
 
     def steering_reports(self, keys: list[str], abandoned: list[str]) -> dict[str, dict[str, dict[str, Any]]]:
         """
-        Report on the requests of some API calls (see `live.Report`), by key and request id, and forget them.
+        Report on the requests of some API calls (see `request_states.Report`), by key and request id, and forget them.
 
         abandoned: keys of calls that have ended without anybody asking
         """
@@ -222,7 +226,7 @@ def _read_checked(sae: dict[str, Any]) -> SAE:
 
 def _lengths(sae: SAE, x: Tensor, lengths: Tensor, position: Tensor, is_special: Tensor) -> dict[str, Any]:
     """
-    Most fields of `doses.Lengths`.
+    Most fields of `site_norms.Lengths`.
 
     x:       (num_tokens, d_in), where the SAE reads
     lengths: (num_tokens,), where it writes first

@@ -4,7 +4,7 @@ From a wish to a small steering: features are thought of, tried on neutral quest
 Thought of by search (labels that say it) and by contrast (what differs between the model's own answers when it is asked for
 it in the prompt and when it is not). Screened at several strengths on a few questions, to see what deserves a test. Tested,
 alone and in pairs, on other questions, against unsteered answers and against random features that move the stream as far
-(`superiority`); no answer that helped to choose the target or the steering takes part in its test.
+(`superiority_test`); no answer that helped to choose the target or the steering takes part in its test.
 """
 
 from __future__ import annotations
