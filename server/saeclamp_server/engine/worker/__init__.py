@@ -12,5 +12,6 @@ A step, from top to bottom:
     step_outputs.py      what was seen, on the device                           pipeline, for the next pipeline stage
     collect.py           what was seen, told to the scheduler with the tokens
 
-Asked by our own endpoints: decoder_queries, prompt_means. Around vLLM: kv_wipe, cpu_seed_fix. For CUDA graphs, not used yet: kernel.
+Asked by our own endpoints: decoder_queries, prompt_means. Around vLLM: kv_wipe, cpu_seed_fix.
+For CUDA graphs, not used yet: kernel.
 """
