@@ -103,7 +103,7 @@ def main() -> None:
         importlib.import_module(name)
     from vllm.platforms import current_platform
 
-    importlib.import_module(f"saeclamp_server.engine.{'cpu' if current_platform.is_cpu() else 'gpu'}_worker")
+    importlib.import_module(f"saeclamp_server.engine.worker.{'cpu' if current_platform.is_cpu() else 'gpu'}_worker")
     for line in sys.stdin:
         question = json.loads(line)
         if question["do"] == "poll":

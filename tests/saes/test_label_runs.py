@@ -40,10 +40,10 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """So many steps that a tiny run can be stopped in the middle of each part."""
     at = "saeclamp_saes.labelling"
     for name, value in {
-        f"{at}.firings.GROUP_TOKENS": 200,
-        f"{at}.firings.SORTED_AT_ONCE": 4000,
-        f"{at}.outputs.LOGITS_AT_ONCE": 7 * 97,
-        f"{at}.rows.ROWS_AT_ONCE": 9,
+        f"{at}.activation_index.GROUP_TOKENS": 200,
+        f"{at}.activation_index.SORTED_AT_ONCE": 4000,
+        f"{at}.output_scores.LOGITS_AT_ONCE": 7 * 97,
+        f"{at}.feature_rows.ROWS_AT_ONCE": 9,
         f"{at}.neighbours.COSINES_AT_ONCE": 5 * D_SAE,
     }.items():
         monkeypatch.setattr(name, value)
