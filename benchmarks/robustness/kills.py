@@ -103,11 +103,17 @@ def _stream(server: Server) -> None:
 def _kill_one(server: Server, chance: random.Random, record: Record) -> None:
     api = psutil.Process(server.pid)
     tree = [api, *api.children(recursive=True)]
-    of_the_engine = [process for process in tree[1:] if "VLLM" in " ".join(process.cmdline() or [process.name()])]
-    victim = chance.choice([api, *of_the_engine])
-    record.killed["API" if victim is api else (victim.cmdline() or [victim.name()])[0]] += 1
+    # by whose child each is: processes that were forked bear their parent's name
+    (engine,) = _without_trackers(api.children())
+    (worker,) = _without_trackers(engine.children())
+    kind, victim = chance.choice([("API server", api), ("EngineCore", engine), ("worker", worker)])
+    record.killed[kind] += 1
     victim.send_signal(signal.SIGKILL)
     _, alive = psutil.wait_procs(tree, timeout=GONE_S)
     left = [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
     if left:
         record.bad.append(f"{victim} was killed; left after {GONE_S} s: {left}")
+
+
+def _without_trackers(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [process for process in processes if "resource_tracker" not in " ".join(process.cmdline())]

@@ -9,6 +9,7 @@ going would end it, with the receipt of what there is.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from argparse import Namespace
 from collections.abc import Callable
@@ -29,6 +30,12 @@ from saeclamp_server.api.drain import Drain
 LAST_RECEIPTS_S = 5.0
 """How long requests that were ended may take to say so."""
 LOOK_S = 0.5
+KEEP_ALIVE = "VLLM_HTTP_TIMEOUT_KEEP_ALIVE"
+KEEP_ALIVE_S = 65
+"""
+How long an idle connection stays open. vLLM's 5 seconds are what httpx, and so OpenAI's client, takes too: where both give
+up a connection at the same moment, a request is sent into one that is being closed.
+"""
 CLOSE_S = 3
 """How long connections may take to close when nothing is answered any more."""
 
@@ -111,7 +118,7 @@ def _config(app: FastAPI, args: Namespace) -> Any:
         port=args.port,
         log_level=args.uvicorn_log_level,
         access_log=not args.disable_uvicorn_access_log,
-        timeout_keep_alive=envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
+        timeout_keep_alive=envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE if KEEP_ALIVE in os.environ else KEEP_ALIVE_S,
         timeout_graceful_shutdown=CLOSE_S,
         ssl_keyfile=args.ssl_keyfile,
         ssl_certfile=args.ssl_certfile,
