@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from saeclamp.types.refusals import listed
 from saeclamp_saes import SAEEntry
 from saeclamp_server.model_info import StartupError, in_one_line
 from saeclamp_server.startup.announcement import announce
@@ -52,8 +53,7 @@ def launch(options: ServeOptions) -> int:
 
 def _description(sae: SAEEntry) -> str:
     names = [note.name for note in sae.features.values()]
-    more = f" and {len(names) - NUM_NAMES} more" if len(names) > NUM_NAMES else ""
-    named = f"named: {', '.join(names[:NUM_NAMES])}{more}" if names else "none is named"
+    named = f"named: {listed(names, NUM_NAMES)}" if names else "none is named"
     return f"SAE {sae.name}: {sae.summary.d_sae} features at {sae.summary.site}, sha256 {sae.sha256[:12]}; {named}"
 
 

@@ -169,11 +169,11 @@ def shown(value: object) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
-def listed(names: Iterable[str]) -> str:
-    """Write names as a message lists them; only how many more there are where there are many."""
+def listed(names: Iterable[str], most: int = MAX_LISTED) -> str:
+    """Write names as a message lists them; of those beyond `most`, only how many there are."""
     names = [*names]
-    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return f"{', '.join(names[:MAX_LISTED])}{more}" or "none"
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}" or "none"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

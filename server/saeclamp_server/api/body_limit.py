@@ -34,7 +34,7 @@ class BodyLimit:
         if not is_chunked and length.isdecimal() and int(length) <= limit:
             return await self._app(scope, receive, send)
         waits = not is_chunked and headers.get("expect", "").lower() == "100-continue"
-        messages, size = ([], int(length)) if waits else await _read(receive, limit)
+        messages, size = ([], int(length)) if waits else await read_messages(receive, limit)
         if messages and messages[-1]["type"] != "http.request":
             return None  # the client has gone
         if size <= limit:
@@ -46,13 +46,17 @@ class BodyLimit:
         await response_of(error)(scope, receive, send)
 
 
-async def _read(receive: Receive, limit: int) -> tuple[list[Message], int]:
-    """Read a body, and count its bytes. A larger one is read to its end, or the refusal might not arrive, but not kept."""
+async def read_messages(receive: Receive, limit: int | None = None) -> tuple[list[Message], int]:
+    """
+    Read the messages of a body, and count its bytes.
+
+    limit: a larger body is read to its end, or the refusal might not arrive, but not kept; None: any is kept
+    """
     messages, size = list[Message](), 0
     while True:
         message = await receive()
         size += len(message.get("body", b""))
-        if size > limit:
+        if limit is not None and size > limit:
             messages.clear()
         messages.append(message)
         if message["type"] != "http.request" or not message.get("more_body"):

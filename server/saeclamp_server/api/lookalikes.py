@@ -7,7 +7,7 @@ vLLM's request classes ignore unknown keys, so each of these would be answered u
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -79,9 +79,9 @@ def refuse_lookalikes(body: Mapping[str, Any], path: str = "") -> None:
             raise InvalidSteeringError(f"{shown(f'{where}.{odd[:MAX_KEY]}')} is not read. {AT_TOP_LEVEL}", where)
 
 
-def refuse_long_names(body: Mapping[str, Any]) -> None:
+def refuse_long_names(names: Iterable[str]) -> None:
     """Raise RequestError for a field's name that is longer than any, before it is compared or shown."""
-    longest = max(body, key=len, default="")
+    longest = max(names, key=len, default="")
     if len(longest) > MAX_KEY:
         raise InvalidRequestError(f"The name of a field has {len(longest)} characters: {shown(longest)}.", None)
 

@@ -100,9 +100,7 @@ def _refuse_large(pairs: Sequence[tuple[str, Any]], max_fields: int) -> None:
         raise InvalidRequestError(
             f"An object of the body has {len(pairs)} fields; at most {max_fields} are read.", None
         )
-    longest = max((key for key, _ in pairs), key=len, default="")
-    if len(longest) > MAX_KEY:
-        raise InvalidRequestError(f"The name of a field has {len(longest)} characters: {shown(longest)}.", None)
+    refuse_long_names(key for key, _ in pairs)
 
 
 def refuse_many_values(content: bytes) -> None:

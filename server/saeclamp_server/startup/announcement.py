@@ -10,13 +10,12 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
+from saeclamp._requests import API_KEY_VARIABLE
 from saeclamp_saes import SAEEntry
 from saeclamp_saes.library.feature_book import FeatureNote
 from saeclamp_server.startup.server_log import ServerLog
 
-KEY_VARIABLE = "SAECLAMP_API_KEY"
-"""Which our client and command line read."""
-WITH_KEY = f", where {KEY_VARIABLE} has the server's key (export {KEY_VARIABLE}=...)"
+WITH_KEY = f", where {API_KEY_VARIABLE} has the server's key (export {API_KEY_VARIABLE}=...)"
 
 
 async def announce(state: Any, args: Namespace, saes: Mapping[str, SAEEntry], address: str, log: ServerLog) -> None:
@@ -51,5 +50,5 @@ def example_request(address: str, model: str, sae: SAEEntry, needs_key: bool = F
         f'  "steering": {{"interventions": [{{"op": "clamp", "feature": {json.dumps(f"{sae.name}/{feature}")}, '
         f'"value": {value}, "unit": "{unit}"}}]}}}}'
     )
-    key = f' -H "Authorization: Bearer ${KEY_VARIABLE}"' if needs_key else ""
+    key = f' -H "Authorization: Bearer ${API_KEY_VARIABLE}"' if needs_key else ""
     return f"curl {address}/v1/chat/completions{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}\n"

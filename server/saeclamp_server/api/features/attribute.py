@@ -185,22 +185,23 @@ async def _doubts(request: Attribute, question: _Question, model: Model) -> tupl
 
     Which of both follows is not told by the text alone: behind a chat template's header no blank does.
     """
-    found = []
-    for path, given, taken in (
-        ("target", request.target, question.target),
-        ("against", request.against, question.against),
-    ):
-        other = _after_a_blank(given, model)
-        if other is None or taken is None or other == taken:
-            continue
-        outcome = await model.run(Run(question.context.ids, logprobs_of=(taken, other)), question.path)
-        as_given, behind_blank = (outcome.logprobs[0][token] for token in (taken, other))
-        if behind_blank > as_given:
-            found.append(
-                f"{path}: {given!r} was taken without a blank before it, and {f' {given}'!r} is likelier here (logprob "
-                f"{behind_blank:.3f}, not {as_given:.3f}): give that if it was meant."
-            )
-    return tuple(found)
+    given = (("target", request.target, question.target), ("against", request.against, question.against))
+    doubted = [
+        (path, text, taken, other)
+        for path, text, taken in given
+        if taken is not None and (other := _after_a_blank(text, model)) not in (None, taken)
+    ]
+    if not doubted:
+        return ()
+    asked = tuple({token: None for _, _, taken, other in doubted for token in (taken, other)})
+    outcome = await model.run(Run(question.context.ids, logprobs_of=asked), question.path)
+    logprobs = outcome.logprobs[0]
+    return tuple(
+        f"{path}: {text!r} was taken without a blank before it, and {f' {text}'!r} is likelier here (logprob "
+        f"{logprobs[other]:.3f}, not {logprobs[taken]:.3f}): give that if it was meant."
+        for path, text, taken, other in doubted
+        if logprobs[other] > logprobs[taken]
+    )
 
 
 async def _shortlist(

@@ -8,7 +8,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from saeclamp.types import Steering
-from saeclamp_server.api.body_limit import OWN_PATHS, replay
+from saeclamp_server.api.body_limit import OWN_PATHS, read_messages, replay
 from saeclamp_server.api.error_envelope import path_of
 from saeclamp_server.api.error_handlers import response_of
 from saeclamp_server.api.loaded_names import refuse_loaded_names
@@ -48,7 +48,8 @@ class SteeringGuard:
             check_encoding(b"", encoding)
             refuse_headers(scope["headers"])
             if not path.startswith(OWN_PATHS):  # which bound what they read, and check it
-                messages, content = await _read(receive)
+                messages, _ = await read_messages(receive)
+                content = b"".join(message.get("body", b"") for message in messages)
                 check_encoding(content)
                 refuse_many_values(content)
                 refuse_query(scope["query_string"])
@@ -68,14 +69,6 @@ class SteeringGuard:
 
 def _is_json(scope: Scope) -> bool:
     return any(name == b"content-type" and b"json" in value.lower() for name, value in scope["headers"])
-
-
-async def _read(receive: Receive) -> tuple[list[Message], bytes]:
-    messages: list[Message] = []
-    while True:
-        messages.append(await receive())
-        if messages[-1]["type"] != "http.request" or not messages[-1].get("more_body"):
-            return messages, b"".join(message.get("body", b"") for message in messages)
 
 
 def _object(content: bytes) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import random
 import resource
 import signal
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +38,9 @@ MAX_MEMORY = 1 << 30
 """Bytes that a trial may take."""
 NUM_KNOWN = 1024
 """Grammars that have passed and need no trial again."""
+
+_TOO_SLOW = 3
+"""Exit status of a trial."""
 
 Create = Callable[[Any], Any]
 """From vLLM's request to its grammar, compiled."""
@@ -91,9 +93,6 @@ def try_out(create: Callable[[], Any], allocate: Callable[[], torch.Tensor]) -> 
         )
 
 
-_TOO_SLOW = 3
-
-
 def _walk_and_leave(create: Callable[[], Any], allocate: Callable[[], torch.Tensor]) -> None:
     """End this process: by itself, by the alarm, which no library holds up, or for want of memory."""
     status = 0
@@ -108,10 +107,8 @@ def _walk_and_leave(create: Callable[[], Any], allocate: Callable[[], torch.Tens
         status = _TOO_SLOW if _is_slow(create(), allocate()) else 0
     except MemoryError:
         status = _TOO_SLOW
-    except BaseException:  # noqa: BLE001  # of the grammar's own faults the real compilation tells, in words
-        traceback.print_exc()
     finally:
-        os._exit(status)
+        os._exit(status)  # whatever else went wrong: of a grammar's own faults the real compilation tells, in words
 
 
 def _is_slow(grammar: Any, mask: torch.Tensor) -> bool:
