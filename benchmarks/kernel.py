@@ -37,11 +37,11 @@ from saeclamp_server.engine.worker.kernel import (
     GENERATED,
     UNCOUNTED,
     UNTOUCHED,
+    EditStatBuffers,
     Entry,
+    FeatureRowTable,
     ProgramTable,
-    RowBank,
     StepBuffers,
-    Tallies,
     clamp_residual,
 )
 
@@ -65,8 +65,8 @@ class Buffers:
     residual: Tensor | None
     step: StepBuffers
     programs: ProgramTable
-    bank: RowBank
-    tallies: Tallies
+    bank: FeatureRowTable
+    tallies: EditStatBuffers
 
     @classmethod
     def allocate(
@@ -74,7 +74,7 @@ class Buffers:
     ) -> Buffers:
         """Random vectors and rows, nothing touched."""
         hidden, residual = torch.randn(2, tokens, d, device=device)
-        features = RowBank.of(
+        features = FeatureRowTable.from_sae(
             (2 * torch.randn(rows, d, device=device) / d**0.5).to(bank),
             torch.randn(rows, device=device),
             torch.rand(rows, device=device) * (torch.rand(rows, device=device) < 0.5),
@@ -86,7 +86,7 @@ class Buffers:
             StepBuffers.allocate(tokens, device),
             ProgramTable.allocate(max(entries, 1), max(entries, 1), device),
             features,
-            Tallies.allocate(max(entries, 1), device),
+            EditStatBuffers.allocate(max(entries, 1), device),
         )
 
     def launch(self) -> None:

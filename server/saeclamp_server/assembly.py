@@ -19,7 +19,7 @@ from saeclamp_server.api.openai import cut_short, early_checks, responses_and_me
 from saeclamp_server.api.openai.sequence_tracker import Sequences
 from saeclamp_server.api.openai.vllm_model_client import ServedModel
 from saeclamp_server.app import create_app
-from saeclamp_server.engine.client import EngineDirections, EngineReports, EngineStreams
+from saeclamp_server.engine.client import DecoderQueryClient, PromptMeanClient, ReportFetcher
 from saeclamp_server.startup.plan import Plan
 from saeclamp_server.startup.sae_quick_check import check_that_saes_fit
 from saeclamp_server.startup.self_test import check_that_steering_works
@@ -61,7 +61,7 @@ async def assembled(engine: Any, args: Namespace, plan: Plan, say: Callable[[str
     threading.Thread(target=state.search.prepare, args=(say,), daemon=True).start()
     state.admission = Admission(options.max_features, options.max_waiting, metrics.WAIT.observe)
     metrics.watch(state.admission)
-    state.sequences, state.reports, state.trace = Sequences(), EngineReports(engine), plan.trace
+    state.sequences, state.reports, state.trace = Sequences(), ReportFetcher(engine), plan.trace
     state.sequences.listen(engine.output_processor)
     responses_and_messages.listen(engine)
     await init_app_state(engine, state, args, tasks)
@@ -70,6 +70,6 @@ async def assembled(engine: Any, args: Namespace, plan: Plan, say: Callable[[str
     cut_short.say_what_was_cut_short(state)
     bases = [path.name for path in state.openai_serving_models.base_model_paths]
     state.variants = Variants(plan.store, state.served, bases, lambda: state.openai_serving_models.lora_requests)
-    state.model, state.directions, state.room = ServedModel(state), EngineDirections(engine), Room()
-    state.streams = EngineStreams(engine)
+    state.model, state.directions, state.room = ServedModel(state), DecoderQueryClient(engine), Room()
+    state.streams = PromptMeanClient(engine)
     return app

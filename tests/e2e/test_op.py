@@ -15,11 +15,11 @@ from torch import Tensor
 from saeclamp_saes import Site, clamping, read_sae
 from saeclamp_saes.clamping import Edits
 from saeclamp_server.engine.worker import ops
-from saeclamp_server.engine.worker.edit_stats import Ledger
-from saeclamp_server.engine.worker.ops import LoadedSAE, SAEStep, SiteState, bind, steer
-from saeclamp_server.engine.worker.prompt_means import Recorder
-from saeclamp_server.engine.worker.rule_state import Firings
-from saeclamp_server.engine.worker.step_outputs import Board, TopStep
+from saeclamp_server.engine.worker.edit_stats import EditStats
+from saeclamp_server.engine.worker.ops import HookState, LoadedSAE, SAEStep, register_site, steer
+from saeclamp_server.engine.worker.prompt_means import PromptMeanRecorder
+from saeclamp_server.engine.worker.rule_state import RuleState
+from saeclamp_server.engine.worker.step_outputs import StepOutputs, TopFeaturesInputs
 
 HERE = Site("resid_post", 0)
 TOKENS = torch.tensor([1, 2, 5])
@@ -39,11 +39,11 @@ def loaded(folder: Path, at: Sequence[int] = (0,), moves: Sequence[tuple[int, in
     return LoadedSAE(folder.name, read_sae(folder), step=step)
 
 
-def state(reads: list[LoadedSAE], writes: list[LoadedSAE], whole_stream: bool = True) -> SiteState:
+def state(reads: list[LoadedSAE], writes: list[LoadedSAE], whole_stream: bool = True) -> HookState:
     cpu = torch.device("cpu")
-    board, writing = Board(Firings(cpu)), [(sae, 0) for sae in writes]
-    board.begin(0, 1, {}, num_rows=8)
-    return SiteState(HERE, Ledger(cpu), board, reads, writing, whole_stream, tokens=TOKENS)
+    step_outputs, writing = StepOutputs(RuleState(cpu)), [(sae, 0) for sae in writes]
+    step_outputs.begin(0, 1, {}, num_rows=8)
+    return HookState(HERE, EditStats(cpu), step_outputs, reads, writing, whole_stream, tokens=TOKENS)
 
 
 def stream(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -59,8 +59,8 @@ def test_the_op_adds_what_the_full_computation_in_fp64_adds(tmp_path: Path, conf
     before = hidden.clone()
     if "hooks" in config:  # a transcoder: reads at site 0, writes at site 1
         sae = loaded(folder, at=(0, 1))
-        bind(0, state([sae], [], whole_stream=False))
-        bind(1, state([], [sae], whole_stream=False))
+        register_site(0, state([sae], [], whole_stream=False))
+        register_site(1, state([], [sae], whole_stream=False))
         read, _ = stream()
         read = 2 * read + 0.5
         steer(read, None, 0)
@@ -69,7 +69,7 @@ def test_the_op_adds_what_the_full_computation_in_fp64_adds(tmp_path: Path, conf
         changed = hidden[TOKENS].double()
     else:
         sae = loaded(folder)
-        bind(0, state([sae], [sae]))
+        register_site(0, state([sae], [sae]))
         steer(hidden, residual, 0)
         x = y = (before[TOKENS] + residual[TOKENS]).double()
         changed = hidden[TOKENS].double() + residual[TOKENS].double()
@@ -84,7 +84,7 @@ def test_the_op_adds_what_the_full_computation_in_fp64_adds(tmp_path: Path, conf
 def test_saes_of_one_site_read_the_same_vectors_and_their_edits_are_rounded_once(tmp_path: Path) -> None:
     folders = [make_sae(tmp_path / name, layer=0, d_in=D_IN, d_sae=D_SAE, seed=seed) for seed, name in enumerate("ab")]
     saes = [loaded(folder) for folder in folders]
-    bind(0, state(saes, saes))
+    register_site(0, state(saes, saes))
     hidden, residual = stream(torch.bfloat16)
     x = hidden[TOKENS].float() + residual[TOKENS].float()
     delta = sum(clamped(x, x, ReferenceSAE(folder), MOVES) - x for folder in folders)
@@ -99,7 +99,7 @@ def test_a_site_without_touched_tokens_is_left_alone(tmp_path: Path) -> None:
     sae = loaded(make_sae(tmp_path / "sae", layer=0, d_in=D_IN, d_sae=D_SAE))
     idle = state([sae], [sae])
     idle.tokens = None
-    bind(0, idle)
+    register_site(0, idle)
     hidden, residual = stream()
     before = hidden.clone()
     steer(hidden, residual, 0)
@@ -115,13 +115,13 @@ def test_an_edit_that_leaves_no_sound_vector_is_marked_and_its_neighbours_are_as
     hidden, residual = stream(dtype)
     without = hidden.clone()
     sae = loaded(folder, moves=MOVES[1:])
-    bind(0, state([sae], [sae]))
+    register_site(0, state([sae], [sae]))
     steer(without, residual, 0)
     sae = loaded(folder, moves=[(0, 3, "add", value), *MOVES[1:]])
     lost = state([sae], [sae])
-    bind(0, lost)
+    register_site(0, lost)
     steer(hidden, residual, 0)
-    assert lost.board.lost.tolist() == [False, True, False, False, False, False, False, False]
+    assert lost.step_outputs.lost.tolist() == [False, True, False, False, False, False, False, False]
     assert hidden[1].isnan().all()
     rest = [row for row in range(8) if row != 1]
     assert torch.equal(hidden[rest], without[rest])
@@ -130,17 +130,17 @@ def test_an_edit_that_leaves_no_sound_vector_is_marked_and_its_neighbours_are_as
 def test_long_vectors_that_numbers_hold_are_left_as_they_are(tmp_path: Path) -> None:
     sae = loaded(make_sae(tmp_path / "sae", layer=0, d_in=D_IN, d_sae=D_SAE), moves=[(0, 3, "add", 9e11)])
     long = state([sae], [sae])
-    bind(0, long)
+    register_site(0, long)
     hidden, residual = stream()
     steer(hidden, residual, 0)
-    assert not long.board.lost.any()
+    assert not long.step_outputs.lost.any()
     assert hidden[1].norm().item() == pytest.approx(9e11, rel=1e-5)
 
 
 def test_strongest_features_are_found_in_parts_as_at_once(tmp_path: Path) -> None:
     sae = read_sae(make_sae(tmp_path / "sae", layer=0, d_in=D_IN, d_sae=D_SAE))
     x = torch.randn(50, D_IN, generator=torch.Generator().manual_seed(0))
-    top = TopStep(torch.arange(50).flip(0), torch.arange(50) % 7 > 0, 5)
+    top = TopFeaturesInputs(torch.arange(50).flip(0), torch.arange(50) % 7 > 0, 5)
     whole, in_parts = ops.strongest_features(sae, x, top), ops.strongest_features(sae, x, top, 4 * 3 * D_SAE * 4)
     assert torch.equal(whole.features, in_parts.features)
     assert torch.allclose(whole.acts, in_parts.acts, atol=1e-5, equal_nan=True)
@@ -152,10 +152,10 @@ def test_a_request_records_its_own_rows_of_the_whole_stream_before_any_edit(tmp_
     hidden, residual = stream()
     expected = (hidden + residual)[4:6].mean(dim=0).double()
     site = state([sae], [sae])
-    site.recorder = Recorder(torch.zeros(10, dtype=torch.bool), torch.device("cpu"))
-    site.recorder.point({"key": "a", "site": str(HERE), "tokens": "all"}, [1, 2, 3], row=3, num_tokens=3, first=0)
-    bind(0, site)
+    site.prompt_means = PromptMeanRecorder(torch.zeros(10, dtype=torch.bool), torch.device("cpu"))
+    site.prompt_means.point({"key": "a", "site": str(HERE), "tokens": "all"}, [1, 2, 3], row=3, num_tokens=3, first=0)
+    register_site(0, site)
     steer(hidden, residual, 0)
-    ((key, mean),) = site.recorder.fetch(["a", "b"])
+    ((key, mean),) = site.prompt_means.fetch(["a", "b"])
     assert key == "a"
     assert torch.allclose(torch.frombuffer(bytearray(mean), dtype=torch.float64), expected, atol=1e-6)

@@ -17,7 +17,7 @@ from tests.e2e.serving import Server, serve
 from tests.e2e.streaming import chunks
 from transformers import PreTrainedTokenizerBase
 
-from saeclamp_server.engine.worker.cpu_seed_fix import set_aside
+from saeclamp_server.engine.worker.cpu_seed_fix import without_generators
 
 TEXT = "The old lighthouse keeper counted the ships that passed the bay at night and wrote their names in a book. "
 CHUNK = 32
@@ -171,7 +171,7 @@ def sampled(discarded: int | None) -> tuple[list[int], dict[int, bytes]]:
     torch.manual_seed(0)
     logits = torch.randn(4, 1000)
     generators = {row: torch.Generator().manual_seed(row) for row in (1, 2)}
-    with set_aside(generators, np.arange(4) == discarded):
+    with without_generators(generators, np.arange(4) == discarded):
         tokens, _ = TopKTopPSampler().forward_cpu(logits, generators, None, None)
     return tokens.tolist(), {row: generator.get_state().numpy().tobytes() for row, generator in generators.items()}
 

@@ -19,7 +19,7 @@ from saeclamp_server.calibration.client import GREEDY, sampled
 from saeclamp_server.calibration.green_zone import Criteria
 from saeclamp_server.calibration.prompts import Prompts
 from saeclamp_server.calibration.settings import STRENGTHS, Settings
-from saeclamp_server.engine.scheduler.prefix_cache import EditedBlocks
+from saeclamp_server.engine.scheduler.prefix_cache import BlockEdits
 from saeclamp_server.site_norms import Lengths
 from saeclamp_server.steering import Served, resolve
 from saeclamp_server.steering.chat_spans import Conversation
@@ -78,7 +78,7 @@ def programs() -> Any:
     for name, value in STEERINGS.items():
         steering = Steering.model_validate(value)
         program = resolve(steering, served, conversation).program
-        edited = EditedBlocks(program, PROMPT_LEN, b"secret")
+        edited = BlockEdits(program, PROMPT_LEN, b"secret")
         found[name] = {
             "written": written(steering),
             "program": program.to_json(),

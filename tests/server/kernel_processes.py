@@ -75,8 +75,8 @@ class _Launch:
     def __call__(self, case: Case) -> Outcome:
         self.step.load(case.program_of_token, case.position, case.is_sink, case.counts_as)
         self.programs.load([[edit.entry() for edit in edits] for edits in case.programs])
-        bank = self.kernel.RowBank.of(case.W_enc, case.b_enc, case.threshold, case.W_dec)
-        tallies = self.kernel.Tallies.allocate(case.num_slots, CPU)
+        bank = self.kernel.FeatureRowTable.from_sae(case.W_enc, case.b_enc, case.threshold, case.W_dec)
+        tallies = self.kernel.EditStatBuffers.allocate(case.num_slots, CPU)
         hidden = copy.deepcopy(case.hidden)  # with its strides
         self.kernel.clamp_residual(hidden, case.residual, self.step, self.programs, bank, tallies)
         return Outcome(hidden, tallies.sums, tallies.peaks)

@@ -8,7 +8,7 @@ import pytest
 
 from saeclamp_server.errors import BusyError, InvalidSteeringError
 from saeclamp_server.steering.admission import Admission, features_of
-from saeclamp_server.steering.program import Comparison, Edit, Readout, Rule, SteeringProgram
+from saeclamp_server.steering.program import ComparisonSpec, EditSpec, ReadoutSpec, RuleSpec, SteeringProgram
 
 
 def some(*indices: int) -> frozenset[tuple[str, int]]:
@@ -21,9 +21,9 @@ async def turn() -> None:
 
 
 def test_all_that_a_program_touches_counts_once() -> None:
-    rule = Rule((Comparison("b", 1, 2.0, True), Comparison("a", 1, 2.0, True)), ("all", (0, 1)))
-    edits = (Edit("a", 1, "clamp", 1.0), Edit("a", 2, "clamp", 1.0))
-    program = SteeringProgram(edits, (), (rule,), Readout((("c", 9), ("a", 2))))
+    rule = RuleSpec((ComparisonSpec("b", 1, 2.0, True), ComparisonSpec("a", 1, 2.0, True)), ("all", (0, 1)))
+    edits = (EditSpec("a", 1, "clamp", 1.0), EditSpec("a", 2, "clamp", 1.0))
+    program = SteeringProgram(edits, (), (rule,), ReadoutSpec((("c", 9), ("a", 2))))
     assert features_of(program) == {("a", 1), ("a", 2), ("b", 1), ("c", 9)}
 
 

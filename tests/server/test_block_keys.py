@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tests.reference import touched_positions
 from tests.server.test_mapping import SCOPES
 
-from saeclamp_server.engine.scheduler.prefix_cache import EditedBlocks, steered_hasher
-from saeclamp_server.steering.program import Edit, SteeringProgram
+from saeclamp_server.engine.scheduler.prefix_cache import BlockEdits, steering_block_hasher
+from saeclamp_server.steering.program import EditSpec, SteeringProgram
 from saeclamp_server.steering.token_ranges import GENERATED
 
 BLOCK = 4
@@ -22,7 +22,7 @@ SECRET = b"secret"
 class Request:
     """What vLLM's hasher reads of a request."""
 
-    def __init__(self, prompt: list[int], edits: list[Edit] | None, secret: bytes = SECRET) -> None:
+    def __init__(self, prompt: list[int], edits: list[EditSpec] | None, secret: bytes = SECRET) -> None:
         self.all_token_ids = list(prompt)
         self.block_hashes: list[bytes] = []
         self.hasher = vllm_hasher
@@ -30,7 +30,7 @@ class Request:
         if edits is not None:  # when the scheduler gets it, vLLM has hashed the prompt
             program = SteeringProgram(tuple(edits), (("a", "sha"), ("b", "sha-b")))
             unsteered, self.block_hashes = self.block_hashes, []
-            self.hasher = steered_hasher(vllm_hasher, EditedBlocks(program, len(prompt), secret), BLOCK, unsteered)
+            self.hasher = steering_block_hasher(vllm_hasher, BlockEdits(program, len(prompt), secret), BLOCK, unsteered)
             self.block_hashes.extend(self.hasher(self))
 
     def append(self, tokens: list[int]) -> None:
@@ -51,7 +51,7 @@ def vllm_hasher(request: Any) -> list[bytes]:
 
 texts = st.lists(st.integers(0, 1), max_size=20)
 edits = st.builds(
-    lambda index, value, scope, special: (Edit("a", index, "clamp", value, SCOPES[scope][1], special), scope),
+    lambda index, value, scope, special: (EditSpec("a", index, "clamp", value, SCOPES[scope][1], special), scope),
     st.integers(0, 1),
     st.sampled_from([1.0, 2.0]),
     st.sampled_from(sorted(SCOPES)),
@@ -60,7 +60,9 @@ edits = st.builds(
 requests = st.tuples(texts.filter(len), texts, st.none() | st.lists(edits, min_size=1, max_size=2))
 
 
-def what_made_each_block(prompt: list[int], generated: list[int], moved: list[tuple[Edit, str]] | None) -> list[str]:
+def what_made_each_block(
+    prompt: list[int], generated: list[int], moved: list[tuple[EditSpec, str]] | None
+) -> list[str]:
     """The slow twin: every token and every edit of every position up to a block's end."""
     num_tokens = len(prompt) + len(generated)
     done = [
@@ -91,7 +93,7 @@ def test_hashes_are_equal_exactly_where_everything_before_is(one: Any, other: An
 @given(request=requests, cut=st.integers(0, 20))
 def test_it_makes_no_difference_how_many_blocks_are_hashed_at_once(request: Any, cut: int) -> None:
     prompt, generated, moved = request
-    scoped = [Edit("a", number, "clamp", 1.0, ((2, 30),)) for number, _ in enumerate(moved or [])]
+    scoped = [EditSpec("a", number, "clamp", 1.0, ((2, 30),)) for number, _ in enumerate(moved or [])]
     at_once = Request([*prompt, *generated], scoped)
     in_parts = Request([*prompt, *generated[:cut]], scoped)
     in_parts.append(generated[cut:])
@@ -100,7 +102,7 @@ def test_it_makes_no_difference_how_many_blocks_are_hashed_at_once(request: Any,
 
 def test_an_unedited_prompt_keeps_vllms_hashes_and_the_secret_keeps_the_others_apart() -> None:
     prompt, generated = [1, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 3]
-    steered = [Edit("a", 1, "clamp", 1.0, GENERATED)]
+    steered = [EditSpec("a", 1, "clamp", 1.0, GENERATED)]
     plain, one, other = Request(prompt, None), Request(prompt, steered), Request(prompt, steered, b"another")
     for request in (plain, one, other):
         request.append(generated)
@@ -109,10 +111,10 @@ def test_an_unedited_prompt_keeps_vllms_hashes_and_the_secret_keeps_the_others_a
 
 
 def test_weights_tell_edits_apart_and_names_do_not() -> None:
-    edit = Edit("a", 1, "clamp", 1.0)
-    renamed = Edit("z", 1, "clamp", 1.0)
+    edit = EditSpec("a", 1, "clamp", 1.0)
+    renamed = EditSpec("z", 1, "clamp", 1.0)
     keys = [
-        EditedBlocks(SteeringProgram((move,), ((move.sae, sha256),)), 4, SECRET).within(0, 4)
+        BlockEdits(SteeringProgram((move,), ((move.sae, sha256),)), 4, SECRET).within(0, 4)
         for move, sha256 in ((edit, "sha"), (renamed, "sha"), (edit, "other"))
     ]
     assert keys[0] == keys[1] != keys[2]

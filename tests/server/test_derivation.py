@@ -18,7 +18,7 @@ from saeclamp.types import Derive
 from saeclamp_server.api.features.derive import derive, derived
 from saeclamp_server.api.model_client import Prompt, Run
 from saeclamp_server.api.progress import ProgressCounter
-from saeclamp_server.engine.worker.prompt_means import MAX_RECORDS, Recorder, wanted
+from saeclamp_server.engine.worker.prompt_means import MAX_RECORDS, PromptMeanRecorder, chosen_positions
 from saeclamp_server.errors import RequestError
 
 AXIS = np.eye(WIDTH)[2]
@@ -65,15 +65,15 @@ def test_the_same_texts_twice_are_refused() -> None:
 )
 def test_positions_are_the_last_or_all_that_are_ordinary(tokens: str, positions: list[int]) -> None:
     is_special = np.array([False, False, True])
-    assert wanted([0, 1, 2, 1, 2, 1], tokens, is_special).tolist() == positions
-    assert wanted([2, 2], tokens, is_special).tolist() == [1]
+    assert chosen_positions([0, 1, 2, 1, 2, 1], tokens, is_special).tolist() == positions
+    assert chosen_positions([2, 2], tokens, is_special).tolist() == [1]
 
 
 class Forward:
     """Records vectors as a worker does, each token's its own number."""
 
     def __init__(self) -> None:
-        self.recorder = Recorder(torch.tensor([False, True]), torch.device("cpu"))
+        self.recorder = PromptMeanRecorder(torch.tensor([False, True]), torch.device("cpu"))
 
     def run(self, *parts: tuple[str, Sequence[int], int, int]) -> None:
         """parts: of a batch: key, prompt, position of the first token, and how many there are"""
@@ -123,7 +123,7 @@ class Texts:
     async def run(self, run: Run, path: str, heard: Any = None) -> None:
         self.runs.append(run)
 
-    async def of(self, keys: Sequence[str]) -> dict[str, bytes]:
+    async def fetch(self, keys: Sequence[str]) -> dict[str, bytes]:
         lengths = {run.recording.key: len(run.ids) for run in self.runs if run.recording}
         return {key: (lengths[key] * AXIS).tobytes() for key in keys}
 

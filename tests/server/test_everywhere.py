@@ -7,7 +7,7 @@ import gc
 from types import SimpleNamespace
 from typing import Any
 
-from saeclamp_server.engine.client import EngineReports
+from saeclamp_server.engine.client import ReportFetcher
 
 
 def report(count: int) -> dict[str, Any]:
@@ -41,11 +41,11 @@ class Engine:
 def test_calls_that_end_while_reports_are_fetched_share_the_next_fetch() -> None:
     async def go() -> None:
         engine = Engine()
-        reports = EngineReports(engine)
-        calls = [asyncio.create_task(reports.of("a"))]
+        reports = ReportFetcher(engine)
+        calls = [asyncio.create_task(reports.fetch("a"))]
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        calls += [asyncio.create_task(reports.of(key)) for key in ("b", "c", "d")]
+        calls += [asyncio.create_task(reports.fetch(key)) for key in ("b", "c", "d")]
         calls[2].cancel()  # its client has gone
         await asyncio.sleep(0)
         calls[3].cancel()
@@ -60,7 +60,7 @@ def test_calls_that_end_while_reports_are_fetched_share_the_next_fetch() -> None
             }
         assert [type(answer) for answer in answers[2:]] == [asyncio.CancelledError] * 2
         # and again, when all has been fetched
-        assert set(await reports.of("e")) == {"e-0", "e-1"}
+        assert set(await reports.fetch("e")) == {"e-0", "e-1"}
 
     asyncio.run(go())
 
@@ -70,11 +70,11 @@ def test_what_fails_fails_every_call_that_waits_and_no_later_one() -> None:
         engine = Engine()
         engine.may_answer.set()
         engine.fails = True
-        reports = EngineReports(engine)
-        answers = await asyncio.gather(reports.of("a"), reports.of("b"), return_exceptions=True)
+        reports = ReportFetcher(engine)
+        answers = await asyncio.gather(reports.fetch("a"), reports.fetch("b"), return_exceptions=True)
         assert [str(answer) for answer in answers] == ["the engine died"] * 2
         engine.fails = False
-        assert set(await reports.of("c")) == {"c-0", "c-1"}
+        assert set(await reports.fetch("c")) == {"c-0", "c-1"}
 
     asyncio.run(go())
 
@@ -83,12 +83,12 @@ def test_what_a_departed_client_leaves_is_forgotten_by_the_engine_and_what_was_f
     async def go() -> None:
         engine = Engine()
         engine.may_answer.set()
-        reports = EngineReports(engine)
-        await reports.of("answered")
+        reports = ReportFetcher(engine)
+        await reports.fetch("answered")
         reports.close("answered")
         for key in ("gone", "also gone"):
             reports.close(key)
-        await reports.of("next")
+        await reports.fetch("next")
         assert engine.abandoned == ["gone", "also gone"]
         assert engine.asked == [["answered"], ["next"]]
 
@@ -102,7 +102,7 @@ def test_what_is_left_behind_when_the_engine_has_died_is_no_complaint() -> None:
         engine.fails = True
         complaints: list[object] = []
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
-        EngineReports(engine).close("gone")
+        ReportFetcher(engine).close("gone")
         for _ in range(5):
             await asyncio.sleep(0)
         gc.collect()

@@ -15,7 +15,7 @@ from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
 from vllm.v1.structured_output.request import StructuredOutputRequest
 
 from saeclamp_server.engine.scheduler import grammar_limits
-from saeclamp_server.engine.scheduler.grammar_limits import GrammarTooSlowError, limit_grammars, try_out
+from saeclamp_server.engine.scheduler.grammar_limits import GrammarTooSlowError, limit_grammars, try_grammar
 
 BOMB = "(a|aa|aaa|b?c?d?e?){1,200}" * 20
 """Minutes for each token of a real vocabulary, and tenths of a second for each of the hundred here."""
@@ -80,19 +80,19 @@ def test_a_grammar_that_takes_long_for_a_token_is_not_let_in(monkeypatch: pytest
 def test_a_compilation_that_takes_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar_limits, "COMPILE_S", 0.5)
     with pytest.raises(GrammarTooSlowError):
-        try_out(lambda: [None for _ in iter(int, 1)], lambda: Manager().backend.allocate_token_bitmask(1))
+        try_grammar(lambda: [None for _ in iter(int, 1)], lambda: Manager().backend.allocate_token_bitmask(1))
 
 
 def test_a_trial_that_waits_for_something_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar_limits, "STUCK_S", 0.2)
     with pytest.raises(GrammarTooSlowError):
-        try_out(lambda: time.sleep(60), lambda: Manager().backend.allocate_token_bitmask(1))
+        try_grammar(lambda: time.sleep(60), lambda: Manager().backend.allocate_token_bitmask(1))
 
 
 def test_a_trial_that_takes_much_memory_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar_limits, "MAX_MEMORY", 1 << 26)
     with pytest.raises(GrammarTooSlowError):
-        try_out(lambda: bytearray(1 << 28), lambda: Manager().backend.allocate_token_bitmask(1))
+        try_grammar(lambda: bytearray(1 << 28), lambda: Manager().backend.allocate_token_bitmask(1))
 
 
 def test_what_is_wrong_with_a_grammar_is_said_by_the_real_compilation() -> None:

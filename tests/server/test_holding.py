@@ -8,20 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saeclamp_server.engine.scheduler.output_gate import Finish, Holding
-from saeclamp_server.engine.step_report import Readings, Told
-from saeclamp_server.steering.program import Comparison, Readout, Rule, SteeringProgram
+from saeclamp_server.engine.scheduler.output_gate import Finish, OutputGate
+from saeclamp_server.engine.step_report import ReadoutChunk, RequestStepReport
+from saeclamp_server.steering.program import ComparisonSpec, ReadoutSpec, RuleSpec, SteeringProgram
 from saeclamp_server.steering.token_ranges import ALL, GENERATED, PROMPT
 
-ABORTING = Rule((Comparison("a", 0, 1.0, True),), 0, aborts=True)
+ABORTING = RuleSpec((ComparisonSpec("a", 0, 1.0, True),), 0, aborts=True)
 
 
-def program(aborts: bool = True, readout: Readout | None = None) -> SteeringProgram:
+def program(aborts: bool = True, readout: ReadoutSpec | None = None) -> SteeringProgram:
     return SteeringProgram((), (("a", "sha"),), (ABORTING,) if aborts else (), readout)
 
 
-def readings(*positions: int) -> Readings:
-    return Readings(
+def readout(*positions: int) -> ReadoutChunk:
+    return ReadoutChunk(
         [*positions],
         [[float(at)] for at in positions],
         {"a": [[(at, 1.0)] for at in positions]},
@@ -29,40 +29,42 @@ def readings(*positions: int) -> Readings:
     )
 
 
-def tokens_of(holding: Holding[int], told: Told, tokens: list[int], finish: Finish | None = None) -> list[int]:
-    released = holding.take(told, 0, tokens, tokens, finish)
+def tokens_of(
+    holding: OutputGate[int], report: RequestStepReport, tokens: list[int], finish: Finish | None = None
+) -> list[int]:
+    released = holding.step(report, 0, tokens, tokens, finish)
     assert [waiting.row for waiting in released.waiting] == [waiting.token for waiting in released.waiting]
     return [waiting.token for waiting in released.waiting]
 
 
 def test_a_token_leaves_one_step_late_and_the_one_beyond_the_last_is_dropped() -> None:
-    holding: Holding[int] = Holding(program(), prompt_len=3, max_tokens=2)
-    assert tokens_of(holding, Told(0, 3), [70]) == []
-    assert tokens_of(holding, Told(3, 1), [71]) == [70]
-    released = holding.take(Told(4, 1), 0, [72], [72], "length")
+    holding: OutputGate[int] = OutputGate(program(), prompt_len=3, max_tokens=2)
+    assert tokens_of(holding, RequestStepReport(0, 3), [70]) == []
+    assert tokens_of(holding, RequestStepReport(3, 1), [71]) == [70]
+    released = holding.step(RequestStepReport(4, 1), 0, [72], [72], "length")
     assert ([waiting.token for waiting in released.waiting], released.finish) == ([71], "length")
 
 
 def test_the_token_at_which_a_rule_holds_does_not_leave_and_ends_the_answer() -> None:
-    holding: Holding[int] = Holding(program(), prompt_len=3, max_tokens=9)
-    assert tokens_of(holding, Told(0, 3), [70]) == []
-    assert tokens_of(holding, Told(3, 1), [71]) == [70]
-    released = holding.take(Told(4, 1, abort=4), 0, [72], [72], None)
+    holding: OutputGate[int] = OutputGate(program(), prompt_len=3, max_tokens=9)
+    assert tokens_of(holding, RequestStepReport(0, 3), [70]) == []
+    assert tokens_of(holding, RequestStepReport(3, 1), [71]) == [70]
+    released = holding.step(RequestStepReport(4, 1, abort=4), 0, [72], [72], None)
     assert (released.waiting, released.finish) == ([], "aborted")
 
 
 def test_a_prompt_at_which_a_rule_holds_gets_no_answer() -> None:
-    holding: Holding[int] = Holding(program(), prompt_len=30, max_tokens=9)
-    assert holding.take(Told(0, 16), 0, [], [], None).finish is None
-    released = holding.take(Told(16, 14, abort=20), 0, [70], [70], None)
+    holding: OutputGate[int] = OutputGate(program(), prompt_len=30, max_tokens=9)
+    assert holding.step(RequestStepReport(0, 16), 0, [], [], None).finish is None
+    released = holding.step(RequestStepReport(16, 14, abort=20), 0, [70], [70], None)
     assert (released.waiting, released.finish) == ([], "aborted")
 
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 3])
 def test_the_token_that_stops_an_answer_leaves_unread_unless_the_answer_was_complete_before(max_tokens: int) -> None:
-    holding: Holding[int] = Holding(program(), prompt_len=3, max_tokens=max_tokens)
-    assert tokens_of(holding, Told(0, 3), [70]) == []
-    released = holding.take(Told(3, 1), 0, [2], [2], "stop")
+    holding: OutputGate[int] = OutputGate(program(), prompt_len=3, max_tokens=max_tokens)
+    assert tokens_of(holding, RequestStepReport(0, 3), [70]) == []
+    released = holding.step(RequestStepReport(3, 1), 0, [2], [2], "stop")
     tokens = [waiting.token for waiting in released.waiting]
     assert (tokens, released.finish) == (([70], "length") if max_tokens == 1 else ([70, 2], "stop"))
 
@@ -71,40 +73,40 @@ def test_the_token_that_stops_an_answer_leaves_unread_unless_the_answer_was_comp
 def test_a_full_context_costs_the_last_token_only_where_a_rule_would_have_to_see_it(
     aborts: bool, left: list[int]
 ) -> None:
-    holding: Holding[int] = Holding(program(aborts, Readout((("a", 0),))), prompt_len=3, max_tokens=9)
-    assert tokens_of(holding, Told(0, 3), [70]) == []
-    assert tokens_of(holding, Told(3, 1), [71], "length") == left
+    holding: OutputGate[int] = OutputGate(program(aborts, ReadoutSpec((("a", 0),))), prompt_len=3, max_tokens=9)
+    assert tokens_of(holding, RequestStepReport(0, 3), [70]) == []
+    assert tokens_of(holding, RequestStepReport(3, 1), [71], "length") == left
 
 
 def test_drafts_that_were_not_taken_show_nothing_and_end_nothing() -> None:
-    holding: Holding[int] = Holding(program(readout=Readout((("a", 0),))), prompt_len=3, max_tokens=9)
-    tokens_of(holding, Told(0, 3), [70])
+    holding: OutputGate[int] = OutputGate(program(readout=ReadoutSpec((("a", 0),))), prompt_len=3, max_tokens=9)
+    tokens_of(holding, RequestStepReport(0, 3), [70])
     # read: the token at 3 and drafts at 4, 5, 6, of which the first is taken; 72 comes in place of the second
-    told = Told(3, 4, abort=5, readings=readings(3, 4, 5, 6))
-    released = holding.take(told, 2, [71, 72], [71, 72], None)
+    report = RequestStepReport(3, 4, abort=5, readout=readout(3, 4, 5, 6))
+    released = holding.step(report, 2, [71, 72], [71, 72], None)
     assert [waiting.token for waiting in released.waiting] == [70, 71]
     assert released.finish is None
-    assert released.readings == readings(3, 4)
-    released = holding.take(Told(5, 1, readings=readings(5)), 0, [73], [73], None)
-    assert ([waiting.token for waiting in released.waiting], released.readings) == ([72], readings(5))
+    assert released.readout == readout(3, 4)
+    released = holding.step(RequestStepReport(5, 1, readout=readout(5)), 0, [73], [73], None)
+    assert ([waiting.token for waiting in released.waiting], released.readout) == ([72], readout(5))
 
 
 def test_readings_of_the_prompt_leave_with_the_first_token_and_once() -> None:
-    shown = Readout((("a", 0),), tokens=ALL)
-    holding: Holding[int] = Holding(program(False, shown), prompt_len=4, max_tokens=9)
-    assert holding.take(Told(0, 2, readings=readings(1)), 0, [], [], None).readings is None
-    first = holding.take(Told(2, 2, readings=readings(2, 3)), 0, [70], [70], None)
-    assert (first.waiting, first.readings) == ([], None)
-    again = holding.take(Told(0, 5, readings=readings(1, 2, 3, 4)), 0, [71], [71], None)
-    assert ([waiting.token for waiting in again.waiting], again.readings) == ([70], readings(1, 2, 3, 4))
+    shown = ReadoutSpec((("a", 0),), tokens=ALL)
+    holding: OutputGate[int] = OutputGate(program(False, shown), prompt_len=4, max_tokens=9)
+    assert holding.step(RequestStepReport(0, 2, readout=readout(1)), 0, [], [], None).readout is None
+    first = holding.step(RequestStepReport(2, 2, readout=readout(2, 3)), 0, [70], [70], None)
+    assert (first.waiting, first.readout) == ([], None)
+    again = holding.step(RequestStepReport(0, 5, readout=readout(1, 2, 3, 4)), 0, [71], [71], None)
+    assert ([waiting.token for waiting in again.waiting], again.readout) == ([70], readout(1, 2, 3, 4))
 
 
 def test_readings_of_the_prompt_alone_hold_nothing_back() -> None:
-    shown = Readout((("a", 0),), tokens=PROMPT)
-    holding: Holding[int] = Holding(program(False, shown), prompt_len=4, max_tokens=9)
-    assert holding.take(Told(0, 2, readings=readings(1)), 0, [], [], None).readings is None
-    first = holding.take(Told(2, 2, readings=readings(2, 3)), 0, [70], [70], None)
-    assert ([waiting.token for waiting in first.waiting], first.readings) == ([70], readings(1, 2, 3))
+    shown = ReadoutSpec((("a", 0),), tokens=PROMPT)
+    holding: OutputGate[int] = OutputGate(program(False, shown), prompt_len=4, max_tokens=9)
+    assert holding.step(RequestStepReport(0, 2, readout=readout(1)), 0, [], [], None).readout is None
+    first = holding.step(RequestStepReport(2, 2, readout=readout(2, 3)), 0, [70], [70], None)
+    assert ([waiting.token for waiting in first.waiting], first.readout) == ([70], readout(1, 2, 3))
 
 
 class Step(NamedTuple):
@@ -128,7 +130,9 @@ def test_what_leaves_is_every_token_before_the_first_at_which_a_rule_holds(
     prompt_len: int, max_tokens: int, steps: list[Step], fires: set[int], preempted_at: int, scope: tuple[object, ...]
 ) -> None:
     """Position p holds token 100 + p. What is told, chunk by chunk, is what a worker would tell."""
-    holding: Holding[int] = Holding(program(readout=Readout((("a", 0),), tokens=scope)), prompt_len, max_tokens)  # type: ignore[arg-type]
+    holding: OutputGate[int] = OutputGate(
+        program(readout=ReadoutSpec((("a", 0),), tokens=scope)), prompt_len, max_tokens
+    )  # type: ignore[arg-type]
     computed, furthest, sampled, left, seen = 0, 0, 0, [], []
     finish: Finish | None = None
     for number, step in enumerate(steps):
@@ -142,15 +146,15 @@ def test_what_leaves_is_every_token_before_the_first_at_which_a_rule_holds(
         new = [100 + known + n for n in range(taken + 1)] if end == known else []
         told_end = end + drafts
         fired = min((at for at in fires if at < told_end), default=None)
-        told = Told(computed, told_end - computed, fired, readings(*range(computed, told_end)))
+        report = RequestStepReport(computed, told_end - computed, fired, readout(*range(computed, told_end)))
         sampled += len(new)
         if sampled >= max_tokens + 1:
             finish = "length"
         computed = end + taken
         furthest = max(furthest, computed)
-        released = holding.take(told, drafts - taken, new, new, finish)
+        released = holding.step(report, drafts - taken, new, new, finish)
         left += [waiting.token for waiting in released.waiting]
-        seen += released.readings.positions if released.readings else []
+        seen += released.readout.positions if released.readout else []
         finish = released.finish
         # nothing leaves that has not been read, or at or behind a firing token
         assert all(token - 100 < furthest for token in left)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from saeclamp_saes import SAE, Site
 from saeclamp_saes.clamping import Edits, read_acts, written
-from saeclamp_server.engine.worker.edit_stats import Ledger
-from saeclamp_server.engine.worker.kernel import GENERATED, PROMPT, UNCOUNTED, UNTOUCHED, ProgramTable, RowBank
+from saeclamp_server.engine.worker.edit_stats import EditStats
+from saeclamp_server.engine.worker.kernel import GENERATED, PROMPT, UNCOUNTED, UNTOUCHED, FeatureRowTable, ProgramTable
 
 BF16, FP32 = torch.bfloat16, torch.float32
 
@@ -104,16 +104,16 @@ def test_it_is_what_the_eager_path_computes_and_counts(interpreter: Process) -> 
     side = case.counts_as[token]
     counts = torch.stack((side == PROMPT, side == GENERATED), dim=1).float()
     measured, dose = counts.sum(dim=1), pushes / x.norm(dim=1)[token]
-    ledger = Ledger(torch.device("cpu"))
+    edit_stats = EditStats(torch.device("cpu"))
     sums = torch.cat((counts, (before.acts * measured)[:, None], (dose * measured)[:, None]), dim=1)
-    ledger.add(slot, sums, sums[:, 2:])
+    edit_stats.add(slot, sums, sums[:, 2:])
 
     (got,) = interpreter.run(case)
     touched = token.unique()
     error = (got.hidden - (case.hidden + change))[touched].norm(dim=1)
     assert len(pairs) > 100
     assert (error < 1e-5 * change[touched].norm(dim=1)).all()
-    for tally, own_sums, own_peaks in zip(ledger.read(0, case.num_slots), got.sums, got.peaks, strict=True):
+    for tally, own_sums, own_peaks in zip(edit_stats.read(0, case.num_slots), got.sums, got.peaks, strict=True):
         assert [*vars(tally).values()] == pytest.approx([*own_sums.tolist(), *own_peaks.tolist()], rel=1e-5)
 
 
@@ -255,10 +255,10 @@ def test_a_table_that_is_full_takes_no_more() -> None:
 
 def test_rows_that_are_brought_in_are_those_of_the_sae() -> None:
     case = random_case(0, 64)
-    whole = RowBank.of(case.W_enc.to(BF16), case.b_enc, case.threshold, case.W_dec.to(BF16))
-    bank = RowBank.allocate(100, 64, BF16, torch.device("cpu"))
+    whole = FeatureRowTable.from_sae(case.W_enc.to(BF16), case.b_enc, case.threshold, case.W_dec.to(BF16))
+    bank = FeatureRowTable.allocate(100, 64, BF16, torch.device("cpu"))
     bank.load(7, case.W_enc, case.b_enc, case.threshold, case.W_dec)
-    for held, own in zip(bank, whole, strict=True):
-        assert torch.equal(held[7:87], own)
-        assert not held[:7].any()
+    for loaded, own in zip(bank, whole, strict=True):
+        assert torch.equal(loaded[7:87], own)
+        assert not loaded[:7].any()
     torch.testing.assert_close(whole.dec_norm, case.W_dec.norm(dim=1), rtol=1e-3, atol=0)

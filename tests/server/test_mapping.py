@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from tests.reference import Tokens, touched_positions
 
 from saeclamp_saes.clamping import MOVES
-from saeclamp_server.engine.worker.compiled_program import Held, PlacedProgram
-from saeclamp_server.engine.worker.read_plan import rule_rows
-from saeclamp_server.engine.worker.step_plan import Places, Span, looks_by_sae, pairs_by_sae
-from saeclamp_server.steering.program import Comparison, Edit, Rule, SteeringProgram
-from saeclamp_server.steering.token_ranges import ALL, GENERATED, PROMPT, Scope, of_positions
+from saeclamp_server.engine.worker.compiled_program import CompiledProgram, LoadedWeights
+from saeclamp_server.engine.worker.read_plan import plan_rules
+from saeclamp_server.engine.worker.step_plan import RequestSlice, StepLayout, pairs_by_sae, reads_by_sae
+from saeclamp_server.steering.program import ComparisonSpec, EditSpec, RuleSpec, SteeringProgram
+from saeclamp_server.steering.token_ranges import ALL, GENERATED, PROMPT, TokenRanges, from_positions
 
-HELD = {"a": Held(10, "sha-a"), "b": Held(5, "sha-b"), "c": Held(4, "sha-c")}
-SCOPES: dict[str, tuple[Tokens, Scope]] = {
+HELD = {"a": LoadedWeights(10, "sha-a"), "b": LoadedWeights(5, "sha-b"), "c": LoadedWeights(4, "sha-c")}
+SCOPES: dict[str, tuple[Tokens, TokenRanges]] = {
     "all": ("all", ALL),
     "prompt": ("prompt", PROMPT),
     "generated": ("generated", GENERATED),
@@ -30,17 +30,17 @@ SCOPES: dict[str, tuple[Tokens, Scope]] = {
 """As the oracle and as a program says it."""
 
 
-def placed(*edits: Edit, prompt_len: int = 4) -> PlacedProgram:
+def compiled(*edits: EditSpec, prompt_len: int = 4) -> CompiledProgram:
     used = sorted({edit.sae for edit in edits})
     program = SteeringProgram(edits, tuple((name, HELD[name].sha256) for name in used))
-    return PlacedProgram.place(program, HELD, prompt_len)
+    return CompiledProgram.compile(program, HELD, prompt_len)
 
 
 def test_each_token_carries_the_clamps_of_its_own_request() -> None:
-    first = placed(Edit("a", 2, "clamp", 5.0))
-    second = placed(Edit("b", 1, "add", -1.0), Edit("c", 3, "clamp", 7.0, GENERATED))
+    first = compiled(EditSpec("a", 2, "clamp", 5.0))
+    second = compiled(EditSpec("b", 1, "add", -1.0), EditSpec("c", 3, "clamp", 7.0, GENERATED))
     # rows 0-1: an unsteered request; 2-4: positions 0-2 of a prompt of 3; 5: position 9 after a prompt of 4
-    pairs = pairs_by_sae([Span(first, 2, 3, 0, 3, 0, 0), Span(second, 5, 1, 9, 4, 0, 1)])
+    pairs = pairs_by_sae([RequestSlice(first, 2, 3, 0, 3, 0, 0), RequestSlice(second, 5, 1, 9, 4, 0, 1)])
     a, b, c = pairs["a"], pairs["b"], pairs["c"]
     assert (a.batch_row.tolist(), a.feature.tolist(), a.slot.tolist()) == ([3, 4], [2, 2], [0, 0])
     assert a.moves.tolist() == [[*MOVES["clamp"](5.0)]] * 2
@@ -51,14 +51,14 @@ def test_each_token_carries_the_clamps_of_its_own_request() -> None:
 
 
 def test_a_step_without_steered_tokens_has_no_pairs() -> None:
-    only_prompt = placed(Edit("a", 0, "clamp", 1.0, PROMPT))
+    only_prompt = compiled(EditSpec("a", 0, "clamp", 1.0, PROMPT))
     assert pairs_by_sae([]) == {}
-    assert pairs_by_sae([Span(only_prompt, 0, 1, 8, 4, 0, 0)]) == {}
-    assert pairs_by_sae([Span(only_prompt, 0, 1, 0, 4, 0, 0)]) == {}, "position 0 is left alone"
-    even_the_first = placed(Edit("a", 0, "clamp", 1.0, PROMPT, special=True))
-    assert pairs_by_sae([Span(even_the_first, 0, 1, 0, 4, 0, 0)])["a"].special.tolist() == [True]
-    beyond = placed(Edit("a", 0, "clamp", 1.0, ((9, 9),)))
-    assert pairs_by_sae([Span(beyond, 0, 4, 0, 4, 0, 0)]) == {}, "a scope without positions"
+    assert pairs_by_sae([RequestSlice(only_prompt, 0, 1, 8, 4, 0, 0)]) == {}
+    assert pairs_by_sae([RequestSlice(only_prompt, 0, 1, 0, 4, 0, 0)]) == {}, "position 0 is left alone"
+    even_the_first = compiled(EditSpec("a", 0, "clamp", 1.0, PROMPT, special=True))
+    assert pairs_by_sae([RequestSlice(even_the_first, 0, 1, 0, 4, 0, 0)])["a"].special.tolist() == [True]
+    beyond = compiled(EditSpec("a", 0, "clamp", 1.0, ((9, 9),)))
+    assert pairs_by_sae([RequestSlice(beyond, 0, 4, 0, 4, 0, 0)]) == {}, "a scope without positions"
 
 
 @given(
@@ -73,13 +73,13 @@ def test_any_chunking_touches_and_counts_the_same_positions_once(
     prompt_len: int, num_generated: int, cuts: set[int], scopes: list[str], special: bool, first_row: int
 ) -> None:
     num_tokens = prompt_len + num_generated
-    edits = [Edit("a", number, "clamp", 1.0, SCOPES[scope][1], special) for number, scope in enumerate(scopes)]
-    program = placed(*edits, prompt_len=prompt_len)
+    edits = [EditSpec("a", number, "clamp", 1.0, SCOPES[scope][1], special) for number, scope in enumerate(scopes)]
+    program = compiled(*edits, prompt_len=prompt_len)
     touched: Counter[tuple[int, int]] = Counter()
     counted: Counter[tuple[int, str]] = Counter()
     edges = [0, *sorted(cut for cut in cuts if cut < num_tokens), num_tokens]
     for start, end in pairwise(edges):
-        pairs = pairs_by_sae([Span(program, first_row, end - start, start, prompt_len, start, 0)]).get("a")
+        pairs = pairs_by_sae([RequestSlice(program, first_row, end - start, start, prompt_len, start, 0)]).get("a")
         if pairs is None:
             continue
         for batch_row, feature, prompt, generated in zip(
@@ -99,18 +99,22 @@ def test_any_chunking_touches_and_counts_the_same_positions_once(
 
 
 def test_positions_recomputed_after_a_preemption_are_edited_but_not_counted_again() -> None:
-    program = placed(Edit("a", 0, "clamp", 1.0))
-    (pairs,) = pairs_by_sae([Span(program, 0, 6, 0, 3, 4, 0)]).values()
+    program = compiled(EditSpec("a", 0, "clamp", 1.0))
+    (pairs,) = pairs_by_sae([RequestSlice(program, 0, 6, 0, 3, 4, 0)]).values()
     assert pairs.batch_row.tolist() == [1, 2, 3, 4, 5]
     assert pairs.prompt.tolist() == [0, 0, 0, 0, 0]
     assert pairs.generated.tolist() == [0, 0, 0, 1, 1], "a generated token that is recomputed stays a generated token"
 
 
 def test_spans_of_different_sizes_do_not_mix() -> None:
-    one = placed(Edit("a", 1, "clamp", 1.0))
-    three = placed(*(Edit("a", index, "add", float(index)) for index in (4, 5, 6)))
+    one = compiled(EditSpec("a", 1, "clamp", 1.0))
+    three = compiled(*(EditSpec("a", index, "add", float(index)) for index in (4, 5, 6)))
     (pairs,) = pairs_by_sae(
-        [Span(three, 0, 2, 5, 9, 0, 10), Span(one, 2, 1, 7, 3, 0, 20), Span(three, 3, 1, 1, 9, 0, 30)]
+        [
+            RequestSlice(three, 0, 2, 5, 9, 0, 10),
+            RequestSlice(one, 2, 1, 7, 3, 0, 20),
+            RequestSlice(three, 3, 1, 1, 9, 0, 30),
+        ]
     ).values()
     columns = (pairs.batch_row, pairs.feature, pairs.moves[:, 0], pairs.slot, pairs.generated)
     assert sorted(zip(*(column.tolist() for column in columns), strict=True)) == [
@@ -128,9 +132,9 @@ def test_spans_of_different_sizes_do_not_mix() -> None:
 
 
 def test_scattered_positions_cost_no_more_than_the_tokens_that_they_touch() -> None:
-    everywhere = placed(Edit("a", 1, "clamp", 1.0, tokens=of_positions(range(1, 2048, 2))))
+    everywhere = compiled(EditSpec("a", 1, "clamp", 1.0, tokens=from_positions(range(1, 2048, 2))))
     tracemalloc.start()
-    (pairs,) = pairs_by_sae([Span(everywhere, 0, 2000, 0, 4000, 0, 0)]).values()
+    (pairs,) = pairs_by_sae([RequestSlice(everywhere, 0, 2000, 0, 4000, 0, 0)]).values()
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert pairs.batch_row.tolist() == [*range(1, 2000, 2)]
@@ -140,40 +144,42 @@ def test_scattered_positions_cost_no_more_than_the_tokens_that_they_touch() -> N
 @pytest.mark.parametrize(
     ("edit", "sha256", "error"),
     [
-        (Edit("nowhere", 0, "clamp", 1.0), "sha-a", KeyError),
-        (Edit("a", 0, "clamp", 1.0), "sha-of-other-weights", ValueError),
-        (Edit("a", 10, "clamp", 1.0), "sha-a", ValueError),
-        (Edit("a", -1, "clamp", 1.0), "sha-a", ValueError),
+        (EditSpec("nowhere", 0, "clamp", 1.0), "sha-a", KeyError),
+        (EditSpec("a", 0, "clamp", 1.0), "sha-of-other-weights", ValueError),
+        (EditSpec("a", 10, "clamp", 1.0), "sha-a", ValueError),
+        (EditSpec("a", -1, "clamp", 1.0), "sha-a", ValueError),
     ],
 )
-def test_a_program_for_another_engine_is_not_placed(edit: Edit, sha256: str, error: type[Exception]) -> None:
+def test_a_program_for_another_engine_is_not_placed(edit: EditSpec, sha256: str, error: type[Exception]) -> None:
     with pytest.raises(error):
-        PlacedProgram.place(SteeringProgram((edit,), ((edit.sae, sha256),)), HELD, 4)
+        CompiledProgram.compile(SteeringProgram((edit,), ((edit.sae, sha256),)), HELD, 4)
 
 
 def test_looks_and_verdicts_have_a_place_each_and_edits_find_the_verdict_of_their_rule() -> None:
     rules = (
-        Rule((Comparison("a", 1, 2.0, True), Comparison("b", 4, 1.0, False)), ("all", (0, 1)), ALL),
-        Rule((Comparison("a", 3, 0.5, True),), 0, GENERATED),
+        RuleSpec((ComparisonSpec("a", 1, 2.0, True), ComparisonSpec("b", 4, 1.0, False)), ("all", (0, 1)), ALL),
+        RuleSpec((ComparisonSpec("a", 3, 0.5, True),), 0, GENERATED),
     )
     program = SteeringProgram(
-        (Edit("b", 2, "clamp", 1.0, rule=1), Edit("b", 3, "clamp", 1.0)), (("a", "sha-a"), ("b", "sha-b")), rules
+        (EditSpec("b", 2, "clamp", 1.0, rule=1), EditSpec("b", 3, "clamp", 1.0)),
+        (("a", "sha-a"), ("b", "sha-b")),
+        rules,
     )
-    first, second = (PlacedProgram.place(program, HELD, prompt_len) for prompt_len in (4, 9))
-    spans = [Span(first, 0, 2, 3, 4, 0, 0, 10), Span(second, 2, 3, 1, 9, 0, 2, 20)]
-    places = Places(spans)
-    assert (places.num_acts, places.num_verdicts) == (1 + 2 * 3 + 3 * 3, 1 + 2 * 2 + 3 * 2)
-    looks = looks_by_sae(spans, places)
+    first, second = (CompiledProgram.compile(program, HELD, prompt_len) for prompt_len in (4, 9))
+    slices = [RequestSlice(first, 0, 2, 3, 4, 0, 0, 10), RequestSlice(second, 2, 3, 1, 9, 0, 2, 20)]
+    layout = StepLayout(slices)
+    assert (layout.num_acts, layout.num_verdicts) == (1 + 2 * 3 + 3 * 3, 1 + 2 * 2 + 3 * 2)
+    reads = reads_by_sae(slices, layout)
     # of a/1 at all five tokens, of a/3 at the generated one; a token has three looks
-    assert sorted(zip(looks["a"].batch_row, looks["a"].feature, looks["a"].act, strict=True)) == [
+    assert sorted(zip(reads["a"].batch_row, reads["a"].feature, reads["a"].act, strict=True)) == [
         *((0, 1, 1), (1, 1, 4), (1, 3, 6), (2, 1, 7), (3, 1, 10), (4, 1, 13))
     ]
-    assert looks["b"].act.tolist() == [2, 5, 8, 11, 14]
-    pairs = pairs_by_sae(spans, places)["b"]
+    assert reads["b"].act.tolist() == [2, 5, 8, 11, 14]
+    pairs = pairs_by_sae(slices, layout)["b"]
     ruled = pairs.feature == 2
     assert pairs.verdict[ruled].tolist() == [3, 4, 8, 9, 10]
     assert not pairs.verdict[~ruled].any()
-    one, other = rule_rows(spans, places)
+    one, other = plan_rules(slices, layout)
     assert (one.form, other.form) == (("all", (0, 1)), 0)
     assert one.act.tolist() == [[1, 2], [4, 5], [7, 8], [10, 11], [13, 14]]
     assert other.in_scope.tolist() == [False, True, False, False, False]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from saeclamp_saes import SAE, Site
 from saeclamp_saes.clamping import Edits, read_acts, written
 from saeclamp_saes.sae import InputNorm, TopK
-from saeclamp_server.engine.worker.row_cache import RowBank
+from saeclamp_server.engine.worker.row_cache import FeatureRowCache
 
 CPU = torch.device("cpu")
 WIDTH, NUM_FEATURES, CAPACITY = 5, 12, 3
@@ -46,34 +46,34 @@ def edited(sae: SAE, x: torch.Tensor, features: np.ndarray) -> tuple[torch.Tenso
 @given(st.lists(st.sets(st.integers(0, NUM_FEATURES - 1), min_size=1, max_size=CAPACITY), min_size=1, max_size=12))
 def test_every_step_reads_and_moves_as_the_whole_sae_does(steps: list[set[int]]) -> None:
     whole = whole_sae()
-    bank = RowBank(whole, CAPACITY, CPU)
+    bank = FeatureRowCache(whole, CAPACITY, CPU)
     x = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(1))
     for step in steps:
         features = np.array(sorted(step), np.int64)
-        bank.hold(features)
+        bank.ensure_resident(features)
         for found, expected in zip(edited(bank.sae, x, bank.rows(features)), edited(whole, x, features), strict=True):
             torch.testing.assert_close(found, expected)
     assert bank.sae.d_sae == CAPACITY
 
 
 def test_the_row_that_was_not_touched_for_longest_is_given_up() -> None:
-    bank = RowBank(whole_sae(), CAPACITY, CPU)
+    bank = FeatureRowCache(whole_sae(), CAPACITY, CPU)
     for features in ([0, 1], [2], [0], [3]):
-        bank.hold(np.array(features))
+        bank.ensure_resident(np.array(features))
     assert (bank.rows(np.arange(5)) >= 0).tolist() == [True, False, True, True, False]
 
 
 def test_a_step_that_needs_more_rows_gets_them() -> None:
     whole = whole_sae()
-    bank = RowBank(whole, CAPACITY, CPU)
+    bank = FeatureRowCache(whole, CAPACITY, CPU)
     x = torch.randn(2, WIDTH)
     everything = np.arange(NUM_FEATURES)
-    bank.hold(np.array([7]))
-    bank.hold(everything)
+    bank.ensure_resident(np.array([7]))
+    bank.ensure_resident(everything)
     for found, expected in zip(edited(bank.sae, x, bank.rows(everything)), edited(whole, x, everything), strict=True):
         torch.testing.assert_close(found, expected)
 
 
 def test_a_topk_sae_has_no_bank() -> None:
     with pytest.raises(ValueError, match="depends on all others"):
-        RowBank(whole_sae(TopK(2)), CAPACITY, CPU)
+        FeatureRowCache(whole_sae(TopK(2)), CAPACITY, CPU)

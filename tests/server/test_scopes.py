@@ -10,27 +10,27 @@ from saeclamp_server.steering.token_ranges import (
     GENERATED,
     PROMPT,
     PROMPT_END,
-    Scope,
-    can_meet,
-    of_positions,
-    resolved,
-    which_meet,
+    TokenRanges,
+    can_overlap,
+    from_positions,
+    overlap_matrix,
+    resolve_ranges,
 )
 
 FAR = 40
 """Beyond every bound in these tests."""
 
 bounds = st.integers(0, 12)
-scopes: st.SearchStrategy[Scope] = st.one_of(
+scopes: st.SearchStrategy[TokenRanges] = st.one_of(
     st.sampled_from([ALL, PROMPT, GENERATED]),
     bounds.map(lambda num: ((0, num),)),
     bounds.map(lambda num: ((num, None),)),
-    st.sets(bounds, min_size=1, max_size=5).map(of_positions),
-    st.sets(bounds, min_size=1, max_size=5).map(lambda some: (*of_positions(some), (PROMPT_END, None))),
+    st.sets(bounds, min_size=1, max_size=5).map(from_positions),
+    st.sets(bounds, min_size=1, max_size=5).map(lambda some: (*from_positions(some), (PROMPT_END, None))),
 )
 
 
-def members(scope: Scope, prompt_len: int) -> set[int]:
+def members(scope: TokenRanges, prompt_len: int) -> set[int]:
     def number(bound: object) -> int:
         return FAR if bound is None else prompt_len if isinstance(bound, str) else int(str(bound))
 
@@ -38,27 +38,29 @@ def members(scope: Scope, prompt_len: int) -> set[int]:
 
 
 @given(scope=scopes, prompt_len=st.integers(1, 15))
-def test_a_resolved_scope_holds_the_same_positions(scope: Scope, prompt_len: int) -> None:
-    found = {position for start, end in resolved(scope, prompt_len) for position in range(start, min(end, FAR))}
+def test_a_resolved_scope_holds_the_same_positions(scope: TokenRanges, prompt_len: int) -> None:
+    found = {position for start, end in resolve_ranges(scope, prompt_len) for position in range(start, min(end, FAR))}
     assert found == members(scope, prompt_len)
 
 
 @given(one=scopes, other=scopes, prompt_len=st.integers(1, 15))
-def test_two_scopes_meet_where_they_have_a_position_in_common(one: Scope, other: Scope, prompt_len: int) -> None:
-    assert can_meet(one, other, prompt_len) == bool(members(one, prompt_len) & members(other, prompt_len))
+def test_two_scopes_meet_where_they_have_a_position_in_common(
+    one: TokenRanges, other: TokenRanges, prompt_len: int
+) -> None:
+    assert can_overlap(one, other, prompt_len) == bool(members(one, prompt_len) & members(other, prompt_len))
 
 
 @given(one=scopes, other=scopes)
-def test_without_a_length_they_meet_if_they_do_in_a_prompt_of_some_length(one: Scope, other: Scope) -> None:
+def test_without_a_length_they_meet_if_they_do_in_a_prompt_of_some_length(one: TokenRanges, other: TokenRanges) -> None:
     some = any(members(one, length) & members(other, length) for length in range(1, 20))
-    assert can_meet(one, other) == can_meet(other, one) == bool(some)
+    assert can_overlap(one, other) == can_overlap(other, one) == bool(some)
 
 
 def test_positions_are_kept_in_runs() -> None:
-    assert of_positions([7, 1, 2, 2, 3, 9]) == ((1, 4), (7, 8), (9, 10))
+    assert from_positions([7, 1, 2, 2, 3, 9]) == ((1, 4), (7, 8), (9, 10))
 
 
 @given(some=st.lists(scopes, min_size=1, max_size=4), prompt_len=st.none() | st.integers(1, 15))
-def test_many_scopes_meet_as_each_two_do(some: list[Scope], prompt_len: int | None) -> None:
-    expected = [[can_meet(one, other, prompt_len) for other in some] for one in some]
-    assert which_meet(some, prompt_len).tolist() == expected
+def test_many_scopes_meet_as_each_two_do(some: list[TokenRanges], prompt_len: int | None) -> None:
+    expected = [[can_overlap(one, other, prompt_len) for other in some] for one in some]
+    assert overlap_matrix(some, prompt_len).tolist() == expected

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from saeclamp_server.engine.worker.cpu_seed_fix import set_aside
+from saeclamp_server.engine.worker.cpu_seed_fix import without_generators
 
 
 def seeded(*rows: int) -> dict[int, torch.Generator]:
@@ -21,7 +21,7 @@ def draw(generators: dict[int, torch.Generator]) -> None:
 def test_only_rows_that_keep_their_sample_draw_from_their_seed() -> None:
     generators = seeded(0, 2, 3)
     before = dict(generators)
-    with set_aside(generators, np.array([True, True, False, True, False])):
+    with without_generators(generators, np.array([True, True, False, True, False])):
         assert generators.keys() == {2}
         draw(generators)
     assert generators == before, "the same generators are back in the same rows"
@@ -35,6 +35,6 @@ def test_only_rows_that_keep_their_sample_draw_from_their_seed() -> None:
 
 def test_a_fault_in_between_loses_no_generator() -> None:
     generators = seeded(0, 1)
-    with pytest.raises(RuntimeError, match="a fault"), set_aside(generators, np.array([True, False])):
+    with pytest.raises(RuntimeError, match="a fault"), without_generators(generators, np.array([True, False])):
         raise RuntimeError("a fault")
     assert generators.keys() == {0, 1}

@@ -18,8 +18,8 @@ from saeclamp_server.site_norms import Lengths, rounded, rounded_the_other_way
 from saeclamp_server.steering import Served, receipt, resolve, roles_in
 from saeclamp_server.steering import dose as doses
 from saeclamp_server.steering.chat_spans import Conversation
-from saeclamp_server.steering.program import Edit, EditOp, SteeringProgram
-from saeclamp_server.steering.token_ranges import ALL, GENERATED, PROMPT, PROMPT_END, Scope
+from saeclamp_server.steering.program import EditOp, EditSpec, SteeringProgram
+from saeclamp_server.steering.token_ranges import ALL, GENERATED, PROMPT, PROMPT_END, TokenRanges
 
 
 def steering(*interventions: Operation) -> Steering:
@@ -39,12 +39,12 @@ def test_names_indices_and_units_are_resolved_in_order(served: Served) -> None:
         served,
     ).program
     assert program.edits == (
-        Edit("big", 4, "clamp", 100.0),
-        Edit("big", 5, "add", -3.0, PROMPT),
-        Edit("small", 9, "clamp", 0.0, GENERATED),
-        Edit("small", 1, "at_least", 2.0),
-        Edit("big", 7, "at_most", -1.0, GENERATED),
-        Edit("small", 3, "scale", 0.0),
+        EditSpec("big", 4, "clamp", 100.0),
+        EditSpec("big", 5, "add", -3.0, PROMPT),
+        EditSpec("small", 9, "clamp", 0.0, GENERATED),
+        EditSpec("small", 1, "at_least", 2.0),
+        EditSpec("big", 7, "at_most", -1.0, GENERATED),
+        EditSpec("small", 3, "scale", 0.0),
     )
     assert program.saes == (("big", "sha-of-big"), ("small", "sha-of-small"))
 
@@ -105,7 +105,7 @@ def test_two_targets_for_one_feature_at_one_token_contradict(
 
 def test_tokens_become_ranges_of_positions(served: Served) -> None:
     said = Conversation(30, [("system", 3, 7), ("user", 9, 14), ("assistant", 16, 20), ("user", 22, 27)])
-    asked: dict[Tokens, Scope] = {
+    asked: dict[Tokens, TokenRanges] = {
         "all": ALL,
         "prompt": PROMPT,
         "generated": GENERATED,
@@ -138,7 +138,7 @@ def test_roles_are_compared_where_they_are_and_need_a_chat(served: Served) -> No
 
 
 EDITS = st.builds(
-    Edit,
+    EditSpec,
     sae=st.sampled_from(["big", "small"]),
     index=st.integers(0, 9),
     op=st.sampled_from(get_args(EditOp)),
@@ -149,7 +149,7 @@ EDITS = st.builds(
 
 
 @given(st.lists(EDITS, min_size=1, max_size=4).map(tuple))
-def test_a_program_survives_its_way_to_the_worker(edits: tuple[Edit, ...]) -> None:
+def test_a_program_survives_its_way_to_the_worker(edits: tuple[EditSpec, ...]) -> None:
     program = SteeringProgram(edits, (("big", "x"), ("small", "y")))
     assert SteeringProgram.from_json(program.to_json()) == program
     specs = {SteeringProgram(tuple(order), program.saes).spec for order in permutations(edits)}
@@ -157,14 +157,14 @@ def test_a_program_survives_its_way_to_the_worker(edits: tuple[Edit, ...]) -> No
 
 
 def test_the_spec_tells_programs_apart() -> None:
-    base = Edit("big", 1, "clamp", 1.0)
+    base = EditSpec("big", 1, "clamp", 1.0)
     variants = [
         SteeringProgram((base,), (("big", "x"),)),
         SteeringProgram((base,), (("big", "other weights"),)),
-        SteeringProgram((Edit("big", 1, "clamp", 1.0000001),), (("big", "x"),)),
-        SteeringProgram((Edit("big", 1, "add", 1.0),), (("big", "x"),)),
-        SteeringProgram((Edit("big", 1, "clamp", 1.0, PROMPT),), (("big", "x"),)),
-        SteeringProgram((Edit("big", 2, "clamp", 1.0),), (("big", "x"),)),
+        SteeringProgram((EditSpec("big", 1, "clamp", 1.0000001),), (("big", "x"),)),
+        SteeringProgram((EditSpec("big", 1, "add", 1.0),), (("big", "x"),)),
+        SteeringProgram((EditSpec("big", 1, "clamp", 1.0, PROMPT),), (("big", "x"),)),
+        SteeringProgram((EditSpec("big", 2, "clamp", 1.0),), (("big", "x"),)),
     ]
     assert len({program.spec for program in variants}) == len(variants)
 
@@ -209,7 +209,7 @@ def test_a_length_near_two_roundings_has_both(length: float, one: float, other: 
 
 
 def test_doses_are_measured_by_what_is_shown() -> None:
-    edit = Edit("big", 1, "add", 3.0, ALL)
+    edit = EditSpec("big", 1, "add", 3.0, ALL)
     measured = Lengths(137.258, [2.0] * 10)
     assert doses.dose(edit, measured, None, "resid_post 8") == 6.0 / 137.3
     assert measured.rounded_stream == 137.3

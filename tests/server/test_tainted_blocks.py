@@ -14,23 +14,23 @@ from saeclamp_server.engine.worker.kv_wipe import wipe_blocks
 class Manager:
     """vLLM's KV cache manager, as far as it is asked: two groups, and block 0 that stands for no block."""
 
-    def __init__(self, **held: tuple[list[int], list[int]]) -> None:
-        self.held = held
+    def __init__(self, **loaded: tuple[list[int], list[int]]) -> None:
+        self.loaded = loaded
         blocks = [SimpleNamespace(is_null=number == 0, ref_cnt=0) for number in range(10)]
-        for groups in held.values():
+        for groups in loaded.values():
             for number in {*groups[0], *groups[1]}:
                 blocks[number].ref_cnt += 1
         self.block_pool = SimpleNamespace(blocks=blocks)
         self.evicted: list[set[int]] = []
 
     def get_block_ids(self, request_id: str) -> tuple[list[int], ...]:
-        return self.held.get(request_id, ([], []))
+        return self.loaded.get(request_id, ([], []))
 
     def evict_blocks(self, block_ids: set[int]) -> None:
         self.evicted.append(block_ids)
 
     def free(self, request_id: str) -> None:
-        for number in {block for group in self.held.pop(request_id) for block in group}:
+        for number in {block for group in self.loaded.pop(request_id) for block in group}:
             self.block_pool.blocks[number].ref_cnt -= 1
 
 

@@ -12,13 +12,13 @@ from tests.server.vectors import file
 from saeclamp import Ablate, Add, AtMost, Clamp, FeatureCondition, Readout, Rule, Scale, Steering
 from saeclamp.types import Operation
 from saeclamp_server.cli.args import parse
-from saeclamp_server.engine.scheduler.prefix_cache import EditedBlocks
-from saeclamp_server.engine.worker.compiled_program import Held, PlacedProgram, vector_key
+from saeclamp_server.engine.scheduler.prefix_cache import BlockEdits
+from saeclamp_server.engine.worker.compiled_program import CompiledProgram, LoadedWeights, vector_key
 from saeclamp_server.errors import RequestError
 from saeclamp_server.site_norms import Lengths
 from saeclamp_server.startup.options import ServeOptions
 from saeclamp_server.steering import Served, receipt, resolve
-from saeclamp_server.steering.program import Edit, SteeringProgram
+from saeclamp_server.steering.program import EditSpec, SteeringProgram
 from saeclamp_server.steering.token_ranges import ALL, GENERATED
 from saeclamp_server.vectors import Direction, Vector
 
@@ -52,10 +52,10 @@ def test_values_are_multiples_of_the_vector_or_of_the_streams_length(with_vector
         with_vectors,
     ).program
     assert program.edits == (
-        Edit("vector:sleepy", 0, "add", 2 * 50 / float(f"{NORM:.4g}"), GENERATED),
-        Edit("vector:honest", 0, "clamp", -3.0),
-        Edit("vector:late", 0, "scale", 0.5),
-        Edit("big", 4, "clamp", 100.0),
+        EditSpec("vector:sleepy", 0, "add", 2 * 50 / float(f"{NORM:.4g}"), GENERATED),
+        EditSpec("vector:honest", 0, "clamp", -3.0),
+        EditSpec("vector:late", 0, "scale", 0.5),
+        EditSpec("big", 4, "clamp", 100.0),
     )
     hashes = {f"vector:{name}": each.sha256 for name, each in with_vectors.vectors.items()}
     assert program.saes == tuple(sorted({**hashes, "big": "sha-of-big"}.items()))
@@ -113,7 +113,9 @@ def test_a_rule_moves_vectors_only_where_it_knows(with_vectors: Served) -> None:
         return Steering(rules=(Rule(name="r", when=when, then=(Ablate(vector=name),)),))
 
     for name in ("sleepy", "late"):
-        assert resolve(asked(name), with_vectors).program.edits == (Edit(f"vector:{name}", 0, "clamp", 0.0, rule=0),)
+        assert resolve(asked(name), with_vectors).program.edits == (
+            EditSpec(f"vector:{name}", 0, "clamp", 0.0, rule=0),
+        )
     with pytest.raises(RequestError, match="vector:honest is moved at resid_post 3, before") as raised:
         resolve(asked("honest"), with_vectors)
     assert raised.value.param == "steering.rules[0].then[0].vector"
@@ -146,39 +148,39 @@ def test_the_receipt_is_of_the_vector_as_it_was_when_the_request_began(with_vect
 
 
 HELD = {
-    "big": Held(100, "sha-of-big", 1),
-    "vectors@resid_post 3": Held(4, "", 0),
-    vector_key("vector:a", "one"): Held(1, "one", 0, ("vectors@resid_post 3", 2)),
-    vector_key("vector:b", "two"): Held(1, "two", 0, ("vectors@resid_post 3", 0)),
+    "big": LoadedWeights(100, "sha-of-big", 1),
+    "vectors@resid_post 3": LoadedWeights(4, "", 0),
+    vector_key("vector:a", "one"): LoadedWeights(1, "one", 0, ("vectors@resid_post 3", 2)),
+    vector_key("vector:b", "two"): LoadedWeights(1, "two", 0, ("vectors@resid_post 3", 0)),
 }
 
 
 def test_the_engine_puts_rows_in_the_place_of_vectors() -> None:
     edits = (
-        Edit("vector:a", 0, "add", 1.0),
-        Edit("big", 7, "clamp", 2.0),
-        Edit("vector:b", 0, "clamp", 3.0, GENERATED),
+        EditSpec("vector:a", 0, "add", 1.0),
+        EditSpec("big", 7, "clamp", 2.0),
+        EditSpec("vector:b", 0, "clamp", 3.0, GENERATED),
     )
     program = SteeringProgram(edits, (("big", "sha-of-big"), ("vector:a", "one"), ("vector:b", "two")))
-    placed = PlacedProgram.place(program, HELD, 5)
-    assert {sae: columns.feature.tolist() for sae, columns in placed.saes.items()} == {
+    compiled = CompiledProgram.compile(program, HELD, 5)
+    assert {sae: columns.feature.tolist() for sae, columns in compiled.saes.items()} == {
         "vectors@resid_post 3": [2, 0],
         "big": [7],
     }
-    assert placed.saes["vectors@resid_post 3"].edit.tolist() == [0, 2]
+    assert compiled.saes["vectors@resid_post 3"].edit.tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("saes", [(("vector:a", "two"),), (("vector:c", "one"),)])
 def test_a_vector_that_is_not_as_it_was_fails_the_request(saes: tuple[tuple[str, str], ...]) -> None:
-    program = SteeringProgram((Edit(saes[0][0], 0, "add", 1.0, ALL),), saes)
+    program = SteeringProgram((EditSpec(saes[0][0], 0, "add", 1.0, ALL),), saes)
     with pytest.raises(ValueError, match="is not in the engine as it was when the request began"):
-        PlacedProgram.place(program, HELD, 5)
+        CompiledProgram.compile(program, HELD, 5)
 
 
 def test_blocks_are_shared_by_what_a_vector_is_and_not_by_its_name() -> None:
     def edits(name: str, sha256: str) -> str | None:
-        program = SteeringProgram((Edit(name, 0, "add", 1.0),), ((name, sha256),))
-        return EditedBlocks(program, 32, b"").within(0, 16)
+        program = SteeringProgram((EditSpec(name, 0, "add", 1.0),), ((name, sha256),))
+        return BlockEdits(program, 32, b"").within(0, 16)
 
     assert edits("vector:a", "one") != edits("vector:a", "two")
     assert edits("vector:a", "one") == edits("vector:b", "one")

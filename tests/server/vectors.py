@@ -38,7 +38,7 @@ class Engine:
     async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[None]:
         if self.fails:
             raise RuntimeError("the engine is gone")
-        assert method == "hold_vector"
+        assert method == "load_vector"
         place, row, name, sha256, direction = args
         self.rows[place, row] = name, sha256, np.frombuffer(direction, np.float32).tolist()
         return [None]

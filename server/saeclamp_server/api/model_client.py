@@ -36,7 +36,7 @@ class Prompt:
 
 
 class Reading(NamedTuple):
-    """What was seen at one token, as in `step_report.Readings`."""
+    """What was seen at one token, as in `step_report.ReadoutChunk`."""
 
     acts: list[float | None]
     """The readout's named features, in their order; None: it is a special token."""

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 Reports: TypeAlias = dict[str, dict[str, Any]]
-"""Of sequences, by request id: the fields of `engine.live.Report`."""
+"""Of sequences, by request id: the fields of `engine.worker.request_states.SteeringReport`."""
 
 
-async def on_workers(engine: Any, method: str, *args: Any) -> list[list[Any]]:
+async def call_all_workers(engine: Any, method: str, *args: Any) -> list[list[Any]]:
     """
     Call a worker's method on all workers of all data-parallel engines; return each engine's list of results.
 
@@ -22,7 +22,7 @@ async def on_workers(engine: Any, method: str, *args: Any) -> list[list[Any]]:
     return results
 
 
-class EngineDirections:
+class DecoderQueryClient:
     """`model_client.Directions`, asked of the workers."""
 
     def __init__(self, engine: Any) -> None:
@@ -43,19 +43,19 @@ class EngineDirections:
         return next((rows for rows in found if rows is not None), None)
 
 
-class EngineStreams:
+class PromptMeanClient:
     """`features.derive.Streams`, asked of the workers."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
 
-    async def of(self, keys: Sequence[str]) -> dict[str, bytes]:
+    async def fetch(self, keys: Sequence[str]) -> dict[str, bytes]:
         """Fetch what was recorded; one stage of one engine has it, all workers of a tensor-parallel group alike."""
-        engines = await on_workers(self._engine, "recorded_streams", [*keys])
+        engines = await call_all_workers(self._engine, "recorded_prompt_means", [*keys])
         return {key: mean for workers in engines for worker in workers for key, mean in worker.items()}
 
 
-class EngineReports:
+class ReportFetcher:
     """
     Fetches what the engine reports on calls that have ended, and has forgotten what nobody will ask for.
 
@@ -72,7 +72,7 @@ class EngineReports:
         self._collected: set[str] = set()
         self._next: asyncio.Task[list[list[dict[str, Reports]]]] | None = None
 
-    async def of(self, key: str) -> Reports:
+    async def fetch(self, key: str) -> Reports:
         """
         Fetch the reports on the sequences of an API call, as if one process had run them.
 
@@ -85,7 +85,7 @@ class EngineReports:
         for workers in engines:
             # every worker of a tensor-parallel group makes the same edits
             stages = [worker[key] for worker in workers[::tensor_parallel]]
-            reports |= {request_id: _joined([stage[request_id] for stage in stages]) for request_id in stages[0]}
+            reports |= {request_id: _join_stages([stage[request_id] for stage in stages]) for request_id in stages[0]}
         self._collected.add(key)
         return reports
 
@@ -100,7 +100,7 @@ class EngineReports:
     def _fetch_soon(self) -> asyncio.Task[list[list[dict[str, Reports]]]]:
         if self._next is None:
             self._next = asyncio.create_task(self._fetch())
-            self._next.add_done_callback(_heed)
+            self._next.add_done_callback(_retrieve_exception)
         return self._next
 
     async def _fetch(self) -> list[list[dict[str, Reports]]]:
@@ -108,18 +108,18 @@ class EngineReports:
             keys, self._keys = self._keys, []
             abandoned, self._abandoned = self._abandoned, []
             self._next = None
-            return await on_workers(self._engine, "steering_reports", keys, abandoned)
+            return await call_all_workers(self._engine, "steering_reports", keys, abandoned)
 
 
-def _heed(task: asyncio.Task[Any]) -> None:
+def _retrieve_exception(task: asyncio.Task[Any]) -> None:
     """Look at how a task ended, so that asyncio does not complain where nobody waited: the engine may be gone by then."""
     if not task.cancelled():
         task.exception()
 
 
-def _joined(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _join_stages(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
-    Join what the pipeline stages report of a request, as in `request_states.Report`.
+    Join what the pipeline stages report of a request, as in `request_states.SteeringReport`.
 
     An edit is made at one stage, and a rule is judged at one; the others have nothing of it.
     """
@@ -133,7 +133,7 @@ def _joined(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "tallies": [
             max(tally, key=lambda one: one["prompt"] + one["generated"]) for tally in _by_entry(stages, "tallies")
         ],
-        "fired": [next((one for one in held if one is not None), None) for held in _by_entry(stages, "fired")],
+        "fired": [next((one for one in loaded if one is not None), None) for loaded in _by_entry(stages, "fired")],
     }
 
 

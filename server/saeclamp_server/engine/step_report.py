@@ -13,7 +13,7 @@ ATTRIBUTE = "saeclamp_told"
 
 
 @dataclass(frozen=True)
-class Readings:
+class ReadoutChunk:
     """What was read at some positions of a request, ascending."""
 
     positions: list[int]
@@ -24,10 +24,10 @@ class Readings:
     edits: list[list[tuple[int, float, float]]]
     """Of each position: (number of the edit, activation before, dose) of the edits that were made; empty unless itemised."""
 
-    def between(self, start: int, end: int | None) -> Readings:
+    def between(self, start: int, end: int | None) -> ReadoutChunk:
         """Those at positions from `start` (included) to `end` (excluded; None: all)."""
         kept = [n for n, at in enumerate(self.positions) if at >= start and (end is None or at < end)]
-        return Readings(
+        return ReadoutChunk(
             [self.positions[n] for n in kept],
             [self.acts[n] for n in kept],
             {sae: [rows[n] for n in kept] for sae, rows in self.top.items()},
@@ -35,7 +35,7 @@ class Readings:
         )
 
     @classmethod
-    def joined(cls, parts: Sequence[Readings]) -> Readings:
+    def concat(cls, parts: Sequence[ReadoutChunk]) -> ReadoutChunk:
         """One after the other."""
         saes = dict.fromkeys(sae for part in parts for sae in part.top)
         return cls(
@@ -47,7 +47,7 @@ class Readings:
 
 
 @dataclass(frozen=True)
-class Told:
+class RequestStepReport:
     """What one request's tokens of a step showed."""
 
     position: int
@@ -55,6 +55,6 @@ class Told:
     num_tokens: int
     abort: int | None = None
     """First position at which a rule ends the answer; None: none has."""
-    readings: Readings | None = None
+    readout: ReadoutChunk | None = None
     failure: str | None = None
     """Why the request cannot be steered. Nothing else is told then."""

@@ -46,14 +46,14 @@ async def check_that_saes_fit(
     """
     chunks = _chunks(text_ids, engine.vllm_config.model_config.max_model_len - 1)
     rank = data_parallel_ranks(engine)[0]
-    await engine.collective_rpc("start_probes")
+    await engine.collective_rpc("start_recording")
     started, run = time.monotonic(), []
     for chunk in chunks:
         await _prefill(engine, chunk, rank)
         run.append(chunk)
         if time.monotonic() - started > SECONDS:
             break
-    measured = (await engine.collective_rpc("measure_fit", args=(run,)))[0]
+    measured = (await engine.collective_rpc("quick_check", args=(run,)))[0]
     for name in saes:
         fit = measured[name]["fit"]
         if fit["problem"] is not None and not allow_unverified:

@@ -10,10 +10,10 @@ import torch
 from vllm import SamplingParams
 
 from saeclamp_saes import SAEEntry
-from saeclamp_server.engine.client import EngineReports, data_parallel_ranks, on_workers
+from saeclamp_server.engine.client import ReportFetcher, call_all_workers, data_parallel_ranks
 from saeclamp_server.engine.worker_config import CONFIG_KEY
 from saeclamp_server.model_info import StartupError
-from saeclamp_server.steering.program import EXTRA_ARGS_KEY, Edit, SteeringProgram
+from saeclamp_server.steering.program import EXTRA_ARGS_KEY, EditSpec, SteeringProgram
 from saeclamp_server.vector_names import VECTOR
 from saeclamp_server.vectors import Place
 
@@ -43,14 +43,14 @@ async def _check_engine(engine: Any, probes: Mapping[str, SteeringProgram], rank
     for what, program in probes.items():
         key = uuid.uuid4().hex
         steered = await _first_logprobs(engine, {"key": key, "program": program.to_json()}, rank)
-        _check(what, before, steered, [*(await EngineReports(engine).of(key)).values()])
+        _check(what, before, steered, [*(await ReportFetcher(engine).fetch(key)).values()])
     if _differs(await _first_logprobs(engine, None, rank), before):
         raise StartupError("Self-test: an unsteered request was changed by a steered one before it.")
 
 
 async def _probe(engine: Any, sae: SAEEntry) -> SteeringProgram:
     indices = (await engine.collective_rpc("strongest_features", args=(sae.name, NUM_FEATURES)))[0]
-    edits = tuple(Edit(sae.name, index, "add", VALUE) for index in indices)
+    edits = tuple(EditSpec(sae.name, index, "add", VALUE) for index in indices)
     return SteeringProgram(edits, ((sae.name, sae.sha256),))
 
 
@@ -61,8 +61,8 @@ async def _vector_probe(engine: Any, place: Place) -> SteeringProgram:
         torch.randn(place.width, generator=torch.Generator().manual_seed(0)), dim=0
     )
     held = (place.dictionary, 0, name, sha256, direction.numpy().tobytes())
-    await on_workers(engine, "hold_vector", *held)
-    return SteeringProgram((Edit(name, 0, "add", VALUE),), ((name, sha256),))
+    await call_all_workers(engine, "load_vector", *held)
+    return SteeringProgram((EditSpec(name, 0, "add", VALUE),), ((name, sha256),))
 
 
 def _check(what: str, before: dict[int, float], steered: dict[int, float], reports: list[dict[str, Any]]) -> None:

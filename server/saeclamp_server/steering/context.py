@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from saeclamp_saes import SAEEntry, Site
 from saeclamp_server.site_norms import Lengths, Rounding, rounded
-from saeclamp_server.steering.program import Edit
+from saeclamp_server.steering.program import EditSpec
 from saeclamp_server.vector_names import VECTOR
 from saeclamp_server.vectors import Vector
 
@@ -35,11 +35,11 @@ class Served:
     rounding: Rounding = rounded
     """Of the lengths by which values are measured."""
 
-    def site_of(self, edit: Edit) -> Site:
+    def site_of(self, edit: EditSpec) -> Site:
         """Where the edit is added, first if at several sites."""
         return self.vectors[edit.vector].site if edit.vector is not None else self.saes[edit.sae].summary.site
 
-    def lengths_of(self, edit: Edit) -> Lengths:
+    def lengths_of(self, edit: EditSpec) -> Lengths:
         """By what the edit is measured; a vector is the one row of its own."""
         return self.vectors[edit.vector].lengths if edit.vector is not None else self.lengths[edit.sae]
 

@@ -11,7 +11,7 @@ from saeclamp_saes import Site
 from saeclamp_saes.clamping import MOVES
 from saeclamp_server.errors import DoseTooLargeError, InvalidSteeringError
 from saeclamp_server.site_norms import Lengths, Rounding, rounded
-from saeclamp_server.steering.program import Edit
+from saeclamp_server.steering.program import EditSpec
 
 
 def in_act(value: float, lengths: Lengths, index: int, path: str, rounding: Rounding = rounded) -> float:
@@ -27,7 +27,7 @@ MAX_DOSE = 100.0
 """What a server allows that was not told otherwise. Text breaks at a hundredth of it, and numbers far above."""
 
 
-def dose(edit: Edit, lengths: Lengths, max_act: float | None, site: str, needs_measure: bool = True) -> float:
+def dose(edit: EditSpec, lengths: Lengths, max_act: float | None, site: str, needs_measure: bool = True) -> float:
     """
     Return how long an edit can be, in median lengths of the stream: with the feature not active before, or at its maximum.
 
@@ -53,7 +53,7 @@ def dose(edit: Edit, lengths: Lengths, max_act: float | None, site: str, needs_m
 
 
 def check_doses(
-    edits: Sequence[Edit],
+    edits: Sequence[EditSpec],
     paths: Sequence[str],
     sites: Sequence[Site],
     doses: Sequence[float],

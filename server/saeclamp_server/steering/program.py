@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias
 
-from saeclamp_server.steering.token_ranges import ALL, GENERATED, PROMPT, Scope, can_meet
+from saeclamp_server.steering.token_ranges import ALL, GENERATED, PROMPT, TokenRanges, can_overlap
 from saeclamp_server.vector_names import VECTOR
 
 EXTRA_ARGS_KEY = "saeclamp"
@@ -30,7 +30,7 @@ EditOp = Literal["clamp", "add", "at_least", "at_most", "scale"]
 
 
 @dataclass(frozen=True)
-class Edit:
+class EditSpec:
     """One feature, moved at some of the request's positions."""
 
     sae: str
@@ -38,7 +38,7 @@ class Edit:
     op: EditOp
     value: float
     """In the units of the SAE's encoder; of `scale`, a factor."""
-    tokens: Scope = ALL
+    tokens: TokenRanges = ALL
     special: bool = False
     """Whether special tokens and position 0 are touched too."""
     rule: int | None = None
@@ -56,7 +56,7 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparisonSpec:
     """Is a feature's activation above a bound, or below it?"""
 
     sae: str
@@ -71,12 +71,12 @@ Form: TypeAlias = "int | tuple[Literal['all', 'any', 'not'], tuple[Form, ...]]"
 
 
 @dataclass(frozen=True)
-class Rule:
+class RuleSpec:
     """A condition, and how far it reaches."""
 
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[ComparisonSpec, ...]
     form: Form
-    tokens: Scope = ALL
+    tokens: TokenRanges = ALL
     """Where the condition is looked at."""
     special: bool = False
     lasting: bool = False
@@ -86,7 +86,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Readout:
+class ReadoutSpec:
     """Activations that the answer shows, token by token."""
 
     features: tuple[tuple[str, int], ...] = ()
@@ -94,7 +94,7 @@ class Readout:
     top_k: int = 0
     """How many of the strongest features of each of `saes`."""
     saes: tuple[str, ...] = ()
-    tokens: Scope = GENERATED
+    tokens: TokenRanges = GENERATED
     special: bool = False
 
 
@@ -102,11 +102,11 @@ class Readout:
 class SteeringProgram:
     """All that one request asks for, and the weights it was resolved against."""
 
-    edits: tuple[Edit, ...]
+    edits: tuple[EditSpec, ...]
     saes: tuple[tuple[str, str], ...]
     """(name, sha256 of the weights) of every SAE and vector that is named, sorted."""
-    rules: tuple[Rule, ...] = ()
-    readout: Readout | None = None
+    rules: tuple[RuleSpec, ...] = ()
+    readout: ReadoutSpec | None = None
     itemised: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class SteeringProgram:
     def from_json(cls, value: Mapping[str, Any]) -> SteeringProgram:
         """Raise KeyError, TypeError or ValueError when `value` is not the form that `to_json` writes."""
         return cls(
-            edits=tuple(Edit(**_scoped(edit)) for edit in value["edits"]),
+            edits=tuple(EditSpec(**_scoped(edit)) for edit in value["edits"]),
             saes=tuple((name, sha256) for name, sha256 in value["saes"]),
             rules=tuple(_rule(rule) for rule in value.get("rules", ())),
             readout=_readout(value.get("readout")),
@@ -142,43 +142,43 @@ class SteeringProgram:
     @property
     def reads_prompt(self) -> bool:
         """Whether activations at prompt positions are looked at: then these must be computed, not found in a cache."""
-        return any(can_meet(rule.tokens, PROMPT) for rule in self.rules) or self.shows(PROMPT)
+        return any(can_overlap(rule.tokens, PROMPT) for rule in self.rules) or self.shows(PROMPT)
 
-    def shows(self, side: Scope) -> bool:
+    def shows(self, side: TokenRanges) -> bool:
         """Whether positions of a side of the request can be among those that the answer shows."""
-        by_readout = self.readout is not None and can_meet(self.readout.tokens, side)
-        return by_readout or (self.itemised and any(can_meet(edit.tokens, side) for edit in self.edits))
+        by_readout = self.readout is not None and can_overlap(self.readout.tokens, side)
+        return by_readout or (self.itemised and any(can_overlap(edit.tokens, side) for edit in self.edits))
 
     @property
-    def shows_tokens(self) -> bool:
+    def has_token_output(self) -> bool:
         """Whether the answer is to show something of its tokens, one by one."""
         return self.readout is not None or self.itemised
 
     @property
-    def tells(self) -> bool:
+    def reports_steps(self) -> bool:
         """Whether the scheduler must hear of each step what was seen."""
-        return self.shows_tokens or self.aborts
+        return self.has_token_output or self.can_abort
 
     @property
-    def aborts(self) -> bool:
+    def can_abort(self) -> bool:
         """Whether a rule can end the answer."""
         return any(rule.aborts for rule in self.rules)
 
     @property
-    def holds_back(self) -> bool:
+    def delays_output(self) -> bool:
         """Whether a generated token may leave only when the model has read it."""
-        return self.aborts or self.shows(GENERATED)
+        return self.can_abort or self.shows(GENERATED)
 
 
-def _rule(value: Mapping[str, Any]) -> Rule:
-    comparisons = tuple(Comparison(**comparison) for comparison in value["comparisons"])
-    return Rule(**_scoped(value) | {"comparisons": comparisons, "form": _form(value["form"])})
+def _rule(value: Mapping[str, Any]) -> RuleSpec:
+    comparisons = tuple(ComparisonSpec(**comparison) for comparison in value["comparisons"])
+    return RuleSpec(**_scoped(value) | {"comparisons": comparisons, "form": _form(value["form"])})
 
 
-def _readout(value: Mapping[str, Any] | None) -> Readout | None:
+def _readout(value: Mapping[str, Any] | None) -> ReadoutSpec | None:
     if value is None:
         return None
-    readout = Readout(**_scoped(value))
+    readout = ReadoutSpec(**_scoped(value))
     features = tuple((sae, index) for sae, index in readout.features)
     return replace(readout, features=features, saes=tuple(readout.saes))
 

@@ -16,7 +16,7 @@ from saeclamp.types import (
 )
 from saeclamp_server.errors import NotAppliedError
 from saeclamp_server.steering.context import Served
-from saeclamp_server.steering.program import Edit
+from saeclamp_server.steering.program import EditSpec
 from saeclamp_server.steering.resolve import ResolvedSteering
 from saeclamp_server.steering.warnings import warnings_after
 
@@ -31,7 +31,7 @@ def receipt(
     """
     Write the receipt from the engine's reports on a request's sequences.
 
-    reports: the fields of `engine.live.Report`, by the sequence's number among the choices
+    reports: the fields of `engine.worker.request_states.SteeringReport`, by the sequence's number among the choices
     Raises NotAppliedError unless every sequence was steered: the answer must not leave then.
     """
     failures = [report["failure"] for report in reports.values() if report["failure"] is not None]
@@ -67,7 +67,7 @@ class _Done(NamedTuple):
 
 
 def _intervention_receipt(
-    edit: Edit, operation: Operation, rule: str | None, done: Sequence[_Done], served: Served
+    edit: EditSpec, operation: Operation, rule: str | None, done: Sequence[_Done], served: Served
 ) -> InterventionReceipt:
     site, sae = served.site_of(edit), served.saes.get(edit.sae)
     tallies = [tally for _, tally in done]

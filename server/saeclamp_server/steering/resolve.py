@@ -14,7 +14,7 @@ from saeclamp_server.steering import token_ranges
 from saeclamp_server.steering.chat_spans import Conversation
 from saeclamp_server.steering.context import Served
 from saeclamp_server.steering.dose import check_doses, dose
-from saeclamp_server.steering.program import Edit, EditOp, Rule, SteeringProgram
+from saeclamp_server.steering.program import EditOp, EditSpec, RuleSpec, SteeringProgram
 from saeclamp_server.steering.rules import refuse_acting_before_knowing, resolve_readout, resolve_rule
 from saeclamp_server.steering.units import find, find_vector, to_act, to_projection, to_scope
 from saeclamp_server.vector_names import VECTOR
@@ -80,7 +80,7 @@ def resolve(steering: Steering, served: Served, conversation: Conversation | Non
     _refuse_early_acts(rules, edits, served)
     prompt_len = conversation.prompt_len if conversation else None
     _refuse_many_ranges(edits)
-    meet = token_ranges.which_meet([edit.tokens for edit in edits], prompt_len)
+    meet = token_ranges.overlap_matrix([edit.tokens for edit in edits], prompt_len)
     _refuse_contradictions(edits, paths, meet, prompt_len)
     if served.max_dose is not None:
         _check_doses(edits, paths, meet, served, served.max_dose)
@@ -110,7 +110,9 @@ def _interventions(steering: Steering) -> list[tuple[Operation, str | None, str]
     ]
 
 
-def _edit(operation: Operation, served: Served, conversation: Conversation | None, path: str, rule: int | None) -> Edit:
+def _edit(
+    operation: Operation, served: Served, conversation: Conversation | None, path: str, rule: int | None
+) -> EditSpec:
     scope = to_scope(operation.tokens, conversation, f"{path}.tokens")
     if operation.feature is not None:
         sae, index = find(operation.feature, served.saes, f"{path}.feature")
@@ -121,7 +123,7 @@ def _edit(operation: Operation, served: Served, conversation: Conversation | Non
         vector = find_vector(operation.vector, served.vectors, f"{path}.vector")
         name, index = f"{VECTOR}{vector.name}", 0
         op, value = _move(operation, lambda value, unit: to_projection(value, unit, served, vector, path))
-    return Edit(name, index, op, value, scope, operation.special_tokens, rule)
+    return EditSpec(name, index, op, value, scope, operation.special_tokens, rule)
 
 
 def _move(operation: Operation, to_act: Callable[[float, Unit], float]) -> tuple[EditOp, float]:
@@ -132,13 +134,13 @@ def _move(operation: Operation, to_act: Callable[[float, Unit], float]) -> tuple
     return operation.op, to_act(operation.value, operation.unit) + 0.0  # no -0.0: it does what 0.0 does
 
 
-def _refuse_early_acts(rules: Sequence[Rule], edits: Sequence[Edit], served: Served) -> None:
+def _refuse_early_acts(rules: Sequence[RuleSpec], edits: Sequence[EditSpec], served: Served) -> None:
     for number, rule in enumerate(rules):
         own = [edit for edit in edits if edit.rule == number]
         refuse_acting_before_knowing(rule, own, served, f"steering.rules[{number}]")
 
 
-def _refuse_many_ranges(edits: Sequence[Edit]) -> None:
+def _refuse_many_ranges(edits: Sequence[EditSpec]) -> None:
     num_ranges = sum(len(edit.tokens) for edit in edits)
     if num_ranges > MAX_RANGES:
         raise InvalidSteeringError(
@@ -148,7 +150,7 @@ def _refuse_many_ranges(edits: Sequence[Edit]) -> None:
 
 
 def _refuse_contradictions(
-    edits: Sequence[Edit], paths: Sequence[str], meet: NDArray[np.bool_], prompt_len: int | None
+    edits: Sequence[EditSpec], paths: Sequence[str], meet: NDArray[np.bool_], prompt_len: int | None
 ) -> None:
     """Two targets for one feature or vector at one token have no defined sum. Two rules may hold at one token."""
     for second, edit in enumerate(edits):
@@ -164,7 +166,7 @@ def _refuse_contradictions(
 
 
 def _check_doses(
-    edits: Sequence[Edit], paths: Sequence[str], meet: NDArray[np.bool_], served: Served, max_dose: float
+    edits: Sequence[EditSpec], paths: Sequence[str], meet: NDArray[np.bool_], served: Served, max_dose: float
 ) -> None:
     """Rules count as if they held."""
     sites = [served.site_of(edit) for edit in edits]

@@ -8,15 +8,15 @@ from saeclamp.types import Rule as WireRule
 from saeclamp_server.errors import InvalidSteeringError
 from saeclamp_server.steering.chat_spans import Conversation
 from saeclamp_server.steering.context import Served
-from saeclamp_server.steering.program import Comparison, Edit, Form, Readout, Rule
+from saeclamp_server.steering.program import ComparisonSpec, EditSpec, Form, ReadoutSpec, RuleSpec
 from saeclamp_server.steering.units import find, known_saes_named, to_act, to_scope
 
 
-def resolve_rule(rule: WireRule, served: Served, conversation: Conversation | None, path: str) -> Rule:
+def resolve_rule(rule: WireRule, served: Served, conversation: Conversation | None, path: str) -> RuleSpec:
     """Find a rule's features and convert its bounds. Raises RequestError."""
-    found: dict[int, Comparison] = {}
+    found: dict[int, ComparisonSpec] = {}
     form = _form(rule.when, served, f"{path}.when", found)
-    return Rule(
+    return RuleSpec(
         comparisons=tuple(found[number] for number in range(len(found))),
         form=form,
         tokens=to_scope(rule.tokens, conversation, f"{path}.tokens"),
@@ -26,7 +26,7 @@ def resolve_rule(rule: WireRule, served: Served, conversation: Conversation | No
     )
 
 
-def _form(condition: Condition, served: Served, path: str, found: dict[int, Comparison]) -> Form:
+def _form(condition: Condition, served: Served, path: str, found: dict[int, ComparisonSpec]) -> Form:
     match condition:
         case AllOf(all=parts):
             return "all", tuple(_form(part, served, f"{path}.all[{n}]", found) for n, part in enumerate(parts))
@@ -39,15 +39,15 @@ def _form(condition: Condition, served: Served, path: str, found: dict[int, Comp
     return number
 
 
-def _comparison(condition: FeatureCondition, served: Served, path: str) -> Comparison:
+def _comparison(condition: FeatureCondition, served: Served, path: str) -> ComparisonSpec:
     sae, index = find(condition.feature, served.saes, f"{path}.feature")
     above = condition.above is not None
     bound = condition.above if condition.above is not None else condition.below
     assert bound is not None, "the wire takes one of the two"
-    return Comparison(sae.name, index, to_act(bound, condition.unit, served, sae.name, index, path), above)
+    return ComparisonSpec(sae.name, index, to_act(bound, condition.unit, served, sae.name, index, path), above)
 
 
-def refuse_acting_before_knowing(rule: Rule, edits: list[Edit], served: Served, path: str) -> None:
+def refuse_acting_before_knowing(rule: RuleSpec, edits: list[EditSpec], served: Served, path: str) -> None:
     """
     A rule may only act at the layer where its condition is known, or later. Raises RequestError.
 
@@ -67,7 +67,7 @@ def refuse_acting_before_knowing(rule: Rule, edits: list[Edit], served: Served, 
 
 def resolve_readout(
     readout: WireReadout | None, served: Served, conversation: Conversation | None, path: str
-) -> Readout | None:
+) -> ReadoutSpec | None:
     """Find a readout's features and SAEs. Raises RequestError."""
     if readout is None:
         return None
@@ -75,7 +75,7 @@ def resolve_readout(
     found = [
         find(feature, served.saes, f"{path}.features[{number}]") for number, feature in enumerate(readout.features)
     ]
-    return Readout(
+    return ReadoutSpec(
         features=tuple((sae.name, index) for sae, index in found),
         top_k=readout.top_k,
         saes=saes if readout.top_k else (),

@@ -11,21 +11,21 @@ from numpy.typing import NDArray
 
 PROMPT_END: Literal["prompt_end"] = "prompt_end"
 """The position of the first generated token, wherever that will be."""
-FOREVER = 2**62
+NO_END = 2**62
 """Beyond every position."""
 
 Bound: TypeAlias = int | Literal["prompt_end"] | None
 Range: TypeAlias = tuple[Bound, Bound]
 """From (included) and to (excluded), as absolute positions of the request. None is without end."""
-Scope: TypeAlias = tuple[Range, ...]
+TokenRanges: TypeAlias = tuple[Range, ...]
 """Ascending and apart. JSON-able; equal for equal positions."""
 
-ALL: Scope = ((0, None),)
-PROMPT: Scope = ((0, PROMPT_END),)
-GENERATED: Scope = ((PROMPT_END, None),)
+ALL: TokenRanges = ((0, None),)
+PROMPT: TokenRanges = ((0, PROMPT_END),)
+GENERATED: TokenRanges = ((PROMPT_END, None),)
 
 
-def of_positions(positions: Iterable[int]) -> Scope:
+def from_positions(positions: Iterable[int]) -> TokenRanges:
     """Single positions, in runs."""
     runs: list[tuple[int, int]] = []
     for position in sorted(set(positions)):
@@ -36,7 +36,7 @@ def of_positions(positions: Iterable[int]) -> Scope:
     return tuple(runs)
 
 
-def resolved(scope: Sequence[Sequence[Bound]], prompt_len: int) -> list[tuple[int, int]]:
+def resolve_ranges(scope: Sequence[Sequence[Bound]], prompt_len: int) -> list[tuple[int, int]]:
     """The same ranges as numbers, for a prompt of that length; without those that are empty then."""
     ranges = [(_number(start, prompt_len), _number(end, prompt_len)) for start, end in scope]
     return [(start, end) for start, end in ranges if start < end]
@@ -44,34 +44,34 @@ def resolved(scope: Sequence[Sequence[Bound]], prompt_len: int) -> list[tuple[in
 
 def _number(bound: Bound, prompt_len: int) -> int:
     if bound is None:
-        return FOREVER
+        return NO_END
     return prompt_len if bound == PROMPT_END else int(bound)
 
 
-def can_meet(one: Scope, other: Scope, prompt_len: int | None = None) -> bool:
+def can_overlap(one: TokenRanges, other: TokenRanges, prompt_len: int | None = None) -> bool:
     """Whether two scopes have a position in common, for a prompt of that length; for None, of any."""
     if prompt_len is not None:
-        return _meet(resolved(one, prompt_len), resolved(other, prompt_len))
+        return _overlap(resolve_ranges(one, prompt_len), resolve_ranges(other, prompt_len))
     fixed, waiting = _apart(one)
     other_fixed, other_waiting = _apart(other)
-    if _meet(resolved(fixed, 1), resolved(other_fixed, 1)):
+    if _overlap(resolve_ranges(fixed, 1), resolve_ranges(other_fixed, 1)):
         return True
     pairs = [*product(waiting, other), *product(other_waiting, fixed)]
-    return any(_meet_for_some_length(*pair) for pair in pairs)
+    return any(_overlap_for_some_length(*pair) for pair in pairs)
 
 
-def which_meet(scopes: Sequence[Scope], prompt_len: int | None = None) -> NDArray[np.bool_]:
-    """Whether each two of some scopes can meet, as `can_meet` says: (num_scopes, num_scopes). Equal ones are tried once."""
+def overlap_matrix(scopes: Sequence[TokenRanges], prompt_len: int | None = None) -> NDArray[np.bool_]:
+    """Tell of each two scopes whether they can overlap: (num_scopes, num_scopes). Equal ones are tried once."""
     numbers = {scope: number for number, scope in enumerate(dict.fromkeys(scopes))}
     distinct = [*numbers]
     meet = np.zeros((len(distinct), len(distinct)), np.bool_)
     for one, other in combinations_with_replacement(range(len(distinct)), 2):
-        meet[one, other] = meet[other, one] = can_meet(distinct[one], distinct[other], prompt_len)
+        meet[one, other] = meet[other, one] = can_overlap(distinct[one], distinct[other], prompt_len)
     of = np.array([numbers[scope] for scope in scopes], np.int64)
     return meet[np.ix_(of, of)]
 
 
-def _meet(one: Sequence[tuple[int, int]], other: Sequence[tuple[int, int]]) -> bool:
+def _overlap(one: Sequence[tuple[int, int]], other: Sequence[tuple[int, int]]) -> bool:
     """By start: of two ranges that do not meet, the one that ends first meets nothing that follows the other."""
     mine, others = iter(sorted(one)), iter(sorted(other))
     a, b = next(mine, None), next(others, None)
@@ -85,15 +85,15 @@ def _meet(one: Sequence[tuple[int, int]], other: Sequence[tuple[int, int]]) -> b
     return False
 
 
-def _apart(scope: Scope) -> tuple[Scope, Scope]:
+def _apart(scope: TokenRanges) -> tuple[TokenRanges, TokenRanges]:
     """Split a scope into the ranges that are the same for every prompt, and the few that wait for its length."""
     waiting = tuple(bounds for bounds in scope if PROMPT_END in bounds)
     return tuple(bounds for bounds in scope if PROMPT_END not in bounds), waiting
 
 
-def _meet_for_some_length(one: Range, other: Range) -> bool:
+def _overlap_for_some_length(one: Range, other: Range) -> bool:
     """Whether there is a prompt's length, 1 or more, for which two ranges have a position in common."""
-    least, most = 1, FOREVER
+    least, most = 1, NO_END
     for start, end in product((one[0], other[0]), (one[1], other[1])):
         if end is None:
             continue

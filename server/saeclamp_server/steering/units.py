@@ -17,7 +17,7 @@ from saeclamp_server.steering import token_ranges
 from saeclamp_server.steering.chat_spans import Conversation
 from saeclamp_server.steering.context import Served
 from saeclamp_server.steering.dose import in_act
-from saeclamp_server.steering.token_ranges import Scope
+from saeclamp_server.steering.token_ranges import TokenRanges
 from saeclamp_server.vectors import Vector
 
 MAX_DIGITS = 20
@@ -87,7 +87,7 @@ def to_act(value: float, unit: Unit, served: Served, sae: str, index: int, path:
     return value * max_act
 
 
-def to_scope(tokens: Tokens, conversation: Conversation | None, path: str) -> Scope:
+def to_scope(tokens: Tokens, conversation: Conversation | None, path: str) -> TokenRanges:
     """
     Find the positions that are meant. Raises RequestError.
 
@@ -99,10 +99,10 @@ def to_scope(tokens: Tokens, conversation: Conversation | None, path: str) -> Sc
         case After(after=num):
             return ((num, None),)
         case Positions(positions=positions):
-            return token_ranges.of_positions(positions)
+            return token_ranges.from_positions(positions)
         case Roles(roles=roles):
             if conversation is None:
                 raise InvalidSteeringError("Only the messages of a chat completion have roles.", f"{path}.roles")
-            said: Scope = tuple((start, end) for role, start, end in conversation.spans if role in roles)
+            said: TokenRanges = tuple((start, end) for role, start, end in conversation.spans if role in roles)
             return (*said, *token_ranges.GENERATED) if "assistant" in roles else said
     return {"all": token_ranges.ALL, "prompt": token_ranges.PROMPT, "generated": token_ranges.GENERATED}[str(tokens)]

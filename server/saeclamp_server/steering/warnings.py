@@ -13,7 +13,7 @@ from saeclamp.types.doses import dose_in_words
 from saeclamp_server.errors import InvalidSteeringError
 from saeclamp_server.steering.context import Served
 from saeclamp_server.steering.dose import dose
-from saeclamp_server.steering.program import Edit, SteeringProgram
+from saeclamp_server.steering.program import EditSpec, SteeringProgram
 
 SAFE_DOSE = 1.0
 """Edit longer than the residual itself: the model sees more of the edit than of the text."""
@@ -23,7 +23,7 @@ ROUNDING = 1e-6
 """Relative: a value at the very end of the green zone is in it, whatever its unit."""
 
 
-def possible_dose(edit: Edit, served: Served) -> float | None:
+def possible_dose(edit: EditSpec, served: Served) -> float | None:
     """
     Say how far an edit can move a token, in median lengths of the stream.
 
@@ -54,7 +54,7 @@ def warnings_after(program: SteeringProgram, reports: Sequence[Mapping[str, Any]
     """
     Say what is doubtful of what was done, a sentence each.
 
-    reports: the fields of `engine.live.Report`, of each sequence
+    reports: the fields of `engine.worker.request_states.SteeringReport`, of each sequence
     """
     idle, weak, excessive = [], [], []
     for number, edit in enumerate(program.edits):
@@ -90,18 +90,18 @@ def _outside_green_zones(program: SteeringProgram, served: Served) -> Iterator[s
             )
 
 
-def _is_meant_to_move(edit: Edit) -> bool:
+def _is_meant_to_move(edit: EditSpec) -> bool:
     """Whether an edit moves every token that it touches; the others leave alone what is, or is not, active."""
     return edit.op == "add" or (edit.op == "clamp" and bool(edit.value))
 
 
-def _strength(edit: Edit, served: Served) -> float | None:
+def _strength(edit: EditSpec, served: Served) -> float | None:
     """Measure the value alone, in median lengths of the stream: with the feature not active; None where it says nothing."""
     is_bound = edit.op == "at_least" and edit.value > 0
     return _dose(edit, served, None) if _is_meant_to_move(edit) or is_bound else None
 
 
-def _dose(edit: Edit, served: Served, max_act: float | None) -> float | None:
+def _dose(edit: EditSpec, served: Served, max_act: float | None) -> float | None:
     try:
         return dose(edit, served.lengths_of(edit), max_act, str(served.site_of(edit)))
     except InvalidSteeringError:

@@ -179,7 +179,7 @@ class Vectors(Mapping[str, Vector]):
         weakref.finalize(vector, free.append, row).atexit = False
         numbers = direction.signed().numpy().tobytes()
         held = (place.dictionary, row, f"{VECTOR}{name}", direction.sha256, numbers)
-        await self._engine.collective_rpc("hold_vector", args=held)
+        await self._engine.collective_rpc("load_vector", args=held)
         self._alive[name, direction.sha256] = vector
         return vector
 

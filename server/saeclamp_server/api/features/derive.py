@@ -28,16 +28,16 @@ AGREEMENT = 0.5
 """Cosine of the halves' vectors below which they are not much of the same."""
 
 
-class Streams(Protocol):
+class PromptMeans(Protocol):
     """Fetches what the engine has recorded."""
 
-    async def of(self, keys: Sequence[str]) -> dict[str, bytes]:
+    async def fetch(self, keys: Sequence[str]) -> dict[str, bytes]:
         """Fetch the mean vectors of runs, (width,) fp64, as far as they are there."""
         ...
 
 
 async def derive(
-    request: Derive, model: Model, vectors: Vectors, streams: Streams, counter: ProgressCounter
+    request: Derive, model: Model, vectors: Vectors, streams: PromptMeans, counter: ProgressCounter
 ) -> DerivedVector:
     """Answer `POST /v1/vectors/derive`. Raises RequestError."""
     site = _site(request.site, vectors)
@@ -76,7 +76,7 @@ def _site(text: str, vectors: Vectors) -> Site:
     return site
 
 
-async def _read(request: Derive, site: Site, model: Model, streams: Streams, counter: ProgressCounter) -> Floats:
+async def _read(request: Derive, site: Site, model: Model, streams: PromptMeans, counter: ProgressCounter) -> Floats:
     """Run all texts, and fetch what was recorded: (num_texts, width)."""
     runs: list[tuple[Run, str]] = []
     num_tokens = 0
@@ -96,7 +96,7 @@ async def _read(request: Derive, site: Site, model: Model, streams: Streams, cou
     counter.begin("reading texts", len(runs))
     await run_all(model, runs)
     keys = [run.recording.key for run, _ in runs if run.recording is not None]
-    found = await streams.of(keys)
+    found = await streams.fetch(keys)
     if not all(key in found for key in keys):
         raise ServerFailedError
     return np.stack([np.frombuffer(found[key], np.float64) for key in keys])

@@ -15,7 +15,7 @@ from saeclamp.types import Steering
 from saeclamp_server.api.model_client import Model, Outcome, Prompt, Run, all_of
 from saeclamp_server.api.model_share import MAX_CELLS
 from saeclamp_server.steering import ResolvedSteering, Served, with_hashes
-from saeclamp_server.steering.program import Readout, SteeringProgram
+from saeclamp_server.steering.program import ReadoutSpec, SteeringProgram
 from saeclamp_server.steering.token_ranges import PROMPT
 from saeclamp_server.threads import computed
 
@@ -129,7 +129,7 @@ async def read_one(
 
 
 def _reading(served: Served, features: Sequence[FeatureId], saes: Sequence[str], num: int) -> ResolvedSteering:
-    readout = Readout(tuple((sae, index) for sae, index in features), num, tuple(saes), PROMPT)
+    readout = ReadoutSpec(tuple((sae, index) for sae, index in features), num, tuple(saes), PROMPT)
     # the wire allows fewer features, and is not asked
     steering = Steering.model_construct(readout=WireReadout.model_construct(), interventions=(), rules=())
     return ResolvedSteering(steering, with_hashes(SteeringProgram((), (), readout=readout), served))

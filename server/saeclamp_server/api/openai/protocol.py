@@ -38,7 +38,7 @@ class _Steered(BaseModel):
         """Send `program` with this request, its report to be fetched by `key`. Raises RequestError."""
         self._refuse_what_cannot_be_steered(program)
         self._key, self._program = key, program
-        if program.shows_tokens:
+        if program.has_token_output:
             if getattr(self, "echo", False) and not self.return_token_ids:
                 raise InvalidSteeringError(
                     "With a readout or a receipt of tokens the prompt cannot be echoed as text: leave out 'echo', or set "
@@ -54,7 +54,7 @@ class _Steered(BaseModel):
             )
         if getattr(self, "prompt_embeds", None) is not None:
             raise InvalidSteeringError("A prompt of embeddings cannot be steered: it has no tokens.", "prompt_embeds")
-        if self.include_stop_str_in_output and program.aborts:
+        if self.include_stop_str_in_output and program.can_abort:
             raise InvalidSteeringError(
                 "What stops an answer is not read by the model, so no rule can see it; with a rule that aborts, it cannot "
                 "be included in the output.",
@@ -71,7 +71,7 @@ class _Steered(BaseModel):
             params.extra_args = {**(params.extra_args or {}), EXTRA_ARGS_KEY: payload}
             if program.reads_prompt:
                 params.skip_reading_prefix_cache = True
-            if program.holds_back and params.max_tokens is not None:
+            if program.delays_output and params.max_tokens is not None:
                 params.max_tokens += 1  # the scheduler drops it, when the one before it has been read
         return params
 

@@ -83,10 +83,10 @@ async def steered(body: Mapping[str, Any], steering: Steering | None, scope: Sco
     entry = TraceEntry(path, Headers(scope=scope).get("x-request-id"), asked.name)
     call = await SteeredCall.begin(app_state, asked, None, uuid.uuid4().hex, 1, 1, False, entry)
     program = call.resolved.program
-    if program.shows_tokens or program.aborts:
+    if program.has_token_output or program.can_abort:
         call.failed("it asks for what has no place here")
         call.end()
-        what = "rules that abort" if program.aborts else "readouts and receipts of tokens"
+        what = "rules that abort" if program.can_abort else "readouts and receipts of tokens"
         raise InvalidSteeringError(f"{path} has no place for {what}; use /v1/chat/completions.", "steering")
     return call
 

@@ -62,7 +62,7 @@ class SteeredCall:
             resolved = asked.resolved(app_state, conversation)
         sequences: Sequences = app_state.sequences
         writer = None
-        if resolved.program.shows_tokens:
+        if resolved.program.has_token_output:
             writer = ReadoutWriter(
                 resolved.steering.readout,
                 app_state.served,
@@ -124,7 +124,7 @@ class SteeredCall:
     @property
     def completes(self) -> bool:
         """Whether responses and chunks are to show more than vLLM writes into them."""
-        return self.writer is not None or self.resolved.program.aborts or self._variant is not None
+        return self.writer is not None or self.resolved.program.can_abort or self._variant is not None
 
     @property
     def _variant(self) -> Version | None:

@@ -148,7 +148,7 @@ def _params(run: Run, call: SteeredCall | None) -> SamplingParams:
         payload = {"key": call.key, "prompt": 0, "program": program.to_json()}
         params.extra_args = {EXTRA_ARGS_KEY: payload}
         params.skip_reading_prefix_cache = params.skip_reading_prefix_cache or program.reads_prompt
-        if program.holds_back:
+        if program.delays_output:
             params.max_tokens += 1  # the scheduler drops it, when the one before it has been read
     return params
 

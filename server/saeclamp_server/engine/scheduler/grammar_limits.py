@@ -62,7 +62,7 @@ def limit_grammars(manager: Any, fail: Callable[[str], None]) -> None:
         kind, text = request.structured_output_request.structured_output_key
         key = hashlib.sha256(f"{kind} {text}".encode("utf-8", "surrogatepass")).digest()
         if key not in known:
-            try_out(lambda: create(request), lambda: manager.backend.allocate_token_bitmask(1))
+            try_grammar(lambda: create(request), lambda: manager.backend.allocate_token_bitmask(1))
             known[key] = None
             while len(known) > NUM_KNOWN:
                 known.pop(next(iter(known)), None)  # another thread may have been faster
@@ -74,7 +74,7 @@ def limit_grammars(manager: Any, fail: Callable[[str], None]) -> None:
     manager._create_grammar = limited
 
 
-def try_out(create: Callable[[], Any], allocate: Callable[[], torch.Tensor]) -> None:
+def try_grammar(create: Callable[[], Any], allocate: Callable[[], torch.Tensor]) -> None:
     """
     Compile a grammar and walk some tokens in a process of its own. What is wrong with the grammar shows when it is used.
 

@@ -15,14 +15,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, TypeAlias
 
-from saeclamp_server.steering.program import Edit, SteeringProgram
-from saeclamp_server.steering.token_ranges import FOREVER, resolved
+from saeclamp_server.steering.program import EditSpec, SteeringProgram
+from saeclamp_server.steering.token_ranges import NO_END, resolve_ranges
 
 Hasher: TypeAlias = Callable[[Any], list[bytes]]
 """vLLM's: from a request to the hashes of its full blocks that are not in `block_hashes` yet."""
 
 
-class EditedBlocks:
+class BlockEdits:
     """A program's edits, block by block, of one request."""
 
     def __init__(self, program: SteeringProgram, prompt_len: int, secret: bytes) -> None:
@@ -47,7 +47,7 @@ class EditedBlocks:
         return hashlib.sha256(b"".join(len(part).to_bytes(8) + part for part in parts)).digest()
 
 
-def _edit(edit: Edit, program: SteeringProgram, prompt_len: int) -> tuple[tuple[Any, ...], list[tuple[int, int]]]:
+def _edit(edit: EditSpec, program: SteeringProgram, prompt_len: int) -> tuple[tuple[Any, ...], list[tuple[int, int]]]:
     """
     What an edit does, and at which positions it matters.
 
@@ -55,17 +55,17 @@ def _edit(edit: Edit, program: SteeringProgram, prompt_len: int) -> tuple[tuple[
     """
     weights = dict(program.saes)
     what = (weights[edit.sae], edit.index, edit.op, edit.value, edit.special)
-    ranges = resolved(edit.tokens, prompt_len)
+    ranges = resolve_ranges(edit.tokens, prompt_len)
     if edit.rule is None:
         return (*what, ""), ranges
     rule = program.rules[edit.rule]
-    looked_at = resolved(rule.tokens, prompt_len)
+    looked_at = resolve_ranges(rule.tokens, prompt_len)
     condition = {"rule": asdict(rule), "weights": [weights[comparison.sae] for comparison in rule.comparisons]}
-    first = min([start for start, _ in looked_at], default=FOREVER)
-    return (*what, json.dumps([condition, ranges, looked_at])), [(first, FOREVER)] if first < FOREVER else []
+    first = min([start for start, _ in looked_at], default=NO_END)
+    return (*what, json.dumps([condition, ranges, looked_at])), [(first, NO_END)] if first < NO_END else []
 
 
-def steered_hasher(hasher: Hasher, edited: EditedBlocks, block_size: int, unsteered: list[bytes]) -> Hasher:
+def steering_block_hasher(hasher: Hasher, edited: BlockEdits, block_size: int, unsteered: list[bytes]) -> Hasher:
     """
     Wrap vLLM's hasher for one steered request.
 

@@ -20,28 +20,28 @@ from vllm.v1.request import Request, RequestStatus
 
 from saeclamp_server.engine.lifeline import begin_serving, tie_to_server
 from saeclamp_server.engine.scheduler.grammar_limits import limit_grammars
-from saeclamp_server.engine.scheduler.output_gate import Finish, Holding, Waiting
-from saeclamp_server.engine.scheduler.prefix_cache import EditedBlocks, steered_hasher
+from saeclamp_server.engine.scheduler.output_gate import Finish, OutputGate, PendingToken
+from saeclamp_server.engine.scheduler.prefix_cache import BlockEdits, steering_block_hasher
 from saeclamp_server.engine.scheduler.tainted_blocks import TaintedBlocks
-from saeclamp_server.engine.step_report import ATTRIBUTE, WIPED, Told
+from saeclamp_server.engine.step_report import ATTRIBUTE, WIPED, RequestStepReport
 from saeclamp_server.steering.program import ABORTED, EXTRA_ARGS_KEY, SteeringProgram
 
 REASONS: dict[Any, Finish] = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
 
 
-class _Held:
+class GatedRequest:
     """A request whose tokens may wait, and what of vLLM's output waits with them."""
 
     def __init__(self, program: SteeringProgram, request: Request) -> None:
-        max_tokens = request.max_tokens - program.holds_back  # the API adds one, to be read and dropped
-        self.holding: Holding[LogprobsLists | None] = Holding(program, request.num_prompt_tokens, max_tokens)
+        max_tokens = request.max_tokens - program.delays_output  # the API adds one, to be read and dropped
+        self.holding: OutputGate[LogprobsLists | None] = OutputGate(program, request.num_prompt_tokens, max_tokens)
         self._waiting: list[EngineCoreOutput] = []
 
-    def wait(self, output: EngineCoreOutput) -> None:
+    def keep_output(self, output: EngineCoreOutput) -> None:
         """Keep what an output that does not leave holds beside its tokens."""
         self._waiting.append(output)
 
-    def join(self, output: EngineCoreOutput) -> None:
+    def merge_into(self, output: EngineCoreOutput) -> None:
         """Give an output what waited, which is of the first step: logprobs of the prompt, figures, events."""
         for earlier in self._waiting:
             output.new_prompt_logprobs_tensors = (
@@ -52,7 +52,7 @@ class _Held:
         self._waiting = []
 
 
-class _Steering:
+class SteeringSchedulerMixin:
     """Mixed into vLLM's schedulers."""
 
     requests: dict[str, Request]
@@ -66,7 +66,7 @@ class _Steering:
         super().__init__(*args, block_size=block_size, hash_block_size=hash_block_size, **kwargs)  # type: ignore[call-arg]
         self._hashed_tokens = hash_block_size or block_size
         self._secret = secrets.token_bytes(32)
-        self._held: dict[str, _Held] = {}
+        self._gated: dict[str, GatedRequest] = {}
         # a request may leave while its step runs, and whether that step has left NaN in its blocks is known only afterwards:
         # with this, vLLM gives them to nobody else before
         self.defer_block_free = True
@@ -100,11 +100,11 @@ class _Steering:
         unsteered, request.block_hashes = request.block_hashes, []
         try:
             program = SteeringProgram.from_json(payload["program"])
-            if program.tells:
-                self._held[request.request_id] = _Held(program, request)
+            if program.reports_steps:
+                self._gated[request.request_id] = GatedRequest(program, request)
             if hasher is not None:  # else there is no prefix cache
-                edited = EditedBlocks(program, request.num_prompt_tokens, self._secret)
-                request._block_hasher = steered_hasher(hasher, edited, self._hashed_tokens, unsteered)
+                edited = BlockEdits(program, request.num_prompt_tokens, self._secret)
+                request._block_hasher = steering_block_hasher(hasher, edited, self._hashed_tokens, unsteered)
                 request.update_block_hashes()
         except (LookupError, TypeError, ValueError):  # no program; the worker reports what is wrong with it
             request._block_hasher, request.block_hashes = hasher, []
@@ -112,56 +112,56 @@ class _Steering:
             request.update_block_hashes()
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> dict[int, EngineCoreOutputs]:
-        told: dict[str, Told] = getattr(model_runner_output, ATTRIBUTE, {})
+        report: dict[str, RequestStepReport] = getattr(model_runner_output, ATTRIBUTE, {})
         num_rejected = _num_rejected(scheduler_output, model_runner_output)
-        clients = {name: self.requests[name].client_index for name in told if name in self.requests}
-        lost = [block for name in told if told[name].failure is not None for block in self._tainted.ids_of(name)]
+        clients = {name: self.requests[name].client_index for name in report if name in self.requests}
+        lost = [block for name in report if report[name].failure is not None for block in self._tainted.ids_of(name)]
         outputs: dict[int, EngineCoreOutputs] = super().update_from_output(  # type: ignore[misc]
             scheduler_output, model_runner_output
         )
         self._tainted.taint(lost)
         self._tainted.forget_left(self.processed_step_seq)
-        if not told and not self._held:
+        if not report and not self._gated:
             return outputs
         by_request = {output.request_id: output for part in outputs.values() for output in part.outputs}
         for name, client in clients.items():
             output = by_request.get(name)
-            if told[name].failure is not None:
+            if report[name].failure is not None:
                 last = output or EngineCoreOutput(request_id=name, new_token_ids=[])
                 last.new_token_ids, last.new_logprobs = [], None
-                self._leave(outputs, client, output, self._end(last, None))
-            elif name in self._held:
-                ready = self._release(name, told[name], num_rejected.get(name, 0), output)
-                self._leave(outputs, client, output, ready)
-        self._held = {name: held for name, held in self._held.items() if name in self.requests}
+                self._replace_output(outputs, client, output, self._finish_request(last, None))
+            elif name in self._gated:
+                ready = self._gate(name, report[name], num_rejected.get(name, 0), output)
+                self._replace_output(outputs, client, output, ready)
+        self._gated = {name: gated for name, gated in self._gated.items() if name in self.requests}
         return outputs
 
-    def _release(
-        self, name: str, told: Told, num_rejected: int, output: EngineCoreOutput | None
+    def _gate(
+        self, name: str, report: RequestStepReport, num_rejected: int, output: EngineCoreOutput | None
     ) -> list[EngineCoreOutput]:
         """What leaves of a held request after a step: nothing, an output, or an output and the end."""
-        held = self._held[name]
+        gated = self._gated[name]
         tokens = output.new_token_ids if output else []
         rows = _rows(output.new_logprobs if output else None, len(tokens))
         finish = REASONS.get(output.finish_reason, "other") if output and output.finished else None
-        released = held.holding.take(told, num_rejected, tokens, rows, finish)
+        released = gated.holding.step(report, num_rejected, tokens, rows, finish)
         if not released.waiting and not released.finish:
             if output is not None:
-                held.wait(output)
+                gated.keep_output(output)
             return []
         leaving = output or EngineCoreOutput(request_id=name, new_token_ids=[])
         leaving.new_token_ids = [waiting.token for waiting in released.waiting]
-        leaving.new_logprobs = _joined(released.waiting)
-        if released.readings is not None:
-            leaving.kv_transfer_params = {**(leaving.kv_transfer_params or {}), EXTRA_ARGS_KEY: vars(released.readings)}
-        held.join(leaving)
+        leaving.new_logprobs = _concat_rows(released.waiting)
+        if released.readout is not None:
+            leaving.kv_transfer_params = {**(leaving.kv_transfer_params or {}), EXTRA_ARGS_KEY: vars(released.readout)}
+        gated.merge_into(leaving)
         if released.finish == "aborted":
-            return self._end(leaving, ABORTED)
+            return self._finish_request(leaving, ABORTED)
         if released.finish == "length":
             leaving.finish_reason, leaving.stop_reason = FinishReason.LENGTH, None
         return [leaving]
 
-    def _end(self, last: EngineCoreOutput, stop_reason: str | None) -> list[EngineCoreOutput]:
+    def _finish_request(self, last: EngineCoreOutput, stop_reason: str | None) -> list[EngineCoreOutput]:
         """
         End a request now, behind what `last` brings.
 
@@ -174,7 +174,7 @@ class _Steering:
         end.finish_reason, end.stop_reason = FinishReason.STOP, stop_reason
         return [last] if end is last else [last, end]
 
-    def _leave(
+    def _replace_output(
         self,
         outputs: dict[int, EngineCoreOutputs],
         client: int,
@@ -207,18 +207,18 @@ def _rows(logprobs: LogprobsLists | None, num_tokens: int) -> list[LogprobsLists
     return [LogprobsLists(*(part[n : n + 1] for part in logprobs[:3]), None) for n in range(num_tokens)]
 
 
-def _joined(waiting: Sequence[Waiting[LogprobsLists | None]]) -> LogprobsLists | None:
+def _concat_rows(waiting: Sequence[PendingToken[LogprobsLists | None]]) -> LogprobsLists | None:
     rows = [row for _, _, row in waiting if row is not None]
     if not rows:
         return None
     return LogprobsLists(*(np.concatenate(parts) for parts in zip(*(row[:3] for row in rows), strict=True)), None)
 
 
-class SteeringScheduler(_Steering, Scheduler):
+class SteeringScheduler(SteeringSchedulerMixin, Scheduler):
     """vLLM's scheduler, for steered requests."""
 
 
-class SteeringAsyncScheduler(_Steering, AsyncScheduler):
+class SteeringAsyncScheduler(SteeringSchedulerMixin, AsyncScheduler):
     """vLLM's asynchronous scheduler, for steered requests."""
 
 

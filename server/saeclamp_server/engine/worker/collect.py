@@ -10,73 +10,73 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from saeclamp_server.engine.step_report import Readings, Told
-from saeclamp_server.engine.worker.read_plan import shown
-from saeclamp_server.engine.worker.step_outputs import Board
-from saeclamp_server.engine.worker.step_plan import Places, Span
-from saeclamp_server.steering.token_ranges import FOREVER
+from saeclamp_server.engine.step_report import ReadoutChunk, RequestStepReport
+from saeclamp_server.engine.worker.read_plan import plan_recorded
+from saeclamp_server.engine.worker.step_outputs import StepOutputs
+from saeclamp_server.engine.worker.step_plan import RequestSlice, StepLayout
+from saeclamp_server.steering.token_ranges import NO_END
 
 
-def aborting_slots(spans: Iterable[Span]) -> list[int]:
+def abort_rule_slots(slices: Iterable[RequestSlice]) -> list[int]:
     """Slots, among the firings, of the rules that end an answer."""
-    return [slot for span in spans for slot in _aborting(span)]
+    return [slot for req_slice in slices for slot in _aborting(req_slice)]
 
 
-def see(
-    spans: Mapping[str, Span],
-    places: Places,
-    board: Board,
-    firsts: Tensor,
+def collect_step_report(
+    slices: Mapping[str, RequestSlice],
+    layout: StepLayout,
+    board: StepOutputs,
+    first_aborts: Tensor,
     failures: Mapping[str, str],
     last_hidden: Tensor | None = None,
-) -> Callable[[], dict[str, Told]] | None:
+) -> Callable[[], dict[str, RequestStepReport]] | None:
     """
     Keep what a forward has shown, and return what fetches it to the host. None where there is nothing to tell.
 
-    spans:       of all steered requests of the step, by request id, in the order of the batch
-    places:      of these
-    firsts:      of each of `aborting_slots`, the first position at which its rule held
+    slices:       of all steered requests of the step, by request id, in the order of the batch
+    layout:      of these
+    first_aborts:      of each of `abort_rule_slots`, the first position at which its rule held
     failures:    by request id
     last_hidden: (num_tokens, width), what the model made of the step's tokens
     """
-    telling = {request_id: span for request_id, span in spans.items() if span.program.tells}
-    editing = {request_id: span for request_id, span in spans.items() if span.program.num_edits}
+    telling = {request_id: req_slice for request_id, req_slice in slices.items() if req_slice.program.reports_steps}
+    editing = {request_id: req_slice for request_id, req_slice in slices.items() if req_slice.program.num_edits}
     if not telling and not editing and not failures:
         return None
     acts, items, top = board.acts, board.items, dict(board.top)
-    starts = dict(zip(spans, zip(places.first_act.tolist(), places.first_item.tolist(), strict=True), strict=True))
+    starts = dict(zip(slices, zip(layout.first_act.tolist(), layout.first_item.tolist(), strict=True), strict=True))
     is_lost = _lost(board, last_hidden) if editing else board.lost
 
-    def fetch() -> dict[str, Told]:
-        told = {request_id: Told(0, 0, failure=reason) for request_id, reason in failures.items()}
-        told |= _lost_requests(editing, is_lost.cpu().numpy())
-        all_firsts, all_acts, all_items = firsts.tolist(), acts.cpu().numpy(), items.cpu().numpy()
-        tops = {sae: _Rows(found.acts.tolist(), found.features.tolist()) for sae, found in top.items()}
+    def fetch() -> dict[str, RequestStepReport]:
+        report = {request_id: RequestStepReport(0, 0, failure=reason) for request_id, reason in failures.items()}
+        report |= _lost_requests(editing, is_lost.cpu().numpy())
+        all_firsts, all_acts, all_items = first_aborts.tolist(), acts.cpu().numpy(), items.cpu().numpy()
+        tops = {sae: _TopFeatureReader(found.acts.tolist(), found.features.tolist()) for sae, found in top.items()}
         next_first = 0
-        for request_id, span in telling.items():
-            num = len(_aborting(span))
-            first = min(all_firsts[next_first : next_first + num], default=FOREVER)
+        for request_id, req_slice in telling.items():
+            num = len(_aborting(req_slice))
+            first = min(all_firsts[next_first : next_first + num], default=NO_END)
             next_first += num
             first_act, first_item = starts[request_id]
-            readings = _readings(  # also of a request that is lost: the rows of strongest features are taken in order
-                span,
-                all_acts[first_act : first_act + span.num_tokens * span.program.num_looks],
-                all_items[first_item : first_item + span.num_tokens * span.program.num_items],
+            readout = _readout_chunk(  # also of a request that is lost: the rows of strongest features are taken in order
+                req_slice,
+                all_acts[first_act : first_act + req_slice.num_tokens * req_slice.program.num_reads],
+                all_items[first_item : first_item + req_slice.num_tokens * req_slice.program.num_items],
                 tops,
             )
-            if request_id not in told:
-                told[request_id] = Told(
-                    position=span.position,
-                    num_tokens=span.num_tokens,
-                    abort=None if first == FOREVER else first,
-                    readings=readings,
+            if request_id not in report:
+                report[request_id] = RequestStepReport(
+                    position=req_slice.position,
+                    num_tokens=req_slice.num_tokens,
+                    abort=None if first == NO_END else first,
+                    readout=readout,
                 )
-        return told
+        return report
 
     return fetch
 
 
-def _lost(board: Board, last_hidden: Tensor | None) -> Tensor:
+def _lost(board: StepOutputs, last_hidden: Tensor | None) -> Tensor:
     """
     Find the rows of which nothing can come: (num_rows,) bool, on the device.
 
@@ -88,23 +88,22 @@ def _lost(board: Board, last_hidden: Tensor | None) -> Tensor:
     return board.lost | ~last_hidden[: len(board.lost)].isfinite().all(dim=1)
 
 
-def _lost_requests(editing: Mapping[str, Span], is_lost: NDArray[np.bool_]) -> dict[str, Told]:
-    told = {}
-    for request_id, span in editing.items():
-        lost = np.flatnonzero(is_lost[span.first_row : span.first_row + span.num_tokens])
+def _lost_requests(editing: Mapping[str, RequestSlice], is_lost: NDArray[np.bool_]) -> dict[str, RequestStepReport]:
+    report = {}
+    for request_id, req_slice in editing.items():
+        lost = np.flatnonzero(is_lost[req_slice.first_row : req_slice.first_row + req_slice.num_tokens])
         if lost.size:
-            reason = (
-                f"its edits left no finite vector at position {span.position + int(lost[0])}; ask for smaller values"
-            )
-            told[request_id] = Told(0, 0, failure=reason)
-    return told
+            position = req_slice.position + int(lost[0])
+            reason = f"its edits left no finite vector at position {position}; ask for smaller values"
+            report[request_id] = RequestStepReport(0, 0, failure=reason)
+    return report
 
 
-def _aborting(span: Span) -> list[int]:
-    return [span.first_rule_slot + nth for nth, rule in enumerate(span.program.rules) if rule.aborts]
+def _aborting(req_slice: RequestSlice) -> list[int]:
+    return [req_slice.first_rule_slot + nth for nth, rule in enumerate(req_slice.program.rules) if rule.aborts]
 
 
-class _Rows:
+class _TopFeatureReader:
     """An SAE's rows of strongest features, taken in the order of the batch."""
 
     def __init__(self, acts: list[list[float]], index: list[list[int]]) -> None:
@@ -120,33 +119,35 @@ class _Rows:
         return None if math.isnan(acts[0]) else [(i, act) for i, act in zip(index, acts, strict=True) if act != 0]
 
 
-def _readings(span: Span, acts: Any, items: Any, tops: Mapping[str, _Rows]) -> Readings | None:
+def _readout_chunk(
+    req_slice: RequestSlice, acts: Any, items: Any, tops: Mapping[str, _TopFeatureReader]
+) -> ReadoutChunk | None:
     """
     Read a span's parts of the board.
 
     acts:  (num_tokens * num_looks,)
     items: (num_tokens * num_items, 2)
     """
-    program, readout = span.program, span.program.readout
+    program, readout = req_slice.program, req_slice.program.readout
     if readout is None and not program.itemised:
         return None
-    items = items.reshape(span.num_tokens, program.num_items, 2)
-    is_shown = shown(span)
+    items = items.reshape(req_slice.num_tokens, program.num_items, 2)
+    is_shown = plan_recorded(req_slice)
     at = np.flatnonzero(is_shown | ~np.isnan(items[:, :, 0]).all(axis=1))
-    named = acts.reshape(span.num_tokens, program.num_looks)[:, readout.looks if readout else []]
+    named = acts.reshape(req_slice.num_tokens, program.num_reads)[:, readout.reads if readout else []]
     top: dict[str, list[list[tuple[int, float]] | None]] = {}
     if readout is not None:
         num_shown = int(is_shown.sum())
         top = {sae: tops[sae].take(num_shown, readout.top_k) if num_shown else [] for sae in readout.saes}
     nth_shown = np.cumsum(is_shown) - 1
-    return Readings(
-        positions=(span.position + at).tolist(),
+    return ReadoutChunk(
+        positions=(req_slice.position + at).tolist(),
         acts=[[float(act) if is_shown[n] and not np.isnan(act) else None for act in named[n]] for n in at],
         top={sae: [rows[nth_shown[n]] if is_shown[n] else None for n in at] for sae, rows in top.items()},
-        edits=[_made(items[n]) for n in at],
+        edits=[_edits_made(items[n]) for n in at],
     )
 
 
-def _made(items: Any) -> list[tuple[int, float, float]]:
+def _edits_made(items: Any) -> list[tuple[int, float, float]]:
     """`items` are a token's, (num_items, 2)."""
     return [(edit, act, dose) for edit, (act, dose) in enumerate(items.tolist()) if not math.isnan(act)]

@@ -13,20 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saeclamp_saes.clamping import MOVES, Move
-from saeclamp_server.steering.program import Comparison, Form, Rule, SteeringProgram
-from saeclamp_server.steering.token_ranges import resolved
+from saeclamp_server.steering.program import ComparisonSpec, Form, RuleSpec, SteeringProgram
+from saeclamp_server.steering.token_ranges import resolve_ranges
 
 Ranges = list[tuple[int, int]]
 """From (included) and to (excluded), as absolute positions."""
 
 
-class Held(NamedTuple):
+class LoadedWeights(NamedTuple):
     """An SAE that this engine holds, or a dictionary of vectors, or one of these."""
 
     d_sae: int
     sha256: str
     """Of the weights and how they are read."""
-    place: int = 0
+    site_index: int = 0
     """Number of the site where it reads."""
     row: tuple[str, int] | None = None
     """Of a vector: the name of its dictionary, and its index there."""
@@ -37,7 +37,7 @@ def vector_key(name: str, sha256: str) -> str:
     return f"{name} {sha256}"
 
 
-class SAEEdits(NamedTuple):
+class EditTable(NamedTuple):
     """A program's edits of one SAE's features, one array element per edit and range of positions."""
 
     feature: NDArray[np.int64]
@@ -55,23 +55,23 @@ class SAEEdits(NamedTuple):
     """Which rule must hold; -1: none."""
 
 
-class SAELooks(NamedTuple):
+class ReadTable(NamedTuple):
     """Activations of one SAE's features that a program looks at, one array element per look and range of positions."""
 
     feature: NDArray[np.int64]
     start: NDArray[np.int64]
     end: NDArray[np.int64]
     special: NDArray[np.bool_]
-    look: NDArray[np.int64]
+    read: NDArray[np.int64]
     """Which look of the program this is."""
 
 
-class PlacedRule(NamedTuple):
+class CompiledRule(NamedTuple):
     """A rule of a program."""
 
     form: Form
     """Of looks, by their number in the rule."""
-    looks: NDArray[np.int64]
+    reads: NDArray[np.int64]
     """(num_comparisons,), which looks of the program it compares."""
     bounds: NDArray[np.float32]
     """(num_comparisons,)"""
@@ -82,14 +82,14 @@ class PlacedRule(NamedTuple):
     special: bool
     lasting: bool
     aborts: bool
-    place: int
+    site_index: int
     """Number of the site where all its activations are known."""
 
 
-class PlacedReadout(NamedTuple):
+class CompiledReadout(NamedTuple):
     """What is shown of each token."""
 
-    looks: NDArray[np.int64]
+    reads: NDArray[np.int64]
     """(num_features,), which looks of the program are shown."""
     saes: tuple[str, ...]
     """Whose strongest features are shown."""
@@ -99,47 +99,47 @@ class PlacedReadout(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PlacedProgram:
+class CompiledProgram:
     """A program checked against the SAEs of this engine."""
 
-    saes: Mapping[str, SAEEdits]
+    saes: Mapping[str, EditTable]
     """By the SAE's name."""
     num_edits: int
-    looks: Mapping[str, SAELooks]
+    reads: Mapping[str, ReadTable]
     """By the SAE's name."""
-    num_looks: int
-    rules: tuple[PlacedRule, ...]
-    readout: PlacedReadout | None
+    num_reads: int
+    rules: tuple[CompiledRule, ...]
+    readout: CompiledReadout | None
     itemised: bool
     """Whether each edit of each token is shown."""
-    tells: bool
+    reports_steps: bool
     """Whether the scheduler must hear of each step what was seen."""
 
     @classmethod
-    def place(cls, program: SteeringProgram, held: Mapping[str, Held], prompt_len: int) -> PlacedProgram:
+    def compile(cls, program: SteeringProgram, loaded: Mapping[str, LoadedWeights], prompt_len: int) -> CompiledProgram:
         """
         Sort edits and looks by SAE, and find their positions in a request with a prompt of that length.
 
-        held: by the SAE's name, or the vector's `vector_key`
+        loaded: by the SAE's name, or the vector's `vector_key`
         Raises KeyError for an SAE that this engine does not hold, ValueError for a vector that it does not, for other
         weights than were resolved against or an index outside the SAE.
         """
-        program = _with_rows(program, held)
+        program = _with_rows(program, loaded)
         for name, sha256 in program.saes:
-            if held[name].sha256 != sha256:
+            if loaded[name].sha256 != sha256:
                 raise ValueError(f"SAE {name!r} has other weights in the engine than in the API server.")
-        looks = _Looks(held)
-        rules = tuple(_rule(rule, looks, held, prompt_len) for rule in program.rules)
-        readout = _readout(program, looks, prompt_len)
+        reads = _ReadColumns(loaded)
+        rules = tuple(_rule(rule, reads, loaded, prompt_len) for rule in program.rules)
+        readout = _readout(program, reads, prompt_len)
         return cls(
-            saes=_edits(program, held, prompt_len),
+            saes=_edits(program, loaded, prompt_len),
             num_edits=len(program.edits),
-            looks=looks.columns(),
-            num_looks=looks.num,
+            reads=reads.columns(),
+            num_reads=reads.num,
             rules=rules,
             readout=readout,
             itemised=program.itemised,
-            tells=program.tells,
+            reports_steps=program.reports_steps,
         )
 
     @property
@@ -148,12 +148,12 @@ class PlacedProgram:
         return self.num_edits if self.itemised else 0
 
 
-def _with_rows(program: SteeringProgram, held: Mapping[str, Held]) -> SteeringProgram:
+def _with_rows(program: SteeringProgram, loaded: Mapping[str, LoadedWeights]) -> SteeringProgram:
     """Put its row of a dictionary in the place of each vector."""
     weights = dict(program.saes)
     rows: dict[str, tuple[str, int]] = {}
     for name in {edit.sae for edit in program.edits if edit.vector is not None}:
-        vector = held.get(vector_key(name, weights[name]))
+        vector = loaded.get(vector_key(name, weights[name]))
         if vector is None or vector.row is None:
             raise ValueError(f"{name!r} is not in the engine as it was when the request began.")
         rows[name] = vector.row
@@ -164,28 +164,29 @@ def _with_rows(program: SteeringProgram, held: Mapping[str, Held]) -> SteeringPr
     return replace(program, edits=tuple(edits), saes=tuple(pair for pair in program.saes if pair[0] not in rows))
 
 
-def _checked(sae: str, index: int, held: Mapping[str, Held]) -> int:
-    if not 0 <= index < held[sae].d_sae:
+def _checked(sae: str, index: int, loaded: Mapping[str, LoadedWeights]) -> int:
+    if not 0 <= index < loaded[sae].d_sae:
         raise ValueError(f"SAE {sae!r} has no feature {index}.")
     return index
 
 
-def _edits(program: SteeringProgram, held: Mapping[str, Held], prompt_len: int) -> dict[str, SAEEdits]:
+def _edits(program: SteeringProgram, loaded: Mapping[str, LoadedWeights], prompt_len: int) -> dict[str, EditTable]:
     by_sae: dict[str, list[tuple[int, Move, int, int, bool, int, int]]] = {}
     for number, edit in enumerate(program.edits):
-        feature, move = _checked(edit.sae, edit.index, held), MOVES[edit.op](edit.value)
+        feature, move = _checked(edit.sae, edit.index, loaded), MOVES[edit.op](edit.value)
         if edit.rule is not None and not 0 <= edit.rule < len(program.rules):
             raise ValueError(f"There is no rule {edit.rule}.")
         rule = -1 if edit.rule is None else edit.rule
         by_sae.setdefault(edit.sae, []).extend(
-            (feature, move, start, end, edit.special, number, rule) for start, end in resolved(edit.tokens, prompt_len)
+            (feature, move, start, end, edit.special, number, rule)
+            for start, end in resolve_ranges(edit.tokens, prompt_len)
         )
     return {sae: _edit_columns(edits) for sae, edits in by_sae.items() if edits}
 
 
-def _edit_columns(edits: Sequence[tuple[int, Move, int, int, bool, int, int]]) -> SAEEdits:
+def _edit_columns(edits: Sequence[tuple[int, Move, int, int, bool, int, int]]) -> EditTable:
     feature, moves, start, end, special, number, rule = zip(*edits, strict=True)
-    return SAEEdits(
+    return EditTable(
         feature=np.array(feature, np.int64),
         moves=np.array(moves, np.float32),
         start=np.array(start, np.int64),
@@ -196,52 +197,52 @@ def _edit_columns(edits: Sequence[tuple[int, Move, int, int, bool, int, int]]) -
     )
 
 
-class _Looks:
+class _ReadColumns:
     """Numbers the looks of a program as they are added."""
 
-    def __init__(self, held: Mapping[str, Held]) -> None:
-        self._held = held
+    def __init__(self, loaded: Mapping[str, LoadedWeights]) -> None:
+        self._loaded = loaded
         self._by_sae: dict[str, list[tuple[int, int, int, bool, int]]] = {}
         self.num = 0
 
     def add(self, sae: str, index: int, ranges: Ranges, special: bool) -> int:
-        feature, number = _checked(sae, index, self._held), self.num
+        feature, number = _checked(sae, index, self._loaded), self.num
         self.num += 1
         self._by_sae.setdefault(sae, []).extend((feature, start, end, special, number) for start, end in ranges)
         return number
 
-    def columns(self) -> dict[str, SAELooks]:
+    def columns(self) -> dict[str, ReadTable]:
         columns = {}
-        for sae, looks in self._by_sae.items():
-            if looks:
-                feature, start, end, special, number = np.array(looks, np.int64).T
-                columns[sae] = SAELooks(feature, start, end, special.astype(np.bool_), number)
+        for sae, reads in self._by_sae.items():
+            if reads:
+                feature, start, end, special, number = np.array(reads, np.int64).T
+                columns[sae] = ReadTable(feature, start, end, special.astype(np.bool_), number)
         return columns
 
 
-def _rule(rule: Rule, looks: _Looks, held: Mapping[str, Held], prompt_len: int) -> PlacedRule:
-    ranges = resolved(rule.tokens, prompt_len)
+def _rule(rule: RuleSpec, reads: _ReadColumns, loaded: Mapping[str, LoadedWeights], prompt_len: int) -> CompiledRule:
+    ranges = resolve_ranges(rule.tokens, prompt_len)
 
-    def look(comparison: Comparison) -> int:
-        return looks.add(comparison.sae, comparison.index, ranges, rule.special)
+    def look(comparison: ComparisonSpec) -> int:
+        return reads.add(comparison.sae, comparison.index, ranges, rule.special)
 
-    return PlacedRule(
+    return CompiledRule(
         form=rule.form,
-        looks=np.array([look(comparison) for comparison in rule.comparisons], np.int64),
+        reads=np.array([look(comparison) for comparison in rule.comparisons], np.int64),
         bounds=np.array([comparison.bound for comparison in rule.comparisons], np.float32),
         above=np.array([comparison.above for comparison in rule.comparisons], np.bool_),
         ranges=ranges,
         special=rule.special,
         lasting=rule.lasting,
         aborts=rule.aborts,
-        place=max(held[comparison.sae].place for comparison in rule.comparisons),
+        site_index=max(loaded[comparison.sae].site_index for comparison in rule.comparisons),
     )
 
 
-def _readout(program: SteeringProgram, looks: _Looks, prompt_len: int) -> PlacedReadout | None:
+def _readout(program: SteeringProgram, reads: _ReadColumns, prompt_len: int) -> CompiledReadout | None:
     readout = program.readout
     if readout is None:
         return None
-    ranges = resolved(readout.tokens, prompt_len)
-    numbers = [looks.add(sae, index, ranges, readout.special) for sae, index in readout.features]
-    return PlacedReadout(np.array(numbers, np.int64), readout.saes, readout.top_k, ranges, readout.special)
+    ranges = resolve_ranges(readout.tokens, prompt_len)
+    numbers = [reads.add(sae, index, ranges, readout.special) for sae, index in readout.features]
+    return CompiledReadout(np.array(numbers, np.int64), readout.saes, readout.top_k, ranges, readout.special)

@@ -18,30 +18,32 @@ import torch
 from numpy.typing import NDArray
 
 
-def spare_seeds(runner: Any) -> None:
+def keep_generators_of_partial_prefills(runner: Any) -> None:
     """Wrap a V1 model runner's methods, so that it draws from a request's generator only the tokens the request is given."""
     sample, bookkeeping = runner._sample, runner._bookkeeping_sync
 
     def _sample(*args: Any) -> Any:
-        with _spared(runner):
+        with _without_partial_prefills(runner):
             return sample(*args)
 
     def _bookkeeping_sync(*args: Any) -> Any:
-        with _spared(runner):
+        with _without_partial_prefills(runner):
             return bookkeeping(*args)
 
     runner._sample, runner._bookkeeping_sync = _sample, _bookkeeping_sync
 
 
 @contextmanager
-def _spared(runner: Any) -> Iterator[None]:
+def _without_partial_prefills(runner: Any) -> Iterator[None]:
     batch = runner.input_batch
-    with set_aside(batch.generators, runner.discard_request_mask.np[: batch.num_reqs]):
+    with without_generators(batch.generators, runner.discard_request_mask.np[: batch.num_reqs]):
         yield
 
 
 @contextmanager
-def set_aside(generators: MutableMapping[int, torch.Generator], is_discarded: NDArray[np.bool_]) -> Iterator[None]:
+def without_generators(
+    generators: MutableMapping[int, torch.Generator], is_discarded: NDArray[np.bool_]
+) -> Iterator[None]:
     """
     Take the generators of the rows whose sample is discarded out of `generators`, and put them back at the end.
 

@@ -8,7 +8,7 @@ from typing import Any
 from vllm.distributed import get_pp_group
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-from saeclamp_server.engine.worker.cpu_seed_fix import spare_seeds
+from saeclamp_server.engine.worker.cpu_seed_fix import keep_generators_of_partial_prefills
 from saeclamp_server.engine.worker.worker import SteeringWorker
 
 
@@ -18,12 +18,12 @@ class SteeringCPUWorker(SteeringWorker, CPUWorker):
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load and hook the model, and keep the engine alive when a request with a seed is computed in parts."""
         super().load_model(*args, **kwargs)
-        spare_seeds(self.model_runner)
+        keep_generators_of_partial_prefills(self.model_runner)
         if not get_pp_group().is_first_rank:
-            _make_room(self.model_runner)
+            _allocate_intermediate_tensors(self.model_runner)
 
 
-def _make_room(runner: Any) -> None:
+def _allocate_intermediate_tensors(runner: Any) -> None:
     """Make room for what the stage before sends; vLLM does in a dummy run, of which there is none in eager mode."""
     runner.intermediate_tensors = runner.get_model().make_empty_intermediate_tensors(
         batch_size=runner.max_num_tokens, dtype=runner.dtype, device=runner.device

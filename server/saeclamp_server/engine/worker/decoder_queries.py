@@ -13,22 +13,22 @@ from saeclamp_saes.clamping import parts_of
 from saeclamp_saes.lm.logit_lens import FINAL_NORM, IN_STREAM
 
 
-def strongest(sae: SAE, count: int) -> list[int]:
+def longest_rows(sae: SAE, count: int) -> list[int]:
     """Find the features with the longest decoder rows."""
     indices: list[int] = sae.W_dec.norm(dim=1).topk(min(count, sae.d_sae)).indices.tolist()
     return indices
 
 
-def nearest(sae: SAE, indices: Sequence[int], count: int) -> list[list[tuple[int, float]]]:
+def nearest_rows(sae: SAE, indices: Sequence[int], count: int) -> list[list[tuple[int, float]]]:
     """
     Find the features whose decoder rows point the same way as each of some, by cosine; the nearest first, not itself.
 
     returns: of each of `indices`, (index, cosine) of `count` others
     """
-    asked = _directions(sae.W_dec[list(indices)])
+    asked = _unit_rows(sae.W_dec[list(indices)])
     cosines = torch.cat(
         [
-            _directions(sae.W_dec[part]) @ asked.T  # a copy of the whole decoder might not fit beside the model
+            _unit_rows(sae.W_dec[part]) @ asked.T  # a copy of the whole decoder might not fit beside the model
             for part in parts_of(sae.d_sae, 2 * 4 * sae.d_out)
         ]
     ).T
@@ -40,13 +40,15 @@ def nearest(sae: SAE, indices: Sequence[int], count: int) -> list[list[tuple[int
     return found
 
 
-def _directions(rows: Tensor) -> Tensor:
+def _unit_rows(rows: Tensor) -> Tensor:
     """Rows at unit length. An empty row stays empty, and has no direction."""
     return nn.functional.normalize(rows.float(), dim=1)
 
 
 @torch.inference_mode()
-def alignment(model: nn.Module, sae: SAE, indices: Sequence[int], token_ids: Sequence[int]) -> list[list[float]] | None:
+def logit_alignment(
+    model: nn.Module, sae: SAE, indices: Sequence[int], token_ids: Sequence[int]
+) -> list[list[float]] | None:
     """
     Find what some decoder rows add to the logits of some tokens by the direct path, up to the final norm's scale.
 

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saeclamp_server.engine.worker.slot_pool import Slots
+from saeclamp_server.engine.worker.slot_pool import SlotPool
 
 
 @dataclass(frozen=True)
-class Tally:
+class EditStat:
     """What one edit did in one request so far."""
 
     prompt: int
@@ -29,22 +29,22 @@ class Tally:
     """0, like the others, where no position was edited in a forward pass."""
 
 
-class _Addition(NamedTuple):
+class _PendingUpdate(NamedTuple):
     slot: Tensor
     sums: Tensor
     peaks: Tensor
     batch_row: Tensor
 
 
-class Ledger:
+class EditStats:
     """Running sums and maxima."""
 
     def __init__(self, device: torch.device) -> None:
         # fp64: counts and sums over long generations stay exact
-        self._slots = Slots([(4, torch.float64, 0.0), (2, torch.float32, -math.inf)], device)
-        self.holds = False
-        """Whether what is added waits for `settle`: some of the tokens may be drafts."""
-        self._held: list[_Addition] = []
+        self._slots = SlotPool([(4, torch.float64, 0.0), (2, torch.float32, -math.inf)], device)
+        self.is_deferred = False
+        """Whether what is added waits for `commit_accepted`: some of the tokens may be drafts."""
+        self._loaded: list[_PendingUpdate] = []
 
     def allocate(self, num_edits: int) -> int:
         """Reserve `num_edits` consecutive zeroed slots and return the first."""
@@ -63,27 +63,29 @@ class Ledger:
         peaks:     (num_pairs, 2) activation, dose; minus infinity where the pair is not counted
         batch_row: (num_pairs,) int64, row of the step's token batch; needed where additions wait
         """
-        if not self.holds:
+        if not self.is_deferred:
             return self._add(slot, sums, peaks)
         assert batch_row is not None, "what waits must say for which token"
-        self._held.append(_Addition(slot, sums, peaks, batch_row))
+        self._loaded.append(_PendingUpdate(slot, sums, peaks, batch_row))
 
-    def settle(self, is_kept: Tensor) -> None:
+    def commit_accepted(self, is_kept: Tensor) -> None:
         """Add what was held of the tokens that stay, (num_tokens,) bool by row of the batch, and forget the rest."""
-        for held in self._held:
-            kept = is_kept[held.batch_row][:, None]
-            self._add(held.slot, held.sums * kept, torch.where(kept, held.peaks, -math.inf))
-        self._held = []
+        for loaded in self._loaded:
+            kept = is_kept[loaded.batch_row][:, None]
+            self._add(loaded.slot, loaded.sums * kept, torch.where(kept, loaded.peaks, -math.inf))
+        self._loaded = []
 
     def _add(self, slot: Tensor, sums: Tensor, peaks: Tensor) -> None:
         all_sums, all_peaks = self._slots.tensors
         all_sums.index_add_(0, slot, sums.to(all_sums.dtype))
         all_peaks.scatter_reduce_(0, slot[:, None].expand_as(peaks), peaks, "amax")
 
-    def read(self, first: int, num_edits: int) -> list[Tally]:
+    def read(self, first: int, num_edits: int) -> list[EditStat]:
         """Fetch the tallies of `num_edits` consecutive slots."""
         sums, peaks = self._slots.read(first, num_edits)
         return [
-            Tally(int(prompt), int(generated), act_sum, dose_sum, *(peak if peak > -math.inf else 0.0 for peak in both))
+            EditStat(
+                int(prompt), int(generated), act_sum, dose_sum, *(peak if peak > -math.inf else 0.0 for peak in both)
+            )
             for (prompt, generated, act_sum, dose_sum), both in zip(sums.tolist(), peaks.tolist(), strict=True)
         ]

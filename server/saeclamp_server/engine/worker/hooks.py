@@ -31,22 +31,22 @@ class Hook(NamedTuple):
     """Which one, added to it, is the residual stream. None: not at hand."""
 
 
-class Family(NamedTuple):
+class LayerFamily(NamedTuple):
     """Decoder layers that are built alike."""
 
     layers: str
     """Path of their list in the model."""
     hooks: Mapping[Point, Hook]
     """In the order in which a layer reaches them."""
-    same: Mapping[Point, Point]
+    aliases: Mapping[Point, Point]
     """Points where nothing stands between one and another."""
     norm: str = ""
     """The norm before the MLP."""
 
 
-WITHOUT_SANDWICH: dict[Point, Point] = {"embed": "resid_pre", "attn_out_raw": "attn_out", "mlp_out_raw": "mlp_out"}
+PRE_NORM_ALIASES: dict[Point, Point] = {"embed": "resid_pre", "attn_out_raw": "attn_out", "mlp_out_raw": "mlp_out"}
 
-LLAMA = Family(
+LLAMA = LayerFamily(
     # input_layernorm, self_attn, post_attention_layernorm, mlp; returns (mlp_out, residual before it)
     "model.layers",
     {
@@ -59,10 +59,10 @@ LLAMA = Family(
         "mlp_out": Hook("", before=False, hidden=0, residual=1),
         "resid_post": Hook("", before=False, hidden=0, residual=1),
     },
-    WITHOUT_SANDWICH,
+    PRE_NORM_ALIASES,
     norm="post_attention_layernorm",
 )
-GEMMA = Family(
+GEMMA = LayerFamily(
     # what attention and the MLP add is normed before it is added
     "model.layers",
     {
@@ -87,7 +87,7 @@ GPT_OSS = LLAMA._replace(
         "attn_z": Hook("attn.o_proj", before=True, hidden=0, residual=None),
     }
 )
-GPT2 = Family(
+GPT2 = LayerFamily(
     # the stream itself goes from layer to layer, and is the argument of ln_2
     "transformer.h",
     {
@@ -101,7 +101,7 @@ GPT2 = Family(
     },
     {"attn_out_raw": "attn_out", "mlp_out_raw": "mlp_out"},
 )
-TRANSFORMERS = Family(
+TRANSFORMERS = LayerFamily(
     # layers of the package transformers, which vLLM runs as they are; their vectors have a batch dimension of 1
     "model.layers",
     {
@@ -111,7 +111,7 @@ TRANSFORMERS = Family(
     {"embed": "resid_pre"},
 )
 
-FAMILIES: dict[str, Family] = {
+FAMILIES: dict[str, LayerFamily] = {
     "LlamaDecoderLayer": LLAMA,
     "MistralDecoderLayer": LLAMA,
     "Qwen2DecoderLayer": LLAMA,
@@ -135,7 +135,7 @@ class UnsupportedLayerError(RuntimeError):
     """The model's decoder layers are not of a class whose sites we know, or have no such site."""
 
 
-class Layout:
+class SiteHooks:
     """The sites of one loaded model."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -161,26 +161,28 @@ class Layout:
         """The model's layers that are in this process; the others are those of other pipeline stages."""
         return range(min(self._layers), max(self._layers) + 1)
 
-    def place_of(self, site: Site) -> Site:
+    def canonical_site(self, site: Site) -> Site:
         """Return the site under the one name that its place has here. Raises UnsupportedLayerError."""
-        point = self._family.same.get(site.point, site.point)
+        point = self._family.aliases.get(site.point, site.point)
         if point not in self._family.hooks:
             raise UnsupportedLayerError(
                 f"This model has no {site.point} that can be steered; it has {', '.join(self._family.hooks)}."
             )
         return site._replace(point=point)
 
-    def in_order(self, sites: Sequence[Site]) -> list[Site]:
+    def sort_sites(self, sites: Sequence[Site]) -> list[Site]:
         """Sort distinct places as the forward pass reaches them."""
         order = [*self._family.hooks]
-        return sorted({self.place_of(site) for site in sites}, key=lambda site: (site.layer, order.index(site.point)))
+        return sorted(
+            {self.canonical_site(site) for site in sites}, key=lambda site: (site.layer, order.index(site.point))
+        )
 
-    def hook(self, sites: Sequence[Site]) -> None:
+    def attach(self, sites: Sequence[Site]) -> None:
         """
         Call the op at each site of this process's layers, with the site's number in the sequence. Must run before vLLM
         compiles.
 
-        sites: as `in_order` returns them, so that the hooks of one module run in the order of their places
+        sites: as `sort_sites` returns them, so that the hooks of one module run in the order of their places
         """
         for number, site in enumerate(sites):
             layer = self._layers.get(site.layer)
@@ -193,9 +195,9 @@ class Layout:
             else:
                 module.register_forward_hook(_after(hook, number))
 
-    def has_stream(self, site: Site) -> bool:
+    def has_resid(self, site: Site) -> bool:
         """Whether the residual stream is at hand where the site is."""
-        place = self.place_of(site)
+        place = self.canonical_site(site)
         return place.point in WHOLE_STREAM or self._family.hooks[place.point].residual is not None
 
     def norm_eps(self, site: Site) -> float | None:

@@ -129,7 +129,7 @@ class ProgramTable(NamedTuple):
                 column[: len(entries)].copy_(torch.tensor([getattr(e, name) for e in entries], dtype=column.dtype))
 
 
-class RowBank(NamedTuple):
+class FeatureRowTable(NamedTuple):
     """The features in use at a site, of one SAE or several; a row is what moving one feature needs."""
 
     W_enc: Tensor
@@ -144,16 +144,16 @@ class RowBank(NamedTuple):
     """(num_rows,) fp32, lengths of the rows of W_dec"""
 
     @classmethod
-    def of(cls, W_enc: Tensor, b_enc: Tensor, threshold: Tensor, W_dec: Tensor) -> RowBank:
+    def from_sae(cls, W_enc: Tensor, b_enc: Tensor, threshold: Tensor, W_dec: Tensor) -> FeatureRowTable:
         """Hold all rows of an SAE (as in `FeatureRows`) where they are; no copy of the matrices unless they are strided."""
         dec_norm = torch.linalg.vector_norm(W_dec, dim=1, dtype=torch.float32)
         return cls(W_enc.contiguous(), b_enc.float(), threshold.float(), W_dec.contiguous(), dec_norm)
 
     @classmethod
-    def allocate(cls, num_rows: int, d: int, dtype: torch.dtype, device: torch.device) -> RowBank:
+    def allocate(cls, num_rows: int, d: int, dtype: torch.dtype, device: torch.device) -> FeatureRowTable:
         """Make room for rows that `load` brings."""
         matrices = [torch.zeros(num_rows, d, dtype=dtype, device=device) for _ in range(2)]
-        return cls.of(
+        return cls.from_sae(
             matrices[0], torch.zeros(num_rows, device=device), torch.zeros(num_rows, device=device), matrices[1]
         )
 
@@ -170,8 +170,8 @@ class RowBank(NamedTuple):
         self.dec_norm[new].copy_(torch.linalg.vector_norm(self.W_dec[new], dim=1, dtype=torch.float32))
 
 
-class Tallies(NamedTuple):
-    """What was done, a slot a row, as `edit_stats.Ledger` holds it."""
+class EditStatBuffers(NamedTuple):
+    """What was done, a slot a row, as `edit_stats.EditStats` holds it."""
 
     sums: Tensor
     """(num_slots, 4) fp64: prompt positions, generated positions, activations, doses"""
@@ -179,7 +179,7 @@ class Tallies(NamedTuple):
     """(num_slots, 2) fp32: activation, dose"""
 
     @classmethod
-    def allocate(cls, num_slots: int, device: torch.device) -> Tallies:
+    def allocate(cls, num_slots: int, device: torch.device) -> EditStatBuffers:
         """All zero."""
         return cls(
             torch.zeros(num_slots, 4, dtype=torch.float64, device=device),
@@ -188,7 +188,12 @@ class Tallies(NamedTuple):
 
 
 def clamp_residual(
-    hidden: Tensor, residual: Tensor | None, step: StepBuffers, programs: ProgramTable, bank: RowBank, tallies: Tallies
+    hidden: Tensor,
+    residual: Tensor | None,
+    step: StepBuffers,
+    programs: ProgramTable,
+    bank: FeatureRowTable,
+    tallies: EditStatBuffers,
 ) -> None:
     """
     Edit the stream `hidden + residual` in place, on the summand `hidden`; tokens that no entry touches keep their bits.

@@ -19,92 +19,92 @@ from vllm.sequence import IntermediateTensors
 from vllm.v1.outputs import AsyncModelRunnerOutput
 
 from saeclamp_server.engine.lifeline import begin_serving
-from saeclamp_server.engine.step_report import ATTRIBUTE, WIPED, Told
-from saeclamp_server.engine.worker.collect import aborting_slots, see
+from saeclamp_server.engine.step_report import ATTRIBUTE, WIPED, RequestStepReport
+from saeclamp_server.engine.worker.collect import abort_rule_slots, collect_step_report
 from saeclamp_server.engine.worker.kv_wipe import wipe_blocks
-from saeclamp_server.engine.worker.ops import SiteState
-from saeclamp_server.engine.worker.pipeline import Boundary
-from saeclamp_server.engine.worker.prompt_means import Recorder
-from saeclamp_server.engine.worker.request_states import LiveRequests, Scheduled
-from saeclamp_server.engine.worker.step_inputs import Filler
-from saeclamp_server.engine.worker.step_plan import Places, Span
+from saeclamp_server.engine.worker.ops import HookState
+from saeclamp_server.engine.worker.pipeline import StageBoundary
+from saeclamp_server.engine.worker.prompt_means import PromptMeanRecorder
+from saeclamp_server.engine.worker.request_states import RequestStates, ScheduledRequest
+from saeclamp_server.engine.worker.step_inputs import StepInputBuilder
+from saeclamp_server.engine.worker.step_plan import RequestSlice, StepLayout
 from saeclamp_server.steering.program import EXTRA_ARGS_KEY, RECORD_KEY
 
 
-class SteeredRunner:
+class RunnerAdapter:
     """Fills the steps of SAEs and sites for one vLLM V1 runner, whose methods it wraps."""
 
     def __init__(
         self,
         runner: Any,
-        filler: Filler,
-        sites: Sequence[SiteState],
-        live: LiveRequests,
-        recorder: Recorder,
-        boundaries: tuple[Boundary | None, Boundary | None],
+        input_builder: StepInputBuilder,
+        sites: Sequence[HookState],
+        requests: RequestStates,
+        prompt_means: PromptMeanRecorder,
+        boundaries: tuple[StageBoundary | None, StageBoundary | None],
     ) -> None:
         """
         sites:      by number, at least one
         boundaries: to the pipeline stages before and behind this one
         """
         self._runner = runner
-        self._filler = filler
+        self._input_builder = input_builder
         self._sites = sites
-        self._board, self._ledger = sites[0].board, sites[0].ledger
-        self._live, self._recorder = live, recorder
+        self._step_outputs, self._edit_stats = sites[0].step_outputs, sites[0].edit_stats
+        self._requests, self._prompt_means = requests, prompt_means
         self._before, self._behind = boundaries
-        self._spans: dict[str, Span] = {}
+        self._slices: dict[str, RequestSlice] = {}
         """Of the step's steered requests, by request id, in the order of the batch; none between steps."""
-        self._places = Places([])
+        self._layout = StepLayout([])
         self._failures: dict[str, str] = {}
         """Of the step's requests, by id: why they cannot be steered."""
         self._earlier: Tensor | None = None
         """Where the step's rules that end an answer held at earlier stages; None: at none, or there are none."""
-        self._update_states = runner._update_states
-        self._prepare_inputs = runner._prepare_inputs
-        self._sample_tokens = runner.sample_tokens
-        self._dummy_run = runner._dummy_run
-        runner._update_states = self._wipe_and_update
-        runner._prepare_inputs = self._prepare_and_fill
-        runner.sample_tokens = self._sample_and_tell
-        runner._dummy_run = self._clear_and_dummy_run
+        self._vllm_update_states = runner._update_states
+        self._vllm_prepare_inputs = runner._prepare_inputs
+        self._vllm_sample_tokens = runner.sample_tokens
+        self._vllm_dummy_run = runner._dummy_run
+        runner._update_states = self._update_states
+        runner._prepare_inputs = self._prepare_inputs
+        runner.sample_tokens = self._sample_tokens
+        runner._dummy_run = self._dummy_run
         if self._before is not None:
-            self._gather = runner.sync_and_gather_intermediate_tensors
-            runner.sync_and_gather_intermediate_tensors = self._enter_and_gather
+            self._vllm_gather = runner.sync_and_gather_intermediate_tensors
+            runner.sync_and_gather_intermediate_tensors = self._gather_intermediate_tensors
         if self._behind is not None:
-            self._execute_model = runner.execute_model
-            runner.execute_model = self._execute_and_leave
+            self._vllm_execute_model = runner.execute_model
+            runner.execute_model = self._execute_model
         if runner.speculative_config is not None:
-            self._ledger.holds = self._board.firings.holds = True
-            self._bookkeeping = runner._bookkeeping_sync
-            runner._bookkeeping_sync = self._book_and_settle
+            self._edit_stats.is_deferred = self._step_outputs.rule_states.is_deferred = True
+            self._vllm_bookkeeping_sync = runner._bookkeeping_sync
+            runner._bookkeeping_sync = self._commit_accepted
 
-    def _wipe_and_update(self, scheduler_output: Any) -> Any:
+    def _update_states(self, scheduler_output: Any) -> Any:
         begin_serving()
         # before vLLM's own update, which may copy other blocks into those that are wiped
         wipe_blocks(self._runner, getattr(scheduler_output, WIPED, ()))
-        self._live.end(scheduler_output.finished_req_ids)
-        return self._update_states(scheduler_output)
+        self._requests.end(scheduler_output.finished_req_ids)
+        return self._vllm_update_states(scheduler_output)
 
-    def _prepare_and_fill(self, scheduler_output: Any, num_scheduled_tokens: NDArray[np.int32]) -> Any:
-        prepared = self._prepare_inputs(scheduler_output, num_scheduled_tokens)
-        self._find_spans(num_scheduled_tokens)
+    def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: NDArray[np.int32]) -> Any:
+        prepared = self._vllm_prepare_inputs(scheduler_output, num_scheduled_tokens)
+        self._slices_of_step(num_scheduled_tokens)
         self._earlier = None
-        self._places = self._filler.fill([*self._spans.values()], self._runner.input_ids.gpu)
-        self._point_probes(num_scheduled_tokens)
+        self._layout = self._input_builder.build([*self._slices.values()], self._runner.input_ids.gpu)
+        self._choose_recorded_tokens(num_scheduled_tokens)
         return prepared
 
-    def _clear_and_dummy_run(self, *args: Any, **kwargs: Any) -> Any:
+    def _dummy_run(self, *args: Any, **kwargs: Any) -> Any:
         # a dummy batch must not run the steps of the last real one
         self._forget_step()
-        self._recorder.begin_step()
-        self._places = self._filler.fill([], self._runner.input_ids.gpu)
-        return self._dummy_run(*args, **kwargs)
+        self._prompt_means.begin_step()
+        self._layout = self._input_builder.build([], self._runner.input_ids.gpu)
+        return self._vllm_dummy_run(*args, **kwargs)
 
-    def _find_spans(self, num_scheduled_tokens: NDArray[np.int32]) -> None:
+    def _slices_of_step(self, num_scheduled_tokens: NDArray[np.int32]) -> None:
         requests, batch = self._runner.requests, self._runner.input_batch
-        self._spans, self._failures = {}, {}
-        self._recorder.begin_step()
+        self._slices, self._failures = {}, {}
+        self._prompt_means.begin_step()
         first_row = 0
         for index, (request_id, num_tokens) in enumerate(
             zip(batch.req_ids, num_scheduled_tokens.tolist(), strict=True)
@@ -114,20 +114,22 @@ class SteeredRunner:
             if params is not None and params.extra_args and RECORD_KEY in params.extra_args:
                 asked, prompt_ids = params.extra_args[RECORD_KEY], request.prompt_token_ids or []
                 first = int(batch.num_computed_tokens_cpu[index])
-                self._recorder.point(asked, prompt_ids, first_row, num_tokens, first)
+                self._prompt_means.point(asked, prompt_ids, first_row, num_tokens, first)
             if params is not None and params.extra_args and EXTRA_ARGS_KEY in params.extra_args:
                 payload, prompt_ids = params.extra_args[EXTRA_ARGS_KEY], request.prompt_token_ids or []
                 position = int(batch.num_computed_tokens_cpu[index])
-                span = self._live.span(Scheduled(request_id, payload, prompt_ids, first_row, num_tokens, position))
-                if span is not None:
-                    self._spans[request_id] = span
+                req_slice = self._requests.slice_of(
+                    ScheduledRequest(request_id, payload, prompt_ids, first_row, num_tokens, position)
+                )
+                if req_slice is not None:
+                    self._slices[request_id] = req_slice
                 else:
-                    self._failures[request_id] = self._live.failures[request_id][1]
+                    self._failures[request_id] = self._requests.failures[request_id][1]
             first_row += num_tokens
 
-    def _point_probes(self, num_scheduled_tokens: NDArray[np.int32]) -> None:
+    def _choose_recorded_tokens(self, num_scheduled_tokens: NDArray[np.int32]) -> None:
         """Let probes record prompt positions only: not padding, not what was generated."""
-        if not any(state.probe.is_recording for state in self._sites):
+        if not any(state.recorder.is_recording for state in self._sites):
             return
         batch, rows, first_row = self._runner.input_batch, [], 0
         for index, num_tokens in enumerate(num_scheduled_tokens.tolist()):
@@ -135,27 +137,29 @@ class SteeredRunner:
             rows.append(np.arange(first_row, first_row + max(0, min(num_tokens, left))))
             first_row += num_tokens
         for state in self._sites:
-            state.probe.rows = torch.from_numpy(np.concatenate(rows)).to(self._runner.device)
+            state.recorder.rows = torch.from_numpy(np.concatenate(rows)).to(self._runner.device)
 
-    def _book_and_settle(self, scheduler_output: Any, *args: Any) -> Any:
-        num_before = {request_id: self._num_output(request_id) for request_id in self._spans}
-        booked = self._bookkeeping(scheduler_output, *args)
+    def _commit_accepted(self, scheduler_output: Any, *args: Any) -> Any:
+        num_before = {request_id: self._num_output(request_id) for request_id in self._slices}
+        booked = self._vllm_bookkeeping_sync(scheduler_output, *args)
         sampled: list[list[int]] = booked[3]
         is_kept = torch.ones(scheduler_output.total_num_scheduled_tokens, dtype=torch.bool)
-        for request_id, span in self._spans.items():
+        for request_id, req_slice in self._slices.items():
             own = sampled[self._runner.input_batch.req_id_to_index[request_id]]
             if own:
                 end = (
-                    span.prompt_len
+                    req_slice.prompt_len
                     + num_before[request_id]
                     + self._num_kept(request_id, own, num_before[request_id])
                     - 1
                 )
-                is_kept[span.first_row + max(0, end - span.position) : span.first_row + span.num_tokens] = False
-                self._live.settle(request_id, end)
+                is_kept[
+                    req_slice.first_row + max(0, end - req_slice.position) : req_slice.first_row + req_slice.num_tokens
+                ] = False
+                self._requests.roll_back(request_id, end)
         is_kept = is_kept.to(self._runner.device)
-        self._ledger.settle(is_kept)
-        self._board.firings.settle(is_kept)
+        self._edit_stats.commit_accepted(is_kept)
+        self._step_outputs.rule_states.commit_accepted(is_kept)
         return booked
 
     def _num_output(self, request_id: str) -> int:
@@ -169,62 +173,66 @@ class SteeredRunner:
                 return number
         return len(sampled)
 
-    def _enter_and_gather(self, num_tokens: int, intermediate_tensors: Any, *args: Any) -> Any:
-        if intermediate_tensors is not None and self._spans:
-            num_rules = len(aborting_slots(self._spans.values()))
-            self._earlier = self._before.enter(intermediate_tensors.tensors, num_rules)  # type: ignore[union-attr]
-        return self._gather(num_tokens, intermediate_tensors, *args)
+    def _gather_intermediate_tensors(self, num_tokens: int, intermediate_tensors: Any, *args: Any) -> Any:
+        if intermediate_tensors is not None and self._slices:
+            num_rules = len(abort_rule_slots(self._slices.values()))
+            self._earlier = self._before.unpack(intermediate_tensors.tensors, num_rules)  # type: ignore[union-attr]
+        return self._vllm_gather(num_tokens, intermediate_tensors, *args)
 
-    def _execute_and_leave(self, *args: Any, **kwargs: Any) -> Any:
-        output = self._execute_model(*args, **kwargs)
-        if isinstance(output, IntermediateTensors) and self._spans:
-            output.tensors |= self._behind.leave(self._firsts())  # type: ignore[union-attr]
+    def _execute_model(self, *args: Any, **kwargs: Any) -> Any:
+        output = self._vllm_execute_model(*args, **kwargs)
+        if isinstance(output, IntermediateTensors) and self._slices:
+            output.tensors |= self._behind.pack(self._first_abort_positions())  # type: ignore[union-attr]
         self._forget_step()
         return output
 
-    def _firsts(self) -> Tensor:
+    def _first_abort_positions(self) -> Tensor:
         """Where each of the step's rules that end an answer first held, here or at an earlier stage."""
-        slots = torch.tensor(aborting_slots(self._spans.values()), dtype=torch.int64, device=self._runner.device)
-        firsts = self._board.firings.first(slots)
-        return firsts if self._earlier is None else torch.minimum(firsts, self._earlier)
+        slots = torch.tensor(abort_rule_slots(self._slices.values()), dtype=torch.int64, device=self._runner.device)
+        first_aborts = self._step_outputs.rule_states.first(slots)
+        return first_aborts if self._earlier is None else torch.minimum(first_aborts, self._earlier)
 
-    def _sample_and_tell(self, grammar_output: Any) -> Any:
-        if not self._spans and not self._failures:
-            return self._sample_tokens(grammar_output)
+    def _sample_tokens(self, grammar_output: Any) -> Any:
+        if not self._slices and not self._failures:
+            return self._vllm_sample_tokens(grammar_output)
         state = self._runner.execute_model_state
         last_hidden = None if state is None else state.hidden_states
-        see_step = see(self._spans, self._places, self._board, self._firsts(), self._failures, last_hidden)
+        see_step = collect_step_report(
+            self._slices, self._layout, self._step_outputs, self._first_abort_positions(), self._failures, last_hidden
+        )
         fetch = see_step and self._noting_failures(see_step)
-        output = self._sample_tokens(grammar_output)
+        output = self._vllm_sample_tokens(grammar_output)
         # told once, at the last stage: a step without tokens returns an output that all such steps share
         self._forget_step()
         if fetch is None:
             return output
         if isinstance(output, AsyncModelRunnerOutput):
-            return _ToldLater(output, fetch)
+            return AsyncOutputWithReport(output, fetch)
         setattr(output, ATTRIBUTE, fetch())
         return output
 
-    def _noting_failures(self, fetch: Callable[[], dict[str, Told]]) -> Callable[[], dict[str, Told]]:
-        keys = {name: span_key for name in self._spans if (span_key := self._live.key(name)) is not None}
+    def _noting_failures(
+        self, fetch: Callable[[], dict[str, RequestStepReport]]
+    ) -> Callable[[], dict[str, RequestStepReport]]:
+        keys = {name: span_key for name in self._slices if (span_key := self._requests.key(name)) is not None}
 
-        def fetch_and_note() -> dict[str, Told]:
-            told = fetch()
-            for request_id, one in told.items():
+        def fetch_and_note() -> dict[str, RequestStepReport]:
+            report = fetch()
+            for request_id, one in report.items():
                 if one.failure is not None and request_id in keys:
-                    self._live.fail(request_id, keys[request_id], one.failure)
-            return told
+                    self._requests.fail(request_id, keys[request_id], one.failure)
+            return report
 
         return fetch_and_note
 
     def _forget_step(self) -> None:
-        self._spans, self._failures = {}, {}
+        self._slices, self._failures = {}, {}
 
 
-class _ToldLater(AsyncModelRunnerOutput):
+class AsyncOutputWithReport(AsyncModelRunnerOutput):
     """vLLM's output that is still on its way from the device, and what goes with it."""
 
-    def __init__(self, output: AsyncModelRunnerOutput, fetch: Callable[[], dict[str, Told]]) -> None:
+    def __init__(self, output: AsyncModelRunnerOutput, fetch: Callable[[], dict[str, RequestStepReport]]) -> None:
         self._output, self._fetch = output, fetch
 
     def get_output(self) -> Any:

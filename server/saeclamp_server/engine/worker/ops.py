@@ -17,11 +17,11 @@ from vllm.utils.torch_utils import direct_register_custom_op
 
 from saeclamp_saes import SAE, Site
 from saeclamp_saes.clamping import PART_BYTES, Acts, Edits, Pairs, parts_of, read_acts, written
-from saeclamp_server.engine.worker.edit_stats import Ledger
-from saeclamp_server.engine.worker.prompt_means import Recorder
-from saeclamp_server.engine.worker.recorder import Probe
-from saeclamp_server.engine.worker.row_cache import RowBank
-from saeclamp_server.engine.worker.step_outputs import Board, Top, TopStep, strongest
+from saeclamp_server.engine.worker.edit_stats import EditStats
+from saeclamp_server.engine.worker.prompt_means import PromptMeanRecorder
+from saeclamp_server.engine.worker.recorder import VectorRecorder
+from saeclamp_server.engine.worker.row_cache import FeatureRowCache
+from saeclamp_server.engine.worker.step_outputs import StepOutputs, TopFeatures, TopFeaturesInputs, top_features
 
 MAX_LENGTH = 1e12
 """
@@ -46,16 +46,16 @@ class SAEStep:
     """(num_pairs,) int64, place of the verdict on which each pair depends; None where none depends on any"""
     item: Tensor | None = None
     """(num_pairs,) int64, place where each pair is shown; None where none is"""
-    looks: Looks | None = None
+    reads: Reads | None = None
     """Activations that are looked at beside those of the edits."""
-    top: TopStep | None = None
+    top: TopFeaturesInputs | None = None
 
     def edits_at(self, number: int) -> bool:
         """Whether anything is moved at this site."""
         return number in self.edits and len(self.slot) > 0
 
 
-class Looks(NamedTuple):
+class Reads(NamedTuple):
     """Activations that are looked at, one entry per (token, feature) pair."""
 
     token: Tensor
@@ -75,7 +75,7 @@ class LoadedSAE:
     name: str
     sae: SAE
     """As its step names features: whole, or the rows of the bank."""
-    bank: RowBank | None = None
+    row_cache: FeatureRowCache | None = None
     """Where it is not whole on the device."""
     step: SAEStep | None = None
     """None where it touches no token."""
@@ -85,16 +85,16 @@ class LoadedSAE:
     @property
     def whole(self) -> SAE:
         """All its features, maybe in the host's memory."""
-        return self.sae if self.bank is None else self.bank.whole
+        return self.sae if self.row_cache is None else self.row_cache.whole
 
 
 @dataclass
-class SiteState:
+class HookState:
     """What the op at one site reads."""
 
     site: Site
-    ledger: Ledger
-    board: Board
+    edit_stats: EditStats
+    step_outputs: StepOutputs
     reads: Sequence[LoadedSAE]
     """SAEs that read their activations here."""
     writes: Sequence[tuple[LoadedSAE, int]]
@@ -105,9 +105,9 @@ class SiteState:
     """Set where the vector is `hidden` over its root mean square."""
     tokens: Tensor | None = None
     """(num_tokens,) int64, the rows that are touched in this step; None: none"""
-    probe: Probe = field(default_factory=Probe)
+    recorder: VectorRecorder = field(default_factory=VectorRecorder)
     """Records vectors while the SAEs are verified, before the server listens."""
-    recorder: Recorder | None = None
+    prompt_means: PromptMeanRecorder | None = None
     """Records vectors of requests that ask for it; all sites have the worker's."""
 
     @property
@@ -116,11 +116,11 @@ class SiteState:
         return [*dict.fromkeys(loaded.name for loaded in (*self.reads, *(loaded for loaded, _ in self.writes)))]
 
 
-_STATES: dict[int, SiteState] = {}
-"""By number. The op is a function of tensors and numbers only, so its state is found here; `bind` is the only writer."""
+_STATES: dict[int, HookState] = {}
+"""By number. An op takes tensors and numbers only, so its state is found here; `register_site` is the only writer."""
 
 
-def bind(number: int, state: SiteState) -> None:
+def register_site(number: int, state: HookState) -> None:
     """Make `state` what the op at the site with this number reads, in this process."""
     _STATES[number] = state
 
@@ -133,28 +133,27 @@ def steer(hidden: Tensor, residual: Tensor | None, number: int) -> None:
     residual: (num_tokens, width) or None; where the site is the stream, the vector is `hidden + residual`
     """
     state = _STATES[number]
-    if state.probe.is_recording:
-        rows = state.probe.rows
+    if state.recorder.is_recording:
+        rows = state.recorder.rows
         vectors = _vectors(state, hidden, residual, rows)
-        state.probe.record(vectors, _lengths(state, vectors, residual, rows))
-    recorder = state.recorder
-    if recorder is not None:
-        for take in recorder.takes.get(str(state.site), ()):
-            recorder.record(take.key, _vectors(state, hidden, residual, take.rows))
+        state.recorder.record(vectors, _resid_norms(state, vectors, residual, rows))
+    if state.prompt_means is not None:
+        for take in state.prompt_means.takes.get(str(state.site), ()):
+            state.prompt_means.record(take.key, _vectors(state, hidden, residual, take.rows))
     tokens = state.tokens
     if tokens is None:
-        state.board.decide(number)  # a rule that held before may last
+        state.step_outputs.evaluate_rules(number)  # a rule that held before may last
         return
     x = _vectors(state, hidden, residual, tokens)
     for loaded in state.reads:
         if loaded.step is not None:
-            _read(state.board, loaded, loaded.step, x, number)
-    state.board.decide(number)
+            _read(state.step_outputs, loaded, loaded.step, x, number)
+    state.step_outputs.evaluate_rules(number)
     if any(loaded.step is not None and loaded.step.edits_at(number) for loaded, _ in state.writes):
-        _edit(state, number, hidden, x, _lengths(state, x, residual, tokens))
+        _edit(state, number, hidden, x, _resid_norms(state, x, residual, tokens))
 
 
-def _vectors(state: SiteState, hidden: Tensor, residual: Tensor | None, tokens: Tensor) -> Tensor:
+def _vectors(state: HookState, hidden: Tensor, residual: Tensor | None, tokens: Tensor) -> Tensor:
     """Gather the site's vectors, (num_tokens, width) fp32."""
     x = hidden[tokens].float()
     if state.whole_stream and residual is not None:
@@ -164,26 +163,26 @@ def _vectors(state: SiteState, hidden: Tensor, residual: Tensor | None, tokens: 
     return x
 
 
-def _read(board: Board, loaded: LoadedSAE, step: SAEStep, x: Tensor, number: int) -> None:
+def _read(step_outputs: StepOutputs, loaded: LoadedSAE, step: SAEStep, x: Tensor, number: int) -> None:
     """
     Read what the step needs of an SAE's activations.
 
     x: (num_tokens, width), the site's vectors
     """
-    edits, looks, top = step.edits[number], step.looks, step.top
-    if looks is None:
+    edits, reads, top = step.edits[number], step.reads, step.top
+    if reads is None:
         loaded.before = read_acts(x, loaded.sae, edits)
     else:
-        both = Pairs(torch.cat((edits.token, looks.token)), torch.cat((edits.feature, looks.feature)))
+        both = Pairs(torch.cat((edits.token, reads.token)), torch.cat((edits.feature, reads.feature)))
         acts, scale = read_acts(x, loaded.sae, both)
         num_edits = len(edits.token)
         loaded.before = Acts(acts[:num_edits], scale[:num_edits])
-        board.acts[looks.act] = torch.where(looks.is_seen, acts[num_edits:], float("nan"))
+        step_outputs.acts[reads.act] = torch.where(reads.is_seen, acts[num_edits:], float("nan"))
     if top is not None:
-        board.top[loaded.name] = strongest_features(loaded.whole, x, top)
+        step_outputs.top[loaded.name] = strongest_features(loaded.whole, x, top)
 
 
-def strongest_features(sae: SAE, x: Tensor, top: TopStep, part_bytes: int = PART_BYTES) -> Top:
+def strongest_features(sae: SAE, x: Tensor, top: TopFeaturesInputs, part_bytes: int = PART_BYTES) -> TopFeatures:
     """
     Find the strongest of all features at some rows of x, wherever the SAE is.
 
@@ -192,19 +191,19 @@ def strongest_features(sae: SAE, x: Tensor, top: TopStep, part_bytes: int = PART
     """
     found = []
     for part in parts_of(len(top.token), 4 * sae.d_sae * x.element_size(), part_bytes):  # a few tensors of this size
-        rows = TopStep(top.token[part], top.is_seen[part], top.top_k)
-        found.append(strongest(sae.encode(x[rows.token].to(sae.W_enc.device)).to(x.device), rows))
-    return Top(torch.cat([one.acts for one in found]), torch.cat([one.features for one in found]))
+        rows = TopFeaturesInputs(top.token[part], top.is_seen[part], top.top_k)
+        found.append(top_features(sae.encode(x[rows.token].to(sae.W_enc.device)).to(x.device), rows))
+    return TopFeatures(torch.cat([one.acts for one in found]), torch.cat([one.features for one in found]))
 
 
-def _lengths(state: SiteState, x: Tensor, residual: Tensor | None, tokens: Tensor) -> Tensor:
+def _resid_norms(state: HookState, x: Tensor, residual: Tensor | None, tokens: Tensor) -> Tensor:
     """Lengths of the stream behind the gathered vectors `x`, or of these where it is not at hand: (num_tokens,)."""
     stream = x if residual is None or state.whole_stream else x + residual[tokens].float()
     lengths: Tensor = stream.norm(dim=1)
     return lengths
 
 
-def _edit(state: SiteState, number: int, hidden: Tensor, x: Tensor, lengths: Tensor) -> None:
+def _edit(state: HookState, number: int, hidden: Tensor, x: Tensor, lengths: Tensor) -> None:
     """
     Add what every SAE writes here. A vector that would be longer than `MAX_LENGTH`, or not finite, becomes NaN, so that
     whoever shares its keys and values is lost too; those requests fail, and their blocks are wiped (`collect`, `scheduler`).
@@ -223,26 +222,28 @@ def _edit(state: SiteState, number: int, hidden: Tensor, x: Tensor, lengths: Ten
         assert loaded.before is not None, "an SAE reads before it writes"
         edits = step.edits[number]
         if step.verdict is not None:
-            edits = edits._replace(live=edits.live * state.board.verdicts[step.verdict])
+            edits = edits._replace(live=edits.live * state.step_outputs.verdicts[step.verdict])
         change, pushes = written(loaded.sae, edits, loaded.before, len(x), write)
         delta += change
         if write == 0:
             length = lengths[edits.token].clamp_min(torch.finfo(torch.float32).tiny)
             _record(state, step, edits.live, loaded.before.acts, pushes / length)
     is_sound = (x + delta).norm(dim=1) <= MAX_LENGTH  # which NaN is not
-    state.board.lost[tokens] |= ~is_sound
+    state.step_outputs.lost[tokens] |= ~is_sound
     edited = torch.where(is_sound[:, None], hidden[tokens].float() + delta, float("nan"))
     hidden.index_copy_(0, tokens, edited.to(hidden.dtype))
 
 
-def _record(state: SiteState, step: SAEStep, live: Tensor, acts: Tensor, dose: Tensor) -> None:
+def _record(state: HookState, step: SAEStep, live: Tensor, acts: Tensor, dose: Tensor) -> None:
     counts = step.counts * live[:, None]
     measured = counts.sum(dim=1)
     sums = torch.stack((counts[:, 0], counts[:, 1], acts * measured, dose * measured), dim=1)
     peaks = torch.where(measured[:, None] > 0, torch.stack((acts, dose), dim=1), float("-inf"))
-    state.ledger.add(step.slot, sums, peaks, step.batch_row)
+    state.edit_stats.add(step.slot, sums, peaks, step.batch_row)
     if step.item is not None:
-        state.board.items[step.item] = torch.where(live[:, None] > 0, torch.stack((acts, dose), dim=1), float("nan"))
+        state.step_outputs.items[step.item] = torch.where(
+            live[:, None] > 0, torch.stack((acts, dose), dim=1), float("nan")
+        )
 
 
 def _steer_fake(hidden: Tensor, residual: Tensor | None, number: int) -> None:

@@ -15,34 +15,34 @@ from torch import Tensor
 
 from saeclamp_saes.clamping import Acts
 from saeclamp_server.engine.worker.ops import LoadedSAE
-from saeclamp_server.engine.worker.step_outputs import Board, Top
+from saeclamp_server.engine.worker.step_outputs import StepOutputs, TopFeatures
 
 FLOATS = "saeclamp_floats"
 INTS = "saeclamp_ints"
 """Names of what is sent. Two flat tensors, because vLLM sends few at once between processes on a CPU."""
 
 
-class Boundary:
+class StageBoundary:
     """The place between two stages. Both of its sides see the same plan, so what is sent needs no description."""
 
-    def __init__(self, layer: int, saes: Sequence[LoadedSAE], board: Board) -> None:
+    def __init__(self, layer: int, saes: Sequence[LoadedSAE], step_outputs: StepOutputs) -> None:
         """`layer` is the first one behind it."""
         self._read = [loaded for loaded in saes if loaded.sae.reads[-1].layer < layer]
         self._crossing = [loaded for loaded in self._read if any(site.layer >= layer for site in loaded.sae.writes)]
-        self._board = board
+        self._step_outputs = step_outputs
 
-    def leave(self, firsts: Tensor) -> dict[str, Tensor]:
+    def pack(self, first_aborts: Tensor) -> dict[str, Tensor]:
         """
         What was shown in front of the boundary, by name.
 
-        firsts: (num_rules,) int64, of the step's rules that end an answer: the first position at which each held
+        first_aborts: (num_rules,) int64, of the step's rules that end an answer: the first position at which each held
         """
-        floats, ints = [self._board.acts, self._board.verdicts, self._board.items], [firsts]
+        floats, ints = [self._step_outputs.acts, self._step_outputs.verdicts, self._step_outputs.items], [first_aborts]
         for loaded in self._with_edits():
             assert loaded.before is not None, "an SAE reads before it writes"
             floats += loaded.before
         for loaded in self._with_top():
-            top = self._board.top[loaded.name]
+            top = self._step_outputs.top[loaded.name]
             floats.append(top.acts)
             ints.append(top.features)
         return {
@@ -50,18 +50,18 @@ class Boundary:
             INTS: torch.cat([part.flatten() for part in ints]),
         }
 
-    def enter(self, sent: dict[str, Tensor], num_rules: int) -> Tensor:
+    def unpack(self, sent: dict[str, Tensor], num_rules: int) -> Tensor:
         """
-        Show it behind the boundary too, and take it out of what was sent; return `firsts` as in `leave`.
+        Show it behind the boundary too, and take it out of what was sent; return `first_aborts` as in `pack`.
 
         The step must have been filled. Raises RuntimeError when the other side had another plan.
         """
         # copies: the next step may be received into the same memory
-        floats, ints = _Reader(sent.pop(FLOATS).clone()), _Reader(sent.pop(INTS).clone())
-        self._board.acts = floats.take(len(self._board.acts))
-        self._board.verdicts = floats.take(len(self._board.verdicts))
-        self._board.items = floats.take(self._board.items.numel()).view(-1, 2)
-        firsts = ints.take(num_rules)
+        floats, ints = _FlatTensorReader(sent.pop(FLOATS).clone()), _FlatTensorReader(sent.pop(INTS).clone())
+        self._step_outputs.acts = floats.take(len(self._step_outputs.acts))
+        self._step_outputs.verdicts = floats.take(len(self._step_outputs.verdicts))
+        self._step_outputs.items = floats.take(self._step_outputs.items.numel()).view(-1, 2)
+        first_aborts = ints.take(num_rules)
         for loaded in self._with_edits():
             num_pairs = len(loaded.step.slot)  # type: ignore[union-attr]
             loaded.before = Acts(floats.take(num_pairs), floats.take(num_pairs))
@@ -69,10 +69,10 @@ class Boundary:
             top = loaded.step.top  # type: ignore[union-attr]
             shape = len(top.token), min(top.top_k, loaded.whole.d_sae)  # type: ignore[union-attr]
             acts, features = (part.take(shape[0] * shape[1]).view(shape) for part in (floats, ints))
-            self._board.top[loaded.name] = Top(acts, features)
+            self._step_outputs.top[loaded.name] = TopFeatures(acts, features)
         if not floats.is_empty or not ints.is_empty:
             raise RuntimeError("Two pipeline stages have planned a step differently.")
-        return firsts
+        return first_aborts
 
     def _with_edits(self) -> list[LoadedSAE]:
         return [loaded for loaded in self._crossing if loaded.step is not None and len(loaded.step.slot) > 0]
@@ -81,7 +81,7 @@ class Boundary:
         return [loaded for loaded in self._read if loaded.step is not None and loaded.step.top is not None]
 
 
-class _Reader:
+class _FlatTensorReader:
     """Takes a flat tensor apart."""
 
     def __init__(self, tensor: Tensor) -> None:

@@ -16,7 +16,7 @@ MAX_RECORDS = 1024
 
 
 @dataclass
-class Record:
+class PromptMean:
     """What was seen of one request."""
 
     total: Tensor
@@ -25,7 +25,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Take:
+class StepRows:
     """Rows of the coming forward that a record is made of."""
 
     key: str
@@ -33,14 +33,14 @@ class Take:
     """(num_tokens,) int64"""
 
 
-class Recorder:
+class PromptMeanRecorder:
     """Of one worker."""
 
     def __init__(self, is_special: Tensor, device: torch.device) -> None:
         """is_special: (num_tokens_in_vocabulary,) bool, on the host"""
         self._is_special, self._device = is_special.numpy(), device
-        self._records = OrderedDict[str, Record]()
-        self.takes: dict[str, list[Take]] = {}
+        self._records = OrderedDict[str, PromptMean]()
+        self.takes: dict[str, list[StepRows]] = {}
         """Of the coming forward, by the site's name."""
 
     def begin_step(self) -> None:
@@ -58,16 +58,16 @@ class Recorder:
         """
         if first == 0:  # it begins, or begins again
             self._records.pop(asked["key"], None)
-        positions = wanted(prompt_ids, asked["tokens"], self._is_special)
+        positions = chosen_positions(prompt_ids, asked["tokens"], self._is_special)
         rows = positions[(positions >= first) & (positions < first + num_tokens)] - first + row
         if len(rows):
-            take = Take(asked["key"], torch.from_numpy(rows).to(self._device))
+            take = StepRows(asked["key"], torch.from_numpy(rows).to(self._device))
             self.takes.setdefault(asked["site"], []).append(take)
 
     def record(self, key: str, vectors: Tensor) -> None:
         """Count vectors in, (num_tokens, width) fp32."""
         total = vectors.double().sum(dim=0).cpu()
-        found = self._records.setdefault(key, Record(torch.zeros_like(total)))
+        found = self._records.setdefault(key, PromptMean(torch.zeros_like(total)))
         found.total += total
         found.num_tokens += len(vectors)
         while len(self._records) > MAX_RECORDS:
@@ -81,7 +81,9 @@ class Recorder:
                 yield key, (found.total / found.num_tokens).numpy().tobytes()
 
 
-def wanted(ids: Sequence[int], tokens: str, is_special: np.ndarray[Any, np.dtype[np.bool_]]) -> np.ndarray[Any, Any]:
+def chosen_positions(
+    ids: Sequence[int], tokens: str, is_special: np.ndarray[Any, np.dtype[np.bool_]]
+) -> np.ndarray[Any, Any]:
     """
     Choose positions of a prompt: its last, or all that are neither special nor the first, which is a sink.
 

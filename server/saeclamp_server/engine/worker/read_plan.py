@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from saeclamp_server.engine.worker.compiled_program import PlacedRule, Ranges
-from saeclamp_server.engine.worker.step_plan import Places, Span, count_within, numbers
+from saeclamp_server.engine.worker.compiled_program import CompiledRule, Ranges
+from saeclamp_server.engine.worker.step_plan import RequestSlice, StepLayout, count_within, slice_columns
 from saeclamp_server.steering.program import Form
 
 
@@ -45,7 +45,7 @@ class RuleRows(NamedTuple):
     """Place of the verdict."""
 
 
-class TopRows(NamedTuple):
+class TopFeatureRows(NamedTuple):
     """Tokens whose strongest features of one SAE are shown."""
 
     batch_row: NDArray[np.int64]
@@ -54,43 +54,47 @@ class TopRows(NamedTuple):
     """The most that any of them is shown."""
 
 
-def rule_rows(spans: Sequence[Span], places: Places) -> list[RuleRows]:
+def plan_rules(slices: Sequence[RequestSlice], layout: StepLayout) -> list[RuleRows]:
     """Group the rules of a step by what is done alike. Raises nothing: placed rules are sound."""
     groups: dict[tuple[Form, int], list[tuple[int, int]]] = {}
-    for number, span in enumerate(spans):
-        for nth, rule in enumerate(span.program.rules):
-            groups.setdefault((rule.form, rule.place), []).append((number, nth))
-    return [_rows(form, place, chosen, spans, places) for (form, place), chosen in groups.items()]
+    for number, req_slice in enumerate(slices):
+        for nth, rule in enumerate(req_slice.program.rules):
+            groups.setdefault((rule.form, rule.site_index), []).append((number, nth))
+    return [_rows(form, place, chosen, slices, layout) for (form, place), chosen in groups.items()]
 
 
-def _rows(form: Form, place: int, chosen: Sequence[tuple[int, int]], spans: Sequence[Span], places: Places) -> RuleRows:
-    span = numbers(spans, places, [number for number, _ in chosen])
-    rules = [spans[number].program.rules[nth] for number, nth in chosen]
+def _rows(
+    form: Form, place: int, chosen: Sequence[tuple[int, int]], slices: Sequence[RequestSlice], layout: StepLayout
+) -> RuleRows:
+    req_slice = slice_columns(slices, layout, [number for number, _ in chosen])
+    rules = [slices[number].program.rules[nth] for number, nth in chosen]
     nth = np.array([nth for _, nth in chosen], np.int64)
-    of = np.repeat(np.arange(len(rules)), span.num_tokens)
-    token = count_within(span.num_tokens)
-    position = span.position[of] + token
-    first = span.first_act[of] + token * span.num_looks[of]
+    of = np.repeat(np.arange(len(rules)), req_slice.num_tokens)
+    token = count_within(req_slice.num_tokens)
+    position = req_slice.position[of] + token
+    first = req_slice.first_act[of] + token * req_slice.num_reads[of]
     special = np.array([rule.special for rule in rules], np.bool_)[of]
     return RuleRows(
         form=form,
         place=place,
-        act=first[:, None] + np.stack([rule.looks for rule in rules])[of],
+        act=first[:, None] + np.stack([rule.reads for rule in rules])[of],
         bounds=np.stack([rule.bounds for rule in rules])[of],
         above=np.stack([rule.above for rule in rules])[of],
-        batch_row=span.first_row[of] + token,
+        batch_row=req_slice.first_row[of] + token,
         position=position,
-        start=span.position[of],
-        in_scope=np.concatenate([_in_scope(rules[n], span.position[n], span.num_tokens[n]) for n in range(len(rules))]),
+        start=req_slice.position[of],
+        in_scope=np.concatenate(
+            [_in_scope(rules[n], req_slice.position[n], req_slice.num_tokens[n]) for n in range(len(rules))]
+        ),
         special=special,
         lasting=np.array([rule.lasting for rule in rules], np.bool_)[of],
-        new=position >= span.counted[of],
-        slot=(span.first_rule_slot + nth)[of],
-        verdict=(span.first_verdict + nth * span.num_tokens)[of] + token,
+        new=position >= req_slice.counted[of],
+        slot=(req_slice.first_rule_slot + nth)[of],
+        verdict=(req_slice.first_verdict + nth * req_slice.num_tokens)[of] + token,
     )
 
 
-def _in_scope(rule: PlacedRule, position: int, num_tokens: int) -> NDArray[np.bool_]:
+def _in_scope(rule: CompiledRule, position: int, num_tokens: int) -> NDArray[np.bool_]:
     return within(rule.ranges, np.arange(position, position + num_tokens), rule.special)
 
 
@@ -102,19 +106,19 @@ def within(ranges: Ranges, positions: NDArray[np.int64], special: bool) -> NDArr
     return inside & ((positions > 0) | special)
 
 
-def top_rows(spans: Sequence[Span]) -> dict[str, TopRows]:
+def plan_top_features(slices: Sequence[RequestSlice]) -> dict[str, TopFeatureRows]:
     """Find the tokens of a step whose strongest features are shown, by SAE."""
     found: dict[str, list[tuple[NDArray[np.int64], bool, int]]] = {}
-    for span in spans:
-        readout = span.program.readout
+    for req_slice in slices:
+        readout = req_slice.program.readout
         if readout is None or not readout.top_k:
             continue
-        rows = span.first_row + np.flatnonzero(shown(span))
+        rows = req_slice.first_row + np.flatnonzero(plan_recorded(req_slice))
         for sae in readout.saes:
             if len(rows):
                 found.setdefault(sae, []).append((rows, readout.special, readout.top_k))
     return {
-        sae: TopRows(
+        sae: TopFeatureRows(
             batch_row=np.concatenate([rows for rows, _, _ in parts]),
             special=np.concatenate([np.full(len(rows), special) for rows, special, _ in parts]),
             top_k=max(top_k for _, _, top_k in parts),
@@ -123,8 +127,8 @@ def top_rows(spans: Sequence[Span]) -> dict[str, TopRows]:
     }
 
 
-def shown(span: Span) -> NDArray[np.bool_]:
+def plan_recorded(req_slice: RequestSlice) -> NDArray[np.bool_]:
     """Whether each of a span's tokens is in its readout's scope."""
-    readout = span.program.readout
-    positions = np.arange(span.position, span.position + span.num_tokens)
+    readout = req_slice.program.readout
+    positions = np.arange(req_slice.position, req_slice.position + req_slice.num_tokens)
     return within(readout.ranges, positions, readout.special) if readout else np.zeros(len(positions), np.bool_)

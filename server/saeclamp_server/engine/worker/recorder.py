@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 Recorded = tuple[Tensor, Tensor]
-"""Vectors and lengths, as `Probe.record` has them."""
+"""Vectors and lengths, as `VectorRecorder.record` has them."""
 
 
-class Probe:
+class VectorRecorder:
     """Idle unless the worker starts it; then every forward's vectors are kept until they are taken."""
 
     def __init__(self) -> None:

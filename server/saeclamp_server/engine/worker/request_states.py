@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from saeclamp_server.engine.worker.compiled_program import Held, PlacedProgram
-from saeclamp_server.engine.worker.edit_stats import Ledger
-from saeclamp_server.engine.worker.rule_state import Firings
-from saeclamp_server.engine.worker.step_plan import Span
+from saeclamp_server.engine.worker.compiled_program import CompiledProgram, LoadedWeights
+from saeclamp_server.engine.worker.edit_stats import EditStats
+from saeclamp_server.engine.worker.rule_state import RuleState
+from saeclamp_server.engine.worker.step_plan import RequestSlice
 from saeclamp_server.steering.program import SteeringProgram
-from saeclamp_server.steering.token_ranges import Scope, resolved
+from saeclamp_server.steering.token_ranges import TokenRanges, resolve_ranges
 
 UNCOLLECTED_BYTES = 32 << 20
 """What reports on ended requests that nobody has fetched may take together; then the oldest are forgotten."""
@@ -27,7 +27,7 @@ MAX_ABANDONED = 1 << 12
 
 
 @dataclass
-class Report:
+class SteeringReport:
     """What became of one request; JSON-able through `vars`."""
 
     failure: str | None = None
@@ -35,9 +35,9 @@ class Report:
     prompt: list[int] = field(default_factory=list)
     """Per edit: prompt positions in its scope, computed here or found in the prefix cache; of a rule's, those computed."""
     tallies: list[dict[str, float]] = field(default_factory=list)
-    """Per edit: the fields of `edit_stats.Tally`."""
+    """Per edit: the fields of `edit_stats.EditStat`."""
     fired: list[dict[str, Any] | None] = field(default_factory=list)
-    """Per rule: what `Firings.read` says of it."""
+    """Per rule: what `RuleState.read` says of it."""
 
     @property
     def num_bytes(self) -> int:
@@ -46,7 +46,7 @@ class Report:
         return 500 + 600 * len(self.tallies) + 400 * len(self.fired) + 40 * num_acts
 
 
-class Scheduled(NamedTuple):
+class ScheduledRequest(NamedTuple):
     """A steered request's part of a step, as the runner tells it."""
 
     request_id: str
@@ -61,7 +61,7 @@ class Scheduled(NamedTuple):
 @dataclass
 class _Request:
     key: str
-    program: PlacedProgram
+    program: CompiledProgram
     first_slot: int
     first_rule_slot: int
     prompt: list[int | None]
@@ -69,7 +69,7 @@ class _Request:
     counted: int = 0
 
 
-class LiveRequests:
+class RequestStates:
     """
     Steered requests by the engine's request id.
 
@@ -79,39 +79,39 @@ class LiveRequests:
 
     def __init__(
         self,
-        held: Mapping[str, Held],
+        loaded: Mapping[str, LoadedWeights],
         special_ids: Sequence[int],
-        ledger: Ledger,
-        firings: Firings,
+        edit_stats: EditStats,
+        rule_states: RuleState,
         uncollected_bytes: int = UNCOLLECTED_BYTES,
     ) -> None:
-        self._held = held
+        self._loaded = loaded
         self._special_ids = np.array(sorted(special_ids), np.int64)
-        self._ledger = ledger
-        self._firings = firings
+        self._edit_stats = edit_stats
+        self._rule_states = rule_states
         self._requests: dict[str, _Request] = {}
-        self._ended = _Uncollected(uncollected_bytes)
+        self._ended = _UncollectedReports(uncollected_bytes)
         self._abandoned: dict[str, None] = {}
         """Keys, the oldest first."""
         self.failures: dict[str, tuple[str, str]] = {}
         """Request id -> (key, reason), of requests that the engine has not ended."""
 
-    def span(self, scheduled: Scheduled) -> Span | None:
+    def slice_of(self, scheduled: ScheduledRequest) -> RequestSlice | None:
         """Return the request's span of this step, or None when it has failed."""
         if scheduled.request_id in self.failures:
             return None
         try:
-            return self._span(scheduled)
+            return self._slice_of(scheduled)
         except Exception as exc:  # noqa: BLE001 (the boundary of one request: its neighbours in the batch must go on)
             self.failures[scheduled.request_id] = (str(scheduled.payload.get("key")), f"{type(exc).__name__}: {exc}")
             return None
 
-    def _span(self, scheduled: Scheduled) -> Span:
+    def _slice_of(self, scheduled: ScheduledRequest) -> RequestSlice:
         request = self._requests.get(scheduled.request_id)
         if request is None:
-            request = self._requests[scheduled.request_id] = self._admit(scheduled.payload, scheduled.prompt_ids)
+            request = self._requests[scheduled.request_id] = self._register(scheduled.payload, scheduled.prompt_ids)
         counted, request.counted = request.counted, max(request.counted, scheduled.position + scheduled.num_tokens)
-        return Span(
+        return RequestSlice(
             request.program,
             scheduled.first_row,
             scheduled.num_tokens,
@@ -122,21 +122,21 @@ class LiveRequests:
             request.first_rule_slot,
         )
 
-    def _admit(self, payload: Mapping[str, Any], prompt_ids: Sequence[int]) -> _Request:
+    def _register(self, payload: Mapping[str, Any], prompt_ids: Sequence[int]) -> _Request:
         program = SteeringProgram.from_json(payload["program"])
-        placed = PlacedProgram.place(program, self._held, len(prompt_ids))
+        compiled = CompiledProgram.compile(program, self._loaded, len(prompt_ids))
         ordinary = ~np.isin(np.asarray(prompt_ids, np.int64), self._special_ids)
         ordinary[:1] = False
         prompt = [_count(ordinary | edit.special, edit.tokens) if edit.rule is None else None for edit in program.edits]
         return _Request(
             payload["key"],
-            placed,
-            self._ledger.allocate(placed.num_edits),
-            self._firings.allocate(len(placed.rules)),
+            compiled,
+            self._edit_stats.allocate(compiled.num_edits),
+            self._rule_states.allocate(len(compiled.rules)),
             prompt,
         )
 
-    def settle(self, request_id: str, end: int) -> None:
+    def roll_back(self, request_id: str, end: int) -> None:
         """Take back what was counted of a request at `end` and behind it: those tokens were drafts, and have gone."""
         request = self._requests.get(request_id)
         if request is not None:
@@ -151,9 +151,9 @@ class LiveRequests:
         """Remember a failure that a step has shown; the request's later steps are not steered."""
         self.failures[request_id] = (key, reason)
 
-    def collect(self, keys: Iterable[str]) -> dict[str, dict[str, Report]]:
+    def collect(self, keys: Iterable[str]) -> dict[str, dict[str, SteeringReport]]:
         """Report on every request of some API calls, by their keys and by request id, and forget them."""
-        reports: dict[str, dict[str, Report]] = {key: {} for key in keys}
+        reports: dict[str, dict[str, SteeringReport]] = {key: {} for key in keys}
         for request_id, request in [*self._requests.items()]:
             if request.key in reports:
                 reports[request.key][request_id] = self._close(request_id)
@@ -161,20 +161,20 @@ class LiveRequests:
             found |= self._ended.take(key)
         for request_id, (key, reason) in [*self.failures.items()]:
             if key in reports:  # instead of what it did before it failed
-                reports[key][request_id] = Report(failure=reason)
+                reports[key][request_id] = SteeringReport(failure=reason)
                 del self.failures[request_id]
         return reports
 
     def end(self, request_ids: Iterable[str]) -> None:
         """Note that the engine has ended requests: only their reports are kept, if they are still wanted."""
         for request_id in request_ids:
-            reports: dict[str, Report] = {}
+            reports: dict[str, SteeringReport] = {}
             if request_id in self._requests:
                 key = self._requests[request_id].key
                 reports[key] = self._close(request_id)
             if request_id in self.failures:  # instead of what it did before it failed
                 key, reason = self.failures.pop(request_id)
-                reports[key] = Report(failure=reason)
+                reports[key] = SteeringReport(failure=reason)
             for key, report in reports.items():
                 if key not in self._abandoned:
                     self._ended.add(key, request_id, report)
@@ -196,44 +196,44 @@ class LiveRequests:
             if key in abandoned and not is_running(request_id)
         )
 
-    def _close(self, request_id: str) -> Report:
+    def _close(self, request_id: str) -> SteeringReport:
         request = self._requests.pop(request_id)
         num_edits = request.program.num_edits
-        tallies = [vars(tally) for tally in self._ledger.read(request.first_slot, num_edits)]
-        self._ledger.release(request.first_slot, num_edits)
+        tallies = [vars(tally) for tally in self._edit_stats.read(request.first_slot, num_edits)]
+        self._edit_stats.release(request.first_slot, num_edits)
         rules = request.program.rules
-        fired = self._firings.read(request.first_rule_slot, [len(rule.looks) for rule in rules])
-        self._firings.release(request.first_rule_slot, len(rules))
+        fired = self._rule_states.read(request.first_rule_slot, [len(rule.reads) for rule in rules])
+        self._rule_states.release(request.first_rule_slot, len(rules))
         prompt = [
             int(tally["prompt"]) if count is None else count
             for count, tally in zip(request.prompt, tallies, strict=True)
         ]
-        return Report(prompt=prompt, tallies=tallies, fired=fired)
+        return SteeringReport(prompt=prompt, tallies=tallies, fired=fired)
 
 
-class _Uncollected:
+class _UncollectedReports:
     """Reports on requests that the engine has ended and nobody has asked for yet. The oldest make room."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._by_key: dict[str, dict[str, Report]] = {}
+        self._by_key: dict[str, dict[str, SteeringReport]] = {}
         self._num_bytes, self._max_bytes = 0, max_bytes
 
-    def add(self, key: str, request_id: str, report: Report) -> None:
+    def add(self, key: str, request_id: str, report: SteeringReport) -> None:
         self._by_key.setdefault(key, {})[request_id] = report
         self._num_bytes += report.num_bytes
         while self._num_bytes > self._max_bytes:
             self.take(next(iter(self._by_key)))
 
-    def take(self, key: str) -> dict[str, Report]:
+    def take(self, key: str) -> dict[str, SteeringReport]:
         found = self._by_key.pop(key, {})
         self._num_bytes -= sum(report.num_bytes for report in found.values())
         return found
 
 
-def _count(touched: NDArray[np.bool_], scope: Scope) -> int:
+def _count(touched: NDArray[np.bool_], scope: TokenRanges) -> int:
     """
     Count the positions of a prompt that a scope touches.
 
     touched: (prompt_len,), where it may touch
     """
-    return sum(int(np.count_nonzero(touched[start:end])) for start, end in resolved(scope, len(touched)))
+    return sum(int(np.count_nonzero(touched[start:end])) for start, end in resolve_ranges(scope, len(touched)))

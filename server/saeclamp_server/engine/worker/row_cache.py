@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from saeclamp_saes import SAE
 
 
-class RowBank:
+class FeatureRowCache:
     """Some rows of an SAE whose activations do not depend on each other."""
 
     def __init__(self, whole: SAE, capacity: int, device: torch.device) -> None:
@@ -39,21 +39,21 @@ class RowBank:
         self.sae = self._empty(len(self._feature_of))
         """What the op reads: an SAE whose features are the bank's rows."""
 
-    def hold(self, features: NDArray[np.int64]) -> None:
+    def ensure_resident(self, features: NDArray[np.int64]) -> None:
         """Have the rows of all features that a step touches. The one before it may have others."""
         wanted = np.unique(features)
         self._step += 1
-        held = self._row_of[wanted]
-        self._last_touched[held[held >= 0]] = self._step
-        missing = wanted[held < 0]
+        loaded = self._row_of[wanted]
+        self._last_touched[loaded[loaded >= 0]] = self._step
+        missing = wanted[loaded < 0]
         if missing.size:
-            self._bring(missing)
+            self._copy_in(missing)
 
     def rows(self, features: NDArray[np.int64]) -> NDArray[np.int64]:
         """Find the rows of features that are held."""
         return self._row_of[features]
 
-    def _bring(self, missing: NDArray[np.int64]) -> None:
+    def _copy_in(self, missing: NDArray[np.int64]) -> None:
         while np.count_nonzero(self._last_touched < self._step) < len(missing):
             self._grow()
         rows = np.argsort(self._last_touched, kind="stable")[: len(missing)]

@@ -10,7 +10,7 @@ from torch import Tensor
 INITIAL_SLOTS = 1024
 
 
-class Slots:
+class SlotPool:
     """Hands out runs of slots. Slots of a length that was given back are given out again first."""
 
     def __init__(self, fills: Sequence[tuple[int, torch.dtype, float]], device: torch.device) -> None:

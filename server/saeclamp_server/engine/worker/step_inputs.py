@@ -11,74 +11,76 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saeclamp_saes.clamping import Distinct, Edits
-from saeclamp_server.engine.worker.ops import LoadedSAE, Looks, SAEStep, SiteState
-from saeclamp_server.engine.worker.read_plan import RuleRows, TopRows, rule_rows, top_rows
-from saeclamp_server.engine.worker.step_outputs import Board, RuleStep, TopStep
+from saeclamp_server.engine.worker.ops import HookState, LoadedSAE, Reads, SAEStep
+from saeclamp_server.engine.worker.read_plan import RuleRows, TopFeatureRows, plan_rules, plan_top_features
+from saeclamp_server.engine.worker.step_outputs import RuleInputs, StepOutputs, TopFeaturesInputs
 from saeclamp_server.engine.worker.step_plan import (
-    LookPairs,
-    Places,
-    SAEPairs,
-    Span,
-    looks_by_sae,
+    EditPairs,
+    ReadPairs,
+    RequestSlice,
+    StepLayout,
     no_pairs,
     pairs_by_sae,
+    reads_by_sae,
 )
 
 PRODUCT_PER_PAIR = 16
 """Entries of a product of all tokens with all distinct features that cost as much as gathering two rows for a pair."""
 
 
-class _Wanted(NamedTuple):
+class _StepRows(NamedTuple):
     """What a step is to do, by SAE."""
 
-    pairs: Mapping[str, SAEPairs]
-    looks: Mapping[str, LookPairs]
-    tops: Mapping[str, TopRows]
+    pairs: Mapping[str, EditPairs]
+    reads: Mapping[str, ReadPairs]
+    tops: Mapping[str, TopFeatureRows]
 
 
-class Filler:
+class StepInputBuilder:
     """Fills the steps of the SAEs and sites of one worker."""
 
-    def __init__(self, saes: Sequence[LoadedSAE], sites: Sequence[SiteState], board: Board, is_special: Tensor) -> None:
+    def __init__(
+        self, saes: Sequence[LoadedSAE], sites: Sequence[HookState], step_outputs: StepOutputs, is_special: Tensor
+    ) -> None:
         """
         sites:      by number
         is_special: (vocab_size,) bool, on the model's device
         """
         self._saes = saes
         self._sites = sites
-        self._board = board
+        self._step_outputs = step_outputs
         self._is_special = is_special
 
-    def fill(self, spans: Sequence[Span], input_ids: Tensor) -> Places:
+    def build(self, slices: Sequence[RequestSlice], input_ids: Tensor) -> StepLayout:
         """
         Make the coming forward do what its steered requests ask for, nothing for no spans; return where it will lie.
 
         input_ids: (max_num_tokens,) of the step, on the device: under asynchronous scheduling the host does not know the
                    last sampled ones yet
         """
-        places = Places(spans)
-        wanted = _Wanted(pairs_by_sae(spans, places), looks_by_sae(spans, places), top_rows(spans))
-        is_special = self._is_special[input_ids] if spans else self._is_special[:0]
-        rules: dict[int, list[RuleStep]] = {}
-        for rows in rule_rows(spans, places):
+        layout = StepLayout(slices)
+        step_rows = _StepRows(pairs_by_sae(slices, layout), reads_by_sae(slices, layout), plan_top_features(slices))
+        is_special = self._is_special[input_ids] if slices else self._is_special[:0]
+        rules: dict[int, list[RuleInputs]] = {}
+        for rows in plan_rules(slices, layout):
             rules.setdefault(rows.place, []).append(self._rule(rows, is_special))
-        num_rows = max((span.first_row + span.num_tokens for span in spans), default=0)
-        self._board.begin(places.num_acts, places.num_verdicts, rules, places.all_items, num_rows)
-        gathered = [self._gather(number, wanted) for number in range(len(self._sites))]
+        num_rows = max((req_slice.first_row + req_slice.num_tokens for req_slice in slices), default=0)
+        self._step_outputs.begin(layout.num_acts, layout.num_verdicts, rules, layout.all_items, num_rows)
+        gathered = [self._gather(number, step_rows) for number in range(len(self._sites))]
         for loaded in self._saes:
             loaded.before = None
             loaded.step = None
-            if any(loaded.name in part for part in wanted):
-                loaded.step = self._step(loaded, wanted, gathered, is_special)
-        return places
+            if any(loaded.name in part for part in step_rows):
+                loaded.step = self._step(loaded, step_rows, gathered, is_special)
+        return layout
 
-    def _gather(self, number: int, wanted: _Wanted) -> _Gathered:
+    def _gather(self, number: int, step_rows: _StepRows) -> _Gathered:
         """One list of rows for all SAEs of a site, so that their changes are summed before the one rounding."""
         state = self._sites[number]
         reading = [loaded.name for loaded in state.reads]
-        here = {(name, "edits"): wanted.pairs[name].batch_row for name in state.sae_names if name in wanted.pairs}
-        here |= {(name, "looks"): wanted.looks[name].batch_row for name in reading if name in wanted.looks}
-        here |= {(name, "top"): wanted.tops[name].batch_row for name in reading if name in wanted.tops}
+        here = {(name, "edits"): step_rows.pairs[name].batch_row for name in state.sae_names if name in step_rows.pairs}
+        here |= {(name, "reads"): step_rows.reads[name].batch_row for name in reading if name in step_rows.reads}
+        here |= {(name, "top"): step_rows.tops[name].batch_row for name in reading if name in step_rows.tops}
         state.tokens = None
         if not here:
             return {}
@@ -87,22 +89,26 @@ class Filler:
         parts = np.split(token, np.cumsum([len(part) for part in here.values()])[:-1])
         return {key: self._to_device(part) for key, part in zip(here, parts, strict=True)}
 
-    def _step(self, loaded: LoadedSAE, wanted: _Wanted, gathered: Sequence[_Gathered], is_special: Tensor) -> SAEStep:
-        name, bank = loaded.name, loaded.bank
-        sae_pairs, looks = wanted.pairs.get(name) or no_pairs(), wanted.looks.get(name)
-        if bank is not None:
-            bank.hold(np.concatenate((sae_pairs.feature, looks.feature)) if looks else sae_pairs.feature)
-            loaded.sae = bank.sae
-            sae_pairs = sae_pairs._replace(feature=bank.rows(sae_pairs.feature))
-            looks = looks and looks._replace(feature=bank.rows(looks.feature))
-        live = self._live(sae_pairs.batch_row, sae_pairs.special, is_special).float()
+    def _step(
+        self, loaded: LoadedSAE, step_rows: _StepRows, gathered: Sequence[_Gathered], is_special: Tensor
+    ) -> SAEStep:
+        name, row_cache = loaded.name, loaded.row_cache
+        sae_pairs, reads = step_rows.pairs.get(name) or no_pairs(), step_rows.reads.get(name)
+        if row_cache is not None:
+            row_cache.ensure_resident(
+                np.concatenate((sae_pairs.feature, reads.feature)) if reads else sae_pairs.feature
+            )
+            loaded.sae = row_cache.sae
+            sae_pairs = sae_pairs._replace(feature=row_cache.rows(sae_pairs.feature))
+            reads = reads and reads._replace(feature=row_cache.rows(reads.feature))
+        mask = self._token_mask(sae_pairs.batch_row, sae_pairs.special, is_special).float()
         feature, moves = self._to_device(sae_pairs.feature), self._to_device(sae_pairs.moves)
-        distinct = self._distinct(sae_pairs.feature, sae_pairs.batch_row)
+        distinct = self._unique_features(sae_pairs.feature, sae_pairs.batch_row)
         nothing = self._to_device(np.zeros(0, np.int64))
         sites = [number for number, state in enumerate(self._sites) if name in state.sae_names]
         return SAEStep(
             edits={
-                number: Edits(gathered[number].get((name, "edits"), nothing), feature, moves, live, distinct)
+                number: Edits(gathered[number].get((name, "edits"), nothing), feature, moves, mask, distinct)
                 for number in sites
             },
             slot=self._to_device(sae_pairs.slot),
@@ -110,30 +116,30 @@ class Filler:
             batch_row=self._to_device(sae_pairs.batch_row),
             verdict=self._to_device(sae_pairs.verdict) if sae_pairs.verdict.any() else None,
             item=self._to_device(sae_pairs.item) if sae_pairs.item.any() else None,
-            looks=self._looks(name, looks, gathered, is_special),
-            top=self._top(name, wanted.tops.get(name), gathered, is_special),
+            reads=self._reads(name, reads, gathered, is_special),
+            top=self._top(name, step_rows.tops.get(name), gathered, is_special),
         )
 
-    def _looks(
-        self, name: str, looks: LookPairs | None, gathered: Sequence[_Gathered], is_special: Tensor
-    ) -> Looks | None:
-        if looks is None:
+    def _reads(
+        self, name: str, reads: ReadPairs | None, gathered: Sequence[_Gathered], is_special: Tensor
+    ) -> Reads | None:
+        if reads is None:
             return None
-        (token,) = [here[name, "looks"] for here in gathered if (name, "looks") in here]
-        is_seen = self._live(looks.batch_row, looks.special, is_special)
-        return Looks(token, self._to_device(looks.feature), is_seen, self._to_device(looks.act))
+        (token,) = [here[name, "reads"] for here in gathered if (name, "reads") in here]
+        is_seen = self._token_mask(reads.batch_row, reads.special, is_special)
+        return Reads(token, self._to_device(reads.feature), is_seen, self._to_device(reads.act))
 
     def _top(
-        self, name: str, rows: TopRows | None, gathered: Sequence[_Gathered], is_special: Tensor
-    ) -> TopStep | None:
+        self, name: str, rows: TopFeatureRows | None, gathered: Sequence[_Gathered], is_special: Tensor
+    ) -> TopFeaturesInputs | None:
         if rows is None:
             return None
         (token,) = [here[name, "top"] for here in gathered if (name, "top") in here]
-        return TopStep(token, self._live(rows.batch_row, rows.special, is_special), rows.top_k)
+        return TopFeaturesInputs(token, self._token_mask(rows.batch_row, rows.special, is_special), rows.top_k)
 
-    def _rule(self, rows: RuleRows, is_special: Tensor) -> RuleStep:
-        is_seen = self._live(rows.batch_row, rows.special, is_special) & self._to_device(rows.in_scope)
-        return RuleStep(
+    def _rule(self, rows: RuleRows, is_special: Tensor) -> RuleInputs:
+        is_seen = self._token_mask(rows.batch_row, rows.special, is_special) & self._to_device(rows.in_scope)
+        return RuleInputs(
             form=rows.form,
             act=self._to_device(rows.act),
             bounds=self._to_device(rows.bounds),
@@ -148,7 +154,7 @@ class Filler:
             batch_row=self._to_device(rows.batch_row),
         )
 
-    def _distinct(self, feature: NDArray[np.int64], batch_row: NDArray[np.int64]) -> Distinct | None:
+    def _unique_features(self, feature: NDArray[np.int64], batch_row: NDArray[np.int64]) -> Distinct | None:
         """Find the distinct features of an SAE's pairs, where one product is cheaper than a row for each pair."""
         features, which = np.unique(feature, return_inverse=True)
         num_tokens = len(np.unique(batch_row))
@@ -156,7 +162,7 @@ class Filler:
             return None
         return Distinct(self._to_device(features), self._to_device(which))
 
-    def _live(self, batch_row: NDArray[np.int64], special: NDArray[np.bool_], is_special: Tensor) -> Tensor:
+    def _token_mask(self, batch_row: NDArray[np.int64], special: NDArray[np.bool_], is_special: Tensor) -> Tensor:
         """Whether each token may be touched: is it an ordinary one, or are special ones meant too?"""
         return ~is_special[self._to_device(batch_row)] | self._to_device(special)
 

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saeclamp_server.engine.worker.rule_state import Firings
+from saeclamp_server.engine.worker.rule_state import RuleState
 from saeclamp_server.steering.program import Form
 
 
-class RuleStep(NamedTuple):
+class RuleInputs(NamedTuple):
     """`read_plan.RuleRows` on the model's device, with one row per (rule, token)."""
 
     form: Form
@@ -37,7 +37,7 @@ class RuleStep(NamedTuple):
     batch_row: Tensor
 
 
-class TopStep(NamedTuple):
+class TopFeaturesInputs(NamedTuple):
     """Tokens whose strongest features are wanted."""
 
     token: Tensor
@@ -47,7 +47,7 @@ class TopStep(NamedTuple):
     top_k: int
 
 
-class Top(NamedTuple):
+class TopFeatures(NamedTuple):
     """Strongest features of some tokens, strongest first."""
 
     acts: Tensor
@@ -57,10 +57,10 @@ class Top(NamedTuple):
 
 
 @dataclass
-class Board:
+class StepOutputs:
     """Filled anew for each forward; the op at each site writes to it."""
 
-    firings: Firings
+    rule_states: RuleState
     acts: Tensor = field(default_factory=lambda: torch.empty(0))
     """(num_acts,) fp32; NaN where nothing was read"""
     verdicts: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -69,21 +69,21 @@ class Board:
     """(num_items, 2) fp32, of edits that are shown: activation before, dose; NaN where none was made"""
     lost: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
     """(num_rows,) bool, by row of the batch: whether an edit left no vector that can be gone on with"""
-    rules: Mapping[int, Sequence[RuleStep]] = field(default_factory=dict)
+    rules: Mapping[int, Sequence[RuleInputs]] = field(default_factory=dict)
     """By number of the site where they are decided."""
-    top: dict[str, Top] = field(default_factory=dict)
+    top: dict[str, TopFeatures] = field(default_factory=dict)
     """By SAE."""
 
     def begin(
         self,
         num_acts: int,
         num_verdicts: int,
-        rules: Mapping[int, Sequence[RuleStep]],
+        rules: Mapping[int, Sequence[RuleInputs]],
         num_items: int = 1,
         num_rows: int = 0,
     ) -> None:
         """Make room for the coming forward, of a batch whose steered requests are in its first `num_rows` rows."""
-        device = self.firings.device
+        device = self.rule_states.device
         self.acts = torch.full((num_acts,), float("nan"), device=device)
         self.items = torch.full((num_items, 2), float("nan"), device=device)
         self.verdicts = torch.zeros(num_verdicts, device=device)
@@ -91,16 +91,18 @@ class Board:
         self.lost = torch.zeros(num_rows, dtype=torch.bool, device=device)
         self.rules, self.top = rules, {}
 
-    def decide(self, site: int) -> None:
+    def evaluate_rules(self, site: int) -> None:
         """Judge the rules whose activations are all known at this site."""
         for rule in self.rules.get(site, ()):
             acts = self.acts[rule.act]
             # an activation that was not read, NaN, is neither above nor below; `is_seen` keeps its `not` from holding
             compared = torch.where(rule.above, acts > rule.bounds, acts < rule.bounds)
-            holds = _holds(rule.form, compared) & rule.is_seen
-            first = self.firings.note(rule.slot, rule.position, rule.start, holds, acts, rule.counted, rule.batch_row)
+            is_deferred = _holds(rule.form, compared) & rule.is_seen
+            first = self.rule_states.update(
+                rule.slot, rule.position, rule.start, is_deferred, acts, rule.counted, rule.batch_row
+            )
             since = rule.lasting & (rule.position >= first)
-            self.verdicts[rule.verdict] = (holds | since).float()
+            self.verdicts[rule.verdict] = (is_deferred | since).float()
 
 
 def _holds(form: Form, compared: Tensor) -> Tensor:
@@ -113,17 +115,17 @@ def _holds(form: Form, compared: Tensor) -> Tensor:
     if isinstance(form, int):
         return compared[:, form]
     kind, parts = form
-    held = torch.stack([_holds(part, compared) for part in parts])
+    loaded = torch.stack([_holds(part, compared) for part in parts])
     if kind == "not":
-        return ~held[0]
-    return held.all(dim=0) if kind == "all" else held.any(dim=0)
+        return ~loaded[0]
+    return loaded.all(dim=0) if kind == "all" else loaded.any(dim=0)
 
 
-def strongest(acts: Tensor, top: TopStep) -> Top:
+def top_features(acts: Tensor, top: TopFeaturesInputs) -> TopFeatures:
     """
     Pick each token's strongest features.
 
     acts: (num_rows, d_sae)
     """
     index = acts.abs().topk(min(top.top_k, acts.shape[1]), dim=1).indices  # those of AbsTopK have either sign
-    return Top(torch.where(top.is_seen[:, None], acts.gather(1, index), float("nan")), index)
+    return TopFeatures(torch.where(top.is_seen[:, None], acts.gather(1, index), float("nan")), index)

@@ -16,7 +16,7 @@ from saeclamp_saes import SAE, Site
 from saeclamp_server.engine.worker.ops import LoadedSAE
 
 
-def dictionary(name: str, site: Site, width: int, capacity: int, device: torch.device) -> LoadedSAE:
+def make_vector_bank(name: str, site: Site, width: int, capacity: int, device: torch.device) -> LoadedSAE:
     """Allocate room for `capacity` vectors at a site; rows that are not set yet move nothing."""
     sae = SAE(
         reads=(site,),
