@@ -53,8 +53,7 @@ async def disconnects(server: Server, num: int, seed: int) -> tuple[Watch, int]:
             gate = asyncio.Semaphore(NUM_AT_ONCE)
             await asyncio.gather(*(_leave(http, chance, gate) for _ in range(min(EVERY, num - done))))
             await asyncio.sleep(1)
-            usage = watch.look(min(done + EVERY, num))
-            print(f"{usage.done} disconnects: {usage.megabytes:.0f} MB, {usage.threads} threads", flush=True)
+            watch.look(min(done + EVERY, num))
         answer = await http.post("/v1/completions", json=large(chance) | {"max_tokens": 4})
         answer.raise_for_status()
         metrics = (await http.get("/metrics")).text

@@ -51,6 +51,8 @@ class Usage(NamedTuple):
     """Requests so far."""
     megabytes: float
     """Resident memory."""
+    by_process: tuple[float, ...]
+    """The same of each: the server, the engine, and its worker."""
     threads: int
     descriptors: int
 
@@ -65,14 +67,18 @@ class Watch:
     def look(self, done: int) -> Usage:
         """Add up what its processes take now."""
         tree = [self._process, *self._process.children(recursive=True)]
+        megabytes = [process.memory_info().rss / 2**20 for process in tree]
         usage = Usage(
             seconds=time.monotonic() - self._start,
             done=done,
-            megabytes=sum(process.memory_info().rss for process in tree) / 2**20,
+            megabytes=sum(megabytes),
+            by_process=tuple(megabytes),
             threads=sum(process.num_threads() for process in tree),
             descriptors=sum(process.num_fds() for process in tree),
         )
         self.usages.append(usage)
+        parts = " + ".join(f"{part:.0f}" for part in megabytes)
+        print(f"{usage.seconds:.0f} s, {done} requests: {parts} MB, {usage.threads} threads", flush=True)
         return usage
 
     def report(self) -> list[str]:

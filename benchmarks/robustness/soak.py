@@ -41,8 +41,7 @@ async def soak(server: Server, seconds: float, seed: int) -> tuple[Findings, Wat
     async def look() -> None:
         while time.monotonic() < end:
             await asyncio.sleep(EVERY_S)
-            usage = watch.look(findings.answers.total())
-            print(f"{usage.seconds:.0f} s, {usage.done} answers, {usage.megabytes:.0f} MB", flush=True)
+            watch.look(findings.answers.total())
 
     async with httpx.AsyncClient(base_url=server.url, timeout=300, limits=httpx.Limits(max_connections=None)) as http:
         await asyncio.gather(look(), *(client(number) for number in range(NUM_AT_ONCE)))
