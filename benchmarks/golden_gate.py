@@ -31,9 +31,9 @@ from golden_gate_questions import CHOOSING, REPORTING
 
 from saeclamp import AsyncClient
 from saeclamp_saes.library.resolve import SAEEntry, find_sae, open_entry
-from saeclamp_server.calibration.client import GREEDY, Asker, Decoding, Dose, sampled
-from saeclamp_server.calibration.managed_server import own_server
-from saeclamp_server.calibration.metrics import Answer, Figures, compare
+from saeclamp_server.calibration.client import GREEDY, AnswerClient, CalibrationDose, Decoding, sampling_decoding
+from saeclamp_server.calibration.managed_server import managed_server
+from saeclamp_server.calibration.metrics import AnswerMetrics, MeasuredAnswer, compare
 from saeclamp_server.calibration.text import WordSet
 from saeclamp_server.packaged_model import PACKAGED_MODEL, prepared_model
 
@@ -42,7 +42,7 @@ from questions import GOLDEN_GATE, UNRELATED
 
 RESULTS = Path(__file__).parent / "results"
 STRENGTHS = (0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 1.0)
-DECODINGS = (GREEDY, sampled(5))
+DECODINGS = (GREEDY, sampling_decoding(5))
 EVERY_ZERO = dict.fromkeys((decoding.name for decoding in DECODINGS), 0.0)
 NUM_RANDOM = 3
 PROMPTED = "Mention the Golden Gate Bridge in every answer."
@@ -52,11 +52,11 @@ MENTIONS = WordSet(
 NAMES_IT = WordSet(["golden gate"])
 MAX_PERPLEXITY, MIN_DISTINCT_2 = 1.7, 0.9
 
-Answers = Mapping[str, list[Answer]]
+Answers = Mapping[str, list[MeasuredAnswer]]
 """By decoding."""
 Strengths = Mapping[str, float]
 """By decoding, in max_act."""
-Way = Callable[[float], Dose]
+Way = Callable[[float], CalibrationDose]
 """From an activation to a dose."""
 
 
@@ -65,9 +65,9 @@ class Column:
     """One way to ask, measured against the unsteered answers."""
 
     name: str
-    mentions: dict[str, Figures]
-    names_it: dict[str, Figures]
-    answers: list[Answer]
+    mentions: dict[str, AnswerMetrics]
+    names_it: dict[str, AnswerMetrics]
+    answers: list[MeasuredAnswer]
     """Greedy ones"""
 
 
@@ -85,7 +85,7 @@ class Bench:
 
     def __init__(self, client: AsyncClient, bundled: SAEEntry, controls: SAEEntry, index: int, max_act: float) -> None:
         self._askers = {
-            entry.name: Asker(client, ANSWER_TOKENS, plain=False, at_once=64, sae_sha256=entry.sha256)
+            entry.name: AnswerClient(client, ANSWER_TOKENS, plain=False, at_once=64, sae_sha256=entry.sha256)
             for entry in (bundled, controls)
         }
         self._bundled, self._controls = bundled.name, controls.name
@@ -95,7 +95,7 @@ class Bench:
         """Answer under each decoding, at its own strength, in each way; the answers of all ways are put together."""
         asked = [f"{question} {after}".strip() for question in questions]
 
-        async def answers(decoding: Decoding, way: Way | None) -> list[Answer]:
+        async def answers(decoding: Decoding, way: Way | None) -> list[MeasuredAnswer]:
             dose = way and way(strengths[decoding.name] * self._max_act)
             asker = self._askers[dose.sae if dose else self._bundled]
             return (await asker.answers(asked, (decoding,), dose))[decoding.name]
@@ -106,9 +106,9 @@ class Bench:
             }
         return {name: [answer for task in some for answer in task.result()] for name, some in tasks.items()}
 
-    def feature(self, act: float) -> Dose:
+    def feature(self, act: float) -> CalibrationDose:
         """The bundled feature."""
-        return Dose(self._bundled, self._index, act)
+        return CalibrationDose(self._bundled, self._index, act)
 
     async def choose(self) -> tuple[Strengths, list[tuple[float, Column]]]:
         """Measure every strength on the questions for that, and return the best ones, and all."""
@@ -126,10 +126,10 @@ class Bench:
         unsteered = await self.ask(REPORTING, EVERY_ZERO, None)
 
         def bundled(index: int) -> Way:
-            return lambda act: Dose(self._bundled, index, act)
+            return lambda act: CalibrationDose(self._bundled, index, act)
 
         def control(index: int) -> Way:
-            return lambda act: Dose(self._controls, index, act)
+            return lambda act: CalibrationDose(self._controls, index, act)
 
         columns = {
             "unsteered": unsteered,
@@ -151,7 +151,7 @@ def best(curve: Sequence[tuple[float, Column]], decoding: str) -> float:
     return strength
 
 
-def goodness(figures: Figures) -> tuple[bool, float]:
+def goodness(figures: AnswerMetrics) -> tuple[bool, float]:
     """Whether answers are as fluent as asked for, and the share that mentions the concept."""
     fluent = (
         figures.perplexity_ratio is not None
@@ -241,7 +241,7 @@ def main() -> None:
         difference = difference_of_means(str(prepared_model(print)), site, GOLDEN_GATE, UNRELATED[: len(GOLDEN_GATE)])
         write_controls(controls, site, difference)
         flags = ["--sae", f"controls={controls}", "--allow-unverified-sae"]
-        with own_server(PACKAGED_MODEL, args.sae, flags, lambda said: print(said, file=sys.stderr)) as url:
+        with managed_server(PACKAGED_MODEL, args.sae, flags, lambda said: print(said, file=sys.stderr)) as url:
             entry = open_entry(find_sae(f"controls={controls}"))
             text = asyncio.run(run(url, bundled, entry, args.feature))
     print(text)

@@ -29,9 +29,9 @@ from tests.server.conftest import entry
 from saeclamp.types import FeatureQuery
 from saeclamp_saes.labelling.label_file import OpenLabels
 from saeclamp_saes.labelling.table import LabelsInfo, TokenLogit, batch_of, write_labels
-from saeclamp_server.api.features import FeatureSearch, KnownSAE, embedding_index
-from saeclamp_server.sentence_encoder import Encoder
-from saeclamp_server.site_norms import Lengths
+from saeclamp_server.api.features import FeatureSearch, ServedSAE, embedding_index
+from saeclamp_server.sentence_encoder import SentenceEncoder
+from saeclamp_server.site_norms import SiteNorms
 
 RESULTS = Path(__file__).parent / "results"
 SMALL = 4096
@@ -83,21 +83,21 @@ def labels(path: Path, num: int, words: Words) -> OpenLabels:
     return OpenLabels(path)
 
 
-def chance_rows(sentences: Any, encoder: Encoder) -> embedding_index.Meanings:
+def chance_rows(sentences: Any, encoder: SentenceEncoder) -> embedding_index.EmbeddingIndex:
     """Embeddings of unit length that nothing was embedded for."""
     rows = np.random.default_rng(0).normal(size=(len(sentences), 384)).astype(np.float32)
-    return embedding_index.Meanings(encoder, rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    return embedding_index.EmbeddingIndex(encoder, rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
 def measure(num: int) -> tuple[float, list[float]]:
     """Return the seconds of preparation, embedding aside, and those of each query."""
     words = Words(seed=num)
     with tempfile.TemporaryDirectory() as folder:
-        known = KnownSAE(
-            entry("large", 0, num), Lengths(1.0, [1.0]), labels=labels(Path(folder) / "labels.parquet", num, words)
+        known = ServedSAE(
+            entry("large", 0, num), SiteNorms(1.0, [1.0]), labels=labels(Path(folder) / "labels.parquet", num, words)
         )
         search = FeatureSearch({"large": known}, lambda sae, index: 1.0)
-        embedding_index.Meanings.of = chance_rows  # type: ignore[method-assign, assignment]
+        embedding_index.EmbeddingIndex.build = chance_rows  # type: ignore[method-assign, assignment]
         started = time.perf_counter()
         search.prepare(print)
         prepared = time.perf_counter() - started

@@ -29,8 +29,8 @@ from saeclamp import AsyncClient
 from saeclamp_saes import read_sae
 from saeclamp_saes.library.resolve import SAEEntry, find_sae, open_entry
 from saeclamp_saes.lm.documents import Document, data_files, documents
-from saeclamp_server.calibration.client import GREEDY, Asker, Dose
-from saeclamp_server.calibration.managed_server import own_server
+from saeclamp_server.calibration.client import GREEDY, AnswerClient, CalibrationDose
+from saeclamp_server.calibration.managed_server import managed_server
 from saeclamp_server.calibration.metrics import compare
 from saeclamp_server.packaged_model import PACKAGED_MODEL
 
@@ -80,14 +80,14 @@ def candidates(entry: SAEEntry, inside: torch.Tensor, outside: torch.Tensor) -> 
 async def scan(url: str, entry: SAEEntry, found: Sequence[Candidate], strengths: Sequence[float], tokens: int) -> None:
     """Steer each candidate, and print what came of it, a line a strength."""
     async with AsyncClient(url) as client:
-        asker = Asker(client, tokens, plain=False, at_once=64, sae_sha256=entry.sha256)
+        asker = AnswerClient(client, tokens, plain=False, at_once=64, sae_sha256=entry.sha256)
         unsteered = (await asker.answers(CHOOSING, (GREEDY,), None))[GREEDY.name]
         for candidate in found:
             name = f"{entry.name}/{candidate.index}"
             activations = candidate.inside, candidate.outside, candidate.max_act
             print(name, *(f"{value:.2f}" for value in activations), sep="\t")
             for strength in strengths:
-                dose = Dose(entry.name, candidate.index, strength * candidate.max_act)
+                dose = CalibrationDose(entry.name, candidate.index, strength * candidate.max_act)
                 answers = (await asker.answers(CHOOSING, (GREEDY,), dose))[GREEDY.name]
                 mentions, named = (compare(answers, unsteered, words, None) for words in (MENTIONS, NAMES_IT))
                 figures = (mentions.hit, named.hit, mentions.perplexity_ratio, mentions.distinct_2_ratio)
@@ -117,7 +117,7 @@ def main() -> None:
     flags = ["--allow-unverified-sae", "--enforce-eager"]
     for text in args.saes[1:]:
         flags += ["--sae", text]
-    with own_server(PACKAGED_MODEL, args.saes[0], flags, lambda said: print(said, file=sys.stderr)) as url:
+    with managed_server(PACKAGED_MODEL, args.saes[0], flags, lambda said: print(said, file=sys.stderr)) as url:
         for entry, found in zip(entries, chosen, strict=True):
             asyncio.run(scan(url, entry, found, args.strengths, args.tokens))
 

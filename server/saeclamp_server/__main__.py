@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from saeclamp_saes.errors import SAEError
-from saeclamp_server.cli.args import parse
+from saeclamp_server.cli.args import parse_args
 from saeclamp_server.cli.output import written
 from saeclamp_server.startup.options import ServeOptions
 
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def _main() -> int:
-    options = parse(sys.argv[1:])
+    options = parse_args(sys.argv[1:])
     return _serve(options) if isinstance(options, ServeOptions) else _run(options)
 
 

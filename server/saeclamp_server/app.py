@@ -24,14 +24,16 @@ from saeclamp_server.api.features import finding_router
 from saeclamp_server.api.features import router as features
 from saeclamp_server.api.openai import models
 from saeclamp_server.api.openai import router as routes
-from saeclamp_server.api.openai.middleware import STEERED_PATHS, SteeringGuard
+from saeclamp_server.api.openai.middleware import STEERED_PATHS, SteeringMiddleware
 from saeclamp_server.api.steering import router as steering
 from saeclamp_server.errors import RequestError
 
 _CORS: Any = CORSMiddleware
 
 
-def create_app(args: Namespace, supported_tasks: Any, model_config: Any, drain: Drain, max_body: int) -> FastAPI:
+def build_steering_app(
+    args: Namespace, supported_tasks: Any, model_config: Any, drain: Drain, max_body: int
+) -> FastAPI:
     """
     Build vLLM's app, leave of its routes what is on the list, and replace those of the steered endpoints.
 
@@ -54,7 +56,7 @@ def create_app(args: Namespace, supported_tasks: Any, model_config: Any, drain: 
         *_guarded(app.user_middleware, args, ours),
     ]
     # innermost, so that its refusals too are authenticated and carry a request id; add_middleware() would put it outermost
-    app.user_middleware.append(Middleware(SteeringGuard))
+    app.user_middleware.append(Middleware(SteeringMiddleware))
     app.middleware_stack = None  # vLLM has built it already; it is rebuilt with the guard and the handler on first use
     return app
 

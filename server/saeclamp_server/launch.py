@@ -16,10 +16,10 @@ from typing import Any
 from saeclamp.types.refusals import listed
 from saeclamp_saes import SAEEntry
 from saeclamp_server.model_info import StartupError, in_one_line
-from saeclamp_server.startup.announcement import announce
+from saeclamp_server.startup.announcement import print_ready
 from saeclamp_server.startup.options import ServeOptions
-from saeclamp_server.startup.plan import Plan, prepare
-from saeclamp_server.startup.preflight import cannot_listen, check_address, check_vllm
+from saeclamp_server.startup.plan import ServePlan, make_plan
+from saeclamp_server.startup.preflight import cannot_listen, check_address, check_vllm_version
 from saeclamp_server.startup.server_log import ServerLog, killed
 
 PROGRESS_S = 20
@@ -39,8 +39,8 @@ def launch(options: ServeOptions) -> int:
     """
     log = ServerLog()
     try:
-        vllm_version = check_vllm()
-        plan = prepare(options, log.say)
+        vllm_version = check_vllm_version()
+        plan = make_plan(options, log.say)
         check_address(options.vllm_argv)
         for sae in plan.saes.values():
             log.say(_description(sae))
@@ -57,7 +57,7 @@ def _description(sae: SAEEntry) -> str:
     return f"SAE {sae.name}: {sae.summary.d_sae} features at {sae.summary.site}, sha256 {sae.sha256[:12]}; {named}"
 
 
-def _serve(plan: Plan, log: ServerLog, vllm_version: str) -> None:
+def _serve(plan: ServePlan, log: ServerLog, vllm_version: str) -> None:
     # these set up the process for vLLM, so they come before its import
     from saeclamp_server.startup.vllm_args import prepare_environment
 
@@ -123,7 +123,7 @@ def _cause_of_death(manager: Any, log: ServerLog) -> str:
     return log.fatal_error() or (f"it {killed(-status)}" if status < 0 else "it ended without a word")
 
 
-async def _run(args: Namespace, started: threading.Event, plan: Plan, log: ServerLog) -> None:
+async def _run(args: Namespace, started: threading.Event, plan: ServePlan, log: ServerLog) -> None:
     from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
     from vllm.entrypoints.launchers.launcher import setup_server
 
@@ -163,15 +163,15 @@ async def _serve_http(
     args: Namespace,
     address: str,
     socket: Any,
-    plan: Plan,
+    plan: ServePlan,
     log: ServerLog,
     end_at_once: Callable[[int], None],
 ) -> None:
-    from saeclamp_server.assembly import assembled
+    from saeclamp_server.assembly import assemble_app
     from saeclamp_server.http_server import serve_http
 
-    app = await assembled(engine, args, plan, log.say)
-    announcement = asyncio.create_task(announce(app.state, args, plan.saes, address, log))
+    app = await assemble_app(engine, args, plan, log.say)
+    announcement = asyncio.create_task(print_ready(app.state, args, plan.saes, address, log))
     try:
         await serve_http(app, engine, args, socket, plan.options.drain_s, log.say, end_at_once)
     finally:

@@ -55,7 +55,7 @@ def in_one_line(message: str) -> str:
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class ModelInfo:
     """What a model's configuration says."""
 
     path: str
@@ -74,7 +74,7 @@ class ModelFacts:
         return self.z_width if site.point == "attn_z" else self.hidden_size
 
 
-def check_fit(saes: Mapping[str, SAEEntry], model: ModelFacts) -> None:
+def check_compatible(saes: Mapping[str, SAEEntry], model: ModelInfo) -> None:
     """Raise StartupError unless every SAE can be steered on this model."""
     for name, entry in saes.items():
         _check_kind(name, entry)
@@ -100,7 +100,7 @@ def _check_kind(name: str, entry: SAEEntry) -> None:
         )
 
 
-def _check_width(name: str, what: str, sites: tuple[Site, ...], found: int, model: ModelFacts) -> None:
+def _check_width(name: str, what: str, sites: tuple[Site, ...], found: int, model: ModelInfo) -> None:
     expected = sum(model.width(site) for site in sites)
     if found != expected:
         where = " and ".join(map(str, sites[:3]))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 
-def visible(text: str) -> str:
+def escape_control_chars(text: str) -> str:
     r"""Write control characters, which a terminal would obey, as escapes such as `\x1b`."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def visible_line(text: str) -> str:
+def escape_to_one_line(text: str) -> str:
     """Make one line of it besides."""
-    return visible(" ".join(text.split()))
+    return escape_control_chars(" ".join(text.split()))

@@ -22,11 +22,11 @@ MAX_TOKENS = 256
 BATCH = 32
 
 
-class EncoderMissingError(SAEError):
+class SentenceEncoderMissingError(SAEError):
     """The package that carries the encoder is not there, or not as it should be."""
 
 
-class Encoder:
+class SentenceEncoder:
     """all-MiniLM-L6-v2: the mean of its last states over a text's tokens, at unit length."""
 
     def __init__(self) -> None:
@@ -93,10 +93,10 @@ def model_folder() -> Path:
     try:
         folder = Path(str(importlib.metadata.distribution(DISTRIBUTION).locate_file(FOLDER)))
     except importlib.metadata.PackageNotFoundError:
-        raise EncoderMissingError(
+        raise SentenceEncoderMissingError(
             f"The sentence encoder in the package {DISTRIBUTION} is not installed: run `{command}`."
         ) from None
     weights = folder / "model.safetensors"
     if not weights.is_file() or sha256_of(weights) != WEIGHTS_SHA256:
-        raise EncoderMissingError(f"{weights} is missing or another file: run `{command} --force-reinstall`.")
+        raise SentenceEncoderMissingError(f"{weights} is missing or another file: run `{command} --force-reinstall`.")
     return folder

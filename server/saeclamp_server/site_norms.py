@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Lengths:
+class SiteNorms:
     """Lengths where an SAE writes (first), as measured in the running engine."""
 
     stream: float | None
@@ -18,7 +18,7 @@ class Lengths:
     """Whether it is the stream that is measured; else, where that is not at hand, the vector at the site."""
 
     @property
-    def rounded_stream(self) -> float | None:
+    def rounded_resid_norm(self) -> float | None:
         """`stream` to four digits, the same at every start, as it is shown and as doses are measured by it."""
         return None if self.stream is None else rounded(self.stream)
 

@@ -16,8 +16,8 @@ import yaml
 from tests.bundled import GOLDEN_GATE
 from transformers import AutoModelForCausalLM
 
-from saeclamp_server.calibration.managed_server import own_server
-from saeclamp_server.cli.args import parse
+from saeclamp_server.calibration.managed_server import managed_server
+from saeclamp_server.cli.args import parse_args
 from saeclamp_server.packaged_model import PACKAGED_MODEL
 
 PROMPTS = [
@@ -34,7 +34,7 @@ FLAGS = ("--enforce-eager", "--max-model-len", "1024", "--kv-cache-memory-bytes"
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with own_server(PACKAGED_MODEL, "bundled", FLAGS, print) as running:
+    with managed_server(PACKAGED_MODEL, "bundled", FLAGS, print) as running:
         yield running
 
 
@@ -50,7 +50,7 @@ def out(url: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def calibrate(url: str, folder: Path, *more: str) -> int:
     arguments = ["--features", "golden-gate", "--concept", "golden gate;san francisco", "--tokens", str(TOKENS)]
     where = ["--url", url, "--prompts", str(folder / "prompts.txt"), "--out", str(folder)]
-    parsed = parse(["calibrate", "bundled", *arguments, *where, *more])
+    parsed = parse_args(["calibrate", "bundled", *arguments, *where, *more])
     assert isinstance(parsed, argparse.Namespace)
     status: int = parsed.run(parsed)
     return status

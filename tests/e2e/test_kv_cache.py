@@ -13,7 +13,7 @@ from tests.e2e.serving import Server, serve
 
 from saeclamp_saes import SAEEntry
 from saeclamp_server.startup.options import ServeOptions
-from saeclamp_server.startup.preflight import open_saes, read_model
+from saeclamp_server.startup.preflight import open_saes, read_model_info
 from saeclamp_server.startup.vllm_args import parse_vllm_args
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on GPUs the size is left to vLLM")
@@ -77,7 +77,7 @@ def test_what_the_user_says_is_left_alone(
 ) -> None:
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
     said: list[str] = []
-    args = parse_vllm_args(ServeOptions(str(model), (), tuple(flags)), read_model(str(model)), saes, said.append)
+    args = parse_vllm_args(ServeOptions(str(model), (), tuple(flags)), read_model_info(str(model)), saes, said.append)
     assert (args.kv_cache_memory_bytes, args.gpu_memory_utilization) == (num_bytes, utilization)
     assert said == []
 
@@ -90,12 +90,12 @@ def test_a_flag_in_a_configuration_file_is_the_users_too(
     config.write_text("gpu-memory-utilization: 0.5\n")
     said: list[str] = []
     options = ServeOptions(str(model), (), ("--config", str(config)))
-    args = parse_vllm_args(options, read_model(str(model)), saes, said.append)
+    args = parse_vllm_args(options, read_model_info(str(model)), saes, said.append)
     assert (args.kv_cache_memory_bytes, args.gpu_memory_utilization, said) == (None, 0.5, [])
 
 
 def test_vllms_variable_is_left_alone(monkeypatch: pytest.MonkeyPatch, model: Path, saes: dict[str, SAEEntry]) -> None:
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
     said: list[str] = []
-    args = parse_vllm_args(ServeOptions(str(model), (), ()), read_model(str(model)), saes, said.append)
+    args = parse_vllm_args(ServeOptions(str(model), (), ()), read_model_info(str(model)), saes, said.append)
     assert (args.kv_cache_memory_bytes, said) == (None, [])

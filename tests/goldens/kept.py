@@ -15,15 +15,15 @@ from tests.saes.tiny_models import make
 from saeclamp.types import Steering
 from saeclamp_saes.labelling.schema import SCHEMA
 from saeclamp_saes.training.run import train
-from saeclamp_server.calibration.client import GREEDY, sampled
+from saeclamp_server.calibration.client import GREEDY, sampling_decoding
 from saeclamp_server.calibration.green_zone import Criteria
 from saeclamp_server.calibration.prompts import Prompts
-from saeclamp_server.calibration.settings import STRENGTHS, Settings
+from saeclamp_server.calibration.settings import STRENGTHS, CalibrationSettings
 from saeclamp_server.engine.scheduler.prefix_cache import BlockEdits
-from saeclamp_server.site_norms import Lengths
-from saeclamp_server.steering import Served, resolve
-from saeclamp_server.steering.chat_spans import Conversation
-from saeclamp_server.variants.version import meaning_of, written
+from saeclamp_server.site_norms import SiteNorms
+from saeclamp_server.steering import SteeringContext, resolve
+from saeclamp_server.steering.chat_spans import ChatSpans
+from saeclamp_server.variants.version import canonical_json, resolved_fingerprint
 
 STEERINGS: dict[str, Any] = {
     "clamp": {"interventions": [{"op": "clamp", "feature": "bundled/golden-gate", "value": 0.75}]},
@@ -71,19 +71,19 @@ BLOCK = 16
 
 def programs() -> Any:
     """Hash what steerings do: `spec` of receipts, `meaning` and text of variants, blocks of the prefix cache."""
-    lengths = Lengths(100.0, [1.0 + index / 4096 for index in range(ENTRY.summary.d_sae)])
-    served = Served({ENTRY.name: ENTRY}, {ENTRY.name: lengths})
-    conversation = Conversation(PROMPT_LEN, (("system", 0, 10), ("user", 10, 30), ("assistant", 30, 38)))
+    norms = SiteNorms(100.0, [1.0 + index / 4096 for index in range(ENTRY.summary.d_sae)])
+    served = SteeringContext({ENTRY.name: ENTRY}, {ENTRY.name: norms})
+    conversation = ChatSpans(PROMPT_LEN, (("system", 0, 10), ("user", 10, 30), ("assistant", 30, 38)))
     found = {}
     for name, value in STEERINGS.items():
         steering = Steering.model_validate(value)
         program = resolve(steering, served, conversation).program
         edited = BlockEdits(program, PROMPT_LEN, b"secret")
         found[name] = {
-            "written": written(steering),
+            "written": canonical_json(steering),
             "program": program.to_json(),
             "spec": program.spec,
-            "meaning": meaning_of(program),
+            "meaning": resolved_fingerprint(program),
             "edits of blocks": [edited.within(start, start + BLOCK) for start in range(0, PROMPT_LEN, BLOCK)],
             "joined": [(edited.join(None, b"block", edits) or b"").hex() for edits in (None, "edits")],
         }
@@ -110,8 +110,8 @@ def runs() -> Any:
 
 def _calibration() -> Any:
     prompts = Prompts(("Why?", "How so?"), "mine.txt")
-    decodings = (GREEDY, sampled(2))
-    settings = Settings(ENTRY, {"name": "tiny"}, prompts, decodings, 48, False, STRENGTHS, Criteria())
+    decodings = (GREEDY, sampling_decoding(2))
+    settings = CalibrationSettings(ENTRY, {"name": "tiny"}, prompts, decodings, 48, False, STRENGTHS, Criteria())
     return {"asked": settings.asked, "identity": settings.identity}
 
 

@@ -19,12 +19,12 @@ from saeclamp import types
 from saeclamp_server.api import metrics
 from saeclamp_server.api.drain import Drain
 from saeclamp_server.api.steering_body import steering_of
-from saeclamp_server.app import create_app
+from saeclamp_server.app import build_steering_app
 from saeclamp_server.cli import args
 from saeclamp_server.errors import RequestError
-from saeclamp_server.site_norms import Lengths
+from saeclamp_server.site_norms import SiteNorms
 from saeclamp_server.startup.options import MAX_BODY
-from saeclamp_server.steering import Served, resolve
+from saeclamp_server.steering import SteeringContext, resolve
 
 STEERED = ("/v1/chat/completions", "/v1/completions")
 
@@ -35,7 +35,7 @@ def openapi() -> Any:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     vllm_args = make_arg_parser(FlexibleArgumentParser()).parse_args(["model"])
-    app = create_app(vllm_args, ("generate",), None, Drain(), MAX_BODY)
+    app = build_steering_app(vllm_args, ("generate",), None, Drain(), MAX_BODY)
     document = app.openapi()
     ours = {one.path for one in app.routes if isinstance(one, APIRoute) and "saeclamp" in one.endpoint.__module__}
     own = {path: does for path, does in document["paths"].items() if path in ours and path not in STEERED}
@@ -101,8 +101,8 @@ def metric_names() -> Any:
 def refusals() -> Any:
     """Refuse the refusal table, as far as that needs neither a model nor vLLM's own checks."""
     second = replace(ENTRY, name="second")
-    lengths = Lengths(100.0, [1.0] * ENTRY.summary.d_sae)
-    served = Served({ENTRY.name: ENTRY, "second": second}, {ENTRY.name: lengths, "second": lengths})
+    norms = SiteNorms(100.0, [1.0] * ENTRY.summary.d_sae)
+    served = SteeringContext({ENTRY.name: ENTRY, "second": second}, {ENTRY.name: norms, "second": norms})
     said: dict[str, Any] = {}
     for name, refusal in REFUSALS.items():
         try:

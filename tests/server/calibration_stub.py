@@ -16,7 +16,7 @@ from tests.client.scripted_server import RECEIPT, chat_answer, reply, text_answe
 from tests.e2e.checkpoints import make_sae
 
 from saeclamp_saes import find_sae, open_entry
-from saeclamp_server.cli.args import parse
+from saeclamp_server.cli.args import parse_args
 
 PROMPT_IDS = [5, 6, 7]
 PLAIN, BRIDGED, BROKEN = 1000, 1200, 3000
@@ -194,7 +194,7 @@ def words(server: Stub, folder: Path, *more: str, features: str = "bridge") -> l
 
 
 def run(arguments: list[str]) -> int:
-    parsed = parse(arguments)
+    parsed = parse_args(arguments)
     assert isinstance(parsed, argparse.Namespace)
     status: int = parsed.run(parsed)
     return status

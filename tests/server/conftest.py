@@ -10,8 +10,8 @@ import pytest
 from saeclamp_saes import Options, SAEEntry, Site
 from saeclamp_saes.library.feature_book import FeatureNote
 from saeclamp_saes.loaders import CheckpointSummary
-from saeclamp_server.site_norms import Lengths
-from saeclamp_server.steering import Served
+from saeclamp_server.site_norms import SiteNorms
+from saeclamp_server.steering import SteeringContext
 
 
 def entry(name: str, layer: int, d_sae: int, *notes: FeatureNote) -> SAEEntry:
@@ -23,11 +23,11 @@ def entry(name: str, layer: int, d_sae: int, *notes: FeatureNote) -> SAEEntry:
 
 
 @pytest.fixture
-def served() -> Served:
+def served() -> SteeringContext:
     bridge, food = FeatureNote(4, "bridge", 200.0), FeatureNote(5, "food", None)
     saes = {"big": entry("big", 8, 100, bridge, food), "small": entry("small", 3, 10)}
     rows = [2.0] * 99 + [0.0]
-    return Served(saes, {"big": Lengths(50.0, rows), "small": Lengths(None, rows[:10])})
+    return SteeringContext(saes, {"big": SiteNorms(50.0, rows), "small": SiteNorms(None, rows[:10])})
 
 
 def report(prompt: int, generated: int, act_sum: float, act_max: float) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from saeclamp_server.api.access import PUBLIC, WITH_KEY
 from saeclamp_server.api.drain import Drain
-from saeclamp_server.app import create_app
+from saeclamp_server.app import build_steering_app
 from saeclamp_server.startup.options import MAX_BODY
 
 KEY = "sk-right"
@@ -43,7 +43,7 @@ def args(*argv: str) -> Any:
 
 
 def app(*argv: str) -> FastAPI:
-    made = create_app(args(*argv), TASKS, None, Drain(), MAX_BODY)
+    made = build_steering_app(args(*argv), TASKS, None, Drain(), MAX_BODY)
     made.state.drain = Drain()
     made.state.engine_client = SimpleNamespace(errored=False, check_health=_healthy)
     return made

@@ -14,13 +14,13 @@ from fastapi import FastAPI, Request, Response
 from saeclamp.types import DeletedVector, Suggest
 from saeclamp_server.api import event_stream, strict_route
 from saeclamp_server.api.error_handlers import refuse
-from saeclamp_server.api.model_client import Model, Outcome, Run, all_of
-from saeclamp_server.api.model_share import ModelShare, Room
+from saeclamp_server.api.model_client import GenerateRequest, GenerateResult, ModelClient, gather_first_error
+from saeclamp_server.api.model_share import CellBudget, ModelShare
 from saeclamp_server.api.progress import ProgressCounter
 from saeclamp_server.errors import InvalidRequestError, RequestError
 
 ANSWER = DeletedVector(name="done", deleted=True)
-Work = Callable[[Model, ProgressCounter], Awaitable[DeletedVector]]
+Work = Callable[[ModelClient, ProgressCounter], Awaitable[DeletedVector]]
 
 
 class SlowModel:
@@ -31,7 +31,7 @@ class SlowModel:
     def __init__(self) -> None:
         self.running = self.most = self.begun = 0
 
-    async def run(self, run: Run, path: str, heard: Callable[[int], None] | None = None) -> Any:
+    async def run(self, run: GenerateRequest, path: str, heard: Callable[[int], None] | None = None) -> Any:
         self.running += 1
         self.begun += 1
         self.most = max(self.most, self.running)
@@ -45,7 +45,7 @@ class SlowModel:
 
 
 def app(work: Work, model: Any = None) -> FastAPI:
-    router = strict_route.own_router(ends_with_client=True)
+    router = strict_route.strict_router(ends_with_client=True)
 
     @router.post("/long")
     async def long(body: Suggest, request: Request) -> Response:
@@ -54,7 +54,7 @@ def app(work: Work, model: Any = None) -> FastAPI:
     served = FastAPI()
     served.include_router(router)
     served.add_exception_handler(RequestError, refuse)
-    served.state.model, served.state.room = model or SlowModel(), Room()
+    served.state.model, served.state.room = model or SlowModel(), CellBudget()
     return served
 
 
@@ -74,7 +74,7 @@ def events(response: httpx.Response) -> list[dict[str, Any]]:
     return [json.loads(block.removeprefix("data: ")) for block in blocks]
 
 
-async def at_length(model: Model, counter: ProgressCounter) -> DeletedVector:
+async def at_length(model: ModelClient, counter: ProgressCounter) -> DeletedVector:
     counter.begin("reading", 2)
     counter.step()
     await asyncio.sleep(0.1)
@@ -83,12 +83,12 @@ async def at_length(model: Model, counter: ProgressCounter) -> DeletedVector:
     return ANSWER
 
 
-async def in_vain(model: Model, counter: ProgressCounter) -> DeletedVector:
+async def in_vain(model: ModelClient, counter: ProgressCounter) -> DeletedVector:
     await asyncio.sleep(0.1)
     raise InvalidRequestError("wish: it cannot be.", "wish")
 
 
-async def at_once(model: Model, counter: ProgressCounter) -> DeletedVector:
+async def at_once(model: ModelClient, counter: ProgressCounter) -> DeletedVector:
     raise InvalidRequestError("wish: it cannot be.", "wish")
 
 
@@ -127,7 +127,7 @@ def test_a_later_refusal_is_the_last_event() -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_a_failure_is_the_last_event_and_goes_to_the_log_too() -> None:
-    async def fails(model: Model, counter: ProgressCounter) -> DeletedVector:
+    async def fails(model: ModelClient, counter: ProgressCounter) -> DeletedVector:
         await asyncio.sleep(0.1)
         raise ZeroDivisionError
 
@@ -161,12 +161,12 @@ async def posted_by_hand(
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
 def test_all_that_was_begun_ends_when_the_client_hangs_up(accept: str) -> None:
-    async def many(model: Model, counter: ProgressCounter) -> DeletedVector:
+    async def many(model: ModelClient, counter: ProgressCounter) -> DeletedVector:
         async def one(number: int) -> None:
             for _ in range(1000):
-                await model.run(Run((1,), max_tokens=5), "wish")
+                await model.run(GenerateRequest((1,), max_tokens=5), "wish")
 
-        await all_of(one(number) for number in range(10))
+        await gather_first_error(one(number) for number in range(10))
         return ANSWER
 
     async def hung_up() -> tuple[int, int]:
@@ -184,23 +184,23 @@ def test_all_that_was_begun_ends_when_the_client_hangs_up(accept: str) -> None:
 
 
 def test_one_request_runs_so_many_sequences_at_once_and_all_of_them_as_many_as_have_room() -> None:
-    async def most(room: Room, *runs: Run) -> int:
+    async def most(room: CellBudget, *runs: GenerateRequest) -> int:
         model = SlowModel()
         share = ModelShare(model, room, ProgressCounter())  # type: ignore[arg-type]
-        await all_of(share.run(run, "text") for run in runs)
+        await gather_first_error(share.run(run, "text") for run in runs)
         return model.most
 
-    short = Run((1, 2), max_tokens=3)
-    scored = Run((1,) * 100, max_tokens=3, prompt_logprobs=20)
+    short = GenerateRequest((1, 2), max_tokens=3)
+    scored = GenerateRequest((1,) * 100, max_tokens=3, prompt_logprobs=20)
     assert (short.num_cells, scored.num_cells) == (0, 2100)
-    assert asyncio.run(most(Room(), *[short] * 100)) == 64
-    assert asyncio.run(most(Room(7000), *[scored] * 10)) == 3
-    assert asyncio.run(most(Room(1000), *[scored] * 4)) == 1  # what would never fit has all the room
+    assert asyncio.run(most(CellBudget(), *[short] * 100)) == 64
+    assert asyncio.run(most(CellBudget(7000), *[scored] * 10)) == 3
+    assert asyncio.run(most(CellBudget(1000), *[scored] * 4)) == 1  # what would never fit has all the room
 
 
 def test_room_is_given_back_by_those_that_stop_waiting() -> None:
     async def after_cancelling() -> str:
-        room = Room(10)
+        room = CellBudget(10)
         async with room.taken(8):
             waiting = asyncio.create_task(anext_entered(room, 5))
             await asyncio.sleep(0)
@@ -211,7 +211,7 @@ def test_room_is_given_back_by_those_that_stop_waiting() -> None:
         async with asyncio.timeout(1), room.taken(10):
             return "all of it"
 
-    async def anext_entered(room: Room, num: int) -> None:
+    async def anext_entered(room: CellBudget, num: int) -> None:
         async with room.taken(num):
             pass
 
@@ -221,12 +221,12 @@ def test_room_is_given_back_by_those_that_stop_waiting() -> None:
 def test_the_first_error_ends_what_was_begun_beside_it() -> None:
     model = SlowModel()
 
-    async def fails() -> Outcome:
+    async def fails() -> GenerateResult:
         await asyncio.sleep(0.02)
         raise InvalidRequestError("no", None)
 
     async def both() -> None:
-        await all_of([model.run(Run((1,), max_tokens=500), "text"), fails()])
+        await gather_first_error([model.run(GenerateRequest((1,), max_tokens=500), "text"), fails()])
 
     with pytest.raises(InvalidRequestError):
         asyncio.run(both())

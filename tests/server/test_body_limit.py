@@ -16,7 +16,7 @@ from starlette.types import Message
 
 from saeclamp_server.api.body_limit import MEGABYTE, BodyLimit
 from saeclamp_server.api.error_envelope import ErrorEnvelope
-from saeclamp_server.cli.args import parse
+from saeclamp_server.cli.args import parse_args
 from saeclamp_server.startup.options import ServeOptions
 
 READ: list[int] = []
@@ -108,7 +108,7 @@ def test_a_client_that_leaves_in_the_middle_is_not_answered() -> None:
 
 def test_the_limit_is_an_option() -> None:
     def limit(*flags: str) -> int:
-        options = parse(["serve", "m", "--sae", "x", *flags])
+        options = parse_args(["serve", "m", "--sae", "x", *flags])
         assert isinstance(options, ServeOptions)
         return options.max_body
 

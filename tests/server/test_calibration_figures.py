@@ -12,20 +12,20 @@ import pytest
 from tests.bundled import ENTRY
 
 from saeclamp_server.calibration.green_zone import Criteria, Point, fluency, judge, least_prompts
-from saeclamp_server.calibration.metrics import Answer, Bounded, Figures, compare
+from saeclamp_server.calibration.metrics import AnswerMetrics, Estimate, MeasuredAnswer, compare
 from saeclamp_server.calibration.records import read_points
 from saeclamp_server.calibration.text import WordSet, distinct_2, repetition
 
 BRIDGE = WordSet.parse("bridge")
 UNSTEERED = [
-    Answer(0, "one two three", 4, 4.0),
-    Answer(1, "a bridge is here", 4, 6.0),
-    Answer(2, "red red red", 2, 2.0),
+    MeasuredAnswer(0, "one two three", 4, 4.0),
+    MeasuredAnswer(1, "a bridge is here", 4, 6.0),
+    MeasuredAnswer(2, "red red red", 2, 2.0),
 ]
 STEERED = [
-    Answer(0, "the bridge the bridge", 5, 10.0, dose=0.2),
-    Answer(1, "bridge", 1, 3.0, dose=0.4),
-    Answer(2, "", 0, 0.0, dose=0.3),
+    MeasuredAnswer(0, "the bridge the bridge", 5, 10.0, dose=0.2),
+    MeasuredAnswer(1, "bridge", 1, 3.0, dose=0.4),
+    MeasuredAnswer(2, "", 0, 0.0, dose=0.3),
 ]
 
 
@@ -63,8 +63,8 @@ def test_without_words_there_are_no_hits() -> None:
 
 
 def test_similar_is_above_the_95th_percentile_of_the_unsteered() -> None:
-    unsteered = [Answer(number, "x" * number, 1, 1.0) for number in range(21)]  # 95 % of them at or below 19
-    steered = [Answer(number, "x" * length, 1, 1.0) for number, length in enumerate([18, 19, 20, 40] * 5 + [0])]
+    unsteered = [MeasuredAnswer(number, "x" * number, 1, 1.0) for number in range(21)]  # 95 % of them at or below 19
+    steered = [MeasuredAnswer(number, "x" * length, 1, 1.0) for number, length in enumerate([18, 19, 20, 40] * 5 + [0])]
     found = compare(steered, unsteered, None, lengths)
     assert found.similar.value == pytest.approx(10 / 21)
     assert found.similar_gain.value == pytest.approx(10 / 21 - 1 / 21)
@@ -75,10 +75,10 @@ def test_bounds_are_those_of_drawing_prompts_with_all_their_answers() -> None:
     generator = np.random.default_rng(5)
     vocabulary = np.array(["bridge", "a", "b", "c", "d", "e", "f", "g"])
 
-    def answers(share: float) -> list[Answer]:
+    def answers(share: float) -> list[MeasuredAnswer]:
         weights = np.array([share] + [(1 - share) / 7] * 7)
         return [
-            Answer(
+            MeasuredAnswer(
                 prompt, " ".join(generator.choice(vocabulary, 6, p=weights)), 6, float(generator.uniform(3, 9)), seed
             )
             for prompt in range(7)
@@ -89,21 +89,21 @@ def test_bounds_are_those_of_drawing_prompts_with_all_their_answers() -> None:
     found = compare(steered, unsteered, BRIDGE, lengths)
     draws = np.random.default_rng(0).integers(7, size=(1000, 7))
 
-    def of_prompts(some: list[Answer], draw: np.ndarray) -> list[Answer]:
+    def of_prompts(some: list[MeasuredAnswer], draw: np.ndarray) -> list[MeasuredAnswer]:
         return [answer for prompt in draw for answer in some if answer.prompt == prompt]
 
-    def bounds(figure: Callable[[list[Answer], list[Answer]], float]) -> Bounded:
+    def bounds(figure: Callable[[list[MeasuredAnswer], list[MeasuredAnswer]], float]) -> Estimate:
         drawn = [figure(of_prompts(steered, draw), of_prompts(unsteered, draw)) for draw in draws]
         low, high = np.percentile(drawn, (2.5, 97.5))
-        return Bounded(figure(steered, unsteered), float(low), float(high))
+        return Estimate(figure(steered, unsteered), float(low), float(high))
 
-    def share(some: list[Answer]) -> float:
+    def share(some: list[MeasuredAnswer]) -> float:
         return sum("bridge" in answer.text.split() for answer in some) / len(some)
 
-    def mean(measure: Callable[[str], float | None], some: list[Answer]) -> float:
+    def mean(measure: Callable[[str], float | None], some: list[MeasuredAnswer]) -> float:
         return sum(measure(answer.text) for answer in some) / len(some)
 
-    def perplexity(some: list[Answer]) -> float:
+    def perplexity(some: list[MeasuredAnswer]) -> float:
         return math.exp(sum(answer.nll for answer in some) / sum(answer.num_tokens for answer in some))
 
     assert found.hit == pytest.approx(bounds(lambda one, _: share(one)))
@@ -119,7 +119,7 @@ def test_bounds_are_those_of_drawing_prompts_with_all_their_answers() -> None:
 
 
 def test_answers_without_a_token_have_no_perplexity() -> None:
-    empty = [Answer(number, "", 0, 0.0) for number in range(3)]
+    empty = [MeasuredAnswer(number, "", 0, 0.0) for number in range(3)]
     found = compare(empty, UNSTEERED, BRIDGE, None)
     assert found.perplexity is found.perplexity_ratio is found.distinct_2 is found.distinct_2_ratio is None
     assert found.hit == (0, 0, 0)
@@ -128,20 +128,20 @@ def test_answers_without_a_token_have_no_perplexity() -> None:
 
 def test_figures_survive_the_file() -> None:
     found = compare(STEERED, UNSTEERED, BRIDGE, lengths)
-    read = Figures.from_json(json.loads(json.dumps(found.to_json())))
+    read = AnswerMetrics.from_json(json.loads(json.dumps(found.to_json())))
     assert read.hit_gain == pytest.approx(found.hit_gain, abs=1e-5)
     assert read.perplexity == pytest.approx(found.perplexity, abs=1e-5)
-    assert Figures.from_json(read.to_json()) == read
+    assert AnswerMetrics.from_json(read.to_json()) == read
     assert (read.num_answers, compare(STEERED, UNSTEERED, None, None).hit) == (3, None)
 
 
 def figures(
     hit: float, perplexity: float | None, distinct: float | None = 1.0, similar: float | None = None
-) -> Figures:
-    def exactly(value: float | None) -> Bounded | None:
-        return None if value is None else Bounded(value, value, value)
+) -> AnswerMetrics:
+    def exactly(value: float | None) -> Estimate | None:
+        return None if value is None else Estimate(value, value, value)
 
-    return Figures(
+    return AnswerMetrics(
         num_answers=10,
         hit=exactly(hit),
         hit_gain=exactly(hit),
@@ -237,7 +237,7 @@ def test_broken_text_at_the_lowest_strength_asks_for_lower_ones() -> None:
 
 
 def test_every_decoding_must_agree() -> None:
-    def point(strength: float, greedy: Figures, sampled: Figures) -> Point:
+    def point(strength: float, greedy: AnswerMetrics, sampled: AnswerMetrics) -> Point:
         return Point(strength, strength, {"greedy": greedy, "sampled": sampled})
 
     points = [
@@ -279,9 +279,9 @@ def test_three_prompts_tell_nothing_however_large_the_gain(gain: float) -> None:
 
 
 def test_a_gain_that_its_prompts_cannot_tell_from_nothing_is_not_taken_for_one() -> None:
-    def gained(number: int) -> list[Answer]:
+    def gained(number: int) -> list[MeasuredAnswer]:
         texts = ["The bridge is long."] * number + ["The day is long."] * (12 - number)
-        return [Answer(prompt, text, 10, 20.0) for prompt, text in enumerate(texts)]
+        return [MeasuredAnswer(prompt, text, 10, 20.0) for prompt, text in enumerate(texts)]
 
     three, five = (Point(0.5, 50.0, {"greedy": compare(gained(number), gained(0), BRIDGE, None)}) for number in (3, 5))
     found = judge([three], Criteria(), 12)

@@ -16,7 +16,7 @@ from tests.server.calibration_stub import Stub, run, serving, words, write_sae
 
 from saeclamp_saes.errors import SAEError
 from saeclamp_server.calibration.errors import CalibrationError
-from saeclamp_server.cli.args import parse
+from saeclamp_server.cli.args import parse_args
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_a_server_that_says_nothing_is_given_up(folder: Path, monkeypatch: pytes
 
 def test_words_separated_by_commas_are_refused(folder: Path, capsys: Any) -> None:
     with pytest.raises(SystemExit):
-        parse(["calibrate", str(folder), "--features", "1", "--concept", "1=food,dish"])
+        parse_args(["calibrate", str(folder), "--features", "1", "--concept", "1=food,dish"])
     assert "'food,dish' holds a comma: separate words with semicolons" in " ".join(capsys.readouterr().err.split())
 
 
@@ -124,7 +124,7 @@ def test_words_separated_by_commas_are_refused(folder: Path, capsys: Any) -> Non
 )
 def test_a_malformed_value_is_a_usage_error(folder: Path, more: tuple[str, ...], capsys: Any) -> None:
     with pytest.raises(SystemExit) as left:
-        parse(["calibrate", str(folder), "--features", "1", *more])
+        parse_args(["calibrate", str(folder), "--features", "1", *more])
     assert left.value.code == 2
     assert more[0] in capsys.readouterr().err
 

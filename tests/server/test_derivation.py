@@ -16,7 +16,7 @@ from tests.server.vectors import PLACES, WIDTH, Engine, held
 from saeclamp import InvalidArgumentError
 from saeclamp.types import Derive
 from saeclamp_server.api.features.derive import derive, derived
-from saeclamp_server.api.model_client import Prompt, Run
+from saeclamp_server.api.model_client import GenerateRequest, Prompt
 from saeclamp_server.api.progress import ProgressCounter
 from saeclamp_server.engine.worker.prompt_means import MAX_RECORDS, PromptMeanRecorder, chosen_positions
 from saeclamp_server.errors import RequestError
@@ -115,12 +115,12 @@ class Texts:
     name, num_tokens = "tiny", 100
 
     def __init__(self) -> None:
-        self.runs: list[Run] = []
+        self.runs: list[GenerateRequest] = []
 
-    async def of_text(self, text: str, path: str) -> Prompt:
+    async def from_text(self, text: str, path: str) -> Prompt:
         return Prompt((1,) * len(text))
 
-    async def run(self, run: Run, path: str, heard: Any = None) -> None:
+    async def run(self, run: GenerateRequest, path: str, heard: Any = None) -> None:
         self.runs.append(run)
 
     async def fetch(self, keys: Sequence[str]) -> dict[str, bytes]:

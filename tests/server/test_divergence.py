@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saeclamp_server.api.steering.divergence import kl_at_least
+from saeclamp_server.api.steering.divergence import kl_lower_bound
 
 LOGITS = st.lists(st.floats(-12, 12), min_size=8, max_size=8)
 
@@ -29,16 +29,16 @@ def exact(own: dict[int, float], other: dict[int, float]) -> float:
 @given(LOGITS, LOGITS, st.integers(0, 8), st.integers(0, 8))
 def test_it_is_a_lower_bound(one: list[float], two: list[float], num: int, others: int) -> None:
     own, other = distribution(one), distribution(two)
-    bound = kl_at_least(likeliest(own, num), likeliest(other, others))
+    bound = kl_lower_bound(likeliest(own, num), likeliest(other, others))
     assert 0 <= bound <= exact(own, other) + 1e-9
 
 
 @given(LOGITS, LOGITS)
 def test_it_is_exact_where_all_tokens_are_known(one: list[float], two: list[float]) -> None:
     own, other = distribution(one), distribution(two)
-    assert kl_at_least(own, other) == pytest.approx(exact(own, other), abs=1e-6)
+    assert kl_lower_bound(own, other) == pytest.approx(exact(own, other), abs=1e-6)
 
 
 def test_equal_distributions_do_not_diverge() -> None:
     own = likeliest(distribution([1.0, 2.0, 3.0, 0.5]), 2)
-    assert kl_at_least(own, own) == 0
+    assert kl_lower_bound(own, own) == 0

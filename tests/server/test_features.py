@@ -19,13 +19,13 @@ from saeclamp_saes import SAEEntry
 from saeclamp_saes.labelling.label_file import OpenLabels
 from saeclamp_saes.labelling.table import labels_path
 from saeclamp_server.api.error_handlers import refuse
-from saeclamp_server.api.features import known_saes
+from saeclamp_server.api.features import load_served_saes
 from saeclamp_server.api.features import router as routes
 from saeclamp_server.errors import RequestError
-from saeclamp_server.site_norms import Lengths
-from saeclamp_server.steering import Served
+from saeclamp_server.site_norms import SiteNorms
+from saeclamp_server.steering import SteeringContext
 
-LENGTHS = Lengths(250.0, [1.0] * D_SAE)
+LENGTHS = SiteNorms(250.0, [1.0] * D_SAE)
 FIT = {"num_tokens": 900, "explained_variance": 0.8, "l0": 50.0, "problem": None}
 
 
@@ -37,8 +37,10 @@ def app(entry: SAEEntry = ENTRY, labelled: bool = True, said: list[str] | None =
     served.include_router(routes.router)
     served.add_exception_handler(RequestError, refuse)
     max_acts = {name: opened.max_acts for name, opened in labels.items()}
-    served.state.served = Served({entry.name: entry}, {entry.name: LENGTHS}, max_acts)
-    served.state.known = known_saes({entry.name: entry}, {entry.name: LENGTHS}, {entry.name: FIT}, labels, report)
+    served.state.served = SteeringContext({entry.name: entry}, {entry.name: LENGTHS}, max_acts)
+    served.state.served_saes = load_served_saes(
+        {entry.name: entry}, {entry.name: LENGTHS}, {entry.name: FIT}, labels, report
+    )
     return served
 
 

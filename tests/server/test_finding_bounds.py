@@ -9,26 +9,26 @@ import pytest
 
 from saeclamp.types import Contrast
 from saeclamp_server.api.features.contrast import _prompts
-from saeclamp_server.api.features.text_activations import read_one
+from saeclamp_server.api.features.text_activations import read_text_activations
 from saeclamp_server.api.likelihoods import Likelihoods
-from saeclamp_server.api.model_client import Outcome, Prompt, Run
+from saeclamp_server.api.model_client import GenerateRequest, GenerateResult, Prompt
 from saeclamp_server.api.steering.compare import _refuse_long
 from saeclamp_server.errors import InvalidRequestError
-from saeclamp_server.steering import Served
+from saeclamp_server.steering import SteeringContext
 
 
 class Tokeniser:
     """Makes as many tokens of a text as it says, and remembers what is run."""
 
     def __init__(self) -> None:
-        self.runs: list[Run] = []
+        self.runs: list[GenerateRequest] = []
 
-    async def of_text(self, text: str, path: str) -> Prompt:
+    async def from_text(self, text: str, path: str) -> Prompt:
         return Prompt((0,) * int(text))
 
-    async def run(self, run: Run, path: str) -> Outcome:
+    async def run(self, run: GenerateRequest, path: str) -> GenerateResult:
         self.runs.append(run)
-        return Outcome((), "", None, {}, Likelihoods(), Likelihoods(), None)
+        return GenerateResult((), "", None, {}, Likelihoods(), Likelihoods(), None)
 
 
 def test_a_contrast_of_too_many_tokens_names_the_text_at_which_it_is_too_much() -> None:
@@ -49,11 +49,11 @@ def test_answers_to_too_long_a_prompt_are_not_compared() -> None:
 
 @pytest.mark.parametrize(("num_tokens", "num_saes", "num_active"), [(100, 1, 512), (32768, 1, 128), (32768, 2, 64)])
 def test_of_a_long_text_fewer_features_are_read_at_each_token(
-    served: Served, num_tokens: int, num_saes: int, num_active: int
+    served: SteeringContext, num_tokens: int, num_saes: int, num_active: int
 ) -> None:
     model: Any = Tokeniser()
     saes = ("big", "small")[:num_saes]
-    asyncio.run(read_one(model, served, Prompt((0,) * num_tokens), "text", saes=saes))
+    asyncio.run(read_text_activations(model, served, Prompt((0,) * num_tokens), "text", saes=saes))
     (run,) = model.runs
     assert run.steering.program.readout.top_k == num_active
     assert run.num_cells <= 4_194_304

@@ -9,9 +9,9 @@ from tests.server.conftest import entry
 
 from saeclamp_saes import SAEEntry, Site
 from saeclamp_saes.sites import Point
-from saeclamp_server.model_info import ModelFacts, StartupError, check_fit
+from saeclamp_server.model_info import ModelInfo, StartupError, check_compatible
 
-GPT2 = ModelFacts("/models/gpt2", "GPT2LMHeadModel", hidden_size=16, num_layers=12, z_width=16, is_float16=False)
+GPT2 = ModelInfo("/models/gpt2", "GPT2LMHeadModel", hidden_size=16, num_layers=12, z_width=16, is_float16=False)
 OLMO2 = replace(GPT2, path="/models/olmo", architecture="Olmo2ForCausalLM")
 
 
@@ -34,13 +34,13 @@ def at(point: Point, layer: int = 3) -> dict[str, SAEEntry]:
     ],
 )
 def test_an_sae_that_has_no_place_in_the_model_is_refused(
-    saes: dict[str, SAEEntry], model: ModelFacts, says: str
+    saes: dict[str, SAEEntry], model: ModelInfo, says: str
 ) -> None:
     with pytest.raises(StartupError) as raised:
-        check_fit(saes, model)
+        check_compatible(saes, model)
     assert says in str(raised.value)
 
 
 @pytest.mark.parametrize("point", ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "mlp_in"])
 def test_an_sae_that_has_a_place_is_not(point: Point) -> None:
-    check_fit(at(point), GPT2)
+    check_compatible(at(point), GPT2)

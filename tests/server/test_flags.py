@@ -13,7 +13,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from saeclamp_server.model_info import StartupError
 from saeclamp_server.startup.vllm_args import prepare_environment
-from saeclamp_server.startup.vllm_flags import ALLOWED, JUDGED, REFUSED, SOME_VALUES, refuse_untested
+from saeclamp_server.startup.vllm_flags import ALLOWED, JUDGED, REFUSED, SOME_VALUES, check_tested_flags
 
 PARSER = make_arg_parser(FlexibleArgumentParser())
 PLAIN = PARSER.parse_args(["model"])
@@ -22,7 +22,7 @@ NGRAM = json.dumps({"method": "ngram", "num_speculative_tokens": 2})
 
 
 def judge(*argv: str) -> None:
-    refuse_untested(PARSER.parse_args(["model", *argv]), PLAIN)
+    check_tested_flags(PARSER.parse_args(["model", *argv]), PLAIN)
 
 
 def test_every_flag_of_this_vllm_was_judged_and_no_other() -> None:
@@ -94,14 +94,14 @@ def test_a_file_of_flags_is_judged_like_the_flags(tmp_path: Path) -> None:
     file = tmp_path / "flags.yaml"
     file.write_text("kv-offloading-backend: lmcache\nmax-model-len: 64\n")
     with pytest.raises(StartupError, match="--kv-offloading-backend lmcache is not"):
-        refuse_untested(PARSER.parse_args(["serve", "model", "--config", str(file)][1:]), PLAIN)
+        check_tested_flags(PARSER.parse_args(["serve", "model", "--config", str(file)][1:]), PLAIN)
 
 
 def test_a_flag_of_another_version_is_refused_at_any_value_but_its_default() -> None:
     defaults = Namespace(**vars(PLAIN), telepathy=False)
-    refuse_untested(Namespace(**vars(PLAIN), telepathy=False), defaults)
+    check_tested_flags(Namespace(**vars(PLAIN), telepathy=False), defaults)
     with pytest.raises(StartupError, match=r"--telepathy is not .* this version of saeclamp does not know it"):
-        refuse_untested(Namespace(**vars(PLAIN), telepathy=True), defaults)
+        check_tested_flags(Namespace(**vars(PLAIN), telepathy=True), defaults)
 
 
 def test_the_model_runner_that_cannot_be_steered_is_refused_and_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

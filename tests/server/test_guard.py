@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from saeclamp_server.api.openai.middleware import SteeringGuard
+from saeclamp_server.api.openai.middleware import SteeringMiddleware
 from saeclamp_server.api.outside_body import refuse_query
 from saeclamp_server.errors import RequestError
 
@@ -22,7 +22,7 @@ async def echo(request: Request) -> JSONResponse:
     return JSONResponse({"body": (await request.body()).hex()})
 
 
-APP = SteeringGuard(Starlette(routes=[Route("/{path:path}", echo, methods=["GET", "POST"])]))
+APP = SteeringMiddleware(Starlette(routes=[Route("/{path:path}", echo, methods=["GET", "POST"])]))
 
 
 def post(path: str, **arguments: Any) -> httpx.Response:

@@ -30,7 +30,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> dict[str, argparse.ArgumentPars
         return argparse.Namespace()
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
-    args.parse(["sae", "list"])
+    args.parse_args(["sae", "list"])
     return dict(parsers(built[0], ""))
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from saeclamp_server.model_info import StartupError
-from saeclamp_server.startup.kv_cache_size import CacheShape, default_size, is_sized_by_user
+from saeclamp_server.startup.kv_cache_size import CacheShape, default_cache_size, is_sized_by_user
 
 GIB = 2**30
 # SmolLM2-135M in float32: 30 layers x 3 heads x 64 numbers x (key and value) x 4 bytes = 46,080 bytes a token
@@ -24,7 +24,7 @@ def _no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_where_memory_is_plenty_all_sequences_fit_at_full_length() -> None:
-    size = default_size(SMALL, 100 * GIB)
+    size = default_cache_size(SMALL, 100 * GIB)
     assert size.num_blocks == 8 * 16 + 1  # one is vLLM's own
     assert size.num_bytes == 129 * 128 * 46_080
     assert str(size) == (
@@ -34,14 +34,14 @@ def test_where_memory_is_plenty_all_sequences_fit_at_full_length() -> None:
 
 
 def test_a_quarter_of_the_free_memory_is_the_most() -> None:
-    size = default_size(replace(SMALL, max_num_seqs=128), 16 * GIB)
+    size = default_cache_size(replace(SMALL, max_num_seqs=128), 16 * GIB)
     assert size.num_blocks == 728  # 4 GiB / (128 x 46,080 bytes) = 728.18
     assert 4 * GIB - 128 * 46_080 < size.num_bytes <= 4 * GIB
     assert "KV cache: 4.0 GiB for 93,056 tokens (45.4 sequences of 2,048), a quarter of the free memory; " in str(size)
 
 
 def test_one_sequence_fits_even_if_it_needs_more_than_a_quarter() -> None:
-    size = default_size(LARGE, 40 * GIB)  # its 131,072 tokens need 16 GiB
+    size = default_cache_size(LARGE, 40 * GIB)  # its 131,072 tokens need 16 GiB
     assert size.num_blocks == 1024 + 1
     assert "KV cache: 16.0 GiB for 131,072 tokens (1.0 sequences of 131,072), the least that serves one; " in str(size)
 
@@ -53,16 +53,16 @@ def test_a_length_that_is_no_multiple_of_a_block_takes_one_more() -> None:
 
 def test_a_sequence_that_cannot_fit_is_refused_with_a_length_that_can() -> None:
     with pytest.raises(StartupError) as raised:
-        default_size(LARGE, 8 * GIB)
+        default_cache_size(LARGE, 8 * GIB)
     assert str(raised.value) == (
         "One sequence of 131,072 tokens needs a KV cache of 16.0 GiB, and 8.0 GiB of memory are free; "
         "--max-model-len 16256 would take a quarter of them."
     )
-    assert default_size(replace(LARGE, max_model_len=16256), 8 * GIB).num_bytes == 2 * GIB
+    assert default_cache_size(replace(LARGE, max_model_len=16256), 8 * GIB).num_bytes == 2 * GIB
 
 
 def test_where_less_may_do_vllm_is_left_to_judge() -> None:
-    size = default_size(replace(LARGE, may_need_less=True), 8 * GIB)
+    size = default_cache_size(replace(LARGE, may_need_less=True), 8 * GIB)
     assert size.num_bytes == 2 * GIB
 
 

@@ -14,7 +14,7 @@ from tests.server.variants.making import served
 from saeclamp.types import NewVariant, Steering
 from saeclamp_server.api.loaded_names import refuse_loaded_names
 from saeclamp_server.errors import RequestError
-from saeclamp_server.variants import Variants, VariantStore
+from saeclamp_server.variants import VariantRegistry, VariantStore
 
 SERVED = served()
 SAE = next(iter(SERVED.saes))
@@ -23,16 +23,16 @@ MESSAGE = {"role": "user", "content": "x"}
 
 
 @pytest.fixture
-def variants(tmp_path: Path) -> Iterator[Variants]:
+def variants(tmp_path: Path) -> Iterator[VariantRegistry]:
     store = VariantStore(f"sqlite:///{tmp_path}/variants.sqlite3")
-    held = Variants(store, SERVED, ["tiny"])
+    held = VariantRegistry(store, SERVED, ["tiny"])
     steering = Steering.model_validate({"interventions": [{"op": "ablate", "feature": f"{SAE}/1"}]})
     asyncio.run(held.create(NewVariant(name="calm-sea", steering=steering, alias="tide")))
     yield held
     store.close()
 
 
-def check(variants: Variants | None, body: dict[str, Any], query: bytes = b"") -> None:
+def check(variants: VariantRegistry | None, body: dict[str, Any], query: bytes = b"") -> None:
     app = SimpleNamespace(state=SimpleNamespace(served=SERVED, variants=variants))
     asyncio.run(refuse_loaded_names(body, {"query_string": query, "app": app}))
 
@@ -59,14 +59,16 @@ def check(variants: Variants | None, body: dict[str, Any], query: bytes = b"") -
         ({"model": "tiny", "extra_body": {"model": "tiny:gone"}}, "extra_body.model", "not read there"),
     ],
 )
-def test_a_name_of_what_is_loaded_is_no_field(variants: Variants, body: dict[str, Any], param: str, says: str) -> None:
+def test_a_name_of_what_is_loaded_is_no_field(
+    variants: VariantRegistry, body: dict[str, Any], param: str, says: str
+) -> None:
     with pytest.raises(RequestError) as raised:
         check(variants, body)
     assert raised.value.param == param
     assert says in raised.value.message
 
 
-def test_nor_is_it_a_field_of_the_url(variants: Variants) -> None:
+def test_nor_is_it_a_field_of_the_url(variants: VariantRegistry) -> None:
     with pytest.raises(RequestError, match="is the name of a feature"):
         check(variants, {}, f"{FEATURE}=0.75".encode())
 
@@ -81,7 +83,7 @@ def test_nor_is_it_a_field_of_the_url(variants: Variants) -> None:
         {"metadata": {FEATURE: 1}, "gone": None, FEATURE: None},
     ],
 )
-def test_other_names_pass(variants: Variants, body: dict[str, Any]) -> None:
+def test_other_names_pass(variants: VariantRegistry, body: dict[str, Any]) -> None:
     check(variants, body)
 
 

@@ -18,7 +18,7 @@ from saeclamp_server.api.features import finding_router
 from saeclamp_server.api.features import router as features
 from saeclamp_server.api.steering import router as steering
 from saeclamp_server.errors import RequestError
-from saeclamp_server.steering import Served
+from saeclamp_server.steering import SteeringContext
 
 ROUTERS = (features, finding_router, steering, variants, vectors)
 PATHS = {
@@ -49,8 +49,8 @@ def everything() -> FastAPI:
     for part in ROUTERS:
         served.include_router(part.router)
     served.add_exception_handler(RequestError, refuse)
-    served.state.served = Served({"bundled": ENTRY}, {"bundled": LENGTHS})
-    served.state.known = app().state.known
+    served.state.served = SteeringContext({"bundled": ENTRY}, {"bundled": LENGTHS})
+    served.state.served_saes = app().state.known
     served.state.model = served.state.search = served.state.directions = served.state.variants = None
     return served
 

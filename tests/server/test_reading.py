@@ -10,17 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saeclamp.types import Aggregate
-from saeclamp_server.api.features.activation_table import PairCount, Row, TextTable
+from saeclamp_server.api.features.activation_table import PairCount, TextRow, TextTable
 from saeclamp_server.api.features.text_activations import (
-    Activations,
     FeatureId,
+    TextActivations,
     _activations,
-    matrix,
-    mentioned,
-    summed_up,
+    active_features,
+    dense_acts,
+    sum_activations,
 )
 from saeclamp_server.api.likelihoods import Likelihoods
-from saeclamp_server.api.model_client import Outcome, Prompt, Reading
+from saeclamp_server.api.model_client import GenerateResult, Prompt, TokenActivations
 from saeclamp_server.errors import InvalidRequestError
 
 SAES = ("low", "high")
@@ -35,31 +35,31 @@ ACTIVE = st.lists(
 Active = list[tuple[dict[int, float], dict[int, float]]]
 
 
-def text(active: Active, num_active: int = 8) -> Activations:
+def text(active: Active, num_active: int = 8) -> TextActivations:
     """A text whose first token is not read, and at whose others these features of both SAEs are active."""
 
     def rows(acts: dict[int, float]) -> Any:
         return sorted(acts.items(), key=lambda item: -abs(item[1]))
 
     readings = {
-        position: Reading([], {"low": rows(low), "high": rows(high)}, [])
+        position: TokenActivations([], {"low": rows(low), "high": rows(high)}, [])
         for position, (low, high) in enumerate(active, 1)
     }
     ids = tuple(range(len(active) + 1))
-    outcome = Outcome((), "", None, readings, Likelihoods(), Likelihoods(), None)
+    outcome = GenerateResult((), "", None, readings, Likelihoods(), Likelihoods(), None)
     return _activations(Prompt(ids), outcome, (), SAES, num_active)
 
 
 @given(ACTIVE)
 def test_sums_are_those_of_the_whole_table(active: Active) -> None:
     read = text(active)
-    features = [*mentioned([read])]
+    features = [*active_features([read])]
     assert set(features) == {
         FeatureId(sae, index) for token in active for sae, acts in zip(SAES, token, strict=True) for index in acts
     }
     table = np.array([[token[SAES.index(sae)].get(index, 0.0) for sae, index in features] for token in active])
-    assert matrix(read, features)[1:] == pytest.approx(table)
-    sums = summed_up(read)
+    assert dense_acts(read, features)[1:] == pytest.approx(table)
+    sums = sum_activations(read)
     assert sums.keys.tolist() == [read.key(feature) for feature in features]
     if features:
         assert sums.max == pytest.approx(table.max(axis=0))
@@ -82,7 +82,7 @@ def test_strongest_features_are_those_that_were_read_first() -> None:
 @pytest.mark.parametrize("aggregate", ["max", "mean", "frequency"])
 def test_columns_of_texts_are_laid_out_as_they_are_asked_for(aggregate: Aggregate) -> None:
     texts = [text([({1: 3.0}, {}), ({1: 1.0, 2: 0.5}, {})]), text([({}, {1: 2.0})])]
-    table = TextTable([Row.of(summed_up(one), aggregate) for one in texts])
+    table = TextTable([TextRow.from_sums(sum_activations(one), aggregate) for one in texts])
     low_1, low_2, high_1 = table.keys.tolist()
     expected = {"max": [3.0, 0.5, 2.0], "mean": [2.0, 0.25, 2.0], "frequency": [1.0, 0.5, 1.0]}[aggregate]
     assert table.columns(table.keys).tolist() == [[*expected[:2], 0.0], [0.0, 0.0, expected[2]]]
@@ -93,7 +93,7 @@ def test_columns_of_texts_are_laid_out_as_they_are_asked_for(aggregate: Aggregat
 
 def test_texts_in_which_too_much_is_active_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("saeclamp_server.api.features.activation_table.MAX_PAIRS", 3)
-    row = Row.of(summed_up(text([({1: 3.0, 2: 0.5}, {})])), "max")
+    row = TextRow.from_sums(sum_activations(text([({1: 3.0, 2: 0.5}, {})])), "max")
     count = PairCount()
     count.add(row, "positive[0]")
     with pytest.raises(InvalidRequestError) as refused:

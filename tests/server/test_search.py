@@ -18,12 +18,12 @@ from saeclamp_saes.labelling.label_file import OpenLabels
 from saeclamp_saes.labelling.table import Labels, LabelsInfo, TokenLogit, labels_path
 from saeclamp_saes.library.feature_book import FeatureNote
 from saeclamp_server import sentence_encoder
-from saeclamp_server.api.features import FeatureSearch, KnownSAE
+from saeclamp_server.api.features import FeatureSearch, ServedSAE
 from saeclamp_server.api.features.description import description
-from saeclamp_server.api.features.embedding_index import Meanings
-from saeclamp_server.api.features.full_text_index import WordIndex
-from saeclamp_server.api.features.search_documents import Findable, Texts
-from saeclamp_server.site_norms import Lengths
+from saeclamp_server.api.features.embedding_index import EmbeddingIndex
+from saeclamp_server.api.features.full_text_index import FullTextIndex
+from saeclamp_server.api.features.search_documents import FeatureDocument, SearchDocuments
+from saeclamp_server.site_norms import SiteNorms
 
 INFO = LabelsInfo("small", "0" * 64, "tiny", {}, {}, 1000, {}, (), {}, "2026-01-01")
 LABELS: list[dict[str, Any]] = [
@@ -52,9 +52,9 @@ def search(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> FeatureSear
     path = tmp_path_factory.mktemp("labels") / "labels.parquet"
     rows = [blank_label(index=index, num_active=9, top_act=9.0, **label) for index, label in enumerate(LABELS)]
     Labels.of(INFO, rows).write(path)
-    lengths = Lengths(10.0, [1.0] * len(LABELS))
-    small = KnownSAE(entry("small", 3, len(LABELS), *NOTES), lengths, labels=OpenLabels(path))
-    bare = KnownSAE(entry("bare", 3, 4, FeatureNote(2, "ships-at-war", 3.0, (1, 2), 1.5, "Naval battles.")), lengths)
+    norms = SiteNorms(10.0, [1.0] * len(LABELS))
+    small = ServedSAE(entry("small", 3, len(LABELS), *NOTES), norms, labels=OpenLabels(path))
+    bare = ServedSAE(entry("bare", 3, 4, FeatureNote(2, "ships-at-war", 3.0, (1, 2), 1.5, "Naval battles.")), norms)
     made = FeatureSearch(
         {"small": small, "bare": bare}, lambda sae, index: 5.0 if (sae, index) == ("small", 0) else None
     )
@@ -123,14 +123,14 @@ def test_a_feature_is_described_by_its_label_or_else_by_its_tokens(search: Featu
 
 
 def test_no_bundled_feature_is_without_a_description_and_all_places_give_the_same(cache: Path) -> None:
-    lengths = Lengths(10.0, [1.0] * ENTRY.summary.d_sae)
-    known = KnownSAE(ENTRY, lengths, labels=OpenLabels(labels_path(ENTRY.path)))
-    findable = Findable.of(known)
+    norms = SiteNorms(10.0, [1.0] * ENTRY.summary.d_sae)
+    served_saes = ServedSAE(ENTRY, norms, labels=OpenLabels(labels_path(ENTRY.path)))
+    findable = SearchDocuments.of(served_saes)
     descriptions = [findable.description(index) for index in range(len(findable))]
     assert all(descriptions)
     assert sum(findable.label(index) is None for index in range(len(findable))) > 2000
     for index in (GOLDEN_GATE, 0, 1, 5, 508):
-        shown = known.feature(index, None, lambda sae, other: descriptions[other])
+        shown = served_saes.feature(index, None, lambda sae, other: descriptions[other])
         assert shown.description == descriptions[index]
         assert [one.description for one in shown.neighbours or ()] == [
             descriptions[int(one.feature.rpartition("/")[2])] for one in shown.neighbours or ()
@@ -181,8 +181,8 @@ def test_embeddings_are_kept_and_made_again_where_the_file_is_damaged(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sentences = ["a ship on the sea", "", "soup"]
-    encoder = sentence_encoder.Encoder()
-    first = Meanings.of(sentences, encoder).cosines("boat", range(3))
+    encoder = sentence_encoder.SentenceEncoder()
+    first = EmbeddingIndex.build(sentences, encoder).cosines("boat", range(3))
     assert first[1] == 0
     assert first[0] > first[2]
     (path,) = sorted((cache / "embeddings").glob("*.npy"), key=lambda file: file.stat().st_mtime)[-1:]
@@ -192,16 +192,16 @@ def test_embeddings_are_kept_and_made_again_where_the_file_is_damaged(
             "encode",
             lambda texts, real=encoder.encode: real(texts) if len(texts) == 1 else pytest.fail("embedded anew"),
         )
-        again = Meanings.of(sentences, encoder).cosines("boat", range(3))
+        again = EmbeddingIndex.build(sentences, encoder).cosines("boat", range(3))
     assert again == pytest.approx(first, abs=2e-3)  # half precision
     path.write_bytes(path.read_bytes()[:100])
-    assert Meanings.of(sentences, encoder).cosines("boat", range(3)) == pytest.approx(first, abs=2e-3)
+    assert EmbeddingIndex.build(sentences, encoder).cosines("boat", range(3)) == pytest.approx(first, abs=2e-3)
 
 
 def test_without_the_encoder_words_decide_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sentence_encoder, "WEIGHTS_SHA256", "0" * 64)
-    known = KnownSAE(entry("bare", 3, 4, FeatureNote(2, "ships", 3.0)), Lengths(10.0, [1.0] * 4))
-    search = FeatureSearch({"bare": known}, lambda sae, index: None)
+    served_saes = ServedSAE(entry("bare", 3, 4, FeatureNote(2, "ships", 3.0)), SiteNorms(10.0, [1.0] * 4))
+    search = FeatureSearch({"bare": served_saes}, lambda sae, index: None)
     search.prepare(pytest.fail)
     answer = search.find(FeatureQuery(query="ship"))
     assert ([hit.feature for hit in answer.data], answer.rankings) == (["bare/2"], ("words", "tokens"))
@@ -215,16 +215,22 @@ def test_damaged_labels_leave_the_book(tmp_path: Path, cache: Path) -> None:
     Labels.of(INFO, rows).write(path)
     opened = OpenLabels(path)
     path.write_bytes(path.read_bytes()[:200] + b"\0" * 400)
-    known = KnownSAE(entry("small", 3, len(LABELS), *NOTES), Lengths(10.0, [1.0] * 8), labels=opened)
+    served_saes = ServedSAE(entry("small", 3, len(LABELS), *NOTES), SiteNorms(10.0, [1.0] * 8), labels=opened)
     said: list[str] = []
-    search = FeatureSearch({"small": replace(known)}, lambda sae, index: None)
+    search = FeatureSearch({"small": replace(served_saes)}, lambda sae, index: None)
     search.prepare(said.append)
     assert found(search, "sea")[0] == "small/5"
     assert "feature book alone" in said[0]
 
 
 def test_what_people_say_and_tokens_are_ranked_apart_and_common_words_do_not_count() -> None:
-    index = WordIndex([Texts("", "", "bridge the"), Texts("bridge", "", "the"), Texts("", "The old one.", "")])
+    index = FullTextIndex(
+        [
+            FeatureDocument("", "", "bridge the"),
+            FeatureDocument("bridge", "", "the"),
+            FeatureDocument("", "The old one.", ""),
+        ]
+    )
     assert [*index.search("the bridge", "{name said}")] == [1]
     assert [*index.search("the bridge", "{tokens}")] == [0]
     assert [*index.search("the", "{name said}")] == [2]

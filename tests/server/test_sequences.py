@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from saeclamp_server.api.openai.sequence_tracker import Sequences, Strongest
+from saeclamp_server.api.openai.sequence_tracker import SequenceTracker, Strongest
 from saeclamp_server.steering.program import EXTRA_ARGS_KEY
 
 
@@ -18,7 +18,7 @@ def test_strongest_features_are_read_like_the_pairs_that_they_were_made_of() -> 
 
 
 def test_readings_arrive_with_their_positions_and_go_with_their_call() -> None:
-    sequences = Sequences()
+    sequences = SequenceTracker()
     processor = SimpleNamespace(add_request=lambda *args: None, process_outputs=lambda outputs: None)
     sequences.listen(processor)
     sequences.begin("call", 1)

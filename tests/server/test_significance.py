@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saeclamp_server.api.features.permutation_test import NUM_DEALS, cliffs_delta, judge, num_columns
+from saeclamp_server.api.features.permutation_test import NUM_PERMUTATIONS, cliffs_delta, max_t_test, num_columns
 
 
 def slow_p(positive: list[list[float]], negative: list[list[float]]) -> list[float]:
@@ -34,7 +34,7 @@ def slow_p(positive: list[list[float]], negative: list[list[float]]) -> list[flo
 def test_p_is_the_share_of_all_deals_that_differ_as_much(num: int, others: int, features: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
     values = generator.normal(size=(num + others, features)) * generator.integers(0, 2, size=(1, features))
-    judged = judge(values[:num], values[num:])
+    judged = max_t_test(values[:num], values[num:])
     assert judged.is_exact
     assert judged.p == pytest.approx(slow_p(values[:num].tolist(), values[num:].tolist()))
 
@@ -43,10 +43,10 @@ def test_a_planted_feature_is_found_among_many_and_no_other() -> None:
     generator = np.random.default_rng(0)
     values = np.maximum(generator.normal(size=(40, 3000)) - 1, 0)
     values[:20, 1234] += 3
-    judged = judge(values[:20], values[20:])
+    judged = max_t_test(values[:20], values[20:])
     assert not judged.is_exact
     assert np.flatnonzero(judged.p <= 0.05).tolist() == [1234]
-    assert judged.p[1234] == 1 / (1 + NUM_DEALS)
+    assert judged.p[1234] == 1 / (1 + NUM_PERMUTATIONS)
 
 
 def test_of_sets_that_do_not_differ_one_in_twenty_is_said_to() -> None:
@@ -54,20 +54,20 @@ def test_of_sets_that_do_not_differ_one_in_twenty_is_said_to() -> None:
     found = 0
     for _ in range(200):
         values = np.maximum(generator.normal(size=(10, 50)) - 1, 0)
-        found += bool((judge(values[:5], values[5:]).p <= 0.05).any())
+        found += bool((max_t_test(values[:5], values[5:]).p <= 0.05).any())
     # 5 % of 200 is 10; more than 20 has a probability below 0.1 %
     assert found <= 20
 
 
 @pytest.mark.parametrize(("num", "others", "least"), [(1, 1, 1.0), (2, 2, 2 / 6), (3, 3, 2 / 20), (1, 4, 1 / 5)])
 def test_the_smallest_possible_p_is_that_of_perfect_separation(num: int, others: int, least: float) -> None:
-    judged = judge(np.ones((num, 1)), np.zeros((others, 1)))
+    judged = max_t_test(np.ones((num, 1)), np.zeros((others, 1)))
     assert judged.least_p == pytest.approx(least)
     assert judged.p[0] == pytest.approx(least)
 
 
 def test_a_feature_that_is_active_nowhere_is_never_significant() -> None:
-    judged = judge(np.zeros((10, 2)), np.zeros((10, 2)))
+    judged = max_t_test(np.zeros((10, 2)), np.zeros((10, 2)))
     assert judged.p.tolist() == [1, 1]
 
 
@@ -85,8 +85,8 @@ def test_features_are_looked_at_so_many_at_a_time_that_it_is_short() -> None:
 def test_features_that_are_looked_at_by_parts_are_judged_as_together(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.maximum(np.random.default_rng(2).normal(size=(30, 50)) - 1, 0)
     values[:15, 7] += 2
-    whole = judge(values[:15], values[15:], seed=3)
+    whole = max_t_test(values[:15], values[15:], seed=3)
     monkeypatch.setattr("saeclamp_server.api.features.permutation_test.MAX_COLUMNS", 7)
-    parts = judge(values[:15], values[15:], seed=3)
+    parts = max_t_test(values[:15], values[15:], seed=3)
     assert parts.p.tolist() == whole.p.tolist()
     assert parts.statistic == pytest.approx(whole.statistic)

@@ -14,10 +14,10 @@ from tests.server.conftest import entry, report
 from saeclamp import Ablate, Add, After, AtLeast, AtMost, Clamp, FeatureIndex, First, Positions, Roles, Scale, Steering
 from saeclamp.types import Operation, Tokens
 from saeclamp_server.errors import NotAppliedError, RequestError
-from saeclamp_server.site_norms import Lengths, rounded, rounded_the_other_way
-from saeclamp_server.steering import Served, receipt, resolve, roles_in
+from saeclamp_server.site_norms import SiteNorms, rounded, rounded_the_other_way
+from saeclamp_server.steering import SteeringContext, build_receipt, resolve, roles_used
 from saeclamp_server.steering import dose as doses
-from saeclamp_server.steering.chat_spans import Conversation
+from saeclamp_server.steering.chat_spans import ChatSpans
 from saeclamp_server.steering.program import EditOp, EditSpec, SteeringProgram
 from saeclamp_server.steering.token_ranges import ALL, GENERATED, PROMPT, PROMPT_END, TokenRanges
 
@@ -26,7 +26,7 @@ def steering(*interventions: Operation) -> Steering:
     return Steering(interventions=interventions)
 
 
-def test_names_indices_and_units_are_resolved_in_order(served: Served) -> None:
+def test_names_indices_and_units_are_resolved_in_order(served: SteeringContext) -> None:
     program = resolve(
         steering(
             Clamp(feature="big/bridge", value=0.5),
@@ -62,7 +62,7 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("intervention", "field", "code", "says"), REFUSALS)
 def test_what_does_not_exist_is_refused_with_what_does(
-    served: Served, intervention: Clamp | Add, field: str, code: str, says: str
+    served: SteeringContext, intervention: Clamp | Add, field: str, code: str, says: str
 ) -> None:
     with pytest.raises(RequestError) as raised:
         resolve(steering(Clamp(feature="big/1", value=1, unit="act"), intervention), served)
@@ -88,7 +88,7 @@ def test_what_does_not_exist_is_refused_with_what_does(
     ],
 )
 def test_two_targets_for_one_feature_at_one_token_contradict(
-    served: Served, first: Any, second: Any, contradict: bool
+    served: SteeringContext, first: Any, second: Any, contradict: bool
 ) -> None:
     asked = steering(
         Clamp(feature="big/bridge", value=1, tokens=first),
@@ -103,8 +103,8 @@ def test_two_targets_for_one_feature_at_one_token_contradict(
     assert raised.value.param == "steering.interventions[1].feature"
 
 
-def test_tokens_become_ranges_of_positions(served: Served) -> None:
-    said = Conversation(30, [("system", 3, 7), ("user", 9, 14), ("assistant", 16, 20), ("user", 22, 27)])
+def test_tokens_become_ranges_of_positions(served: SteeringContext) -> None:
+    said = ChatSpans(30, [("system", 3, 7), ("user", 9, 14), ("assistant", 16, 20), ("user", 22, 27)])
     asked: dict[Tokens, TokenRanges] = {
         "all": ALL,
         "prompt": PROMPT,
@@ -119,11 +119,11 @@ def test_tokens_become_ranges_of_positions(served: Served) -> None:
     moves = [Add(feature=f"big/{n}", value=1, unit="act", tokens=tokens) for n, tokens in enumerate(asked)]
     program = resolve(steering(*moves), served, said).program
     assert {edit.index: edit.tokens for edit in program.edits} == dict(enumerate(asked.values()))
-    assert roles_in(steering(*moves)) == {"user", "assistant", "system", "tool"}
+    assert roles_used(steering(*moves)) == {"user", "assistant", "system", "tool"}
 
 
-def test_roles_are_compared_where_they_are_and_need_a_chat(served: Served) -> None:
-    said = Conversation(9, [("user", 2, 5), ("assistant", 6, 8)])
+def test_roles_are_compared_where_they_are_and_need_a_chat(served: SteeringContext) -> None:
+    said = ChatSpans(9, [("user", 2, 5), ("assistant", 6, 8)])
 
     def asked(first: Tokens, second: Tokens) -> Steering:
         return steering(Ablate(feature="big/4", tokens=first), Clamp(feature="big/4", value=1, tokens=second))
@@ -169,7 +169,7 @@ def test_the_spec_tells_programs_apart() -> None:
     assert len({program.spec for program in variants}) == len(variants)
 
 
-def test_residual_norms_are_turned_into_activations_by_the_decoder_rows_length(served: Served) -> None:
+def test_residual_norms_are_turned_into_activations_by_the_decoder_rows_length(served: SteeringContext) -> None:
     asked = steering(
         Clamp(feature="big/1", value=0.5, unit="resid_norm"), Add(feature="big/2", value=-2, unit="resid_norm")
     )
@@ -186,7 +186,9 @@ def test_what_is_measured_a_little_differently_after_a_restart_is_the_same_progr
     before, after = (
         resolve(
             asked,
-            Served({"big": entry("big", 8, 10)}, {"big": Lengths(137.258 * (1 + by), [0.981234 * (1 - by)] * 10)}),
+            SteeringContext(
+                {"big": entry("big", 8, 10)}, {"big": SiteNorms(137.258 * (1 + by), [0.981234 * (1 - by)] * 10)}
+            ),
         ).program
         for by in (0.0, noise)
     )
@@ -210,10 +212,10 @@ def test_a_length_near_two_roundings_has_both(length: float, one: float, other: 
 
 def test_doses_are_measured_by_what_is_shown() -> None:
     edit = EditSpec("big", 1, "add", 3.0, ALL)
-    measured = Lengths(137.258, [2.0] * 10)
+    measured = SiteNorms(137.258, [2.0] * 10)
     assert doses.dose(edit, measured, None, "resid_post 8") == 6.0 / 137.3
-    assert measured.rounded_stream == 137.3
-    assert Lengths(None, []).rounded_stream is None
+    assert measured.rounded_resid_norm == 137.3
+    assert SiteNorms(None, []).rounded_resid_norm is None
 
 
 BRIDGE = {"feature": "big/bridge"}  # 200 at most
@@ -238,7 +240,7 @@ DOSES: dict[str, tuple[tuple[Operation, ...], float]] = {
 
 @pytest.mark.parametrize(("interventions", "dose"), DOSES.values(), ids=DOSES.keys())
 def test_a_dose_above_the_servers_bound_is_refused_with_its_numbers(
-    served: Served, interventions: tuple[Operation, ...], dose: float
+    served: SteeringContext, interventions: tuple[Operation, ...], dose: float
 ) -> None:
     asked = steering(*interventions)
     assert resolve(asked, replace(served, max_dose=dose)) == resolve(asked, served)
@@ -250,7 +252,7 @@ def test_a_dose_above_the_servers_bound_is_refused_with_its_numbers(
     assert raised.value.param == f"steering.interventions[{len(interventions) - 1}]"
 
 
-def test_a_dose_a_little_above_the_bound_is_not_rounded_to_it(served: Served) -> None:
+def test_a_dose_a_little_above_the_bound_is_not_rounded_to_it(served: SteeringContext) -> None:
     asked = steering(Add(**BRIDGE, value=100, unit="act"))
     with pytest.raises(RequestError, match=r"by 4 times .* allows 3\.9999\."):
         resolve(asked, replace(served, max_dose=3.9999))
@@ -259,18 +261,18 @@ def test_a_dose_a_little_above_the_bound_is_not_rounded_to_it(served: Served) ->
         resolve(asked, replace(served, max_dose=4.0))
 
 
-def test_what_cannot_be_measured_is_refused_where_doses_are_bounded(served: Served) -> None:
+def test_what_cannot_be_measured_is_refused_where_doses_are_bounded(served: SteeringContext) -> None:
     with pytest.raises(RequestError, match="this server bounds doses"):
         resolve(steering(Ablate(feature="small/1")), replace(served, max_dose=9.0))
 
 
-def test_what_cannot_be_measured_passes_where_nobody_asked_for_a_bound(served: Served) -> None:
+def test_what_cannot_be_measured_passes_where_nobody_asked_for_a_bound(served: SteeringContext) -> None:
     asked = steering(Ablate(feature="small/1"))
     assert resolve(asked, replace(served, max_dose=9.0, needs_measure=False)) == resolve(asked, served)
 
 
 def test_a_feature_whose_maximum_is_not_known_may_be_as_long_as_the_stream_where_it_is_multiplied(
-    served: Served,
+    served: SteeringContext,
 ) -> None:
     for factor, dose in ((1e6, 1e6 - 1), (-1.5, 2.5)):
         asked = steering(Scale(feature="big/9", factor=factor))
@@ -280,7 +282,7 @@ def test_a_feature_whose_maximum_is_not_known_may_be_as_long_as_the_stream_where
     assert resolve(steering(Scale(feature="big/9", factor=1.9)), replace(served, max_dose=0.01))
 
 
-def test_a_feature_that_is_not_in_the_book_has_the_maximum_of_its_label(served: Served) -> None:
+def test_a_feature_that_is_not_in_the_book_has_the_maximum_of_its_label(served: SteeringContext) -> None:
     labelled = replace(served, labelled={"small": [None, 40.0, *[None] * 8], "big": [7.0] * 100})
     asked = steering(
         Clamp(feature="small/1", value=0.5), Clamp(feature="big/bridge", value=0.5), Clamp(feature="big/food", value=2)
@@ -290,14 +292,14 @@ def test_a_feature_that_is_not_in_the_book_has_the_maximum_of_its_label(served: 
         resolve(steering(Clamp(feature="small/2", value=0.5)), labelled)
 
 
-def test_minus_zero_is_zero(served: Served) -> None:
+def test_minus_zero_is_zero(served: SteeringContext) -> None:
     specs = {resolve(steering(Clamp(feature="big/1", value=v, unit="act")), served).program.spec for v in (0.0, -0.0)}
     assert len(specs) == 1
 
 
-def test_a_receipt_sums_over_the_sequences_of_its_answer(served: Served) -> None:
+def test_a_receipt_sums_over_the_sequences_of_its_answer(served: SteeringContext) -> None:
     resolved = resolve(steering(Clamp(feature="big/bridge", value=0.5)), served)
-    written = receipt(resolved, {0: report(3, 5, 8.0, 4.0), 1: report(1, 1, 2.0, 1.5)}, 2, served, "tiny")
+    written = build_receipt(resolved, {0: report(3, 5, 8.0, 4.0), 1: report(1, 1, 2.0, 1.5)}, 2, served, "tiny")
     (item,) = written.interventions
     assert (item.tokens.prompt, item.tokens.generated) == (8, 6)
     assert item.act_before is not None
@@ -307,25 +309,25 @@ def test_a_receipt_sums_over_the_sequences_of_its_answer(served: Served) -> None
     assert written.warnings == ()
 
 
-def test_a_receipt_does_not_invent_measurements(served: Served) -> None:
+def test_a_receipt_does_not_invent_measurements(served: SteeringContext) -> None:
     resolved = resolve(steering(Ablate(feature="big/bridge")), served)
     cached = {**report(0, 0, 0.0, 0.0), "prompt": [7]}
-    (item,) = receipt(resolved, {0: cached}, 1, served, "tiny").interventions
+    (item,) = build_receipt(resolved, {0: cached}, 1, served, "tiny").interventions
     assert item.tokens.prompt == 7
     assert (item.act_before, item.dose, item.value, item.value_act) == (None, None, None, 0.0)
 
 
 @pytest.mark.parametrize("reports", [[], [report(1, 1, 1.0, 1.0)], [report(1, 1, 1.0, 1.0)] * 3])
 def test_an_answer_whose_sequences_are_not_all_accounted_for_does_not_leave(
-    served: Served, reports: list[dict[str, Any]]
+    served: SteeringContext, reports: list[dict[str, Any]]
 ) -> None:
     resolved = resolve(steering(Ablate(feature="big/bridge")), served)
     with pytest.raises(NotAppliedError, match=f"{len(reports)} of 2"):
-        receipt(resolved, dict(enumerate(reports)), 2, served, "tiny")
+        build_receipt(resolved, dict(enumerate(reports)), 2, served, "tiny")
 
 
-def test_one_failed_sequence_fails_the_answer(served: Served) -> None:
+def test_one_failed_sequence_fails_the_answer(served: SteeringContext) -> None:
     resolved = resolve(steering(Ablate(feature="big/bridge")), served)
     failed = {"failure": "RuntimeError: lost", "prompt": [], "tallies": [], "fired": []}
     with pytest.raises(NotAppliedError, match="lost"):
-        receipt(resolved, {0: report(1, 1, 1.0, 1.0), 1: failed}, 2, served, "tiny")
+        build_receipt(resolved, {0: report(1, 1, 1.0, 1.0), 1: failed}, 2, served, "tiny")

@@ -11,13 +11,13 @@ from saeclamp.types import Suggest, Suggestion
 from saeclamp_saes.library.feature_book import FeatureNote
 from saeclamp_server.api.features import FeatureSearch
 from saeclamp_server.api.features.suggest.candidates import subject_of
-from saeclamp_server.api.features.suggest.screening import Screened, finalists
+from saeclamp_server.api.features.suggest.screening import ScreenedArm, finalists
 from saeclamp_server.api.features.suggest.superiority_test import Superiority
-from saeclamp_server.api.features.suggest.trials import Arm, control_arms, refusal
-from saeclamp_server.api.features.suggest.verdict import Attempt, Finalist, Idea, verdict
+from saeclamp_server.api.features.suggest.trials import TrialArm, control_arms, refusal
+from saeclamp_server.api.features.suggest.verdict import Attempt, FeatureCandidate, Finalist, verdict
 from saeclamp_server.api.features.text_activations import FeatureId
-from saeclamp_server.site_norms import Lengths
-from saeclamp_server.steering import Served
+from saeclamp_server.site_norms import SiteNorms
+from saeclamp_server.steering import SteeringContext
 
 SEA, SHIP, SOUP = (FeatureId("s", number) for number in range(3))
 MAX_ACT = 10.0
@@ -39,20 +39,22 @@ def test_words_that_only_say_that_something_is_wished_are_left_out(wish: str, su
 
 
 @pytest.fixture
-def served() -> Served:
+def served() -> SteeringContext:
     notes = [FeatureNote(number, f"f{number}", MAX_ACT) for number in range(40)]
-    return Served({"s": entry("s", 3, 50, *notes)}, {"s": Lengths(100.0, [1.0] * 30 + [4.0] * 20)}, max_dose=1.0)
+    return SteeringContext(
+        {"s": entry("s", 3, 50, *notes)}, {"s": SiteNorms(100.0, [1.0] * 30 + [4.0] * 20)}, max_dose=1.0
+    )
 
 
-def arm(feature: FeatureId, strength: float) -> Arm:
-    return Arm((feature,), (strength,), (strength * MAX_ACT,))
+def arm(feature: FeatureId, strength: float) -> TrialArm:
+    return TrialArm((feature,), (strength,), (strength * MAX_ACT,))
 
 
-def screened(feature: FeatureId, strength: float, gain: float, perplexity: float | None = 1.5) -> Screened:
-    return Screened(arm(feature, strength), gain, perplexity, repetition=0.1)
+def screened(feature: FeatureId, strength: float, gain: float, perplexity: float | None = 1.5) -> ScreenedArm:
+    return ScreenedArm(arm(feature, strength), gain, perplexity, repetition=0.1)
 
 
-def summary(arms: Sequence[Arm]) -> list[tuple[list[int], tuple[float, ...]]]:
+def summary(arms: Sequence[TrialArm]) -> list[tuple[list[int], tuple[float, ...]]]:
     return [([feature.number for feature in one.features], one.strengths) for one in arms]
 
 
@@ -91,14 +93,14 @@ def test_the_best_features_are_tested_alone_and_in_pairs_of_which_each_gets_less
     ],
 )
 def test_what_cannot_pass_is_not_tested(
-    look: list[Screened], tested: list[tuple[list[int], tuple[float, ...]]]
+    look: list[ScreenedArm], tested: list[tuple[list[int], tuple[float, ...]]]
 ) -> None:
     assert summary(finalists(look)) == tested
 
 
-def test_controls_are_other_features_that_move_the_stream_as_far(served: Served) -> None:
+def test_controls_are_other_features_that_move_the_stream_as_far(served: SteeringContext) -> None:
     taken = {FeatureId("s", number) for number in range(20)}
-    pair = Arm((SEA, SHIP), (0.3, 0.4), (3.0, 4.0))
+    pair = TrialArm((SEA, SHIP), (0.3, 0.4), (3.0, 4.0))
     controls = control_arms(12, [arm(SEA, 1.0), pair], taken, served, seed=1)
     assert [round(one.length(served), 6) for one in controls] == [10.0, 5.0] * 6
     assert {one.values[0] for one in controls if one.features[0].number < 30} == {10.0, 5.0}
@@ -109,7 +111,7 @@ def test_controls_are_other_features_that_move_the_stream_as_far(served: Served)
     assert features != {f for one in control_arms(12, [pair], taken, served, seed=2) for f in one.features}
 
 
-def test_features_without_a_stored_maximum_are_controls_only_where_others_are_used_up(served: Served) -> None:
+def test_features_without_a_stored_maximum_are_controls_only_where_others_are_used_up(served: SteeringContext) -> None:
     taken = {FeatureId("s", number) for number in range(35)}
     controls = control_arms(12, [arm(SEA, 1.0)], taken, served, seed=0)
     assert {one.features[0].number for one in controls[:5]} == {35, 36, 37, 38, 39}
@@ -117,20 +119,20 @@ def test_features_without_a_stored_maximum_are_controls_only_where_others_are_us
     assert control_arms(12, [arm(SEA, 1.0)], {FeatureId("s", number) for number in range(50)}, served, seed=0) == []
 
 
-def test_a_dose_that_the_server_does_not_allow_is_no_error(served: Served) -> None:
+def test_a_dose_that_the_server_does_not_allow_is_no_error(served: SteeringContext) -> None:
     assert refusal(arm(SEA, 1.0), served) is None
     said = refusal(arm(SEA, 11.0), served)
     assert said is not None
     assert "s/0" in said
     # a row so short that no value on the wire moves the stream far enough
-    assert refusal(Arm((SEA,), (1.0,), (2e6,)), served) == "It would be clamped to more than 1e+06."
+    assert refusal(TrialArm((SEA,), (1.0,), (2e6,)), served) == "It would be clamped to more than 1e+06."
 
 
-def verdict_of(served: Served, *tested: Finalist, finalists: Sequence[Arm] | None = None) -> Suggestion:
-    ideas = [Idea(SEA, ("search",)), Idea(SHIP, ("contrast",))]
+def verdict_of(served: SteeringContext, *tested: Finalist, finalists: Sequence[TrialArm] | None = None) -> Suggestion:
+    ideas = [FeatureCandidate(SEA, ("search",)), FeatureCandidate(SHIP, ("contrast",))]
     attempt = Attempt(
         tried=[(idea, [arm(idea.feature, 0.5), arm(idea.feature, 1.0)]) for idea in ideas],
-        passed=[(Idea(SOUP, ("search",)), "2 others were more promising.")],
+        passed=[(FeatureCandidate(SOUP, ("search",)), "2 others were more promising.")],
         screened=[
             screened(SHIP, 1.0, 0.3),
             screened(SEA, 1.0, 0.2),
@@ -144,11 +146,11 @@ def verdict_of(served: Served, *tested: Finalist, finalists: Sequence[Arm] | Non
     return verdict(Suggest(wish="talk about the sea"), attempt, served, FeatureSearch({}, served.max_act))
 
 
-def trial(some: Arm, judged: Superiority = GOOD, perplexity: float = 1.5) -> Finalist:
+def trial(some: TrialArm, judged: Superiority = GOOD, perplexity: float = 1.5) -> Finalist:
     return Finalist(some, judged, perplexity, 0.1, "Ahoy.")
 
 
-def test_what_passes_is_recommended_with_its_evidence(served: Served) -> None:
+def test_what_passes_is_recommended_with_its_evidence(served: SteeringContext) -> None:
     found = verdict_of(served, trial(arm(SEA, 1.0)), trial(arm(SHIP, 1.0), GOOD._replace(gain=0.1)))
     assert (found.outcome, found.example, found.num_tried) == ("found", "Ahoy.", 4)
     assert found.steering is not None
@@ -170,8 +172,10 @@ def test_what_passes_is_recommended_with_its_evidence(served: Served) -> None:
 
 
 @pytest.mark.parametrize(("gain", "chosen"), [(0.21, ["s/0"]), (0.23, ["s/0", "s/1"])])
-def test_a_pair_is_taken_only_where_it_gains_clearly_more(served: Served, gain: float, chosen: list[str]) -> None:
-    pair = Arm((SEA, SHIP), (0.7, 0.7), (7.0, 7.0))
+def test_a_pair_is_taken_only_where_it_gains_clearly_more(
+    served: SteeringContext, gain: float, chosen: list[str]
+) -> None:
+    pair = TrialArm((SEA, SHIP), (0.7, 0.7), (7.0, 7.0))
     found = verdict_of(served, trial(arm(SEA, 1.0)), trial(pair, GOOD._replace(gain=gain)))
     assert [one.feature for one in found.chosen] == chosen
     assert found.num_tried == 5
@@ -197,7 +201,7 @@ def test_a_pair_is_taken_only_where_it_gains_clearly_more(served: Served, gain: 
     ],
 )
 def test_what_does_not_pass_is_not_recommended_and_it_is_said_why(
-    served: Served, judged: Superiority, perplexity: float, says: str
+    served: SteeringContext, judged: Superiority, perplexity: float, says: str
 ) -> None:
     found = verdict_of(served, trial(arm(SEA, 1.0), judged, perplexity))
     assert (found.outcome, found.steering, found.chosen, found.best) == ("nothing_found", None, (), None)
@@ -210,6 +214,6 @@ def test_what_does_not_pass_is_not_recommended_and_it_is_said_why(
     assert reasons["s/1"] == "On a first look others gained more (+0.300 at 1 x max)."
 
 
-def test_it_is_said_why_nothing_could_be_tested(served: Served) -> None:
+def test_it_is_said_why_nothing_could_be_tested(served: SteeringContext) -> None:
     assert "leaves them readable" in str(verdict_of(served, finalists=[]).note)
     assert "too few other features" in str(verdict_of(served, finalists=[arm(SEA, 1.0)]).note)

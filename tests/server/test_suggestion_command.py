@@ -6,7 +6,7 @@ import pytest
 
 from saeclamp import Client
 from saeclamp.types import Suggestion
-from saeclamp_server.cli.server_client import TerminalError
+from saeclamp_server.cli.server_client import CommandError
 from saeclamp_server.cli.suggest import check_name, print_suggestion, save
 
 NOWHERE = "http://127.0.0.1:9"
@@ -48,11 +48,11 @@ def test_nothing_found_is_printed_with_what_was_tried(capsys: pytest.CaptureFixt
 
 
 def test_nothing_found_is_not_saved() -> None:
-    with Client(NOWHERE) as client, pytest.raises(TerminalError, match="nothing is saved as glex"):
+    with Client(NOWHERE) as client, pytest.raises(CommandError, match="nothing is saved as glex"):
         save(client, "glex", NOTHING)
 
 
 @pytest.mark.parametrize("name", ["two words", "a:b", "", "-x", "x" * 65])
 def test_a_name_that_cannot_be_one_is_refused_before_anything_is_tried(name: str) -> None:
-    with Client(NOWHERE) as client, pytest.raises(TerminalError, match="No variant can be named"):
+    with Client(NOWHERE) as client, pytest.raises(CommandError, match="No variant can be named"):
         check_name(client, name)

@@ -19,7 +19,7 @@ from tests.saes.tiny_training import corpus, tokenizer
 from saeclamp_saes import read_sae
 from saeclamp_saes.errors import SAEError
 from saeclamp_saes.io.hashes import sha256_of
-from saeclamp_server.cli.args import parse
+from saeclamp_server.cli.args import parse_args
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def arguments(model: Path, data: Path, out: Path, *more: str) -> list[str]:
 
 
 def run(words: list[str]) -> int:
-    parsed = parse(words)
+    parsed = parse_args(words)
     assert isinstance(parsed, argparse.Namespace)
     status: int = parsed.run(parsed)
     return status
@@ -126,7 +126,7 @@ def test_a_malformed_number_is_a_usage_error(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as left:
-        parse(arguments(tmp_path, tmp_path, tmp_path, *words))
+        parse_args(arguments(tmp_path, tmp_path, tmp_path, *words))
     assert left.value.code == 2
     assert words[0] in capsys.readouterr().err
 

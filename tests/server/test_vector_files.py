@@ -17,7 +17,7 @@ from tests.server.vectors import SAID, WIDTH, file, numbers
 
 from saeclamp_saes import Site
 from saeclamp_server.errors import InvalidVectorError
-from saeclamp_server.vectors import Direction
+from saeclamp_server.vectors import SteeringVector
 
 
 def without(key: str) -> bytes:
@@ -93,7 +93,7 @@ REFUSED = {
 @pytest.mark.parametrize(("data", "param", "says"), REFUSED.values(), ids=REFUSED.keys())
 def test_what_is_no_vector_is_refused(data: bytes, param: str, says: str) -> None:
     with pytest.raises(InvalidVectorError) as raised:
-        Direction.parse(data)
+        SteeringVector.parse(data)
     assert raised.value.param == param
     assert says in raised.value.message
 
@@ -101,21 +101,21 @@ def test_what_is_no_vector_is_refused(data: bytes, param: str, says: str) -> Non
 @given(st.binary(max_size=200) | st.binary(max_size=100).map(lambda data: raw(data, b"")))
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     with pytest.raises(InvalidVectorError):
-        Direction.parse(data)
+        SteeringVector.parse(data)
 
 
 @given(st.integers(0, len(file()) - 1), st.integers(1, 255))
 def test_a_kept_file_with_a_changed_byte_is_refused_or_says_the_same(at: int, change: int) -> None:
-    kept = Direction.parse(file())
+    kept = SteeringVector.parse(file())
     data = bytearray(kept.to_bytes())
     data[at % len(data)] ^= change
     with suppress(InvalidVectorError):
-        assert Direction.parse(bytes(data)).sha256 == kept.sha256
+        assert SteeringVector.parse(bytes(data)).sha256 == kept.sha256
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_vector_is_read_exactly(dtype: torch.dtype) -> None:
-    direction = Direction.parse(file(numbers().to(dtype), sign="-1"))
+    direction = SteeringVector.parse(file(numbers().to(dtype), sign="-1"))
     assert direction.site == Site("resid_post", 3)
     assert direction.source == "means of 40 prompts"
     assert torch.equal(direction.signed(), -numbers().to(dtype).float())
@@ -134,18 +134,18 @@ def test_a_vector_is_read_exactly(dtype: torch.dtype) -> None:
     ],
 )
 def test_a_site_may_be_written_with_its_layer(site: str, layer: str, means: str) -> None:
-    assert str(Direction.parse(file(site=site, layer=layer)).site) == means
+    assert str(SteeringVector.parse(file(site=site, layer=layer)).site) == means
 
 
 def test_the_hash_is_of_what_is_meant_and_not_of_how_it_is_stored() -> None:
     halves = numbers().to(torch.float16)
     same = {
-        Direction.parse(data).sha256
+        SteeringVector.parse(data).sha256
         for data in (file(halves), file(halves.float()), file(halves, site="resid_pre", layer="4"))
     }
     assert len(same) == 1
     others = {
-        Direction.parse(data).sha256
+        SteeringVector.parse(data).sha256
         for data in (
             file(halves),
             file(-halves),
@@ -158,7 +158,7 @@ def test_the_hash_is_of_what_is_meant_and_not_of_how_it_is_stored() -> None:
 
 
 def test_what_is_written_is_read_again() -> None:
-    direction = Direction.parse(file(site="resid_mid", sign="-1"))
-    again = Direction.parse(direction.to_bytes())
+    direction = SteeringVector.parse(file(site="resid_mid", sign="-1"))
+    again = SteeringVector.parse(direction.to_bytes())
     assert again.sha256 == direction.sha256
     assert (again.site, again.sign, again.source) == (direction.site, direction.sign, direction.source)

@@ -11,37 +11,37 @@ from tests.server.vectors import file
 
 from saeclamp import Ablate, Add, AtMost, Clamp, FeatureCondition, Readout, Rule, Scale, Steering
 from saeclamp.types import Operation
-from saeclamp_server.cli.args import parse
+from saeclamp_server.cli.args import parse_args
 from saeclamp_server.engine.scheduler.prefix_cache import BlockEdits
 from saeclamp_server.engine.worker.compiled_program import CompiledProgram, LoadedWeights, vector_key
 from saeclamp_server.errors import RequestError
-from saeclamp_server.site_norms import Lengths
+from saeclamp_server.site_norms import SiteNorms
 from saeclamp_server.startup.options import ServeOptions
-from saeclamp_server.steering import Served, receipt, resolve
+from saeclamp_server.steering import SteeringContext, build_receipt, resolve
 from saeclamp_server.steering.program import EditSpec, SteeringProgram
 from saeclamp_server.steering.token_ranges import ALL, GENERATED
-from saeclamp_server.vectors import Direction, Vector
+from saeclamp_server.vectors import RegisteredVector, SteeringVector
 
 
-def vector(name: str, layer: int, stream: float | None = 50.0, **said: str) -> Vector:
-    direction = Direction.parse(file(layer=str(layer), **said))
-    return Vector(name, direction, Lengths(stream, [direction.norm]))
+def vector(name: str, layer: int, stream: float | None = 50.0, **said: str) -> RegisteredVector:
+    direction = SteeringVector.parse(file(layer=str(layer), **said))
+    return RegisteredVector(name, direction, SiteNorms(stream, [direction.norm]))
 
 
 @pytest.fixture
-def with_vectors(served: Served) -> Served:
+def with_vectors(served: SteeringContext) -> SteeringContext:
     vectors = [vector("sleepy", 8), vector("honest", 3, None, sign="-1"), vector("late", 9, site="mlp_out")]
     return replace(served, vectors={each.name: each for each in vectors})
 
 
-NORM = Direction.parse(file()).norm
+NORM = SteeringVector.parse(file()).norm
 
 
 def steering(*interventions: Operation) -> Steering:
     return Steering(interventions=interventions)
 
 
-def test_values_are_multiples_of_the_vector_or_of_the_streams_length(with_vectors: Served) -> None:
+def test_values_are_multiples_of_the_vector_or_of_the_streams_length(with_vectors: SteeringContext) -> None:
     program = resolve(
         steering(
             Add(vector="sleepy", value=2, unit="resid_norm", tokens="generated"),
@@ -78,7 +78,7 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("intervention", "field", "code", "says"), REFUSALS)
 def test_what_cannot_be_done_to_vectors_is_refused(
-    with_vectors: Served, intervention: Operation, field: str, code: str, says: str
+    with_vectors: SteeringContext, intervention: Operation, field: str, code: str, says: str
 ) -> None:
     with pytest.raises(RequestError) as raised:
         resolve(steering(Ablate(feature="big/1"), intervention), with_vectors)
@@ -86,7 +86,7 @@ def test_what_cannot_be_done_to_vectors_is_refused(
     assert says in raised.value.message
 
 
-def test_two_interventions_on_one_vector_contradict_where_they_meet(with_vectors: Served) -> None:
+def test_two_interventions_on_one_vector_contradict_where_they_meet(with_vectors: SteeringContext) -> None:
     first = Add(vector="sleepy", value=1, unit="act", tokens="prompt")
     assert resolve(steering(first, Ablate(vector="sleepy", tokens="generated"), Ablate(vector="late")), with_vectors)
     with pytest.raises(RequestError, match=r"interventions\[0\] already moves vector:sleepy at") as raised:
@@ -94,7 +94,7 @@ def test_two_interventions_on_one_vector_contradict_where_they_meet(with_vectors
     assert raised.value.param == "steering.interventions[1].vector"
 
 
-def test_a_servers_bound_on_doses_counts_vectors_and_features_of_a_site(with_vectors: Served) -> None:
+def test_a_servers_bound_on_doses_counts_vectors_and_features_of_a_site(with_vectors: SteeringContext) -> None:
     bounded = replace(with_vectors, max_dose=2.0)
     both = (Add(vector="sleepy", value=1.5, unit="resid_norm"), Add(feature="big/1", value=0.6, unit="resid_norm"))
     for move in both:
@@ -107,7 +107,7 @@ def test_a_servers_bound_on_doses_counts_vectors_and_features_of_a_site(with_vec
         resolve(steering(Ablate(vector="honest")), bounded)
 
 
-def test_a_rule_moves_vectors_only_where_it_knows(with_vectors: Served) -> None:
+def test_a_rule_moves_vectors_only_where_it_knows(with_vectors: SteeringContext) -> None:
     def asked(name: str) -> Steering:
         when = FeatureCondition(feature="big/1", above=1, unit="act")
         return Steering(rules=(Rule(name="r", when=when, then=(Ablate(vector=name),)),))
@@ -121,7 +121,7 @@ def test_a_rule_moves_vectors_only_where_it_knows(with_vectors: Served) -> None:
     assert raised.value.param == "steering.rules[0].then[0].vector"
 
 
-def test_readouts_are_of_saes(with_vectors: Served) -> None:
+def test_readouts_are_of_saes(with_vectors: SteeringContext) -> None:
     asked = Steering(readout=Readout(top_k=3), interventions=(Ablate(vector="sleepy"),))
     readout = resolve(asked, with_vectors).program.readout
     assert readout is not None
@@ -133,9 +133,9 @@ def report(act_max: float) -> Mapping[str, Any]:
     return {"failure": None, "prompt": [3], "tallies": [tally], "fired": []}
 
 
-def test_the_receipt_is_of_the_vector_as_it_was_when_the_request_began(with_vectors: Served) -> None:
+def test_the_receipt_is_of_the_vector_as_it_was_when_the_request_began(with_vectors: SteeringContext) -> None:
     resolved = resolve(steering(Add(vector="sleepy", value=1, unit="resid_norm")), with_vectors)
-    written = receipt(resolved, {0: report(-1.5)}, 1, replace(with_vectors, vectors={}), "tiny")
+    written = build_receipt(resolved, {0: report(-1.5)}, 1, replace(with_vectors, vectors={}), "tiny")
     (item,) = written.interventions
     assert (item.vector, item.feature, item.sae, item.index, item.name) == ("sleepy", None, None, None, None)
     assert (item.layer, item.site, item.op, item.unit, item.value) == (8, "resid_post 8", "add", "resid_norm", 1.0)
@@ -187,7 +187,7 @@ def test_blocks_are_shared_by_what_a_vector_is_and_not_by_its_name() -> None:
 
 
 def options(*argv: str) -> ServeOptions:
-    parsed = parse(["serve", *argv])
+    parsed = parse_args(["serve", *argv])
     assert isinstance(parsed, ServeOptions)
     return parsed
 
@@ -207,5 +207,5 @@ def test_a_server_may_have_vectors_and_no_sae(capsys: pytest.CaptureFixture[str]
         ["m", "--sae", "x", "--max-vectors", "1e3"],
     ):
         with pytest.raises(SystemExit):
-            parse(["serve", *wrong])
+            parse_args(["serve", *wrong])
     assert "or a --vector-site for vectors of your own" in capsys.readouterr().err

@@ -18,14 +18,21 @@ from tests.server.vectors import LENGTHS, PLACES, WIDTH, Engine, file, held, num
 from saeclamp_server.api import vectors as routes
 from saeclamp_server.api.error_handlers import refuse
 from saeclamp_server.errors import InvalidVectorError, RequestError, UnknownVectorError, VectorsFullError
-from saeclamp_server.model_info import ModelFacts, StartupError
-from saeclamp_server.steering import Served
-from saeclamp_server.vectors import MAX_BYTES, Direction, VectorFolder, Vectors, default_folder, find_places
+from saeclamp_server.model_info import ModelInfo, StartupError
+from saeclamp_server.steering import SteeringContext
+from saeclamp_server.vectors import (
+    MAX_BYTES,
+    SteeringVector,
+    VectorRegistry,
+    VectorStorage,
+    default_folder,
+    vector_sites,
+)
 
 OTHER = file(numbers(1))
 
 
-def run(steps: Callable[[Vectors, Engine], Any], folder: Path, report: Callable[[str], None] = print) -> Any:
+def run(steps: Callable[[VectorRegistry, Engine], Any], folder: Path, report: Callable[[str], None] = print) -> Any:
     """Take what is in a folder, as a server does when it starts, and go on from there."""
 
     async def whole() -> Any:
@@ -38,7 +45,7 @@ def run(steps: Callable[[Vectors, Engine], Any], folder: Path, report: Callable[
 
 
 def test_an_uploaded_vector_is_a_row_of_its_sites_dictionary(tmp_path: Path) -> None:
-    async def steps(vectors: Vectors, engine: Engine) -> None:
+    async def steps(vectors: VectorRegistry, engine: Engine) -> None:
         vector, is_new = await vectors.upload("sleepy", file(sign="-1"))
         assert is_new
         assert engine.rows == {
@@ -54,7 +61,7 @@ def test_an_uploaded_vector_is_a_row_of_its_sites_dictionary(tmp_path: Path) -> 
 
 
 def test_the_same_content_is_accepted_again_and_other_content_never(tmp_path: Path) -> None:
-    async def steps(vectors: Vectors, engine: Engine) -> None:
+    async def steps(vectors: VectorRegistry, engine: Engine) -> None:
         first, _ = await vectors.upload("sleepy", file())
         second, is_new = await vectors.upload("sleepy", first.direction.to_bytes())
         assert (second is first, is_new, len(engine.rows)) == (True, False, 1)
@@ -75,7 +82,7 @@ def test_the_same_content_is_accepted_again_and_other_content_never(tmp_path: Pa
     ],
 )
 def test_a_vector_that_does_not_fit_is_refused(tmp_path: Path, data: bytes, param: str, says: str) -> None:
-    async def steps(vectors: Vectors, engine: Engine) -> None:
+    async def steps(vectors: VectorRegistry, engine: Engine) -> None:
         with pytest.raises(InvalidVectorError) as raised:
             await vectors.upload("sleepy", data)
         assert raised.value.param == param
@@ -87,7 +94,7 @@ def test_a_vector_that_does_not_fit_is_refused(tmp_path: Path, data: bytes, para
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b", "ä", "x" * 65, "a\n", "../x", "a\0"])
 def test_names_that_are_no_names_are_refused(tmp_path: Path, name: str) -> None:
-    async def steps(vectors: Vectors, engine: Engine) -> None:
+    async def steps(vectors: VectorRegistry, engine: Engine) -> None:
         with pytest.raises(InvalidVectorError) as raised:
             await vectors.upload(name, file())
         assert raised.value.param == "name"
@@ -96,7 +103,7 @@ def test_names_that_are_no_names_are_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_a_row_is_used_again_when_nobody_refers_to_its_vector(tmp_path: Path) -> None:
-    async def steps(vectors: Vectors, engine: Engine) -> None:
+    async def steps(vectors: VectorRegistry, engine: Engine) -> None:
         running, _ = await vectors.upload("a", file())
         await vectors.upload("b", file(numbers(1)))
         with pytest.raises(VectorsFullError):
@@ -118,7 +125,7 @@ def test_a_row_is_used_again_when_nobody_refers_to_its_vector(tmp_path: Path) ->
 
 
 def test_an_upload_waits_a_moment_for_requests_that_have_just_been_answered(tmp_path: Path) -> None:
-    async def steps(vectors: Vectors, engine: Engine) -> None:
+    async def steps(vectors: VectorRegistry, engine: Engine) -> None:
         in_use = [(await vectors.upload("a", file()))[0]]
         await vectors.upload("b", OTHER)
         await vectors.delete("a")
@@ -131,7 +138,7 @@ def test_an_upload_waits_a_moment_for_requests_that_have_just_been_answered(tmp_
 def test_what_is_uploaded_again_while_it_is_in_use_is_the_same(tmp_path: Path) -> None:
     """Or its second row might be given away while a request that was placed on it still runs."""
 
-    async def steps(vectors: Vectors, engine: Engine) -> None:
+    async def steps(vectors: VectorRegistry, engine: Engine) -> None:
         running, _ = await vectors.upload("a", file())
         await vectors.delete("a")
         again, is_new = await vectors.upload("a", file())
@@ -149,7 +156,7 @@ def test_what_is_uploaded_again_while_it_is_in_use_is_the_same(tmp_path: Path) -
 
 
 def test_an_upload_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def steps(vectors: Vectors, engine: Engine) -> None:
+    async def steps(vectors: VectorRegistry, engine: Engine) -> None:
         engine.fails = True
         for _ in range(5):
             with pytest.raises(RuntimeError):
@@ -175,7 +182,7 @@ def _full(_: int) -> None:
 def test_what_was_acknowledged_is_there_at_the_next_start(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "vectors"
 
-    async def first(vectors: Vectors, engine: Engine) -> list[str]:
+    async def first(vectors: VectorRegistry, engine: Engine) -> list[str]:
         await vectors.upload("a", file())
         await vectors.upload(".b-1", file(site="resid_mid", layer="5", sign="-1"))
         await vectors.upload("c", OTHER)
@@ -185,7 +192,7 @@ def test_what_was_acknowledged_is_there_at_the_next_start(tmp_path: Path) -> Non
         assert raised.value.status == 404
         return [vector.to_wire().model_dump_json() for vector in vectors.values()]
 
-    async def second(vectors: Vectors, engine: Engine) -> list[str]:
+    async def second(vectors: VectorRegistry, engine: Engine) -> list[str]:
         assert len(engine.rows) == 2
         return [vector.to_wire().model_dump_json() for vector in vectors.values()]
 
@@ -204,12 +211,12 @@ def test_files_that_cannot_be_used_are_reported_and_left_out(tmp_path: Path) -> 
     (tmp_path / "folder.safetensors").mkdir()
     (tmp_path / "notes.txt").write_text("x")
     os.mkfifo(tmp_path / "pipe.safetensors")
-    flipped = bytearray(Direction.parse(file()).to_bytes())
+    flipped = bytearray(SteeringVector.parse(file()).to_bytes())
     flipped[-3] ^= 1
     (tmp_path / "flipped.safetensors").write_bytes(flipped)
     said: list[str] = []
 
-    async def steps(vectors: Vectors, engine: Engine) -> None:
+    async def steps(vectors: VectorRegistry, engine: Engine) -> None:
         assert [*vectors] == ["good"]
         with pytest.raises(RequestError, match="kept in") as raised:
             await vectors.upload("elsewhere", OTHER)
@@ -228,7 +235,7 @@ def test_more_files_than_rows_are_reported(tmp_path: Path) -> None:
         (tmp_path / f"{number}.safetensors").write_bytes(file(numbers(number)))
     said: list[str] = []
 
-    async def steps(vectors: Vectors, engine: Engine) -> None:
+    async def steps(vectors: VectorRegistry, engine: Engine) -> None:
         assert [*vectors] == ["0", "1"]
 
     run(steps, tmp_path, said.append)
@@ -249,20 +256,20 @@ def test_each_model_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.
     assert not (tmp_path / "vectors").exists()
 
 
-MODEL = ModelFacts("m", "LlamaForCausalLM", 8, 4, 16, False)
+MODEL = ModelInfo("m", "LlamaForCausalLM", 8, 4, 16, False)
 
 
-def test_places_are_those_of_saes_and_those_that_are_asked_for(served: Served) -> None:
+def test_places_are_those_of_saes_and_those_that_are_asked_for(served: SteeringContext) -> None:
     model = replace(MODEL, num_layers=9)
-    places = find_places(["attn_z.2", "resid_pre.4", "resid_post 8"], 3, served.saes, model)
+    places = vector_sites(["attn_z.2", "resid_pre.4", "resid_post 8"], 3, served.saes, model)
     assert [(str(place.site), place.width, place.capacity) for place in places] == [
         ("attn_z 2", 16, 3),
         ("resid_post 3", 8, 3),
         ("resid_post 8", 8, 3),
     ]
-    everywhere = find_places(["all"], 1, {}, MODEL)
+    everywhere = vector_sites(["all"], 1, {}, MODEL)
     assert [str(place.site) for place in everywhere] == [f"resid_post {layer}" for layer in range(4)]
-    assert find_places(["all"], 0, served.saes, MODEL) == ()
+    assert vector_sites(["all"], 0, served.saes, MODEL) == ()
 
 
 @pytest.mark.parametrize(
@@ -275,7 +282,7 @@ def test_places_are_those_of_saes_and_those_that_are_asked_for(served: Served) -
 )
 def test_a_site_that_is_not_there_ends_the_start(asked: str, says: str) -> None:
     with pytest.raises(StartupError, match=says):
-        find_places([asked], 1, {}, MODEL)
+        vector_sites([asked], 1, {}, MODEL)
 
 
 class Api:
@@ -285,7 +292,9 @@ class Api:
         app = FastAPI()
         app.include_router(routes.router)
         app.add_exception_handler(RequestError, refuse)
-        app.state.served = Served({}, {}, vectors=Vectors(PLACES, LENGTHS, VectorFolder(folder), Engine()))
+        app.state.served = SteeringContext(
+            {}, {}, vectors=VectorRegistry(PLACES, LENGTHS, VectorStorage(folder), Engine())
+        )
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
 
     async def upload(self, query: str, content: Any, kind: str = routes.CONTENT_TYPE) -> tuple[int, Any]:

@@ -11,18 +11,18 @@ from tests.server.conftest import entry, report
 from saeclamp import Ablate, Add, AtLeast, AtMost, Clamp, Scale, Steering
 from saeclamp.types import Operation
 from saeclamp_saes.library.feature_book import FeatureNote
-from saeclamp_server.steering import Served, receipt, resolve, warnings_before
+from saeclamp_server.steering import SteeringContext, build_receipt, resolve, warnings_before
 
 
 def steering(*interventions: Operation) -> Steering:
     return Steering(interventions=interventions)
 
 
-def test_a_dose_that_drowns_the_text_is_warned_of(served: Served) -> None:
+def test_a_dose_that_drowns_the_text_is_warned_of(served: SteeringContext) -> None:
     resolved = resolve(steering(Clamp(feature="big/bridge", value=0.5)), served)
     loud = report(3, 5, 8.0, 4.0)
     loud["tallies"][0]["dose_max"] = 65.2
-    assert receipt(resolved, {0: loud}, 1, served, "tiny").warnings == (
+    assert build_receipt(resolved, {0: loud}, 1, served, "tiny").warnings == (
         "interventions[0] moved a token by 65.2 x its residual norm; text usually breaks above 1.",
     )
 
@@ -51,19 +51,19 @@ DOUBTFUL: list[Any] = [
 
 
 @pytest.fixture
-def zoned(served: Served) -> Served:
+def zoned(served: SteeringContext) -> SteeringContext:
     return replace(served, saes={**served.saes, "big": entry("big", 8, 100, ZONED)})
 
 
 @pytest.mark.parametrize(("operation", "says"), DOUBTFUL)
 def test_values_that_do_too_little_or_lie_outside_the_green_zone_are_warned_of(
-    zoned: Served, operation: Operation, says: list[str]
+    zoned: SteeringContext, operation: Operation, says: list[str]
 ) -> None:
     warnings = warnings_before(resolve(steering(operation), zoned).program, zoned)
     assert [part for part, warning in zip(says, warnings, strict=True) if part in warning] == says
 
 
-def test_a_receipt_warns_of_what_did_too_little_and_of_clamps_outside_the_green_zone(zoned: Served) -> None:
+def test_a_receipt_warns_of_what_did_too_little_and_of_clamps_outside_the_green_zone(zoned: SteeringContext) -> None:
     resolved = resolve(
         steering(
             Clamp(feature="big/bridge", value=0.9),
@@ -80,14 +80,14 @@ def test_a_receipt_warns_of_what_did_too_little_and_of_clamps_outside_the_green_
         "prompt": [5] * 4,
         "tallies": [{**tally, "dose_max": dose} for dose in doses],
     }
-    assert receipt(resolved, {0: done}, 1, zoned, "tiny").warnings == (
+    assert build_receipt(resolved, {0: done}, 1, zoned, "tiny").warnings == (
         "interventions[0]: 0.9 x max_act is outside the zone that was found to work, 0.5 to 0.75.",
         "interventions[1] moved no token by more than 0.0123 x its residual norm: below 0.02 answers hardly change.",
     )
 
 
-def test_what_was_cached_is_not_warned_of_as_too_little(served: Served) -> None:
+def test_what_was_cached_is_not_warned_of_as_too_little(served: SteeringContext) -> None:
     resolved = resolve(steering(Clamp(feature="big/bridge", value=0.5)), served)
     cached = {**report(0, 0, 0.0, 0.0), "prompt": [7]}
     cached["tallies"][0]["dose_max"] = 0.0
-    assert receipt(resolved, {0: cached}, 1, served, "tiny").warnings == ()
+    assert build_receipt(resolved, {0: cached}, 1, served, "tiny").warnings == ()

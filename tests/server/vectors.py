@@ -11,13 +11,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from saeclamp_saes import Site
-from saeclamp_server.site_norms import Lengths
-from saeclamp_server.vectors import Place, VectorFolder, Vectors
+from saeclamp_server.site_norms import SiteNorms
+from saeclamp_server.vectors import VectorRegistry, VectorSite, VectorStorage
 
 WIDTH = 8
 SAID = {"layer": "3", "site": "resid_post", "sign": "+1", "source": "means of 40 prompts"}
-PLACES = (Place(Site("resid_post", 3), WIDTH, 2), Place(Site("resid_mid", 5), WIDTH, 2))
-LENGTHS = {"vectors@resid_post 3": Lengths(50.0, []), "vectors@resid_mid 5": Lengths(None, [])}
+PLACES = (VectorSite(Site("resid_post", 3), WIDTH, 2), VectorSite(Site("resid_mid", 5), WIDTH, 2))
+LENGTHS = {"vectors@resid_post 3": SiteNorms(50.0, []), "vectors@resid_mid 5": SiteNorms(None, [])}
 
 
 def numbers(seed: int = 0) -> Tensor:
@@ -44,5 +44,5 @@ class Engine:
         return [None]
 
 
-def held(folder: Path, engine: Engine | None = None) -> Vectors:
-    return Vectors(PLACES, LENGTHS, VectorFolder(folder), engine or Engine())
+def held(folder: Path, engine: Engine | None = None) -> VectorRegistry:
+    return VectorRegistry(PLACES, LENGTHS, VectorStorage(folder), engine or Engine())

@@ -74,7 +74,7 @@ def route_path(scope: Scope) -> str:
     return path.removeprefix(root) if path.startswith(f"{root}/") else path
 
 
-class Keys:
+class APIKeys:
     """Keys of which a request must carry one."""
 
     def __init__(self, keys: Iterable[str]) -> None:
@@ -101,7 +101,7 @@ class KeyGuard:
     """ASGI middleware that lets only public paths be called without a key; behind CORS, which answers preflights."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
-        self._app, self._keys = app, Keys(keys)
+        self._app, self._keys = app, APIKeys(keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what is public or carries a key; refuse the rest, websockets too."""

@@ -59,7 +59,7 @@ class ErrorEnvelope:
         if scope["type"] != "http" or scope["method"] == "HEAD":
             return await self._app(scope, receive, send)
         scope = _named(scope)
-        asked, answer = _Asked(receive, self._max_kept), _Answer(send, scope)
+        asked, answer = _BufferedRequest(receive, self._max_kept), _BufferedResponse(send, scope)
         answer.asked = asked
         await self._app(scope, asked.receive, answer.send)
 
@@ -70,7 +70,7 @@ def _named(scope: Scope) -> Scope:
     return {**scope, "headers": [*scope["headers"], (b"x-request-id", uuid.uuid4().hex.encode())]}
 
 
-class _Asked:
+class _BufferedRequest:
     """A request's body, kept until it is clear that the answer is no error, which may be about one of its fields."""
 
     def __init__(self, receive: Receive, max_kept: int) -> None:
@@ -98,10 +98,10 @@ class _Asked:
         return body if isinstance(body, dict) else {}
 
 
-class _Answer:
+class _BufferedResponse:
     """Holds an error back until it is whole."""
 
-    asked: _Asked
+    asked: _BufferedRequest
 
     def __init__(self, send: Send, scope: Scope) -> None:
         self._send, self._path = send, path_of(scope)

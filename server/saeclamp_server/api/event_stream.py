@@ -12,7 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from saeclamp.types import Answer, Progress
 from saeclamp_server.api.disconnect import cancelled, hung_up
-from saeclamp_server.api.model_client import Model
+from saeclamp_server.api.model_client import ModelClient
 from saeclamp_server.api.model_share import ModelShare
 from saeclamp_server.api.progress import ProgressCounter
 from saeclamp_server.errors import RequestError, ServerFailedError
@@ -35,7 +35,7 @@ PROGRESS: dict[int | str, dict[str, Any]] = {
 SILENT_S = 15
 """After which it is reported again, as proxies end connections on which nothing is sent."""
 
-Ask = Callable[[Model, ProgressCounter], Awaitable[Answer]]
+Ask = Callable[[ModelClient, ProgressCounter], Awaitable[Answer]]
 """Answers a request with the model, and counts its steps."""
 
 

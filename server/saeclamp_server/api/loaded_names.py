@@ -15,8 +15,8 @@ from saeclamp_server.api.lookalikes import AT_TOP_LEVEL, messages_in, variant_hi
 from saeclamp_server.api.outside_body import query_fields
 from saeclamp_server.api.steering_words import plain
 from saeclamp_server.errors import InvalidSteeringError
-from saeclamp_server.steering import Served
-from saeclamp_server.variants import Variants
+from saeclamp_server.steering import SteeringContext
+from saeclamp_server.variants import VariantRegistry
 
 MAX_PARTS = 1000
 """Parts of an unknown field that are looked at: more than there are interventions."""
@@ -36,8 +36,8 @@ async def refuse_loaded_names(body: Any, scope: Scope) -> None:
     if not fields and not models:
         return
     state = scope["app"].state
-    served: Served = state.served
-    variants: Variants = state.variants
+    served: SteeringContext = state.served
+    variants: VariantRegistry = state.variants
     of_variants = await variants.all_names()
     owners = _owners(served, of_variants)
     for name, (path, key) in fields.items():
@@ -78,7 +78,7 @@ def _strings_in(value: Any) -> Iterator[str]:
                 yield text
 
 
-def _is_a_full_name(text: str, served: Served, variants: Variants) -> bool:
+def _is_a_full_name(text: str, served: SteeringContext, variants: VariantRegistry) -> bool:
     """Whether a text is a feature's name with its SAE's, or a variant's with its model's; nobody writes these by chance."""
     sae, slash, feature = text.partition("/")
     return bool(slash and feature and sae in served.saes) or variants.is_of_a_base(text)
@@ -93,7 +93,7 @@ def _other_models(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"{path}.model", model
 
 
-def _owners(served: Served, of_variants: Iterable[str]) -> dict[str, str]:
+def _owners(served: SteeringContext, of_variants: Iterable[str]) -> dict[str, str]:
     """Say of each name, as `plain` writes it, what has it."""
     notes = [note for sae in served.saes.values() for note in sae.features.values()]
     return {

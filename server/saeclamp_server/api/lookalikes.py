@@ -14,7 +14,7 @@ from typing import Any
 from saeclamp.types import MAX_KEY, Steering, looks_like_steering
 from saeclamp.types.refusals import did_you_mean, shown
 from saeclamp_server.api.known_fields import MESSAGE_FIELDS, made_up_fields
-from saeclamp_server.api.steering_words import FOREIGN_KEYS, Keys, plain
+from saeclamp_server.api.steering_words import FOREIGN_KEYS, SteeringKeys, plain
 from saeclamp_server.errors import InvalidRequestError, InvalidSteeringError
 from saeclamp_server.steering.program import EXTRA_ARGS_KEY, RECORD_KEY
 
@@ -61,7 +61,7 @@ def refuse_lookalikes(body: Mapping[str, Any], path: str = "") -> None:
 
     path: of the endpoint, which says what fields hold what users make up; "" for any
     """
-    keys, made_up = Keys(), made_up_fields(path)
+    keys, made_up = SteeringKeys(), made_up_fields(path)
     refuse_long_names(body)
     for key, value in body.items():
         if key == "steering":
@@ -86,7 +86,7 @@ def refuse_long_names(names: Iterable[str]) -> None:
         raise InvalidRequestError(f"The name of a field has {len(longest)} characters: {shown(longest)}.", None)
 
 
-def _refuse_key(key: str, value: Any, body: Mapping[str, Any], keys: Keys) -> None:
+def _refuse_key(key: str, value: Any, body: Mapping[str, Any], keys: SteeringKeys) -> None:
     if not key.isascii():  # no field has such a name, and some of these letters only look like those of `steering`
         escaped = key.encode("ascii", "backslashreplace").decode()
         raise InvalidSteeringError(f"Unknown field {escaped!r}. Did you mean 'steering'?", escaped)
@@ -131,7 +131,7 @@ def messages_in(body: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any
                     yield f"{field}[{number}]", inner
 
 
-def _asks_inside(value: Any, keys: Keys, is_passed_on: bool) -> bool:
+def _asks_inside(value: Any, keys: SteeringKeys, is_passed_on: bool) -> bool:
     """Whether an object, or one within it, asks for steering; `is_passed_on` is that of an object nobody else fills."""
     if isinstance(value, str):
         return is_passed_on and '"steering"' in value
@@ -155,7 +155,7 @@ def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
             waiting += inner
 
 
-def _refuse_xargs(xargs: Any, keys: Keys) -> None:
+def _refuse_xargs(xargs: Any, keys: SteeringKeys) -> None:
     for key in xargs if isinstance(xargs, Mapping) else ():
         owner = FOREIGN_XARGS.get(key[:MAX_KEY].lower())
         if keys.ask(key) or owner is not None:
@@ -164,7 +164,7 @@ def _refuse_xargs(xargs: Any, keys: Keys) -> None:
             raise InvalidSteeringError(f"{path} {said}. {AT_TOP_LEVEL}", path)
 
 
-def _refuse_in_messages(body: Mapping[str, Any], keys: Keys) -> None:
+def _refuse_in_messages(body: Mapping[str, Any], keys: SteeringKeys) -> None:
     for path, message in messages_in(body):
         asking = next(
             (key for key in message.keys() - MESSAGE_FIELDS if _asks_in_message(key, message[key], keys)), None
@@ -177,7 +177,7 @@ def _refuse_in_messages(body: Mapping[str, Any], keys: Keys) -> None:
             raise InvalidSteeringError(f"A message cannot be steered. {hint}{AT_TOP_LEVEL}", path)
 
 
-def _asks_in_message(key: str, value: Any, keys: Keys) -> bool:
+def _asks_in_message(key: str, value: Any, keys: SteeringKeys) -> bool:
     if keys.are_certain(key):
         return True
     if value is None:

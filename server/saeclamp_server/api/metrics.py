@@ -26,14 +26,14 @@ ADMISSION = Histogram(
 )
 
 
-def watch(admission: Admission) -> None:
+def observe_queue(admission: Admission) -> None:
     """Show what is in use, and who waits."""
     IN_USE.set_function(lambda: admission.num_in_use)
     WAITING.set_function(lambda: admission.num_waiting)
 
 
 @contextmanager
-def admission() -> Iterator[None]:
+def time_resolution() -> Iterator[None]:
     """Time the admission of a request."""
     started = perf_counter()
     yield

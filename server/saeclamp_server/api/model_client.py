@@ -35,7 +35,7 @@ class Prompt:
         return [self.spans is not None and role is None for role in self.roles()]
 
 
-class Reading(NamedTuple):
+class TokenActivations(NamedTuple):
     """What was seen at one token, as in `step_report.ReadoutChunk`."""
 
     acts: list[float | None]
@@ -50,7 +50,7 @@ class Reading(NamedTuple):
         return not self.edits and all(read is None for read in (*self.acts, *self.top.values()))
 
 
-class Recording(NamedTuple):
+class PromptRecording(NamedTuple):
     """What of a prompt is to be recorded in the engine."""
 
     key: str
@@ -61,7 +61,7 @@ class Recording(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Run:
+class GenerateRequest:
     """One sequence that the engine is to run. Generates greedily unless told otherwise."""
 
     ids: tuple[int, ...]
@@ -78,7 +78,7 @@ class Run:
     """
     logprobs: int | None = None
     """As `prompt_logprobs`, at each generated position."""
-    recording: Recording | None = None
+    recording: PromptRecording | None = None
     """Of unsteered runs alone."""
 
     @property
@@ -93,14 +93,14 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class GenerateResult:
     """What the engine made of it."""
 
     ids: tuple[int, ...]
     """Generated."""
     text: str
     finish_reason: str | None
-    readings: Mapping[int, Reading]
+    readings: Mapping[int, TokenActivations]
     """By position."""
     logprobs: Likelihoods
     """Of each generated position; empty where none were wanted."""
@@ -109,17 +109,17 @@ class Outcome:
     receipt: Receipt | None
 
 
-class Model(Protocol):
+class ModelClient(Protocol):
     """What is served, beside OpenAI's endpoints."""
 
     name: str
     """Of the base model."""
 
-    async def of_text(self, text: str, path: str) -> Prompt:
+    async def from_text(self, text: str, path: str) -> Prompt:
         """Tokenise a text. Raises RequestError, which names `path`."""
         ...
 
-    async def of_messages(self, messages: Sequence[Message], path: str, answers: bool = False) -> Prompt:
+    async def from_messages(self, messages: Sequence[Message], path: str, answers: bool = False) -> Prompt:
         """
         Render a conversation.
 
@@ -143,7 +143,7 @@ class Model(Protocol):
         """Return the bytes of each token that is a part of a character; None for others."""
         ...
 
-    async def run(self, run: Run, path: str, heard: Callable[[int], None] | None = None) -> Outcome:
+    async def run(self, run: GenerateRequest, path: str, heard: Callable[[int], None] | None = None) -> GenerateResult:
         """
         Run one sequence, in the engine's batch. Cancelled, it ends in the engine too.
 
@@ -153,7 +153,7 @@ class Model(Protocol):
         ...
 
 
-class Directions(Protocol):
+class DecoderQueries(Protocol):
     """What the engine knows of decoder rows."""
 
     async def nearest(self, sae: str, indices: Sequence[int], count: int) -> list[list[tuple[int, float]]]:
@@ -169,21 +169,21 @@ class Directions(Protocol):
         ...
 
 
-async def prompt_of(
-    model: Model, text: str | None, messages: Sequence[Message] | None, answers: bool = False
+async def tokenize_request(
+    model: ModelClient, text: str | None, messages: Sequence[Message] | None, answers: bool = False
 ) -> tuple[Prompt, str]:
     """Tokenise a request's `text` or `messages`, and say which of them it was. Raises RequestError."""
     if text is not None:
-        return await model.of_text(text, "text"), "text"
-    return await model.of_messages(messages or (), "messages", answers), "messages"
+        return await model.from_text(text, "text"), "text"
+    return await model.from_messages(messages or (), "messages", answers), "messages"
 
 
-async def run_all(model: Model, runs: Sequence[tuple[Run, str]]) -> list[Outcome]:
+async def generate_all(model: ModelClient, runs: Sequence[tuple[GenerateRequest, str]]) -> list[GenerateResult]:
     """Run sequences in one batch, as far as the engine has room. The first error ends all of them."""
-    return await all_of(model.run(run, path) for run, path in runs)
+    return await gather_first_error(model.run(run, path) for run, path in runs)
 
 
-async def all_of(work: Iterable[Coroutine[Any, Any, ResultT]]) -> list[ResultT]:
+async def gather_first_error(work: Iterable[Coroutine[Any, Any, ResultT]]) -> list[ResultT]:
     """Do things side by side. The first error ends all of them, where `asyncio.gather` would let the others go on."""
     try:
         async with asyncio.TaskGroup() as group:
@@ -193,8 +193,8 @@ async def all_of(work: Iterable[Coroutine[Any, Any, ResultT]]) -> list[ResultT]:
     return [task.result() for task in tasks]
 
 
-async def expected(
-    model: Model, answers: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], path: str, num_likely: int = 0
+async def score_answers(
+    model: ModelClient, answers: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], path: str, num_likely: int = 0
 ) -> list[Likelihoods]:
     """
     Find what the unsteered model expects at each token of answers: logprobs of the token itself and of the likeliest ones.
@@ -206,7 +206,7 @@ async def expected(
     async def of(prompt: tuple[int, ...], ids: tuple[int, ...]) -> Likelihoods:
         if not ids:
             return Likelihoods()
-        outcome = await model.run(Run((*prompt, *ids), prompt_logprobs=num_likely), path)
+        outcome = await model.run(GenerateRequest((*prompt, *ids), prompt_logprobs=num_likely), path)
         return outcome.prompt_logprobs.behind(len(prompt))
 
-    return await all_of(of(prompt, ids) for prompt, ids in answers)
+    return await gather_first_error(of(prompt, ids) for prompt, ids in answers)

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from saeclamp_server.api.model_client import Model, Outcome, Prompt, Run
+from saeclamp_server.api.model_client import GenerateRequest, GenerateResult, ModelClient, Prompt
 from saeclamp_server.api.progress import ProgressCounter
 from saeclamp_server.steering.chat_spans import Message
 
@@ -22,7 +22,7 @@ MAX_CELLS = 1 << 22
 """Numbers that the engine says of all sequences in it for these requests; about 12 bytes each."""
 
 
-class Room:
+class CellBudget:
     """Lets in whoever fits, in the order in which they came. For one event loop."""
 
     def __init__(self, num_cells: int = MAX_CELLS) -> None:
@@ -69,18 +69,18 @@ class Room:
 class ModelShare:
     """A `model_client.Model`, for one request."""
 
-    def __init__(self, model: Model, room: Room, counter: ProgressCounter) -> None:
+    def __init__(self, model: ModelClient, room: CellBudget, counter: ProgressCounter) -> None:
         self.name, self.num_tokens = model.name, model.num_tokens
         self._model, self._room, self._counter = model, room, counter
         self._turn = asyncio.Semaphore(NUM_AT_ONCE)
 
-    async def of_text(self, text: str, path: str) -> Prompt:
+    async def from_text(self, text: str, path: str) -> Prompt:
         """Tokenise a text. Raises RequestError."""
-        return await self._model.of_text(text, path)
+        return await self._model.from_text(text, path)
 
-    async def of_messages(self, messages: Sequence[Message], path: str, answers: bool = False) -> Prompt:
+    async def from_messages(self, messages: Sequence[Message], path: str, answers: bool = False) -> Prompt:
         """Render a conversation. Raises RequestError."""
-        return await self._model.of_messages(messages, path, answers)
+        return await self._model.from_messages(messages, path, answers)
 
     def token_ids(self, text: str) -> list[int]:
         """Tokenise a piece of text as it stands."""
@@ -94,7 +94,7 @@ class ModelShare:
         """Return the bytes of each token that is a part of a character; None for others."""
         return self._model.token_bytes(ids)
 
-    async def run(self, run: Run, path: str, heard: Callable[[int], None] | None = None) -> Outcome:
+    async def run(self, run: GenerateRequest, path: str, heard: Callable[[int], None] | None = None) -> GenerateResult:
         """Run one sequence when it is its turn. Raises RequestError."""
         num_heard, num_steps = 0, run.max_tokens
 

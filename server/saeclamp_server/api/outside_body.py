@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 from saeclamp.types import MAX_KEY
 from saeclamp.types.refusals import shown
 from saeclamp_server.api.lookalikes import AT_TOP_LEVEL, WRAPPERS, variant_hint
-from saeclamp_server.api.steering_words import Keys, plain
+from saeclamp_server.api.steering_words import SteeringKeys, plain
 from saeclamp_server.errors import InvalidRequestError, InvalidSteeringError
 
 MAX_QUERY = 1 << 16
@@ -30,7 +30,7 @@ def query_fields(query: bytes) -> list[tuple[str, str]]:
 
 def refuse_query(query: bytes) -> None:
     """Raise RequestError for steering in the query of a request's URL."""
-    keys = Keys()
+    keys = SteeringKeys()
     for key, value in query_fields(query):
         is_wrapper = plain(key) in (*WRAPPERS, "vllm_xargs")
         if is_wrapper or keys.ask(key) or "/" in key or '"steering"' in value:

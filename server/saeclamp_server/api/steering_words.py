@@ -97,7 +97,7 @@ def asks_for_steering(key: str) -> bool:
     return not ACTIVATION_WORDS.isdisjoint(words) and ATTRIBUTE_WORDS.union(ACTIVATION_WORDS).issuperset(words)
 
 
-class Keys:
+class SteeringKeys:
     """Field names of a body that are looked at, once each; so many that it would take long are refused."""
 
     def __init__(self) -> None:

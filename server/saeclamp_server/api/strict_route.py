@@ -56,7 +56,7 @@ class OwnRequest(Request):
         return self._json
 
 
-class OwnRoute(APIRoute):
+class StrictRoute(APIRoute):
     """
     A route whose body and parameters FastAPI checks, and whose refusals are ours.
 
@@ -81,7 +81,7 @@ class OwnRoute(APIRoute):
         return handle
 
 
-class EndingRoute(OwnRoute):
+class EndingRoute(StrictRoute):
     """A route whose work ends when its client hangs up: one that finds something out, and changes nothing."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -99,7 +99,7 @@ class EndingRoute(OwnRoute):
         return handle
 
 
-def own_router(ends_with_client: bool = False) -> APIRouter:
+def strict_router(ends_with_client: bool = False) -> APIRouter:
     """
     Make a router for endpoints of ours; its documentation says how they refuse.
 
@@ -114,7 +114,7 @@ def own_router(ends_with_client: bool = False) -> APIRouter:
     responses: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorBody, "description": description} for status, description in said.items()
     }
-    return APIRouter(route_class=EndingRoute if ends_with_client else OwnRoute, responses=responses)
+    return APIRouter(route_class=EndingRoute if ends_with_client else StrictRoute, responses=responses)
 
 
 async def _check_steering(request: OwnRequest) -> None:

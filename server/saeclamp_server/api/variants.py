@@ -5,10 +5,10 @@ from __future__ import annotations
 from fastapi import Request, Response
 
 from saeclamp.types import DeletedVariant, ImportedVariants, NewVariant, Variant, VariantExport, VariantList
-from saeclamp_server.api.strict_route import own_router
-from saeclamp_server.variants import Variants
+from saeclamp_server.api.strict_route import strict_router
+from saeclamp_server.variants import VariantRegistry
 
-router = own_router()
+router = strict_router()
 
 
 @router.post("/v1/variants", responses={201: {"model": Variant, "description": "A new version"}})
@@ -34,7 +34,7 @@ async def export_variants(request: Request) -> VariantExport:
 @router.post("/v1/variants/import")
 async def import_variants(body: VariantExport, request: Request) -> ImportedVariants:
     """Take in what another server has exported: all of it, or none."""
-    num_new, num_known = await _held(request).take_in(body)
+    num_new, num_known = await _held(request).import_(body)
     return ImportedVariants(num_new=num_new, num_known=num_known)
 
 
@@ -51,6 +51,6 @@ async def delete_variant(request: Request, name: str) -> DeletedVariant:
     return DeletedVariant(id=deleted, deleted=True, num_versions=num)
 
 
-def _held(request: Request) -> Variants:
-    variants: Variants = request.app.state.variants
+def _held(request: Request) -> VariantRegistry:
+    variants: VariantRegistry = request.app.state.variants
     return variants

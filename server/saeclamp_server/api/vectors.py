@@ -7,11 +7,11 @@ from typing import Any
 from fastapi import Request, Response
 
 from saeclamp.types import DeletedVector, StoredVector, StoredVectors
-from saeclamp_server.api.strict_route import own_router
+from saeclamp_server.api.strict_route import strict_router
 from saeclamp_server.errors import InvalidVectorError, UnknownVectorError, VectorTooLargeError
-from saeclamp_server.vectors import MAX_BYTES, Vectors
+from saeclamp_server.vectors import MAX_BYTES, VectorRegistry
 
-router = own_router()
+router = strict_router()
 
 CONTENT_TYPE = "application/octet-stream"
 """Which a page in a browser cannot send to another site without being allowed to."""
@@ -65,8 +65,8 @@ async def delete_vector(request: Request, name: str) -> DeletedVector:
     return DeletedVector(name=name, deleted=True)
 
 
-def _held(request: Request) -> Vectors:
-    vectors: Vectors = request.app.state.served.vectors
+def _held(request: Request) -> VectorRegistry:
+    vectors: VectorRegistry = request.app.state.served.vectors
     return vectors
 
 

@@ -26,8 +26,8 @@ from saeclamp import (
 )
 from saeclamp._requests import default_headers, server_root
 from saeclamp_server.calibration.errors import CalibrationError
-from saeclamp_server.calibration.metrics import Answer
-from saeclamp_server.sanitize import visible_line
+from saeclamp_server.calibration.metrics import MeasuredAnswer
+from saeclamp_server.sanitize import escape_to_one_line
 
 T = TypeVar("T")
 MAX_RETRIES = 5
@@ -48,13 +48,13 @@ class Decoding:
 GREEDY = Decoding("greedy", 0, 1.1, (None,))
 
 
-def sampled(num_seeds: int) -> Decoding:
+def sampling_decoding(num_seeds: int) -> Decoding:
     """Sampling, with seeds from 0."""
     return Decoding("sampled", 0.7, 1.0, tuple(range(num_seeds)))
 
 
 @dataclass(frozen=True)
-class Dose:
+class CalibrationDose:
     """A feature, and what it is clamped to."""
 
     sae: str
@@ -68,7 +68,7 @@ class Dose:
         return Clamp(feature=FeatureIndex(sae=self.sae, index=self.index), value=self.act, unit="act")
 
 
-class Asker:
+class AnswerClient:
     """One server, asked the same way each time."""
 
     def __init__(self, client: AsyncClient, max_tokens: int, plain: bool, at_once: int, sae_sha256: str) -> None:
@@ -86,17 +86,17 @@ class Asker:
         self._slots = asyncio.Semaphore(at_once)
         self._sae_sha256 = sae_sha256
 
-    async def check(self, prompt: str, decoding: Decoding, doses: Sequence[Dose]) -> None:
+    async def check(self, prompt: str, decoding: Decoding, doses: Sequence[CalibrationDose]) -> None:
         """
         Find out, for a token each, whether the server has the very SAE and takes these doses.
 
         Raises CalibrationError.
         """
-        await _together(self._check(prompt, decoding, dose) for dose in doses)
+        await _gather_first_error(self._check(prompt, decoding, dose) for dose in doses)
 
     async def answers(
-        self, prompts: Sequence[str], decodings: Sequence[Decoding], dose: Dose | None
-    ) -> dict[str, list[Answer]]:
+        self, prompts: Sequence[str], decodings: Sequence[Decoding], dose: CalibrationDose | None
+    ) -> dict[str, list[MeasuredAnswer]]:
         """
         Ask every prompt, under every decoding and seed.
 
@@ -110,32 +110,32 @@ class Asker:
             for number, prompt in enumerate(prompts)
             for seed in decoding.seeds
         ]
-        said = await _together(
+        said = await _gather_first_error(
             self._answer(number, prompt, decoding, seed, dose) for decoding, number, prompt, seed in asked
         )
-        answers: dict[str, list[Answer]] = {decoding.name: [] for decoding in decodings}
+        answers: dict[str, list[MeasuredAnswer]] = {decoding.name: [] for decoding in decodings}
         for (decoding, *_), answer in zip(asked, said, strict=True):
             answers[decoding.name].append(answer)
         return answers
 
-    async def _check(self, prompt: str, decoding: Decoding, dose: Dose) -> None:
+    async def _check(self, prompt: str, decoding: Decoding, dose: CalibrationDose) -> None:
         async with self._slots:
             answer = await self._generate(prompt, decoding, decoding.seeds[0], dose, max_tokens=1)
         self._check_sae(answer.steering, dose)
 
     async def _answer(
-        self, number: int, prompt: str, decoding: Decoding, seed: int | None, dose: Dose | None
-    ) -> Answer:
+        self, number: int, prompt: str, decoding: Decoding, seed: int | None, dose: CalibrationDose | None
+    ) -> MeasuredAnswer:
         async with self._slots:
             answer = await self._generate(prompt, decoding, seed, dose, self._max_tokens)
             if dose is not None:
                 self._check_sae(answer.steering, dose)
             prompt_ids, ids = _token_ids(answer)
             nll = await self._nll(prompt_ids, ids) if ids else 0.0
-        return Answer(number, answer.text, len(ids), nll, seed, _mean_dose(answer.steering))
+        return MeasuredAnswer(number, answer.text, len(ids), nll, seed, _mean_dose(answer.steering))
 
     async def _generate(
-        self, prompt: str, decoding: Decoding, seed: int | None, dose: Dose | None, max_tokens: int
+        self, prompt: str, decoding: Decoding, seed: int | None, dose: CalibrationDose | None, max_tokens: int
     ) -> ChatCompletion | Completion:
         params: dict[str, Any] = {
             "max_tokens": max_tokens,
@@ -161,7 +161,7 @@ class Asker:
         entries = (scored.choices[0].model_extra or {})["prompt_logprobs"][len(prompt_ids) :]
         return -sum(float(entry[str(token)]["logprob"]) for entry, token in zip(entries, ids, strict=True))
 
-    def _check_sae(self, receipt: Receipt | None, dose: Dose) -> None:
+    def _check_sae(self, receipt: Receipt | None, dose: CalibrationDose) -> None:
         assert receipt is not None  # or the client would have raised
         if receipt.sae.get(dose.sae) != f"sha256:{self._sae_sha256}":
             raise CalibrationError(
@@ -196,7 +196,7 @@ def _mean_dose(receipt: Receipt | None) -> float | None:
     return dose.mean if dose else None
 
 
-async def _together(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+async def _gather_first_error(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """Run them at the same time; the first error ends them all, and is raised alone."""
     try:
         async with asyncio.TaskGroup() as group:
@@ -210,7 +210,7 @@ def _sentence(exc: Exception) -> Exception:
     """Say what went wrong; what nobody foresaw stays what it is."""
     if not isinstance(exc, SaeclampError):
         return exc
-    said = visible_line(str(exc))
+    said = escape_to_one_line(str(exc))
     if isinstance(exc, APIStatusError) and exc.code == "unknown_sae":
         return CalibrationError(
             "The server does not serve the SAE under this name: start it with the same --sae, or write the name that it has "

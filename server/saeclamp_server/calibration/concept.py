@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
 
-from saeclamp_server.calibration.text import WORD, WordSet, words_of
+from saeclamp_server.calibration.text import WORD, WordSet, tokenize_words
 
 if TYPE_CHECKING:
     from saeclamp_saes.labelling.table import Example, Feature, Labels
@@ -47,7 +47,7 @@ class Concept:
     texts_from: TextsFrom | None
 
     @classmethod
-    def of(
+    def build(
         cls, given: WordSet | None, description: str | None, label: Feature | None, background: Sequence[str] = ()
     ) -> Concept:
         """
@@ -58,7 +58,7 @@ class Concept:
         label:       the feature's row in the table of labels
         background:  texts of other features, from `background_of`
         """
-        words = given.words if given else words_of_label(label, background) if label else ()
+        words = given.words if given else label_words(label, background) if label else ()
         texts = tuple("".join(example.tokens).strip() for example in _strongest(label)) if label else ()
         words_from: WordsFrom | None = "--concept" if given else "labels" if words else None
         if texts or description is None:
@@ -77,14 +77,14 @@ class Concept:
         return WordSet(words) if words else None
 
 
-def background_of(labels: Labels) -> list[str]:
+def background_texts(labels: Labels) -> list[str]:
     """Read the strongest example of some features, evenly spread over the table."""
     step = -(-len(labels) // NUM_BACKGROUND)
     rows = (labels[index] for index in range(0, len(labels), step))
     return ["".join(example.tokens) for row in rows for example in _strongest(row)[:1]]
 
 
-def words_of_label(label: Feature, background: Sequence[str] = ()) -> tuple[str, ...]:
+def label_words(label: Feature, background: Sequence[str] = ()) -> tuple[str, ...]:
     """
     Take words from a feature's row: those it is active on, then the beginnings that it promotes, with a `*`.
 
@@ -95,7 +95,7 @@ def words_of_label(label: Feature, background: Sequence[str] = ()) -> tuple[str,
     counts = Counter(word for example in examples for word in _active_words(example))
     own = {"".join(example.tokens) for example in examples}
     others = [text for text in background if text not in own]
-    known = Counter(word for text in others for word in set(words_of(text)))
+    known = Counter(word for text in others for word in set(tokenize_words(text)))
     read = [
         word
         for word, count in counts.most_common()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from saeclamp.types import MAX_VALUE
 from saeclamp_saes import SAEEntry
 from saeclamp_saes.library.feature_book import NAME, FeatureNote, read_feature_book
-from saeclamp_server.calibration.concept import Concept, background_of
+from saeclamp_server.calibration.concept import Concept, background_texts
 from saeclamp_server.calibration.errors import CalibrationError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ MIN_VALUE = 1.2e-38
 
 
 @dataclass(frozen=True)
-class Target:
+class CalibrationTarget:
     """A feature to calibrate."""
 
     index: int
@@ -61,12 +61,12 @@ class Target:
                 )
 
 
-def book_of(entry: SAEEntry, out: Path) -> Mapping[int, FeatureNote]:
+def read_book(entry: SAEEntry, out: Path) -> Mapping[int, FeatureNote]:
     """Return the feature book that a run goes on with: the one in `out`, else the SAE's. Raises SAEError."""
     return read_feature_book(out, entry.summary.d_sae) or entry.features
 
 
-def labels_of(entry: SAEEntry, path: Path | None) -> Labels | None:
+def read_labels(entry: SAEEntry, path: Path | None) -> Labels | None:
     """
     Read the SAE's table of labels.
 
@@ -94,7 +94,7 @@ def resolve(
     words: Mapping[str | None, WordSet],
     max_acts: Mapping[str | None, float],
     similarity: bool = True,
-) -> list[Target]:
+) -> list[CalibrationTarget]:
     """
     Find each feature.
 
@@ -110,7 +110,7 @@ def resolve(
     doubles = {index for index, _ in found if [index for index, _ in found].count(index) > 1}
     if doubles:
         raise CalibrationError(f"Feature {min(doubles)} is named twice.")
-    background = background_of(labels) if labels else []
+    background = background_texts(labels) if labels else []
     keys = [
         {text, text.partition("=")[0], str(index), name} for text, (index, name) in zip(features, found, strict=True)
     ]
@@ -131,7 +131,7 @@ def _target(
     words: WordSet | None,
     max_act: float | None,
     similarity: bool,
-) -> Target:
+) -> CalibrationTarget:
     title = name or str(index)
     scales: dict[MaxActFrom, float | None] = {
         "--max-act": max_act,
@@ -145,7 +145,7 @@ def _target(
             f"label`, or give --max-act {title}=VALUE."
         )
     description = note.description if note else None
-    concept = Concept.of(words, description, label, background)
+    concept = Concept.build(words, description, label, background)
     if not similarity:
         concept = replace(concept, texts=(), texts_from=None)
     if not concept.words and not concept.texts:
@@ -153,7 +153,7 @@ def _target(
             f"Nothing tells whether an answer is about feature {title}: give words with --concept '{title}=word;some "
             "phrase', a table of labels with --examples, or a description in the feature book."
         )
-    return Target(index, name, description, known[1], known[0], concept)
+    return CalibrationTarget(index, name, description, known[1], known[0], concept)
 
 
 def _find(text: str, entry: SAEEntry, book: Mapping[int, FeatureNote]) -> tuple[int, str | None]:

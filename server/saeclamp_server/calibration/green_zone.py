@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from saeclamp_server.calibration.metrics import Bounded, Figures
+    from saeclamp_server.calibration.metrics import AnswerMetrics, Estimate
 
 SHARE_OF_BEST = 0.5
 MAX_PERPLEXITY = 2.0
@@ -49,7 +49,7 @@ class Point:
     """The clamp, in multiples of max_act."""
     act: float
     """The same in the encoder's units."""
-    figures: Mapping[str, Figures]
+    figures: Mapping[str, AnswerMetrics]
     """By decoding."""
 
 
@@ -89,7 +89,7 @@ def judge(points: Sequence[Point], criteria: Criteria, num_prompts: int) -> Verd
 
     points: by rising strength, at least one; each with what the criteria judge by
     """
-    by = criteria.judge or _known(points[0])
+    by = criteria.judge or _fixed_judge(points[0])
     scores = tuple(_score(point, by) for point in points)
     least = least_prompts(len(points))
     if num_prompts < least:
@@ -120,7 +120,7 @@ def judge(points: Sequence[Point], criteria: Criteria, num_prompts: int) -> Verd
     return Verdict(by, scores, green, (low, high), points[best].strength, why)
 
 
-def fluency(figures: Figures) -> float:
+def fluency(figures: AnswerMetrics) -> float:
     """
     1 for answers as fluent as unsteered ones, less for others; 0 where it cannot be measured.
 
@@ -137,7 +137,7 @@ def _untold(by: Judge, scores: tuple[float, ...], reason: str) -> Verdict:
     return Verdict(by, scores, (False,) * len(scores), None, None, f"Too few prompts to tell. {reason}", is_told=False)
 
 
-def _known(point: Point) -> Judge:
+def _fixed_judge(point: Point) -> Judge:
     return "words" if all(figures.hit_gain is not None for figures in point.figures.values()) else "similarity"
 
 
@@ -146,11 +146,11 @@ def _score(point: Point, by: Judge) -> float:
     return sum(scores) / len(scores)
 
 
-def _gain(figures: Figures, by: Judge) -> float:
+def _gain(figures: AnswerMetrics, by: Judge) -> float:
     return _bounded_gain(figures, by).value
 
 
-def _bounded_gain(figures: Figures, by: Judge) -> Bounded:
+def _bounded_gain(figures: AnswerMetrics, by: Judge) -> Estimate:
     gain = figures.hit_gain if by == "words" else figures.similar_gain
     assert gain is not None
     return gain

@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 
 from saeclamp_server.calibration.errors import CalibrationError
-from saeclamp_server.sanitize import visible
+from saeclamp_server.sanitize import escape_control_chars
 
 POLL_S = 0.5
 PROGRESS_S = 20
@@ -33,7 +33,7 @@ MODULE = (sys.executable, "-m", "saeclamp_server")
 
 
 @contextmanager
-def own_server(
+def managed_server(
     model: str, sae: str, engine_argv: Sequence[str], say: Callable[[str], None], command: Sequence[str] = MODULE
 ) -> Iterator[str]:
     """
@@ -120,7 +120,7 @@ def last_words(log: Path) -> str:
     traced = max((number for number, line in enumerate(lines) if line.startswith("Traceback")), default=-1)
     own = [line for line in lines[traced + 1 :] if line.startswith("saeclamp: ") and not line.endswith("...")]
     errors = [line for line in lines if "Error:" in line]
-    return visible((own or errors or lines)[-1].removeprefix("saeclamp: "))
+    return escape_control_chars((own or errors or lines)[-1].removeprefix("saeclamp: "))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

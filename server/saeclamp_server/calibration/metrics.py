@@ -28,7 +28,7 @@ Statistic = Callable[[Array], Array]
 
 
 @dataclass(frozen=True)
-class Answer:
+class MeasuredAnswer:
     """What the model said, and how likely it would have been unsteered."""
 
     prompt: int
@@ -43,7 +43,7 @@ class Answer:
     """Mean length of the edit as a share of the token's residual norm, from the receipt. None: unsteered."""
 
 
-class Bounded(NamedTuple):
+class Estimate(NamedTuple):
     """A figure and its bounds."""
 
     value: float
@@ -52,34 +52,34 @@ class Bounded(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Figures:
+class AnswerMetrics:
     """One strength under one decoding. Gains are differences to the unsteered answers, ratios are to theirs."""
 
     num_answers: int
-    hit: Bounded | None
+    hit: Estimate | None
     """Share of answers that hold a word of the concept. None: no words are known."""
-    hit_gain: Bounded | None
-    similar: Bounded | None
+    hit_gain: Estimate | None
+    similar: Estimate | None
     """Share of answers more similar to the examples than 95 % of the unsteered ones. None: no examples are known."""
-    similar_gain: Bounded | None
-    similarity_gain: Bounded | None
+    similar_gain: Estimate | None
+    similarity_gain: Estimate | None
     """Of the mean cosine with the examples."""
     perplexity: float | None
     """Under the unsteered model, over all tokens of all answers. None where no answer holds a token."""
-    perplexity_ratio: Bounded | None
+    perplexity_ratio: Estimate | None
     distinct_2: float | None
     """Mean over the answers of two words and more. None where there is none."""
-    distinct_2_ratio: Bounded | None
+    distinct_2_ratio: Estimate | None
     repetition: float | None
     """Mean over the answers that hold a word. None where there is none."""
-    repetition_gain: Bounded | None
+    repetition_gain: Estimate | None
     dose: float | None
 
     def to_json(self) -> dict[str, Any]:
         """Lay out for a file: figures with bounds as [value, low, high]."""
         return {
             name: [round(part, 5) for part in value]
-            if isinstance(value, Bounded)
+            if isinstance(value, Estimate)
             else round(value, 5)
             if isinstance(value, float)
             else value
@@ -87,20 +87,20 @@ class Figures:
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Figures:
+    def from_json(cls, value: Mapping[str, Any]) -> AnswerMetrics:
         """Read what `to_json` wrote."""
         values: dict[str, Any] = {
-            name: Bounded(*item) if isinstance(item, list) else item for name, item in value.items()
+            name: Estimate(*item) if isinstance(item, list) else item for name, item in value.items()
         }
         return cls(**values)
 
 
 def compare(
-    steered: Sequence[Answer],
-    unsteered: Sequence[Answer],
+    steered: Sequence[MeasuredAnswer],
+    unsteered: Sequence[MeasuredAnswer],
     words: WordSet | None,
     similarity: Callable[[Sequence[str]], Array] | None,
-) -> Figures:
+) -> AnswerMetrics:
     """
     Measure answers against the unsteered answers to the same prompts. Unsteered answers may be measured against themselves.
 
@@ -109,7 +109,7 @@ def compare(
     """
     num_prompts = 1 + max(answer.prompt for answer in (*steered, *unsteered))
     draws = np.random.default_rng(0).integers(num_prompts, size=(DRAWS, num_prompts))
-    one, other = (_Measured.of(answers, num_prompts, words, similarity) for answers in (steered, unsteered))
+    one, other = (_AnswerScores.of(answers, num_prompts, words, similarity) for answers in (steered, unsteered))
     hits = None if words is None else (one.mean("hit"), other.mean("hit"))
     perplexity = one.perplexity(), other.perplexity()
     pairs = one.mean("distinct_2"), other.mean("distinct_2")
@@ -120,7 +120,7 @@ def compare(
         similar = one.share_above(bar), other.share_above(bar)
         similarities = one.mean("similarity"), other.mean("similarity")
     doses = [answer.dose for answer in steered if answer.dose is not None]
-    return Figures(
+    return AnswerMetrics(
         num_answers=len(steered),
         hit=hits and _bounded(hits[0], draws),
         hit_gain=hits and _bounded(_gain(*hits), draws),
@@ -138,7 +138,7 @@ def compare(
 
 
 @dataclass(frozen=True)
-class _Measured:
+class _AnswerScores:
     """Measures of answers, one value an answer; NaN where an answer has none."""
 
     prompts: Array
@@ -151,11 +151,11 @@ class _Measured:
     @classmethod
     def of(
         cls,
-        answers: Sequence[Answer],
+        answers: Sequence[MeasuredAnswer],
         num_prompts: int,
         words: WordSet | None,
         similarity: Callable[[Sequence[str]], Array] | None,
-    ) -> _Measured:
+    ) -> _AnswerScores:
         texts = [answer.text for answer in answers]
         values = {"distinct_2": _array(map(distinct_2, texts)), "repetition": _array(map(repetition, texts))}
         if words is not None:
@@ -206,13 +206,13 @@ def _value(statistic: Statistic, num_prompts: int) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _bounded(statistic: Statistic, draws: Array) -> Bounded | None:
+def _bounded(statistic: Statistic, draws: Array) -> Estimate | None:
     value = _value(statistic, draws.shape[1])
     if value is None:
         return None
     drawn = statistic(draws)
     low, high = np.percentile(drawn[np.isfinite(drawn)], BOUNDS)
-    return Bounded(value, float(low), float(high))
+    return Estimate(value, float(low), float(high))
 
 
 def _divide(one: Array, other: Array) -> Array:

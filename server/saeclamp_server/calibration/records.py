@@ -10,10 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from saeclamp_saes.library.feature_book import FeatureNote
-from saeclamp_server.calibration.features import Target
+from saeclamp_server.calibration.features import CalibrationTarget
 from saeclamp_server.calibration.green_zone import Criteria, Point, Verdict
-from saeclamp_server.calibration.metrics import Figures
-from saeclamp_server.calibration.settings import Settings
+from saeclamp_server.calibration.metrics import AnswerMetrics
+from saeclamp_server.calibration.settings import CalibrationSettings
 from saeclamp_server.calibration.text import WordSet
 
 SHOWN_DIGITS = 3
@@ -21,13 +21,13 @@ SHOWN_DIGITS = 3
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class CalibrationRecord:
     """A feature, its curve, and what the curve says."""
 
-    target: Target
+    target: CalibrationTarget
     points: tuple[Point, ...]
     """By rising strength."""
-    unsteered: Mapping[str, Figures]
+    unsteered: Mapping[str, AnswerMetrics]
     """By decoding."""
     verdict: Verdict
     criteria: Criteria
@@ -105,14 +105,14 @@ def read_points(record: Mapping[str, Any]) -> list[Point]:
     """Read the curve that `to_json` wrote."""
     names = record["unsteered"].keys()
     return [
-        Point(item["strength"], item["act"], {name: Figures.from_json(item[name]) for name in names})
+        Point(item["strength"], item["act"], {name: AnswerMetrics.from_json(item[name]) for name in names})
         for item in record["curve"]
     ]
 
 
-def read_unsteered(record: Mapping[str, Any]) -> dict[str, Figures]:
+def read_unsteered(record: Mapping[str, Any]) -> dict[str, AnswerMetrics]:
     """Read the unsteered figures that `to_json` wrote."""
-    return {name: Figures.from_json(value) for name, value in record["unsteered"].items()}
+    return {name: AnswerMetrics.from_json(value) for name, value in record["unsteered"].items()}
 
 
 MEASURED = (
@@ -130,7 +130,9 @@ MEASURED = (
 )
 
 
-def measured(settings: Settings, target: Target, words: WordSet | None, server: Mapping[str, Any]) -> dict[str, Any]:
+def measurement_record(
+    settings: CalibrationSettings, target: CalibrationTarget, words: WordSet | None, server: Mapping[str, Any]
+) -> dict[str, Any]:
     """
     Say what a feature was measured with, now.
 

@@ -9,11 +9,11 @@ from textwrap import shorten
 from typing import Any, Protocol
 
 from saeclamp_saes.cli.output import print_facts, print_table
-from saeclamp_server.calibration.features import Target
+from saeclamp_server.calibration.features import CalibrationTarget
 from saeclamp_server.calibration.green_zone import Point
-from saeclamp_server.calibration.metrics import Bounded, Figures
-from saeclamp_server.calibration.records import Calibrated
-from saeclamp_server.sanitize import visible
+from saeclamp_server.calibration.metrics import AnswerMetrics, Estimate
+from saeclamp_server.calibration.records import CalibrationRecord
+from saeclamp_server.sanitize import escape_control_chars
 
 COLUMNS = ("x max", "hit", "similar", "perplexity x", "distinct-2 x", "repeated", "dose", "score", "green")
 SHOWN_LETTERS = 240
@@ -22,17 +22,17 @@ SHOWN_LETTERS = 240
 
 def say(message: str) -> None:
     """Tell the terminal what is going on."""
-    print(f"saeclamp: {visible(message)}", file=sys.stderr, flush=True)
+    print(f"saeclamp: {escape_control_chars(message)}", file=sys.stderr, flush=True)
 
 
-class Progress(Protocol):
+class CurveProgress(Protocol):
     """Counts points: told each one, None and None for the unsteered answers."""
 
-    def __call__(self, target: Target | None, point: Point | None) -> None: ...
+    def __call__(self, target: CalibrationTarget | None, point: Point | None) -> None: ...
 
 
 @contextmanager
-def progress(total: int) -> Iterator[Progress]:
+def progress(total: int) -> Iterator[CurveProgress]:
     """Say each point's figures on stderr, one line a point; on a terminal with a bar below them."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -44,7 +44,7 @@ def progress(total: int) -> Iterator[Progress]:
         task = bar.add_task("strengths", total=total)
         done = 0
 
-        def report(target: Target | None, point: Point | None) -> None:
+        def report(target: CalibrationTarget | None, point: Point | None) -> None:
             nonlocal done
             done += 1
             bar.update(task, completed=done)
@@ -56,14 +56,14 @@ def progress(total: int) -> Iterator[Progress]:
         yield report
 
 
-def print_curve(calibrated: Calibrated, sample: Mapping[str, Any] | None) -> None:
+def print_curve(calibrated: CalibrationRecord, sample: Mapping[str, Any] | None) -> None:
     """
     Print a feature's curve, its green zone marked, and what it says.
 
     sample: a prompt and its answers; None where none are at hand
     """
     verdict, several = calibrated.verdict, len(calibrated.unsteered) > 1
-    print_facts({name: visible(fact) for name, fact in _facts(calibrated, sample)})
+    print_facts({name: escape_control_chars(fact) for name, fact in _facts(calibrated, sample)})
     rows = []
     for name, figures in calibrated.unsteered.items():
         rows.append((name, "0", *_row(figures), "", ""))
@@ -74,7 +74,7 @@ def print_curve(calibrated: Calibrated, sample: Mapping[str, Any] | None) -> Non
     print_table(columns if several else columns[1:], rows if several else [row[1:] for row in rows])
 
 
-def _facts(calibrated: Calibrated, sample: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+def _facts(calibrated: CalibrationRecord, sample: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
     measured, verdict = calibrated.measured, calibrated.verdict
     concept = measured["concept"]
     yield "feature", f"{measured['sae']['name']}/{calibrated.target.title}"
@@ -96,7 +96,7 @@ def _facts(calibrated: Calibrated, sample: Mapping[str, Any] | None) -> Iterator
         yield f"  at {sample['strength']:g}", _short(sample["steered"])
 
 
-def _row(figures: Figures) -> tuple[str, ...]:
+def _row(figures: AnswerMetrics) -> tuple[str, ...]:
     return (
         _bounds(figures.hit),
         _bounds(figures.similar),
@@ -111,7 +111,7 @@ def _short(text: str) -> str:
     return shorten(text, SHOWN_LETTERS, placeholder=" ...")
 
 
-def _line(figures: Mapping[str, Figures]) -> str:
+def _line(figures: Mapping[str, AnswerMetrics]) -> str:
     return "; ".join(
         f"{name}: hit {_value(of.hit)}, similar {_value(of.similar)}, perplexity {_value(of.perplexity_ratio)} x, "
         f"distinct-2 {_value(of.distinct_2_ratio)} x"
@@ -119,11 +119,11 @@ def _line(figures: Mapping[str, Figures]) -> str:
     )
 
 
-def _value(figure: Bounded | None) -> str:
+def _value(figure: Estimate | None) -> str:
     return "-" if figure is None else f"{figure.value:.2f}"
 
 
-def _bounds(figure: Bounded | None) -> str:
+def _bounds(figure: Estimate | None) -> str:
     return "-" if figure is None else f"{figure.value:.2f} ({figure.low:.2f}-{figure.high:.2f})"
 
 

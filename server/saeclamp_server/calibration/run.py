@@ -10,28 +10,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saeclamp_saes.library.feature_book import update_feature_book
-from saeclamp_server.calibration.client import Asker, Dose
+from saeclamp_server.calibration.client import AnswerClient, CalibrationDose
 from saeclamp_server.calibration.errors import CalibrationError
-from saeclamp_server.calibration.features import Target
+from saeclamp_server.calibration.features import CalibrationTarget
 from saeclamp_server.calibration.green_zone import Point, judge
-from saeclamp_server.calibration.metrics import Figures, compare
-from saeclamp_server.calibration.records import MEASURED, Calibrated, measured, read_points, read_unsteered
-from saeclamp_server.calibration.settings import Settings
-from saeclamp_server.calibration.storage import UNSTEERED, AnswerFile, Answers, CurveFile, Key
+from saeclamp_server.calibration.metrics import AnswerMetrics, compare
+from saeclamp_server.calibration.records import (
+    MEASURED,
+    CalibrationRecord,
+    measurement_record,
+    read_points,
+    read_unsteered,
+)
+from saeclamp_server.calibration.settings import CalibrationSettings
+from saeclamp_server.calibration.storage import UNSTEERED, AnswerJournal, AnswerKey, Answers, CurveFile
 from saeclamp_server.calibration.text import WordSet
 
 if TYPE_CHECKING:
-    from saeclamp_server.sentence_encoder import Encoder
+    from saeclamp_server.sentence_encoder import SentenceEncoder
 
 
 SAME_ACT = 1e-6
 """Share by which the clamp of a point that was measured earlier, when clamps had fewer digits, may be another one."""
 
 
-class Calibration:
+class CalibrationPlan:
     """Curves of features of an SAE: what is kept of them, what is still to be measured, and what they say."""
 
-    def __init__(self, settings: Settings, folder: Path, encoder: Encoder | None) -> None:
+    def __init__(self, settings: CalibrationSettings, folder: Path, encoder: SentenceEncoder | None) -> None:
         """
         Take up what a folder holds.
 
@@ -39,12 +45,12 @@ class Calibration:
         Raises CalibrationError.
         """
         self.settings = settings
-        self.answers = AnswerFile(folder, settings.identity, settings.questions)
+        self.answers = AnswerJournal(folder, settings.identity, settings.questions)
         self._curves = CurveFile(folder, settings.sae.sha256)
         self._folder = folder
         self._encoder = encoder
 
-    def kept(self, target: Target) -> dict[float, Point]:
+    def kept(self, target: CalibrationTarget) -> dict[float, Point]:
         """Points of the feature's curve that were measured as they would be now, by strength."""
         record = self._curves.curves.get(target.index)
         if record is None or record["identity"] != self.settings.identity_of(target):
@@ -55,13 +61,13 @@ class Calibration:
             if math.isclose(point.act, target.act_at(point.strength), rel_tol=SAME_ACT)
         }
 
-    def missing(self, target: Target) -> list[float]:
+    def missing(self, target: CalibrationTarget) -> list[float]:
         """Strengths that have no point yet; of those with the same clamp one."""
         known = {target.act_at(strength) for strength in self.kept(target)}
         by_act = {target.act_at(strength): strength for strength in reversed(self.settings.strengths)}
         return sorted(strength for act, strength in by_act.items() if act not in known)
 
-    def words_of(self, target: Target) -> WordSet | None:
+    def words_of(self, target: CalibrationTarget) -> WordSet | None:
         """Choose the words to look for, once there are unsteered answers. Raises CalibrationError where nothing tells."""
         texts = [answer.text for some in self.answers[UNSTEERED].values() for answer in some]
         words = target.concept.telling_words(texts)
@@ -69,7 +75,7 @@ class Calibration:
             raise _no_words(target)
         return words
 
-    def figures(self, answers: Answers, target: Target, words: WordSet | None) -> dict[str, Figures]:
+    def figures(self, answers: Answers, target: CalibrationTarget, words: WordSet | None) -> dict[str, AnswerMetrics]:
         """Compare answers with the unsteered ones, by decoding."""
         similarity = None
         if self._encoder is not None and target.concept.texts:
@@ -77,15 +83,19 @@ class Calibration:
         unsteered = self.answers[UNSTEERED]
         return {name: compare(some, unsteered[name], words, similarity) for name, some in answers.items()}
 
-    def judge_again(self, target: Target) -> Calibrated:
+    def judge_again(self, target: CalibrationTarget) -> CalibrationRecord:
         """Judge a kept curve of which nothing is missing, and keep the verdict. Raises CalibrationError."""
         record = self._curves.curves[target.index]
         said = {name: record[name] for name in MEASURED}
         return self.judge(target, self.kept(target), read_unsteered(record), said)
 
     def judge(
-        self, target: Target, points: Mapping[float, Point], unsteered: Mapping[str, Figures], said: Mapping[str, Any]
-    ) -> Calibrated:
+        self,
+        target: CalibrationTarget,
+        points: Mapping[float, Point],
+        unsteered: Mapping[str, AnswerMetrics],
+        said: Mapping[str, Any],
+    ) -> CalibrationRecord:
         """
         Judge a whole curve, and keep it with its verdict.
 
@@ -96,7 +106,7 @@ class Calibration:
         if criteria.judge == "words" and not said["concept"]["words"]:
             raise _no_words(target)
         verdict = judge(curve, criteria, said["prompts"]["count"])
-        calibrated = Calibrated(target, curve, unsteered, verdict, criteria, said)
+        calibrated = CalibrationRecord(target, curve, unsteered, verdict, criteria, said)
         sample = self._sample(target, calibrated.shown)
         self._curves.put(target.index, {**calibrated.to_json(), "sample": sample})
         # what cannot be told takes nothing out of the book that was found with more prompts
@@ -106,13 +116,13 @@ class Calibration:
             update_feature_book(self._folder, note, sae.summary.d_sae, source=beside)
         return calibrated
 
-    def record(self, calibrated: Calibrated) -> dict[str, Any]:
+    def record(self, calibrated: CalibrationRecord) -> dict[str, Any]:
         """Return what is kept of a feature, JSON-able."""
         return {"index": calibrated.target.index, **self._curves.curves[calibrated.target.index]}
 
-    def _sample(self, target: Target, shown: Point) -> dict[str, Any] | None:
+    def _sample(self, target: CalibrationTarget, shown: Point) -> dict[str, Any] | None:
         """Show one prompt with both its answers; None where the answers are not at hand any more."""
-        key = Key(target.index, shown.act)
+        key = AnswerKey(target.index, shown.act)
         if key not in self.answers or UNSTEERED not in self.answers:
             old = self._curves.curves.get(target.index, {}).get("sample")
             return old if old and old["strength"] == shown.strength else None
@@ -122,15 +132,15 @@ class Calibration:
         return {"strength": shown.strength, "prompt": prompt, "unsteered": unsteered, "steered": steered}
 
 
-class Run:
+class CalibrationRun:
     """One pass over features, through one server."""
 
     def __init__(
         self,
-        calibration: Calibration,
-        asker: Asker,
+        calibration: CalibrationPlan,
+        asker: AnswerClient,
         server: Mapping[str, Any],
-        report: Callable[[Target | None, Point | None], None],
+        report: Callable[[CalibrationTarget | None, Point | None], None],
     ) -> None:
         """
         Take what it works with.
@@ -143,7 +153,7 @@ class Run:
         self._server = server
         self._report = report
 
-    async def measure(self, targets: Sequence[Target]) -> list[Calibrated]:
+    async def measure(self, targets: Sequence[CalibrationTarget]) -> list[CalibrationRecord]:
         """
         Measure what is missing of each feature's curve. Answers are kept as soon as a point has all of its own.
 
@@ -151,7 +161,7 @@ class Run:
         """
         settings = self._calibration.settings
         doses = [
-            Dose(settings.sae.name, target.index, target.act_at(missing[-1]))
+            CalibrationDose(settings.sae.name, target.index, target.act_at(missing[-1]))
             for target in targets
             if (missing := self._calibration.missing(target))
         ]
@@ -165,7 +175,7 @@ class Run:
             raise _first(several) from several
         return [task.result() for task in tasks]
 
-    async def _measure_feature(self, target: Target) -> Calibrated:
+    async def _measure_feature(self, target: CalibrationTarget) -> CalibrationRecord:
         calibration = self._calibration
         words = calibration.words_of(target)
         async with asyncio.TaskGroup() as group:
@@ -175,25 +185,29 @@ class Run:
             ]
         points = {point.strength: point for point in (task.result() for task in tasks)}
         unsteered = calibration.figures(calibration.answers[UNSTEERED], target, words)
-        said = measured(calibration.settings, target, words, self._server)
+        said = measurement_record(calibration.settings, target, words, self._server)
         return calibration.judge(target, {**calibration.kept(target), **points}, unsteered, said)
 
-    async def _measure_point(self, target: Target, strength: float, words: WordSet | None) -> Point:
+    async def _measure_point(self, target: CalibrationTarget, strength: float, words: WordSet | None) -> Point:
         act = target.act_at(strength)
-        answers = await self._answers(Key(target.index, act))
+        answers = await self._answers(AnswerKey(target.index, act))
         point = Point(strength, act, self._calibration.figures(answers, target, words))
         self._report(target, point)
         return point
 
-    async def _answers(self, key: Key) -> Answers:
+    async def _answers(self, key: AnswerKey) -> Answers:
         settings, kept = self._calibration.settings, self._calibration.answers
         if key not in kept:
-            dose = None if key.feature is None or key.act is None else Dose(settings.sae.name, key.feature, key.act)
+            dose = (
+                None
+                if key.feature is None or key.act is None
+                else CalibrationDose(settings.sae.name, key.feature, key.act)
+            )
             kept.add(key, await self._asker.answers(settings.prompts.texts, settings.decodings, dose))
         return kept[key]
 
 
-def _no_words(target: Target) -> CalibrationError:
+def _no_words(target: CalibrationTarget) -> CalibrationError:
     return CalibrationError(
         f"The words that the labels give feature {target.title} ({', '.join(target.concept.words)}) stand in unsteered "
         f"answers too: give others with --concept '{target.title}=word;some phrase', or judge by similarity."

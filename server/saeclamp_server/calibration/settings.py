@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from saeclamp_saes import SAEEntry
     from saeclamp_server.calibration.client import Decoding
-    from saeclamp_server.calibration.features import Target
+    from saeclamp_server.calibration.features import CalibrationTarget
     from saeclamp_server.calibration.green_zone import Criteria
     from saeclamp_server.calibration.prompts import Prompts
 
@@ -27,7 +27,7 @@ MEASURES = 1
 
 
 @dataclass(frozen=True)
-class Settings:
+class CalibrationSettings:
     """How a run measures: what is the same for all its features."""
 
     sae: SAEEntry
@@ -67,7 +67,7 @@ class Settings:
         """Hex digest of what answers depend on."""
         return _sha256({"asked": self.asked, "form": ANSWERS})
 
-    def identity_of(self, target: Target) -> str:
+    def identity_of(self, target: CalibrationTarget) -> str:
         """Hex digest of what a feature's figures depend on, but for the strengths."""
         concept = asdict(target.concept)
         return _sha256({"asked": self.asked, "max_act": target.max_act, "concept": concept, "measures": MEASURES})

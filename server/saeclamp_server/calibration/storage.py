@@ -20,18 +20,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from saeclamp_server.calibration.errors import CalibrationError
-from saeclamp_server.calibration.metrics import Answer
+from saeclamp_server.calibration.metrics import MeasuredAnswer
 
 CURVES = "calibration.json"
 VERSION = 1
 LINE = 160
 """Characters up to which a value of the file of curves takes one line."""
 
-Answers = Mapping[str, Sequence[Answer]]
+Answers = Mapping[str, Sequence[MeasuredAnswer]]
 """By decoding."""
 
 
-class Key(NamedTuple):
+class AnswerKey(NamedTuple):
     """What answers are to; unsteered ones have neither."""
 
     feature: int | None = None
@@ -39,7 +39,7 @@ class Key(NamedTuple):
     act: float | None = None
 
 
-UNSTEERED = Key()
+UNSTEERED = AnswerKey()
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-class AnswerFile:
+class AnswerJournal:
     """The answers so far: what is written is kept, even if the process dies in the middle of the next line."""
 
     def __init__(self, folder: Path, settings: str, questions: Mapping[str, Sequence[tuple[int, int | None]]]) -> None:
@@ -77,17 +77,17 @@ class AnswerFile:
         self._kept = folder / f"{name}.kept.jsonl"
         self.path = self._kept if self._kept.exists() else folder / f"{name}.jsonl"
         self._questions = questions
-        self._answers: dict[Key, Answers] = {}
+        self._answers: dict[AnswerKey, Answers] = {}
         if self.path.exists():
             self._read()
 
-    def __contains__(self, key: Key) -> bool:
+    def __contains__(self, key: AnswerKey) -> bool:
         return key in self._answers
 
-    def __getitem__(self, key: Key) -> Answers:
+    def __getitem__(self, key: AnswerKey) -> Answers:
         return self._answers[key]
 
-    def add(self, key: Key, answers: Answers) -> None:
+    def add(self, key: AnswerKey, answers: Answers) -> None:
         """Keep answers."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(_line(key, answers))
@@ -101,7 +101,7 @@ class AnswerFile:
             os.replace(self.path, self._kept)
         self.path = self._kept
 
-    def release(self, done: AbstractSet[Key]) -> None:
+    def release(self, done: AbstractSet[AnswerKey]) -> None:
         """
         Drop answers that are not needed any more, and the file when no others are left, unless it is to stay.
 
@@ -134,22 +134,22 @@ class AnswerFile:
                 whole += len(line)
         os.truncate(self.path, whole)
 
-    def _parsed(self, line: bytes) -> tuple[Key, Answers]:
+    def _parsed(self, line: bytes) -> tuple[AnswerKey, Answers]:
         """Read a line. Raises one of several errors, ValueError among them, where it is none."""
         value = json.loads(line)
-        answers = {name: [Answer(**one) for one in some] for name, some in value["answers"].items()}
+        answers = {name: [MeasuredAnswer(**one) for one in some] for name, some in value["answers"].items()}
         asked = {name: [(one.prompt, one.seed) for one in some] for name, some in answers.items()}
         if asked != self._questions or not all(_is_whole(one) for some in answers.values() for one in some):
             raise ValueError
-        return Key(value["feature"], value["act"]), answers
+        return AnswerKey(value["feature"], value["act"]), answers
 
 
-def _line(key: Key, answers: Answers) -> str:
+def _line(key: AnswerKey, answers: Answers) -> str:
     value = {**key._asdict(), "answers": {name: [vars(one) for one in some] for name, some in answers.items()}}
     return json.dumps(value, ensure_ascii=False) + "\n"
 
 
-def _is_whole(answer: Answer) -> bool:
+def _is_whole(answer: MeasuredAnswer) -> bool:
     numbers = (answer.num_tokens, answer.nll, 0.0 if answer.dose is None else answer.dose)
     return isinstance(answer.text, str) and all(map(math.isfinite, numbers))
 

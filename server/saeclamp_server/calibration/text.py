@@ -14,21 +14,21 @@ LAST_WORDS = 20
 """Of an answer, in which repetition is counted."""
 
 
-def words_of(text: str) -> list[str]:
+def tokenize_words(text: str) -> list[str]:
     """Split into lowercase words; what is no letter, digit or apostrophe inside a word separates."""
     return WORD.findall(text.lower())
 
 
 def distinct_2(text: str) -> float | None:
     """Different pairs of neighbouring words, as a share of all pairs. None for a text of fewer than two words."""
-    words = words_of(text)
+    words = tokenize_words(text)
     pairs = list(pairwise(words))
     return len(set(pairs)) / len(pairs) if pairs else None
 
 
 def repetition(text: str) -> float | None:
     """Share of the last 20 words that have stood among these before. None for a text without words."""
-    last = words_of(text)[-LAST_WORDS:]
+    last = tokenize_words(text)[-LAST_WORDS:]
     return 1 - len(set(last)) / len(last) if last else None
 
 

@@ -30,7 +30,7 @@ serves none, but vectors at every --vector-site"""
 NO_SAE = "none"
 
 
-def parse(argv: list[str]) -> ServeOptions | argparse.Namespace:
+def parse_args(argv: list[str]) -> ServeOptions | argparse.Namespace:
     """
     Split the command line. Exits with status 2 and a usage message when it is wrong.
 
@@ -120,21 +120,21 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     serve.add_argument(
         "--max-vectors",
-        type=_capacity,
+        type=_positive_capacity,
         default=MAX_VECTORS,
         metavar="N",
         help=f"how many vectors each site holds (default {MAX_VECTORS}); 0 for none at all",
     )
     serve.add_argument(
         "--max-features",
-        type=_capacity,
+        type=_positive_capacity,
         default=MAX_FEATURES,
         metavar="N",
         help=f"how many distinct features requests may use at once (default {MAX_FEATURES}); more wait their turn",
     )
     serve.add_argument(
         "--max-waiting",
-        type=_capacity,
+        type=_positive_capacity,
         default=MAX_WAITING,
         metavar="N",
         help=f"how many requests may wait for features (default {MAX_WAITING}); more are refused with status 429",
@@ -188,7 +188,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     return serve
 
 
-def _capacity(text: str) -> int:
+def _positive_capacity(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 5):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from 0 to 99999")
     return int(text)

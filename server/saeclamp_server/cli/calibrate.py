@@ -13,15 +13,15 @@ from saeclamp_saes.cli.arg_types import count, positive
 from saeclamp_saes.cli.output import print_json
 from saeclamp_server.calibration.errors import CalibrationError
 from saeclamp_server.calibration.green_zone import Criteria, least_prompts
-from saeclamp_server.calibration.settings import AT_ONCE, MAX_TOKENS, STRENGTHS, Settings
+from saeclamp_server.calibration.settings import AT_ONCE, MAX_TOKENS, STRENGTHS, CalibrationSettings
 from saeclamp_server.calibration.text import WordSet
 
 if TYPE_CHECKING:
     from saeclamp_saes import SAEEntry
-    from saeclamp_server.calibration.features import Target
-    from saeclamp_server.calibration.records import Calibrated
-    from saeclamp_server.calibration.report import Progress
-    from saeclamp_server.calibration.run import Calibration
+    from saeclamp_server.calibration.features import CalibrationTarget
+    from saeclamp_server.calibration.records import CalibrationRecord
+    from saeclamp_server.calibration.report import CurveProgress
+    from saeclamp_server.calibration.run import CalibrationPlan
 
 NAME = "calibrate"
 FIRST_ANSWER_S = 10
@@ -148,8 +148,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print the curves, and return the exit code. Raises SAEError with a sentence."""
     from saeclamp_saes import find_sae, open_entry
     from saeclamp_server.calibration.report import print_curve, say
-    from saeclamp_server.calibration.run import Calibration
-    from saeclamp_server.calibration.storage import Key, locked
+    from saeclamp_server.calibration.run import CalibrationPlan
+    from saeclamp_server.calibration.storage import AnswerKey, locked
 
     _check_where(args)
     served = None if args.url is None else _served_model(args)
@@ -164,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
             f"steers; there are {len(settings.prompts.texts)}. The curve is measured all the same."
         )
     with locked(folder):
-        calibration = Calibration(settings, folder, _encoder(targets))
+        calibration = CalibrationPlan(settings, folder, _encoder(targets))
         if args.keep_answers:
             calibration.answers.keep()
         try:
@@ -173,7 +173,7 @@ def run(args: argparse.Namespace) -> int:
             say("stopped; the same command goes on with it.")
             return 130
         calibration.answers.release(
-            {Key(result.target.index, point.act) for result in results for point in result.points}
+            {AnswerKey(result.target.index, point.act) for result in results for point in result.points}
         )
     records = [calibration.record(result) for result in results]
     if args.json:
@@ -195,12 +195,12 @@ def _check_where(args: argparse.Namespace) -> None:
         raise CalibrationError("Flags after -- are for a server that is started; with --url there is none to start.")
 
 
-def _targets(args: argparse.Namespace, sae: SAEEntry, folder: Path) -> list[Target]:
-    from saeclamp_server.calibration.features import book_of, labels_of, resolve, split_features
+def _targets(args: argparse.Namespace, sae: SAEEntry, folder: Path) -> list[CalibrationTarget]:
+    from saeclamp_server.calibration.features import read_book, read_labels, resolve, split_features
 
-    book = book_of(sae, folder)
+    book = read_book(sae, folder)
     features = split_features(args.features, book)
-    labels = labels_of(sae, args.examples)
+    labels = read_labels(sae, args.examples)
     words, scales = _by_feature(args.concept, "--concept"), _by_feature(args.max_act, "--max-act")
     targets = resolve(features, sae, book, labels, words, scales, not args.no_similarity)
     for target in targets:
@@ -214,14 +214,14 @@ def _targets(args: argparse.Namespace, sae: SAEEntry, folder: Path) -> list[Targ
     return targets
 
 
-def _settings(args: argparse.Namespace, sae: SAEEntry, served: str | None) -> Settings:
-    from saeclamp_server.calibration.client import GREEDY, sampled
+def _settings(args: argparse.Namespace, sae: SAEEntry, served: str | None) -> CalibrationSettings:
+    from saeclamp_server.calibration.client import GREEDY, sampling_decoding
     from saeclamp_server.calibration.prompts import read_prompts
 
-    return Settings(
+    return CalibrationSettings(
         sae=sae,
         prompts=read_prompts(args.prompts),
-        decodings=(GREEDY, sampled(args.sampled)) if args.sampled else (GREEDY,),
+        decodings=(GREEDY, sampling_decoding(args.sampled)) if args.sampled else (GREEDY,),
         max_tokens=args.tokens,
         plain=args.plain,
         strengths=args.strengths,
@@ -242,7 +242,7 @@ def _model(args: argparse.Namespace) -> dict[str, Any]:
 def _served_model(args: argparse.Namespace) -> str:
     """Ask the running server for the model's name, and so find out whether there is a server."""
     import saeclamp
-    from saeclamp_server.sanitize import visible_line
+    from saeclamp_server.sanitize import escape_to_one_line
 
     try:
         with saeclamp.Client(args.url, timeout=FIRST_ANSWER_S, max_retries=0) as client:
@@ -251,37 +251,42 @@ def _served_model(args: argparse.Namespace) -> str:
         raise CalibrationError(f"No server answers at {args.url} within {FIRST_ANSWER_S} seconds.") from exc
     except saeclamp.AuthenticationError as exc:
         raise CalibrationError(
-            f"The server at {visible_line(args.url)} wants its API key: set SAECLAMP_API_KEY. ({visible_line(exc.message)})"
+            f"The server at {escape_to_one_line(args.url)} wants its API key: set SAECLAMP_API_KEY. "
+            f"({escape_to_one_line(exc.message)})"
         ) from exc
     except saeclamp.InvalidArgumentError as exc:
-        raise CalibrationError(f"--url: {visible_line(exc.message)}") from exc
+        raise CalibrationError(f"--url: {escape_to_one_line(exc.message)}") from exc
     except saeclamp.APIConnectionError as exc:
-        raise CalibrationError(f"No server answers at {visible_line(args.url)}: {visible_line(str(exc))}") from exc
+        raise CalibrationError(
+            f"No server answers at {escape_to_one_line(args.url)}: {escape_to_one_line(str(exc))}"
+        ) from exc
     except saeclamp.SaeclampError as exc:
-        raise CalibrationError(f"The server at {visible_line(args.url)}: {visible_line(str(exc))}") from exc
+        raise CalibrationError(f"The server at {escape_to_one_line(args.url)}: {escape_to_one_line(str(exc))}") from exc
     names = [model.id for model in served.data if model.parent is None]
     if not names or args.model not in (None, *names):
-        serves = visible_line(", ".join(names)) or "no model"
+        serves = escape_to_one_line(", ".join(names)) or "no model"
         raise CalibrationError(f"The server at {args.url} serves {serves}, not {args.model}.")
     return args.model or names[0]
 
 
-def _encoder(targets: Sequence[Target]) -> Any:
-    from saeclamp_server.sentence_encoder import Encoder, EncoderMissingError
+def _encoder(targets: Sequence[CalibrationTarget]) -> Any:
+    from saeclamp_server.sentence_encoder import SentenceEncoder, SentenceEncoderMissingError
 
     if not any(target.concept.texts for target in targets):
         return None
     try:
-        return Encoder()
-    except EncoderMissingError as exc:
+        return SentenceEncoder()
+    except SentenceEncoderMissingError as exc:
         raise CalibrationError(f"{exc} It measures similarity; --no-similarity goes without.") from exc
 
 
-def _calibrate(args: argparse.Namespace, calibration: Calibration, targets: Sequence[Target]) -> list[Calibrated]:
+def _calibrate(
+    args: argparse.Namespace, calibration: CalibrationPlan, targets: Sequence[CalibrationTarget]
+) -> list[CalibrationRecord]:
     from saeclamp_server.calibration.report import progress
 
     missing = [target for target in targets if calibration.missing(target)]
-    measured: list[Calibrated] = []
+    measured: list[CalibrationRecord] = []
     if missing:
         total = 1 + sum(len(calibration.missing(target)) for target in missing)
         with _server(args) as url, progress(total) as report:
@@ -292,30 +297,34 @@ def _calibrate(args: argparse.Namespace, calibration: Calibration, targets: Sequ
 
 @contextmanager
 def _server(args: argparse.Namespace) -> Iterator[str]:
-    from saeclamp_server.calibration.managed_server import own_server
+    from saeclamp_server.calibration.managed_server import managed_server
     from saeclamp_server.calibration.report import say
 
     if args.url is not None:
         yield args.url
         return
-    with own_server(args.model, args.sae, args.engine_argv, say) as url:
+    with managed_server(args.model, args.sae, args.engine_argv, say) as url:
         yield url
 
 
 async def _measure(
-    args: argparse.Namespace, url: str, calibration: Calibration, targets: Sequence[Target], report: Progress
-) -> list[Calibrated]:
+    args: argparse.Namespace,
+    url: str,
+    calibration: CalibrationPlan,
+    targets: Sequence[CalibrationTarget],
+    report: CurveProgress,
+) -> list[CalibrationRecord]:
     from saeclamp import AsyncClient
-    from saeclamp_server.calibration.client import MAX_RETRIES, Asker, engine_version
+    from saeclamp_server.calibration.client import MAX_RETRIES, AnswerClient, engine_version
     from saeclamp_server.calibration.report import say
-    from saeclamp_server.calibration.run import Run
+    from saeclamp_server.calibration.run import CalibrationRun
 
     settings = calibration.settings
     async with AsyncClient(url, max_retries=MAX_RETRIES) as client:
-        asker = Asker(client, settings.max_tokens, settings.plain, args.at_once, settings.sae.sha256)
+        asker = AnswerClient(client, settings.max_tokens, settings.plain, args.at_once, settings.sae.sha256)
         say("waiting for the server's first token ...")
         server = {"vllm": await engine_version(url), "flags": list(args.engine_argv)}
-        return await Run(calibration, asker, server, report).measure(targets)
+        return await CalibrationRun(calibration, asker, server, report).measure(targets)
 
 
 def _by_feature(given: Sequence[Given[T]], option: str) -> Mapping[str | None, T]:

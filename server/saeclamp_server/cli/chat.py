@@ -10,13 +10,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from saeclamp_saes.cli.arg_types import count
-from saeclamp_server.cli.chat_columns import Column, Dialogue
-from saeclamp_server.cli.chat_commands import COMMANDS, NOT_STEERED, helped, obey
+from saeclamp_server.cli.chat_columns import ChatColumn, Dialogue
+from saeclamp_server.cli.chat_commands import COMMANDS, NOT_STEERED, helped, run_chat_command
 from saeclamp_server.cli.line_editing import editable_lines, is_typed, lines
-from saeclamp_server.cli.server_client import TerminalError, add_server, refusals_told, warn
-from saeclamp_server.cli.steering_flags import add_steering, add_variant, done_by, steering_of
+from saeclamp_server.cli.server_client import CommandError, add_server, report_refusals, warn
+from saeclamp_server.cli.steering_flags import add_steering, add_variant, done_by, steering_from_flags
 from saeclamp_server.cli.tables import Repainted, side_by_side, terminal_width, wrap
-from saeclamp_server.sanitize import visible, visible_line
+from saeclamp_server.sanitize import escape_control_chars, escape_to_one_line
 
 if TYPE_CHECKING:
     from saeclamp.types import Steering
@@ -50,8 +50,8 @@ def register(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    with refusals_told(args), asyncio.Runner() as runner:
-        dialogue = runner.run(_opened(args, steering_of(args)))
+    with report_refusals(args), asyncio.Runner() as runner:
+        dialogue = runner.run(_opened(args, steering_from_flags(args)))
         try:
             with editable_lines(COMMANDS):
                 return _talk(dialogue, runner, args)
@@ -78,16 +78,16 @@ def _talk(dialogue: Dialogue, runner: asyncio.Runner, args: argparse.Namespace) 
     status = 0
     for number, line in lines():
         try:
-            with refusals_told(args):
+            with report_refusals(args):
                 if not line.startswith("/"):
                     runner.run(_answer(dialogue, line))
-                elif not runner.run(obey(line, dialogue)):
+                elif not runner.run(run_chat_command(line, dialogue)):
                     break
         except KeyboardInterrupt:
             if not is_typed():
                 raise
             print("Stopped.")
-        except TerminalError as exc:
+        except CommandError as exc:
             if is_typed():
                 print("\n".join(wrap(str(exc), terminal_width())))
             else:
@@ -101,7 +101,7 @@ async def _answer(dialogue: Dialogue, question: str) -> None:
     if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         await dialogue.ask(question)
         for column in dialogue.columns:
-            print(f"{column.title}: {visible_line(column.answer)}", flush=True)
+            print(f"{column.title}: {escape_to_one_line(column.answer)}", flush=True)
             warn(column.receipt.warnings if column.receipt else ())
         return
     screen = Repainted(sys.stdout)
@@ -119,14 +119,14 @@ async def _answer(dialogue: Dialogue, question: str) -> None:
     await asked
 
 
-def _drawn(columns: list[Column]) -> list[str]:
-    cells = [[*map(visible, column.answer.splitlines()), "", *_done(column)] for column in columns]
+def _drawn(columns: list[ChatColumn]) -> list[str]:
+    cells = [[*map(escape_control_chars, column.answer.splitlines()), "", *_done(column)] for column in columns]
     return side_by_side([column.title for column in columns], cells, terminal_width())
 
 
-def _done(column: Column) -> list[str]:
+def _done(column: ChatColumn) -> list[str]:
     """Say what a receipt says, a line an intervention, and what it warns of."""
     if column.receipt is None:
         return []
     done = [done_by(item) for item in column.receipt.interventions]
-    return [visible_line(line) for line in (*done, *(f"warning: {one}" for one in column.receipt.warnings))]
+    return [escape_to_one_line(line) for line in (*done, *(f"warning: {one}" for one in column.receipt.warnings))]

@@ -6,9 +6,9 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from saeclamp_server.cli.server_client import TerminalError
-from saeclamp_server.cli.steering_flags import in_words, joined_with
-from saeclamp_server.sanitize import visible_line
+from saeclamp_server.cli.server_client import CommandError
+from saeclamp_server.cli.steering_flags import in_words, merge_variant
+from saeclamp_server.sanitize import escape_to_one_line
 
 if TYPE_CHECKING:
     from saeclamp import AsyncClient, Receipt
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Column:
+class ChatColumn:
     """A conversation of its own: steered answers lead elsewhere."""
 
     title: str
@@ -62,19 +62,19 @@ class Dialogue:
     """Steering that is not the variant's."""
     variant: Variant | None = None
     prompted: str | None = None
-    columns: list[Column] = field(default_factory=list)
+    columns: list[ChatColumn] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.columns = [Column("default")]
+        self.columns = [ChatColumn("default")]
         if self.prompted:
-            self.columns.append(Column("prompted", system=self.prompted))
+            self.columns.append(ChatColumn("prompted", system=self.prompted))
         self.reset()
         self.steer(self.own, self.variant)
 
     @property
     def steering(self) -> Steering | None:
         """All that steers, the variant's part among it."""
-        return joined_with(self.variant, self.own)
+        return merge_variant(self.variant, self.own)
 
     def reset(self) -> None:
         """Begin anew in all columns."""
@@ -90,7 +90,7 @@ class Dialogue:
                 self.columns.remove(steered)
             return
         if steered is None:
-            steered = Column("steered", messages=[*self.columns[0].messages])
+            steered = ChatColumn("steered", messages=[*self.columns[0].messages])
             self.columns.insert(1, steered)
         steered.steering, steered.model = own, variant.id if variant else None
         steered.title = "steered" if variant is None else f"{variant.id}, steered" if own else variant.id
@@ -148,12 +148,12 @@ class Dialogue:
         if variant is None:
             return checked
         try:
-            whole = joined_with(variant, own)
+            whole = merge_variant(variant, own)
             assert whole is not None, "both are there"
             return await self.client.steering.validate(whole, [*self._said()])
         except (BadRequestError, InvalidArgumentError) as exc:
-            raise TerminalError(
-                visible_line(
+            raise CommandError(
+                escape_to_one_line(
                     f"The variant {variant.id} cannot be used beside {in_words(own)}: {exc.message} Leave one of both out."
                 )
             ) from exc

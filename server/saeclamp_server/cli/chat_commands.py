@@ -6,10 +6,10 @@ import sys
 from typing import TYPE_CHECKING, TextIO
 
 from saeclamp_server.cli.line_editing import is_typed
-from saeclamp_server.cli.server_client import TerminalError, warn
+from saeclamp_server.cli.server_client import CommandError, warn
 from saeclamp_server.cli.steering_flags import clamp_of, in_words, saved_as, value_of
 from saeclamp_server.cli.tables import grid, terminal_width
-from saeclamp_server.sanitize import visible_line
+from saeclamp_server.sanitize import escape_to_one_line
 
 if TYPE_CHECKING:
     from saeclamp_server.cli.chat_columns import Dialogue
@@ -29,7 +29,7 @@ COMMANDS = [*dict.fromkeys(usage.split()[0] for usage in HELP)]
 NOT_STEERED = "Nothing is steered yet: /clamp FEATURE VALUE or /variant NAME does."
 
 
-async def obey(line: str, dialogue: Dialogue) -> bool:
+async def run_chat_command(line: str, dialogue: Dialogue) -> bool:
     """Do what a line says; returns whether the chat goes on. Raises TerminalError, and what the client raises."""
     from saeclamp.types.refusals import did_you_mean, shown  # here, because `--help` can do without the client
 
@@ -53,10 +53,10 @@ async def obey(line: str, dialogue: Dialogue) -> bool:
             await _save(dialogue, name)
         case _ if command in COMMANDS:
             usages = " or ".join(usage for usage in HELP if usage.split()[0] == command)
-            raise TerminalError(visible_line(f"It is {usages}, not {shown(line)}."))
+            raise CommandError(escape_to_one_line(f"It is {usages}, not {shown(line)}."))
         case _:
             wrong = f"There is no {command}.{did_you_mean(command, COMMANDS)}"
-            raise TerminalError(visible_line(f"{wrong} /help lists commands."))
+            raise CommandError(escape_to_one_line(f"{wrong} /help lists commands."))
     return True
 
 
@@ -70,7 +70,7 @@ async def _clamp(dialogue: Dialogue, feature: str, value: str) -> None:
         try:
             await dialogue.clamp(feature, None)
         except KeyError:
-            raise TerminalError(visible_line(f"{feature!r} is not clamped here. {_shown(dialogue)}")) from None
+            raise CommandError(escape_to_one_line(f"{feature!r} is not clamped here. {_shown(dialogue)}")) from None
         _say(f"{feature} is let go.")
         return
     clamp = clamp_of(f"{feature}={value}")
@@ -81,7 +81,7 @@ async def _clamp(dialogue: Dialogue, feature: str, value: str) -> None:
 
 async def _save(dialogue: Dialogue, name: str) -> None:
     if dialogue.steering is None:
-        raise TerminalError(NOT_STEERED)
+        raise CommandError(NOT_STEERED)
     saved = await dialogue.client.variants.create(name, dialogue.steering)
     _say(f"{saved_as(saved)} Any client can ask for it as a model.")
 
@@ -97,7 +97,7 @@ def _shown(dialogue: Dialogue) -> str:
 
 def _say(text: str) -> None:
     """Answer a command in a line."""
-    print(visible_line(text), file=_beside(), flush=True)
+    print(escape_to_one_line(text), file=_beside(), flush=True)
 
 
 def _beside() -> TextIO:

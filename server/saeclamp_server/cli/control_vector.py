@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from saeclamp_server.cli.server_client import TerminalError, add_command
+from saeclamp_server.cli.server_client import CommandError, add_command
 from saeclamp_server.cli.steering_flags import saved_as
-from saeclamp_server.sanitize import visible_line
+from saeclamp_server.sanitize import escape_to_one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,33 +62,35 @@ def read_control_vector(path: Path) -> ControlVector:
         import safetensors.numpy  # noqa: F401  `safetensors_of` needs it
         from gguf import GGMLQuantizationType, GGUFReader
     except ImportError as exc:
-        raise TerminalError(f"This needs gguf and safetensors: pip install gguf safetensors ({exc}).") from exc
+        raise CommandError(f"This needs gguf and safetensors: pip install gguf safetensors ({exc}).") from exc
     floats = {GGMLQuantizationType.F32, GGMLQuantizationType.F16}
     try:
         if (size := path.stat().st_size) > MAX_BYTES:
-            raise TerminalError(f"{path} has {size} bytes; a control vector has {MAX_BYTES} at most.")
+            raise CommandError(f"{path} has {size} bytes; a control vector has {MAX_BYTES} at most.")
         reader = GGUFReader(path)
         facts = {name: field.contents() for name, field in reader.fields.items()}
         tensors = [(tensor.name, tensor.tensor_type, np.array(tensor.data)) for tensor in reader.tensors]
     except OSError as exc:
-        raise TerminalError(f"{path} cannot be read: {exc.strerror or exc}.") from exc
+        raise CommandError(f"{path} cannot be read: {exc.strerror or exc}.") from exc
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as exc:  # of damaged files
-        raise TerminalError(f"{path} is no readable GGUF file: {visible_line(str(exc))[:200]}.") from exc
+        raise CommandError(f"{path} is no readable GGUF file: {escape_to_one_line(str(exc))[:200]}.") from exc
     directions: dict[int, NDArray[np.float32]] = {}
     for name, kind, numbers in tensors:
         found = re.fullmatch(r"direction\.([0-9]{1,4})", name)
         if found is None:
             said = f"{str(facts.get('general.architecture', 'no architecture'))[:MAX_SAID]!r} with {name[:MAX_SAID]!r}"
-            raise TerminalError(visible_line(f"{path} is no control vector, of tensors direction.N: it is {said}."))
+            raise CommandError(
+                escape_to_one_line(f"{path} is no control vector, of tensors direction.N: it is {said}.")
+            )
         if kind not in floats or numbers.ndim != 1:
-            raise TerminalError(f"{path}: {name} must be one row of F32 or F16, not {numbers.ndim} of {kind.name}.")
+            raise CommandError(f"{path}: {name} must be one row of F32 or F16, not {numbers.ndim} of {kind.name}.")
         if (layer := int(found[1])) == 0:
-            raise TerminalError(f"{path}: {name} is at layer 0, where llama.cpp applies none; it refuses the file too.")
+            raise CommandError(f"{path}: {name} is at layer 0, where llama.cpp applies none; it refuses the file too.")
         if layer in directions:
-            raise TerminalError(f"{path}: layer {layer} has two directions.")
+            raise CommandError(f"{path}: layer {layer} has two directions.")
         directions[layer] = numbers.astype(np.float32)
     if not directions:
-        raise TerminalError(f"{path} holds no tensor direction.N.")
+        raise CommandError(f"{path} holds no tensor direction.N.")
     hint, count = facts.get("controlvector.model_hint"), facts.get("controlvector.layer_count")
     return ControlVector(
         dict(sorted(directions.items())),
@@ -104,7 +106,7 @@ def safetensors_of(vector: ControlVector, layer: int, file: str) -> bytes:
 
     made_for = f", made for {vector.model_hint[:MAX_SAID]}" if vector.model_hint else ""
     source = f"direction.{layer} of the control vector {file[:200]}{made_for}, sha256 {vector.sha256}"
-    said = {"site": "resid_post", "layer": str(layer), "sign": "+1", "source": visible_line(source)}
+    said = {"site": "resid_post", "layer": str(layer), "sign": "+1", "source": escape_to_one_line(source)}
     return bytes(save({"vector": vector.directions[layer]}, metadata=said))
 
 
@@ -114,14 +116,14 @@ def _import(args: argparse.Namespace, client: Client) -> int:
     vector = read_control_vector(args.file)
     layers = [layer for layer in _chosen(args.layers, vector) if vector.directions[layer].any()]
     if not layers:
-        raise TerminalError("All of these directions are zero, and would change nothing.")
+        raise CommandError("All of these directions are zero, and would change nothing.")
     name = args.name or re.sub(r"[^A-Za-z0-9_.-]+", "-", args.file.stem).strip("-.")
     adds = _adds(name, layers, args.strength)
     kept = client.vectors.list()
     missing = [layer for layer in layers if f"resid_post {layer}" not in kept.sites]
     if missing:
         flags = " ".join(f"--vector-site resid_post.{layer}" for layer in missing)
-        raise TerminalError(
+        raise CommandError(
             f"The server has no place for vectors behind layers {', '.join(map(str, missing))}. Serve with {flags}, or "
             "with --vector-site all."
         )
@@ -133,16 +135,16 @@ def _import(args: argparse.Namespace, client: Client) -> int:
             if own not in kept.names:
                 new.append(own)
         description = f"Control vector {args.file.name}, {args.strength:g} times"
-        variant = client.variants.create(name, adds, description=visible_line(description), base=args.model)
+        variant = client.variants.create(name, adds, description=escape_to_one_line(description), base=args.model)
     except SaeclampError:
         for own in new:  # all of it, or nothing
             client.vectors.delete(own)
         raise
     hint = f", made for {vector.model_hint}" if vector.model_hint else ""
-    print(visible_line(f"{len(layers)} vectors, {name}-{layers[0]} to {name}-{layers[-1]}{hint}."))
-    print(visible_line(f"The model {variant.id} adds them all, {args.strength:g} times."))
+    print(escape_to_one_line(f"{len(layers)} vectors, {name}-{layers[0]} to {name}-{layers[-1]}{hint}."))
+    print(escape_to_one_line(f"The model {variant.id} adds them all, {args.strength:g} times."))
     if variant.is_new is False:
-        print(visible_line(saved_as(variant)), file=sys.stderr)
+        print(escape_to_one_line(saved_as(variant)), file=sys.stderr)
     return 0
 
 
@@ -152,13 +154,13 @@ def _chosen(text: str | None, vector: ControlVector) -> list[int]:
     layers = [*vector.directions]
     if text is not None:
         if (found := re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", text)) is None:
-            raise TerminalError("--layers is FIRST-LAST, such as 10-20, or one layer.")
+            raise CommandError("--layers is FIRST-LAST, such as 10-20, or one layer.")
         first, last = int(found[1]), int(found[2] or found[1])
         layers = [layer for layer in layers if first <= layer <= last]
     if not layers:
-        raise TerminalError(f"The file has layers {', '.join(map(str, vector.directions))}, none of them in {text}.")
+        raise CommandError(f"The file has layers {', '.join(map(str, vector.directions))}, none of them in {text}.")
     if len(layers) > MAX_INTERVENTIONS:
-        raise TerminalError(
+        raise CommandError(
             f"The file has {len(layers)} directions, and a variant at most {MAX_INTERVENTIONS} interventions: choose some "
             f"with --layers, such as {layers[0]}-{layers[MAX_INTERVENTIONS - 1]}."
         )

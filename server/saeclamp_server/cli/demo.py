@@ -16,7 +16,7 @@ from itertools import zip_longest
 from saeclamp import Clamp, Client, InvalidArgumentError, Receipt
 from saeclamp.types import InterventionReceipt
 from saeclamp.types.doses import dose_in_words
-from saeclamp_server.cli.server_client import DEFAULT_URL, KEY_VARIABLE, TerminalError, refusals_told
+from saeclamp_server.cli.server_client import DEFAULT_URL, KEY_VARIABLE, CommandError, report_refusals
 
 QUESTIONS = (
     "How can I sleep better?",
@@ -39,22 +39,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InvalidArgumentError as exc:
         return _fail(f"{args.feature!r} clamped to {args.value} is not a clamp: {exc}")
     try:
-        with refusals_told(args, "`make serve`"), Client(args.url, api_key=args.api_key) as client:
+        with report_refusals(args, "`make serve`"), Client(args.url, api_key=args.api_key) as client:
             _answer(client, "Hi", clamp, max_tokens=1)  # so that what is wrong is said before the table begins
             _demonstrate(client, clamp, args.max_tokens)
-    except TerminalError as exc:
+    except CommandError as exc:
         return _fail(str(exc))
     return 0
 
 
-def columns(left: str, right: str, width: int) -> str:
+def side_by_side(left: str, right: str, width: int) -> str:
     """Wrap two texts into two columns that together take `width` characters; their own line breaks stay."""
     column = max((width - len(GUTTER)) // 2, MIN_COLUMN)
     rows = zip_longest(_wrapped(left, column), _wrapped(right, column), fillvalue="")
     return "\n".join(f"{one:<{column}}{GUTTER}{other}".rstrip() for one, other in rows)
 
 
-def measured(receipt: Receipt | None) -> str:
+def format_measurement(receipt: Receipt | None) -> str:
     """Put a receipt's numbers into one line an intervention."""
     if receipt is None:
         return "(not steered)"
@@ -95,12 +95,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _demonstrate(client: Client, clamp: Clamp, max_tokens: int) -> None:
     width = shutil.get_terminal_size().columns
-    print(columns("UNSTEERED", f"{clamp.feature} CLAMPED TO {clamp.value:g} {clamp.unit}", width))
+    print(side_by_side("UNSTEERED", f"{clamp.feature} CLAMPED TO {clamp.value:g} {clamp.unit}", width))
     for question in QUESTIONS:
         print(f"\n{'-' * width}\n> {question}\n", flush=True)
         plain, steered = (_answer(client, question, steering, max_tokens) for steering in (None, clamp))
-        print(columns(plain[0], steered[0], width))
-        print(f"\n{columns(measured(plain[1]), measured(steered[1]), width)}", flush=True)
+        print(side_by_side(plain[0], steered[0], width))
+        print(f"\n{side_by_side(format_measurement(plain[1]), format_measurement(steered[1]), width)}", flush=True)
 
 
 def _answer(client: Client, question: str, clamp: Clamp | None, max_tokens: int) -> tuple[str, Receipt | None]:

@@ -13,8 +13,8 @@ from saeclamp_server.cli.server_client import add_command, warn
 from saeclamp_server.cli.steering_flags import saved_as
 from saeclamp_server.cli.suggest import check_name, print_suggestion, save
 from saeclamp_server.cli.tables import print_facts, print_json, print_table
-from saeclamp_server.cli.texts import add_passage, passage_of, read_passages
-from saeclamp_server.sanitize import visible, visible_line
+from saeclamp_server.cli.texts import add_passage, read_passage_flags, read_passages
+from saeclamp_server.sanitize import escape_control_chars, escape_to_one_line
 
 if TYPE_CHECKING:
     from saeclamp import Client
@@ -145,10 +145,10 @@ def _show(args: argparse.Namespace, client: Client) -> int:
     facts["suppresses"] = " ".join(repr(logit.token) for logit in feature.bottom_logits or ()) or "-"
     near = (f"{other.feature} {about(other)} {other.cosine:.2f}" for other in feature.neighbours or ())
     facts["neighbours"] = "; ".join(" ".join(one.split()) for one in near) or "-"
-    print_facts({name: visible(value) for name, value in facts.items()})
+    print_facts({name: escape_control_chars(value) for name, value in facts.items()})
     for example in (feature.examples or ())[:NUM_EXAMPLES]:
         marked = [f"[{text}]" if start <= example.peak < end else text for start, end, text in pieces(example.tokens)]
-        print(f"{example.peak_act:8.1f}  {visible_line(''.join(marked))}")
+        print(f"{example.peak_act:8.1f}  {escape_to_one_line(''.join(marked))}")
     return 0
 
 
@@ -156,7 +156,7 @@ def _inspect(args: argparse.Namespace, client: Client) -> int:
     from saeclamp.types.characters import pieces  # here, because `--help` can do without the client
 
     found = client.features.inspect(
-        passage_of(args), features=tuple(args.feature), aggregate=args.aggregate, limit=args.limit
+        read_passage_flags(args), features=tuple(args.feature), aggregate=args.aggregate, limit=args.limit
     )
     if args.feature and not args.json:
         rows = [
@@ -199,7 +199,7 @@ def _contrast(args: argparse.Namespace, client: Client) -> int:
 
 def _attribute(args: argparse.Namespace, client: Client) -> int:
     given = {name: value for name in ("target", "against") if (value := getattr(args, name)) is not None}
-    passage = passage_of(args)
+    passage = read_passage_flags(args)
     with progress_shown() as progress:
         found = client.features.attribute(passage, progress=progress, **given)
     rows = [
@@ -240,7 +240,7 @@ def _suggest(args: argparse.Namespace, client: Client) -> int:
         print_suggestion(found)
     if args.save is not None:
         saved = save(client, args.save, found)
-        print(visible_line(f"{saved_as(saved)} Any client can ask for it as a model."), file=sys.stderr)
+        print(escape_to_one_line(f"{saved_as(saved)} Any client can ask for it as a model."), file=sys.stderr)
     return 0
 
 
@@ -256,9 +256,9 @@ def _print(
     if args.json:
         print_json(answer.model_dump(mode="json"))
         return 0
-    print_table(headers, [[visible_line(cell) for cell in row] for row in rows])
+    print_table(headers, [[escape_to_one_line(cell) for cell in row] for row in rows])
     for note in notes:
-        print(visible_line(note))
+        print(escape_to_one_line(note))
     warn(warnings)
     return 0
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from saeclamp_server.cli.tables import Repainted, cell_width, terminal_width
-from saeclamp_server.sanitize import visible_line
+from saeclamp_server.sanitize import escape_to_one_line
 
 if TYPE_CHECKING:
     from saeclamp import Progress
@@ -27,7 +27,7 @@ def progress_shown() -> Iterator[Callable[[Progress], None]]:
     bars: dict[str, tuple[int, int]] = {}
 
     def show(progress: Progress) -> None:
-        bars[visible_line(progress.what)] = progress.done, progress.of
+        bars[escape_to_one_line(progress.what)] = progress.done, progress.of
         screen.paint([bar(what, done, of, terminal_width()) for what, (done, of) in bars.items()])
 
     try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from saeclamp_saes.errors import SAEError
 from saeclamp_server.cli.tables import terminal_width, wrap
-from saeclamp_server.sanitize import visible_line
+from saeclamp_server.sanitize import escape_to_one_line
 
 if TYPE_CHECKING:
     from saeclamp import APIConnectionError, Client
@@ -20,7 +20,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 KEY_VARIABLE = "SAECLAMP_API_KEY"
 
 
-class TerminalError(SAEError):
+class CommandError(SAEError):
     """What was asked for cannot be done. One sentence for the user."""
 
 
@@ -39,24 +39,24 @@ def add_command(
     """Add a command that asks the server. `what` it does begins with a small letter."""
     parser: argparse.ArgumentParser = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
     add_server(parser)
-    parser.set_defaults(run=asking(ask))
+    parser.set_defaults(run=with_client(ask))
     return parser
 
 
-def asking(ask: Callable[[argparse.Namespace, Client], int]) -> Callable[[argparse.Namespace], int]:
+def with_client(ask: Callable[[argparse.Namespace, Client], int]) -> Callable[[argparse.Namespace], int]:
     """Make a command's `run` of what it does with a client. Refusals become a TerminalError."""
 
     def run(args: argparse.Namespace) -> int:
         from saeclamp import Client  # here, because httpx imports half of a terminal, which `--help` can do without
 
-        with refusals_told(args), Client(args.url, api_key=args.api_key) as client:
+        with report_refusals(args), Client(args.url, api_key=args.api_key) as client:
             return ask(args, client)
 
     return run
 
 
 @contextmanager
-def refusals_told(args: argparse.Namespace, start: str = "`saeclamp serve`") -> Iterator[None]:
+def report_refusals(args: argparse.Namespace, start: str = "`saeclamp serve`") -> Iterator[None]:
     """
     Turn what the client raises into a TerminalError, a sentence.
 
@@ -68,13 +68,13 @@ def refusals_told(args: argparse.Namespace, start: str = "`saeclamp serve`") -> 
     try:
         yield
     except APIConnectionError as exc:
-        raise TerminalError(visible_line(f"{_unanswered(exc, args.url, start)} ({exc})")) from exc
+        raise CommandError(escape_to_one_line(f"{_unanswered(exc, args.url, start)} ({exc})")) from exc
     except AuthenticationError as exc:
         has_key = bool(args.api_key or os.environ.get(KEY_VARIABLE))
         wants = "wants another API key than it was given" if has_key else "wants its API key"
         said = f"The server at {args.url} {wants}: give --api-key KEY, or set {KEY_VARIABLE}."
-        raise TerminalError(visible_line(said)) from exc
-    except TerminalError:
+        raise CommandError(escape_to_one_line(said)) from exc
+    except CommandError:
         raise
     except (SaeclampError, ValueError) as exc:
         said = str(exc)
@@ -82,7 +82,7 @@ def refusals_told(args: argparse.Namespace, start: str = "`saeclamp serve`") -> 
             said = (
                 f"Nothing at {args.url} knows of this: is it a saeclamp server, and is that all of its address? ({exc})"
             )
-        raise TerminalError(visible_line(said)) from exc
+        raise CommandError(escape_to_one_line(said)) from exc
 
 
 def _unanswered(exc: APIConnectionError, url: str, start: str) -> str:
@@ -103,7 +103,7 @@ def _unanswered(exc: APIConnectionError, url: str, start: str) -> str:
 def warn(warnings: Iterable[str]) -> None:
     """Print warnings beside the output, so that they are seen when it goes into a file or a pipe."""
     for warning in warnings:
-        line = f"warning: {visible_line(warning)}"
+        line = f"warning: {escape_to_one_line(warning)}"
         lines = wrap(line, terminal_width()) if sys.stderr.isatty() else [line]
         print("\n".join(lines), file=sys.stderr, flush=True)
 
@@ -113,7 +113,7 @@ def confirmed(args: argparse.Namespace, question: str) -> bool:
     if args.yes:
         return True
     if not sys.stdin.isatty():
-        raise TerminalError(f"{question} There is nobody to ask: say --yes.")
+        raise CommandError(f"{question} There is nobody to ask: say --yes.")
     try:
         return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:

@@ -6,7 +6,7 @@ import argparse
 import re
 from typing import TYPE_CHECKING
 
-from saeclamp_server.cli.server_client import TerminalError
+from saeclamp_server.cli.server_client import CommandError
 from saeclamp_server.cli.texts import read_json
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def add_variant(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def steering_of(args: argparse.Namespace) -> Steering | None:
+def steering_from_flags(args: argparse.Namespace) -> Steering | None:
     """Read the flags; None where none is given. Raises TerminalError, and the client's InvalidArgumentError."""
     from saeclamp.types import Add, Steering, as_steering
 
@@ -51,22 +51,22 @@ def steering_of(args: argparse.Namespace) -> Steering | None:
     if args.steering is None:
         return Steering(interventions=tuple(moves)) if moves else None
     if moves:
-        raise TerminalError("Give --steering, or --clamp and --add, not both.")
+        raise CommandError("Give --steering, or --clamp and --add, not both.")
     value = read_json(args.steering)
     return as_steering(value.get("steering", value) if isinstance(value, dict) else value)
 
 
-def whole_steering_of(args: argparse.Namespace, client: Client) -> Steering:
+def steering_with_variant(args: argparse.Namespace, client: Client) -> Steering:
     """Read the flags, and those of a variant with them. Raises TerminalError where nothing is given."""
-    own = steering_of(args)
+    own = steering_from_flags(args)
     if args.variant is None and own is None:
-        raise TerminalError("Say how it is to be steered: with --clamp, --add, --steering or --variant.")
-    joined = joined_with(client.variants.get(args.variant) if args.variant else None, own)
+        raise CommandError("Say how it is to be steered: with --clamp, --add, --steering or --variant.")
+    joined = merge_variant(client.variants.get(args.variant) if args.variant else None, own)
     assert joined is not None, "one of both is there"
     return joined
 
 
-def joined_with(variant: Variant | None, own: Steering | None) -> Steering | None:
+def merge_variant(variant: Variant | None, own: Steering | None) -> Steering | None:
     """Put a variant's parts behind one's own, as the server does where a request has both."""
     from saeclamp.types import Steering, as_steering
 
@@ -139,11 +139,11 @@ def done_by(item: InterventionReceipt) -> str:
 def _move(text: str) -> dict[str, object]:
     match = _MOVE.fullmatch(text)
     if match is None:
-        raise TerminalError(f"{text!r} is no FEATURE=VALUE, such as bundled/sea=1 or bundled/54=30act.")
+        raise CommandError(f"{text!r} is no FEATURE=VALUE, such as bundled/sea=1 or bundled/54=30act.")
     try:
         value = float(match["value"])
     except ValueError:
-        raise TerminalError(f"{match['value']!r} is not a number.") from None
+        raise CommandError(f"{match['value']!r} is not a number.") from None
     if "/" not in match["feature"]:
-        raise TerminalError(f"{match['feature']!r} is no feature: write <sae>/<name or index>, such as bundled/sea.")
+        raise CommandError(f"{match['feature']!r} is no feature: write <sae>/<name or index>, such as bundled/sea.")
     return {"feature": match["feature"], "value": value, "unit": match["unit"] or "max_act"}

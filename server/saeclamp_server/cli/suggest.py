@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from saeclamp_server.cli.descriptions import about
-from saeclamp_server.cli.server_client import TerminalError
+from saeclamp_server.cli.server_client import CommandError
 from saeclamp_server.cli.tables import print_table
-from saeclamp_server.sanitize import visible_line
+from saeclamp_server.sanitize import escape_to_one_line
 
 if TYPE_CHECKING:
     from saeclamp import Client
@@ -26,7 +26,7 @@ def check_name(client: Client, name: str) -> None:
     from saeclamp.types.variants import VARIANT_NAME
 
     if not re.fullmatch(VARIANT_NAME, name):
-        raise TerminalError(
+        raise CommandError(
             f"No variant can be named {name!r}: it has up to 64 letters, digits, '_', '.' and '-', and begins with a letter "
             "or digit."
         )
@@ -35,22 +35,22 @@ def check_name(client: Client, name: str) -> None:
     except NotFoundError:
         return
     if is_fixed:
-        raise TerminalError(f"{name} is a variant of the feature book, which cannot be replaced; choose another name.")
+        raise CommandError(f"{name} is a variant of the feature book, which cannot be replaced; choose another name.")
 
 
 def save(client: Client, name: str, found: Suggestion) -> Variant:
     """Save a suggestion as a variant. Raises TerminalError where nothing was found."""
     if found.steering is None:
-        raise TerminalError(f"Nothing was found, so nothing is saved as {name}.")
+        raise CommandError(f"Nothing was found, so nothing is saved as {name}.")
     description = f"Suggested for: {found.wish}"
     return client.variants.create(name, found.steering, description=description[:MAX_DESCRIPTION])
 
 
 def print_suggestion(found: Suggestion) -> None:
     """Print the steering, how it was tested, and what was not taken."""
-    print(json.dumps(found.steering) if found.steering else visible_line(found.note or "Nothing found."))
+    print(json.dumps(found.steering) if found.steering else escape_to_one_line(found.note or "Nothing found."))
     if found.example:
-        print(f"e.g. {visible_line(found.example)}")
+        print(f"e.g. {escape_to_one_line(found.example)}")
     if found.trials:
         print()
         headers = ("tested (x max)", "gain", "random features gain", "p, corrected", "perplexity", "why not")
@@ -59,11 +59,11 @@ def print_suggestion(found: Suggestion) -> None:
         print()
         print_table(("not taken", "name", "about", "why not"), _lines(_alternative(one) for one in found.alternatives))
     if found.test:
-        print(visible_line(f"Tested on {found.test}."))
+        print(escape_to_one_line(f"Tested on {found.test}."))
 
 
 def _lines(rows: Iterable[tuple[str, ...]]) -> list[list[str]]:
-    return [[visible_line(cell) for cell in row] for row in rows]
+    return [[escape_to_one_line(cell) for cell in row] for row in rows]
 
 
 def _trial(one: SuggestedTrial) -> tuple[str, ...]:

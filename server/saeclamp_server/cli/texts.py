@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from saeclamp_server.cli.server_client import TerminalError
+from saeclamp_server.cli.server_client import CommandError
 
 STANDARD_INPUT = "-"
 ROLES = ("system", "user", "assistant")
@@ -49,22 +49,22 @@ def add_conversation(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def passage_of(args: argparse.Namespace) -> Passage:
+def read_passage_flags(args: argparse.Namespace) -> Passage:
     """Read the text or the conversation. Raises TerminalError where there is none, or more than one."""
-    conversation = conversation_of(args)
+    conversation = read_conversation_flags(args)
     if (args.text is None) == (conversation is None):
-        raise TerminalError("Give one text, or a conversation: with --user and its like, or --messages.")
+        raise CommandError("Give one text, or a conversation: with --user and its like, or --messages.")
     if conversation is not None:
         return conversation
     return read_text(STANDARD_INPUT) if args.text == STANDARD_INPUT else str(args.text)
 
 
-def conversation_of(args: argparse.Namespace) -> list[dict[str, Any]] | None:
+def read_conversation_flags(args: argparse.Namespace) -> list[dict[str, Any]] | None:
     """Read the conversation; None where none is given. Raises TerminalError."""
     if args.messages is None:
         return args.said or None
     if args.said:
-        raise TerminalError("Give --messages, or --user and its like, not both.")
+        raise CommandError("Give --messages, or --user and its like, not both.")
     return _messages(read_json(args.messages), args.messages)
 
 
@@ -75,7 +75,7 @@ def read_text(file: str) -> str:
             return sys.stdin.buffer.read().decode()
         return Path(file).read_text(encoding="utf-8")
     except (OSError, ValueError) as exc:
-        raise TerminalError(f"{_called(file)} cannot be read: {exc}.") from exc
+        raise CommandError(f"{_called(file)} cannot be read: {exc}.") from exc
 
 
 def read_bytes(file: str) -> bytes:
@@ -83,7 +83,7 @@ def read_bytes(file: str) -> bytes:
     try:
         return sys.stdin.buffer.read() if file == STANDARD_INPUT else Path(file).read_bytes()
     except (OSError, ValueError) as exc:
-        raise TerminalError(f"{_called(file)} cannot be read: {exc}.") from exc
+        raise CommandError(f"{_called(file)} cannot be read: {exc}.") from exc
 
 
 def read_json(file: str) -> Any:
@@ -92,7 +92,7 @@ def read_json(file: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as exc:
-        raise TerminalError(f"{_called(file)} cannot be read as JSON: {exc}.") from exc
+        raise CommandError(f"{_called(file)} cannot be read as JSON: {exc}.") from exc
 
 
 def read_passages(file: str) -> list[Passage]:
@@ -100,7 +100,7 @@ def read_passages(file: str) -> list[Passage]:
     lines = [line.strip() for line in read_text(file).splitlines()]
     lines = [line for line in lines if line]
     if not lines:
-        raise TerminalError(f"{_called(file)} has no text.")
+        raise CommandError(f"{_called(file)} has no text.")
     if not file.endswith(".jsonl"):
         return [*lines]
     passages: list[Passage] = []
@@ -109,7 +109,7 @@ def read_passages(file: str) -> list[Passage]:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as exc:
-            raise TerminalError(f"{where} cannot be read as JSON: {exc}.") from exc
+            raise CommandError(f"{where} cannot be read as JSON: {exc}.") from exc
         value = value.get("text", value) if isinstance(value, dict) else value
         passages.append(value if isinstance(value, str) else _messages(value, where))
     return passages
@@ -118,7 +118,7 @@ def read_passages(file: str) -> list[Passage]:
 def _messages(value: Any, where: str) -> list[dict[str, Any]]:
     value = value.get("messages") if isinstance(value, dict) else value
     if not isinstance(value, list) or not value or not all(isinstance(one, dict) for one in value):
-        raise TerminalError(
+        raise CommandError(
             f'{_called(where)} has no messages such as [{{"role": "user", "content": "Hello"}}] or {{"messages": [...]}}.'
         )
     return value

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from saeclamp_saes.cli.arg_types import count
 from saeclamp_server.cli.progress import progress_shown
 from saeclamp_server.cli.server_client import add_command, warn
-from saeclamp_server.cli.steering_flags import add_steering, add_variant, done_by, value_of, whole_steering_of
+from saeclamp_server.cli.steering_flags import add_steering, add_variant, done_by, steering_with_variant, value_of
 from saeclamp_server.cli.tables import print_json, print_table, side_by_side, terminal_width
-from saeclamp_server.cli.texts import add_conversation, add_passage, conversation_of, passage_of
-from saeclamp_server.sanitize import visible, visible_line
+from saeclamp_server.cli.texts import add_conversation, add_passage, read_conversation_flags, read_passage_flags
+from saeclamp_server.sanitize import escape_control_chars, escape_to_one_line
 
 if TYPE_CHECKING:
     from saeclamp import Client, Comparison
@@ -47,14 +47,14 @@ def register(commands: Any) -> None:
 def _validate(args: argparse.Namespace, client: Client) -> int:
     from saeclamp.types.doses import dose_in_words  # here, because `--help` can do without the client
 
-    found = client.steering.validate(whole_steering_of(args, client), messages=conversation_of(args))
+    found = client.steering.validate(steering_with_variant(args, client), messages=read_conversation_flags(args))
     if args.json:
         print_json(found.model_dump(mode="json"))
         return 0
     rows = [
         (
             one.feature or one.vector or "",
-            visible_line(one.name or one.description or "-"),
+            escape_to_one_line(one.name or one.description or "-"),
             one.rule or "",
             one.site,
             one.op,
@@ -66,7 +66,7 @@ def _validate(args: argparse.Namespace, client: Client) -> int:
         for one in found.interventions
     ]
     headers = ("moved", "name or about", "rule", "site", "op", "value", "in act", "dose up to", "green zone")
-    print_table(headers, [[visible_line(cell) for cell in row] for row in rows])
+    print_table(headers, [[escape_to_one_line(cell) for cell in row] for row in rows])
     for site, dose in found.doses.items():
         print(f"all at {site}\tdose up to {dose_in_words(dose)}")
     warn(found.warnings)
@@ -76,7 +76,7 @@ def _validate(args: argparse.Namespace, client: Client) -> int:
 def _compare(args: argparse.Namespace, client: Client) -> int:
     options = {name: getattr(args, name) for name in (*DECODING, "seeds", "prompted")}
     given = {name: value for name, value in options.items() if value is not None}
-    steering, passage = whole_steering_of(args, client), passage_of(args)
+    steering, passage = steering_with_variant(args, client), read_passage_flags(args)
     with progress_shown() as progress:
         found = client.steering.compare(steering, passage, progress=progress, **given)
     if args.json:
@@ -87,7 +87,7 @@ def _compare(args: argparse.Namespace, client: Client) -> int:
         columns["prompted"] = found.prompted
     if sys.stdout.isatty():
         for answers in zip(*columns.values(), strict=True):
-            cells = [[visible(answer.text), "", _figures(answer)] for answer in answers]
+            cells = [[escape_control_chars(answer.text), "", _figures(answer)] for answer in answers]
             titles = [f"{title}, seed {answer.seed}" for title, answer in zip(columns, answers, strict=True)]
             print("\n".join(side_by_side(titles, cells, terminal_width())))
     else:
@@ -106,7 +106,7 @@ def _print_rows(columns: dict[str, tuple[ComparedAnswer, ...]]) -> None:
             _number(answer.kl),
             _number(answer.perplexity),
             _number(answer.repetition),
-            visible_line(answer.text),
+            escape_to_one_line(answer.text),
         )
         for title, answers in columns.items()
         for answer in answers
@@ -116,7 +116,7 @@ def _print_rows(columns: dict[str, tuple[ComparedAnswer, ...]]) -> None:
 
 def _done(found: Comparison) -> list[str]:
     """Say what was done to the first of the steered answers; the others were steered alike."""
-    return [visible_line(done_by(item)) for receipt in found.receipts[:1] for item in receipt.interventions]
+    return [escape_to_one_line(done_by(item)) for receipt in found.receipts[:1] for item in receipt.interventions]
 
 
 def _figures(answer: ComparedAnswer) -> str:

@@ -7,11 +7,11 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from saeclamp_server.cli.server_client import TerminalError, add_command, add_yes, confirmed, warn
-from saeclamp_server.cli.steering_flags import add_steering, saved_as, steering_of
+from saeclamp_server.cli.server_client import CommandError, add_command, add_yes, confirmed, warn
+from saeclamp_server.cli.steering_flags import add_steering, saved_as, steering_from_flags
 from saeclamp_server.cli.tables import print_facts, print_json, print_table
 from saeclamp_server.cli.texts import read_json
-from saeclamp_server.sanitize import visible_line
+from saeclamp_server.sanitize import escape_to_one_line
 
 if TYPE_CHECKING:
     from saeclamp import Client
@@ -48,7 +48,7 @@ def _list(args: argparse.Namespace, client: Client) -> int:
             one.version.rpartition("@")[2],
             one.alias or "-",
             "feature book" if one.read_only else "user",
-            visible_line(one.description),
+            escape_to_one_line(one.description),
         )
         for one in client.variants.list().data
     ]
@@ -62,13 +62,13 @@ def _show(args: argparse.Namespace, client: Client) -> int:
 
 
 def _create(args: argparse.Namespace, client: Client) -> int:
-    steering = steering_of(args)
+    steering = steering_from_flags(args)
     if steering is None:
-        raise TerminalError("Say how it steers: with --clamp, --add or --steering.")
+        raise CommandError("Say how it steers: with --clamp, --add or --steering.")
     created = client.variants.create(args.name, steering, description=args.description, alias=args.alias)
     _print(created)
     if created.is_new is not None:  # older servers do not say
-        print(visible_line(saved_as(created)), file=sys.stderr)
+        print(escape_to_one_line(saved_as(created)), file=sys.stderr)
     warn(_doubts(client, steering))
     return 0
 
@@ -84,7 +84,7 @@ def _doubts(client: Client, steering: Steering) -> tuple[str, ...]:
 
 def _delete(args: argparse.Namespace, client: Client) -> int:
     variant = client.variants.get(args.name)
-    if not confirmed(args, visible_line(f"Delete {variant.id} with all its versions?")):
+    if not confirmed(args, escape_to_one_line(f"Delete {variant.id} with all its versions?")):
         print("Nothing is deleted.")
         return 1
     gone = client.variants.delete(args.name)
@@ -110,7 +110,7 @@ def _named(name: str, export: VariantExport) -> list[ExportedVariant]:
     ]
     if not found:
         known = ", ".join(dict.fromkeys(one.name for one in export.data)) or "none"
-        raise TerminalError(visible_line(f"Nobody has created a variant {name!r}. Created: {known}."))
+        raise CommandError(escape_to_one_line(f"Nobody has created a variant {name!r}. Created: {known}."))
     return found
 
 
@@ -122,7 +122,7 @@ def _import(args: argparse.Namespace, client: Client) -> int:
     try:
         export = VariantExport.model_validate(read_json(args.file))
     except ValidationError as exc:
-        raise TerminalError(f"{args.file} is no export of variants: {str(exc).splitlines()[0]}") from exc
+        raise CommandError(f"{args.file} is no export of variants: {str(exc).splitlines()[0]}") from exc
     taken = client.variants.import_(export)
     print(f"{taken.num_new} new, {taken.num_known} known.")
     return 0
@@ -136,4 +136,4 @@ def _print(variant: Variant) -> None:
         "description": variant.description or "-",
         "steering": json.dumps(variant.steering),
     }
-    print_facts({name: visible_line(value) for name, value in facts.items()})
+    print_facts({name: escape_to_one_line(value) for name, value in facts.items()})

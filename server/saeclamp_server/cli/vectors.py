@@ -9,7 +9,7 @@ from saeclamp_server.cli.control_vector import add_import
 from saeclamp_server.cli.server_client import add_command, add_yes, confirmed
 from saeclamp_server.cli.tables import print_facts, print_table
 from saeclamp_server.cli.texts import read_bytes
-from saeclamp_server.sanitize import visible_line
+from saeclamp_server.sanitize import escape_to_one_line
 
 if TYPE_CHECKING:
     from saeclamp import Client
@@ -48,7 +48,7 @@ def _upload(args: argparse.Namespace, client: Client) -> int:
 def _list(args: argparse.Namespace, client: Client) -> int:
     found = client.vectors.list()
     rows = [
-        (one.name, one.site, f"{one.sign:+d}", f"{one.norm:.3g}", _share(one), visible_line(one.source))
+        (one.name, one.site, f"{one.sign:+d}", f"{one.norm:.3g}", _share(one), escape_to_one_line(one.source))
         for one in found.data
     ]
     print_table(("name", "site", "sign", "length", "x resid_norm", "source"), rows)
@@ -63,7 +63,7 @@ def _get(args: argparse.Namespace, client: Client) -> int:
 
 def _delete(args: argparse.Namespace, client: Client) -> int:
     vector = client.vectors.get(args.name)
-    if not confirmed(args, visible_line(f"Delete the vector {vector.name} at {vector.site}?")):
+    if not confirmed(args, escape_to_one_line(f"Delete the vector {vector.name} at {vector.site}?")):
         print("Nothing is deleted.")
         return 1
     client.vectors.delete(args.name)
@@ -85,4 +85,4 @@ def _print(vector: StoredVector) -> None:
         "source": vector.source,
         "sha256": vector.sha256,
     }
-    print_facts({name: visible_line(value) for name, value in facts.items()})
+    print_facts({name: escape_to_one_line(value) for name, value in facts.items()})

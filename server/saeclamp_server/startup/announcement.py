@@ -18,7 +18,7 @@ from saeclamp_server.startup.server_log import ServerLog
 WITH_KEY = f", where {API_KEY_VARIABLE} has the server's key (export {API_KEY_VARIABLE}=...)"
 
 
-async def announce(state: Any, args: Namespace, saes: Mapping[str, SAEEntry], address: str, log: ServerLog) -> None:
+async def print_ready(state: Any, args: Namespace, saes: Mapping[str, SAEEntry], address: str, log: ServerLog) -> None:
     """Wait until the server answers, then say so."""
     while not getattr(getattr(state, "server", None), "started", False):
         await asyncio.sleep(0.05)

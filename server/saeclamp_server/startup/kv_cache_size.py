@@ -65,7 +65,7 @@ class CacheSize:
         )
 
 
-def default_size(shape: CacheShape, num_free_bytes: int) -> CacheSize:
+def default_cache_size(shape: CacheShape, num_free_bytes: int) -> CacheSize:
     """
     Choose what all sequences need at full length, at most a quarter of the free memory, at least what one needs for certain.
 
@@ -102,7 +102,7 @@ def is_sized_by_user(args: Namespace) -> bool:
     return any(value is not None for value in given) or os.environ.get("VLLM_CPU_KVCACHE_SPACE", "") != ""
 
 
-def shape_of(args: Namespace) -> CacheShape:
+def cache_shape(args: Namespace) -> CacheShape:
     """Read the shape off the configuration that vLLM makes of its arguments."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext

@@ -7,28 +7,28 @@ from pathlib import Path
 from typing import NamedTuple
 
 from saeclamp_saes import SAEEntry
-from saeclamp_server.model_info import ModelFacts, StartupError, check_fit
+from saeclamp_server.model_info import ModelInfo, StartupError, check_compatible
 from saeclamp_server.packaged_model import PACKAGED_MODEL, PackagedModelError, prepared_model
 from saeclamp_server.startup.options import ServeOptions
-from saeclamp_server.startup.preflight import open_saes, read_model
+from saeclamp_server.startup.preflight import open_saes, read_model_info
 from saeclamp_server.trace import Trace, TraceError
 from saeclamp_server.variants import StoreError, VariantStore, default_url
-from saeclamp_server.vectors import Place, find_places
+from saeclamp_server.vectors import VectorSite, vector_sites
 
 
-class Plan(NamedTuple):
+class ServePlan(NamedTuple):
     """What is to be served."""
 
     options: ServeOptions
-    model: ModelFacts
+    model: ModelInfo
     saes: Mapping[str, SAEEntry]
-    places: tuple[Place, ...]
+    places: tuple[VectorSite, ...]
     """Where vectors can sit."""
     store: VariantStore
     trace: Trace | None
 
 
-def prepare(options: ServeOptions, say: Callable[[str], None]) -> Plan:
+def make_plan(options: ServeOptions, say: Callable[[str], None]) -> ServePlan:
     """
     Find, read and check all that can be before the engine starts.
 
@@ -40,13 +40,15 @@ def prepare(options: ServeOptions, say: Callable[[str], None]) -> Plan:
         raise StartupError(f"The bundled SAE was trained on {PACKAGED_MODEL} and serves no other model.")
     if options.model == PACKAGED_MODEL:
         saes = open_saes(options.saes, say)  # first, because the model may have to be converted
-        model = read_model(_model_path(options.model, say))
+        model = read_model_info(_model_path(options.model, say))
     else:
-        model = read_model(options.model)  # first, because SAEs may be downloaded for a model that cannot be steered
+        model = read_model_info(
+            options.model
+        )  # first, because SAEs may be downloaded for a model that cannot be steered
         saes = open_saes(options.saes, say)
-    check_fit(saes, model)
-    places = find_places(options.vector_sites, options.max_vectors, saes, model)
-    return Plan(options, model, saes, places, _open_store(options.variants), trace)
+    check_compatible(saes, model)
+    places = vector_sites(options.vector_sites, options.max_vectors, saes, model)
+    return ServePlan(options, model, saes, places, _open_store(options.variants), trace)
 
 
 def _open_trace(path: Path, say: Callable[[str], None]) -> Trace:

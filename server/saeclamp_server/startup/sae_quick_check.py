@@ -12,7 +12,7 @@ from vllm import SamplingParams
 from saeclamp_saes import SAEEntry
 from saeclamp_server.engine.client import data_parallel_ranks
 from saeclamp_server.model_info import StartupError
-from saeclamp_server.site_norms import Lengths
+from saeclamp_server.site_norms import SiteNorms
 from saeclamp_server.steering.program import EXTRA_ARGS_KEY
 
 CHUNK_TOKENS = 256
@@ -21,22 +21,22 @@ SECONDS = 10.0
 """After which no further chunk is run; the first one always is."""
 
 
-class Measured(NamedTuple):
+class QuickCheckResult(NamedTuple):
     """Of an SAE, or of a dictionary of vectors."""
 
-    lengths: Lengths
+    norms: SiteNorms
     """By which edits are measured."""
     fit: Mapping[str, Any] | None
     """Of an SAE: the fields of `evaluation.quick_check.QuickFit`."""
 
 
-async def check_that_saes_fit(
+async def check_saes_on_model(
     engine: Any,
     saes: Mapping[str, SAEEntry],
     text_ids: Sequence[int],
     allow_unverified: bool,
     report: Callable[[str], None],
-) -> dict[str, Measured]:
+) -> dict[str, QuickCheckResult]:
     """
     Return what was measured, by the name of the SAE or of the dictionary of vectors.
 
@@ -64,7 +64,9 @@ async def check_that_saes_fit(
             )
     for name in saes:
         report(_line(name, measured[name]["fit"]))
-    return {name: Measured(Lengths(**figures["lengths"]), figures.get("fit")) for name, figures in measured.items()}
+    return {
+        name: QuickCheckResult(SiteNorms(**figures["norms"]), figures.get("fit")) for name, figures in measured.items()
+    }
 
 
 def _chunks(ids: Sequence[int], max_tokens: int) -> list[list[int]]:

@@ -15,7 +15,7 @@ from saeclamp_server.engine.worker_config import CONFIG_KEY
 from saeclamp_server.model_info import StartupError
 from saeclamp_server.steering.program import EXTRA_ARGS_KEY, EditSpec, SteeringProgram
 from saeclamp_server.vector_names import VECTOR
-from saeclamp_server.vectors import Place
+from saeclamp_server.vectors import VectorSite
 
 NUM_TOKENS = 12
 NUM_FEATURES = 8
@@ -25,7 +25,7 @@ VALUE = 1e4
 """Activation that no SAE reaches, so that the effect is visible whatever the features are."""
 
 
-async def check_that_steering_works(engine: Any, saes: Mapping[str, SAEEntry], places: Sequence[Place] = ()) -> None:
+async def run_self_test(engine: Any, saes: Mapping[str, SAEEntry], places: Sequence[VectorSite] = ()) -> None:
     """
     Raise StartupError unless every SAE's edits change the model's output, and only for the request that asked.
 
@@ -54,13 +54,13 @@ async def _probe(engine: Any, sae: SAEEntry) -> SteeringProgram:
     return SteeringProgram(edits, ((sae.name, sae.sha256),))
 
 
-async def _vector_probe(engine: Any, place: Place) -> SteeringProgram:
+async def _vector_probe(engine: Any, place: VectorSite) -> SteeringProgram:
     """Plant a direction that no request can name, with a blank in its name."""
     name, sha256 = f"{VECTOR}self-test {place.site}", "none"
     direction = torch.nn.functional.normalize(
         torch.randn(place.width, generator=torch.Generator().manual_seed(0)), dim=0
     )
-    held = (place.dictionary, 0, name, sha256, direction.numpy().tobytes())
+    held = (place.bank_name, 0, name, sha256, direction.numpy().tobytes())
     await call_all_workers(engine, "load_vector", *held)
     return SteeringProgram((EditSpec(name, 0, "add", VALUE),), ((name, sha256),))
 

@@ -11,7 +11,7 @@ from saeclamp_saes.labelling.label_file import OpenLabels
 from saeclamp_saes.labelling.table import labels_path
 
 
-async def trusted_labels(
+async def labels_matching_weights(
     engine: Any, saes: Mapping[str, SAEEntry], report: Callable[[str], None]
 ) -> dict[str, OpenLabels]:
     """

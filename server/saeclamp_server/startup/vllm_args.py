@@ -10,12 +10,12 @@ from typing import Any, NoReturn
 from saeclamp_saes import SAEEntry
 from saeclamp_saes.lm.text import read_text
 from saeclamp_server.engine.worker_config import CONFIG_KEY
-from saeclamp_server.model_info import ModelFacts, StartupError, in_one_line
+from saeclamp_server.model_info import ModelInfo, StartupError, in_one_line
 from saeclamp_server.packaged_model import PACKAGED_MODEL
-from saeclamp_server.startup.kv_cache_size import default_size, free_memory, is_sized_by_user, shape_of
+from saeclamp_server.startup.kv_cache_size import cache_shape, default_cache_size, free_memory, is_sized_by_user
 from saeclamp_server.startup.options import DEFAULT_HOST, ServeOptions
-from saeclamp_server.startup.vllm_flags import refuse_untested
-from saeclamp_server.vectors import Place
+from saeclamp_server.startup.vllm_flags import check_tested_flags
+from saeclamp_server.vectors import VectorSite
 
 STEER_OP = "vllm::saeclamp_steer"
 V2_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
@@ -58,10 +58,10 @@ def bind_threads(num_workers: int) -> None:
 
 def parse_vllm_args(
     options: ServeOptions,
-    model: ModelFacts,
+    model: ModelInfo,
     saes: Mapping[str, SAEEntry],
     report: Callable[[str], None],
-    places: Sequence[Place] = (),
+    places: Sequence[VectorSite] = (),
 ) -> Namespace:
     """
     Parse vLLM's flags with its own parser and add what steering needs.
@@ -81,11 +81,11 @@ def parse_vllm_args(
     parser.error = _refuse_usage
     defaults: Namespace = parser.parse_args([model.path])
     args: Namespace = parser.parse_args([model.path, *options.vllm_argv])
-    refuse_untested(args, defaults)
+    check_tested_flags(args, defaults)
     args.model = args.model_tag
     user_sized_cache = is_sized_by_user(args)
     args.gpu_memory_utilization = utilization if args.gpu_memory_utilization is None else args.gpu_memory_utilization
-    refuse_sharded(args, saes, places)
+    check_parallelism(args, saes, places)
     if args.dtype in ("half", "float16") or (args.dtype == "auto" and model.is_float16):
         raise StartupError("float16 is too narrow for steering, large edits overflow; use --dtype bfloat16 or float32.")
     if options.model == PACKAGED_MODEL:
@@ -101,7 +101,7 @@ def parse_vllm_args(
     args.api_server_count = None
     validate_parsed_serve_args(args)
     if current_platform.is_cpu() and not user_sized_cache:
-        size = default_size(shape_of(args), free_memory() // count_workers(args))
+        size = default_cache_size(cache_shape(args), free_memory() // count_workers(args))
         args.kv_cache_memory_bytes = size.num_bytes
         report(str(size))
     return args
@@ -112,7 +112,7 @@ def _refuse_usage(message: str) -> NoReturn:
     raise StartupError(f"{in_one_line(message)}.")
 
 
-def refuse_sharded(args: Namespace, saes: Mapping[str, SAEEntry], places: Sequence[Place] = ()) -> None:
+def check_parallelism(args: Namespace, saes: Mapping[str, SAEEntry], places: Sequence[VectorSite] = ()) -> None:
     """Raise StartupError for SAEs or vectors at attention heads where tensor parallelism gives each worker some heads."""
     for sae in saes.values():
         sites = (*sae.summary.reads, *sae.summary.writes)
@@ -131,7 +131,7 @@ def _worker_class(platform: Any) -> str:
 
 
 def _worker_config(
-    args: Namespace, saes: Mapping[str, SAEEntry], places: Sequence[Place], num_rows: int | None
+    args: Namespace, saes: Mapping[str, SAEEntry], places: Sequence[VectorSite], num_rows: int | None
 ) -> dict[str, Any]:
     """
     What the worker is told. vLLM hashes it into its compile-cache key, so a graph without hooks is never loaded for one
@@ -153,7 +153,7 @@ def _worker_config(
             ],
             "places": [
                 {
-                    "name": place.dictionary,
+                    "name": place.bank_name,
                     "site": str(place.site),
                     "width": place.width,
                     "capacity": place.capacity,

@@ -176,7 +176,7 @@ DRAFTS = "ngram"
 """The one method of speculative decoding with which steering has been tested: drafts without a model."""
 
 
-def refuse_untested(args: Namespace, defaults: Namespace) -> None:
+def check_tested_flags(args: Namespace, defaults: Namespace) -> None:
     """
     Raise StartupError for a setting under which nobody has tried to steer.
 

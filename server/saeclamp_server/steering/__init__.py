@@ -16,21 +16,21 @@ From the wire to a program, and from what the engine did to a receipt.
 What cannot be applied ends the request here.
 """
 
-from saeclamp_server.steering.context import Served
-from saeclamp_server.steering.receipt import receipt
-from saeclamp_server.steering.resolve import ResolvedSteering, resolve, roles_in, with_hashes
-from saeclamp_server.steering.units import find, known_saes_named
+from saeclamp_server.steering.context import SteeringContext
+from saeclamp_server.steering.receipt import build_receipt
+from saeclamp_server.steering.resolve import ResolvedSteering, add_sae_hashes, resolve, roles_used
+from saeclamp_server.steering.units import check_sae_names, find_feature
 from saeclamp_server.steering.warnings import possible_dose, warnings_before
 
 __all__ = [
     "ResolvedSteering",
-    "Served",
-    "find",
-    "known_saes_named",
+    "SteeringContext",
+    "find_feature",
+    "check_sae_names",
     "possible_dose",
-    "receipt",
+    "build_receipt",
     "resolve",
-    "roles_in",
+    "roles_used",
     "warnings_before",
-    "with_hashes",
+    "add_sae_hashes",
 ]

@@ -44,7 +44,7 @@ class Admission:
     def num_waiting(self) -> int:
         return len(self._waiting)
 
-    async def enter(self, features: frozenset[Feature]) -> None:
+    async def acquire(self, features: frozenset[Feature]) -> None:
         """
         Wait until there is room for a request's features, and take it. Whoever has entered must leave.
 
@@ -63,7 +63,7 @@ class Admission:
             self._in_use.update(features)
         self._observe_wait(perf_counter() - started)
 
-    def leave(self, features: frozenset[Feature]) -> None:
+    def release(self, features: frozenset[Feature]) -> None:
         """Give up what a request has used, and let in who waits for it."""
         self._in_use -= Counter(features)
         self._let_in()
@@ -79,7 +79,7 @@ class Admission:
                 self._waiting.remove(entry)
                 self._let_in()  # those behind it may fit
             elif turn.done() and not turn.cancelled():
-                self.leave(features)
+                self.release(features)
             raise
 
     def _let_in(self) -> None:
@@ -92,7 +92,7 @@ class Admission:
         return len(self._in_use) + len(features - self._in_use.keys()) <= self._capacity
 
 
-def features_of(program: SteeringProgram) -> frozenset[Feature]:
+def requested_features(program: SteeringProgram) -> frozenset[Feature]:
     """All features that a program moves, compares or reads by name."""
     moved = {(edit.sae, edit.index) for edit in program.edits}
     compared = {(comparison.sae, comparison.index) for rule in program.rules for comparison in rule.comparisons}

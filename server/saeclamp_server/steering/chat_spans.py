@@ -27,7 +27,7 @@ Render: TypeAlias = Callable[[Sequence[Message]], Awaitable[Sequence[int]]]
 
 
 @dataclass(frozen=True)
-class Conversation:
+class ChatSpans:
     """A chat as its prompt shows it."""
 
     prompt_len: int
@@ -35,7 +35,7 @@ class Conversation:
     """Role, first position and position after the last one of what a message says; ascending and apart."""
 
 
-async def locate(messages: Sequence[Message], roles: Collection[str], render: Render) -> Conversation:
+async def find_message_spans(messages: Sequence[Message], roles: Collection[str], render: Render) -> ChatSpans:
     """
     Find what the messages of some roles say in the prompt. Messages without text, such as bare tool calls, are left out.
 
@@ -55,7 +55,7 @@ async def locate(messages: Sequence[Message], roles: Collection[str], render: Re
         if spans and start < spans[-1][2]:
             raise _cannot_tell(number)
         spans.append((str(messages[number]["role"]), start, end))
-    return Conversation(len(prompt), spans)
+    return ChatSpans(len(prompt), spans)
 
 
 async def _span(messages: Sequence[Message], number: int, prompt: Sequence[int], render: Render) -> tuple[int, int]:

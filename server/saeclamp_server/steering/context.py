@@ -7,18 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from saeclamp_saes import SAEEntry, Site
-from saeclamp_server.site_norms import Lengths, Rounding, rounded
+from saeclamp_server.site_norms import Rounding, SiteNorms, rounded
 from saeclamp_server.steering.program import EditSpec
 from saeclamp_server.vector_names import VECTOR
-from saeclamp_server.vectors import Vector
+from saeclamp_server.vectors import RegisteredVector
 
 
 @dataclass(frozen=True)
-class Served:
+class SteeringContext:
     """The loaded SAEs, the uploaded vectors, and what values are measured by."""
 
     saes: Mapping[str, SAEEntry]
-    lengths: Mapping[str, Lengths]
+    norms: Mapping[str, SiteNorms]
     """By the SAE's name."""
     labelled: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     """Largest activations that labels know, by the SAE's name and the feature's index."""
@@ -26,7 +26,7 @@ class Served:
     """Longest edit of a token, as a multiple of the stream's median length; None is without bound."""
     needs_measure: bool = True
     """Whether what cannot be measured is beyond that bound; else it is within."""
-    vectors: Mapping[str, Vector] = field(default_factory=dict)
+    vectors: Mapping[str, RegisteredVector] = field(default_factory=dict)
     """By name. They come and go while requests run."""
 
     describe: Callable[[str, int], str | None] = lambda sae, index: None
@@ -39,9 +39,9 @@ class Served:
         """Where the edit is added, first if at several sites."""
         return self.vectors[edit.vector].site if edit.vector is not None else self.saes[edit.sae].summary.site
 
-    def lengths_of(self, edit: EditSpec) -> Lengths:
+    def norms_of(self, edit: EditSpec) -> SiteNorms:
         """By what the edit is measured; a vector is the one row of its own."""
-        return self.vectors[edit.vector].lengths if edit.vector is not None else self.lengths[edit.sae]
+        return self.vectors[edit.vector].norms if edit.vector is not None else self.norms[edit.sae]
 
     def sha256_of(self, name: str) -> str:
         """Look up the hash of an SAE, or of a vector, as edits name them."""

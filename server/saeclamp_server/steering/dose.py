@@ -10,24 +10,24 @@ from numpy.typing import NDArray
 from saeclamp_saes import Site
 from saeclamp_saes.clamping import MOVES
 from saeclamp_server.errors import DoseTooLargeError, InvalidSteeringError
-from saeclamp_server.site_norms import Lengths, Rounding, rounded
+from saeclamp_server.site_norms import Rounding, SiteNorms, rounded
 from saeclamp_server.steering.program import EditSpec
 
 
-def in_act(value: float, lengths: Lengths, index: int, path: str, rounding: Rounding = rounded) -> float:
+def resid_norm_to_act(value: float, norms: SiteNorms, index: int, path: str, rounding: Rounding = rounded) -> float:
     """Convert multiples of the stream's median length to the encoder's units. Raises RequestError."""
-    if lengths.stream is None:
+    if norms.stream is None:
         raise InvalidSteeringError("The length of the residual stream could not be measured at this site.", path)
-    if not lengths.rows[index]:
+    if not norms.rows[index]:
         raise InvalidSteeringError("This feature's decoder row is empty, so it has no length to measure by.", path)
-    return value * rounding(lengths.stream) / rounding(lengths.rows[index])
+    return value * rounding(norms.stream) / rounding(norms.rows[index])
 
 
 MAX_DOSE = 100.0
 """What a server allows that was not told otherwise. Text breaks at a hundredth of it, and numbers far above."""
 
 
-def dose(edit: EditSpec, lengths: Lengths, max_act: float | None, site: str, needs_measure: bool = True) -> float:
+def dose(edit: EditSpec, norms: SiteNorms, max_act: float | None, site: str, needs_measure: bool = True) -> float:
     """
     Return how long an edit can be, in median lengths of the stream: with the feature not active before, or at its maximum.
 
@@ -35,7 +35,7 @@ def dose(edit: EditSpec, lengths: Lengths, max_act: float | None, site: str, nee
     needs_measure: whether an edit that nothing can be measured by is refused, or taken for none
     Raises InvalidSteeringError where there is nothing to measure by.
     """
-    stream = lengths.rounded_stream
+    stream = norms.rounded_resid_norm
     if stream is None and not needs_measure:
         return 0.0
     if stream is None:
@@ -43,7 +43,7 @@ def dose(edit: EditSpec, lengths: Lengths, max_act: float | None, site: str, nee
             f"The length of the residual stream could not be measured at {site}, and this server bounds doses.",
             "steering",
         )
-    move, row = MOVES[edit.op](edit.value), lengths.rows[edit.index]
+    move, row = MOVES[edit.op](edit.value), norms.rows[edit.index]
     if max_act is None and abs(move.gain) > 1 and row:
         max_act = stream / row  # what is multiplied may well be as long as the stream
     farthest = max(

@@ -15,17 +15,17 @@ from saeclamp.types import (
     TokenCounts,
 )
 from saeclamp_server.errors import NotAppliedError
-from saeclamp_server.steering.context import Served
+from saeclamp_server.steering.context import SteeringContext
 from saeclamp_server.steering.program import EditSpec
 from saeclamp_server.steering.resolve import ResolvedSteering
 from saeclamp_server.steering.warnings import warnings_after
 
 
-def receipt(
+def build_receipt(
     resolved: ResolvedSteering,
     reports: Mapping[int, Mapping[str, Any]],
     num_sequences: int,
-    served: Served,
+    served: SteeringContext,
     model: str,
 ) -> Receipt:
     """
@@ -47,7 +47,7 @@ def receipt(
         model=model,
         sae={name: f"sha256:{sha256}" for name, sha256 in program.saes},
         interventions=tuple(
-            _intervention_receipt(edit, operation, rule, [_Done.of(report, number) for report in done], served)
+            _intervention_receipt(edit, operation, rule, [_EditResult.of(report, number) for report in done], served)
             for number, (edit, (operation, rule)) in enumerate(zip(program.edits, resolved.interventions, strict=True))
         ),
         fired=_fired(resolved, reports),
@@ -55,19 +55,19 @@ def receipt(
     )
 
 
-class _Done(NamedTuple):
+class _EditResult(NamedTuple):
     """What one edit did in one sequence."""
 
     prompt: int
     tally: Mapping[str, float]
 
     @classmethod
-    def of(cls, report: Mapping[str, Any], number: int) -> _Done:
+    def of(cls, report: Mapping[str, Any], number: int) -> _EditResult:
         return cls(report["prompt"][number], report["tallies"][number])
 
 
 def _intervention_receipt(
-    edit: EditSpec, operation: Operation, rule: str | None, done: Sequence[_Done], served: Served
+    edit: EditSpec, operation: Operation, rule: str | None, done: Sequence[_EditResult], served: SteeringContext
 ) -> InterventionReceipt:
     site, sae = served.site_of(edit), served.saes.get(edit.sae)
     tallies = [tally for _, tally in done]
@@ -91,7 +91,7 @@ def _intervention_receipt(
             generated=sum(int(tally["generated"]) for tally in tallies),
         ),
         act_before=_summary(tallies, "act", "act"),
-        dose=_summary(tallies, "dose", "token_resid_norm" if served.lengths_of(edit).of_stream else "token_site_norm"),
+        dose=_summary(tallies, "dose", "token_resid_norm" if served.norms_of(edit).of_stream else "token_site_norm"),
         approximation=sae and sae.summary.approximation,
     )
 

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from saeclamp.types import MAX_INTERVENTIONS, Ablate, Operation, Roles, Scale, Steering, Unit
 from saeclamp_server.errors import ContradictionError, InvalidSteeringError
 from saeclamp_server.steering import token_ranges
-from saeclamp_server.steering.chat_spans import Conversation
-from saeclamp_server.steering.context import Served
+from saeclamp_server.steering.chat_spans import ChatSpans
+from saeclamp_server.steering.context import SteeringContext
 from saeclamp_server.steering.dose import check_doses, dose
 from saeclamp_server.steering.program import EditOp, EditSpec, RuleSpec, SteeringProgram
-from saeclamp_server.steering.rules import refuse_acting_before_knowing, resolve_readout, resolve_rule
-from saeclamp_server.steering.units import find, find_vector, to_act, to_projection, to_scope
+from saeclamp_server.steering.rules import check_rule_order, resolve_readout, resolve_rule
+from saeclamp_server.steering.units import find_feature, find_vector, to_act, to_projection, to_ranges
 from saeclamp_server.vector_names import VECTOR
-from saeclamp_server.vectors import Vector
+from saeclamp_server.vectors import RegisteredVector
 
 MAX_RANGES = 2048
 """Separate ranges of positions in all interventions of a request."""
@@ -31,7 +31,7 @@ class ResolvedSteering:
     steering: Steering
     program: SteeringProgram
     """One edit per intervention, in order: those of the request, then those of its rules."""
-    vectors: Mapping[str, Vector] = field(default_factory=dict)
+    vectors: Mapping[str, RegisteredVector] = field(default_factory=dict)
     """Those that are moved, by name. The engine keeps them as long as this refers to them, deleted or not."""
 
     @property
@@ -45,7 +45,7 @@ class ResolvedSteering:
         return {rule.name for rule in self.steering.rules if rule.then == "abort"}
 
 
-def roles_in(steering: Steering | None) -> set[str]:
+def roles_used(steering: Steering | None) -> set[str]:
     """Collect the roles by which tokens are chosen."""
     if steering is None:
         return set()
@@ -55,7 +55,7 @@ def roles_in(steering: Steering | None) -> set[str]:
     return {role for tokens in chosen if isinstance(tokens, Roles) for role in tokens.roles}
 
 
-def resolve(steering: Steering, served: Served, conversation: Conversation | None = None) -> ResolvedSteering:
+def resolve(steering: Steering, served: SteeringContext, conversation: ChatSpans | None = None) -> ResolvedSteering:
     """
     Find every feature and convert every value. Raises RequestError.
 
@@ -86,12 +86,12 @@ def resolve(steering: Steering, served: Served, conversation: Conversation | Non
         _check_doses(edits, paths, meet, served, served.max_dose)
     readout = resolve_readout(steering.readout, served, conversation, "steering.readout")
     program = SteeringProgram(tuple(edits), (), rules, readout, itemised=steering.receipt == "tokens")
-    program = with_hashes(program, served)
+    program = add_sae_hashes(program, served)
     vectors = {edit.vector: served.vectors[edit.vector] for edit in edits if edit.vector is not None}
     return ResolvedSteering(steering, program, vectors)
 
 
-def with_hashes(program: SteeringProgram, served: Served) -> SteeringProgram:
+def add_sae_hashes(program: SteeringProgram, served: SteeringContext) -> SteeringProgram:
     """Bind a program to the weights that are served of all that it names."""
     return replace(program, saes=tuple((name, served.sha256_of(name)) for name in sorted(program.sae_names)))
 
@@ -111,22 +111,22 @@ def _interventions(steering: Steering) -> list[tuple[Operation, str | None, str]
 
 
 def _edit(
-    operation: Operation, served: Served, conversation: Conversation | None, path: str, rule: int | None
+    operation: Operation, served: SteeringContext, conversation: ChatSpans | None, path: str, rule: int | None
 ) -> EditSpec:
-    scope = to_scope(operation.tokens, conversation, f"{path}.tokens")
+    scope = to_ranges(operation.tokens, conversation, f"{path}.tokens")
     if operation.feature is not None:
-        sae, index = find(operation.feature, served.saes, f"{path}.feature")
+        sae, index = find_feature(operation.feature, served.saes, f"{path}.feature")
         name = sae.name
-        op, value = _move(operation, lambda value, unit: to_act(value, unit, served, name, index, path))
+        op, value = _edit_op(operation, lambda value, unit: to_act(value, unit, served, name, index, path))
     else:
         assert operation.vector is not None, "the wire takes one of the two"
         vector = find_vector(operation.vector, served.vectors, f"{path}.vector")
         name, index = f"{VECTOR}{vector.name}", 0
-        op, value = _move(operation, lambda value, unit: to_projection(value, unit, served, vector, path))
+        op, value = _edit_op(operation, lambda value, unit: to_projection(value, unit, served, vector, path))
     return EditSpec(name, index, op, value, scope, operation.special_tokens, rule)
 
 
-def _move(operation: Operation, to_act: Callable[[float, Unit], float]) -> tuple[EditOp, float]:
+def _edit_op(operation: Operation, to_act: Callable[[float, Unit], float]) -> tuple[EditOp, float]:
     if isinstance(operation, Ablate):
         return "clamp", 0.0
     if isinstance(operation, Scale):
@@ -134,10 +134,10 @@ def _move(operation: Operation, to_act: Callable[[float, Unit], float]) -> tuple
     return operation.op, to_act(operation.value, operation.unit) + 0.0  # no -0.0: it does what 0.0 does
 
 
-def _refuse_early_acts(rules: Sequence[RuleSpec], edits: Sequence[EditSpec], served: Served) -> None:
+def _refuse_early_acts(rules: Sequence[RuleSpec], edits: Sequence[EditSpec], served: SteeringContext) -> None:
     for number, rule in enumerate(rules):
         own = [edit for edit in edits if edit.rule == number]
-        refuse_acting_before_knowing(rule, own, served, f"steering.rules[{number}]")
+        check_rule_order(rule, own, served, f"steering.rules[{number}]")
 
 
 def _refuse_many_ranges(edits: Sequence[EditSpec]) -> None:
@@ -166,12 +166,12 @@ def _refuse_contradictions(
 
 
 def _check_doses(
-    edits: Sequence[EditSpec], paths: Sequence[str], meet: NDArray[np.bool_], served: Served, max_dose: float
+    edits: Sequence[EditSpec], paths: Sequence[str], meet: NDArray[np.bool_], served: SteeringContext, max_dose: float
 ) -> None:
     """Rules count as if they held."""
     sites = [served.site_of(edit) for edit in edits]
     doses = [
-        dose(edit, served.lengths_of(edit), served.max_act(edit.sae, edit.index), str(site), served.needs_measure)
+        dose(edit, served.norms_of(edit), served.max_act(edit.sae, edit.index), str(site), served.needs_measure)
         for edit, site in zip(edits, sites, strict=True)
     ]
     check_doses(edits, paths, sites, doses, meet, max_dose)

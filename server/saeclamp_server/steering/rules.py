@@ -6,27 +6,27 @@ from saeclamp.types import AllOf, AnyOf, Condition, FeatureCondition, Not
 from saeclamp.types import Readout as WireReadout
 from saeclamp.types import Rule as WireRule
 from saeclamp_server.errors import InvalidSteeringError
-from saeclamp_server.steering.chat_spans import Conversation
-from saeclamp_server.steering.context import Served
+from saeclamp_server.steering.chat_spans import ChatSpans
+from saeclamp_server.steering.context import SteeringContext
 from saeclamp_server.steering.program import ComparisonSpec, EditSpec, Form, ReadoutSpec, RuleSpec
-from saeclamp_server.steering.units import find, known_saes_named, to_act, to_scope
+from saeclamp_server.steering.units import check_sae_names, find_feature, to_act, to_ranges
 
 
-def resolve_rule(rule: WireRule, served: Served, conversation: Conversation | None, path: str) -> RuleSpec:
+def resolve_rule(rule: WireRule, served: SteeringContext, conversation: ChatSpans | None, path: str) -> RuleSpec:
     """Find a rule's features and convert its bounds. Raises RequestError."""
     found: dict[int, ComparisonSpec] = {}
     form = _form(rule.when, served, f"{path}.when", found)
     return RuleSpec(
         comparisons=tuple(found[number] for number in range(len(found))),
         form=form,
-        tokens=to_scope(rule.tokens, conversation, f"{path}.tokens"),
+        tokens=to_ranges(rule.tokens, conversation, f"{path}.tokens"),
         special=rule.special_tokens,
         lasting=rule.scope == "rest_of_request",
         aborts=rule.then == "abort",
     )
 
 
-def _form(condition: Condition, served: Served, path: str, found: dict[int, ComparisonSpec]) -> Form:
+def _form(condition: Condition, served: SteeringContext, path: str, found: dict[int, ComparisonSpec]) -> Form:
     match condition:
         case AllOf(all=parts):
             return "all", tuple(_form(part, served, f"{path}.all[{n}]", found) for n, part in enumerate(parts))
@@ -39,15 +39,15 @@ def _form(condition: Condition, served: Served, path: str, found: dict[int, Comp
     return number
 
 
-def _comparison(condition: FeatureCondition, served: Served, path: str) -> ComparisonSpec:
-    sae, index = find(condition.feature, served.saes, f"{path}.feature")
+def _comparison(condition: FeatureCondition, served: SteeringContext, path: str) -> ComparisonSpec:
+    sae, index = find_feature(condition.feature, served.saes, f"{path}.feature")
     above = condition.above is not None
     bound = condition.above if condition.above is not None else condition.below
     assert bound is not None, "the wire takes one of the two"
     return ComparisonSpec(sae.name, index, to_act(bound, condition.unit, served, sae.name, index, path), above)
 
 
-def refuse_acting_before_knowing(rule: RuleSpec, edits: list[EditSpec], served: Served, path: str) -> None:
+def check_rule_order(rule: RuleSpec, edits: list[EditSpec], served: SteeringContext, path: str) -> None:
     """
     A rule may only act at the layer where its condition is known, or later. Raises RequestError.
 
@@ -66,19 +66,20 @@ def refuse_acting_before_knowing(rule: RuleSpec, edits: list[EditSpec], served: 
 
 
 def resolve_readout(
-    readout: WireReadout | None, served: Served, conversation: Conversation | None, path: str
+    readout: WireReadout | None, served: SteeringContext, conversation: ChatSpans | None, path: str
 ) -> ReadoutSpec | None:
     """Find a readout's features and SAEs. Raises RequestError."""
     if readout is None:
         return None
-    saes = known_saes_named(readout.saes, served, f"{path}.saes")
+    saes = check_sae_names(readout.saes, served, f"{path}.saes")
     found = [
-        find(feature, served.saes, f"{path}.features[{number}]") for number, feature in enumerate(readout.features)
+        find_feature(feature, served.saes, f"{path}.features[{number}]")
+        for number, feature in enumerate(readout.features)
     ]
     return ReadoutSpec(
         features=tuple((sae.name, index) for sae, index in found),
         top_k=readout.top_k,
         saes=saes if readout.top_k else (),
-        tokens=to_scope(readout.tokens, conversation, f"{path}.tokens"),
+        tokens=to_ranges(readout.tokens, conversation, f"{path}.tokens"),
         special=readout.special_tokens,
     )

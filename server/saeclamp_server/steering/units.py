@@ -14,17 +14,17 @@ from saeclamp_server.errors import (
     UnknownVectorError,
 )
 from saeclamp_server.steering import token_ranges
-from saeclamp_server.steering.chat_spans import Conversation
-from saeclamp_server.steering.context import Served
-from saeclamp_server.steering.dose import in_act
+from saeclamp_server.steering.chat_spans import ChatSpans
+from saeclamp_server.steering.context import SteeringContext
+from saeclamp_server.steering.dose import resid_norm_to_act
 from saeclamp_server.steering.token_ranges import TokenRanges
-from saeclamp_server.vectors import Vector
+from saeclamp_server.vectors import RegisteredVector
 
 MAX_DIGITS = 20
 """Of an index."""
 
 
-def find(feature: str | FeatureIndex, saes: Mapping[str, SAEEntry], path: str) -> tuple[SAEEntry, int]:
+def find_feature(feature: str | FeatureIndex, saes: Mapping[str, SAEEntry], path: str) -> tuple[SAEEntry, int]:
     """Find a feature by name or number. Raises RequestError."""
     sae_name, _, which = str(feature).partition("/")
     if sae_name not in saes:
@@ -43,7 +43,7 @@ def find(feature: str | FeatureIndex, saes: Mapping[str, SAEEntry], path: str) -
     return sae, index
 
 
-def known_saes_named(names: Sequence[str] | None, served: Served, path: str) -> tuple[str, ...]:
+def check_sae_names(names: Sequence[str] | None, served: SteeringContext, path: str) -> tuple[str, ...]:
     """Check names of SAEs; None stands for all. Raises UnknownSAEError."""
     for number, name in enumerate(names or ()):
         if name not in served.saes:
@@ -51,19 +51,19 @@ def known_saes_named(names: Sequence[str] | None, served: Served, path: str) -> 
     return tuple(dict.fromkeys(names or served.saes))
 
 
-def find_vector(name: str, vectors: Mapping[str, Vector], path: str) -> Vector:
+def find_vector(name: str, vectors: Mapping[str, RegisteredVector], path: str) -> RegisteredVector:
     """Find an uploaded vector. Raises UnknownVectorError."""
     if name not in vectors:
         raise UnknownVectorError(name, vectors, path)
     return vectors[name]
 
 
-def to_projection(value: float, unit: Unit, served: Served, vector: Vector, path: str) -> float:
+def to_projection(value: float, unit: Unit, served: SteeringContext, vector: RegisteredVector, path: str) -> float:
     """Convert a value to multiples of a vector. Raises RequestError, which names `path`.unit."""
     if unit == "act":
         return value
     if unit == "resid_norm":
-        return in_act(value, vector.lengths, 0, f"{path}.unit", served.rounding)
+        return resid_norm_to_act(value, vector.norms, 0, f"{path}.unit", served.rounding)
     raise InvalidSteeringError(
         "A vector has no maximum activation, so 'max_act', the default unit, has no meaning for it; give the value in unit "
         "'act' (multiples of the vector) or 'resid_norm' (of the stream's median length).",
@@ -71,12 +71,12 @@ def to_projection(value: float, unit: Unit, served: Served, vector: Vector, path
     )
 
 
-def to_act(value: float, unit: Unit, served: Served, sae: str, index: int, path: str) -> float:
+def to_act(value: float, unit: Unit, served: SteeringContext, sae: str, index: int, path: str) -> float:
     """Convert a value to the encoder's units. Raises RequestError, which names `path`.unit."""
     if unit == "act":
         return value
     if unit == "resid_norm":
-        return in_act(value, served.lengths[sae], index, f"{path}.unit", served.rounding)
+        return resid_norm_to_act(value, served.norms[sae], index, f"{path}.unit", served.rounding)
     max_act = served.max_act(sae, index)
     if max_act is None:
         raise InvalidSteeringError(
@@ -87,7 +87,7 @@ def to_act(value: float, unit: Unit, served: Served, sae: str, index: int, path:
     return value * max_act
 
 
-def to_scope(tokens: Tokens, conversation: Conversation | None, path: str) -> TokenRanges:
+def to_ranges(tokens: Tokens, conversation: ChatSpans | None, path: str) -> TokenRanges:
     """
     Find the positions that are meant. Raises RequestError.
 

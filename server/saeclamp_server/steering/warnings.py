@@ -11,7 +11,7 @@ from typing import Any
 
 from saeclamp.types.doses import dose_in_words
 from saeclamp_server.errors import InvalidSteeringError
-from saeclamp_server.steering.context import Served
+from saeclamp_server.steering.context import SteeringContext
 from saeclamp_server.steering.dose import dose
 from saeclamp_server.steering.program import EditSpec, SteeringProgram
 
@@ -23,7 +23,7 @@ ROUNDING = 1e-6
 """Relative: a value at the very end of the green zone is in it, whatever its unit."""
 
 
-def possible_dose(edit: EditSpec, served: Served) -> float | None:
+def possible_dose(edit: EditSpec, served: SteeringContext) -> float | None:
     """
     Say how far an edit can move a token, in median lengths of the stream.
 
@@ -32,7 +32,7 @@ def possible_dose(edit: EditSpec, served: Served) -> float | None:
     return _dose(edit, served, served.max_act(edit.sae, edit.index))
 
 
-def warnings_before(program: SteeringProgram, served: Served) -> tuple[str, ...]:
+def warnings_before(program: SteeringProgram, served: SteeringContext) -> tuple[str, ...]:
     """Say what is doubtful of values alone, a sentence each."""
     weak = [
         f"interventions[{number}] moves a token at which its feature is not active by {dose_in_words(strength)} x the "
@@ -50,7 +50,9 @@ def warnings_before(program: SteeringProgram, served: Served) -> tuple[str, ...]
     return (*_outside_green_zones(program, served), *weak, *excessive)
 
 
-def warnings_after(program: SteeringProgram, reports: Sequence[Mapping[str, Any]], served: Served) -> tuple[str, ...]:
+def warnings_after(
+    program: SteeringProgram, reports: Sequence[Mapping[str, Any]], served: SteeringContext
+) -> tuple[str, ...]:
     """
     Say what is doubtful of what was done, a sentence each.
 
@@ -77,7 +79,7 @@ def warnings_after(program: SteeringProgram, reports: Sequence[Mapping[str, Any]
     return (*idle, *_outside_green_zones(program, served), *weak, *excessive)
 
 
-def _outside_green_zones(program: SteeringProgram, served: Served) -> Iterator[str]:
+def _outside_green_zones(program: SteeringProgram, served: SteeringContext) -> Iterator[str]:
     for number, edit in enumerate(program.edits):
         zone, max_act = served.green_zone(edit.sae, edit.index), served.max_act(edit.sae, edit.index)
         if zone is None or max_act is None or edit.op != "clamp" or not edit.value:
@@ -95,14 +97,14 @@ def _is_meant_to_move(edit: EditSpec) -> bool:
     return edit.op == "add" or (edit.op == "clamp" and bool(edit.value))
 
 
-def _strength(edit: EditSpec, served: Served) -> float | None:
+def _strength(edit: EditSpec, served: SteeringContext) -> float | None:
     """Measure the value alone, in median lengths of the stream: with the feature not active; None where it says nothing."""
     is_bound = edit.op == "at_least" and edit.value > 0
     return _dose(edit, served, None) if _is_meant_to_move(edit) or is_bound else None
 
 
-def _dose(edit: EditSpec, served: Served, max_act: float | None) -> float | None:
+def _dose(edit: EditSpec, served: SteeringContext, max_act: float | None) -> float | None:
     try:
-        return dose(edit, served.lengths_of(edit), max_act, str(served.site_of(edit)))
+        return dose(edit, served.norms_of(edit), max_act, str(served.site_of(edit)))
     except InvalidSteeringError:
         return None

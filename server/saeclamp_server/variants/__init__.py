@@ -9,7 +9,7 @@ Steering that is saved under a model's name.
     registry.py  all of them, as requests name them: checked against what is served
 """
 
-from saeclamp_server.variants.registry import Variants
+from saeclamp_server.variants.registry import VariantRegistry
 from saeclamp_server.variants.store import StoreError, VariantStore, default_url
 
-__all__ = ["StoreError", "VariantStore", "Variants", "default_url"]
+__all__ = ["StoreError", "VariantStore", "VariantRegistry", "default_url"]

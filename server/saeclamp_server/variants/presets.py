@@ -5,26 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from saeclamp.types import Clamp, Steering
-from saeclamp_server.steering import Served, resolve
+from saeclamp_server.steering import SteeringContext, resolve
 from saeclamp_server.variants.names import ModelName
-from saeclamp_server.variants.version import Version, meaning_of, written
+from saeclamp_server.variants.version import VariantVersion, canonical_json, resolved_fingerprint
 
 
-def presets(served: Served, base: str) -> Mapping[str, Version]:
+def presets(served: SteeringContext, base: str) -> Mapping[str, VariantVersion]:
     """Make the variants of a base model, by name; of two features with one name, the SAE that was named first has it."""
-    made: dict[str, Version] = {}
+    made: dict[str, VariantVersion] = {}
     for name, sae in served.saes.items():
         for note in sae.features.values():
             fits = ModelName.parse(f"{base}:{note.name}") is not None
             if note.best is None or note.max_act is None or not fits or note.name in made:
                 continue
             steering = Steering(interventions=(Clamp(feature=f"{name}/{note.name}", value=note.best),))
-            made[note.name] = Version(
+            made[note.name] = VariantVersion(
                 base,
                 note.name,
-                written(steering),
+                canonical_json(steering),
                 note.description or "",
-                meaning_of(resolve(steering, served).program),
+                resolved_fingerprint(resolve(steering, served).program),
                 read_only=True,
             )
     return made

@@ -25,12 +25,12 @@ from saeclamp_server.errors import (
     VariantsUnavailableError,
 )
 from saeclamp_server.site_norms import rounded_the_other_way
-from saeclamp_server.steering import ResolvedSteering, Served, resolve, roles_in
-from saeclamp_server.steering.chat_spans import Conversation
+from saeclamp_server.steering import ResolvedSteering, SteeringContext, resolve, roles_used
+from saeclamp_server.steering.chat_spans import ChatSpans
 from saeclamp_server.variants.names import ModelName, is_alias, near_name
 from saeclamp_server.variants.presets import presets
 from saeclamp_server.variants.store import AliasInUseError, StoreError, VariantStore
-from saeclamp_server.variants.version import Version, meaning_of, written
+from saeclamp_server.variants.version import VariantVersion, canonical_json, resolved_fingerprint
 
 RESERVED = ("export", "import")
 """Names that our own endpoints have."""
@@ -38,13 +38,13 @@ RESERVED = ("export", "import")
 ResultT = TypeVar("ResultT")
 
 
-class Variants:
+class VariantRegistry:
     """The feature book's and the users'."""
 
     def __init__(
         self,
         store: VariantStore,
-        served: Served,
+        served: SteeringContext,
         bases: Collection[str],
         adapters: Callable[[], Collection[str]] = tuple,
     ) -> None:
@@ -59,7 +59,9 @@ class Variants:
         """Create a version, or find that it is there. Raises RequestError."""
         base = self._base(new.base)
         self._refuse_taken(base, new.name)
-        version = Version(base, new.name, written(new.steering), new.description, self._meaning(new.steering))
+        version = VariantVersion(
+            base, new.name, canonical_json(new.steering), new.description, self._meaning(new.steering)
+        )
 
         def created() -> tuple[Variant, bool]:
             self._check_alias(base, new.name, new.alias, "alias", "name")
@@ -77,7 +79,7 @@ class Variants:
 
         return await self._ask(listed)
 
-    async def get(self, name: str) -> Version:
+    async def get(self, name: str) -> VariantVersion:
         """Find a variant by `<name>`, `<name>@<sha>`, either behind `<base>:`, or alias. Raises UnknownVariantError."""
         parsed = self._parsed(name)
         found = await self._find(parsed) if parsed is not None else None
@@ -113,21 +115,21 @@ class Variants:
 
         return await self._ask(exported)
 
-    async def take_in(self, export: VariantExport) -> tuple[int, int]:
+    async def import_(self, export: VariantExport) -> tuple[int, int]:
         """Take in what was exported, all or none; return how many versions are new, and how many were known."""
 
         def taken_in() -> tuple[int, int]:
             versions, aliases = self._imported(export)
-            num_new = self._kept("data", None, lambda: self._store.take_in(versions, aliases))
+            num_new = self._kept("data", None, lambda: self._store.import_(versions, aliases))
             return num_new, len(versions) - num_new
 
         return await self._ask(taken_in)
 
-    def _imported(self, export: VariantExport) -> tuple[list[Version], dict[tuple[str, str], str]]:
+    def _imported(self, export: VariantExport) -> tuple[list[VariantVersion], dict[tuple[str, str], str]]:
         """Take versions and aliases over. Raises RequestError for what was changed, or is named as something here."""
         versions, aliases = [], {}
         for number, item in enumerate(export.data):
-            version = Version.imported(item)
+            version = VariantVersion.imported(item)
             if version.sha256 != item.sha256:
                 raise InvalidRequestError(
                     "The content is not that of its sha256: it was changed since it was exported.",
@@ -141,7 +143,7 @@ class Variants:
             self._check_alias(base, name, alias, "data", "data")
         return versions, aliases
 
-    async def of_model(self, model: str) -> Version | None:
+    async def of_model(self, model: str) -> VariantVersion | None:
         """
         Find the variant that a request names as its model; None where it names none of ours.
 
@@ -157,7 +159,7 @@ class Variants:
             raise await self._unknown(model, "model", 404)
         return found
 
-    async def of_bare_name(self, name: str) -> Version | None:
+    async def of_bare_name(self, name: str) -> VariantVersion | None:
         """Find the variant that a name is of without its model's; None for a model's own name."""
         parsed = None if name in self._bases or ":" in name else self._parsed(name)
         return await self._find(parsed) if parsed is not None else None
@@ -191,7 +193,7 @@ class Variants:
             raise UnknownModelError(model, [*models, *variants], near)
 
     def resolved(
-        self, version: Version, own: Steering | None, conversation: Conversation | None = None
+        self, version: VariantVersion, own: Steering | None, conversation: ChatSpans | None = None
     ) -> ResolvedSteering:
         """
         Resolve a variant, and a request's own steering with it. Raises RequestError.
@@ -204,19 +206,19 @@ class Variants:
             try:
                 alone = resolve(steering, served, conversation)
             except RequestError as exc:
-                raise _blamed(exc, None, version) from None
-            if meaning_of(alone.program) == version.meaning:
+                raise _with_variant_context(exc, None, version) from None
+            if resolved_fingerprint(alone.program) == version.meaning:
                 break
         else:
             raise VariantChangedError(version.to_wire().version)
         if own is None:
             return alone
         try:
-            return resolve(_joined(own, steering, version), served, conversation)
+            return resolve(_merge(own, steering, version), served, conversation)
         except RequestError as exc:
-            raise _blamed(exc, own, version) from None
+            raise _with_variant_context(exc, own, version) from None
 
-    def steering(self, version: Version) -> Steering:
+    def steering(self, version: VariantVersion) -> Steering:
         """Read a variant's steering. Raises VariantChangedError where this version of saeclamp does not know it."""
         try:
             return version.parsed
@@ -227,13 +229,13 @@ class Variants:
         """Take a name apart that may lack its model's."""
         return ModelName.parse(name if ":" in name else f"{self._bases[0]}:{name}")
 
-    async def _find(self, name: ModelName) -> Version | None:
+    async def _find(self, name: ModelName) -> VariantVersion | None:
         preset = self._presets.get((name.base, name.variant))
         if preset is not None:
             return preset if name.sha256 is None or preset.sha256.startswith(name.sha256) else None
         return await self._ask(self._store.find, *name)
 
-    async def _of_alias(self, name: str) -> Version | None:
+    async def _of_alias(self, name: str) -> VariantVersion | None:
         """Find what an alias means, of a model that is served."""
         if not is_alias(name):
             return None
@@ -293,18 +295,18 @@ class Variants:
         if name in RESERVED:
             raise InvalidRequestError(f"{path}: no variant can be named {name!r}.", path)
 
-    def _of_bases(self, versions: Iterable[Version]) -> list[Version]:
+    def _of_bases(self, versions: Iterable[VariantVersion]) -> list[VariantVersion]:
         """Leave out those of models that this server does not serve, and those whose name a preset has taken."""
         return [one for one in versions if one.base in self._bases and (one.base, one.name) not in self._presets]
 
     def _meaning(self, steering: Steering) -> str:
         """Resolve a steering, so that what cannot be applied is refused when it is created. Raises RequestError."""
         # chosen by role, tokens depend on the conversation; which these are does not matter here
-        anywhere = Conversation(0, ()) if roles_in(steering) else None
-        return meaning_of(resolve(steering, self._served, anywhere).program)
+        anywhere = ChatSpans(0, ()) if roles_used(steering) else None
+        return resolved_fingerprint(resolve(steering, self._served, anywhere).program)
 
 
-def _joined(own: Steering, of_variant: Steering, version: Version) -> Steering:
+def _merge(own: Steering, of_variant: Steering, version: VariantVersion) -> Steering:
     """Put a variant's parts behind a request's own, so that messages number those as the request does."""
     twice = {rule.name for rule in own.rules} & {rule.name for rule in of_variant.rules}
     if twice:
@@ -326,7 +328,7 @@ def _joined(own: Steering, of_variant: Steering, version: Version) -> Steering:
     )
 
 
-def _blamed(exc: RequestError, own: Steering | None, version: Version) -> RequestError:
+def _with_variant_context(exc: RequestError, own: Steering | None, version: VariantVersion) -> RequestError:
     """Let a refusal that is about a variant's part of a joined steering, or names one, say so."""
     num_own = {"interventions": len(own.interventions) if own else 0, "rules": len(own.rules) if own else 0}
     cannot = f"The variant {version.to_wire().id} cannot be used with this:"

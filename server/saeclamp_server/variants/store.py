@@ -22,7 +22,7 @@ from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from saeclamp_server.variants.tables import aliases, names, versions
-from saeclamp_server.variants.version import Version
+from saeclamp_server.variants.version import VariantVersion
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_S = 30
@@ -64,7 +64,7 @@ class VariantStore:
         """Close all connections."""
         self._engine.dispose()
 
-    def create(self, version: Version, alias: str | None = None) -> tuple[Version, bool]:
+    def create(self, version: VariantVersion, alias: str | None = None) -> tuple[VariantVersion, bool]:
         """
         Keep a version, and let its name mean it. Returns it as it is kept, and whether it is new.
 
@@ -78,7 +78,7 @@ class VariantStore:
             (kept,) = _versions(connection, version.base, version.name, version.sha256)
         return kept, is_new
 
-    def take_in(self, imported: Sequence[Version], with_aliases: Mapping[tuple[str, str], str]) -> int:
+    def import_(self, imported: Sequence[VariantVersion], with_aliases: Mapping[tuple[str, str], str]) -> int:
         """
         Keep versions from elsewhere, all or none; those that were here stay as they are. Returns how many are new.
 
@@ -96,7 +96,7 @@ class VariantStore:
                 self._alias(connection, base, name, alias)
         return num_new
 
-    def find(self, base: str, name: str, sha256: str | None = None) -> Version | None:
+    def find(self, base: str, name: str, sha256: str | None = None) -> VariantVersion | None:
         """Look up what a name means, or its version whose address begins so; None where there is none, or several."""
         with self._transaction() as connection:
             if sha256 is None:
@@ -107,7 +107,7 @@ class VariantStore:
             found = _versions(connection, base, name, sha256)
         return found[0] if len(found) == 1 else None
 
-    def find_alias(self, alias: str) -> Version | None:
+    def find_alias(self, alias: str) -> VariantVersion | None:
         """Look up what the name of an alias means."""
         with self._transaction() as connection:
             found = connection.execute(select(aliases.c.base, aliases.c.name).where(aliases.c.alias == alias)).first()
@@ -118,7 +118,7 @@ class VariantStore:
         with self._transaction() as connection:
             return {(row.base, row.name): row.alias for row in connection.execute(select(aliases))}
 
-    def current(self) -> list[Version]:
+    def current(self) -> list[VariantVersion]:
         """List what every name means, by name."""
         joined = versions.join(names, (names.c.sha256 == versions.c.sha256) & _same_name())
         with self._transaction() as connection:
@@ -131,7 +131,7 @@ class VariantStore:
             rows = connection.execute(select(names.c.base, names.c.name).order_by(names.c.base, names.c.name))
             return [(base, name) for base, name in rows]
 
-    def all_versions(self) -> list[Version]:
+    def all_versions(self) -> list[VariantVersion]:
         """List every version; of each name the one that it means last, and the others as they were created."""
         meant = {(version.base, version.name): version.sha256 for version in self.current()}
         with self._transaction() as connection:
@@ -149,11 +149,11 @@ class VariantStore:
             gone = versions.delete().where((versions.c.base == base) & (versions.c.name == name))
             return connection.execute(gone).rowcount
 
-    def _keep(self, connection: Connection, version: Version) -> bool:
+    def _keep(self, connection: Connection, version: VariantVersion) -> bool:
         insert = _INSERT[self._engine.dialect.name](versions).values(_row(version)).on_conflict_do_nothing()
         return connection.execute(insert.returning(versions.c.sha256)).first() is not None
 
-    def _name(self, connection: Connection, version: Version) -> None:
+    def _name(self, connection: Connection, version: VariantVersion) -> None:
         meant = {"base": version.base, "name": version.name, "sha256": version.sha256}
         insert = _INSERT[self._engine.dialect.name](names).values(meant)
         connection.execute(
@@ -228,7 +228,7 @@ def _migrate(connection: Connection) -> None:
         raise StoreError(f"The database of variants is of a newer version of saeclamp: {exc}.") from exc
 
 
-def _versions(connection: Connection, base: str, name: str, sha256: str) -> list[Version]:
+def _versions(connection: Connection, base: str, name: str, sha256: str) -> list[VariantVersion]:
     wanted = (versions.c.base == base) & (versions.c.name == name) & versions.c.sha256.startswith(sha256)
     return [_version(row) for row in connection.execute(select(versions).where(wanted))]
 
@@ -237,7 +237,7 @@ def _same_name() -> Any:
     return (names.c.base == versions.c.base) & (names.c.name == versions.c.name)
 
 
-def _row(version: Version) -> dict[str, Any]:
+def _row(version: VariantVersion) -> dict[str, Any]:
     created = version.created or int(time.time())
     return {
         "base": version.base,
@@ -250,7 +250,7 @@ def _row(version: Version) -> dict[str, Any]:
     }
 
 
-def _version(row: Any) -> Version:
+def _version(row: Any) -> VariantVersion:
     values = dict(row._mapping)
     del values["sha256"]
-    return Version(**values)
+    return VariantVersion(**values)

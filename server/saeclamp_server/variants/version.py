@@ -14,7 +14,7 @@ from saeclamp_server.variants.names import version_name
 
 
 @dataclass(frozen=True)
-class Version:
+class VariantVersion:
     """What never changes."""
 
     base: str
@@ -61,24 +61,24 @@ class Version:
         return {**kept, "steering": json.loads(self.steering), "sha256": self.sha256, "alias": alias}
 
     @classmethod
-    def imported(cls, variant: ExportedVariant) -> Version:
+    def imported(cls, variant: ExportedVariant) -> VariantVersion:
         """Take over what another server has exported; whoever calls it compares the address."""
         return cls(
             variant.base,
             variant.name,
-            written(variant.steering),
+            canonical_json(variant.steering),
             variant.description,
             variant.meaning,
             variant.created,
         )
 
 
-def written(steering: Steering) -> str:
+def canonical_json(steering: Steering) -> str:
     """Write a steering as it is kept."""
     return json.dumps(steering.to_json(), sort_keys=True)
 
 
-def meaning_of(program: SteeringProgram) -> str:
+def resolved_fingerprint(program: SteeringProgram) -> str:
     """
     Hash what a program does, but for positions: those that are chosen by role differ from request to request.
 

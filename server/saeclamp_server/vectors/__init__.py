@@ -9,9 +9,18 @@ Directions that users upload, and that requests move by name as they move featur
 Free of vLLM: the engine is told by `collective_rpc`.
 """
 
-from saeclamp_server.vectors.registry import Vector, Vectors
-from saeclamp_server.vectors.sites import Place, find_places
-from saeclamp_server.vectors.storage import VectorFolder, default_folder
-from saeclamp_server.vectors.vector_file import MAX_BYTES, Direction
+from saeclamp_server.vectors.registry import RegisteredVector, VectorRegistry
+from saeclamp_server.vectors.sites import VectorSite, vector_sites
+from saeclamp_server.vectors.storage import VectorStorage, default_folder
+from saeclamp_server.vectors.vector_file import MAX_BYTES, SteeringVector
 
-__all__ = ["MAX_BYTES", "Direction", "Place", "Vector", "VectorFolder", "Vectors", "default_folder", "find_places"]
+__all__ = [
+    "MAX_BYTES",
+    "SteeringVector",
+    "VectorSite",
+    "RegisteredVector",
+    "VectorStorage",
+    "VectorRegistry",
+    "default_folder",
+    "vector_sites",
+]

@@ -25,24 +25,24 @@ from saeclamp_server.errors import (
     VectorNotKeptError,
     VectorsFullError,
 )
-from saeclamp_server.site_norms import Lengths
+from saeclamp_server.site_norms import SiteNorms
 from saeclamp_server.threads import computed
 from saeclamp_server.vector_names import VECTOR
-from saeclamp_server.vectors.sites import Place
-from saeclamp_server.vectors.storage import VectorFolder, check_name
-from saeclamp_server.vectors.vector_file import Direction
+from saeclamp_server.vectors.sites import VectorSite
+from saeclamp_server.vectors.storage import VectorStorage, check_name
+from saeclamp_server.vectors.vector_file import SteeringVector
 
 WAITS_S = (0.02, 0.1, 0.5)
 """Before an upload is refused because its site is full."""
 
 
 @dataclass(frozen=True, eq=False)
-class Vector:
+class RegisteredVector:
     """A direction that the engine holds."""
 
     name: str
-    direction: Direction
-    lengths: Lengths
+    direction: SteeringVector
+    norms: SiteNorms
     """Those of its site, and its own as the one row."""
 
     @property
@@ -55,7 +55,7 @@ class Vector:
 
     def to_wire(self) -> StoredVector:
         """Describe it to users."""
-        stream = self.lengths.rounded_stream
+        stream = self.norms.rounded_resid_norm
         return StoredVector(
             name=self.name,
             site=str(self.site),
@@ -68,28 +68,28 @@ class Vector:
         )
 
 
-class Vectors(Mapping[str, Vector]):
+class VectorRegistry(Mapping[str, RegisteredVector]):
     """By name. Changed by one task at a time, read by all."""
 
     def __init__(
-        self, places: Sequence[Place], lengths: Mapping[str, Lengths], folder: VectorFolder, engine: Any
+        self, places: Sequence[VectorSite], norms: Mapping[str, SiteNorms], folder: VectorStorage, engine: Any
     ) -> None:
         """
-        lengths: of each place, by the name of its dictionary
+        norms: of each place, by the name of its dictionary
         engine:  vLLM's, of which only `collective_rpc` is used
         """
         self.places = {place.site: place for place in places}
-        self._lengths = lengths
+        self._norms = norms
         self._folder = folder
         self._engine = engine
-        self._by_name: dict[str, Vector] = {}
-        self._alive = weakref.WeakValueDictionary[tuple[str, str], Vector]()
+        self._by_name: dict[str, RegisteredVector] = {}
+        self._alive = weakref.WeakValueDictionary[tuple[str, str], RegisteredVector]()
         """All that anybody refers to, deleted ones too, by name and sha256."""
         self._free = {place.site: deque(range(place.capacity)) for place in places}
         """Rows of each dictionary; the one that has been free longest is taken first."""
         self._changing = asyncio.Lock()
 
-    def __getitem__(self, name: str) -> Vector:
+    def __getitem__(self, name: str) -> RegisteredVector:
         return self._by_name[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -103,18 +103,18 @@ class Vectors(Mapping[str, Vector]):
         for name, direction in self._folder.read_all(report):
             try:
                 self._check_fit(direction)
-                self._by_name[name] = await self._held(name, direction)
+                self._by_name[name] = await self._loaded(name, direction)
             except RequestError as exc:
                 report(f"vector {name} is left out: {exc}")
 
-    async def upload(self, name: str, data: bytes) -> tuple[Vector, bool]:
+    async def upload(self, name: str, data: bytes) -> tuple[RegisteredVector, bool]:
         """
         Take a safetensors file as a vector of that name, and keep it. Raises RequestError.
 
         returns: the vector, and whether it is new
         """
         check_name(name)
-        direction = await computed(Direction.parse, data)
+        direction = await computed(SteeringVector.parse, data)
         self._check_fit(direction)
         async with self._changing:
             if name in self._by_name:
@@ -122,7 +122,7 @@ class Vectors(Mapping[str, Vector]):
                     raise VectorExistsError(name, f"at {self._by_name[name].site}")
                 return self._by_name[name], False
             await self._wait_for_room(direction.site)
-            vector = await self._held(name, direction)
+            vector = await self._loaded(name, direction)
             await _on_disk(name, self._folder.keep, name, direction)
             self._by_name[name] = vector
         return vector, True
@@ -143,7 +143,7 @@ class Vectors(Mapping[str, Vector]):
             await _on_disk(name, self._folder.remove, name)
             del self._by_name[name]
 
-    def _check_fit(self, direction: Direction) -> None:
+    def _check_fit(self, direction: SteeringVector) -> None:
         place = self.places.get(direction.site)
         if place is None:
             sites = ", ".join(map(str, self.places)) or "none"
@@ -166,7 +166,7 @@ class Vectors(Mapping[str, Vector]):
             await asyncio.sleep(seconds)
             gc.collect()  # what ended in an error may be held by its traceback
 
-    async def _held(self, name: str, direction: Direction) -> Vector:
+    async def _loaded(self, name: str, direction: SteeringVector) -> RegisteredVector:
         """Give a vector a row, unless requests still refer to the very same one."""
         if (alive := self._alive.get((name, direction.sha256))) is not None:
             return alive
@@ -174,11 +174,11 @@ class Vectors(Mapping[str, Vector]):
         if not free:
             raise VectorsFullError(str(place.site), place.capacity)
         row = free.popleft()
-        measured = self._lengths[place.dictionary]
-        vector = Vector(name, direction, Lengths(measured.stream, [direction.norm], measured.of_stream))
+        measured = self._norms[place.bank_name]
+        vector = RegisteredVector(name, direction, SiteNorms(measured.stream, [direction.norm], measured.of_stream))
         weakref.finalize(vector, free.append, row).atexit = False
         numbers = direction.signed().numpy().tobytes()
-        held = (place.dictionary, row, f"{VECTOR}{name}", direction.sha256, numbers)
+        held = (place.bank_name, row, f"{VECTOR}{name}", direction.sha256, numbers)
         await self._engine.collective_rpc("load_vector", args=held)
         self._alive[name, direction.sha256] = vector
         return vector

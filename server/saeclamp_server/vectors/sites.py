@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from saeclamp_saes import SAEEntry, Site
 from saeclamp_saes.sites import POINTS
-from saeclamp_server.model_info import SUPPORTED_ARCHITECTURES, ModelFacts, StartupError
+from saeclamp_server.model_info import SUPPORTED_ARCHITECTURES, ModelInfo, StartupError
 
 ALL = "all"
 """What a user writes for `resid_post` behind every layer."""
@@ -16,7 +16,7 @@ UNHELD = "mlp_in_no_gain"
 """A point that SAEs can read, of vectors that the model never holds and that so cannot be edited."""
 
 
-class Place(NamedTuple):
+class VectorSite(NamedTuple):
     """A site with room for vectors."""
 
     site: Site
@@ -25,14 +25,14 @@ class Place(NamedTuple):
     capacity: int
 
     @property
-    def dictionary(self) -> str:
+    def bank_name(self) -> str:
         """Name of the engine's dictionary of them, which no SAE can have."""
         return f"vectors@{self.site}"
 
 
-def find_places(
-    asked: Sequence[str], capacity: int, saes: Mapping[str, SAEEntry], model: ModelFacts
-) -> tuple[Place, ...]:
+def vector_sites(
+    asked: Sequence[str], capacity: int, saes: Mapping[str, SAEEntry], model: ModelInfo
+) -> tuple[VectorSite, ...]:
     """
     Find the sites of the loaded SAEs and those that were asked for, in the order in which a forward pass reaches them.
 
@@ -42,10 +42,10 @@ def find_places(
     sites = {site for text in asked for site in _asked(text, model)}
     sites |= {site for sae in saes.values() for site in (*sae.summary.reads, *sae.summary.writes)}
     held = sorted((site for site in sites if site.point != UNHELD), key=lambda site: site.order)
-    return tuple(Place(site, model.width(site), capacity) for site in held) if capacity else ()
+    return tuple(VectorSite(site, model.width(site), capacity) for site in held) if capacity else ()
 
 
-def _asked(text: str, model: ModelFacts) -> Iterator[Site]:
+def _asked(text: str, model: ModelInfo) -> Iterator[Site]:
     if text == ALL:
         yield from (Site("resid_post", layer) for layer in range(model.num_layers))
         return

@@ -11,7 +11,7 @@ from pathlib import Path
 from saeclamp.types.interventions import is_vector_name
 from saeclamp_server.errors import InvalidVectorError, RequestError, VectorExistsError
 from saeclamp_server.packaged_model import cache_folder, fsync
-from saeclamp_server.vectors.vector_file import MAX_BYTES, Direction
+from saeclamp_server.vectors.vector_file import MAX_BYTES, SteeringVector
 
 SUFFIX = ".safetensors"
 
@@ -34,13 +34,13 @@ def check_name(name: str) -> None:
         )
 
 
-class VectorFolder:
+class VectorStorage:
     """One file a vector. It is made when the first is kept."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def read_all(self, report: Callable[[str], None]) -> Iterator[tuple[str, Direction]]:
+    def read_all(self, report: Callable[[str], None]) -> Iterator[tuple[str, SteeringVector]]:
         """Read every vector, with its name. What cannot be read is reported and left out."""
         for path in sorted(self.path.glob(f"*{SUFFIX}")):
             name = path.name.removesuffix(SUFFIX)
@@ -50,7 +50,7 @@ class VectorFolder:
             except (OSError, RequestError) as exc:
                 report(f"vector {name} is left out, {path} cannot be used: {exc}")
 
-    def keep(self, name: str, direction: Direction) -> None:
+    def keep(self, name: str, direction: SteeringVector) -> None:
         """
         Write a vector. When this returns, it is on the disk, whole.
 
@@ -83,7 +83,7 @@ class VectorFolder:
     def _path(self, name: str) -> Path:
         return self.path / f"{name}{SUFFIX}"
 
-    def _kept(self, name: str) -> Direction | None:
+    def _kept(self, name: str) -> SteeringVector | None:
         """Read the vector of that name; None where there is none, or a damaged one, which may be written again."""
         try:
             return _read(self._path(name))
@@ -91,11 +91,11 @@ class VectorFolder:
             return None
 
 
-def _read(path: Path) -> Direction:
+def _read(path: Path) -> SteeringVector:
     if path.exists() and not path.is_file():
         raise InvalidVectorError("it is not a regular file.", None)
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise InvalidVectorError(f"it has more than {MAX_BYTES} bytes.", None)
-    return Direction.parse(data)
+    return SteeringVector.parse(data)

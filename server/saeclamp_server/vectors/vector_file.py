@@ -37,7 +37,7 @@ SIGNS: dict[str, Literal[1, -1]] = {"+1": 1, "-1": -1}
 
 
 @dataclass(frozen=True, eq=False)
-class Direction:
+class SteeringVector:
     """What a file holds."""
 
     site: Site
@@ -49,7 +49,7 @@ class Direction:
     """(width,) fp32, as uploaded"""
 
     @classmethod
-    def parse(cls, data: bytes) -> Direction:
+    def parse(cls, data: bytes) -> SteeringVector:
         """Read a safetensors file. Raises InvalidVectorError, which names what is wrong with it."""
         try:
             stored, metadata = read_header(BytesIO(data), len(data))

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import create_engine, text
 from tests.server.variants.making import served
 
-from saeclamp_server.variants import Variants, VariantStore
+from saeclamp_server.variants import VariantRegistry, VariantStore
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +32,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def variants(url: str) -> Iterator[Variants]:
+def variants(url: str) -> Iterator[VariantRegistry]:
     store = VariantStore(url)
-    yield Variants(store, served(), ["tiny", "tiny-too"])
+    yield VariantRegistry(store, served(), ["tiny", "tiny-too"])
     store.close()

@@ -11,10 +11,10 @@ from tests.server.conftest import entry
 
 from saeclamp.types import Add, Clamp, NewVariant, Steering
 from saeclamp_saes.library.feature_book import FeatureNote
-from saeclamp_server.site_norms import Lengths
-from saeclamp_server.steering import Served
-from saeclamp_server.variants import Variants
-from saeclamp_server.variants.version import Version
+from saeclamp_server.site_norms import SiteNorms
+from saeclamp_server.steering import SteeringContext
+from saeclamp_server.variants import VariantRegistry
+from saeclamp_server.variants.version import VariantVersion
 
 ResultT = TypeVar("ResultT")
 BRIDGE = Steering(interventions=(Clamp(feature="big/bridge", value=2),))
@@ -25,16 +25,18 @@ def run(task: Coroutine[Any, Any, ResultT]) -> ResultT:
     return asyncio.run(task)
 
 
-def served(max_act: float = 200.0) -> Served:
+def served(max_act: float = 200.0) -> SteeringContext:
     bridge = FeatureNote(4, "bridge", max_act, (1, 2), 1.5, "A bridge.")
     food, unmeasured = FeatureNote(5, "food", None), FeatureNote(6, "plain", 3.0)
-    return Served({"big": entry("big", 8, 100, bridge, food, unmeasured)}, {"big": Lengths(50.0, [2.0] * 100)})
+    return SteeringContext(
+        {"big": entry("big", 8, 100, bridge, food, unmeasured)}, {"big": SiteNorms(50.0, [2.0] * 100)}
+    )
 
 
-def create(variants: Variants, name: str, steering: Steering, **options: Any) -> Any:
+def create(variants: VariantRegistry, name: str, steering: Steering, **options: Any) -> Any:
     return run(variants.create(NewVariant(name=name, steering=steering, **options)))
 
 
-def version(name: str, number: int) -> Version:
+def version(name: str, number: int) -> VariantVersion:
     steering = Steering(interventions=(Clamp(feature=f"big/{number}", value=1, unit="act"),))
-    return Version("tiny", name, json.dumps(steering.to_json(), sort_keys=True), "", "sha256:" + "0" * 64)
+    return VariantVersion("tiny", name, json.dumps(steering.to_json(), sort_keys=True), "", "sha256:" + "0" * 64)

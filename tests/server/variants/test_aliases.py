@@ -13,14 +13,16 @@ from tests.server.variants.making import BRIDGE, FOOD, create, run, served
 from saeclamp import InvalidArgumentError
 from saeclamp.types import NewVariant, Steering, VariantExport
 from saeclamp_server.errors import RequestError
-from saeclamp_server.variants import Variants, VariantStore
+from saeclamp_server.variants import VariantRegistry, VariantStore
 
 
-def named(variants: Variants, name: str, alias: str | None, steering: Steering = BRIDGE, base: str = "tiny") -> Any:
+def named(
+    variants: VariantRegistry, name: str, alias: str | None, steering: Steering = BRIDGE, base: str = "tiny"
+) -> Any:
     return run(variants.create(NewVariant(name=name, base=base, steering=steering, alias=alias)))[0]
 
 
-def test_an_alias_is_a_name_without_a_colon_that_means_what_the_name_means(variants: Variants) -> None:
+def test_an_alias_is_a_name_without_a_colon_that_means_what_the_name_means(variants: VariantRegistry) -> None:
     made = named(variants, "chef", "cook")
     assert (made.id, made.alias) == ("tiny:chef", "cook")
     assert run(variants.of_model("cook")) == run(variants.of_model("tiny:chef"))
@@ -31,7 +33,7 @@ def test_an_alias_is_a_name_without_a_colon_that_means_what_the_name_means(varia
     assert {one.id: one.alias for one in run(variants.listed()) if not one.read_only} == {"tiny:chef": "cook"}
 
 
-def test_another_alias_takes_the_place_of_the_first_and_a_deleted_variant_has_none(variants: Variants) -> None:
+def test_another_alias_takes_the_place_of_the_first_and_a_deleted_variant_has_none(variants: VariantRegistry) -> None:
     named(variants, "chef", "cook")
     named(variants, "chef", "chef")
     assert run(variants.of_model("cook")) is None
@@ -58,7 +60,7 @@ def test_an_alias_that_already_means_something_is_refused(
     url: str, name: str, alias: str | None, says: str, param: str
 ) -> None:
     store = VariantStore(url)
-    variants = Variants(store, served(), ["tiny", "tiny-too"], lambda: ["adapter"])
+    variants = VariantRegistry(store, served(), ["tiny", "tiny-too"], lambda: ["adapter"])
     named(variants, "chef", "cook")
     with pytest.raises(RequestError, match=says) as refused:
         named(variants, name, alias, FOOD)
@@ -75,34 +77,34 @@ def test_an_alias_has_neither_colon_nor_at(alias: str) -> None:
 
 def test_an_alias_of_a_model_that_is_not_served_here_means_nothing(url: str) -> None:
     store = VariantStore(url)
-    named(Variants(store, served(), ["tiny"]), "chef", "cook")
-    assert run(Variants(store, served(), ["another"]).of_model("cook")) is None
+    named(VariantRegistry(store, served(), ["tiny"]), "chef", "cook")
+    assert run(VariantRegistry(store, served(), ["another"]).of_model("cook")) is None
     store.close()
 
 
-def test_aliases_are_exported_and_taken_in_or_refused_with_the_whole(variants: Variants, tmp_path: Path) -> None:
+def test_aliases_are_exported_and_taken_in_or_refused_with_the_whole(variants: VariantRegistry, tmp_path: Path) -> None:
     named(variants, "chef", "cook")
     named(variants, "plain", None, FOOD)
     export = VariantExport.model_validate_json(json.dumps(run(variants.exported())))
-    elsewhere = Variants(VariantStore(f"sqlite:///{tmp_path}/other.sqlite3"), served(), ["tiny"])
-    assert run(elsewhere.take_in(export)) == (2, 0)
+    elsewhere = VariantRegistry(VariantStore(f"sqlite:///{tmp_path}/other.sqlite3"), served(), ["tiny"])
+    assert run(elsewhere.import_(export)) == (2, 0)
     assert run(elsewhere.of_model("cook")).name == "chef"
-    taken = Variants(VariantStore(f"sqlite:///{tmp_path}/third.sqlite3"), served(), ["tiny"])
+    taken = VariantRegistry(VariantStore(f"sqlite:///{tmp_path}/third.sqlite3"), served(), ["tiny"])
     named(taken, "baker", "cook")
     with pytest.raises(RequestError, match="another variant's alias"):
-        run(taken.take_in(export))
+        run(taken.import_(export))
     assert [one.name for one in run(taken.listed()) if not one.read_only] == ["baker"]
 
 
 def test_a_database_without_aliases_is_brought_up_to_date(url: str) -> None:
     store = VariantStore(url)
-    create(Variants(store, served(), ["tiny"]), "chef", BRIDGE)
+    create(VariantRegistry(store, served(), ["tiny"]), "chef", BRIDGE)
     store.close()
     with create_engine(url).begin() as connection:  # as the first migration left it
         connection.execute(text("DROP TABLE saeclamp_variant_aliases"))
         connection.execute(text("UPDATE saeclamp_variant_schema SET version_num = '0001'"))
     store = VariantStore(url)
-    variants = Variants(store, served(), ["tiny"])
+    variants = VariantRegistry(store, served(), ["tiny"])
     assert run(variants.of_model("tiny:chef")).parsed == BRIDGE
     named(variants, "chef", "cook")
     assert run(variants.of_model("cook")).parsed == BRIDGE

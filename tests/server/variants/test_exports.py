@@ -11,36 +11,36 @@ from tests.server.variants.making import BRIDGE, FOOD, create, run, served
 
 from saeclamp.types import VariantExport
 from saeclamp_server.errors import RequestError
-from saeclamp_server.variants import Variants, VariantStore
+from saeclamp_server.variants import VariantRegistry, VariantStore
 
 
-def test_an_export_is_taken_in_elsewhere(variants: Variants, tmp_path: Path) -> None:
+def test_an_export_is_taken_in_elsewhere(variants: VariantRegistry, tmp_path: Path) -> None:
     create(variants, "chef", BRIDGE)
     create(variants, "chef", FOOD)
     create(variants, "chef", BRIDGE)  # what the name means is not the newest version
     create(variants, "other", FOOD, description="Äpfel")
     exported = VariantExport.model_validate_json(json.dumps(run(variants.exported())))
-    elsewhere = Variants(VariantStore(f"sqlite:///{tmp_path}/other.sqlite3"), served(), ["tiny"])
-    assert run(elsewhere.take_in(exported)) == (3, 0)
-    assert run(elsewhere.take_in(exported)) == (0, 3)
+    elsewhere = VariantRegistry(VariantStore(f"sqlite:///{tmp_path}/other.sqlite3"), served(), ["tiny"])
+    assert run(elsewhere.import_(exported)) == (3, 0)
+    assert run(elsewhere.import_(exported)) == (0, 3)
     for name in ("chef", "other"):
         assert run(elsewhere.get(name)) == run(variants.get(name))
     assert run(elsewhere.exported()) == run(variants.exported())
 
 
-def test_a_changed_export_is_refused_as_a_whole(variants: Variants, tmp_path: Path) -> None:
+def test_a_changed_export_is_refused_as_a_whole(variants: VariantRegistry, tmp_path: Path) -> None:
     create(variants, "chef", FOOD)
     create(variants, "other", FOOD)
     exported = json.loads(json.dumps(run(variants.exported())))
     exported["data"][1]["steering"]["interventions"][0]["value"] = 9
-    elsewhere = Variants(VariantStore(f"sqlite:///{tmp_path}/other.sqlite3"), served(), ["tiny"])
+    elsewhere = VariantRegistry(VariantStore(f"sqlite:///{tmp_path}/other.sqlite3"), served(), ["tiny"])
     with pytest.raises(RequestError) as refused:
-        run(elsewhere.take_in(VariantExport.model_validate(exported)))
+        run(elsewhere.import_(VariantExport.model_validate(exported)))
     assert refused.value.param == "data[1].sha256"
     assert [one for one in run(elsewhere.listed()) if not one.read_only] == []
 
 
-def test_an_export_that_no_database_could_keep_is_refused(variants: Variants) -> None:
+def test_an_export_that_no_database_could_keep_is_refused(variants: VariantRegistry) -> None:
     create(variants, "chef", FOOD)
     exported = run(variants.exported())
     exported["data"][0]["created"] = 2**63

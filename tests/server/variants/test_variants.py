@@ -12,13 +12,13 @@ from tests.server.variants.making import BRIDGE, FOOD, create, run, served, vers
 
 from saeclamp.types import Add, Clamp, FeatureCondition, NewVariant, Roles, Rule, Steering
 from saeclamp_server.errors import RequestError
-from saeclamp_server.site_norms import Lengths
-from saeclamp_server.steering import Served
-from saeclamp_server.variants import Variants, VariantStore
+from saeclamp_server.site_norms import SiteNorms
+from saeclamp_server.steering import SteeringContext
+from saeclamp_server.variants import VariantRegistry, VariantStore
 from saeclamp_server.variants.names import ModelName, near_name
 
 
-def test_a_variant_is_found_by_its_name_and_by_its_version(variants: Variants) -> None:
+def test_a_variant_is_found_by_its_name_and_by_its_version(variants: VariantRegistry) -> None:
     made, is_new = create(variants, "chef", FOOD, description="Cooks.")
     assert is_new
     assert (made.id, made.base, made.read_only) == ("tiny:chef", "tiny", False)
@@ -32,7 +32,7 @@ def test_a_variant_is_found_by_its_name_and_by_its_version(variants: Variants) -
         assert version.parsed == FOOD
 
 
-def test_the_same_content_is_the_same_version_and_another_moves_the_name(variants: Variants) -> None:
+def test_the_same_content_is_the_same_version_and_another_moves_the_name(variants: VariantRegistry) -> None:
     first, _ = create(variants, "chef", FOOD)
     assert create(variants, "chef", FOOD) == (first, False)
     second, is_new = create(variants, "chef", BRIDGE)
@@ -45,7 +45,7 @@ def test_the_same_content_is_the_same_version_and_another_moves_the_name(variant
     assert run(variants.get("chef")).sha256 == first.sha256
 
 
-def test_names_are_of_one_base(variants: Variants) -> None:
+def test_names_are_of_one_base(variants: VariantRegistry) -> None:
     create(variants, "chef", FOOD, base="tiny-too")
     assert run(variants.get("tiny-too:chef")).base == "tiny-too"
     with pytest.raises(RequestError) as refused:
@@ -54,7 +54,7 @@ def test_names_are_of_one_base(variants: Variants) -> None:
     assert "tiny-too:chef" in refused.value.message
 
 
-def test_what_is_no_variant_of_ours_is_left_to_vllm(variants: Variants) -> None:
+def test_what_is_no_variant_of_ours_is_left_to_vllm(variants: VariantRegistry) -> None:
     for model in ("tiny", "another", "another:chef", "tiny:", "tiny:a b", "tiny:chef@zz"):
         assert run(variants.of_model(model)) is None
     for model in ("tiny", "its-adapter"):
@@ -62,7 +62,7 @@ def test_what_is_no_variant_of_ours_is_left_to_vllm(variants: Variants) -> None:
     run(variants.refuse_unknown("another", [], allows_any=True))
 
 
-def test_a_name_that_nothing_has_is_refused_with_all_that_there_are(variants: Variants) -> None:
+def test_a_name_that_nothing_has_is_refused_with_all_that_there_are(variants: VariantRegistry) -> None:
     create(variants, "chef", FOOD, alias="the-cook")
     with pytest.raises(RequestError) as refused:
         run(variants.refuse_unknown("gpt-4", []))
@@ -71,7 +71,7 @@ def test_a_name_that_nothing_has_is_refused_with_all_that_there_are(variants: Va
     )
 
 
-def test_a_near_name_is_refused_where_any_name_stands_for_the_model(variants: Variants) -> None:
+def test_a_near_name_is_refused_where_any_name_stands_for_the_model(variants: VariantRegistry) -> None:
     with pytest.raises(RequestError, match="Did you mean"):
         run(variants.refuse_unknown("tinny:bridge", [], allows_any=True))
 
@@ -89,7 +89,7 @@ def test_a_near_name_is_refused_where_any_name_stands_for_the_model(variants: Va
         ("its-adaptor", "its-adapter"),
     ],
 )
-def test_a_near_name_of_a_model_or_variant_is_suggested(variants: Variants, model: str, near: str) -> None:
+def test_a_near_name_of_a_model_or_variant_is_suggested(variants: VariantRegistry, model: str, near: str) -> None:
     async def ask() -> None:
         assert await variants.of_model(model) is None
         await variants.refuse_unknown(model, ["its-adapter"])
@@ -105,7 +105,7 @@ def test_the_letters_of_a_variant_count_alone_in_a_long_name() -> None:
     assert near_name("smollm2-135m-instruct:nothing-alike", models, variants) is None
 
 
-def test_the_feature_books_variants_are_there_and_stay(variants: Variants) -> None:
+def test_the_feature_books_variants_are_there_and_stay(variants: VariantRegistry) -> None:
     (bridge,) = (one for one in run(variants.listed()) if one.id == "tiny:bridge")
     assert (bridge.read_only, bridge.description) == (True, "A bridge.")
     assert Steering.model_validate(bridge.steering) == Steering(interventions=(Clamp(feature="big/bridge", value=1.5),))
@@ -125,14 +125,14 @@ def test_the_feature_books_variants_are_there_and_stay(variants: Variants) -> No
          "steering.interventions[0].feature"),
     ],
 )  # fmt: skip
-def test_what_could_not_be_used_is_not_saved(variants: Variants, new: dict[str, Any], param: str) -> None:
+def test_what_could_not_be_used_is_not_saved(variants: VariantRegistry, new: dict[str, Any], param: str) -> None:
     with pytest.raises(RequestError) as refused:
         run(variants.create(NewVariant(**new)))
     assert (refused.value.status, refused.value.param) == (400, param)
     assert len(run(variants.listed())) == 2
 
 
-def test_a_deleted_name_is_gone_with_its_versions(variants: Variants) -> None:
+def test_a_deleted_name_is_gone_with_its_versions(variants: VariantRegistry) -> None:
     first, _ = create(variants, "chef", FOOD)
     create(variants, "chef", BRIDGE)
     assert run(variants.delete("chef")) == ("tiny:chef", 2)
@@ -146,11 +146,11 @@ def test_a_deleted_name_is_gone_with_its_versions(variants: Variants) -> None:
 
 def test_a_variant_that_would_mean_something_else_is_refused(url: str) -> None:
     store = VariantStore(url)
-    before = Variants(store, served(200.0), ["tiny"])
+    before = VariantRegistry(store, served(200.0), ["tiny"])
     made, _ = create(before, "chef", BRIDGE)
     version = run(before.get("chef"))
     assert before.resolved(version, None).steering == BRIDGE
-    after = Variants(store, served(150.0), ["tiny"])
+    after = VariantRegistry(store, served(150.0), ["tiny"])
     with pytest.raises(RequestError) as refused:
         after.resolved(version, None)
     assert (refused.value.code, refused.value.param) == ("variant_changed", "model")
@@ -161,7 +161,7 @@ def test_a_variant_that_would_mean_something_else_is_refused(url: str) -> None:
     store.close()
 
 
-def test_a_requests_own_steering_is_added_and_contradictions_name_the_variant(variants: Variants) -> None:
+def test_a_requests_own_steering_is_added_and_contradictions_name_the_variant(variants: VariantRegistry) -> None:
     create(variants, "chef", FOOD)
     version = run(variants.get("chef"))
     own = Steering(interventions=(Clamp(feature="big/7", value=1, unit="act"),), receipt="none")
@@ -181,10 +181,12 @@ def test_a_requests_own_steering_is_added_and_contradictions_name_the_variant(va
 
 def test_what_is_missing_of_a_variant_is_not_blamed_on_the_request(url: str) -> None:
     store = VariantStore(url)
-    made = Variants(store, served(), ["tiny"])
+    made = VariantRegistry(store, served(), ["tiny"])
     create(made, "chef", FOOD)
     version = run(made.get("chef"))
-    without = Variants(store, Served({"other": entry("other", 3, 10)}, {"other": Lengths(50.0, [2.0] * 10)}), ["tiny"])
+    without = VariantRegistry(
+        store, SteeringContext({"other": entry("other", 3, 10)}, {"other": SiteNorms(50.0, [2.0] * 10)}), ["tiny"]
+    )
     own = Steering(interventions=(Clamp(feature="other/7", value=1, unit="act"),))
     for steering in (None, own):
         with pytest.raises(RequestError) as refused:
@@ -194,14 +196,14 @@ def test_what_is_missing_of_a_variant_is_not_blamed_on_the_request(url: str) -> 
     store.close()
 
 
-def test_two_rules_of_one_name_are_refused(variants: Variants) -> None:
+def test_two_rules_of_one_name_are_refused(variants: VariantRegistry) -> None:
     rule = Rule(name="guard", when=FeatureCondition(feature="big/bridge", above=1), then="abort")
     create(variants, "safe", Steering(rules=(rule,)))
     with pytest.raises(RequestError, match="rule named 'guard'"):
         variants.resolved(run(variants.get("safe")), Steering(rules=(rule,)))
 
 
-def test_more_than_the_engine_takes_is_refused_also_where_it_comes_from_both(variants: Variants) -> None:
+def test_more_than_the_engine_takes_is_refused_also_where_it_comes_from_both(variants: VariantRegistry) -> None:
     def rules(count: int, name: str) -> Steering:
         when = FeatureCondition(feature="big/bridge", above=1)
         return Steering(rules=tuple(Rule(name=f"{name}-{number}", when=when, then="abort") for number in range(count)))
@@ -214,7 +216,7 @@ def test_more_than_the_engine_takes_is_refused_also_where_it_comes_from_both(var
     assert refused.value.param == "steering.rules"
 
 
-def test_a_rule_of_the_request_that_moves_what_the_variant_moves_blames_the_variant(variants: Variants) -> None:
+def test_a_rule_of_the_request_that_moves_what_the_variant_moves_blames_the_variant(variants: VariantRegistry) -> None:
     create(variants, "chef", BRIDGE)
     moved = BRIDGE.interventions[0].feature
     rule = Rule(name="r", when=FeatureCondition(feature="big/bridge", above=1), then=(Clamp(feature=moved, value=1),))
@@ -239,7 +241,7 @@ def test_a_variant_in_lengths_of_the_stream_outlasts_a_restart_that_measures_a_l
     pushed = Steering(interventions=(Add(feature="big/food", value=0.3, unit="resid_norm"),))
     store = VariantStore(url)
     first, second = (
-        Variants(store, replace(served(), lengths={"big": Lengths(length, [2.0] * 100)}), ["tiny"])
+        VariantRegistry(store, replace(served(), norms={"big": SiteNorms(length, [2.0] * 100)}), ["tiny"])
         for length in (before, after)
     )
     create(first, "pushed", pushed)
@@ -249,21 +251,23 @@ def test_a_variant_in_lengths_of_the_stream_outlasts_a_restart_that_measures_a_l
     own = Steering(interventions=(Clamp(feature="big/plain", value=1),))
     joined = second.resolved(version, own).program
     assert [edit.value for edit in joined.edits] == [3.0, was.edits[0].value]
-    elsewhere = Variants(store, replace(served(), lengths={"big": Lengths(before * 1.001, [2.0] * 100)}), ["tiny"])
+    elsewhere = VariantRegistry(
+        store, replace(served(), norms={"big": SiteNorms(before * 1.001, [2.0] * 100)}), ["tiny"]
+    )
     with pytest.raises(RequestError) as refused:
         elsewhere.resolved(version, None)
     assert refused.value.code == "variant_changed"
     store.close()
 
 
-def test_tokens_that_are_chosen_by_role_can_be_saved(variants: Variants) -> None:
+def test_tokens_that_are_chosen_by_role_can_be_saved(variants: VariantRegistry) -> None:
     steering = Steering(interventions=(Clamp(feature="big/bridge", value=1, tokens=Roles(roles=("user",))),))
     made, _ = create(variants, "listener", steering)
     assert run(variants.get("listener")).parsed == steering
     assert made.meaning.startswith("sha256:")
 
 
-def test_a_variant_is_known_by_its_bare_name_and_a_model_is_not_taken_for_one(variants: Variants) -> None:
+def test_a_variant_is_known_by_its_bare_name_and_a_model_is_not_taken_for_one(variants: VariantRegistry) -> None:
     create(variants, "chef", FOOD)
     found = run(variants.of_bare_name("chef"))
     assert found is not None

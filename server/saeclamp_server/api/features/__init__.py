@@ -12,8 +12,8 @@ What is known of the features that this server steers with, for those who look f
     suggest/             from a wish to a steering
 """
 
-from saeclamp_server.api.features.labels import known_saes
-from saeclamp_server.api.features.sae_info import KnownSAE
+from saeclamp_server.api.features.labels import load_served_saes
+from saeclamp_server.api.features.sae_info import ServedSAE
 from saeclamp_server.api.features.search import FeatureSearch
 
-__all__ = ["FeatureSearch", "KnownSAE", "known_saes"]
+__all__ = ["FeatureSearch", "ServedSAE", "load_served_saes"]

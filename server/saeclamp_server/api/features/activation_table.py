@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saeclamp.types import Aggregate
-from saeclamp_server.api.features.text_activations import Sums
+from saeclamp_server.api.features.text_activations import TextSums
 from saeclamp_server.errors import InvalidRequestError
 
 MAX_PAIRS = 1 << 22
 """Of a text and a feature that is active in it; each takes 28 bytes."""
 
 
-class Row(NamedTuple):
+class TextRow(NamedTuple):
     """What is kept of a text: of each feature that is active in it, by key."""
 
     keys: NDArray[np.int64]
@@ -26,7 +26,7 @@ class Row(NamedTuple):
     position: NDArray[np.int32]
 
     @classmethod
-    def of(cls, sums: Sums, aggregate: Aggregate) -> Row:
+    def from_sums(cls, sums: TextSums, aggregate: Aggregate) -> TextRow:
         """Choose what a text counts for."""
         values = {"max": sums.max, "mean": sums.mean, "frequency": sums.frequency}[aggregate]
         return cls(sums.keys, values, sums.peak, sums.position)
@@ -35,7 +35,7 @@ class Row(NamedTuple):
 class TextTable:
     """Rows are texts, columns are features."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Sequence[TextRow]) -> None:
         self.rows = rows
         self.keys = np.unique(np.concatenate([row.keys for row in rows]))
         """(num_features,): of all features that are active somewhere, ascending"""
@@ -70,7 +70,7 @@ class PairCount:
     def __init__(self) -> None:
         self._num = 0
 
-    def add(self, row: Row, path: str) -> None:
+    def add(self, row: TextRow, path: str) -> None:
         """Count a row. Raises InvalidRequestError, which names `path`."""
         self._num += len(row.keys)
         if self._num > MAX_PAIRS:

@@ -30,18 +30,26 @@ from saeclamp.types import (
 from saeclamp.types.refusals import shown
 from saeclamp_server.api.features import FeatureSearch
 from saeclamp_server.api.features.text_activations import (
-    Activations,
     FeatureId,
-    Sums,
+    TextActivations,
+    TextSums,
+    dense_acts,
     feature_of,
-    matrix,
-    read,
-    summed_up,
+    read_activations,
+    sum_activations,
 )
-from saeclamp_server.api.model_client import Directions, Model, Outcome, Prompt, Run, prompt_of, run_all
+from saeclamp_server.api.model_client import (
+    DecoderQueries,
+    GenerateRequest,
+    GenerateResult,
+    ModelClient,
+    Prompt,
+    generate_all,
+    tokenize_request,
+)
 from saeclamp_server.api.progress import ProgressCounter
 from saeclamp_server.errors import InvalidRequestError
-from saeclamp_server.steering import Served, known_saes_named, resolve
+from saeclamp_server.steering import SteeringContext, check_sae_names, resolve
 from saeclamp_server.threads import computed
 
 STEP = 0.125
@@ -55,7 +63,7 @@ CLAIM = (
 
 
 @dataclass(frozen=True)
-class _Question:
+class AttributionTarget:
     """A context, and the tokens whose likelihood behind it is explained."""
 
     context: Prompt
@@ -63,31 +71,31 @@ class _Question:
     target: int
     against: int | None
 
-    def run(self, edits: Sequence[Operation], served: Served) -> tuple[Run, str]:
+    def run(self, edits: Sequence[Operation], served: SteeringContext) -> tuple[GenerateRequest, str]:
         steering = resolve(Steering(interventions=tuple(edits)), served) if edits else None
         tokens = (self.target,) if self.against is None else (self.target, self.against)
-        return Run(self.context.ids, steering, logprobs_of=tokens), self.path
+        return GenerateRequest(self.context.ids, steering, logprobs_of=tokens), self.path
 
-    def value(self, outcome: Outcome) -> float:
+    def value(self, outcome: GenerateResult) -> float:
         logprobs = outcome.logprobs[0]
         return logprobs[self.target] - (0.0 if self.against is None else logprobs[self.against])
 
 
 async def attribute(
     request: Attribute,
-    model: Model,
-    directions: Directions,
-    served: Served,
+    model: ModelClient,
+    directions: DecoderQueries,
+    served: SteeringContext,
     search: FeatureSearch,
     counter: ProgressCounter,
 ) -> Attribution:
     """Answer `POST /v1/features/attribute`. Raises RequestError."""
-    saes = known_saes_named(request.saes, served, "saes")
+    saes = check_sae_names(request.saes, served, "saes")
     counter.begin("reading the context")
-    question = await _question(request, model)
-    (text,) = await read(model, served, [(question.context, question.path)], saes=saes)
+    question = await _attribution_target(request, model)
+    (text,) = await read_activations(model, served, [(question.context, question.path)], saes=saes)
     warnings = await _doubts(request, question, model)
-    sums = await computed(summed_up, text, include_template=True)
+    sums = await computed(sum_activations, text, include_template=True)
     tried = await _shortlist(text, sums, question, directions, request.num_features)
     counter.begin("taking features away", 1 + 3 * len(tried))
     changes, predicted, unsteered = await _singly(tried, question, model, served)
@@ -97,8 +105,8 @@ async def attribute(
     runs = [question.run([_ablate(feature) for feature in features], served) for features in together]
     base = question.value(unsteered)
     counter.begin("taking features away together", len(runs))
-    joint = [question.value(outcome) - base for outcome in await run_all(model, runs)]
-    acts = matrix(text, tried)
+    joint = [question.value(outcome) - base for outcome in await generate_all(model, runs)]
+    acts = dense_acts(text, tried)
     peaks = np.abs(acts).argmax(axis=0)
     return Attribution(
         target=_token(question.target, unsteered, model),
@@ -142,8 +150,8 @@ async def attribute(
     )
 
 
-async def _question(request: Attribute, model: Model) -> _Question:
-    prompt, path = await prompt_of(model, request.text, request.messages, answers=request.position is None)
+async def _attribution_target(request: Attribute, model: ModelClient) -> AttributionTarget:
+    prompt, path = await tokenize_request(model, request.text, request.messages, answers=request.position is None)
     against = None if request.against is None else _token_id(request.against, model, "against")
     if request.position is not None:
         if request.position >= len(prompt.ids):
@@ -153,14 +161,14 @@ async def _question(request: Attribute, model: Model) -> _Question:
                 "position",
             )
         context = Prompt(prompt.ids[: request.position])
-        return _Question(context, path, prompt.ids[request.position], against)
+        return AttributionTarget(context, path, prompt.ids[request.position], against)
     if request.target is not None:
-        return _Question(prompt, path, _token_id(request.target, model, "target"), against)
-    likeliest = await model.run(Run(prompt.ids), path)
-    return _Question(prompt, path, likeliest.ids[0], against)
+        return AttributionTarget(prompt, path, _token_id(request.target, model, "target"), against)
+    likeliest = await model.run(GenerateRequest(prompt.ids), path)
+    return AttributionTarget(prompt, path, likeliest.ids[0], against)
 
 
-def _token_id(token: str | int, model: Model, path: str) -> int:
+def _token_id(token: str | int, model: ModelClient, path: str) -> int:
     ids = model.token_ids(token) if isinstance(token, str) else [token]
     if isinstance(token, int) and token >= model.num_tokens:
         raise InvalidRequestError(f"{path}: token ids end at {model.num_tokens - 1}, and {shown(token)} is none.", path)
@@ -171,7 +179,7 @@ def _token_id(token: str | int, model: Model, path: str) -> int:
     return ids[0]
 
 
-def _after_a_blank(token: str | int | None, model: Model) -> int | None:
+def _after_a_blank(token: str | int | None, model: ModelClient) -> int | None:
     """Find the one token that a text is behind a blank; None where it has one itself, or is several."""
     if not isinstance(token, str) or token[:1].isspace():
         return None
@@ -179,7 +187,7 @@ def _after_a_blank(token: str | int | None, model: Model) -> int | None:
     return ids[0] if len(ids) == 1 else None
 
 
-async def _doubts(request: Attribute, question: _Question, model: Model) -> tuple[str, ...]:
+async def _doubts(request: Attribute, question: AttributionTarget, model: ModelClient) -> tuple[str, ...]:
     """
     Say where a token was probably meant with the blank before it, which most tokenizers make a part of the word.
 
@@ -194,7 +202,7 @@ async def _doubts(request: Attribute, question: _Question, model: Model) -> tupl
     if not doubted:
         return ()
     asked = tuple({token: None for _, _, taken, other in doubted for token in (taken, other)})
-    outcome = await model.run(Run(question.context.ids, logprobs_of=asked), question.path)
+    outcome = await model.run(GenerateRequest(question.context.ids, logprobs_of=asked), question.path)
     logprobs = outcome.logprobs[0]
     return tuple(
         f"{path}: {text!r} was taken without a blank before it, and {f' {text}'!r} is likelier here (logprob "
@@ -205,7 +213,7 @@ async def _doubts(request: Attribute, question: _Question, model: Model) -> tupl
 
 
 async def _shortlist(
-    text: Activations, sums: Sums, question: _Question, directions: Directions, num: int
+    text: TextActivations, sums: TextSums, question: AttributionTarget, directions: DecoderQueries, num: int
 ) -> list[FeatureId]:
     """Choose features by two rankings in turn: how active they are, and how active times how aligned with the logit."""
     active = [feature_of(key, text.saes) for key in sums.keys.tolist()]
@@ -222,7 +230,7 @@ async def _shortlist(
 
 
 async def _alignment(
-    active: Sequence[FeatureId], strength: NDArray[np.float64], question: _Question, directions: Directions
+    active: Sequence[FeatureId], strength: NDArray[np.float64], question: AttributionTarget, directions: DecoderQueries
 ) -> NDArray[np.float64]:
     """Ask how well decoder rows are aligned with the logit, of the most active features: the engine waits meanwhile."""
     tokens = [question.target] + ([] if question.against is None else [question.against])
@@ -237,13 +245,13 @@ async def _alignment(
 
 
 async def _singly(
-    tried: Sequence[FeatureId], question: _Question, model: Model, served: Served
-) -> tuple[list[float], list[float], Outcome]:
+    tried: Sequence[FeatureId], question: AttributionTarget, model: ModelClient, served: SteeringContext
+) -> tuple[list[float], list[float], GenerateResult]:
     """Take each feature away, and scale it a little; return changes, linear predictions, and the unsteered outcome."""
     edits: list[list[Operation]] = [[]]
     edits += [[_ablate(feature)] for feature in tried]
     edits += [[_scale(feature, factor)] for factor in (1 - STEP, 1 + STEP) for feature in tried]
-    unsteered, *outcomes = await run_all(model, [question.run(edit, served) for edit in edits])
+    unsteered, *outcomes = await generate_all(model, [question.run(edit, served) for edit in edits])
     base, values, num = question.value(unsteered), [question.value(outcome) for outcome in outcomes], len(tried)
     changes = [value - base for value in values[:num]]
     slopes = [(more - less) / (2 * STEP) for less, more in zip(values[num : 2 * num], values[2 * num :], strict=True)]
@@ -265,7 +273,7 @@ def _scale(feature: FeatureId, factor: float) -> Scale:
     return Scale(feature=str(feature), factor=factor, tokens="prompt")
 
 
-def _token(token: int, outcome: Outcome, model: Model) -> AttributedToken:
+def _token(token: int, outcome: GenerateResult, model: ModelClient) -> AttributedToken:
     (text,) = model.token_texts([token])
     return AttributedToken(id=token, text=text, logprob=outcome.logprobs[0][token])
 

@@ -10,21 +10,27 @@ from numpy.typing import NDArray
 
 from saeclamp.types import Aggregate, Contrast, Contrasted, ContrastedFeature, ContrastExample
 from saeclamp_server.api.features import FeatureSearch
-from saeclamp_server.api.features.activation_table import PairCount, Row, TextTable
+from saeclamp_server.api.features.activation_table import PairCount, TextRow, TextTable
 from saeclamp_server.api.features.permutation_test import (
     LEVEL,
-    NUM_DEALS,
-    Judged,
-    Judgement,
+    NUM_PERMUTATIONS,
+    MaxTResult,
+    MaxTTest,
     cliffs_delta,
     num_columns,
     steadiness,
 )
-from saeclamp_server.api.features.text_activations import Activations, FeatureId, feature_of, read_one, summed_up
-from saeclamp_server.api.model_client import Model, Prompt, all_of
+from saeclamp_server.api.features.text_activations import (
+    FeatureId,
+    TextActivations,
+    feature_of,
+    read_text_activations,
+    sum_activations,
+)
+from saeclamp_server.api.model_client import ModelClient, Prompt, gather_first_error
 from saeclamp_server.api.progress import ProgressCounter
 from saeclamp_server.errors import InvalidRequestError
-from saeclamp_server.steering import Served, known_saes_named
+from saeclamp_server.steering import SteeringContext, check_sae_names
 from saeclamp_server.threads import computed
 
 NUM_EXAMPLES = 3
@@ -36,17 +42,17 @@ Item = str | Sequence[Mapping[str, Any]]
 
 
 class _Text(NamedTuple):
-    row: Row
+    row: TextRow
     has_counted: bool
     """Whether any of its tokens counts."""
     is_cut: bool
 
 
 async def contrast(
-    request: Contrast, model: Model, served: Served, search: FeatureSearch, counter: ProgressCounter
+    request: Contrast, model: ModelClient, served: SteeringContext, search: FeatureSearch, counter: ProgressCounter
 ) -> Contrasted:
     """Answer `POST /v1/features/contrast`. Raises RequestError."""
-    saes = known_saes_named(request.saes, served, "saes")
+    saes = check_sae_names(request.saes, served, "saes")
     prompts = await _prompts(request, model)
     counter.begin("reading texts", len(prompts))
     texts = await _read(request, prompts, saes, model, served)
@@ -65,7 +71,7 @@ async def contrast(
     )
 
 
-async def _prompts(request: Contrast, model: Model) -> list[tuple[Prompt, str]]:
+async def _prompts(request: Contrast, model: ModelClient) -> list[tuple[Prompt, str]]:
     prompts: list[tuple[Prompt, str]] = []
     num_tokens = 0
     for name, items in (("positive", request.positive), ("negative", request.negative)):
@@ -82,21 +88,25 @@ async def _prompts(request: Contrast, model: Model) -> list[tuple[Prompt, str]]:
 
 
 async def _read(
-    request: Contrast, prompts: Sequence[tuple[Prompt, str]], saes: Sequence[str], model: Model, served: Served
+    request: Contrast,
+    prompts: Sequence[tuple[Prompt, str]],
+    saes: Sequence[str],
+    model: ModelClient,
+    served: SteeringContext,
 ) -> list[_Text]:
     """Read texts, and keep of each what it counts for."""
     count = PairCount()
 
     async def one(prompt: Prompt, path: str) -> _Text:
-        text = await read_one(model, served, prompt, path, saes=saes)
-        row = Row.of(await computed(summed_up, text, request.include_template), request.aggregate)
+        text = await read_text_activations(model, served, prompt, path, saes=saes)
+        row = TextRow.from_sums(await computed(sum_activations, text, request.include_template), request.aggregate)
         count.add(row, path)
         return _Text(row, bool(text.counted(request.include_template).any()), text.is_cut)
 
-    return await all_of(one(prompt, path) for prompt, path in prompts)
+    return await gather_first_error(one(prompt, path) for prompt, path in prompts)
 
 
-async def _judged(table: TextTable, num: int, seed: int, counter: ProgressCounter) -> Judged:
+async def _judged(table: TextTable, num: int, seed: int, counter: ProgressCounter) -> MaxTResult:
     total = len(table.rows)
     step = num_columns(total)
     parts = [table.keys[start : start + step] for start in range(0, len(table.keys), step)]
@@ -106,22 +116,22 @@ async def _judged(table: TextTable, num: int, seed: int, counter: ProgressCounte
         spread.append(await computed(lambda keys: table.columns(keys).std(axis=0), keys))
         counter.step()
     steady = steadiness(np.concatenate(spread) if spread else np.zeros(0))
-    judgement = await computed(Judgement, num, total, steady, seed)
+    judgement = await computed(MaxTTest, num, total, steady, seed)
     for keys in parts:
         await computed(lambda keys: judgement.add(table.columns(keys)), keys)
         counter.step()
-    return judgement.judged()
+    return judgement.result()
 
 
 def _found(
     number: int,
     table: TextTable,
-    judged: Judged,
+    judged: MaxTResult,
     prompts: Sequence[tuple[Prompt, str]],
     saes: Sequence[str],
     request: Contrast,
-    model: Model,
-    served: Served,
+    model: ModelClient,
+    served: SteeringContext,
     search: FeatureSearch,
 ) -> ContrastedFeature:
     key, num = int(table.keys[number]), len(request.positive)
@@ -147,24 +157,26 @@ def _found(
     )
 
 
-async def _prompt(item: Item, model: Model, path: str) -> Prompt:
+async def _prompt(item: Item, model: ModelClient, path: str) -> Prompt:
     """Tokenise a text or a conversation. Raises RequestError, which names `path`."""
-    return await (model.of_text(item, path) if isinstance(item, str) else model.of_messages(item, path))
+    return await (model.from_text(item, path) if isinstance(item, str) else model.from_messages(item, path))
 
 
-def worth(
-    text: Activations, features: Sequence[FeatureId], aggregate: Aggregate, include_template: bool
+def aggregate_acts(
+    text: TextActivations, features: Sequence[FeatureId], aggregate: Aggregate, include_template: bool
 ) -> NDArray[np.float64]:
     """Sum up what features do in a text: (num_features,)."""
     keys = np.array([text.key(feature) for feature in features], np.int64)
     order = np.argsort(keys)
     values = np.zeros(len(features))
-    values[order] = TextTable([Row.of(summed_up(text, include_template), aggregate)]).columns(keys[order])[0]
+    values[order] = TextTable([TextRow.from_sums(sum_activations(text, include_template), aggregate)]).columns(
+        keys[order]
+    )[0]
     return values
 
 
 def _examples(
-    key: int, numbers: range, table: TextTable, prompts: Sequence[Prompt], model: Model
+    key: int, numbers: range, table: TextTable, prompts: Sequence[Prompt], model: ModelClient
 ) -> tuple[ContrastExample, ...]:
     """numbers: texts of the set in which the feature is larger"""
     peaks = [(text, *peak) for text, number in enumerate(numbers) if (peak := table.peak(number, key)) is not None]
@@ -180,12 +192,12 @@ def _examples(
     )
 
 
-def _test(judged: Judged) -> str:
-    deals = "every deal of the texts" if judged.is_exact else f"{NUM_DEALS} random deals of the texts"
+def _test(judged: MaxTResult) -> str:
+    deals = "every deal of the texts" if judged.is_exact else f"{NUM_PERMUTATIONS} random deals of the texts"
     return f"maximum over all features, {deals} to two sets; p corrected for the number of features"
 
 
-def _warnings(judged: Judged, texts: Sequence[_Text], request: Contrast) -> list[str]:
+def _warnings(judged: MaxTResult, texts: Sequence[_Text], request: Contrast) -> list[str]:
     warnings = []
     if judged.least_p > LEVEL:
         warnings.append(

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from saeclamp.types import Derive, DerivedVector, Evidence
 from saeclamp_saes import Site
-from saeclamp_server.api.model_client import Model, Prompt, Recording, Run, run_all
+from saeclamp_server.api.model_client import GenerateRequest, ModelClient, Prompt, PromptRecording, generate_all
 from saeclamp_server.api.progress import ProgressCounter
 from saeclamp_server.errors import InvalidRequestError, ServerFailedError
 from saeclamp_server.threads import computed
-from saeclamp_server.vectors import Direction, Vectors
+from saeclamp_server.vectors import SteeringVector, VectorRegistry
 
 Floats = NDArray[np.float64]
 
@@ -37,7 +37,7 @@ class PromptMeans(Protocol):
 
 
 async def derive(
-    request: Derive, model: Model, vectors: Vectors, streams: PromptMeans, counter: ProgressCounter
+    request: Derive, model: ModelClient, vectors: VectorRegistry, streams: PromptMeans, counter: ProgressCounter
 ) -> DerivedVector:
     """Answer `POST /v1/vectors/derive`. Raises RequestError."""
     site = _site(request.site, vectors)
@@ -56,12 +56,12 @@ async def derive(
         f"texts, {'last token' if request.tokens == 'last' else 'all tokens'}; held out: AUC {evidence.auc:.3f}, "
         f"d {evidence.cohens_d:.2f}, cosine of halves {evidence.halves_cosine:.2f}"
     )
-    direction = Direction(site, 1, source, torch.from_numpy(numbers).float())
+    direction = SteeringVector(site, 1, source, torch.from_numpy(numbers).float())
     vector, _ = await vectors.upload(request.name, direction.to_bytes())
     return DerivedVector(vector=vector.to_wire(), evidence=evidence)
 
 
-def _site(text: str, vectors: Vectors) -> Site:
+def _site(text: str, vectors: VectorRegistry) -> Site:
     try:
         site = Site.parse(text)
     except ValueError as exc:
@@ -76,25 +76,27 @@ def _site(text: str, vectors: Vectors) -> Site:
     return site
 
 
-async def _read(request: Derive, site: Site, model: Model, streams: PromptMeans, counter: ProgressCounter) -> Floats:
+async def _read(
+    request: Derive, site: Site, model: ModelClient, streams: PromptMeans, counter: ProgressCounter
+) -> Floats:
     """Run all texts, and fetch what was recorded: (num_texts, width)."""
-    runs: list[tuple[Run, str]] = []
+    runs: list[tuple[GenerateRequest, str]] = []
     num_tokens = 0
     for name, items in (("positive", request.positive), ("negative", request.negative)):
         for number, item in enumerate(items):
             path = f"{name}[{number}]"
             prompt: Prompt = await (
-                model.of_text(item, path) if isinstance(item, str) else model.of_messages(item, path, answers=True)
+                model.from_text(item, path) if isinstance(item, str) else model.from_messages(item, path, answers=True)
             )
             num_tokens += len(prompt.ids)
             if num_tokens > MAX_TOKENS:
                 raise InvalidRequestError(
                     f"{path}: the texts up to here are {num_tokens} tokens; at most {MAX_TOKENS} are read.", path
                 )
-            recording = Recording(uuid.uuid4().hex, str(site), request.tokens)
-            runs.append((Run(prompt.ids, recording=recording), path))
+            recording = PromptRecording(uuid.uuid4().hex, str(site), request.tokens)
+            runs.append((GenerateRequest(prompt.ids, recording=recording), path))
     counter.begin("reading texts", len(runs))
-    await run_all(model, runs)
+    await generate_all(model, runs)
     keys = [run.recording.key for run, _ in runs if run.recording is not None]
     found = await streams.fetch(keys)
     if not all(key in found for key in keys):

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from saeclamp_server.packaged_model import cache_folder
-from saeclamp_server.sentence_encoder import WEIGHTS_SHA256, Encoder
+from saeclamp_server.sentence_encoder import WEIGHTS_SHA256, SentenceEncoder
 
 FOLDER = "embeddings"
 PART = 512
@@ -25,17 +25,17 @@ Rows = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 
-class Meanings:
+class EmbeddingIndex:
     """Sentence embeddings of features, numbered as their sentences came. Those without a sentence are near nothing."""
 
-    def __init__(self, encoder: Encoder, rows: Rows) -> None:
+    def __init__(self, encoder: SentenceEncoder, rows: Rows) -> None:
         """rows: (num_features, width), of unit length or zero."""
         # of half the size they are read in half the time, which is what a search takes: cosines are wrong by about 0.002
         self._rows = torch.from_numpy(rows).bfloat16()
         self._embed = lru_cache(NUM_REMEMBERED)(lambda query: torch.from_numpy(encoder.encode([query])[0]))
 
     @classmethod
-    def of(cls, sentences: Sequence[str], encoder: Encoder) -> Meanings:
+    def build(cls, sentences: Sequence[str], encoder: SentenceEncoder) -> EmbeddingIndex:
         """Embed sentences, unless that was done before; of many, it takes minutes."""
         path = cache_folder() / FOLDER / f"{_key(sentences)}.npy"
         try:
@@ -65,7 +65,7 @@ class Meanings:
         return cosines
 
 
-def _embedded(sentences: Sequence[str], encoder: Encoder) -> Rows:
+def _embedded(sentences: Sequence[str], encoder: SentenceEncoder) -> Rows:
     # a server without SAEs has none
     parts = [encoder.encode(sentences[start : start + PART]) for start in range(0, max(1, len(sentences)), PART)]
     rows: Rows = np.concatenate(parts)

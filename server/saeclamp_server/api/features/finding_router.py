@@ -25,10 +25,10 @@ from saeclamp_server.api.features.derive import derive
 from saeclamp_server.api.features.inspect import inspect
 from saeclamp_server.api.features.neighbours import neighbours
 from saeclamp_server.api.features.suggest.suggest import suggest
-from saeclamp_server.api.strict_route import own_router
-from saeclamp_server.vectors import Vectors
+from saeclamp_server.api.strict_route import strict_router
+from saeclamp_server.vectors import VectorRegistry
 
-router = own_router(ends_with_client=True)
+router = strict_router(ends_with_client=True)
 
 
 @router.post("/v1/features/inspect", response_model=Inspection)
@@ -58,7 +58,7 @@ async def attribute_token(body: Attribute, request: Request) -> Response:
 async def derive_vector(body: Derive, request: Request) -> Response:
     """Make a vector of what tells two sets of texts apart."""
     state = request.app.state
-    vectors: Vectors = state.served.vectors
+    vectors: VectorRegistry = state.served.vectors
     return await answered(request, lambda model, counter: derive(body, model, vectors, state.streams, counter))
 
 

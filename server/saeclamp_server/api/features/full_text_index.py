@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from threading import Lock
 
-from saeclamp_server.api.features.search_documents import Texts
+from saeclamp_server.api.features.search_documents import FeatureDocument
 
 COMMON = frozenset(
     """
@@ -22,10 +22,10 @@ SAID, TOKENS = "{name said}", "{tokens}"
 """Columns: what people say of a feature, and its tokens."""
 
 
-class WordIndex:
+class FullTextIndex:
     """Stems of English words, and words of any language as they are. Features are numbered as they were added."""
 
-    def __init__(self, texts: Iterable[Texts]) -> None:
+    def __init__(self, texts: Iterable[FeatureDocument]) -> None:
         self._lock = Lock()
         self._db = sqlite3.connect(":memory:", check_same_thread=False)
         self._db.execute(

@@ -9,39 +9,46 @@ from numpy.typing import NDArray
 
 from saeclamp.types import Inspect, InspectedFeature, InspectedToken, Inspection, TopFeature
 from saeclamp_server.api.features import FeatureSearch
-from saeclamp_server.api.features.text_activations import Activations, FeatureId, feature_of, matrix, read, summed_up
-from saeclamp_server.api.model_client import Model, prompt_of
-from saeclamp_server.steering import Served, find, known_saes_named
+from saeclamp_server.api.features.text_activations import (
+    FeatureId,
+    TextActivations,
+    dense_acts,
+    feature_of,
+    read_activations,
+    sum_activations,
+)
+from saeclamp_server.api.model_client import ModelClient, tokenize_request
+from saeclamp_server.steering import SteeringContext, check_sae_names, find_feature
 from saeclamp_server.threads import computed
 
 DEFAULT_TOP_K = 5
 
 
-async def inspect(request: Inspect, model: Model, served: Served, search: FeatureSearch) -> Inspection:
+async def inspect(request: Inspect, model: ModelClient, served: SteeringContext, search: FeatureSearch) -> Inspection:
     """Answer `POST /v1/features/inspect`. Raises RequestError."""
     features = [_find(str(feature), served, number) for number, feature in enumerate(request.features)]
     top_k = request.top_k if request.top_k is not None else 0 if features else DEFAULT_TOP_K
-    saes = known_saes_named(request.saes, served, "saes")
+    saes = check_sae_names(request.saes, served, "saes")
     wants_all = bool(top_k) or not features
-    prompt, path = await prompt_of(model, request.text, request.messages)
-    (text,) = await read(model, served, [(prompt, path)], features, saes if wants_all else ())
+    prompt, path = await tokenize_request(model, request.text, request.messages)
+    (text,) = await read_activations(model, served, [(prompt, path)], features, saes if wants_all else ())
     return await computed(_inspection, text, request, features, top_k, model, served, search)
 
 
 def _inspection(
-    text: Activations,
+    text: TextActivations,
     request: Inspect,
     features: Sequence[FeatureId],
     top_k: int,
-    model: Model,
-    served: Served,
+    model: ModelClient,
+    served: SteeringContext,
     search: FeatureSearch,
 ) -> Inspection:
     if features:
         shown, acts = [*features], text.named
     else:
         shown = _most_active(text, request)
-        acts = matrix(text, shown)
+        acts = dense_acts(text, shown)
     names = dict(zip(map(str, request.features), range(len(features)), strict=True))
     cut = "At some tokens more features are active than were read; the weakest were left out."
     return Inspection(
@@ -53,22 +60,22 @@ def _inspection(
     )
 
 
-def _most_active(text: Activations, request: Inspect) -> list[FeatureId]:
+def _most_active(text: TextActivations, request: Inspect) -> list[FeatureId]:
     """Choose features by what they do at tokens that count, the first by `aggregate` first."""
-    sums = summed_up(text, request.include_template)
+    sums = sum_activations(text, request.include_template)
     # the largest in the sense of the answer: of those that have either sign, the farthest from 0
     by = {"max": sums.peak, "mean": sums.mean, "frequency": sums.frequency}[request.aggregate]
     order = np.argsort(-np.abs(by), kind="stable")[: request.limit]
     return [feature_of(key, text.saes) for key in sums.keys[order].tolist()]
 
 
-def _find(feature: str, served: Served, number: int) -> FeatureId:
-    sae, index = find(feature, served.saes, f"features[{number}]")
+def _find(feature: str, served: SteeringContext, number: int) -> FeatureId:
+    sae, index = find_feature(feature, served.saes, f"features[{number}]")
     return FeatureId(sae.name, index)
 
 
 def _tokens(
-    text: Activations, model: Model, names: Mapping[str, int], top_k: int, served: Served
+    text: TextActivations, model: ModelClient, names: Mapping[str, int], top_k: int, served: SteeringContext
 ) -> tuple[InspectedToken, ...]:
     roles, template = text.prompt.roles(), text.prompt.is_template()
     return tuple(
@@ -91,7 +98,9 @@ def _tokens(
     )
 
 
-def _strongest(active: Mapping[str, Sequence[tuple[int, float]]], served: Served) -> dict[str, tuple[TopFeature, ...]]:
+def _strongest(
+    active: Mapping[str, Sequence[tuple[int, float]]], served: SteeringContext
+) -> dict[str, tuple[TopFeature, ...]]:
     return {
         sae: tuple(TopFeature(index=index, name=served.name_of(sae, index), act=act) for index, act in rows)
         for sae, rows in active.items()
@@ -102,7 +111,7 @@ def _summed_up(
     features: Sequence[FeatureId],
     acts: NDArray[np.float64],
     counted: NDArray[np.bool_],
-    served: Served,
+    served: SteeringContext,
     search: FeatureSearch,
 ) -> list[InspectedFeature]:
     """acts: (num_tokens, num_features)"""

@@ -7,26 +7,26 @@ from typing import Any
 
 from saeclamp_saes import SAEEntry
 from saeclamp_saes.labelling.label_file import OpenLabels
-from saeclamp_server.api.features.sae_info import KnownSAE
+from saeclamp_server.api.features.sae_info import ServedSAE
 from saeclamp_server.calibration.errors import CalibrationError
 from saeclamp_server.calibration.storage import CurveFile
-from saeclamp_server.site_norms import Lengths
+from saeclamp_server.site_norms import SiteNorms
 
 
-def known_saes(
+def load_served_saes(
     saes: Mapping[str, SAEEntry],
-    lengths: Mapping[str, Lengths],
+    norms: Mapping[str, SiteNorms],
     fits: Mapping[str, Mapping[str, Any] | None],
     labels: Mapping[str, OpenLabels],
     report: Callable[[str], None],
-) -> dict[str, KnownSAE]:
+) -> dict[str, ServedSAE]:
     """
     Put together what is known of each SAE. Curves that cannot be read are reported, and left out.
 
     labels: of those that have any
     """
     return {
-        name: KnownSAE(sae, lengths[name], fits.get(name), labels.get(name), _curves(sae, report))
+        name: ServedSAE(sae, norms[name], fits.get(name), labels.get(name), _curves(sae, report))
         for name, sae in saes.items()
     }
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from saeclamp.types import Neighbour, Neighbourhood, Neighbourhoods, NeighboursQuery
 from saeclamp_server.api.features import FeatureSearch
-from saeclamp_server.api.model_client import Directions
-from saeclamp_server.steering import Served, find
+from saeclamp_server.api.model_client import DecoderQueries
+from saeclamp_server.steering import SteeringContext, find_feature
 
 
 async def neighbours(
-    request: NeighboursQuery, directions: Directions, served: Served, search: FeatureSearch
+    request: NeighboursQuery, directions: DecoderQueries, served: SteeringContext, search: FeatureSearch
 ) -> Neighbourhoods:
     """Answer `POST /v1/features/neighbours`. Raises RequestError."""
-    found = [find(feature, served.saes, f"features[{n}]") for n, feature in enumerate(request.features)]
+    found = [find_feature(feature, served.saes, f"features[{n}]") for n, feature in enumerate(request.features)]
     by_sae: dict[str, list[int]] = {}
     for sae, index in found:
         by_sae.setdefault(sae.name, []).append(index)

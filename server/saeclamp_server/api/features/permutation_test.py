@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-NUM_DEALS = 5000
+NUM_PERMUTATIONS = 5000
 """Deals that are tried, and the most ways that are all tried."""
 PART = 500
 """Deals that are computed at a time."""
@@ -27,7 +27,7 @@ LEVEL = 0.05
 Floats = NDArray[np.float64]
 
 
-class Judged(NamedTuple):
+class MaxTResult(NamedTuple):
     """Of each feature."""
 
     statistic: Floats
@@ -39,7 +39,7 @@ class Judged(NamedTuple):
     """The smallest p that so many texts allow."""
 
 
-class Judgement:
+class MaxTTest:
     """Judges features some at a time, in any order: what counts of all deals is their largest difference so far."""
 
     def __init__(self, num: int, total: int, steady: float, seed: int = 0) -> None:
@@ -49,7 +49,7 @@ class Judgement:
         steady: spread of the features, as `steadiness` finds it
         """
         self._num, self._total, self._steady = num, total, steady
-        self._deals = _deals(num, total, seed)
+        self._deals = _permutations(num, total, seed)
         self._largest = np.zeros(sum(map(len, self._deals)))
         self._statistics: list[Floats] = []
 
@@ -61,27 +61,27 @@ class Judgement:
         """
         # features that are active in hardly any text have hardly any spread, and would win by it
         scaled = (values - values.mean(axis=0)) / (values.std(axis=0) + self._steady)
-        self._statistics.append(_deal(np.arange(self._num), self._total) @ scaled)
+        self._statistics.append(_permutation(np.arange(self._num), self._total) @ scaled)
         largest = np.concatenate([np.abs(part @ scaled).max(axis=1, initial=0) for part in self._deals])
         np.maximum(self._largest, largest, out=self._largest)
 
-    def judged(self) -> Judged:
+    def result(self) -> MaxTResult:
         """Judge all features that were added, in their order."""
         statistic = np.concatenate(self._statistics) if self._statistics else np.zeros(0)
         num_ways = comb(self._total, self._num)
-        is_exact = num_ways <= NUM_DEALS
+        is_exact = num_ways <= NUM_PERMUTATIONS
         # ties are as large: what the same sum in another order gives must not count as smaller
         largest = np.sort(self._largest)
         count = len(largest) - np.searchsorted(largest, np.abs(statistic) * (1 - 1e-9) - 1e-12)
-        p = count / num_ways if is_exact else (1 + count) / (1 + NUM_DEALS)
+        p = count / num_ways if is_exact else (1 + count) / (1 + NUM_PERMUTATIONS)
         # dealt the other way round, sets of equal size differ as much
-        least = (2 if self._num * 2 == self._total else 1) / num_ways if is_exact else 1 / (1 + NUM_DEALS)
-        return Judged(statistic, p, is_exact, least)
+        least = (2 if self._num * 2 == self._total else 1) / num_ways if is_exact else 1 / (1 + NUM_PERMUTATIONS)
+        return MaxTResult(statistic, p, is_exact, least)
 
 
 def num_columns(total: int) -> int:
     """Return how many features are looked at at a time: so many that this takes part of a second, and 64 MB at most."""
-    return max(1, min(MAX_COLUMNS, MAX_PRODUCTS // (NUM_DEALS * total)))
+    return max(1, min(MAX_COLUMNS, MAX_PRODUCTS // (NUM_PERMUTATIONS * total)))
 
 
 def steadiness(spread: Floats) -> float:
@@ -93,18 +93,18 @@ def steadiness(spread: Floats) -> float:
     return float(np.median(spread[spread > 0])) if (spread > 0).any() else 1.0
 
 
-def judge(positive: Floats, negative: Floats, seed: int = 0) -> Judged:
+def max_t_test(positive: Floats, negative: Floats, seed: int = 0) -> MaxTResult:
     """
     Judge features by what texts count for.
 
     positive: (num_texts, num_features);  negative: (num_others, num_features)
     """
     values = np.concatenate([positive, negative])
-    judgement = Judgement(len(positive), len(values), steadiness(values.std(axis=0)), seed)
+    judgement = MaxTTest(len(positive), len(values), steadiness(values.std(axis=0)), seed)
     step = num_columns(len(values))
     for start in range(0, values.shape[1], step):
         judgement.add(values[:, start : start + step])
-    return judgement.judged()
+    return judgement.result()
 
 
 def cliffs_delta(positive: Floats, negative: Floats) -> Floats:
@@ -119,18 +119,18 @@ def cliffs_delta(positive: Floats, negative: Floats) -> Floats:
     return delta
 
 
-def _deals(num: int, total: int, seed: int) -> list[Floats]:
+def _permutations(num: int, total: int, seed: int) -> list[Floats]:
     """Weights by which the difference of means of each deal is a sum: parts of (num_deals, total)."""
-    if comb(total, num) <= NUM_DEALS:
+    if comb(total, num) <= NUM_PERMUTATIONS:
         chosen = [np.array(ones) for ones in combinations(range(total), num)]
     else:
         generator = np.random.default_rng(seed)
-        chosen = [generator.permutation(total)[:num] for _ in range(NUM_DEALS)]
-    rows = [_deal(ones, total) for ones in chosen]
+        chosen = [generator.permutation(total)[:num] for _ in range(NUM_PERMUTATIONS)]
+    rows = [_permutation(ones, total) for ones in chosen]
     return [np.stack(rows[start : start + PART]) for start in range(0, len(rows), PART)]
 
 
-def _deal(ones: NDArray[np.int64], total: int) -> Floats:
+def _permutation(ones: NDArray[np.int64], total: int) -> Floats:
     weights = np.full(total, -1 / (total - len(ones)))
     weights[ones] = 1 / len(ones)
     return weights

@@ -8,13 +8,13 @@ from typing import Annotated
 from fastapi import Query, Request
 
 from saeclamp.types import FeatureHits, FeatureQuery, StoredFeature, StoredSAE, StoredSAEs
-from saeclamp_server.api.features import FeatureSearch, KnownSAE
-from saeclamp_server.api.strict_route import own_router
+from saeclamp_server.api.features import FeatureSearch, ServedSAE
+from saeclamp_server.api.strict_route import strict_router
 from saeclamp_server.errors import RequestError, UnknownSAEError
-from saeclamp_server.steering import Served, find
+from saeclamp_server.steering import SteeringContext, find_feature
 from saeclamp_server.threads import searched
 
-router = own_router(ends_with_client=True)
+router = strict_router(ends_with_client=True)
 
 
 @router.get("/v1/saes")
@@ -48,9 +48,9 @@ async def find_features(request: Request, query: Annotated[FeatureQuery, Query()
 @router.get("/v1/features/{sae}/{feature}")
 async def get_feature(request: Request, sae: str, feature: str) -> StoredFeature:
     """Look up all that is known of a feature, by its index or its name in the feature book."""
-    served: Served = request.app.state.served
+    served: SteeringContext = request.app.state.served
     try:
-        entry, index = find(f"{sae}/{feature}", served.saes, "feature")
+        entry, index = find_feature(f"{sae}/{feature}", served.saes, "feature")
     except RequestError as exc:
         exc.status = 404
         raise
@@ -61,6 +61,6 @@ async def get_feature(request: Request, sae: str, feature: str) -> StoredFeature
     return await searched(described)
 
 
-def _known(request: Request) -> Mapping[str, KnownSAE]:
-    known: Mapping[str, KnownSAE] = request.app.state.known
+def _known(request: Request) -> Mapping[str, ServedSAE]:
+    known: Mapping[str, ServedSAE] = request.app.state.served_saes
     return known

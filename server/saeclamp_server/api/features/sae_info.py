@@ -15,7 +15,7 @@ from saeclamp_saes.labelling.table import TokenLogit as LabelledLogit
 from saeclamp_saes.labelling.token_labels import tokens_of
 from saeclamp_saes.library.feature_book import FeatureNote
 from saeclamp_server.api.features.description import description
-from saeclamp_server.site_norms import Lengths
+from saeclamp_server.site_norms import SiteNorms
 
 Describe: TypeAlias = Callable[[str, int], str | None]
 """By SAE and index."""
@@ -24,11 +24,11 @@ BOOK = "feature book"
 
 
 @dataclass(frozen=True)
-class KnownSAE:
+class ServedSAE:
     """A served SAE and what was found beside it."""
 
     entry: SAEEntry
-    lengths: Lengths
+    norms: SiteNorms
     fit: Mapping[str, Any] | None = None
     """As measured when the server started: the fields of `evaluation.quick_check.QuickFit`."""
     labels: OpenLabels | None = None
@@ -36,7 +36,7 @@ class KnownSAE:
     curves: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     """By index, what calibration wrote of a feature."""
 
-    def without_labels(self) -> KnownSAE:
+    def without_labels(self) -> ServedSAE:
         """As if none lay beside it."""
         return replace(self, labels=None)
 
@@ -56,7 +56,7 @@ class KnownSAE:
             model=summary.model_name,
             sha256=f"sha256:{self.entry.sha256}",
             approximation=summary.approximation,
-            resid_norm=self.lengths.rounded_stream if self.lengths.of_stream else None,
+            resid_norm=self.norms.rounded_resid_norm if self.norms.of_stream else None,
             fit=dict(self.fit) if self.fit else None,
             named=tuple(note.name for note in self.entry.features.values()),
             labels=info
@@ -79,7 +79,7 @@ class KnownSAE:
             sae=self.entry.name,
             index=index,
             name=note.name if note else None,
-            labels=tuple(filter(None, (book_label(note), *_said(labelled)))),
+            labels=tuple(filter(None, (feature_book_label(note), *_said(labelled)))),
             description=_description(note, labelled),
             max_act=max_act,
             green_zone=note.clamp if note else None,
@@ -111,18 +111,18 @@ class KnownSAE:
         }
 
 
-def book_label(note: FeatureNote | None) -> Label | None:
+def feature_book_label(note: FeatureNote | None) -> Label | None:
     """Read what the feature book says of a feature."""
     return Label(text=note.description, source=BOOK) if note and note.description else None
 
 
 def _description(note: FeatureNote | None, labelled: Feature | None) -> str | None:
     if labelled is None:
-        return description(book_label(note), (), ())
+        return description(feature_book_label(note), (), ())
     # without prose the first one that was counted leads, whether it holds or not; none of the others does
     holds = [label for label in _said(labelled) if labelled.explanation is not None or label.source == labelled.kind]
     return description(
-        book_label(note) or next(iter(holds), None),
+        feature_book_label(note) or next(iter(holds), None),
         tokens_of(labelled.input_label) if labelled.input_label else (),
         [logit.token for logit in labelled.top_logits or ()],
     )

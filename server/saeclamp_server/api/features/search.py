@@ -18,12 +18,12 @@ import numpy as np
 
 from saeclamp.types import FeatureHit, FeatureHits, FeatureQuery, Label
 from saeclamp_saes.errors import LabelError
-from saeclamp_server.api.features.embedding_index import Mask, Meanings
-from saeclamp_server.api.features.full_text_index import SAID, TOKENS, WordIndex
-from saeclamp_server.api.features.sae_info import KnownSAE
-from saeclamp_server.api.features.search_documents import Findable
+from saeclamp_server.api.features.embedding_index import EmbeddingIndex, Mask
+from saeclamp_server.api.features.full_text_index import SAID, TOKENS, FullTextIndex
+from saeclamp_server.api.features.sae_info import ServedSAE
+from saeclamp_server.api.features.search_documents import SearchDocuments
 from saeclamp_server.errors import SearchUnavailableError
-from saeclamp_server.sentence_encoder import Encoder, EncoderMissingError
+from saeclamp_server.sentence_encoder import SentenceEncoder, SentenceEncoderMissingError
 
 NUM_RANKED = 200
 """Features that each ranking holds."""
@@ -40,16 +40,16 @@ PREPARING = "Embeddings are still being computed, so this is a search by words."
 class FeatureSearch:
     """Searches all SAEs of a server. Features are numbered through, one SAE after the other."""
 
-    def __init__(self, known: Mapping[str, KnownSAE], max_act: Callable[[str, int], float | None]) -> None:
+    def __init__(self, known: Mapping[str, ServedSAE], max_act: Callable[[str, int], float | None]) -> None:
         """max_act: as requests are resolved with, by SAE and index."""
         self._known, self._max_act = known, max_act
-        self._saes: Sequence[Findable] = ()
+        self._saes: Sequence[SearchDocuments] = ()
         self._starts: list[int] = []
-        self._words: WordIndex | None = None
-        self._meanings: Meanings | None = None
+        self._words: FullTextIndex | None = None
+        self._meanings: EmbeddingIndex | None = None
         self.note: str | None = PREPARING
         """Why meaning takes no part in searches; None: it does."""
-        self.encoder: Encoder | None = None
+        self.encoder: SentenceEncoder | None = None
         """Of sentences; None until it is there."""
         self._is_ready = threading.Event()
         # meaning is ranked while words are: each takes half of a search, most of it outside of Python's lock
@@ -61,14 +61,14 @@ class FeatureSearch:
             self._saes = [_readable(known, report) for known in self._known.values()]
             self._starts = [0, *accumulate(map(len, self._saes))]
             texts = [text for sae in self._saes for text in sae.texts()]
-            self._words = WordIndex(texts)
+            self._words = FullTextIndex(texts)
         finally:
             self._is_ready.set()
         try:
-            self.encoder = Encoder()
-            self._meanings = Meanings.of([text.sentence for text in texts], self.encoder)
+            self.encoder = SentenceEncoder()
+            self._meanings = EmbeddingIndex.build([text.sentence for text in texts], self.encoder)
             self.note = None
-        except EncoderMissingError as exc:
+        except SentenceEncoderMissingError as exc:
             self.note = f"This is a search by words. {exc}"
 
     async def until_ready(self) -> None:
@@ -127,9 +127,9 @@ class FeatureSearch:
     def output_score(self, sae: str, index: int) -> float | None:
         """Look up how well amplifying a feature brings out its own tokens; None until labels have been read."""
         found = self._of(sae)
-        return _known(found.output_score[index]) if found else None
+        return _nan_to_none(found.output_score[index]) if found else None
 
-    def _of(self, sae: str) -> Findable | None:
+    def _of(self, sae: str) -> SearchDocuments | None:
         return next((found for found in self._saes if found.known.entry.name == sae), None)
 
     def _wanted(self, query: FeatureQuery) -> Mask:
@@ -149,9 +149,9 @@ class FeatureSearch:
             description=sae.description(index),
             tokens=tuple(sae.tokens[index][:NUM_TOKENS]),
             promotes=tuple(sae.promotes[index][:NUM_TOKENS]),
-            density=_known(sae.density[index]),
+            density=_nan_to_none(sae.density[index]),
             max_act=self._max_act(name, index),
-            output_score=_known(sae.output_score[index]),
+            output_score=_nan_to_none(sae.output_score[index]),
             green_zone=note.clamp if note else None,
             best=note.best if note else None,
             similarity=similarity,
@@ -159,15 +159,15 @@ class FeatureSearch:
         )
 
 
-def _readable(known: KnownSAE, report: Callable[[str], None]) -> Findable:
+def _readable(known: ServedSAE, report: Callable[[str], None]) -> SearchDocuments:
     try:
-        return Findable.of(known)
+        return SearchDocuments.of(known)
     except LabelError as exc:
         report(f"SAE {known.entry.name}: its features are found by the feature book alone. {exc}")
-        return Findable.of(known.without_labels())
+        return SearchDocuments.of(known.without_labels())
 
 
-def _passes(sae: Findable, query: FeatureQuery) -> Mask:
+def _passes(sae: SearchDocuments, query: FeatureQuery) -> Mask:
     """Which of an SAE's features a query lets through. NaN, which is unknown, passes no bound."""
     if query.sae and sae.known.entry.name not in query.sae:
         return np.zeros(len(sae), np.bool_)
@@ -184,5 +184,5 @@ def _passes(sae: Findable, query: FeatureQuery) -> Mask:
     return passes
 
 
-def _known(value: float) -> float | None:
+def _nan_to_none(value: float) -> float | None:
     return None if np.isnan(value) else float(value)

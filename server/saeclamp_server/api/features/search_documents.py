@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from saeclamp.types import Label
 from saeclamp_saes.labelling.token_labels import tokens_of
 from saeclamp_server.api.features.description import description
-from saeclamp_server.api.features.sae_info import KnownSAE, book_label
+from saeclamp_server.api.features.sae_info import ServedSAE, feature_book_label
 
 Floats = NDArray[np.float64]
 
 
-class Texts(NamedTuple):
+class FeatureDocument(NamedTuple):
     """What a feature is found by."""
 
     name: str
@@ -35,10 +35,10 @@ class Texts(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Findable:
+class SearchDocuments:
     """All features of an SAE; entry i is feature i."""
 
-    known: KnownSAE
+    known: ServedSAE
     explained: list[Label | None]
     """In prose, from the labels beside the SAE."""
     counted: list[Label | None]
@@ -50,7 +50,7 @@ class Findable:
     output_score: Floats
 
     @classmethod
-    def of(cls, known: KnownSAE) -> Findable:
+    def of(cls, known: ServedSAE) -> SearchDocuments:
         """Read the labels' columns. Raises LabelError."""
         labels, num = known.labels, known.entry.summary.d_sae
         nothing: list[Label | None] = [None] * num
@@ -72,13 +72,13 @@ class Findable:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def texts(self) -> Iterator[Texts]:
+    def texts(self) -> Iterator[FeatureDocument]:
         """Say what each feature is found by, in order."""
         for index in range(len(self)):
             note, explained = self.known.entry.features.get(index), self.explained[index]
             said = [note.description if note else None, explained.text if explained else None]
             tokens = [*self.tokens[index], *self.promotes[index]]
-            yield Texts(
+            yield FeatureDocument(
                 note.name if note else "",
                 " ".join(filter(None, said)),
                 " ".join(token.strip() for token in tokens if token.strip()),
@@ -86,7 +86,7 @@ class Findable:
 
     def label(self, index: int) -> Label | None:
         """Choose the best of a feature's labels."""
-        said = book_label(self.known.entry.features.get(index))
+        said = feature_book_label(self.known.entry.features.get(index))
         return said or self.explained[index] or self.counted[index]
 
     def description(self, index: int) -> str | None:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from saeclamp.types import Readout as WireReadout
 from saeclamp.types import Steering
-from saeclamp_server.api.model_client import Model, Outcome, Prompt, Run, all_of
+from saeclamp_server.api.model_client import GenerateRequest, GenerateResult, ModelClient, Prompt, gather_first_error
 from saeclamp_server.api.model_share import MAX_CELLS
-from saeclamp_server.steering import ResolvedSteering, Served, with_hashes
+from saeclamp_server.steering import ResolvedSteering, SteeringContext, add_sae_hashes
 from saeclamp_server.steering.program import ReadoutSpec, SteeringProgram
 from saeclamp_server.steering.token_ranges import PROMPT
 from saeclamp_server.threads import computed
@@ -41,7 +41,7 @@ def feature_of(key: int, saes: Sequence[str]) -> FeatureId:
 
 
 @dataclass(frozen=True)
-class Activations:
+class TextActivations:
     """What one text showed. What is active is kept flat: dicts of it would take ten times as much memory."""
 
     prompt: Prompt
@@ -80,7 +80,7 @@ class Activations:
         return {sae: rows for sae, rows in found.items() if rows}
 
 
-class Sums(NamedTuple):
+class TextSums(NamedTuple):
     """What features do in one text. Each array is (num_features,), by key."""
 
     keys: NDArray[np.int64]
@@ -95,13 +95,13 @@ class Sums(NamedTuple):
     """Where that is."""
 
 
-async def read(
-    model: Model,
-    served: Served,
+async def read_activations(
+    model: ModelClient,
+    served: SteeringContext,
     prompts: Sequence[tuple[Prompt, str]],
     features: Sequence[FeatureId] = (),
     saes: Sequence[str] = (),
-) -> list[Activations]:
+) -> list[TextActivations]:
     """
     Read texts in one batch.
 
@@ -110,34 +110,36 @@ async def read(
     saes:     of which all active features are wanted
     Raises RequestError.
     """
-    return await all_of(read_one(model, served, prompt, path, features, saes) for prompt, path in prompts)
+    return await gather_first_error(
+        read_text_activations(model, served, prompt, path, features, saes) for prompt, path in prompts
+    )
 
 
-async def read_one(
-    model: Model,
-    served: Served,
+async def read_text_activations(
+    model: ModelClient,
+    served: SteeringContext,
     prompt: Prompt,
     path: str,
     features: Sequence[FeatureId] = (),
     saes: Sequence[str] = (),
-) -> Activations:
+) -> TextActivations:
     """Read a text, as `read` does."""
     # of a long text fewer are read at each token, so that whatever is read of one text has room
     num = min(NUM_ACTIVE, max(1, MAX_CELLS // max(1, len(prompt.ids) * len(saes)))) if saes else 0
-    outcome = await model.run(Run(prompt.ids, _reading(served, features, saes, num)), path)
+    outcome = await model.run(GenerateRequest(prompt.ids, _reading(served, features, saes, num)), path)
     return await computed(_activations, prompt, outcome, features, tuple(saes), num)
 
 
-def _reading(served: Served, features: Sequence[FeatureId], saes: Sequence[str], num: int) -> ResolvedSteering:
+def _reading(served: SteeringContext, features: Sequence[FeatureId], saes: Sequence[str], num: int) -> ResolvedSteering:
     readout = ReadoutSpec(tuple((sae, index) for sae, index in features), num, tuple(saes), PROMPT)
     # the wire allows fewer features, and is not asked
     steering = Steering.model_construct(readout=WireReadout.model_construct(), interventions=(), rules=())
-    return ResolvedSteering(steering, with_hashes(SteeringProgram((), (), readout=readout), served))
+    return ResolvedSteering(steering, add_sae_hashes(SteeringProgram((), (), readout=readout), served))
 
 
 def _activations(
-    prompt: Prompt, outcome: Outcome, features: Sequence[FeatureId], saes: tuple[str, ...], num_active: int
-) -> Activations:
+    prompt: Prompt, outcome: GenerateResult, features: Sequence[FeatureId], saes: tuple[str, ...], num_active: int
+) -> TextActivations:
     num = len(prompt.ids)
     is_read, named = np.zeros(num, np.bool_), np.zeros((num, len(features)))
     positions, keys, acts = array("i"), array("q"), array("d")
@@ -153,7 +155,7 @@ def _activations(
             acts.extend(act for _, act in strongest)
             positions.extend([position] * len(strongest))
             is_cut |= len(strongest) == num_active
-    return Activations(
+    return TextActivations(
         prompt,
         is_read,
         named,
@@ -165,14 +167,14 @@ def _activations(
     )
 
 
-def mentioned(texts: Sequence[Activations]) -> Iterator[FeatureId]:
+def active_features(texts: Sequence[TextActivations]) -> Iterator[FeatureId]:
     """Yield all features that are active somewhere in texts, each once, those of the first SAE first."""
     if texts:
         for key in np.unique(np.concatenate([text.keys for text in texts])).tolist():
             yield feature_of(key, texts[0].saes)
 
 
-def matrix(text: Activations, features: Sequence[FeatureId]) -> NDArray[np.float64]:
+def dense_acts(text: TextActivations, features: Sequence[FeatureId]) -> NDArray[np.float64]:
     """Lay out the activations of a few features in a text: (num_tokens, num_features)."""
     acts = np.zeros((len(text.prompt.ids), len(features)))
     for number, feature in enumerate(features):
@@ -181,7 +183,7 @@ def matrix(text: Activations, features: Sequence[FeatureId]) -> NDArray[np.float
     return acts
 
 
-def summed_up(text: Activations, include_template: bool = False) -> Sums:
+def sum_activations(text: TextActivations, include_template: bool = False) -> TextSums:
     """Sum up what each feature does that is active at a token that counts."""
     counted = text.counted(include_template)
     chosen = counted[text.positions] & (text.acts != 0)
@@ -194,7 +196,7 @@ def summed_up(text: Activations, include_template: bool = False) -> Sums:
     order = np.lexsort((-positions, np.abs(acts)))
     peak, position = np.zeros(num), np.zeros(num, np.int32)
     peak[numbers[order]], position[numbers[order]] = acts[order], positions[order]
-    return Sums(
+    return TextSums(
         keys,
         np.where(times < num_counted, np.maximum(largest, 0.0), largest),
         np.bincount(numbers, weights=acts, minlength=num) / num_counted,

@@ -15,7 +15,7 @@ from saeclamp_server.api.loaded_names import refuse_loaded_names
 from saeclamp_server.api.lookalikes import refuse_lookalikes
 from saeclamp_server.api.metrics import REFUSALS
 from saeclamp_server.api.openai import responses_and_messages
-from saeclamp_server.api.openai.requested_model import AskedModel
+from saeclamp_server.api.openai.requested_model import RequestedModel
 from saeclamp_server.api.openai.steered_call import SteeredCall
 from saeclamp_server.api.outside_body import refuse_headers, refuse_model_in_query, refuse_query
 from saeclamp_server.api.steering_body import check_encoding, parse_body, refuse_many_values, steering_of
@@ -27,7 +27,7 @@ COUNTING_PATHS = ("/tokenize", "/detokenize", "/v1/messages/count_tokens")
 _USE = f"use {' or '.join((*STEERED_PATHS, *responses_and_messages.PATHS))}."
 
 
-class SteeringGuard:
+class SteeringMiddleware:
     """
     ASGI middleware over vLLM's other endpoints (`/v1/responses`, `/v1/messages`, `/tokenize`, ...).
 
@@ -106,7 +106,7 @@ async def _base_of_variant(body: dict[str, Any], scope: Scope) -> str | None:
     model, path = body.get("model"), path_of(scope)
     if not isinstance(model, str):
         return None
-    asked = await AskedModel.of(scope["app"].state, model, None)
+    asked = await RequestedModel.of(scope["app"].state, model, None)
     if asked.steers and path not in COUNTING_PATHS:
         raise InvalidSteeringError(f"{path} does not steer, so no variant can answer there; {_USE}", "model")
     return asked.base if asked.steers else None

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from saeclamp.types import ChoiceReadout, Readout, TokenEdit, TokenReadout, TopFeature
-from saeclamp_server.api.openai.sequence_tracker import OneSequence, Sequences
-from saeclamp_server.steering import Served
+from saeclamp_server.api.openai.sequence_tracker import SequenceTracker, TrackedSequence
+from saeclamp_server.steering import SteeringContext
 from saeclamp_server.steering.program import ABORTED
 
 
@@ -17,8 +17,8 @@ class ReadoutWriter:
     """Writes a call's readings into its answer, or into the chunks of its stream."""
 
     readout: Readout | None
-    served: Served
-    sequences: Sequences
+    served: SteeringContext
+    sequences: SequenceTracker
     key: str
     shows_token_ids: bool
     """Whether the user asked for token ids too; the readout needs them in any case."""
@@ -53,7 +53,7 @@ class ReadoutWriter:
             prompt_tokens=prompt and [self._token(sequence, at, token) for at, token in prompt],
         )
 
-    def _token(self, sequence: OneSequence, position: int, token_id: int) -> TokenReadout | None:
+    def _token(self, sequence: TrackedSequence, position: int, token_id: int) -> TokenReadout | None:
         reading = sequence.readings.pop(position, None)
         if reading is None or reading.is_empty:
             return None

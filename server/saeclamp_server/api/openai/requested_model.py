@@ -8,25 +8,25 @@ from typing import Any
 from vllm import envs
 
 from saeclamp.types import Steering
-from saeclamp_server.steering import ResolvedSteering, resolve, roles_in
-from saeclamp_server.steering.chat_spans import Conversation
-from saeclamp_server.variants import Variants
-from saeclamp_server.variants.version import Version
+from saeclamp_server.steering import ResolvedSteering, resolve, roles_used
+from saeclamp_server.steering.chat_spans import ChatSpans
+from saeclamp_server.variants import VariantRegistry
+from saeclamp_server.variants.version import VariantVersion
 
 
 @dataclass(frozen=True)
-class AskedModel:
+class RequestedModel:
     """A name, and the steering that comes with it."""
 
     name: str | None
     own: Steering | None
     """The request's steering."""
-    variant: Version | None = None
+    variant: VariantVersion | None = None
 
     @classmethod
-    async def of(cls, app_state: Any, name: str | None, own: Steering | None) -> AskedModel:
+    async def of(cls, app_state: Any, name: str | None, own: Steering | None) -> RequestedModel:
         """Look a name up. Raises RequestError where neither a model nor a variant has it."""
-        variants: Variants = app_state.variants
+        variants: VariantRegistry = app_state.variants
         variant = await variants.of_model(name) if name else None
         if name and variant is None:
             adapters = app_state.openai_serving_models.lora_requests
@@ -46,12 +46,12 @@ class AskedModel:
     def roles(self, app_state: Any) -> set[str]:
         """Collect the roles by which tokens are chosen. Raises RequestError."""
         of_variant = app_state.variants.steering(self.variant) if self.variant else None
-        return roles_in(self.own) | roles_in(of_variant)
+        return roles_used(self.own) | roles_used(of_variant)
 
-    def resolved(self, app_state: Any, conversation: Conversation | None) -> ResolvedSteering:
+    def resolved(self, app_state: Any, conversation: ChatSpans | None) -> ResolvedSteering:
         """Join both steerings, and resolve them. Raises RequestError. Something must steer."""
         if self.variant is not None:
-            variants: Variants = app_state.variants
+            variants: VariantRegistry = app_state.variants
             return variants.resolved(self.variant, self.own, conversation)
         assert self.own is not None, "it steers"
         return resolve(self.own, app_state.served, conversation)

@@ -21,7 +21,7 @@ from saeclamp.types import Receipt, Steering
 from saeclamp_server.api.error_envelope import is_anthropic, path_of, written
 from saeclamp_server.api.openai.cut_short import is_cut_short
 from saeclamp_server.api.openai.receipt_headers import TraceEntry, headers_of
-from saeclamp_server.api.openai.requested_model import AskedModel
+from saeclamp_server.api.openai.requested_model import RequestedModel
 from saeclamp_server.api.openai.steered_call import SteeredCall
 from saeclamp_server.errors import InvalidSteeringError, NotAppliedError
 from saeclamp_server.steering.program import EXTRA_ARGS_KEY
@@ -75,7 +75,7 @@ def listen(engine: Any) -> None:
 async def steered(body: Mapping[str, Any], steering: Steering | None, scope: Scope) -> SteeredCall | None:
     """Begin the call of a body that steers; None for one that does not. Raises RequestError."""
     app_state, path, model = scope["app"].state, path_of(scope), body.get("model")
-    asked = await AskedModel.of(app_state, model if isinstance(model, str) else None, steering)
+    asked = await RequestedModel.of(app_state, model if isinstance(model, str) else None, steering)
     if not asked.steers:
         return None
     if body.get("background"):

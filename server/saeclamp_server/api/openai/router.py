@@ -25,13 +25,13 @@ from saeclamp_server.api.error_envelope import path_of
 from saeclamp_server.api.loaded_names import refuse_loaded_names
 from saeclamp_server.api.openai.protocol import SteeredChatCompletionRequest, SteeredCompletionRequest
 from saeclamp_server.api.openai.receipt_headers import TraceEntry, headers_of
-from saeclamp_server.api.openai.requested_model import AskedModel
+from saeclamp_server.api.openai.requested_model import RequestedModel
 from saeclamp_server.api.openai.responder import with_receipt
 from saeclamp_server.api.openai.steered_call import SteeredCall
 from saeclamp_server.api.outside_body import refuse_model_in_query
 from saeclamp_server.api.steering_body import parse_body, steering_of
 from saeclamp_server.errors import InvalidRequestError, InvalidSteeringError
-from saeclamp_server.steering.chat_spans import Conversation, Message, locate
+from saeclamp_server.steering.chat_spans import ChatSpans, Message, find_message_spans
 
 router = APIRouter()
 
@@ -58,7 +58,7 @@ async def steered_chat_completion(
     request: SteeredChatCompletionRequest, raw_request: Request, steering: SteeringInBody
 ) -> Response:
     """Chat completion, as OpenAI's, with an optional `steering` object."""
-    asked = await AskedModel.of(raw_request.app.state, request.model, steering)
+    asked = await RequestedModel.of(raw_request.app.state, request.model, steering)
     roles = asked.roles(raw_request.app.state)
     conversation = await _located(request, raw_request, roles) if roles else None
     return await _answer(create_chat_completion, request, raw_request, asked, conversation)
@@ -69,11 +69,11 @@ async def steered_completion(
     request: SteeredCompletionRequest, raw_request: Request, steering: SteeringInBody
 ) -> Response:
     """Text completion, as OpenAI's, with an optional `steering` object."""
-    asked = await AskedModel.of(raw_request.app.state, request.model, steering)
+    asked = await RequestedModel.of(raw_request.app.state, request.model, steering)
     return await _answer(create_completion, request, raw_request, asked)
 
 
-async def _located(request: SteeredChatCompletionRequest, raw_request: Request, roles: Collection[str]) -> Conversation:
+async def _located(request: SteeredChatCompletionRequest, raw_request: Request, roles: Collection[str]) -> ChatSpans:
     """Find the messages of some roles in the prompt. Raises RequestError."""
     if request.truncate_prompt_tokens is not None:
         raise InvalidSteeringError("A truncated prompt cannot be steered by role.", "truncate_prompt_tokens")
@@ -91,15 +91,15 @@ async def _located(request: SteeredChatCompletionRequest, raw_request: Request, 
         ids: Sequence[int] = prompt["prompt_token_ids"]
         return ids
 
-    return await locate(body["messages"], roles, render)
+    return await find_message_spans(body["messages"], roles, render)
 
 
 async def _answer(
     handler: Handler,
     request: SteeredChatCompletionRequest | SteeredCompletionRequest,
     raw_request: Request,
-    asked: AskedModel,
-    conversation: Conversation | None = None,
+    asked: RequestedModel,
+    conversation: ChatSpans | None = None,
 ) -> Response:
     if not asked.steers:
         return await handler(request, raw_request)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from saeclamp_server.api.model_client import Reading
+from saeclamp_server.api.model_client import TokenActivations
 from saeclamp_server.steering.program import EXTRA_ARGS_KEY
 
 
@@ -42,28 +42,28 @@ class Strongest(Sequence[tuple[int, float]]):
 
 
 @dataclass
-class OneSequence:
+class TrackedSequence:
     """One choice of a call."""
 
     prompt_ids: Sequence[int]
-    readings: dict[int, Reading] = field(default_factory=dict)
+    readings: dict[int, TokenActivations] = field(default_factory=dict)
     """By position, as far as they have arrived."""
 
 
 @dataclass
-class _Call:
+class _TrackedCall:
     num_per_prompt: int
-    sequences: dict[int, OneSequence] = field(default_factory=dict)
+    sequences: dict[int, TrackedSequence] = field(default_factory=dict)
     """By number of the choice."""
     choices: dict[str, int] = field(default_factory=dict)
     """By the engine's request id."""
 
 
-class Sequences:
+class SequenceTracker:
     """Those of the calls that are being answered."""
 
     def __init__(self) -> None:
-        self._calls: dict[str, _Call] = {}
+        self._calls: dict[str, _TrackedCall] = {}
         self._of: dict[str, tuple[str, int]] = {}
 
     def listen(self, output_processor: Any) -> None:
@@ -89,7 +89,7 @@ class Sequences:
 
     def begin(self, key: str, num_per_prompt: int) -> None:
         """Await the sequences of a call."""
-        self._calls[key] = _Call(num_per_prompt)
+        self._calls[key] = _TrackedCall(num_per_prompt)
 
     def end(self, key: str) -> bool:
         """Forget a call; False where it was forgotten before."""
@@ -102,7 +102,7 @@ class Sequences:
         """Number of the choice, by the engine's request id."""
         return self._calls[key].choices
 
-    def sequence(self, key: str, choice: int) -> OneSequence:
+    def sequence(self, key: str, choice: int) -> TrackedSequence:
         """One choice of a call. Raises KeyError for one that the engine never had."""
         return self._calls[key].sequences[choice]
 
@@ -112,7 +112,7 @@ class Sequences:
             return
         choice = payload["prompt"] * call.num_per_prompt + index
         call.choices[request_id] = choice
-        call.sequences[choice] = OneSequence(prompt_ids)
+        call.sequences[choice] = TrackedSequence(prompt_ids)
         self._of[request_id] = payload["key"], choice
 
     def _take(self, output: Any) -> None:
@@ -125,4 +125,4 @@ class Sequences:
         sequence = self._calls[key].sequences[choice]
         for number, position in enumerate(readings["positions"]):
             top = {sae: rows[number] and Strongest(rows[number]) for sae, rows in readings["top"].items()}
-            sequence.readings[position] = Reading(readings["acts"][number], top, readings["edits"][number])
+            sequence.readings[position] = TokenActivations(readings["acts"][number], top, readings["edits"][number])

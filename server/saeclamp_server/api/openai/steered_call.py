@@ -9,15 +9,15 @@ from saeclamp.types import Receipt
 from saeclamp_server.api import metrics
 from saeclamp_server.api.openai.readout_writer import ReadoutWriter, name_aborted
 from saeclamp_server.api.openai.receipt_headers import TraceEntry
-from saeclamp_server.api.openai.requested_model import AskedModel
-from saeclamp_server.api.openai.sequence_tracker import Sequences
+from saeclamp_server.api.openai.requested_model import RequestedModel
+from saeclamp_server.api.openai.sequence_tracker import SequenceTracker
 from saeclamp_server.engine.client import Reports
 from saeclamp_server.errors import InvalidSteeringError, NotAppliedError
-from saeclamp_server.steering import ResolvedSteering, receipt
-from saeclamp_server.steering.admission import features_of
-from saeclamp_server.steering.chat_spans import Conversation
+from saeclamp_server.steering import ResolvedSteering, build_receipt
+from saeclamp_server.steering.admission import requested_features
+from saeclamp_server.steering.chat_spans import ChatSpans
 from saeclamp_server.steering.token_ranges import PROMPT
-from saeclamp_server.variants.version import Version
+from saeclamp_server.variants.version import VariantVersion
 
 MAX_SEQUENCES = 4096
 """Answers of one call: the engine keeps the reports of as many and more until they are fetched."""
@@ -37,7 +37,7 @@ class SteeredCall:
     """Names this call's sequences to the engine."""
     num_sequences: int
     writer: ReadoutWriter | None
-    asked: AskedModel | None = None
+    asked: RequestedModel | None = None
     entry: TraceEntry | None = None
     """Of the request in the trace; the sequences that our own endpoints run have none."""
 
@@ -45,8 +45,8 @@ class SteeredCall:
     async def begin(
         cls,
         app_state: Any,
-        asked: AskedModel,
-        conversation: Conversation | None,
+        asked: RequestedModel,
+        conversation: ChatSpans | None,
         key: str,
         num_sequences: int,
         num_per_prompt: int,
@@ -58,9 +58,9 @@ class SteeredCall:
             raise InvalidSteeringError(
                 f"These are {num_sequences} answers; at most {MAX_SEQUENCES} can be steered at once.", "n"
             )
-        with metrics.admission():
+        with metrics.time_resolution():
             resolved = asked.resolved(app_state, conversation)
-        sequences: Sequences = app_state.sequences
+        sequences: SequenceTracker = app_state.sequences
         writer = None
         if resolved.program.has_token_output:
             writer = ReadoutWriter(
@@ -74,7 +74,7 @@ class SteeredCall:
                 app_state.model.bytes_of,
             )
         entry.spec = resolved.program.spec
-        await app_state.admission.enter(features_of(resolved.program))
+        await app_state.admission.enter(requested_features(resolved.program))
         sequences.begin(key, num_per_prompt)
         return cls(app_state, resolved, key, num_sequences, writer, asked, entry)
 
@@ -83,14 +83,14 @@ class SteeredCall:
         cls, app_state: Any, resolved: ResolvedSteering, key: str, num_sequences: int
     ) -> SteeredCall:
         """Wait for the turn of steering that needs no writer. Raises RequestError. Whoever begins a call must end it."""
-        await app_state.admission.enter(features_of(resolved.program))
+        await app_state.admission.enter(requested_features(resolved.program))
         app_state.sequences.begin(key, num_sequences)
         return cls(app_state, resolved, key, num_sequences, None)
 
     def end(self) -> None:
         """Forget the call, whether or not it was answered; once, however often it is said."""
         if self.app_state.sequences.end(self.key):
-            self.app_state.admission.leave(features_of(self.resolved.program))
+            self.app_state.admission.leave(requested_features(self.resolved.program))
             self.app_state.reports.close(self.key)
             if self.entry is not None and self.app_state.trace is not None:
                 self.app_state.trace.write(self.entry.to_json())
@@ -111,9 +111,9 @@ class SteeredCall:
         return self.resolved.program.spec
 
     @property
-    def sequences(self) -> Sequences:
+    def sequences(self) -> SequenceTracker:
         """Those of all calls."""
-        found: Sequences = self.app_state.sequences
+        found: SequenceTracker = self.app_state.sequences
         return found
 
     @property
@@ -127,7 +127,7 @@ class SteeredCall:
         return self.writer is not None or self.resolved.program.can_abort or self._variant is not None
 
     @property
-    def _variant(self) -> Version | None:
+    def _variant(self) -> VariantVersion | None:
         return self.asked.variant if self.asked else None
 
     def complete(self, body: dict[str, Any]) -> None:
@@ -143,7 +143,7 @@ class SteeredCall:
         served_name = self.app_state.openai_serving_models.base_model_paths[0].name
         try:
             reports = await self._reports()
-            written = receipt(self.resolved, reports, self.num_sequences, self.app_state.served, served_name)
+            written = build_receipt(self.resolved, reports, self.num_sequences, self.app_state.served, served_name)
         except NotAppliedError as exc:
             metrics.FAILURES.inc()
             self.failed(exc.message)

@@ -16,11 +16,11 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import VLLMClientError
 
 from saeclamp_server.api.likelihoods import Likelihoods
-from saeclamp_server.api.model_client import Outcome, Prompt, Run
+from saeclamp_server.api.model_client import GenerateRequest, GenerateResult, Prompt
 from saeclamp_server.api.openai.steered_call import SteeredCall
 from saeclamp_server.api.openai.token_bytes import bytes_of
 from saeclamp_server.errors import InvalidRequestError, RequestError
-from saeclamp_server.steering.chat_spans import Message, locate
+from saeclamp_server.steering.chat_spans import Message, find_message_spans
 from saeclamp_server.steering.program import ABORTED, EXTRA_ARGS_KEY, RECORD_KEY
 from saeclamp_server.threads import computed
 
@@ -31,7 +31,7 @@ REFUSED = (VLLMClientError, ValueError)
 """How vLLM refuses what it cannot do; some of it is older than its own errors."""
 
 
-class ServedModel:
+class VLLMModelClient:
     """The base model of a server."""
 
     def __init__(self, app_state: Any) -> None:
@@ -49,7 +49,7 @@ class ServedModel:
         """The bytes of a token that is a part of a character."""
         self.num_tokens: int = self._engine.model_config.get_vocab_size()
 
-    async def of_text(self, text: str, path: str) -> Prompt:
+    async def from_text(self, text: str, path: str) -> Prompt:
         """Tokenise a text as `/v1/completions` does. Raises RequestError."""
         try:
             rendered = await self._renderer.render_completion(CompletionRequest(model=self.name, prompt=text))
@@ -57,7 +57,7 @@ class ServedModel:
             raise InvalidRequestError(f"{path}: {_said(exc)}", path) from exc
         return Prompt(_ids(rendered, path))
 
-    async def of_messages(self, messages: Sequence[Message], path: str, answers: bool = False) -> Prompt:
+    async def from_messages(self, messages: Sequence[Message], path: str, answers: bool = False) -> Prompt:
         """Render a conversation as `/v1/chat/completions` does, and find its messages in it. Raises RequestError."""
 
         async def render(messages: Sequence[Message]) -> Sequence[int]:
@@ -70,7 +70,7 @@ class ServedModel:
 
         roles = {str(message.get("role")) for message in messages}
         try:
-            found = await locate(messages, roles, render)
+            found = await find_message_spans(messages, roles, render)
         except RequestError as exc:
             exc.param = path if exc.param is None or not exc.param.startswith("messages") else _joined(path, exc.param)
             raise
@@ -89,7 +89,7 @@ class ServedModel:
         """Return the bytes of each token that is a part of a character; None for others."""
         return [*map(self.bytes_of, ids)]
 
-    async def run(self, run: Run, path: str, heard: Callable[[int], None] | None = None) -> Outcome:
+    async def run(self, run: GenerateRequest, path: str, heard: Callable[[int], None] | None = None) -> GenerateResult:
         """Run one sequence. Cancelled, it ends in the engine too. Raises RequestError."""
         if run.steering is None:
             return await self._generate(run, None, path, heard)
@@ -100,8 +100,8 @@ class ServedModel:
             call.end()
 
     async def _generate(
-        self, run: Run, call: SteeredCall | None, path: str, heard: Callable[[int], None] | None
-    ) -> Outcome:
+        self, run: GenerateRequest, call: SteeredCall | None, path: str, heard: Callable[[int], None] | None
+    ) -> GenerateResult:
         prompt, request_id = {"prompt_token_ids": [*run.ids]}, f"own-{uuid.uuid4().hex}"
         try:
             async for output in self._engine.generate(prompt, _params(run, call), request_id):
@@ -117,7 +117,7 @@ class ServedModel:
         prompt_logprobs = Likelihoods()
         if run.prompt_logprobs is not None:  # of a long prompt that takes a while
             prompt_logprobs = await computed(_likelihoods, output.prompt_logprobs)
-        return Outcome(
+        return GenerateResult(
             ids=tuple(sequence.token_ids),
             text=sequence.text,
             finish_reason="content_filter" if sequence.stop_reason == ABORTED else sequence.finish_reason,
@@ -128,7 +128,7 @@ class ServedModel:
         )
 
 
-def _params(run: Run, call: SteeredCall | None) -> SamplingParams:
+def _params(run: GenerateRequest, call: SteeredCall | None) -> SamplingParams:
     params = SamplingParams(
         **{"temperature": 0, **(run.sampling or {})},
         max_tokens=run.max_tokens,

@@ -9,14 +9,22 @@ from typing import Any
 
 from saeclamp.types import Compare, ComparedAnswer, ComparedToken, Comparison
 from saeclamp_server.api.likelihoods import Likelihoods
-from saeclamp_server.api.model_client import Model, Outcome, Prompt, Run, expected, prompt_of, run_all
+from saeclamp_server.api.model_client import (
+    GenerateRequest,
+    GenerateResult,
+    ModelClient,
+    Prompt,
+    generate_all,
+    score_answers,
+    tokenize_request,
+)
 from saeclamp_server.api.progress import ProgressCounter
 from saeclamp_server.api.steering.differences import differences
-from saeclamp_server.api.steering.divergence import kl_at_least
+from saeclamp_server.api.steering.divergence import kl_lower_bound
 from saeclamp_server.calibration.text import distinct_2, repetition
 from saeclamp_server.errors import InvalidRequestError
-from saeclamp_server.steering import ResolvedSteering, Served, resolve
-from saeclamp_server.steering.chat_spans import Conversation
+from saeclamp_server.steering import ResolvedSteering, SteeringContext, resolve
+from saeclamp_server.steering.chat_spans import ChatSpans
 from saeclamp_server.threads import computed
 
 NUM_LIKELY = 20
@@ -28,21 +36,23 @@ MAX_EXPONENT = 700.0
 
 
 @dataclass(frozen=True)
-class _Column:
+class ComparedRun:
     prompt: Prompt
     steering: ResolvedSteering | None = None
 
 
-async def compare(request: Compare, model: Model, served: Served, counter: ProgressCounter) -> Comparison:
+async def compare(
+    request: Compare, model: ModelClient, served: SteeringContext, counter: ProgressCounter
+) -> Comparison:
     """Answer `POST /v1/steering/compare`. Raises RequestError."""
     path = "text" if request.text is not None else "messages"
     columns = await _columns(request, model, served, path)
     drawn = [(column, seed) for column in columns.values() for seed in request.seeds]
     counter.begin("answering", len(drawn) * request.max_tokens)
-    outcomes = await run_all(model, [(_draw(column, seed, request), path) for column, seed in drawn])
+    outcomes = await generate_all(model, [(_draw(column, seed, request), path) for column, seed in drawn])
     plain = columns["default"].prompt.ids
     counter.begin("reading answers with the unsteered model", len(drawn))
-    seen = await expected(model, [(plain, outcome.ids) for outcome in outcomes], path, NUM_LIKELY)
+    seen = await score_answers(model, [(plain, outcome.ids) for outcome in outcomes], path, NUM_LIKELY)
     num = len(request.seeds)
     answers: list[ComparedAnswer] = []
     for (_, seed), outcome, rows in zip(drawn, outcomes, seen, strict=True):
@@ -57,15 +67,15 @@ async def compare(request: Compare, model: Model, served: Served, counter: Progr
     )
 
 
-async def _columns(request: Compare, model: Model, served: Served, path: str) -> dict[str, _Column]:
-    prompt, _ = await prompt_of(model, request.text, request.messages, answers=True)
+async def _columns(request: Compare, model: ModelClient, served: SteeringContext, path: str) -> dict[str, ComparedRun]:
+    prompt, _ = await tokenize_request(model, request.text, request.messages, answers=True)
     _refuse_long(prompt, path)
-    conversation = None if prompt.spans is None else Conversation(len(prompt.ids), prompt.spans)
+    conversation = None if prompt.spans is None else ChatSpans(len(prompt.ids), prompt.spans)
     steering = resolve(request.steering.model_copy(update={"readout": None}), served, conversation)
-    columns = {"default": _Column(prompt), "steered": _Column(prompt, steering)}
+    columns = {"default": ComparedRun(prompt), "steered": ComparedRun(prompt, steering)}
     if request.prompted is not None:
         messages = _told(request.messages or (), request.prompted)
-        columns["prompted"] = _Column(await model.of_messages(messages, "messages", answers=True))
+        columns["prompted"] = ComparedRun(await model.from_messages(messages, "messages", answers=True))
         _refuse_long(columns["prompted"].prompt, path)
     return columns
 
@@ -85,18 +95,18 @@ def _told(messages: Sequence[Mapping[str, Any]], words: str) -> list[Mapping[str
     return [{"role": "system", "content": words}, *messages]
 
 
-def _draw(column: _Column, seed: int, request: Compare) -> Run:
+def _draw(column: ComparedRun, seed: int, request: Compare) -> GenerateRequest:
     sampling = {
         "temperature": request.temperature,
         "top_p": request.top_p,
         "repetition_penalty": request.repetition_penalty,
         "seed": seed,
     }
-    return Run(column.prompt.ids, column.steering, request.max_tokens, sampling, logprobs=NUM_LIKELY)
+    return GenerateRequest(column.prompt.ids, column.steering, request.max_tokens, sampling, logprobs=NUM_LIKELY)
 
 
 def _answer(
-    seed: int, outcome: Outcome, seen: Likelihoods, default: ComparedAnswer | None, model: Model
+    seed: int, outcome: GenerateResult, seen: Likelihoods, default: ComparedAnswer | None, model: ModelClient
 ) -> ComparedAnswer:
     """
     Measure an answer.
@@ -111,7 +121,7 @@ def _answer(
             bytes=raw,
             logprob=own[token],
             default_logprob=plain[token],
-            kl=kl_at_least(own, plain),
+            kl=kl_lower_bound(own, plain),
         )
         for token, text, raw, own, plain in zip(
             outcome.ids,

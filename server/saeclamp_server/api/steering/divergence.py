@@ -9,7 +9,7 @@ LEAST = 1e-12
 """Probability below which a rest is taken to be nothing but rounding."""
 
 
-def kl_at_least(own: Mapping[int, float], other: Mapping[int, float]) -> float:
+def kl_lower_bound(own: Mapping[int, float], other: Mapping[int, float]) -> float:
     """
     Bound KL(own || other) from below, in nats.
 

@@ -8,9 +8,9 @@ from saeclamp.types import Compare, Comparison, Validate, Validation
 from saeclamp_server.api.event_stream import PROGRESS, answered
 from saeclamp_server.api.steering.compare import compare
 from saeclamp_server.api.steering.validate import validate
-from saeclamp_server.api.strict_route import own_router
+from saeclamp_server.api.strict_route import strict_router
 
-router = own_router(ends_with_client=True)
+router = strict_router(ends_with_client=True)
 
 
 @router.post("/v1/steering/validate", response_model=Validation)

@@ -6,17 +6,17 @@ from collections import defaultdict
 
 from saeclamp.types import Clamp, PlannedIntervention, Validate, Validation
 from saeclamp_server.api.features import FeatureSearch
-from saeclamp_server.api.model_client import Model
-from saeclamp_server.steering import ResolvedSteering, Served, possible_dose, resolve, warnings_before
-from saeclamp_server.steering.chat_spans import Conversation
+from saeclamp_server.api.model_client import ModelClient
+from saeclamp_server.steering import ResolvedSteering, SteeringContext, possible_dose, resolve, warnings_before
+from saeclamp_server.steering.chat_spans import ChatSpans
 
 
-async def validate(request: Validate, model: Model, served: Served, search: FeatureSearch) -> Validation:
+async def validate(request: Validate, model: ModelClient, served: SteeringContext, search: FeatureSearch) -> Validation:
     """Answer `POST /v1/steering/validate`. Raises RequestError."""
     conversation = None
     if request.messages is not None:
-        prompt = await model.of_messages(request.messages, "messages", answers=True)
-        conversation = Conversation(len(prompt.ids), prompt.spans or ())
+        prompt = await model.from_messages(request.messages, "messages", answers=True)
+        conversation = ChatSpans(len(prompt.ids), prompt.spans or ())
     resolved = resolve(request.steering, served, conversation)
     planned = _planned(resolved, served, search)
     return Validation(
@@ -28,7 +28,9 @@ async def validate(request: Validate, model: Model, served: Served, search: Feat
     )
 
 
-def _planned(resolved: ResolvedSteering, served: Served, search: FeatureSearch) -> tuple[PlannedIntervention, ...]:
+def _planned(
+    resolved: ResolvedSteering, served: SteeringContext, search: FeatureSearch
+) -> tuple[PlannedIntervention, ...]:
     planned = []
     for edit, (operation, rule) in zip(resolved.program.edits, resolved.interventions, strict=True):
         sae = served.saes.get(edit.sae)

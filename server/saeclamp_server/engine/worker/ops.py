@@ -199,18 +199,18 @@ def strongest_features(sae: SAE, x: Tensor, top: TopFeaturesInputs, part_bytes: 
 def _resid_norms(state: HookState, x: Tensor, residual: Tensor | None, tokens: Tensor) -> Tensor:
     """Lengths of the stream behind the gathered vectors `x`, or of these where it is not at hand: (num_tokens,)."""
     stream = x if residual is None or state.whole_stream else x + residual[tokens].float()
-    lengths: Tensor = stream.norm(dim=1)
-    return lengths
+    norms: Tensor = stream.norm(dim=1)
+    return norms
 
 
-def _edit(state: HookState, number: int, hidden: Tensor, x: Tensor, lengths: Tensor) -> None:
+def _edit(state: HookState, number: int, hidden: Tensor, x: Tensor, norms: Tensor) -> None:
     """
     Add what every SAE writes here. A vector that would be longer than `MAX_LENGTH`, or not finite, becomes NaN, so that
     whoever shares its keys and values is lost too; those requests fail, and their blocks are wiped (`collect`, `scheduler`).
 
     hidden:  (num_tokens_of_the_step, width), changed in place
     x:       (num_tokens, width), the touched vectors
-    lengths: (num_tokens,) of the stream, or of the site's vector where the stream is not at hand
+    norms: (num_tokens,) of the stream, or of the site's vector where the stream is not at hand
     """
     tokens = state.tokens
     assert tokens is not None, "there are edits"
@@ -226,7 +226,7 @@ def _edit(state: HookState, number: int, hidden: Tensor, x: Tensor, lengths: Ten
         change, pushes = written(loaded.sae, edits, loaded.before, len(x), write)
         delta += change
         if write == 0:
-            length = lengths[edits.token].clamp_min(torch.finfo(torch.float32).tiny)
+            length = norms[edits.token].clamp_min(torch.finfo(torch.float32).tiny)
             _record(state, step, edits.live, loaded.before.acts, pushes / length)
     is_sound = (x + delta).norm(dim=1) <= MAX_LENGTH  # which NaN is not
     state.step_outputs.lost[tokens] |= ~is_sound

@@ -14,25 +14,25 @@ class VectorRecorder:
 
     def __init__(self) -> None:
         self.is_recording = False
-        self.lengths_only = False
+        self.norms_only = False
         """Whether only lengths are kept: the vectors of every layer would be too many."""
         self.rows = torch.empty(0, dtype=torch.int64)
         """(num_tokens,), the rows of the coming forward that are real tokens; set by the runner's adapter."""
         self._vectors: list[Tensor] = []
-        self._lengths: list[Tensor] = []
+        self._norms: list[Tensor] = []
 
-    def record(self, vectors: Tensor, lengths: Tensor) -> None:
+    def record(self, vectors: Tensor, norms: Tensor) -> None:
         """
         Keep the vectors of one forward, (num_tokens, width) fp32.
 
-        lengths: (num_tokens,) of the stream, or of the site's vector where the stream is not at hand
+        norms: (num_tokens,) of the stream, or of the site's vector where the stream is not at hand
         """
-        self._vectors.append(vectors[:, : 0 if self.lengths_only else None].cpu())
-        self._lengths.append(lengths.cpu())
+        self._vectors.append(vectors[:, : 0 if self.norms_only else None].cpu())
+        self._norms.append(norms.cpu())
 
     def take(self) -> Recorded | None:
         """Stop, return all vectors and lengths since the start, and forget them; None where nothing was recorded."""
         self.is_recording = False
-        recorded = (torch.cat(self._vectors), torch.cat(self._lengths)) if self._vectors else None
-        self._vectors, self._lengths = [], []
+        recorded = (torch.cat(self._vectors), torch.cat(self._norms)) if self._vectors else None
+        self._vectors, self._norms = [], []
         return recorded

@@ -142,14 +142,14 @@ class SteeringWorker:
             self._layout.canonical_site(site) for one in self._saes for site in (*one.sae.reads, *one.sae.writes)
         }
         for state in self._states:
-            state.recorder.lengths_only = state.site not in of_saes
+            state.recorder.norms_only = state.site not in of_saes
             state.recorder.is_recording = True
 
     def quick_check(self, chunks: list[list[int]]) -> dict[str, dict[str, Any]]:
         """
         Measure every SAE and dictionary of vectors on what was recorded, by name, and stop recording; {} where nothing was.
 
-        `fit`, of SAEs, is as in `evaluation.quick_check`. `lengths` is as in `site_norms`, of the first chunk,
+        `fit`, of SAEs, is as in `evaluation.quick_check`. `norms` is as in `site_norms`, of the first chunk,
         which is always run.
 
         chunks: the token ids of the prompts that were run since `start_recording`, in order
@@ -162,10 +162,10 @@ class SteeringWorker:
         first = slice(len(chunks[0]))
         measured: dict[str, dict[str, Any]] = {}
         for loaded in self._vector_banks:
-            lengths = recorded[self._layout.canonical_site(loaded.sae.site)][1]
-            stream = _median(lengths[first], position[first], self._is_special[ids[first]])
+            norms = recorded[self._layout.canonical_site(loaded.sae.site)][1]
+            stream = _median(norms[first], position[first], self._is_special[ids[first]])
             of_stream = self._layout.has_resid(loaded.sae.site)
-            measured[loaded.name] = {"lengths": {"of_stream": of_stream, "stream": stream, "rows": []}}
+            measured[loaded.name] = {"norms": {"of_stream": of_stream, "stream": stream, "rows": []}}
         for loaded in self._saes:
             # on the CPU: beside a model on a GPU there may be no room for the activations of all features
             sae = loaded.whole.to(torch.device("cpu"))
@@ -173,13 +173,13 @@ class SteeringWorker:
                 torch.cat([recorded[self._layout.canonical_site(site)][0] for site in sites], dim=1)
                 for sites in (sae.reads, sae.writes)
             )
-            lengths = recorded[self._layout.canonical_site(sae.site)][1]
+            norms = recorded[self._layout.canonical_site(sae.site)][1]
             is_special = self._is_special[ids]
             measured[loaded.name] = {
                 "fit": vars(quick_fit(sae, x, target, position, is_special)),
-                "lengths": {
+                "norms": {
                     "of_stream": self._layout.has_resid(sae.site),
-                    **_site_norms(sae, x[first], lengths[first], position[first], is_special[first]),
+                    **_site_norms(sae, x[first], norms[first], position[first], is_special[first]),
                 },
             }
         return measured
@@ -232,24 +232,24 @@ def _read_checked(sae: dict[str, Any]) -> SAE:
     return loaded
 
 
-def _site_norms(sae: SAE, x: Tensor, lengths: Tensor, position: Tensor, is_special: Tensor) -> dict[str, Any]:
+def _site_norms(sae: SAE, x: Tensor, norms: Tensor, position: Tensor, is_special: Tensor) -> dict[str, Any]:
     """
     Most fields of `site_norms.Lengths`.
 
     x:       (num_tokens, d_in), where the SAE reads
-    lengths: (num_tokens,), where it writes first
+    norms: (num_tokens,), where it writes first
     """
     rows = sae.W_dec[:, : sae.d_out // len(sae.writes)].norm(dim=1)
-    counted = ordinary(lengths[:, None], position, is_special)
+    counted = ordinary(norms[:, None], position, is_special)
     if counted.any():
         rows = rows * sae.input_norm.apply(x[counted])[1].median()
-    return {"stream": _median(lengths, position, is_special), "rows": rows.tolist()}
+    return {"stream": _median(norms, position, is_special), "rows": rows.tolist()}
 
 
-def _median(lengths: Tensor, position: Tensor, is_special: Tensor) -> float | None:
+def _median(norms: Tensor, position: Tensor, is_special: Tensor) -> float | None:
     """Median length of ordinary tokens; None where there are none. Each argument is (num_tokens,)."""
-    counted = ordinary(lengths[:, None], position, is_special)
-    return float(lengths[counted].median()) if counted.any() else None
+    counted = ordinary(norms[:, None], position, is_special)
+    return float(norms[counted].median()) if counted.any() else None
 
 
 def _hook_state(

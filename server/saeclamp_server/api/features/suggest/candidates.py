@@ -8,11 +8,11 @@ import numpy as np
 
 from saeclamp.types import FeatureQuery
 from saeclamp_server.api.features import FeatureSearch
-from saeclamp_server.api.features.contrast import worth
-from saeclamp_server.api.features.permutation_test import LEVEL, judge
-from saeclamp_server.api.features.text_activations import FeatureId, mentioned, read
-from saeclamp_server.api.model_client import Model, Outcome
-from saeclamp_server.steering import Served
+from saeclamp_server.api.features.contrast import aggregate_acts
+from saeclamp_server.api.features.permutation_test import LEVEL, max_t_test
+from saeclamp_server.api.features.text_activations import FeatureId, active_features, read_activations
+from saeclamp_server.api.model_client import GenerateResult, ModelClient
+from saeclamp_server.steering import SteeringContext
 from saeclamp_server.threads import computed, searched
 
 NUM_FOUND = 12
@@ -33,13 +33,13 @@ def subject_of(wish: str) -> str:
     return " ".join(words) or wish
 
 
-async def ideas_for(
+async def find_candidates(
     wish: str,
     saes: Sequence[str],
-    unsteered: Sequence[Outcome],
-    prompted: Sequence[Outcome],
-    model: Model,
-    served: Served,
+    unsteered: Sequence[GenerateResult],
+    prompted: Sequence[GenerateResult],
+    model: ModelClient,
+    served: SteeringContext,
     search: FeatureSearch,
 ) -> dict[FeatureId, list[str]]:
     """Features, with how they were thought of; those that both ways found come first, then by turns."""
@@ -48,12 +48,14 @@ async def ideas_for(
     by_search = [FeatureId(hit.sae, hit.index) for hit in found.data]
     texts = [answer.text for answer in (*prompted, *unsteered) if answer.text.strip()]
     num = sum(bool(answer.text.strip()) for answer in prompted)
-    read_texts = await read(model, served, [(await model.of_text(text, "wish"), "wish") for text in texts], saes=saes)
-    features = [*mentioned(read_texts)]
-    values = np.array([worth(text, features, "mean", False) for text in read_texts])
+    read_texts = await read_activations(
+        model, served, [(await model.from_text(text, "wish"), "wish") for text in texts], saes=saes
+    )
+    features = [*active_features(read_texts)]
+    values = np.array([aggregate_acts(text, features, "mean", False) for text in read_texts])
     by_contrast: list[FeatureId] = []
     if 0 < num < len(texts) and features:
-        judged = await computed(judge, values[:num], values[num:])
+        judged = await computed(max_t_test, values[:num], values[num:])
         order = np.lexsort((-judged.statistic, judged.p))
         by_contrast = [features[n] for n in order if judged.p[n] <= LEVEL and judged.statistic[n] > 0][:NUM_FOUND]
     ways = {"search": by_search, "contrast": by_contrast}

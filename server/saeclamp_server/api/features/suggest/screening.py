@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from saeclamp_server.api.features.suggest.trials import Arm
+from saeclamp_server.api.features.suggest.trials import TrialArm
 from saeclamp_server.api.features.text_activations import FeatureId
 
 PAIR_SHARE = 0.7
@@ -16,10 +16,10 @@ MAX_REPETITION = 0.5
 
 
 @dataclass(frozen=True)
-class Screened:
+class ScreenedArm:
     """A clamp that was tried on a few questions."""
 
-    arm: Arm
+    arm: TrialArm
     gain: float
     perplexity: float | None
     """In multiples of the unsteered answers'; None where that was not asked."""
@@ -36,13 +36,13 @@ def is_text(perplexity: float, repetition: float) -> bool:
     return perplexity <= MAX_PERPLEXITY and repetition <= MAX_REPETITION
 
 
-def finalists(screened: Sequence[Screened]) -> list[Arm]:
+def finalists(screened: Sequence[ScreenedArm]) -> list[TrialArm]:
     """
     Choose what is put to the test: the best two features, the first also a step weaker, and the first in two pairs.
 
     screened: largest gain first
     """
-    best: dict[FeatureId, Arm] = {}
+    best: dict[FeatureId, TrialArm] = {}
     for one in screened:
         if one.gain > 0 and one.is_text:
             best.setdefault(one.arm.features[0], one.arm)
@@ -61,8 +61,8 @@ def finalists(screened: Sequence[Screened]) -> list[Arm]:
     return [first, *step, *others[:1], *(_pair(first, other) for other in others)]
 
 
-def _pair(one: Arm, other: Arm) -> Arm:
-    return Arm(
+def _pair(one: TrialArm, other: TrialArm) -> TrialArm:
+    return TrialArm(
         (*one.features, *other.features),
         tuple(round(PAIR_SHARE * strength, 6) for strength in (*one.strengths, *other.strengths)),
         tuple(PAIR_SHARE * value for value in (*one.values, *other.values)),

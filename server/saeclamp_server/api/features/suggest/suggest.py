@@ -15,22 +15,22 @@ import numpy as np
 
 from saeclamp.types import Suggest, Suggestion
 from saeclamp_server.api.features import FeatureSearch
-from saeclamp_server.api.features.suggest.candidates import ideas_for, subject_of
+from saeclamp_server.api.features.suggest.candidates import find_candidates, subject_of
 from saeclamp_server.api.features.suggest.questions import FOR_SCREENING, FOR_TARGET, FOR_TEST
-from saeclamp_server.api.features.suggest.screening import Screened, finalists
+from saeclamp_server.api.features.suggest.screening import ScreenedArm, finalists
 from saeclamp_server.api.features.suggest.superiority_test import (
     LEAST_CONTROLS,
     LEVEL,
     judge_by_baseline,
     judge_superiority,
 )
-from saeclamp_server.api.features.suggest.trials import Answers, Arm, Trials, control_arms, refusal
-from saeclamp_server.api.features.suggest.verdict import Attempt, Finalist, Idea, verdict
+from saeclamp_server.api.features.suggest.trials import ArmAnswers, TrialArm, Trials, control_arms, refusal
+from saeclamp_server.api.features.suggest.verdict import Attempt, FeatureCandidate, Finalist, verdict
 from saeclamp_server.api.features.text_activations import FeatureId
-from saeclamp_server.api.model_client import Model, Prompt
+from saeclamp_server.api.model_client import ModelClient, Prompt
 from saeclamp_server.api.progress import ProgressCounter
 from saeclamp_server.errors import RequestError
-from saeclamp_server.steering import Served, known_saes_named
+from saeclamp_server.steering import SteeringContext, check_sae_names
 
 NUM_CONTROLS = 12
 NUM_READ = 8
@@ -38,10 +38,10 @@ NUM_READ = 8
 
 
 async def suggest(
-    request: Suggest, model: Model, served: Served, search: FeatureSearch, counter: ProgressCounter
+    request: Suggest, model: ModelClient, served: SteeringContext, search: FeatureSearch, counter: ProgressCounter
 ) -> Suggestion:
     """Answer `POST /v1/features/suggest`. Raises RequestError."""
-    saes = known_saes_named(request.saes, served, "saes")
+    saes = check_sae_names(request.saes, served, "saes")
     if search.encoder is None:
         raise RequestError(f"Answers cannot be compared with a wish. {search.note or ''}".strip(), None)
     trials = Trials(model, served, search, request.max_tokens, request.seed)
@@ -57,7 +57,7 @@ async def suggest(
     trials.target = target / np.linalg.norm(target)
 
     counter.begin("looking for features")
-    ideas = await ideas_for(request.wish, saes, unsteered, prompted, model, served, search)
+    ideas = await find_candidates(request.wish, saes, unsteered, prompted, model, served, search)
     tried, passed = _divided(ideas, request, served)
     arms = [arm for _, some in tried for arm in some]
 
@@ -72,27 +72,27 @@ async def suggest(
     return verdict(request, attempt, served, search)
 
 
-async def _asked(question: str, model: Model, wish: str | None = None) -> Prompt:
+async def _asked(question: str, model: ModelClient, wish: str | None = None) -> Prompt:
     system = [] if wish is None else [{"role": "system", "content": f"In every answer: {wish}."}]
-    return await model.of_messages([*system, {"role": "user", "content": question}], "wish", answers=True)
+    return await model.from_messages([*system, {"role": "user", "content": question}], "wish", answers=True)
 
 
 def _divided(
-    ideas: Mapping[FeatureId, Sequence[str]], request: Suggest, served: Served
-) -> tuple[list[tuple[Idea, list[Arm]]], list[tuple[Idea, str]]]:
+    ideas: Mapping[FeatureId, Sequence[str]], request: Suggest, served: SteeringContext
+) -> tuple[list[tuple[FeatureCandidate, list[TrialArm]]], list[tuple[FeatureCandidate, str]]]:
     """Choose which are tried, and how strongly, and say of the others why not."""
-    tried: list[tuple[Idea, list[Arm]]] = []
-    passed: list[tuple[Idea, str]] = []
+    tried: list[tuple[FeatureCandidate, list[TrialArm]]] = []
+    passed: list[tuple[FeatureCandidate, str]] = []
     # what is known to steer is tried first
     notes = {feature: served.saes[feature.sae].features.get(feature.number) for feature in ideas}
     for feature in sorted(ideas, key=lambda one: (note := notes[one]) is None or note.clamp is None):
-        idea, max_act = Idea(feature, tuple(ideas[feature])), served.max_act(*feature)
+        idea, max_act = FeatureCandidate(feature, tuple(ideas[feature])), served.max_act(*feature)
         if max_act is None:
             passed.append((idea, "It has no stored maximum activation, so strengths mean nothing for it."))
         elif len(tried) == request.num_candidates:
             passed.append((idea, f"{request.num_candidates} others were more promising."))
         else:
-            arms = [Arm((feature,), (strength,), (strength * max_act,)) for strength in request.strengths]
+            arms = [TrialArm((feature,), (strength,), (strength * max_act,)) for strength in request.strengths]
             refusals = [refusal(arm, served) for arm in arms]
             if all(refusals):
                 passed.append((idea, str(refusals[0])))
@@ -101,7 +101,7 @@ def _divided(
     return tried, passed
 
 
-async def _screened(arms: Sequence[Arm], trials: Trials) -> list[Screened]:
+async def _screened(arms: Sequence[TrialArm], trials: Trials) -> list[ScreenedArm]:
     """Try clamps on a few questions, largest gain first; of those that gain most, see whether the answers still are text."""
     prompts = [await _asked(one, trials.model) for one in FOR_SCREENING]
     unsteered, *steered = await trials.compared(prompts, [None, *arms])
@@ -110,7 +110,7 @@ async def _screened(arms: Sequence[Arm], trials: Trials) -> list[Screened]:
     worth_reading = [n for n in order if gains[n] > 0][:NUM_READ]
     usual = await trials.perplexity(unsteered) if worth_reading else 1.0
     return [
-        Screened(
+        ScreenedArm(
             arms[n],
             gains[n],
             await trials.perplexity(steered[n]) / usual if n in worth_reading else None,
@@ -120,11 +120,11 @@ async def _screened(arms: Sequence[Arm], trials: Trials) -> list[Screened]:
     ]
 
 
-def _gain(answers: Answers, unsteered: Answers) -> float:
+def _gain(answers: ArmAnswers, unsteered: ArmAnswers) -> float:
     return float((answers.similarity - unsteered.similarity).mean())
 
 
-async def _test(attempt: Attempt, controls: Sequence[Arm], trials: Trials, counter: ProgressCounter) -> None:
+async def _test(attempt: Attempt, controls: Sequence[TrialArm], trials: Trials, counter: ProgressCounter) -> None:
     """
     Compare the finalists with unsteered answers, on questions that are new to all of them, and with the control arm.
 

@@ -14,10 +14,17 @@ from numpy.typing import NDArray
 from saeclamp.types import MAX_VALUE, Clamp, Steering
 from saeclamp_server.api.features import FeatureSearch
 from saeclamp_server.api.features.text_activations import FeatureId
-from saeclamp_server.api.model_client import Model, Outcome, Prompt, Run, expected, run_all
+from saeclamp_server.api.model_client import (
+    GenerateRequest,
+    GenerateResult,
+    ModelClient,
+    Prompt,
+    generate_all,
+    score_answers,
+)
 from saeclamp_server.calibration.text import repetition
 from saeclamp_server.errors import RequestError
-from saeclamp_server.steering import Served, resolve
+from saeclamp_server.steering import SteeringContext, resolve
 from saeclamp_server.threads import computed
 
 SAMPLING = {"temperature": 0.7, "repetition_penalty": 1.1}
@@ -33,7 +40,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Arm:
+class TrialArm:
     """Features that are clamped together, in activations."""
 
     features: tuple[FeatureId, ...]
@@ -49,18 +56,18 @@ class Arm:
             interventions=tuple(Clamp(feature=str(feature), value=value, unit="act") for feature, value in clamps)
         )
 
-    def length(self, served: Served) -> float:
+    def length(self, served: SteeringContext) -> float:
         """How far it moves the stream where none of its features is active, their rows taken to be orthogonal."""
-        rows = (served.lengths[feature.sae].rows[feature.number] for feature in self.features)
+        rows = (served.norms[feature.sae].rows[feature.number] for feature in self.features)
         return hypot(*(value * row for value, row in zip(self.values, rows, strict=True)))
 
 
 @dataclass(frozen=True)
-class Answers:
+class ArmAnswers:
     """What an arm answered to some questions; of no arm: unsteered."""
 
     prompts: Sequence[Prompt]
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[GenerateResult]
     similarity: Floats
     """(num_questions,), of each answer with the target."""
 
@@ -74,8 +81,8 @@ class Answers:
 class Trials:
     """The model that is asked, and what answers are compared with."""
 
-    model: Model
-    served: Served
+    model: ModelClient
+    served: SteeringContext
     search: FeatureSearch
     max_tokens: int
     seed: int
@@ -85,25 +92,25 @@ class Trials:
     def __post_init__(self) -> None:
         self._seeds = count(self.seed * SEEDS_APART)
 
-    async def answered(self, prompts: Sequence[Prompt], arms: Sequence[Arm | None]) -> list[list[Outcome]]:
+    async def answered(self, prompts: Sequence[Prompt], arms: Sequence[TrialArm | None]) -> list[list[GenerateResult]]:
         """Answer all questions with each of the arms, in one batch, every answer with a seed of its own."""
         steerings = [None if arm is None else resolve(arm.steering(), self.served) for arm in arms]
         runs = [
-            Run(prompt.ids, steering, self.max_tokens, {**SAMPLING, "seed": next(self._seeds)})
+            GenerateRequest(prompt.ids, steering, self.max_tokens, {**SAMPLING, "seed": next(self._seeds)})
             for steering in steerings
             for prompt in prompts
         ]
-        outcomes, num = await run_all(self.model, [(run, "wish") for run in runs]), len(prompts)
+        outcomes, num = await generate_all(self.model, [(run, "wish") for run in runs]), len(prompts)
         return [outcomes[start : start + num] for start in range(0, len(outcomes), num)]
 
-    async def compared(self, prompts: Sequence[Prompt], arms: Sequence[Arm | None]) -> list[Answers]:
+    async def compared(self, prompts: Sequence[Prompt], arms: Sequence[TrialArm | None]) -> list[ArmAnswers]:
         """Answer as `answered` does, and compare every answer with the target."""
         return [
-            Answers(prompts, outcomes, (await self.embedded(outcomes) @ self.target).astype(np.float64))
+            ArmAnswers(prompts, outcomes, (await self.embedded(outcomes) @ self.target).astype(np.float64))
             for outcomes in await self.answered(prompts, arms)
         ]
 
-    async def embedded(self, outcomes: Sequence[Outcome]) -> Rows:
+    async def embedded(self, outcomes: Sequence[GenerateResult]) -> Rows:
         """Embed answers: (num_answers, width)."""
         return await self.sentences([outcome.text for outcome in outcomes])
 
@@ -113,17 +120,17 @@ class Trials:
         rows: Rows = await computed(self.search.encoder.encode, texts)
         return rows
 
-    async def perplexity(self, answers: Answers) -> float:
+    async def perplexity(self, answers: ArmAnswers) -> float:
         """Of the tokens of all answers together, as the unsteered model sees them."""
         pairs = [(prompt.ids, outcome.ids) for prompt, outcome in zip(answers.prompts, answers.outcomes, strict=True)]
-        seen = await expected(self.model, pairs, "wish")
+        seen = await score_answers(self.model, pairs, "wish")
         logprobs = [
             row[token] for (_, ids), rows in zip(pairs, seen, strict=True) for token, row in zip(ids, rows, strict=True)
         ]
         return exp(min(MAX_SURPRISE, -fmean(logprobs))) if logprobs else 1.0
 
 
-def refusal(arm: Arm, served: Served) -> str | None:
+def refusal(arm: TrialArm, served: SteeringContext) -> str | None:
     """Say why this server does not steer so, such as by a dose that it does not allow; None: it does."""
     if max(map(abs, arm.values)) > MAX_VALUE:
         return f"It would be clamped to more than {MAX_VALUE:g}."
@@ -134,7 +141,9 @@ def refusal(arm: Arm, served: Served) -> str | None:
     return None
 
 
-def control_arms(num: int, beside: Sequence[Arm], taken: Set[FeatureId], served: Served, seed: int) -> list[Arm]:
+def control_arms(
+    num: int, beside: Sequence[TrialArm], taken: Set[FeatureId], served: SteeringContext, seed: int
+) -> list[TrialArm]:
     """
     Draw random features, each clamped so that it moves the stream as far as one of the steerings does, by turns.
 
@@ -143,19 +152,21 @@ def control_arms(num: int, beside: Sequence[Arm], taken: Set[FeatureId], served:
     """
     chance = np.random.default_rng(seed)
     pools = {sae: _drawn(sae, taken, served, chance) for sae in sorted({arm.features[0].sae for arm in beside})}
-    arms: list[Arm] = []
+    arms: list[TrialArm] = []
     for number in range(num):
         like = beside[number % len(beside)]
-        length, rows = like.length(served), served.lengths[like.features[0].sae].rows
-        drawn = (Arm((one,), (), (length / rows[one.number],)) for one in pools[like.features[0].sae])
+        length, rows = like.length(served), served.norms[like.features[0].sae].rows
+        drawn = (TrialArm((one,), (), (length / rows[one.number],)) for one in pools[like.features[0].sae])
         allowed = next((arm for arm in drawn if refusal(arm, served) is None), None)
         arms += [allowed] if allowed else []
     return arms
 
 
-def _drawn(sae: str, taken: Set[FeatureId], served: Served, chance: np.random.Generator) -> Iterator[FeatureId]:
+def _drawn(
+    sae: str, taken: Set[FeatureId], served: SteeringContext, chance: np.random.Generator
+) -> Iterator[FeatureId]:
     """Draw features of an SAE that can be controls, each once; those that are known to be active somewhere come first."""
-    rows = served.lengths[sae].rows
+    rows = served.norms[sae].rows
     pool = [FeatureId(sae, number) for number in chance.permutation(len(rows)).tolist() if rows[number]]
     for is_known in (True, False):
         for feature in pool:

@@ -17,11 +17,11 @@ from saeclamp.types import (
 )
 from saeclamp_server.api.features import FeatureSearch
 from saeclamp_server.api.features.suggest.questions import FOR_SCREENING, FOR_TEST
-from saeclamp_server.api.features.suggest.screening import Screened, is_text
+from saeclamp_server.api.features.suggest.screening import ScreenedArm, is_text
 from saeclamp_server.api.features.suggest.superiority_test import LEVEL, Superiority
-from saeclamp_server.api.features.suggest.trials import Arm
+from saeclamp_server.api.features.suggest.trials import TrialArm
 from saeclamp_server.api.features.text_activations import FeatureId
-from saeclamp_server.steering import Served
+from saeclamp_server.steering import SteeringContext
 
 LEAST_ADVANTAGE = 0.03
 """Gain over the control arm below which nobody would notice, however sure it is."""
@@ -30,7 +30,7 @@ PAIR_ADVANTAGE = 0.02
 
 
 @dataclass(frozen=True)
-class Idea:
+class FeatureCandidate:
     """A feature that was thought of."""
 
     feature: FeatureId
@@ -41,7 +41,7 @@ class Idea:
 class Finalist:
     """A steering that was put to the test."""
 
-    arm: Arm
+    arm: TrialArm
     judged: Superiority
     perplexity: float
     repetition: float
@@ -66,16 +66,16 @@ class Finalist:
 class Attempt:
     """All that was done about a wish."""
 
-    tried: Sequence[tuple[Idea, Sequence[Arm]]]
-    passed: Sequence[tuple[Idea, str]]
+    tried: Sequence[tuple[FeatureCandidate, Sequence[TrialArm]]]
+    passed: Sequence[tuple[FeatureCandidate, str]]
     """Not tried, and why."""
-    screened: Sequence[Screened]
+    screened: Sequence[ScreenedArm]
     """Largest gain first."""
-    finalists: Sequence[Arm]
+    finalists: Sequence[TrialArm]
     """What was to be put to the test."""
     tested: Sequence[Finalist] = ()
     """As `finalists`; none where there was nothing to test, or nothing to compare with."""
-    controls: Sequence[tuple[Arm, float]] = field(default_factory=list)
+    controls: Sequence[tuple[TrialArm, float]] = field(default_factory=list)
     """With their gains."""
 
     @property
@@ -84,14 +84,14 @@ class Attempt:
         return len(self.screened) + sum(len(arm.features) > 1 for arm in self.finalists)
 
 
-def verdict(request: Suggest, attempt: Attempt, served: Served, search: FeatureSearch) -> Suggestion:
+def verdict(request: Suggest, attempt: Attempt, served: SteeringContext, search: FeatureSearch) -> Suggestion:
     """Say what was found, and of all else why not."""
     chosen = _chosen(attempt.tested)
     taken = chosen.arm.features if chosen else ()
     order = [feature for one in attempt.screened for feature in one.arm.features]
     tried = sorted(attempt.tried, key=lambda one: order.index(one[0].feature))
 
-    def described(idea: Idea, reason: str | None) -> SuggestedFeature:
+    def described(idea: FeatureCandidate, reason: str | None) -> SuggestedFeature:
         feature = idea.feature
         return SuggestedFeature(
             feature=str(feature),
@@ -135,12 +135,12 @@ def _chosen(tested: Sequence[Finalist]) -> Finalist | None:
     )
 
 
-def _steering(arm: Arm) -> Steering:
+def _steering(arm: TrialArm) -> Steering:
     clamps = zip(arm.features, arm.strengths, strict=True)
     return Steering(interventions=tuple(Clamp(feature=str(one), value=strength) for one, strength in clamps))
 
 
-def _curve(feature: FeatureId, screened: Sequence[Screened]) -> tuple[SuggestedPoint, ...]:
+def _curve(feature: FeatureId, screened: Sequence[ScreenedArm]) -> tuple[SuggestedPoint, ...]:
     points = [
         SuggestedPoint(
             strength=one.arm.strengths[0], gain=one.gain, perplexity=one.perplexity, repetition=one.repetition
