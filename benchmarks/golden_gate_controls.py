@@ -14,7 +14,7 @@ from torch import Tensor
 from saeclamp_saes import Site
 from saeclamp_saes.lm.documents import Document
 from saeclamp_saes.lm.harvest import Reader
-from saeclamp_saes.lm.load import open_model
+from saeclamp_saes.lm.load import load_model
 
 NUM_NOISE = 3
 ANSWER_TOKENS = 80
@@ -29,7 +29,7 @@ def difference_of_means(model_folder: str, site: Site, about: Sequence[str], pla
     about, plain: questions
     returns:      (width,) of unit length
     """
-    model, tokenizer = open_model(model_folder, "cpu", "float32")
+    model, tokenizer = load_model(model_folder, "cpu", "float32")
     reader = Reader(model, tokenizer, (site,), context=512, batch_tokens=1024)
 
     def mean(questions: Sequence[str]) -> Tensor:

@@ -27,7 +27,7 @@ from tests.saes.blank_label import blank_label
 from tests.server.conftest import entry
 
 from saeclamp.types import FeatureQuery
-from saeclamp_saes.labelling.label_file import OpenLabels
+from saeclamp_saes.labelling.label_file import LabelFile
 from saeclamp_saes.labelling.table import LabelsInfo, TokenLogit, batch_of, write_labels
 from saeclamp_server.api.features import FeatureSearch, ServedSAE, embedding_index
 from saeclamp_server.sentence_encoder import SentenceEncoder
@@ -61,7 +61,7 @@ class Words:
         return self._chance.choices(self._words, cum_weights=self._cumulated, k=count)
 
 
-def labels(path: Path, num: int, words: Words) -> OpenLabels:
+def labels(path: Path, num: int, words: Words) -> LabelFile:
     """Write labels of so many features: a sentence of eight words each, five tokens read and ten promoted."""
     info = LabelsInfo("large", "0" * 64, "none", {}, {}, 1, {}, (), {}, date.today().isoformat())
 
@@ -80,7 +80,7 @@ def labels(path: Path, num: int, words: Words) -> OpenLabels:
     write_labels(
         path, info, (batch_of([row(n) for n in range(first, min(first + PART, num))]) for first in range(0, num, PART))
     )
-    return OpenLabels(path)
+    return LabelFile(path)
 
 
 def chance_rows(sentences: Any, encoder: SentenceEncoder) -> embedding_index.EmbeddingIndex:

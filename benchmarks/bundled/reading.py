@@ -13,7 +13,7 @@ import torch
 from saeclamp_saes import SAE, Site
 from saeclamp_saes.lm.documents import Document
 from saeclamp_saes.lm.harvest import Reader
-from saeclamp_saes.lm.load import open_model
+from saeclamp_saes.lm.load import load_model
 from saeclamp_saes.lm.token_mask import SINK_MULTIPLE
 from saeclamp_server.packaged_model import prepared_model
 
@@ -30,7 +30,7 @@ def records(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 def open_reader(sites: Sequence[Site]) -> Reader:
     """Open the packaged model to read the stream at some places."""
-    model, tokenizer = open_model(str(prepared_model(print)), "cpu", "bfloat16")
+    model, tokenizer = load_model(str(prepared_model(print)), "cpu", "bfloat16")
     return Reader(model, tokenizer, tuple(sites), context=256, batch_tokens=1024)
 
 

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeAlias, Unpack, overload
 from pydantic import BaseModel
 
 from saeclamp._options import ChatOptions, check_options
-from saeclamp._requests import Generation, SteeringLike, build_generation
+from saeclamp._requests import GenerationRequest, SteeringLike, build_generation
 from saeclamp._responses import ChatCompletion, ChatCompletionChunk, SteeredChatCompletion
 from saeclamp._streaming import AsyncStream, SteeredAsyncStream, SteeredStream, Stream
 from saeclamp._transport import AsyncTransport, Transport
@@ -32,7 +32,7 @@ Messages: TypeAlias = Sequence[Mapping[str, Any] | BaseModel]
 
 def _call(
     messages: Messages, model: str | None, steering: SteeringLike | None, stream: bool, options: ChatOptions
-) -> Generation[ChatCompletion, ChatCompletionChunk]:
+) -> GenerationRequest[ChatCompletion, ChatCompletionChunk]:
     check_options(options, ChatOptions)
     params = {"model": model, "messages": messages, "stream": stream, **options}
     return build_generation(

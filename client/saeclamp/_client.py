@@ -14,7 +14,7 @@ from saeclamp._features import AsyncFeatures, AsyncSAEs, Features, SAEs
 from saeclamp._models import AsyncModels, Models
 from saeclamp._requests import default_headers as headers_of
 from saeclamp._steering import AsyncSteeringTrials, SteeringTrials
-from saeclamp._transport import AsyncTransport, Endpoint, Transport
+from saeclamp._transport import AsyncTransport, ServerConfig, Transport
 from saeclamp._variants import AsyncVariants, Variants
 from saeclamp._vectors import AsyncVectors, Vectors
 
@@ -50,7 +50,7 @@ class Client:
         default_headers: Mapping[str, str] | None = None,
     ) -> None:
         headers = headers_of(api_key, default_headers)
-        self._transport = Transport(Endpoint.from_options(base_url, headers, timeout, max_retries), http_client)
+        self._transport = Transport(ServerConfig.from_options(base_url, headers, timeout, max_retries), http_client)
         self.chat = Chat(self._transport)
         self.completions = Completions(self._transport)
         self.models = Models(self._transport)
@@ -90,7 +90,9 @@ class AsyncClient:
         default_headers: Mapping[str, str] | None = None,
     ) -> None:
         headers = headers_of(api_key, default_headers)
-        self._transport = AsyncTransport(Endpoint.from_options(base_url, headers, timeout, max_retries), http_client)
+        self._transport = AsyncTransport(
+            ServerConfig.from_options(base_url, headers, timeout, max_retries), http_client
+        )
         self.chat = AsyncChat(self._transport)
         self.completions = AsyncCompletions(self._transport)
         self.models = AsyncModels(self._transport)

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Literal, TypeAlias, Unpack, overload
 
 from saeclamp._options import TextOptions, check_options
-from saeclamp._requests import Generation, SteeringLike, build_generation
+from saeclamp._requests import GenerationRequest, SteeringLike, build_generation
 from saeclamp._responses import Completion, SteeredCompletion
 from saeclamp._streaming import AsyncStream, SteeredAsyncStream, SteeredStream, Stream
 from saeclamp._transport import AsyncTransport, Transport
@@ -30,7 +30,7 @@ Prompt: TypeAlias = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]
 
 def _call(
     prompt: Prompt, model: str | None, steering: SteeringLike | None, stream: bool, options: TextOptions
-) -> Generation[Completion, Completion]:
+) -> GenerationRequest[Completion, Completion]:
     check_options(options, TextOptions)
     params = {"model": model, "prompt": prompt, "stream": stream, **options}
     return build_generation("/v1/completions", (Completion, SteeredCompletion), Completion, params, steering)

@@ -37,7 +37,7 @@ _BEHIND_ROOT = re.compile(r"/*(?:/v1(?:/chat/completions|/completions|/models)?)
 
 
 @dataclass(frozen=True)
-class Generation(Generic[ResponseT, ChunkT]):
+class GenerationRequest(Generic[ResponseT, ChunkT]):
     """One request for text, checked and ready to send but for the model's name where the caller gave none."""
 
     path: str
@@ -61,7 +61,7 @@ class Generation(Generic[ResponseT, ChunkT]):
         """Whether the answer comes in chunks."""
         return bool(self.body["stream"])
 
-    def with_model(self, model: str) -> Generation[ResponseT, ChunkT]:
+    def with_model(self, model: str) -> GenerationRequest[ResponseT, ChunkT]:
         """The same request to the model of that name."""
         return replace(self, body={**self.body, "model": model})
 
@@ -72,7 +72,7 @@ def build_generation(
     chunk_type: type[ChunkT],
     params: dict[str, Any],
     steering: SteeringLike | None,
-) -> Generation[ResponseT, ChunkT]:
+) -> GenerationRequest[ResponseT, ChunkT]:
     """
     Check a request's arguments and lay them out for the wire.
 
@@ -90,7 +90,7 @@ def build_generation(
     if checked is not None:
         body["steering"] = checked.to_json()
     expects_receipt = checked is not None and checked.receipt != "none"
-    return Generation(path, response_types[expects_receipt], chunk_type, body, headers, timeout, expects_receipt)
+    return GenerationRequest(path, response_types[expects_receipt], chunk_type, body, headers, timeout, expects_receipt)
 
 
 def _the_steering(steering: SteeringLike | None, extra_body: dict[str, Any]) -> Steering | None:
@@ -152,7 +152,7 @@ def parse_response(answer_type: type[AnswerT], response: httpx.Response) -> Answ
     return parse_answer(answer_type, parse_json(response.content, request_id), request_id)
 
 
-def parse_generation(call: Generation[ResponseT, ChunkT], response: httpx.Response) -> ResponseT:
+def parse_generation(call: GenerationRequest[ResponseT, ChunkT], response: httpx.Response) -> ResponseT:
     """Type the answer to a request for text, and refuse it if it should have been steered and does not say so."""
     request_id = response.headers.get("x-request-id")
     body = parse_json(response.content, request_id)

@@ -13,7 +13,7 @@ import httpx
 
 from saeclamp._exceptions import connection_error, lost_connection, status_error
 from saeclamp._progress import AnswerReader, OnProgress, has_events, wants
-from saeclamp._requests import Generation, base_model, encode, parse_generation, parse_response, server_root
+from saeclamp._requests import GenerationRequest, base_model, encode, parse_generation, parse_response, server_root
 from saeclamp._responses import AnswerT, ChunkT, ModelList, ResponseT
 from saeclamp._retries import delay_after_error, delay_after_status
 from saeclamp._streaming import AsyncStream, SteeredAsyncStream, SteeredStream, Stream
@@ -27,7 +27,7 @@ LIMITS = httpx.Limits(max_connections=1000, max_keepalive_connections=100)
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class ServerConfig:
     """Where the server is, and how it is spoken to."""
 
     root: str
@@ -38,7 +38,7 @@ class Endpoint:
     @classmethod
     def from_options(
         cls, base_url: str, headers: httpx.Headers, timeout: float | httpx.Timeout | None, max_retries: int
-    ) -> Endpoint:
+    ) -> ServerConfig:
         """Normalise what a client's constructor was given."""
         return cls(server_root(base_url), headers, as_timeout(timeout), max_retries)
 
@@ -71,7 +71,9 @@ class Endpoint:
             method, self.root + path, params=params, headers=merged, content=content, timeout=wait
         )
 
-    def generation(self, http: httpx.Client | httpx.AsyncClient, call: Generation[ResponseT, ChunkT]) -> httpx.Request:
+    def generation(
+        self, http: httpx.Client | httpx.AsyncClient, call: GenerationRequest[ResponseT, ChunkT]
+    ) -> httpx.Request:
         """Lay out a request for text."""
         return self.request(http, "POST", call.path, body=call.body, headers=call.headers, timeout=call.timeout)
 
@@ -96,7 +98,7 @@ async def sleep_async(seconds: float) -> None:
 class Transport:
     """Sends requests and waits for the answers."""
 
-    def __init__(self, endpoint: Endpoint, http_client: httpx.Client | None) -> None:
+    def __init__(self, endpoint: ServerConfig, http_client: httpx.Client | None) -> None:
         self.endpoint = endpoint
         self._owned = http_client is None
         self._http = http_client or httpx.Client(limits=LIMITS)
@@ -108,7 +110,7 @@ class Transport:
         if self._owned:
             self._http.close()
 
-    def generate(self, call: Generation[ResponseT, ChunkT]) -> ResponseT | Stream[ChunkT]:
+    def generate(self, call: GenerationRequest[ResponseT, ChunkT]) -> ResponseT | Stream[ChunkT]:
         """Send a request for text, to the base model if it names none."""
         if call.model is None:
             call = call.with_model(self.base_model())
@@ -203,7 +205,7 @@ def _read(response: httpx.Response) -> None:
 class AsyncTransport:
     """`Transport` with asyncio."""
 
-    def __init__(self, endpoint: Endpoint, http_client: httpx.AsyncClient | None) -> None:
+    def __init__(self, endpoint: ServerConfig, http_client: httpx.AsyncClient | None) -> None:
         self.endpoint = endpoint
         self._owned = http_client is None
         self._http = http_client or httpx.AsyncClient(limits=LIMITS)
@@ -215,7 +217,7 @@ class AsyncTransport:
         if self._owned:
             await self._http.aclose()
 
-    async def generate(self, call: Generation[ResponseT, ChunkT]) -> ResponseT | AsyncStream[ChunkT]:
+    async def generate(self, call: GenerationRequest[ResponseT, ChunkT]) -> ResponseT | AsyncStream[ChunkT]:
         """Send a request for text, to the base model if it names none."""
         if call.model is None:
             call = call.with_model(await self.base_model())

@@ -25,7 +25,7 @@ parts, because an engine's memory is planned without it, and a long prompt with 
 """
 
 
-class Move(NamedTuple):
+class ActivationUpdate(NamedTuple):
     """
     How far an activation a is moved: by `offset + gain a`, but no further than to between `low` and `high`.
 
@@ -39,17 +39,17 @@ class Move(NamedTuple):
     high: float = math.inf
 
 
-MOVES: dict[str, Callable[[float], Move]] = {
-    "clamp": lambda value: Move(offset=value, gain=-1.0),
-    "add": lambda value: Move(offset=value),
-    "at_least": lambda value: Move(low=value),
-    "at_most": lambda value: Move(high=value),
-    "scale": lambda factor: Move(gain=factor - 1.0),
+UPDATES: dict[str, Callable[[float], ActivationUpdate]] = {
+    "clamp": lambda value: ActivationUpdate(offset=value, gain=-1.0),
+    "add": lambda value: ActivationUpdate(offset=value),
+    "at_least": lambda value: ActivationUpdate(low=value),
+    "at_most": lambda value: ActivationUpdate(high=value),
+    "scale": lambda factor: ActivationUpdate(gain=factor - 1.0),
 }
 """By operation"""
 
 
-class Distinct(NamedTuple):
+class UniqueFeatures(NamedTuple):
     """The distinct features among pairs: a few of them at many tokens are cheaper as one product than row by row."""
 
     features: Tensor
@@ -58,7 +58,7 @@ class Distinct(NamedTuple):
     """(num_pairs,) int64, of each pair"""
 
 
-class Edits(NamedTuple):
+class EditRows(NamedTuple):
     """Which feature moves at which token: one entry per (token, intervention) pair, all of one SAE."""
 
     token: Tensor
@@ -67,23 +67,23 @@ class Edits(NamedTuple):
     """(num_pairs,) int64"""
     moves: Tensor
     """(num_pairs, 4): a `Move` a row"""
-    live: Tensor
+    mask: Tensor
     """(num_pairs,), 0 or 1; 0 leaves the token alone"""
-    distinct: Distinct | None = None
+    distinct: UniqueFeatures | None = None
     """Where it is worth a product: then no row is gathered more than once."""
 
 
-class Pairs(NamedTuple):
+class FeaturePairs(NamedTuple):
     """Which feature is looked at at which token, all of one SAE."""
 
     token: Tensor
     """(num_pairs,) int64, row of the gathered vectors"""
     feature: Tensor
     """(num_pairs,) int64"""
-    distinct: Distinct | None = None
+    distinct: UniqueFeatures | None = None
 
 
-class Acts(NamedTuple):
+class ReadActs(NamedTuple):
     """Activations before the edit, per pair."""
 
     acts: Tensor
@@ -92,7 +92,7 @@ class Acts(NamedTuple):
     """(num_pairs,): what a unit of activation is worth at this token, in lengths of the decoder row"""
 
 
-def read_acts(x: Tensor, sae: SAE, edits: Edits | Pairs, part_bytes: int = PART_BYTES) -> Acts:
+def read_acts(x: Tensor, sae: SAE, edits: EditRows | FeaturePairs, part_bytes: int = PART_BYTES) -> ReadActs:
     """
     Activation of each pair's feature at its token, from the unedited vectors.
 
@@ -103,7 +103,7 @@ def read_acts(x: Tensor, sae: SAE, edits: Edits | Pairs, part_bytes: int = PART_
     rows = sae.rows()
     scales = scale[edits.token, 0]
     if sae.top_k is not None:
-        return Acts(_among_the_largest(normed, rows, sae.top_k, edits, part_bytes), scales)
+        return ReadActs(_among_the_largest(normed, rows, sae.top_k, edits, part_bytes), scales)
     if edits.distinct is not None:
         pre = _projected_on_distinct(normed, rows, edits.token, edits.distinct, part_bytes)
     else:
@@ -114,11 +114,11 @@ def read_acts(x: Tensor, sae: SAE, edits: Edits | Pairs, part_bytes: int = PART_
             ]
         )
     pre = pre + rows.bias[edits.feature]
-    return Acts(torch.where(pre > rows.threshold[edits.feature], pre, 0.0), scales)
+    return ReadActs(torch.where(pre > rows.threshold[edits.feature], pre, 0.0), scales)
 
 
 def _projected_on_distinct(
-    normed: Tensor, rows: FeatureRows, token: Tensor, distinct: Distinct, part_bytes: int
+    normed: Tensor, rows: FeatureRows, token: Tensor, distinct: UniqueFeatures, part_bytes: int
 ) -> Tensor:
     """Project each pair's token on its feature's encoder row, by products with all tokens: (num_pairs,)."""
     pre = torch.empty(token.shape, dtype=normed.dtype, device=normed.device)
@@ -129,7 +129,7 @@ def _projected_on_distinct(
     return pre
 
 
-def _pairs_in(part: slice, distinct: Distinct) -> Tensor | slice:
+def _pairs_in(part: slice, distinct: UniqueFeatures) -> Tensor | slice:
     """Pairs whose feature is in a part of the distinct ones; all of them, without a look, where it is the only part."""
     if part.start == 0 and part.stop >= len(distinct.features):
         return slice(None)
@@ -147,7 +147,9 @@ def parts_of(num: int, item_bytes: int, part_bytes: int = PART_BYTES) -> list[sl
     return [slice(first, min(first + step, num)) for first in range(0, num, step)] or [slice(0, 0)]
 
 
-def _among_the_largest(normed: Tensor, rows: FeatureRows, top_k: TopK, edits: Edits | Pairs, part_bytes: int) -> Tensor:
+def _among_the_largest(
+    normed: Tensor, rows: FeatureRows, top_k: TopK, edits: EditRows | FeaturePairs, part_bytes: int
+) -> Tensor:
     tokens, place = torch.unique(edits.token, return_inverse=True)
     acts = torch.zeros(edits.token.shape, dtype=normed.dtype, device=normed.device)
     for part in parts_of(tokens.numel(), rows.bias.numel() * normed.element_size(), part_bytes):
@@ -161,8 +163,8 @@ def _among_the_largest(normed: Tensor, rows: FeatureRows, top_k: TopK, edits: Ed
     return acts
 
 
-def written(
-    sae: SAE, edits: Edits, before: Acts, num_tokens: int, write: int = 0, part_bytes: int = PART_BYTES
+def decoder_delta(
+    sae: SAE, edits: EditRows, before: ReadActs, num_tokens: int, write: int = 0, part_bytes: int = PART_BYTES
 ) -> tuple[Tensor, Tensor]:
     """
     Return the change at one of the sites the SAE writes to, and each pair's length of it.
@@ -175,7 +177,7 @@ def written(
     decoder = sae.W_dec[:, write * width : (write + 1) * width]
     offset, gain, low, high = edits.moves.unbind(dim=1)
     moved = (offset + gain * before.acts).clamp(low - before.acts, high - before.acts)
-    units = moved * edits.live * before.scale
+    units = moved * edits.mask * before.scale
     delta = torch.zeros(num_tokens, width, dtype=decoder.dtype, device=decoder.device)
     lengths = torch.empty(units.shape, dtype=decoder.dtype, device=decoder.device)
     if edits.distinct is None:

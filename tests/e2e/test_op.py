@@ -13,7 +13,7 @@ from tests.saes.test_clamping import ARCHITECTURES, D_IN, D_SAE
 from torch import Tensor
 
 from saeclamp_saes import Site, clamping, read_sae
-from saeclamp_saes.clamping import Edits
+from saeclamp_saes.clamping import EditRows
 from saeclamp_server.engine.worker import ops
 from saeclamp_server.engine.worker.edit_stats import EditStats
 from saeclamp_server.engine.worker.ops import HookState, LoadedSAE, SAEStep, register_site, steer
@@ -29,11 +29,11 @@ MOVES = [(0, 3, "clamp", 9.0), (1, 3, "add", -4.0), (1, 40, "clamp", 0.0), (2, 9
 
 
 def loaded(folder: Path, at: Sequence[int] = (0,), moves: Sequence[tuple[int, int, str, float]] = MOVES) -> LoadedSAE:
-    edits = Edits(
+    edits = EditRows(
         token=torch.tensor([move[0] for move in moves]),
         feature=torch.tensor([move[1] for move in moves]),
-        moves=torch.tensor([clamping.MOVES[op](value) for _, _, op, value in moves]),
-        live=torch.ones(len(moves)),
+        moves=torch.tensor([clamping.UPDATES[op](value) for _, _, op, value in moves]),
+        mask=torch.ones(len(moves)),
     )
     step = SAEStep(dict.fromkeys(at, edits), torch.arange(len(moves)), torch.ones(len(moves), 2))
     return LoadedSAE(folder.name, read_sae(folder), step=step)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from saeclamp_saes.conversion import convert
-from saeclamp_saes.conversion.sandbox_main import Request, main
+from saeclamp_saes.conversion.sandbox_main import ConversionRequest, main
 from saeclamp_saes.errors import CheckpointError
 
 
@@ -24,7 +24,7 @@ class Payload:
         return os.system, (self.code,)
 
 
-def forked(request: Request, folder: Path, timeout_seconds: float) -> None:
+def forked(request: ConversionRequest, folder: Path, timeout_seconds: float) -> None:
     """
     Run the sandbox's program in a fork of this process, for tests of what it computes: importing torch anew takes seconds.
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from tests.saes.test_label_table import feature
 
-from saeclamp_saes.labelling.table import Example, Explanation, Labels, LabelsInfo, Neighbour
+from saeclamp_saes.labelling.table import Example, Explanation, LabelsInfo, LabelTable, Neighbour
 
 WORDS = ("bridge", "cat", "law", "sea", "bread", "moon", "tax", "violin")
 DEAD = len(WORDS)
@@ -184,7 +184,7 @@ def inactive(number: int) -> tuple[Example, ...]:
     return tuple(found)
 
 
-def labels(**explanations: Explanation) -> Labels:
+def labels(**explanations: Explanation) -> LabelTable:
     """A feature for each of the words, and one that is never active."""
     features = [
         feature(
@@ -200,5 +200,5 @@ def labels(**explanations: Explanation) -> Labels:
     ]
     features.append(feature(DEAD, num_active=0, density=0.0, examples=(), inactive=inactive(DEAD)))
     info = LabelsInfo("mine", "0" * 64, "tiny", {}, {}, 5000, {}, (), {}, "2026-11-23T00:00:00+00:00")
-    made = Labels.of(info, features)
+    made = LabelTable.of(info, features)
     return made.with_explanations({WORDS.index(word): said for word, said in explanations.items()})

@@ -12,14 +12,14 @@ from saeclamp_saes.errors import SAELibraryError
 from saeclamp_saes.library import catalogue
 from saeclamp_saes.library.catalogue import CatalogueEntry
 from saeclamp_saes.library.hub import HubReference
-from saeclamp_saes.library.reference import locate
+from saeclamp_saes.library.reference import parse_reference
 from saeclamp_saes.library.user_library import is_library_name
 from saeclamp_saes.loaders import FORMATS
 from saeclamp_saes.options import OPTIONS, Options
 from saeclamp_saes.sae import Unit
 from saeclamp_saes.sites import POINTS, Site
 
-ENTRIES = catalogue.entries()
+ENTRIES = catalogue.list_entries()
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -55,7 +55,7 @@ def check_entry(entry: CatalogueEntry) -> None:
 
 
 def test_templates_expand_to_places_options_and_sites() -> None:
-    for sae in catalogue.saes().values():
+    for sae in catalogue.list_saes().values():
         assert not re.search(r"[{}\s]", sae.id + sae.path)
         reference = HubReference(sae.entry.repository, sae.path, COMMIT)
         assert HubReference.parse(str(reference)) == reference
@@ -66,17 +66,17 @@ def test_templates_expand_to_places_options_and_sites() -> None:
 
 
 def test_ids_are_unique() -> None:
-    assert len(catalogue.saes()) == sum(entry.num_saes for entry in ENTRIES)
+    assert len(catalogue.list_saes()) == sum(entry.num_saes for entry in ENTRIES)
 
 
 def test_names_to_serve_under_are_unique_and_fit_for_the_library() -> None:
-    names = [locate(id).name for id in catalogue.saes()]
+    names = [parse_reference(id).name for id in catalogue.list_saes()]
     assert len(set(names)) == len(names)
     assert not [name for name in names if not is_library_name(name)]
 
 
 def test_files_lie_in_the_repository_once_but_for_those_that_have_two_names() -> None:
-    places = [(sae.entry.repository, sae.path) for sae in catalogue.saes().values() if "canonical" not in sae.id]
+    places = [(sae.entry.repository, sae.path) for sae in catalogue.list_saes().values() if "canonical" not in sae.id]
     assert len(places) == len(set(places))
 
 
@@ -113,25 +113,28 @@ PLACES = {
 
 @pytest.mark.parametrize(("id", "place"), PLACES.items(), ids=PLACES.keys())
 def test_an_id_leads_to_a_place(id: str, place: tuple[str, str, str, str]) -> None:
-    sae = catalogue.find(id)
+    sae = catalogue.find_catalogue_sae(id)
     assert sae is not None
     assert (sae.entry.repository, sae.path, str(sae.reads), str(sae.writes)) == place
-    assert locate(f"{id}@{COMMIT}").reference == HubReference(place[0], place[1], COMMIT)
+    assert parse_reference(f"{id}@{COMMIT}").reference == HubReference(place[0], place[1], COMMIT)
 
 
 def test_what_a_reader_has_to_be_told_comes_along() -> None:
-    found = locate("llama_scope_r1_distill/l3r_800m_slimpajama")
+    found = parse_reference("llama_scope_r1_distill/l3r_800m_slimpajama")
     assert found.options.values == {"input_scale": "20.258786"}
-    assert locate("llama_scope_r1_distill/l3r_800m_slimpajama?input_scale=2").options.values == {"input_scale": "2"}
-    assert locate("gpt2-small-res-jb/blocks.8.hook_resid_pre").options.values == {"center": "yes"}
+    assert parse_reference("llama_scope_r1_distill/l3r_800m_slimpajama?input_scale=2").options.values == {
+        "input_scale": "2"
+    }
+    assert parse_reference("gpt2-small-res-jb/blocks.8.hook_resid_pre").options.values == {"center": "yes"}
 
 
 def test_names_to_serve_under_are_short_and_telling() -> None:
     assert (
-        locate("gemma-scope-2b-pt-res/layer_20/width_16k/l0_71").name == "gemma-scope-2b-pt-res--layer_20--16k--l0_71"
+        parse_reference("gemma-scope-2b-pt-res/layer_20/width_16k/l0_71").name
+        == "gemma-scope-2b-pt-res--layer_20--16k--l0_71"
     )
-    assert locate("qwen-scope-3-8b-base-w64k-l50/layer7").name == "qwen-scope-3-8b-base-w64k-l50--layer7"
-    assert locate("gg=gemma-scope-2b-pt-res/layer_20/width_16k/l0_71").name == "gg"
+    assert parse_reference("qwen-scope-3-8b-base-w64k-l50/layer7").name == "qwen-scope-3-8b-base-w64k-l50--layer7"
+    assert parse_reference("gg=gemma-scope-2b-pt-res/layer_20/width_16k/l0_71").name == "gg"
 
 
 NEAR = {
@@ -147,7 +150,7 @@ NEAR = {
 @pytest.mark.parametrize(("text", "says"), NEAR.items(), ids=NEAR.keys())
 def test_what_is_not_there_is_answered_with_what_is_near(text: str, says: str) -> None:
     with pytest.raises(SAELibraryError, match=says) as raised:
-        locate(text)
+        parse_reference(text)
     assert "\n" not in str(raised.value)
 
 

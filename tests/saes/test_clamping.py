@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from saeclamp_saes import SAE, Site, clamping, read_sae
-from saeclamp_saes.clamping import Distinct, Edits, read_acts, written
+from saeclamp_saes.clamping import EditRows, UniqueFeatures, decoder_delta, read_acts
 
 D_IN, D_SAE, NUM_TOKENS = 48, 96, 7
 
@@ -35,19 +35,19 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
-def edits_of(moves: list[tuple[int, int, str, float]], live: list[float] | None = None) -> Edits:
-    return Edits(
+def edits_of(moves: list[tuple[int, int, str, float]], mask: list[float] | None = None) -> EditRows:
+    return EditRows(
         token=torch.tensor([move[0] for move in moves]),
         feature=torch.tensor([move[1] for move in moves]),
-        moves=torch.tensor([clamping.MOVES[op](value) for _, _, op, value in moves], dtype=torch.float64),
-        live=torch.tensor(live or [1.0] * len(moves)),
+        moves=torch.tensor([clamping.UPDATES[op](value) for _, _, op, value in moves], dtype=torch.float64),
+        mask=torch.tensor(mask or [1.0] * len(moves)),
     )
 
 
 def edited(x: Tensor, y: Tensor, sae: SAE, moves: list[tuple[int, int, str, float]]) -> Tensor:
     edits = edits_of(moves)
-    edits = edits._replace(moves=edits.moves.to(x.dtype), live=edits.live.to(x.dtype))
-    return y + written(sae, edits, read_acts(x, sae, edits), len(y))[0]
+    edits = edits._replace(moves=edits.moves.to(x.dtype), mask=edits.mask.to(x.dtype))
+    return y + decoder_delta(sae, edits, read_acts(x, sae, edits), len(y))[0]
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -58,7 +58,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 MOVES = st.dictionaries(
     st.tuples(st.integers(0, NUM_TOKENS - 1), st.integers(0, D_SAE - 1)),
-    st.tuples(st.sampled_from([*clamping.MOVES]), st.floats(-50, 50, width=32)),
+    st.tuples(st.sampled_from([*clamping.UPDATES]), st.floats(-50, 50, width=32)),
     min_size=1,
     max_size=30,
 )
@@ -152,15 +152,15 @@ def unit_sae() -> SAE:
 def test_an_edit_by_hand(stream: list[float], op: str, value: float, expected: list[float]) -> None:
     x = torch.tensor([stream], dtype=torch.float64)
     edits = edits_of([(0, 0, op, value)])
-    delta, lengths = written(unit_sae(), edits, read_acts(x, unit_sae(), edits), 1)
+    delta, lengths = decoder_delta(unit_sae(), edits, read_acts(x, unit_sae(), edits), 1)
     assert (x + delta).tolist() == [pytest.approx(expected)]
     assert lengths.tolist() == [pytest.approx(delta.norm().item())]
 
 
 def test_a_pair_that_is_not_live_does_nothing() -> None:
     x = torch.tensor([[3.0, 4.0, 0.0], [3.0, 4.0, 0.0]], dtype=torch.float64)
-    edits = edits_of([(0, 0, "clamp", 9.0), (1, 0, "clamp", 9.0)], live=[0.0, 1.0])
-    delta, _ = written(unit_sae(), edits, read_acts(x, unit_sae(), edits), 2)
+    edits = edits_of([(0, 0, "clamp", 9.0), (1, 0, "clamp", 9.0)], mask=[0.0, 1.0])
+    delta, _ = decoder_delta(unit_sae(), edits, read_acts(x, unit_sae(), edits), 2)
     assert delta.tolist() == [[0.0, 0.0, 0.0], [12.0, 0.0, 0.0]]
 
 
@@ -173,7 +173,7 @@ def test_all_activations_are_read_before_any_edit() -> None:
     edits = edits_of([(0, 0, "clamp", 9.0), (0, 1, "clamp", 0.0)])
     before = read_acts(x, sae, edits)
     assert before.acts.tolist() == [3.0, 3.0]
-    assert written(sae, edits, before, 1)[0].tolist() == [[(9.0 - 3.0) - 3.0, 0.0, 0.0]]
+    assert decoder_delta(sae, edits, before, 1)[0].tolist() == [[(9.0 - 3.0) - 3.0, 0.0, 0.0]]
 
 
 def test_an_sae_that_writes_to_several_sites_has_a_part_of_each_decoder_row_there() -> None:
@@ -183,8 +183,8 @@ def test_an_sae_that_writes_to_several_sites_has_a_part_of_each_decoder_row_ther
     x = torch.tensor([[3.0, 4.0, 0.0]], dtype=torch.float64)
     edits = edits_of([(0, 1, "clamp", 6.0)])
     before = read_acts(x, sae, edits)
-    assert written(sae, edits, before, 1, write=0)[0].tolist() == [[0.0, 2.0, 0.0]]
-    assert written(sae, edits, before, 1, write=1)[0].tolist() == [[0.0, 10.0, 0.0]]
+    assert decoder_delta(sae, edits, before, 1, write=0)[0].tolist() == [[0.0, 2.0, 0.0]]
+    assert decoder_delta(sae, edits, before, 1, write=1)[0].tolist() == [[0.0, 10.0, 0.0]]
 
 
 def test_one_product_of_distinct_features_gives_what_rows_pair_by_pair_give() -> None:
@@ -193,12 +193,12 @@ def test_one_product_of_distinct_features_gives_what_rows_pair_by_pair_give() ->
     x = torch.randn(5, 3, generator=generator, dtype=sae.W_dec.dtype)
     token = torch.tensor([0, 0, 1, 3, 3, 3, 4])
     feature = torch.tensor([0, 1, 1, 0, 1, 1, 0])  # one feature twice at one token: two ranges of an edit
-    moves = torch.tensor([[*clamping.MOVES["clamp"](float(value))] for value in range(-3, 4)], dtype=x.dtype)
-    pairs = Edits(token, feature, moves, torch.tensor([1, 1, 0, 1, 1, 1, 1], dtype=x.dtype))
-    product = pairs._replace(distinct=Distinct(*torch.unique(feature, return_inverse=True)))
+    moves = torch.tensor([[*clamping.UPDATES["clamp"](float(value))] for value in range(-3, 4)], dtype=x.dtype)
+    pairs = EditRows(token, feature, moves, torch.tensor([1, 1, 0, 1, 1, 1, 1], dtype=x.dtype))
+    product = pairs._replace(distinct=UniqueFeatures(*torch.unique(feature, return_inverse=True)))
     acts, expected = read_acts(x, sae, product), read_acts(x, sae, pairs)
     assert torch.allclose(acts.acts, expected.acts, atol=1e-6)
-    for one, other in zip(written(sae, product, acts, 5), written(sae, pairs, expected, 5), strict=True):
+    for one, other in zip(decoder_delta(sae, product, acts, 5), decoder_delta(sae, pairs, expected, 5), strict=True):
         assert torch.allclose(one, other, atol=1e-5)
 
 
@@ -227,17 +227,17 @@ def test_any_number_of_pairs_is_done_in_parts_of_little_memory_with_the_same_res
     x = torch.randn(40, D_IN, generator=generator, dtype=torch.float64)
     token = torch.arange(40).repeat_interleave(50)
     feature = torch.randint(D_SAE, (2000,), generator=generator)
-    moves = torch.tensor([[*clamping.MOVES["clamp"](value)] for value in torch.linspace(-3, 3, 2000).tolist()])
-    edits = Edits(token, feature, moves.double(), torch.ones(2000, dtype=torch.float64))
+    moves = torch.tensor([[*clamping.UPDATES["clamp"](value)] for value in torch.linspace(-3, 3, 2000).tolist()])
+    edits = EditRows(token, feature, moves.double(), torch.ones(2000, dtype=torch.float64))
     if has_distinct:
-        edits = edits._replace(distinct=Distinct(*torch.unique(feature, return_inverse=True)))
+        edits = edits._replace(distinct=UniqueFeatures(*torch.unique(feature, return_inverse=True)))
     whole = read_acts(x, sae, edits)
     little = 20_000  # of the 1,536,000 bytes that all rows of all pairs would take at once
     with LargestTensor() as largest:
         acts = read_acts(x, sae, edits, little)
-        delta, lengths = written(sae, edits, acts, 40, part_bytes=little)
+        delta, lengths = decoder_delta(sae, edits, acts, 40, part_bytes=little)
     assert torch.allclose(acts.acts, whole.acts, atol=1e-12)
-    expected, expected_lengths = written(sae, edits, whole, 40)
+    expected, expected_lengths = decoder_delta(sae, edits, whole, 40)
     assert torch.allclose(delta, expected, atol=1e-9)
     assert torch.allclose(lengths, expected_lengths, atol=1e-9)
     of_their_own_size = [t.untyped_storage().nbytes() for t in (sae.W_enc, sae.W_dec, x, edits.moves)]

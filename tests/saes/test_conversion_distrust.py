@@ -19,15 +19,15 @@ from tests.saes.layouts import (
 from saeclamp_saes import conversion
 from saeclamp_saes.conversion import Limits
 from saeclamp_saes.conversion.sandbox_launcher import run_sandbox
-from saeclamp_saes.conversion.sandbox_main import Request
+from saeclamp_saes.conversion.sandbox_main import ConversionRequest
 from saeclamp_saes.errors import CheckpointError
 from saeclamp_saes.loaders import native
 
 
-def hostile(converted: Path, write: Callable[[Path], object]) -> Callable[[Request, Path, float], None]:
+def hostile(converted: Path, write: Callable[[Path], object]) -> Callable[[ConversionRequest, Path, float], None]:
     """Return a sandbox in the hands of an attacker, which says that all is well."""
 
-    def run(request: Request, folder: Path, timeout_seconds: float) -> None:
+    def run(request: ConversionRequest, folder: Path, timeout_seconds: float) -> None:
         shutil.copytree(converted, folder / "sae")
         write(folder / "sae")
 
@@ -91,6 +91,6 @@ def test_the_process_gets_no_environment_and_no_input(tmp_path: Path, monkeypatc
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "sitecustomize.py").write_text("raise SystemExit(7)")
     roomy = Limits(memory_bytes=1 << 32, file_bytes=1 << 30, cpu_seconds=60)
-    request = Request(str(tmp_path / "no.pt"), str(tmp_path / "no.pt"), "", str(tmp_path / "sae"), roomy)
+    request = ConversionRequest(str(tmp_path / "no.pt"), str(tmp_path / "no.pt"), "", str(tmp_path / "sae"), roomy)
     with pytest.raises(CheckpointError, match=r"has no no\.pt\.$"):
         run_sandbox(request, tmp_path, 60)

@@ -12,15 +12,15 @@ from tests.saes.test_run_folders import training
 from tests.saes.tiny_training import corpus, reader, wanted
 
 from saeclamp_saes.errors import TrainingError
-from saeclamp_saes.io.vector_files import Rows, allocate
-from saeclamp_saes.training.activations_store import Store, harvest_to
+from saeclamp_saes.io.vector_files import VectorFile, allocate
+from saeclamp_saes.training.activations_store import ActivationsStore, write_store
 
 SECTOR = 512
 """Bytes of `st_blocks`, whatever the disk's own blocks are."""
 
 
 def test_a_file_of_vectors_is_not_sparse(tmp_path: Path) -> None:
-    rows = Rows(tmp_path / "rows", 10_000, 100, "bfloat16", begun=False)
+    rows = VectorFile(tmp_path / "rows", 10_000, 100, "bfloat16", begun=False)
     found = (tmp_path / "rows").stat()
     assert found.st_size == 2_000_000 <= SECTOR * found.st_blocks
     assert not rows.tensor.any()
@@ -36,7 +36,7 @@ def test_room_is_taken_in_whole(tmp_path: Path, platform: str, size: int, monkey
     assert SECTOR * (tmp_path / "file").stat().st_blocks >= size
 
 
-@pytest.mark.parametrize("work", [training, harvest_to])
+@pytest.mark.parametrize("work", [training, write_store])
 @pytest.mark.parametrize("num", [1, 2], ids=["held-out", "training"])
 def test_a_disk_without_room_is_known_at_once_and_leaves_the_folder_free(
     tmp_path: Path, work: Callable[..., Any], num: int, monkeypatch: pytest.MonkeyPatch
@@ -63,10 +63,10 @@ def test_a_disk_without_room_is_known_at_once_and_leaves_the_folder_free(
 def test_a_finished_harvest_takes_no_more_room_than_its_vectors(tmp_path: Path) -> None:
     """Of many more tokens than the documents have."""
     site = reader().sites[0]
-    store = harvest_to(tmp_path / "store", wanted(corpus(tmp_path / "data"), 10**6), reader())
+    store = write_store(tmp_path / "store", wanted(corpus(tmp_path / "data"), 10**6), reader())
     assert 1000 < store.num_rows < 10_000
     for name, num_rows in (("training", store.num_rows), ("held-out", store.num_held_out)):
         assert (store.folder / "resid_post.1" / f"{name}.rows").stat().st_size == num_rows * 16 * 2
-    again = harvest_to(tmp_path / "store", wanted(tmp_path / "data", 10**6), reader())
-    assert again.rows(site).tensor.equal(Store.open(tmp_path / "store").rows(site).tensor)
+    again = write_store(tmp_path / "store", wanted(tmp_path / "data", 10**6), reader())
+    assert again.rows(site).tensor.equal(ActivationsStore.open(tmp_path / "store").rows(site).tensor)
     assert again.rows(site).tensor.any(dim=1).all()

@@ -16,16 +16,16 @@ import pytest
 from tests.saes.explain_endpoint import DEAD, WORDS, Failure, Rules, endpoint, examples, inactive, labels, said
 
 from saeclamp_saes.errors import LabelError
-from saeclamp_saes.labelling.explain.client import Endpoint
+from saeclamp_saes.labelling.explain.client import ExplainEndpoint
 from saeclamp_saes.labelling.explain.examples import text_of
 from saeclamp_saes.labelling.explain.journal import Explained, Journal
-from saeclamp_saes.labelling.explain.run import Outcome, Request, explain
-from saeclamp_saes.labelling.table import Explanation, Labels
+from saeclamp_saes.labelling.explain.run import ExplainRequest, ExplainResult, explain
+from saeclamp_saes.labelling.table import Explanation, LabelTable
 
 
-def run(path: Path, url: str, **options: Any) -> Outcome:
+def run(path: Path, url: str, **options: Any) -> ExplainResult:
     asked = {name: options.pop(name) for name in ("retries", "timeout", "first_wait", "api_key") if name in options}
-    return explain(Request(path, Endpoint(url, "stub", **{"first_wait": 0.01, **asked}), **options))
+    return explain(ExplainRequest(path, ExplainEndpoint(url, "stub", **{"first_wait": 0.01, **asked}), **options))
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_every_feature_is_explained_and_scored_on_what_was_not_shown(path: Path)
     rules = Rules()
     with endpoint(rules) as url:
         outcome = run(path, url, concurrency=3)
-    got = Labels.read(path)
+    got = LabelTable.read(path)
     scores = {}
     for index, word in enumerate(WORDS):
         own = {text_of(example): example for example in examples(word, index)}
@@ -98,7 +98,7 @@ def test_every_request_names_the_model_and_carries_the_wanted_body(path: Path) -
     rules = Rules()
     with endpoint(rules) as url:
         body = {"max_tokens": None, "max_completion_tokens": 99, "temperature": 0.5}
-        explain(Request(path, Endpoint(f"{url}/", "stub", body=body), features=[0]))
+        explain(ExplainRequest(path, ExplainEndpoint(f"{url}/", "stub", body=body), features=[0]))
     for request in rules.seen:
         rest = {name: value for name, value in request.items() if name != "messages"}
         assert rest == {"model": "stub", "max_completion_tokens": 99, "temperature": 0.5}
@@ -118,7 +118,7 @@ def test_order_and_concurrency_change_nothing(tmp_path: Path) -> None:
         labels().write(path)
         with endpoint(Rules(delay=0.005)) as url:
             run(path, url, **options)
-        found.append((Labels.read(path).explanations(), by_index(path)))
+        found.append((LabelTable.read(path).explanations(), by_index(path)))
     assert found[0] == found[1] == found[2]
     assert len(found[0][0]) == len(WORDS)
 
@@ -168,7 +168,7 @@ def test_a_killed_run_goes_on_and_loses_only_what_was_in_flight(tmp_path: Path) 
     assert (outcome.before, outcome.explained) == (len(kept), len(WORDS) - len(kept))
     for index, word in enumerate(WORDS):
         assert bool(rules.shown(word)) is (index not in kept)
-    assert Labels.read(killed).explanations() == Labels.read(whole).explanations()
+    assert LabelTable.read(killed).explanations() == LabelTable.read(whole).explanations()
     assert by_index(killed) == by_index(whole)
 
 
@@ -189,24 +189,24 @@ def test_explanations_from_elsewhere_stay_unless_they_are_replaced(tmp_path: Pat
     labels(bridge=imported).write(path)
     with endpoint(Rules()) as url:
         assert run(path, url).kept == 1
-        assert Labels.read(path).explanations()[0] == imported
+        assert LabelTable.read(path).explanations()[0] == imported
         replaced = run(path, url, replace=True)
         assert (replaced.kept, replaced.explained, replaced.before) == (0, 1, len(WORDS) - 1)
-        assert Labels.read(path).explanations()[0].text == said("bridge")
+        assert LabelTable.read(path).explanations()[0].text == said("bridge")
         # another import later is not undone by a run that goes on
-        Labels.read(path).with_explanations({0: imported}).write(path)
+        LabelTable.read(path).with_explanations({0: imported}).write(path)
         assert run(path, url).kept == 1
-        assert Labels.read(path).explanations()[0] == imported
+        assert LabelTable.read(path).explanations()[0] == imported
 
 
 def test_what_makes_another_explanation_is_another_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rules = Rules()
     with endpoint(rules) as url:
         run(path, url, features=[0])
-        warmer = Request(path, Endpoint(url, "stub", body={"temperature": 1.0}), features=[0])
+        warmer = ExplainRequest(path, ExplainEndpoint(url, "stub", body={"temperature": 1.0}), features=[0])
         assert explain(warmer).kept == 1
         assert explain(replace(warmer, replace=True)).explained == 1
-        remade = Labels.read(path)
+        remade = LabelTable.read(path)
         replace(remade, info=replace(remade.info, date="2027-01-01T00:00:00+00:00")).write(path)
         assert run(path, url, features=[0]).kept == 1
         assert run(path, url, features=[0], replace=True).explained == 1
@@ -222,7 +222,7 @@ def test_features_with_too_few_examples_are_left_out(path: Path) -> None:
     features[2] = replace(features[2], examples=features[2].examples[:3])
     features[3] = replace(features[3], inactive=features[3].inactive[:1])
     features[4] = replace(features[4], inactive=features[4].inactive[:2])
-    Labels.of(rare.info, features).write(path)
+    LabelTable.of(rare.info, features).write(path)
     with endpoint(Rules()) as url:
         outcome = run(path, url, features=[1, 2, 3, 4, DEAD], concurrency=1)
     assert (outcome.explained, outcome.too_few_examples) == (2, [2, 3, DEAD])
@@ -238,7 +238,7 @@ def test_a_feature_that_fails_does_not_stop_the_others_and_is_tried_again(path: 
         assert set(outcome.failed) == {0, 2}
         assert "does not answer as asked, but with 'I would rather not.'" in outcome.failed[0]
         assert "status 500" in outcome.failed[2]
-        assert set(Labels.read(path).explanations()) == set(range(len(WORDS))) - {0, 2}
+        assert set(LabelTable.read(path).explanations()) == set(range(len(WORDS))) - {0, 2}
         rules.never.clear()
         again = run(path, url)
     assert (again.before, again.explained, again.failed) == (len(WORDS) - 2, 2, {})
@@ -247,14 +247,14 @@ def test_a_feature_that_fails_does_not_stop_the_others_and_is_tried_again(path: 
 def test_when_nothing_is_answered_it_ends_and_keeps_what_it_has(tmp_path: Path) -> None:
     path, few = tmp_path / "labels.parquet", labels()
     features = [replace(few[index % len(WORDS)], index=index) for index in range(40)]
-    Labels.of(few.info, features).write(path)
+    LabelTable.of(few.info, features).write(path)
     rules = Rules()
     with endpoint(rules) as url:
         run(path, url, features=[39])
         rules.never["<<"] = Failure(503)
         with pytest.raises(LabelError, match=r"10 features in a row were not explained: .*status 503"):
             run(path, url, retries=0, concurrency=4)
-    assert set(Labels.read(path).explanations()) == {39}
+    assert set(LabelTable.read(path).explanations()) == {39}
     assert len(rules.seen) < 20
 
 

@@ -14,11 +14,11 @@ from tests.saes.explain_endpoint import Failure, Rules, endpoint
 
 from saeclamp_saes.labelling.explain.client import (
     LONGEST_ANSWER,
-    Asker,
-    Endpoint,
     EndpointError,
-    UnansweredError,
-    Usage,
+    ExplainClient,
+    ExplainEndpoint,
+    NoAnswerError,
+    TokenUsage,
 )
 from saeclamp_saes.labelling.explain.prompts import AGAIN, EXPLAIN, EXPLANATION, explanation_in
 
@@ -26,10 +26,10 @@ QUESTION = '{"marks": ["<<", ">>"], "strong_examples": ["a << b>>"], "weaker_exa
 ANSWER = "the word b"
 
 
-def ask(url: str, **options: Any) -> tuple[str, Usage]:
-    async def run() -> tuple[str, Usage]:
+def ask(url: str, **options: Any) -> tuple[str, TokenUsage]:
+    async def run() -> tuple[str, TokenUsage]:
         async with httpx.AsyncClient(timeout=None) as http:
-            asker = Asker(Endpoint(url, "stub", **{"first_wait": 0.01, **options}), http)
+            asker = ExplainClient(ExplainEndpoint(url, "stub", **{"first_wait": 0.01, **options}), http)
             return await asker.ask(EXPLAIN, QUESTION, EXPLANATION, explanation_in), asker.usage
 
     return asyncio.run(run())
@@ -132,7 +132,7 @@ def test_waits_double() -> None:
 def test_what_is_not_answered_is_given_up(
     rules: Rules, options: dict[str, Any], num_requests: int, sentence: str
 ) -> None:
-    with endpoint(rules) as url, pytest.raises(UnansweredError) as given_up:
+    with endpoint(rules) as url, pytest.raises(NoAnswerError) as given_up:
         ask(url, **options)
     assert sentence in str(given_up.value)
     assert len(rules.seen) == num_requests
@@ -196,15 +196,15 @@ def test_answers_are_held_to_a_schema_where_that_is_wanted() -> None:
 def test_every_answer_is_paid_for() -> None:
     rules = Rules(failures=[Failure(content="no"), Failure(500)])
     with endpoint(rules) as url:
-        assert ask(url)[1] == Usage(requests=2, prompt_tokens=200, completion_tokens=14, uncounted=0)
+        assert ask(url)[1] == TokenUsage(requests=2, prompt_tokens=200, completion_tokens=14, uncounted=0)
     with endpoint(Rules(said_usage=False)) as url:
-        assert ask(url)[1] == Usage(requests=1, uncounted=1)
+        assert ask(url)[1] == TokenUsage(requests=1, uncounted=1)
 
 
 def test_the_key_is_sent_and_never_shown() -> None:
     with endpoint(Rules(key="sk-secret")) as url:
         assert ask(url, api_key="sk-secret")[0] == ANSWER
-        assert "sk-secret" not in repr(Endpoint(url, "stub", "sk-secret"))
+        assert "sk-secret" not in repr(ExplainEndpoint(url, "stub", "sk-secret"))
         with pytest.raises(EndpointError) as refused:
             ask(url, api_key="sk-other")
     assert "sk-" not in str(refused.value)
@@ -215,6 +215,6 @@ def test_the_key_goes_nowhere_else() -> None:
     elsewhere = Rules()
     with endpoint(elsewhere) as other:
         rules = Rules(failures=[Failure(302, "", {"location": f"{other}/chat/completions"})])
-        with endpoint(rules) as url, pytest.raises(UnansweredError, match="status 302"):
+        with endpoint(rules) as url, pytest.raises(NoAnswerError, match="status 302"):
             ask(url, api_key="sk-secret")
     assert elsewhere.seen == []

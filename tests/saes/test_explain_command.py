@@ -17,7 +17,7 @@ from tests.saes.explain_endpoint import DEAD, WORDS, Failure, Rules, endpoint, l
 
 from saeclamp_saes.cli import labels as command
 from saeclamp_saes.errors import LabelError
-from saeclamp_saes.labelling.table import Labels
+from saeclamp_saes.labelling.table import LabelTable
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_facts_and_costs_are_printed(path: Path, capsys: pytest.CaptureFixture[s
         "tokens used": "1,200 read and 84 written in 12 answers",
     }
     assert 0.9 < float(told["mean score (balanced accuracy)"]) <= 1.0
-    assert set(Labels.read(path).explanations()) == {0, 2, 3}
+    assert set(LabelTable.read(path).explanations()) == {0, 2, 3}
 
 
 def test_json_is_all_that_is_printed(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,7 +107,7 @@ def test_after_ctrl_c_what_was_finished_is_in_the_labels(path: Path) -> None:
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err == "saeclamp: stopped; the same command goes on with it.\n"
-    explanations = Labels.read(path).explanations()
+    explanations = LabelTable.read(path).explanations()
     assert 2 <= len(explanations) < len(WORDS)
     assert set(explanations) == {json.loads(line)["index"] for line in lines.read_text().splitlines()}
     assert all(one.text == said(WORDS[index]) for index, one in explanations.items())

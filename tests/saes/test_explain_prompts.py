@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 from tests.saes.explain_endpoint import examples, inactive, labels
 
-from saeclamp_saes.io.sanitize import LONGEST_TEXT, one_line
-from saeclamp_saes.labelling.explain.examples import FEWEST, marked, material_of, text_of
+from saeclamp_saes.io.sanitize import MAX_LABEL_CHARS, one_line
+from saeclamp_saes.labelling.explain.examples import FEWEST, marked, select_material, text_of
 from saeclamp_saes.labelling.explain.prompts import detect_prompt, explain_prompt, explanation_in, matches_in
 from saeclamp_saes.labelling.table import Example, TokenLogit
 
@@ -31,7 +31,7 @@ def test_texts_cannot_leave_their_place_in_what_is_asked() -> None:
     attacking = [replace(one, tokens=(ATTACK, *one.tokens)) for one in examples("bridge", 0)]
     attacking = [replace(one, acts=(0.0, *one.acts), peak=one.peak + 1) for one in attacking]
     feature = replace(made[0], examples=tuple(attacking), top_logits=(TokenLogit(ATTACK, 7, 1.0),))
-    found = material_of(feature)
+    found = select_material(feature)
     assert found is not None
     asked = json.loads(explain_prompt(feature, found))
     assert set(asked) == {"marks", "strong_examples", "weaker_examples", "promoted_tokens"}
@@ -47,7 +47,7 @@ def test_texts_cannot_leave_their_place_in_what_is_asked() -> None:
 def test_marks_are_such_that_no_text_holds_them() -> None:
     made = labels()
     cpp = tuple(replace(one, tokens=("cout << x >>> y", *one.tokens[1:])) for one in made[0].examples)
-    found = material_of(replace(made[0], examples=cpp))
+    found = select_material(replace(made[0], examples=cpp))
     assert found is not None
     asked = json.loads(explain_prompt(made[0], found))
     assert asked["marks"] == ["<<<<", ">>>>"]
@@ -120,20 +120,20 @@ def test_matches_are_numbers_of_texts(answer: str, expected: set[int] | None) ->
 def test_a_text_that_is_shown_is_not_tested_on() -> None:
     made = labels()
     same = replace(made[0], examples=tuple(replace(one, tokens=made[0].examples[0].tokens) for one in made[0].examples))
-    assert material_of(same) is None
+    assert select_material(same) is None
 
 
 @pytest.mark.parametrize("num", range(8))
 def test_few_examples_are_too_few(num: int) -> None:
     made = labels()
-    found = material_of(replace(made[0], examples=made[0].examples[:num]))
+    found = select_material(replace(made[0], examples=made[0].examples[:num]))
     assert (found is not None) is (num >= 2 * FEWEST)
     if found:
         assert len(found.shown) + len(found.activating) == num
 
 
 def others(inactive: tuple[Example, ...]) -> tuple[Example, ...]:
-    found = material_of(replace(labels()[2], inactive=inactive))
+    found = select_material(replace(labels()[2], inactive=inactive))
     assert found is not None
     return found.others
 
@@ -144,7 +144,7 @@ def test_a_feature_is_told_from_pieces_in_which_it_is_not_active() -> None:
 
 def test_there_are_no_more_pieces_without_the_feature_than_with_it() -> None:
     made = labels()[2]
-    found = material_of(replace(made, examples=made.examples[:8]))
+    found = select_material(replace(made, examples=made.examples[:8]))
     assert found is not None
     assert (len(found.activating), found.others) == (4, made.inactive[:4])
 
@@ -159,10 +159,10 @@ def test_a_piece_that_reads_like_an_example_or_another_piece_is_not_asked_about(
 @pytest.mark.parametrize("num", range(4))
 def test_few_pieces_without_the_feature_are_too_few(num: int) -> None:
     made = labels()[2]
-    found = material_of(replace(made, inactive=made.inactive[:num]))
+    found = select_material(replace(made, inactive=made.inactive[:num]))
     assert (found is not None) is (num >= FEWEST)
 
 
 def test_somebody_elses_text_is_one_line_of_bounded_length() -> None:
     assert one_line("  a\tb\r\n\x00\u2028c\u200e  ") == "a b c"
-    assert len(one_line("x" * 5000)) == LONGEST_TEXT
+    assert len(one_line("x" * 5000)) == MAX_LABEL_CHARS

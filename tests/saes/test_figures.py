@@ -86,8 +86,8 @@ def test_dead_features_are_never_active_and_dense_ones_on_more_than_a_tenth() ->
     ("spliced", "expected"), [(2.0, 1.0), (4.0, 0.5), (6.0, 0.0), (8.0, -0.5)], ids=["all", "half", "none", "worse"]
 )
 def test_recovered_is_the_share_of_the_loss_from_ablation_won_back(spliced: float, expected: float) -> None:
-    assert metrics.recovered(clean=2.0, spliced=spliced, ablated=6.0) == expected
+    assert metrics.loss_recovered(clean=2.0, spliced=spliced, ablated=6.0) == expected
 
 
 def test_nothing_is_recovered_where_ablation_costs_nothing() -> None:
-    assert metrics.recovered(clean=2.0, spliced=3.0, ablated=2.0) is None
+    assert metrics.loss_recovered(clean=2.0, spliced=3.0, ablated=2.0) is None

@@ -15,7 +15,7 @@ from tests.saes.tiny_training import LAYER, TEMPLATE, corpus, reader, texts, tok
 from torch import Tensor, nn
 
 from saeclamp_saes.errors import TrainingError, VerificationError
-from saeclamp_saes.io.vector_files import Rows, Table
+from saeclamp_saes.io.vector_files import VectorFile, VectorTable
 from saeclamp_saes.lm.documents import Document, data_files, documents
 from saeclamp_saes.lm.harvest import Cursor, Harvest, Reader, norm_limits, width_of
 from saeclamp_saes.sites import Site
@@ -257,15 +257,15 @@ def test_data_without_a_whole_document_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_rows_are_kept_on_disk_as_they_were(tmp_path: Path, dtype: Any) -> None:
     vectors = torch.randn(5, 4).to(getattr(torch, dtype))
-    Rows(tmp_path / "rows", 9, 4, dtype, begun=False).write(torch.tensor([8, 0, 3, 4, 5]), vectors)
+    VectorFile(tmp_path / "rows", 9, 4, dtype, begun=False).write(torch.tensor([8, 0, 3, 4, 5]), vectors)
     assert (tmp_path / "rows").stat().st_size == 9 * 4 * 2
-    again = Rows(tmp_path / "rows", 9, 4, dtype, begun=True)
+    again = VectorFile(tmp_path / "rows", 9, 4, dtype, begun=True)
     assert torch.equal(again.tensor[[8, 0, 3, 4, 5]], vectors)
 
 
 def test_several_files_of_rows_are_read_as_one(tmp_path: Path) -> None:
     parts = [torch.randn(num, 4).bfloat16() for num in (3, 1, 5)]
-    table, whole = Table([*parts, parts[0]]), torch.cat([*parts, parts[0]]).float()
+    table, whole = VectorTable([*parts, parts[0]]), torch.cat([*parts, parts[0]]).float()
     index = torch.randperm(12)
     assert torch.equal(table.take(index), whole[index])
     assert len(table) == 12
@@ -275,5 +275,5 @@ def test_several_files_of_rows_are_read_as_one(tmp_path: Path) -> None:
 
 def test_more_than_the_disk_holds_is_refused_before_it_is_made(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"take 4000\.0 GB, and .* GB free: keep fewer"):
-        Rows(tmp_path / "rows", 10**9, 2000, "bfloat16", begun=False)
+        VectorFile(tmp_path / "rows", 10**9, 2000, "bfloat16", begun=False)
     assert not (tmp_path / "rows").exists()

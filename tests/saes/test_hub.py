@@ -19,7 +19,7 @@ from saeclamp_saes import find_sae, open_entry
 from saeclamp_saes.errors import SAELibraryError
 from saeclamp_saes.library import user_library
 from saeclamp_saes.library.add import add
-from saeclamp_saes.library.hub import HubReference, download, files_of, pinned
+from saeclamp_saes.library.hub import HubReference, download, list_files, pin_revision
 
 OTHER_COMMIT = "f" * 40
 
@@ -129,13 +129,13 @@ def test_a_hub_that_cannot_be_reached_leaves_the_cached_commit(
 ) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     said: list[str] = []
-    assert pinned(HubReference("someone/saes", "layer_2/small"), said.append) == cached
+    assert pin_revision(HubReference("someone/saes", "layer_2/small"), said.append) == cached
     assert "cannot be reached" in said[0]
     assert COMMIT in said[0]
     with pytest.raises(
         SAELibraryError, match=r"hf://someone/new is not in the local cache, and the hub cannot be reached"
     ):
-        pinned(HubReference("someone/new"), said.append)
+        pin_revision(HubReference("someone/new"), said.append)
 
 
 def test_only_the_files_of_the_one_sae_are_downloaded(hub: LocalHub) -> None:
@@ -246,8 +246,8 @@ def test_a_folder_called_like_a_file_is_found(hub: LocalHub) -> None:
     (hub.root / "someone" / "saes" / "layer_3").rename(hub.root / "someone" / "saes" / "v5_layer_3.pt")
     (hub.root / "someone" / "saes" / "v5_layer_3.pt" / "small").rename(hub.root / "someone" / "saes" / "x.pt")
     reference = HubReference("someone/saes", "x.pt", COMMIT)
-    assert files_of(reference).all == ("x.pt/cfg.json", "x.pt/sae_weights.safetensors")
-    assert (download(reference, files_of(reference)) / "x.pt" / "cfg.json").is_file()
+    assert list_files(reference).all == ("x.pt/cfg.json", "x.pt/sae_weights.safetensors")
+    assert (download(reference, list_files(reference)) / "x.pt" / "cfg.json").is_file()
 
 
 PROBLEMS = {

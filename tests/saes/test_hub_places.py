@@ -8,7 +8,7 @@ from saeclamp_saes import find_sae
 from saeclamp_saes.errors import SAELibraryError
 from saeclamp_saes.library import catalogue, hub_places
 from saeclamp_saes.library.hub import HubReference
-from saeclamp_saes.library.reference import locate
+from saeclamp_saes.library.reference import parse_reference
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORY = "google/gemma-scope-2b-pt-transcoders"
@@ -37,14 +37,14 @@ pytestmark = pytest.mark.usefixtures("library")
 )
 def test_a_place_in_a_known_repository_is_told_its_id(text: str) -> None:
     with pytest.raises(SAELibraryError, match="is a place on the hub, and the catalogue's id of it is") as raised:
-        locate(text)
+        parse_reference(text)
     assert f" is {ID}: write that." in str(raised.value)
 
 
 def test_a_commit_in_an_address_is_kept() -> None:
     with pytest.raises(SAELibraryError, match=f"{ID}@{COMMIT}: write that"):
-        locate(f"{PAGE}/tree/{COMMIT}/{INSIDE}")
-    assert locate(f"{ID}@{COMMIT}").reference == HubReference(REPOSITORY, INSIDE, COMMIT)
+        parse_reference(f"{PAGE}/tree/{COMMIT}/{INSIDE}")
+    assert parse_reference(f"{ID}@{COMMIT}").reference == HubReference(REPOSITORY, INSIDE, COMMIT)
 
 
 def test_a_place_without_a_commit_is_told_the_id_too() -> None:
@@ -75,12 +75,12 @@ def test_a_place_without_a_commit_is_told_the_id_too() -> None:
 )
 def test_a_folder_or_a_near_miss_is_told_what_is_there(text: str, says: str) -> None:
     with pytest.raises(SAELibraryError, match=says) as raised:
-        locate(text)
+        parse_reference(text)
     assert "\n" not in str(raised.value)
 
 
 def test_every_place_of_the_catalogue_leads_back_to_an_id_of_its_own_repository_and_path() -> None:
-    for sae in list(catalogue.saes().values())[::97]:
+    for sae in list(catalogue.list_saes().values())[::97]:
         (id,) = hub_places.ids_of(HubReference(sae.entry.repository, sae.path))
-        found = catalogue.saes()[id]
+        found = catalogue.list_saes()[id]
         assert (found.entry.repository, found.path) == (sae.entry.repository, sae.path)

@@ -21,7 +21,7 @@ from saeclamp_saes.labelling.neighbours import measure_neighbours
 from saeclamp_saes.labelling.output_scores import PREFIX, Prefix, measure_outputs
 from saeclamp_saes.lm.architectures import LAYOUTS, edited
 from saeclamp_saes.lm.harvest import Reader
-from saeclamp_saes.lm.logit_lens import FINAL_NORM, Lens, edits_stream, writes_to_stream
+from saeclamp_saes.lm.logit_lens import FINAL_NORM, LogitLens, edits_stream, writes_to_resid
 from saeclamp_saes.progress import silent
 from saeclamp_saes.sae import InputNorm, TopK
 
@@ -54,7 +54,7 @@ def test_the_lens_is_what_the_model_makes_of_the_direction_alone(name: str) -> N
     """A very long vector behind the last block becomes the direction over its length; and no direction is the bias."""
     model = model_of(name)
     directions = torch.randn(5, 16, generator=torch.Generator().manual_seed(3))
-    lens = Lens(model, VOCABULARY).logits(directions)
+    lens = LogitLens(model, VOCABULARY).logits(directions)
     nothing = logits_with(model, LAST, torch.zeros(16))
     for direction, got in zip(directions, lens, strict=True):
         centered = direction - direction.mean() if name.startswith("gpt") else direction
@@ -66,19 +66,19 @@ def test_the_lens_is_what_the_model_makes_of_the_direction_alone(name: str) -> N
 def test_tied_embeddings_are_the_unembedding() -> None:
     model = model_of("llama")
     model.lm_head.weight = model.model.embed_tokens.weight
-    lens = Lens(model, VOCABULARY).logits(torch.eye(16))
+    lens = LogitLens(model, VOCABULARY).logits(torch.eye(16))
     expected = model.model.embed_tokens.weight.T * model.model.norm.weight[:, None]
     torch.testing.assert_close(lens, expected.detach())
 
 
 def test_a_vocabulary_padded_beyond_the_tokenizer_has_no_tokens_there() -> None:
-    assert Lens(model_of("llama"), 90).logits(torch.eye(16)).shape == (16, 90)
+    assert LogitLens(model_of("llama"), 90).logits(torch.eye(16)).shape == (16, 90)
 
 
 def test_the_final_norm_of_every_known_model_is_known() -> None:
     assert FINAL_NORM.keys() == LAYOUTS.keys()
     with pytest.raises(LabelError, match="where the final norm of a Linear is"):
-        Lens(nn.Linear(2, 2), 2)
+        LogitLens(nn.Linear(2, 2), 2)
 
 
 @torch.no_grad()
@@ -96,7 +96,7 @@ def slow_score(reader: Reader, of: SAE, feature: int, target: float) -> tuple[fl
     clean = model(input_ids=torch.tensor([ids])).logits[0, -1].softmax(dim=0).tolist()
     with edited(model, {of.site: clamp}):
         probabilities = model(input_ids=torch.tensor([ids])).logits[0, -1].softmax(dim=0).tolist()
-    lens = Lens(model, VOCABULARY).logits(of.W_dec[feature][None])[0].tolist()
+    lens = LogitLens(model, VOCABULARY).logits(of.W_dec[feature][None])[0].tolist()
     top = sorted(range(VOCABULARY), key=lambda token: -lens[token])[:20]
     scores = {}
     for token in top:
@@ -153,7 +153,7 @@ def test_the_prefix_is_not_changed_by_reading_on() -> None:
 def test_the_first_and_last_tokens_of_the_lens_are_kept(tmp_path: Path) -> None:
     of = sae()
     found = measure_outputs(tmp_path, of, reader(), MAX_ACTS, silent)
-    for feature, logits in enumerate(Lens(make("llama"), VOCABULARY).logits(of.W_dec).tolist()):
+    for feature, logits in enumerate(LogitLens(make("llama"), VOCABULARY).logits(of.W_dec).tolist()):
         order = sorted(range(VOCABULARY), key=lambda token: -logits[token])
         assert found.top[feature].tolist() == order[:20]
         assert found.bottom[feature].tolist() == order[::-1][:10]
@@ -180,7 +180,7 @@ def placed(reads: str, writes: str, **options: Any) -> SAE:
     ],
 )
 def test_only_what_goes_to_the_stream_has_a_lens(name: str, of: SAE, has_lens: bool, has_score: bool) -> None:
-    assert (writes_to_stream(make(name), of), edits_stream(of)) == (has_lens, has_score)
+    assert (writes_to_resid(make(name), of), edits_stream(of)) == (has_lens, has_score)
 
 
 def slow_neighbours(W_dec: Tensor, feature: int) -> list[tuple[int, float]]:

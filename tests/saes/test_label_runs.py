@@ -22,9 +22,9 @@ from saeclamp_saes import SAE, read_sae
 from saeclamp_saes.cli import label as command
 from saeclamp_saes.errors import LabelError, SAEError
 from saeclamp_saes.io.hashes import sha256_of
-from saeclamp_saes.labelling.column_store import Columns
-from saeclamp_saes.labelling.run import label, token_strings
-from saeclamp_saes.labelling.table import Explanation, Labels, decoder_sha256, read_labels
+from saeclamp_saes.labelling.column_store import ColumnStore
+from saeclamp_saes.labelling.run import run_labelling, token_strings
+from saeclamp_saes.labelling.table import Explanation, LabelTable, decoder_sha256, read_labels
 
 CATS = Explanation("cats", "a-model", 0.75)
 
@@ -62,7 +62,7 @@ def test_a_stopped_run_goes_on_and_comes_to_the_same(tmp_path: Path) -> None:
     data, reading, told = corpus(tmp_path / "data"), reader(batch_tokens=50), StopAfter(0)
     (tmp_path / "whole").mkdir()
     some = {"tokens": 2500}  # fewer than there are, so that going on must know how many are left
-    whole = label(settings(tmp_path / "whole" / "labels.parquet", data, **some), sae(), reading, told)
+    whole = run_labelling(settings(tmp_path / "whole" / "labels.parquet", data, **some), sae(), reading, told)
     assert parts_of(told) == [
         "measuring lengths",
         "reading documents",
@@ -76,9 +76,9 @@ def test_a_stopped_run_goes_on_and_comes_to_the_same(tmp_path: Path) -> None:
     for part in (part for part in parts_of(told) for _ in range(2)):
         num = 12 if part == "reading documents" else 1  # where each forward is told, and not each group of them
         with pytest.raises(Stopped):
-            label(settings(out, data, **some), sae(), reading, StopAfter(num, part))
+            run_labelling(settings(out, data, **some), sae(), reading, StopAfter(num, part))
         assert not out.exists()
-    finished = label(settings(out, data, **some), sae(), reading)
+    finished = run_labelling(settings(out, data, **some), sae(), reading)
     assert finished.table.equals(whole.table)
     assert replace(finished.info, date="") == replace(whole.info, date="")
     assert files_in(out.parent) == files_in(tmp_path / "whole") == ["labels.parquet"]
@@ -88,25 +88,25 @@ def test_a_stopped_run_goes_on_and_comes_to_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize("num", [1, 3, 6])
 def test_rows_written_but_not_committed_are_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num: int) -> None:
     data, reading = corpus(tmp_path / "data"), reader(batch_tokens=50)
-    whole = label(settings(tmp_path / "whole.parquet", data), sae(), reading)
-    commit, left = Columns.commit, [num]
+    whole = run_labelling(settings(tmp_path / "whole.parquet", data), sae(), reading)
+    commit, left = ColumnStore.commit, [num]
 
-    def killed(self: Columns, **state: Any) -> None:
+    def killed(self: ColumnStore, **state: Any) -> None:
         left[0] -= 1
         if left[0] == 0:
             raise Stopped
         commit(self, **state)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Columns, "commit", killed)
+        patch.setattr(ColumnStore, "commit", killed)
         with pytest.raises(Stopped):
-            label(settings(tmp_path / "labels.parquet", data), sae(), reading)
-    assert label(settings(tmp_path / "labels.parquet", data), sae(), reading).table.equals(whole.table)
+            run_labelling(settings(tmp_path / "labels.parquet", data), sae(), reading)
+    assert run_labelling(settings(tmp_path / "labels.parquet", data), sae(), reading).table.equals(whole.table)
 
 
 def test_the_file_says_what_it_was_made_of(tmp_path: Path) -> None:
     data = corpus(tmp_path / "data")
-    info = label(settings(tmp_path / "labels.parquet", data), sae(), reader()).info
+    info = run_labelling(settings(tmp_path / "labels.parquet", data), sae(), reader()).info
     assert (info.sae, info.model, info.decoder_sha256) == ("mine", "tiny", decoder_sha256(sae()))
     assert info.model_sha256 == {"model.safetensors": "0" * 64}
     assert info.data_sha256 == {name: sha256_of(data / name) for name in ("a.jsonl.gz", "b.jsonl")}
@@ -117,20 +117,20 @@ def test_the_file_says_what_it_was_made_of(tmp_path: Path) -> None:
 
 def test_labels_of_other_weights_are_not_overwritten(tmp_path: Path) -> None:
     data, out = corpus(tmp_path / "data"), tmp_path / "labels.parquet"
-    label(settings(out, data, tokens=300), sae(), reader())
+    run_labelling(settings(out, data, tokens=300), sae(), reader())
     before = sha256_of(out)
     with pytest.raises(
         LabelError, match=r"holds labels of other weights \(of mine\): delete it, or give another --out"
     ):
-        label(settings(out, data), sae(seed=1), reader())
+        run_labelling(settings(out, data), sae(seed=1), reader())
     assert (sha256_of(out), files_in(tmp_path)) == (before, ["data", "labels.parquet"])
 
 
 def test_explanations_of_the_same_weights_are_kept(tmp_path: Path) -> None:
     data, out = corpus(tmp_path / "data"), tmp_path / "labels.parquet"
-    first = label(settings(out, data, tokens=300), sae(), reader())
+    first = run_labelling(settings(out, data, tokens=300), sae(), reader())
     first.with_explanations({4: CATS}).write(out)
-    again = label(settings(out, data), sae(), reader())
+    again = run_labelling(settings(out, data), sae(), reader())
     assert again.explanations() == {4: CATS}
     assert again.info.num_tokens > first.info.num_tokens
 
@@ -138,15 +138,15 @@ def test_explanations_of_the_same_weights_are_kept(tmp_path: Path) -> None:
 def test_an_unfinished_run_goes_on_only_with_the_same(tmp_path: Path) -> None:
     data, out = corpus(tmp_path / "data"), tmp_path / "labels.parquet"
     with pytest.raises(Stopped):
-        label(settings(out, data), sae(), reader(), StopAfter(1, "reading documents"))
+        run_labelling(settings(out, data), sae(), reader(), StopAfter(1, "reading documents"))
     with pytest.raises(
         LabelError, match=r"another tokens \(1000000, and now 300\).* To begin anew, delete that folder"
     ):
-        label(settings(out, data, tokens=300), sae(), reader())
+        run_labelling(settings(out, data, tokens=300), sae(), reader())
     with pytest.raises(LabelError, match="another sae W_dec"):
-        label(settings(out, data), replace(sae(), W_dec=sae(seed=1).W_dec), reader())
+        run_labelling(settings(out, data), replace(sae(), W_dec=sae(seed=1).W_dec), reader())
     with pytest.raises(LabelError, match="another context"):
-        label(settings(out, data), sae(), replace(reader(), context=39))
+        run_labelling(settings(out, data), sae(), replace(reader(), context=39))
 
 
 def test_two_processes_do_not_share_the_work(tmp_path: Path) -> None:
@@ -155,30 +155,30 @@ def test_two_processes_do_not_share_the_work(tmp_path: Path) -> None:
     def meanwhile(doing: str, *_: Any) -> None:
         if doing == "reading documents":
             with pytest.raises(SAEError, match="Another process is at work in"):
-                label(settings(out, data), sae(), reader())
+                run_labelling(settings(out, data), sae(), reader())
             raise Stopped
 
     with pytest.raises(Stopped):
-        label(settings(out, data), sae(), reader(), meanwhile)
+        run_labelling(settings(out, data), sae(), reader(), meanwhile)
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     data = corpus(tmp_path / "data")
     (tmp_path / "file").touch()
     with pytest.raises(LabelError, match="cannot be written: Not a directory"):
-        label(settings(tmp_path / "file" / "labels.parquet", data), sae(), reader())
+        run_labelling(settings(tmp_path / "file" / "labels.parquet", data), sae(), reader())
     with pytest.raises(LabelError, match="is a folder: give a file's name"):
-        label(settings(data, data), sae(), reader())
+        run_labelling(settings(data, data), sae(), reader())
     with pytest.raises(LabelError, match="At most 2,147,483,647 tokens"):
-        label(settings(tmp_path / "labels.parquet", data, tokens=2**31), sae(), reader())
+        run_labelling(settings(tmp_path / "labels.parquet", data, tokens=2**31), sae(), reader())
 
 
 def test_without_data_the_packaged_text_is_read_and_called_small(tmp_path: Path) -> None:
-    from saeclamp_saes.labelling.run import Settings
+    from saeclamp_saes.labelling.run import LabelSettings
     from saeclamp_saes.lm.text import SAMPLE
 
     out = tmp_path / "labels.parquet"
-    labels = label(Settings(out, "mine", "tiny", {}, tokens=500), sae(), reader())
+    labels = run_labelling(LabelSettings(out, "mine", "tiny", {}, tokens=500), sae(), reader())
     assert set(labels.info.data_sha256) == {SAMPLE.name}
     assert "packaged sample text, which is small" in labels.info.warnings[0]
 
@@ -187,7 +187,7 @@ def test_an_sae_beside_the_stream_has_nothing_but_what_it_reads(tmp_path: Path) 
     data = corpus(tmp_path / "data")
     beside = replace(sae(), reads=(replace_point("attn_z"),), writes=(replace_point("attn_z"),))
     reading = replace(reader(), sites=beside.reads)
-    labels = label(settings(tmp_path / "labels.parquet", data), beside, reading)
+    labels = run_labelling(settings(tmp_path / "labels.parquet", data), beside, reading)
     assert "no logit lens, and no output scores" in labels.info.warnings[0]
     row = labels[0]
     assert (row.top_logits, row.bottom_logits, row.output_label, row.output_score) == (None, None, None, None)
@@ -198,7 +198,7 @@ def test_an_sae_beside_the_stream_has_nothing_but_what_it_reads(tmp_path: Path) 
 def test_a_transcoder_has_a_lens_and_no_output_score(tmp_path: Path) -> None:
     data = corpus(tmp_path / "data")
     through = replace(sae(), reads=(replace_point("mlp_in"),), writes=(replace_point("mlp_out"),), kind="transcoder")
-    labels = label(settings(tmp_path / "labels.parquet", data), through, replace(reader(), sites=through.reads))
+    labels = run_labelling(settings(tmp_path / "labels.parquet", data), through, replace(reader(), sites=through.reads))
     assert labels.info.warnings == (
         "The SAE does not edit the residual stream at the place it reads: no output scores.",
     )
@@ -269,7 +269,7 @@ def test_the_command_prints_json_and_nothing_else(clean: Path, capsys: pytest.Ca
     args = arguments(clean, "--json", "--tokens", "0.5k", "--out", str(clean / "other.parquet"))
     assert args.run(args) == 0
     printed = json.loads(capsys.readouterr().out)
-    labels = Labels.read(clean / "other.parquet")
+    labels = LabelTable.read(clean / "other.parquet")
     rows = list(labels)
     assert printed["path"] == str(clean / "other.parquet")
     assert (printed["num_features"], printed["num_tokens"]) == (D_SAE, labels.info.num_tokens)
@@ -286,7 +286,7 @@ def test_the_command_says_when_it_is_stopped(
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("saeclamp_saes.labelling.run.label", stop)
+    monkeypatch.setattr("saeclamp_saes.labelling.run.run_labelling", stop)
     args = arguments(clean)
     assert args.run(args) == 130
     assert capsys.readouterr().err.splitlines() == [
@@ -296,7 +296,7 @@ def test_the_command_says_when_it_is_stopped(
 
 
 def test_what_is_wrong_is_said_before_the_model_is_opened(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "open_model", lambda *_: pytest.fail("the model was opened"))
+    monkeypatch.setattr(command, "load_model", lambda *_: pytest.fail("the model was opened"))
     for option, path, said in (
         ("--data", clean / "nothing", "There is no file or folder"),
         ("--out", clean, "is a folder"),

@@ -17,7 +17,7 @@ from tests.saes.tiny_training import corpus, reader, tokenizer
 
 from saeclamp_saes import SAE, Site
 from saeclamp_saes.errors import SAEError
-from saeclamp_saes.labelling.run import label
+from saeclamp_saes.labelling.run import run_labelling
 
 FEW = {"tokens": 300}
 """Fewer than the first file has, so that what is wrong in the last one lies behind all that is read."""
@@ -36,7 +36,7 @@ def begun(doing: str, done: int, total: int, figures: Mapping[str, float]) -> No
 def refuse(tmp_path: Path, data: Path, said: str, of: SAE | None = None, **reading: Any) -> None:
     out = tmp_path / "out" / "labels.parquet"
     with pytest.raises(SAEError, match=said):
-        label(settings(out, data, **FEW), of or sae(), replace(reader(), **reading), begun)
+        run_labelling(settings(out, data, **FEW), of or sae(), replace(reader(), **reading), begun)
     assert not out.parent.exists()
 
 
@@ -54,7 +54,7 @@ def test_bad_data_in_the_last_file_are_named(tmp_path: Path, name: str, content:
     (data / name).write_bytes(content)
     refuse(tmp_path, data, said)
     (data / name).unlink()
-    label(settings(tmp_path / "out" / "labels.parquet", data, **FEW), sae(), reader())
+    run_labelling(settings(tmp_path / "out" / "labels.parquet", data, **FEW), sae(), reader())
 
 
 def test_a_conversation_that_the_template_refuses_is_named(tmp_path: Path) -> None:

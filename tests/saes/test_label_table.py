@@ -17,13 +17,13 @@ from saeclamp_saes import SAE, Site
 from saeclamp_saes.errors import LabelError
 from saeclamp_saes.io import hashes
 from saeclamp_saes.labelling import table
-from saeclamp_saes.labelling.label_file import OpenLabels
+from saeclamp_saes.labelling.label_file import LabelFile
 from saeclamp_saes.labelling.table import (
     Example,
     Explanation,
     Feature,
-    Labels,
     LabelsInfo,
+    LabelTable,
     Neighbour,
     TokenLogit,
     decoder_sha256,
@@ -68,7 +68,7 @@ def features() -> list[Feature]:
     ]
 
 
-def labels(of: SAE) -> Labels:
+def labels(of: SAE) -> LabelTable:
     info = LabelsInfo(
         sae="mine",
         decoder_sha256=decoder_sha256(of),
@@ -81,7 +81,7 @@ def labels(of: SAE) -> Labels:
         versions={"torch": "2"},
         date="2026-01-02T03:04:05+00:00",
     )
-    return Labels.of(info, features())
+    return LabelTable.of(info, features())
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_single_rows_are_read_from_an_open_file_whatever_its_parts(tmp_path: Pat
     path = tmp_path / "labels.parquet"
     first, *others = features()
     write_labels(path, labels(sae()).info, [table.batch_of([first]), table.batch_of(others)])
-    opened = OpenLabels(path)
+    opened = LabelFile(path)
     assert (opened.info, len(opened)) == (labels(sae()).info, 4)
     assert opened.max_acts == [None, None, None, 1.5]
     (tmp_path / "other").write_bytes(b"another file takes its place")
@@ -221,10 +221,10 @@ def test_single_rows_are_read_from_an_open_file_whatever_its_parts(tmp_path: Pat
 
 def test_what_is_no_file_of_labels_is_not_opened(tmp_path: Path) -> None:
     with pytest.raises(LabelError, match="There are no labels"):
-        OpenLabels(tmp_path / "labels.parquet")
+        LabelFile(tmp_path / "labels.parquet")
     (tmp_path / "labels.parquet").write_bytes(b"nothing")
     with pytest.raises(LabelError, match="cannot be read as Parquet"):
-        OpenLabels(tmp_path / "labels.parquet")
+        LabelFile(tmp_path / "labels.parquet")
     write_labels(tmp_path / "labels.parquet", labels(sae()).info, [table.batch_of(features()[::-1])])
     with pytest.raises(LabelError, match="not in order"):
-        OpenLabels(tmp_path / "labels.parquet")
+        LabelFile(tmp_path / "labels.parquet")

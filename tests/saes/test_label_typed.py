@@ -14,9 +14,9 @@ from tests.saes.tiny_models import WIDTH, make
 from tests.saes.tiny_training import corpus, reader, tokenizer
 
 from saeclamp_saes import SAE
-from saeclamp_saes.labelling.run import label
-from saeclamp_saes.labelling.table import Labels
-from saeclamp_saes.labelling.token_labels import BARS, Candidate, kind_of, output_label
+from saeclamp_saes.labelling.run import run_labelling
+from saeclamp_saes.labelling.table import LabelTable
+from saeclamp_saes.labelling.token_labels import BARS, Candidate, best_candidate, output_label
 
 ONE, BEFORE, MANY, RARE, DEAF = range(5)
 """Features, and the dimension of the stream that makes each active."""
@@ -68,26 +68,26 @@ def planted_text(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Labels:
+def planted(tmp_path_factory: pytest.TempPathFactory) -> LabelTable:
     folder, model = tmp_path_factory.mktemp("planted"), planted_model()
     data = planted_text(folder / "data")
-    return label(settings(folder / "labels.parquet", data), planted_sae(model), reader(model))
+    return run_labelling(settings(folder / "labels.parquet", data), planted_sae(model), reader(model))
 
 
-def test_a_feature_of_one_token_is_labelled_by_it(planted: Labels) -> None:
+def test_a_feature_of_one_token_is_labelled_by_it(planted: LabelTable) -> None:
     row = planted[ONE]
     assert (row.kind, row.label, row.label_score) == ("input", 'token "k"', 1.0)
     assert (row.input_label, row.input_score) == (row.label, row.label_score)
 
 
-def test_a_feature_before_one_token_says_it(planted: Labels) -> None:
+def test_a_feature_before_one_token_says_it(planted: LabelTable) -> None:
     row = planted[BEFORE]
     assert (row.kind, row.label, row.label_score) == ("say", 'say "!"', 1.0)
     assert row.input_score is not None
     assert 0.6 < row.input_score < 0.9  # five of its eight tokens, each precisely: 2 * 5/8 / (1 + 5/8)
 
 
-def test_a_feature_that_writes_an_unembedding_promotes_its_token(planted: Labels) -> None:
+def test_a_feature_that_writes_an_unembedding_promotes_its_token(planted: LabelTable) -> None:
     row = planted[MANY]
     assert row.kind == "output"
     assert row.label == row.output_label == 'promotes "z"'
@@ -96,7 +96,7 @@ def test_a_feature_that_writes_an_unembedding_promotes_its_token(planted: Labels
     assert row.label_score == row.output_score > 0.9
 
 
-def test_a_feature_that_is_nearly_never_active_is_not_labelled_by_what_it_reads(planted: Labels) -> None:
+def test_a_feature_that_is_nearly_never_active_is_not_labelled_by_what_it_reads(planted: LabelTable) -> None:
     row = planted[RARE]
     assert (row.kind, row.label, row.label_score, row.num_active) == ("none", None, None, 4)
     assert (row.input_label, row.input_score, row.say_label, row.say_score) == (None, None, None, None)
@@ -104,7 +104,7 @@ def test_a_feature_that_is_nearly_never_active_is_not_labelled_by_what_it_reads(
     assert row.output_score is not None
 
 
-def test_a_dead_feature_has_no_label_and_no_score(planted: Labels) -> None:
+def test_a_dead_feature_has_no_label_and_no_score(planted: LabelTable) -> None:
     row = planted[DEAF]
     assert (row.kind, row.output_score, row.output_label, row.max_act) == ("none", None, None, None)
     assert row.top_logits is not None
@@ -146,7 +146,7 @@ def input_score(half: Half, tokens: list[int]) -> float:
 
 def test_labels_are_chosen_on_even_sequences_and_scored_on_odd_ones(tmp_path: Path) -> None:
     data, of = corpus(tmp_path / "data"), sae()
-    found = label(settings(tmp_path / "labels.parquet", data), of, reader())
+    found = run_labelling(settings(tmp_path / "labels.parquet", data), of, reader())
     sequences = tokens_of(reader(), of, data)
     strings = {token: tokenizer().decode([token]) for token in range(97)}
     unlike = 0
@@ -185,7 +185,7 @@ def test_labels_are_chosen_on_even_sequences_and_scored_on_odd_ones(tmp_path: Pa
 def test_of_the_labels_that_pass_their_bar_the_best_holds(scores: dict[Any, float | None], kind: str) -> None:
     assert BARS == {"input": 0.5, "say": 0.5, "output": 0.1}
     candidates = {name: None if score is None else Candidate("x", score) for name, score in scores.items()}
-    assert kind_of(candidates) == kind
+    assert best_candidate(candidates) == kind
 
 
 @pytest.mark.parametrize(("before", "holds"), [(0.0, True), (0.24, True), (0.25, False), (0.6, False)])

@@ -15,10 +15,18 @@ from tests.saes.tiny_training import LETTERS, corpus, reader
 
 from saeclamp_saes import SAE, Site
 from saeclamp_saes.errors import LabelError, SAEError
-from saeclamp_saes.labelling.activation_index import Firings, record_firings
-from saeclamp_saes.labelling.examples import AFTER, BEFORE, IN_EACH, IN_TOP, NUM_INACTIVE, examples_of, inactive_of
-from saeclamp_saes.labelling.run import label
-from saeclamp_saes.labelling.table import Labels
+from saeclamp_saes.labelling.activation_index import ActivationIndex, build_index
+from saeclamp_saes.labelling.examples import (
+    AFTER,
+    BEFORE,
+    IN_EACH,
+    IN_TOP,
+    NUM_INACTIVE,
+    inactive_examples,
+    top_examples,
+)
+from saeclamp_saes.labelling.run import run_labelling
+from saeclamp_saes.labelling.table import LabelTable
 from saeclamp_saes.lm.harvest import Reader
 from saeclamp_saes.progress import silent
 from saeclamp_saes.sae import TopK
@@ -35,15 +43,15 @@ def sequences(data: Path) -> list[list[Token]]:
 
 
 @pytest.fixture(scope="module")
-def labels(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Labels:
-    return label(settings(tmp_path_factory.mktemp("out") / "labels.parquet", data), sae(), reader())
+def labels(data: Path, tmp_path_factory: pytest.TempPathFactory) -> LabelTable:
+    return run_labelling(settings(tmp_path_factory.mktemp("out") / "labels.parquet", data), sae(), reader())
 
 
 def positives(sequences: list[list[Token]], index: int) -> list[tuple[float, Token]]:
     return [(token.acts[index], token) for sequence in sequences for token in sequence if token.acts[index] > 0]
 
 
-def test_counts_and_maxima_are_those_of_every_token(labels: Labels, sequences: list[list[Token]]) -> None:
+def test_counts_and_maxima_are_those_of_every_token(labels: LabelTable, sequences: list[list[Token]]) -> None:
     num_tokens = sum(token.counts for sequence in sequences for token in sequence)
     assert labels.info.num_tokens == num_tokens > 2000
     assert len(labels) == D_SAE
@@ -65,7 +73,7 @@ def text_of(token: Token) -> str:
     return {0: "<s>", 1: "</s>"}.get(token.id) or LETTERS[token.id - 2]
 
 
-def test_examples_show_the_text_and_every_activation(labels: Labels, sequences: list[list[Token]]) -> None:
+def test_examples_show_the_text_and_every_activation(labels: LabelTable, sequences: list[list[Token]]) -> None:
     shown = 0
     for row in labels:
         found = positives(sequences, row.index)
@@ -85,7 +93,7 @@ def test_examples_show_the_text_and_every_activation(labels: Labels, sequences: 
     assert shown > 20 * IN_TOP
 
 
-def test_examples_come_from_ten_quantiles_of_equal_count(labels: Labels, sequences: list[list[Token]]) -> None:
+def test_examples_come_from_ten_quantiles_of_equal_count(labels: LabelTable, sequences: list[list[Token]]) -> None:
     for row in labels:
         values = sorted(value for value, _ in positives(sequences, row.index))
         for example in row.examples:
@@ -93,7 +101,9 @@ def test_examples_come_from_ten_quantiles_of_equal_count(labels: Labels, sequenc
             assert example.quantile == 10 * rank // len(values)
 
 
-def test_the_strongest_come_first_and_from_sequences_of_their_own(labels: Labels, sequences: list[list[Token]]) -> None:
+def test_the_strongest_come_first_and_from_sequences_of_their_own(
+    labels: LabelTable, sequences: list[list[Token]]
+) -> None:
     full = 0
     for row in labels:
         strongest: dict[int, float] = {}
@@ -114,14 +124,14 @@ def test_the_strongest_come_first_and_from_sequences_of_their_own(labels: Labels
     assert full > 10
 
 
-def test_common_features_have_all_their_examples_from_different_sequences(labels: Labels, data: Path) -> None:
+def test_common_features_have_all_their_examples_from_different_sequences(labels: LabelTable, data: Path) -> None:
     most = max(labels, key=lambda row: row.num_active)
     assert len(most.examples) == IN_TOP + 9 * IN_EACH
     assert len({example.tokens for example in most.examples}) == len(most.examples)
 
 
 def test_inactive_pieces_show_the_text_where_the_feature_is_active_on_no_token(
-    labels: Labels, sequences: list[list[Token]]
+    labels: LabelTable, sequences: list[list[Token]]
 ) -> None:
     """A rare feature has all 14 pieces; one that is active on half of the tokens has some."""
     windows: dict[tuple[int, tuple[str, ...]], list[tuple[list[Token], Token]]] = {}
@@ -142,9 +152,9 @@ def test_inactive_pieces_show_the_text_where_the_feature_is_active_on_no_token(
         assert NUM_INACTIVE >= len(row.inactive) >= (NUM_INACTIVE if row.density < 0.2 else 1)
 
 
-def firings(starts: list[int], token: list[int], value: list[float]) -> Firings:
+def firings(starts: list[int], token: list[int], value: list[float]) -> ActivationIndex:
     num = starts[-1]
-    return Firings(
+    return ActivationIndex(
         ids=np.arange(num),
         counts=np.ones(num, bool),
         starts=np.array(starts),
@@ -159,21 +169,21 @@ def firings(starts: list[int], token: list[int], value: list[float]) -> Firings:
 def test_pieces_of_one_sequence_do_not_overlap() -> None:
     """All of it in one sequence: peaks 18 tokens apart would share a token, and 19 apart do not."""
     text = firings([0, 100], [10, 28, 29, 60], [9.0, 8.0, 7.0, 6.0])
-    found = examples_of(text, text[0], str)
+    found = top_examples(text, text[0], str)
     assert [int(example.tokens[example.peak]) for example in found] == [10, 29, 60]
 
 
 def test_another_sequence_is_preferred_to_a_stronger_place_in_the_same() -> None:
     tokens = [50, 150, *range(200, 220)]
     text = firings([0, 100, 200, 300], tokens, [1.0, 2.0, *(float(n) for n in range(20, 40))])
-    found = examples_of(text, text[0], str)
+    found = top_examples(text, text[0], str)
     assert [int(example.tokens[example.peak]) for example in found if example.quantile == 9] == [219]
     assert {int(example.tokens[example.peak]) for example in found} == {50, 150, 219}
 
 
 def test_pieces_are_cut_where_their_sequence_begins_and_ends() -> None:
     text = firings([0, 5, 10], [5, 9], [1.0, 2.0])
-    for example in examples_of(text, text[0], str):
+    for example in top_examples(text, text[0], str):
         assert example.tokens == ("5", "6", "7", "8", "9")
         assert example.acts == (1.0, 0.0, 0.0, 0.0, 2.0)
 
@@ -182,19 +192,19 @@ def test_a_sequence_that_may_not_be_quoted_is_never_shown_and_still_counts_for_t
     """Twenty tokens, two a quantile; the second sequence holds the stronger half."""
     text = firings([0, 100, 200], [*range(0, 100, 10), *range(100, 200, 10)], [float(n) for n in range(1, 21)])
     text = replace(text, quotable=np.array([True, False]))
-    found = examples_of(text, text[0], str)
+    found = top_examples(text, text[0], str)
     assert {example.quantile: example.peak_act for example in found} == {4: 10.0, 3: 8.0, 2: 6.0, 1: 4.0, 0: 2.0}
-    assert {piece.document for piece in inactive_of(text, text[0], str, 0)} <= {0}
+    assert {piece.document for piece in inactive_examples(text, text[0], str, 0)} <= {0}
     nothing = replace(text, quotable=np.zeros(2, bool))
-    assert examples_of(nothing, nothing[0], str) == inactive_of(nothing, nothing[0], str, 0) == ()
+    assert top_examples(nothing, nothing[0], str) == inactive_examples(nothing, nothing[0], str, 0) == ()
 
 
 def test_figures_are_of_all_the_data_and_examples_of_what_may_be_quoted(
-    labels: Labels, data: Path, tmp_path: Path
+    labels: LabelTable, data: Path, tmp_path: Path
 ) -> None:
     """The second of two files, of 30 documents each; it is named by another path."""
     quoting = settings(tmp_path / "labels.parquet", data, quote=(data / ".." / data.name / "b.jsonl",))
-    found = label(quoting, sae(), reader())
+    found = run_labelling(quoting, sae(), reader())
     assert found.info.settings["quoted"] == ["b.jsonl"]
     assert labels.info.settings["quoted"] == []
     unlike = ("examples", "inactive")
@@ -206,12 +216,12 @@ def test_figures_are_of_all_the_data_and_examples_of_what_may_be_quoted(
 def test_what_may_be_quoted_is_among_the_data(data: Path, tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text("cats")
     with pytest.raises(LabelError, match=r"other\.txt cannot be quoted: it is not among the data"):
-        label(settings(tmp_path / "labels.parquet", data, quote=(tmp_path / "other.txt",)), sae(), reader())
+        run_labelling(settings(tmp_path / "labels.parquet", data, quote=(tmp_path / "other.txt",)), sae(), reader())
 
 
 def test_a_feature_that_is_active_on_every_token_has_no_inactive_piece() -> None:
     everywhere = firings([0, 100, 200], list(range(200)), [1.0] * 200)
-    assert inactive_of(everywhere, everywhere[0], str, 0) == ()
+    assert inactive_examples(everywhere, everywhere[0], str, 0) == ()
 
 
 def test_inactive_pieces_lie_around_tokens_that_count_and_away_from_the_feature() -> None:
@@ -219,7 +229,7 @@ def test_inactive_pieces_lie_around_tokens_that_count_and_away_from_the_feature(
     text = firings([0, 100, 200, 300], [*range(100), 150], [1.0] * 101)
     counts = text.counts.copy()
     counts[120:130] = counts[200:] = False
-    found = inactive_of(replace(text, counts=counts), text[0], str, 0)
+    found = inactive_examples(replace(text, counts=counts), text[0], str, 0)
     peaks = [int(piece.tokens[piece.peak]) for piece in found]
     assert len(peaks) >= 3
     allowed = {*range(100, 120), *range(130, 150 - AFTER), *range(150 + BEFORE + 1, 200)}
@@ -230,18 +240,20 @@ def test_inactive_pieces_lie_around_tokens_that_count_and_away_from_the_feature(
 def test_inactive_pieces_depend_on_the_feature_and_its_index_alone() -> None:
     alone = firings([0, 5000], [7, 400], [1.0, 2.0])
     beside = replace(alone, offsets=np.array([0, 2, 5]), token=np.array([7, 400, 1, 2, 3]), value=np.ones(5))
-    found = inactive_of(alone, alone[0], str, 0)
-    assert found == inactive_of(beside, beside[0], str, 0)
-    assert found != inactive_of(alone, alone[0], str, 1)
+    found = inactive_examples(alone, alone[0], str, 0)
+    assert found == inactive_examples(beside, beside[0], str, 0)
+    assert found != inactive_examples(alone, alone[0], str, 1)
     assert len(found) == NUM_INACTIVE
 
 
-def record(folder: Path, of: SAE, reader: Reader, data: Path, tokens: int = 10**6, limit: float = 1e9) -> Firings:
+def record(
+    folder: Path, of: SAE, reader: Reader, data: Path, tokens: int = 10**6, limit: float = 1e9
+) -> ActivationIndex:
     limits = torch.full((len(reader.sites),), limit)
-    return record_firings(folder, of, reader, [data / "b.jsonl"], limits, tokens, silent)
+    return build_index(folder, of, reader, [data / "b.jsonl"], limits, tokens, silent)
 
 
-def check(found: Firings, slow: list[list[Token]], num_features: int = D_SAE) -> None:
+def check(found: ActivationIndex, slow: list[list[Token]], num_features: int = D_SAE) -> None:
     tokens = [token for sequence in slow for token in sequence]
     assert found.ids.tolist() == [token.id for token in tokens]
     assert found.counts.tolist() == [token.counts for token in tokens]
@@ -293,17 +305,17 @@ def test_of_a_topk_only_the_k_largest_count_and_negative_ones_never(data: Path, 
 )
 def test_a_model_that_does_not_fit_is_refused(data: Path, tmp_path: Path, of: dict[str, Any], said: str) -> None:
     with pytest.raises(SAEError, match=said):
-        label(settings(tmp_path / "labels.parquet", data), sae(), replace(reader(), **of))
+        run_labelling(settings(tmp_path / "labels.parquet", data), sae(), replace(reader(), **of))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_text_of_which_nothing_counts_is_refused_and_leaves_nothing(data: Path, tmp_path: Path) -> None:
     with pytest.raises(LabelError, match="Of the first 1 tokens of the data none counts"):
-        label(settings(tmp_path / "labels.parquet", data, tokens=1), sae(), reader())
+        run_labelling(settings(tmp_path / "labels.parquet", data, tokens=1), sae(), reader())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_text_without_a_document_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("too short")
     with pytest.raises(SAEError, match="no document of 16 tokens or more"):
-        label(settings(tmp_path / "labels.parquet", tmp_path / "a.txt"), sae(), reader())
+        run_labelling(settings(tmp_path / "labels.parquet", tmp_path / "a.txt"), sae(), reader())

@@ -95,7 +95,7 @@ def test_one_that_is_removed_while_its_record_is_read_is_not_there(
 ) -> None:
     add(str(folder), "mine", None, quiet)
     user_library.remove("mine")
-    monkeypatch.setattr(user_library, "holds", lambda name: True)  # as it was a moment ago
+    monkeypatch.setattr(user_library, "exists", lambda name: True)  # as it was a moment ago
     assert user_library.record("mine") is None
     with pytest.raises(SAELibraryError, match="is no SAE that was added to the library; nothing was removed"):
         user_library.remove("mine")

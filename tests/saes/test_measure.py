@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from saeclamp_saes.errors import SAEError
 from saeclamp_saes.evaluation import accumulators
 from saeclamp_saes.evaluation import evaluate as measuring
-from saeclamp_saes.evaluation.eval_data import Source, survey
-from saeclamp_saes.evaluation.evaluate import Measured, NamedSAE, measure, sites_of
+from saeclamp_saes.evaluation.eval_data import EvalData, survey
+from saeclamp_saes.evaluation.evaluate import EvaluatedSAE, NamedSAE, evaluate, sites_of
 from saeclamp_saes.evaluation.histograms import Histogram
 from saeclamp_saes.evaluation.verify import verify
 from saeclamp_saes.lm.documents import Document, data_files, documents
@@ -81,7 +81,7 @@ class Slow(NamedTuple):
 
 
 @torch.no_grad()
-def slow(sae: SAE, model: nn.Module, source: Source) -> Slow:
+def slow(sae: SAE, model: nn.Module, source: EvalData) -> Slow:
     """One sequence after the other through the whole model, and one token after the other through the SAE."""
     read = reading(model, sae)
     limit = float(norm_limits(read, source.files)[0])
@@ -109,11 +109,11 @@ def slow(sae: SAE, model: nn.Module, source: Source) -> Slow:
     return Slow(vectors, all_acts, errors, num_sinks)
 
 
-def measured(saes: Mapping[str, SAE], model: nn.Module, source: Source, **options: Any) -> Measured:
-    return measure([NamedSAE(*one) for one in saes.items()], reading(model, *saes.values()), source, **options)
+def measured(saes: Mapping[str, SAE], model: nn.Module, source: EvalData, **options: Any) -> EvaluatedSAE:
+    return evaluate([NamedSAE(*one) for one in saes.items()], reading(model, *saes.values()), source, **options)
 
 
-def figures(found: Measured) -> list[dict[str, Any]]:
+def figures(found: EvaluatedSAE) -> list[dict[str, Any]]:
     return [one.to_json() for one in found.measurements]
 
 
@@ -124,7 +124,7 @@ def figures(found: Measured) -> list[dict[str, Any]]:
 )
 def test_figures_are_those_of_a_slow_loop(tmp_path: Path, options: dict[str, Any]) -> None:
     """Over several groups of documents, with a token here and there that is a sink."""
-    sae, source = sae_at(), Source(data_files([corpus(tmp_path, 120)]), **options)
+    sae, source = sae_at(), EvalData(data_files([corpus(tmp_path, 120)]), **options)
     with torch.no_grad():  # a token whose vector is many times as long
         stretched = make("llama")
         stretched.model.embed_tokens.weight[5] *= 100
@@ -179,7 +179,7 @@ def test_on_little_text_the_figures_are_those_of_verify(
     model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measuring, "VERIFIED_TOKENS", 10**6)
-    sae, source = sae_at(), Source(plain_texts(tmp_path, 60))
+    sae, source = sae_at(), EvalData(plain_texts(tmp_path, 60))
     read = reading(model, sae)
     sequences = [part.ids for document in documents(source.files) for part in read.parts(document)]
     expected = verify(sae, model, sequences, read.tokenizer.all_special_ids)
@@ -197,13 +197,13 @@ def test_held_out_documents_are_those_that_training_leaves(model: nn.Module, tmp
     left = [text for text in texts(80) if Document(text, None).is_held_out(SHARE)]
     assert 5 < len(left) < 50
     (tmp_path / "left.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in left))
-    found = measured({"one": sae_at()}, model, Source(whole, SHARE))
+    found = measured({"one": sae_at()}, model, EvalData(whole, SHARE))
     assert found.survey.num_documents == len(left)
-    assert figures(found) == figures(measured({"one": sae_at()}, model, Source([tmp_path / "left.jsonl"])))
+    assert figures(found) == figures(measured({"one": sae_at()}, model, EvalData([tmp_path / "left.jsonl"])))
 
 
 def test_an_sae_beside_others_has_the_figures_that_it_has_alone(model: nn.Module, tmp_path: Path) -> None:
-    source = Source(plain_texts(tmp_path, 60))
+    source = EvalData(plain_texts(tmp_path, 60))
     saes = {"a": sae_at(), "b": sae_at(Site("resid_post", 0), seed=1), "c": sae_at(seed=2)}
     together = figures(measured(saes, model, source))
     alone = [figures(measured({name: sae}, model, source))[0] for name, sae in saes.items()]
@@ -216,7 +216,7 @@ class Stopped(Exception):
 
 
 def test_stopped_again_and_again_it_goes_on_and_comes_to_the_same(model: nn.Module, tmp_path: Path) -> None:
-    source, state = Source(plain_texts(tmp_path / "data", 100)), tmp_path / "kept" / "state.safetensors"
+    source, state = EvalData(plain_texts(tmp_path / "data", 100)), tmp_path / "kept" / "state.safetensors"
     saes = {"a": sae_at(), "b": sae_at(seed=2)}
     expected = figures(measured(saes, model, source))
     dones: list[int] = []
@@ -241,14 +241,14 @@ def test_stopped_again_and_again_it_goes_on_and_comes_to_the_same(model: nn.Modu
 
 
 def test_sums_that_cannot_be_kept_are_a_sentence(model: nn.Module, tmp_path: Path) -> None:
-    source = Source(plain_texts(tmp_path / "data", 20))
+    source = EvalData(plain_texts(tmp_path / "data", 20))
     (tmp_path / "file").write_text("")
     with pytest.raises(SAEError, match="What was measured so far cannot be kept in"):
         measured({"one": sae_at()}, model, source, state=tmp_path / "file" / "state", save_seconds=0.0)
 
 
 def test_two_tokens_are_enough(model: nn.Module, tmp_path: Path) -> None:
-    source = Source(plain_texts(tmp_path, 5), tokens=2)
+    source = EvalData(plain_texts(tmp_path, 5), tokens=2)
     (got,) = measured({"one": sae_at()}, model, source).measurements
     assert (got.num_tokens, got.verification.num_tokens) == (2, 2)
     with pytest.raises(SAEError, match="only one ordinary token to measure, and two or more are needed"):
@@ -256,7 +256,7 @@ def test_two_tokens_are_enough(model: nn.Module, tmp_path: Path) -> None:
 
 
 def test_sequences_for_the_cross_entropies_are_even_and_few(model: nn.Module, tmp_path: Path) -> None:
-    source, read = Source(plain_texts(tmp_path, 300)), reading(model, sae_at())
+    source, read = EvalData(plain_texts(tmp_path, 300)), reading(model, sae_at())
     every = [part.ids.tolist() for parts in source.documents(read) for part in parts]
     found = survey(source, read, 1000)
     chosen = [ids.tolist() for ids in found.chosen]
@@ -270,7 +270,7 @@ def test_sequences_for_the_cross_entropies_are_even_and_few(model: nn.Module, tm
 
 def test_negative_activations_are_counted_apart(model: nn.Module, tmp_path: Path) -> None:
     sae = sae_at(threshold=torch.zeros(D_SAE), top_k=TopK(6, signed=True))
-    (got,) = measured({"one": sae}, model, Source(plain_texts(tmp_path, 20))).measurements
+    (got,) = measured({"one": sae}, model, EvalData(plain_texts(tmp_path, 20))).measurements
     assert got.l0_mean == 6.0
     assert got.activations.num_negative > 0
     assert got.activations.num + got.activations.num_negative == 6 * got.num_tokens
@@ -278,7 +278,7 @@ def test_negative_activations_are_counted_apart(model: nn.Module, tmp_path: Path
 
 def test_an_sae_that_does_nothing_has_figures(model: nn.Module, tmp_path: Path) -> None:
     sae = sae_at(threshold=torch.full((D_SAE,), math.inf))
-    (got,) = measured({"one": sae}, model, Source(plain_texts(tmp_path, 20))).measurements
+    (got,) = measured({"one": sae}, model, EvalData(plain_texts(tmp_path, 20))).measurements
     assert (got.dead_share, got.l0_mean, got.densities.num_never) == (1.0, 0.0, D_SAE)
     assert (got.densities.median, got.densities.histogram) == (None, Histogram((), ()))
     assert (got.activations.mean, got.activations.largest, got.activations.percentiles) == (None, None, {})
@@ -287,7 +287,7 @@ def test_an_sae_that_does_nothing_has_figures(model: nn.Module, tmp_path: Path) 
 def test_principal_components_of_very_wide_vectors_are_left_out(
     model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = Source(plain_texts(tmp_path, 20))
+    source = EvalData(plain_texts(tmp_path, 20))
     (narrow,) = measured({"one": sae_at()}, model, source).measurements
     monkeypatch.setattr(accumulators, "WIDEST_GRAM", WIDTH - 1)
     (wide,) = measured({"one": sae_at()}, model, source).measurements
@@ -321,7 +321,7 @@ def test_what_cannot_be_measured_is_refused(
     sae: SAE, options: dict[str, Any], sentence: str, model: nn.Module, tmp_path: Path
 ) -> None:
     with pytest.raises(SAEError) as refused:
-        measured({"one": sae}, model, Source(plain_texts(tmp_path, 20), **options))
+        measured({"one": sae}, model, EvalData(plain_texts(tmp_path, 20), **options))
     assert sentence in str(refused.value)
 
 
@@ -338,7 +338,7 @@ def test_bad_data_are_named_before_the_model_runs(tmp_path: Path) -> None:
     model = make("llama")
     model.register_forward_pre_hook(fail_on_many, with_kwargs=True)
     (path,) = plain_texts(tmp_path, 50)
-    source = Source([path])
+    source = EvalData([path])
     with pytest.raises(Broken):
         measured({"one": sae_at()}, model, source)
     path.write_text(path.read_text() + '\n{"txt": 1}')

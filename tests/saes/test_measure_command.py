@@ -121,7 +121,7 @@ def test_after_ctrl_c_the_same_command_goes_on(
         yield report
 
     monkeypatch.setattr(command, "progress_bar", interrupting)
-    monkeypatch.setattr(measuring.measure, "__defaults__", (*measuring.measure.__defaults__[:-1], 0.0))
+    monkeypatch.setattr(measuring.evaluate, "__defaults__", (*measuring.evaluate.__defaults__[:-1], 0.0))
     assert run(*argv) == 130
     assert capsys.readouterr().err == "saeclamp: stopped; the same command goes on with it.\n"
     assert len(list((home / "unfinished").iterdir())) == 1
@@ -141,7 +141,7 @@ def test_sums_over_the_data_in_another_order_are_others(
         states.append(args[-1])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(measuring, "measure", instead)
+    monkeypatch.setattr(measuring, "evaluate", instead)
     data = corpus(tmp_path / "data", 20)
     one, other = data / "a.jsonl.gz", data / "b.jsonl"
     for files in ([one, other], [other, one], [data]):

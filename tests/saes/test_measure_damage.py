@@ -15,7 +15,7 @@ from torch import nn
 
 from saeclamp_saes.errors import SAEError
 from saeclamp_saes.evaluation import evaluate as measuring
-from saeclamp_saes.evaluation.eval_data import Source
+from saeclamp_saes.evaluation.eval_data import EvalData
 
 SAID = r"kept\.safetensors, which holds .*, is damaged: move it away, and the command begins anew\."
 
@@ -32,12 +32,12 @@ def model() -> nn.Module:
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Source:
-    return Source(plain_texts(tmp_path / "data", 40))
+def source(tmp_path: Path) -> EvalData:
+    return EvalData(plain_texts(tmp_path / "data", 40))
 
 
 @pytest.fixture
-def kept(tmp_path: Path, model: nn.Module, source: Source) -> Path:
+def kept(tmp_path: Path, model: nn.Module, source: EvalData) -> Path:
     """The file of a pass that was stopped."""
 
     def stop(doing: str, done: int, total: int, figures: Mapping[str, float]) -> None:
@@ -50,7 +50,7 @@ def kept(tmp_path: Path, model: nn.Module, source: Source) -> Path:
     return path
 
 
-def refuse(model: nn.Module, source: Source, kept: Path) -> None:
+def refuse(model: nn.Module, source: EvalData, kept: Path) -> None:
     def fail(*_: Any) -> None:
         pytest.fail("measuring began")
 
@@ -59,7 +59,7 @@ def refuse(model: nn.Module, source: Source, kept: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["nothing", "no-safetensors", "cut-short", "folder"])
-def test_a_file_that_is_none_is_named(content: str, model: nn.Module, source: Source, kept: Path) -> None:
+def test_a_file_that_is_none_is_named(content: str, model: nn.Module, source: EvalData, kept: Path) -> None:
     whole = kept.read_bytes()
     kept.unlink()
     if content == "folder":
@@ -84,7 +84,7 @@ def test_a_file_that_is_none_is_named(content: str, model: nn.Module, source: So
     ],
 )
 def test_sums_that_are_not_those_of_the_saes_are_named(
-    changes: dict[str, Any], model: nn.Module, source: Source, kept: Path
+    changes: dict[str, Any], model: nn.Module, source: EvalData, kept: Path
 ) -> None:
     tensors = {**load_file(kept), **changes}
     save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, kept)

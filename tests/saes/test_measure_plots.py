@@ -22,22 +22,22 @@ from tests.saes.tiny_models import make
 
 from saeclamp_saes.errors import VerificationError
 from saeclamp_saes.evaluation import evaluate as measuring
-from saeclamp_saes.evaluation.eval_data import Source
-from saeclamp_saes.evaluation.evaluate import Measured
+from saeclamp_saes.evaluation.eval_data import EvalData
+from saeclamp_saes.evaluation.evaluate import EvaluatedSAE
 from saeclamp_saes.evaluation.measurement import Measurement
 from saeclamp_saes.evaluation.plots import activations_figure, density_figure, write_plots
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Measured:
+def found(tmp_path_factory: pytest.TempPathFactory) -> EvaluatedSAE:
     saes = {"first": sae_at(), "second$_1$": sae_at(seed=1), "silent": sae_at(threshold=torch.full((D_SAE,), 1e9))}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measuring, "VERIFIED_TOKENS", 400)
-        return measured(saes, make("llama"), Source(plain_texts(tmp_path_factory.mktemp("data"), 60)))
+        return measured(saes, make("llama"), EvalData(plain_texts(tmp_path_factory.mktemp("data"), 60)))
 
 
 @pytest.fixture(scope="module")
-def one(found: Measured) -> Measurement:
+def one(found: EvaluatedSAE) -> Measurement:
     return found.measurements[0]
 
 
@@ -95,7 +95,7 @@ def test_bars_of_the_activation_plot_are_the_counts(one: Measurement) -> None:
     assert "Positive activations of first" in words(figure)
 
 
-def test_several_saes_are_drawn_as_shares_that_can_be_compared(found: Measured) -> None:
+def test_several_saes_are_drawn_as_shares_that_can_be_compared(found: EvaluatedSAE) -> None:
     figure = density_figure(found.measurements)
     never, axes = figure.axes
     for drawn, one in zip(steps(axes), found.measurements, strict=True):
@@ -128,7 +128,7 @@ def png_size(path: Path) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("num", [1, 3])
-def test_files_are_pngs_of_a_size_for_a_page(found: Measured, tmp_path: Path, num: int) -> None:
+def test_files_are_pngs_of_a_size_for_a_page(found: EvaluatedSAE, tmp_path: Path, num: int) -> None:
     for chosen in (found.measurements[:num], found.measurements[-num:]):
         paths = write_plots(tmp_path / "new" / "folder", chosen)
         assert [path.name for path in paths] == ["density.png", "activations.png"]

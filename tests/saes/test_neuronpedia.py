@@ -13,8 +13,8 @@ from tests.saes.explain_endpoint import labels
 
 from saeclamp_saes.cli import labels as command
 from saeclamp_saes.errors import LabelError
-from saeclamp_saes.labelling.neuronpedia import Imported, read_exports
-from saeclamp_saes.labelling.table import Explanation, Labels
+from saeclamp_saes.labelling.neuronpedia import ImportedLabels, read_exports
+from saeclamp_saes.labelling.table import Explanation, LabelTable
 
 FEATURES = 100
 SOURCE = "neuronpedia:gpt-4o-mini/oai_token-act-pair"
@@ -48,7 +48,7 @@ def written(path: Path, *records: Any) -> Path:
     return path
 
 
-def read(*records: Any, tmp_path: Path, **options: Any) -> Imported:
+def read(*records: Any, tmp_path: Path, **options: Any) -> ImportedLabels:
     return read_exports([written(tmp_path / "x.jsonl", *records)], FEATURES, **options)
 
 
@@ -218,12 +218,12 @@ def test_the_command_writes_them_into_the_labels(tmp_path: Path, capsys: pytest.
         "features_with_several": 1,
         "chosen_by": "the newest, because none has a score",
     }
-    assert Labels.read(path).explanations() == {2: before, 3: Explanation("the sea", SOURCE)}
+    assert LabelTable.read(path).explanations() == {2: before, 3: Explanation("the sea", SOURCE)}
     assert run(export, "--into", path, "--replace") == 0
     printed = capsys.readouterr()
     assert "imported\t2 of 9 features" in printed.out
     assert "make sure that gpt2-small/6-res-jb is this SAE" in printed.err
-    assert Labels.read(path).explanations() == {2: Explanation("laws", SOURCE), 3: Explanation("the sea", SOURCE)}
+    assert LabelTable.read(path).explanations() == {2: Explanation("laws", SOURCE), 3: Explanation("the sea", SOURCE)}
 
 
 def test_labels_of_another_sae_change_nothing(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from tests.saes import tiny_labels
 from tests.saes.tiny_models import make
 from tests.saes.tiny_training import corpus, reader, recipe, settings, wanted
 
-from saeclamp_saes.labelling.run import label
+from saeclamp_saes.labelling.run import run_labelling
 from saeclamp_saes.lm.harvest import MEDIAN_TOKENS, Reader
-from saeclamp_saes.training.activations_store import harvest_to
+from saeclamp_saes.training.activations_store import write_store
 from saeclamp_saes.training.run import train
 
 NUM_TEXTS = 60
@@ -55,11 +55,11 @@ def training(data: Path, out: Path, reading: Reader, heard: Heard) -> None:
 
 
 def harvesting(data: Path, out: Path, reading: Reader, heard: Heard) -> None:
-    harvest_to(out, wanted(data), reading, heard)
+    write_store(out, wanted(data), reading, heard)
 
 
 def labelling(data: Path, out: Path, reading: Reader, heard: Heard) -> None:
-    label(tiny_labels.settings(out / "labels.parquet", data), tiny_labels.sae(), reading, heard)
+    run_labelling(tiny_labels.settings(out / "labels.parquet", data), tiny_labels.sae(), reading, heard)
 
 
 @pytest.mark.parametrize(

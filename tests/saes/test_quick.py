@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saeclamp_saes import SAE, Site
-from saeclamp_saes.evaluation.quick_check import quick_fit
+from saeclamp_saes.evaluation.quick_check import quick_check
 from saeclamp_saes.sae import InputNorm, TopK
 
 D = 12
@@ -30,7 +30,7 @@ def vectors(num_tokens: int = 300) -> Tensor:
 
 def fit(sae: SAE, x: Tensor, target: Tensor | None = None) -> tuple[float | None, str | None]:
     position, is_special = torch.arange(len(x)), torch.zeros(len(x), dtype=torch.bool)
-    result = quick_fit(sae, x, x if target is None else target, position, is_special)
+    result = quick_check(sae, x, x if target is None else target, position, is_special)
     return result.explained_variance, result.problem
 
 
@@ -44,7 +44,7 @@ def test_the_first_position_special_tokens_and_sinks_do_not_count() -> None:
     x = vectors()
     x[0], x[7], x[9] = 1e4, 1e4, float(5)
     is_special = torch.arange(len(x)) == 9
-    result = quick_fit(perfect(), x, x, torch.arange(len(x)), is_special)
+    result = quick_check(perfect(), x, x, torch.arange(len(x)), is_special)
     assert result.num_tokens == len(x) - 3
     assert result.l0 == pytest.approx(D, abs=0.01)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from saeclamp_saes.evaluation.interpretations import Reading, claimed, elsewhere, otherwise
+from saeclamp_saes.evaluation.interpretations import Interpretation, at_other_sites, declared, with_other_preprocessing
 from saeclamp_saes.evaluation.metrics import explained_variance
 from saeclamp_saes.sae import SAE, InputNorm
 from saeclamp_saes.sites import Site
@@ -54,15 +54,17 @@ def mean_length_factor(x: Tensor) -> float:
     return D**0.5 / float(x.norm(dim=1).mean())
 
 
-def fits(sae: SAE, x: Tensor) -> list[tuple[float, Reading]]:
+def fits(sae: SAE, x: Tensor) -> list[tuple[float, Interpretation]]:
     """All readings, best first."""
-    found = [(explained_variance(x, reading.reconstruct(x)), reading) for reading in otherwise(sae, x, x)]
+    found = [
+        (explained_variance(x, reading.reconstruct(x)), reading) for reading in with_other_preprocessing(sae, x, x)
+    ]
     return sorted(found, key=lambda item: -item[0])
 
 
 def test_the_planted_sae_is_right_as_it_is() -> None:
     sae, x = planted()
-    assert explained_variance(x, claimed(sae).reconstruct(x)) > 0.999
+    assert explained_variance(x, declared(sae).reconstruct(x)) > 0.999
     others = (item for item in fits(sae, x) if "centred" not in item[1].name and not item[1].changes_activation)
     best, reading = next(others)
     assert best < 0.9, reading.name
@@ -132,7 +134,7 @@ def test_a_mistake_is_undone_best_by_its_reading(mistake: str) -> None:
     make, name, hint = MISTAKES[mistake]
     sae, x = planted()
     wrong = make(sae, x)
-    assert explained_variance(x, claimed(wrong).reconstruct(x)) < 0.85
+    assert explained_variance(x, declared(wrong).reconstruct(x)) < 0.85
     best, reading = fits(wrong, x)[0]
     assert best > 0.999
     assert name in reading.name
@@ -155,8 +157,8 @@ def test_a_forgotten_centring_is_found() -> None:
     inputs = x @ project
     features = torch.linalg.pinv(centred.W_dec)
     centred = replace(centred, W_enc=features, b_enc=-centred.b_dec @ features, threshold=torch.zeros(D))
-    assert explained_variance(inputs, claimed(centred).reconstruct(inputs)) > 0.7
-    assert explained_variance(inputs + offset, claimed(centred).reconstruct(inputs + offset)) < 0.3
+    assert explained_variance(inputs, declared(centred).reconstruct(inputs)) > 0.7
+    assert explained_variance(inputs + offset, declared(centred).reconstruct(inputs + offset)) < 0.3
     best, reading = fits(centred, inputs + offset)[0]
     assert best > 0.7
     assert reading.name == "with the input centred (x - mean)"
@@ -170,7 +172,7 @@ def test_a_forgotten_normalisation_is_found(norm: InputNorm) -> None:
     features = torch.linalg.lstsq(normed, sae.encode(x)).solution
     right = replace(sae, W_enc=features, b_enc=torch.zeros(D), W_dec=torch.linalg.pinv(features), b_dec=torch.zeros(D))
     right = replace(right, threshold=torch.full((D,), 0.5), input_norm=norm)
-    own = explained_variance(x, claimed(right).reconstruct(x))
+    own = explained_variance(x, declared(right).reconstruct(x))
     wrong = replace(right, input_norm=InputNorm())
     best, reading = max(fits(wrong, 30 * x), key=lambda item: item[0] if item[1].sae.input_norm == norm else -1e9)
     assert best == pytest.approx(own, abs=1e-3)
@@ -178,7 +180,7 @@ def test_a_forgotten_normalisation_is_found(norm: InputNorm) -> None:
 
 
 def names(sae: SAE, *missing: Site, num_layers: int = 6) -> dict[str, str]:
-    found = elsewhere(sae, lambda site: site.layer < num_layers and site not in missing)
+    found = at_other_sites(sae, lambda site: site.layer < num_layers and site not in missing)
     return {reading.name: reading.hint for reading in found}
 
 
@@ -222,6 +224,6 @@ def test_a_crosscoder_moves_as_a_whole() -> None:
 
 def test_tokens_in_parts_give_what_they_give_together(monkeypatch: pytest.MonkeyPatch) -> None:
     sae, x = planted()
-    together = claimed(sae).reconstruct(x)
+    together = declared(sae).reconstruct(x)
     monkeypatch.setattr("saeclamp_saes.evaluation.interpretations.ENCODE_BYTES", 7 * D * 4)
-    assert torch.allclose(claimed(sae).reconstruct(x), together, atol=1e-5)
+    assert torch.allclose(declared(sae).reconstruct(x), together, atol=1e-5)

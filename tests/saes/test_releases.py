@@ -122,7 +122,7 @@ def publish(written: Written, target: Path) -> None:
 
 @pytest.mark.parametrize(("id", "write"), RELEASES.items(), ids=RELEASES.keys())
 def test_a_release_is_read_where_the_catalogue_says(hub: LocalHub, tmp_path: Path, id: str, write: Write) -> None:
-    sae = catalogue.find(id)
+    sae = catalogue.find_catalogue_sae(id)
     assert sae is not None
     publish(write(tmp_path / "written"), hub.root / sae.entry.repository / sae.path)
     said: list[str] = []
@@ -138,7 +138,7 @@ def test_a_release_is_read_where_the_catalogue_says(hub: LocalHub, tmp_path: Pat
 
 def test_an_id_is_downloaded_and_its_commit_recorded_when_it_is_first_used(hub: LocalHub, tmp_path: Path) -> None:
     id = "gemma-scope-2b-pt-res/layer_20/width_16k/l0_71"
-    release = catalogue.find(id)
+    release = catalogue.find_catalogue_sae(id)
     assert release is not None
     publish(gemma_scope.write(tmp_path / "written", layer=20), hub.root / release.entry.repository / release.path)
     said: list[str] = []
@@ -157,7 +157,7 @@ def test_an_id_is_read_as_the_catalogue_says_also_when_its_files_were_added_by_t
     hub: LocalHub, tmp_path: Path
 ) -> None:
     id = "mistral-7b-res-wg/blocks.16.hook_resid_pre"
-    release = catalogue.find(id)
+    release = catalogue.find_catalogue_sae(id)
     assert release is not None
     place = f"hf://{release.entry.repository}/{release.path}"
     publish(RELEASES[id](tmp_path / "written"), hub.root / release.entry.repository / release.path)
@@ -180,7 +180,11 @@ def test_an_id_of_a_pickle_is_not_converted_by_serving_it(hub: LocalHub) -> None
 
 
 def test_what_the_files_do_not_say_is_in_the_options() -> None:
-    told = {id.partition("/")[0]: sae.options for id in RELEASES if (sae := catalogue.find(id)) and sae.options}
+    told = {
+        id.partition("/")[0]: sae.options
+        for id in RELEASES
+        if (sae := catalogue.find_catalogue_sae(id)) and sae.options
+    }
     assert json.loads(json.dumps(told)) == {
         "llama_scope_r1_distill": {"input_scale": "5.52933"},
         "gpt2-small-res-jb": {"center": "yes"},

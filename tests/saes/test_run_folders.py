@@ -17,16 +17,16 @@ from tests.saes.tiny_training import corpus, reader, recipe, settings, wanted
 from saeclamp_saes.errors import SAEError, TrainingError
 from saeclamp_saes.io.hashes import sha256_of
 from saeclamp_saes.lm.harvest import Reader
-from saeclamp_saes.training.activations_store import Store, harvest_to
-from saeclamp_saes.training.harvest_config import Wanted
-from saeclamp_saes.training.run import train, train_on
+from saeclamp_saes.training.activations_store import ActivationsStore, write_store
+from saeclamp_saes.training.harvest_config import HarvestConfig
+from saeclamp_saes.training.run import train, train_from
 
 CPU = torch.device("cpu")
 Work = Callable[..., Any]
 """Of a folder, what is wanted and a reader; a report too, if one is given."""
 
 
-def training(folder: Path, what: Wanted, reading: Reader, *report: Any) -> Any:
+def training(folder: Path, what: HarvestConfig, reading: Reader, *report: Any) -> Any:
     return train(settings(folder), recipe(), what, reading, *report)
 
 
@@ -57,14 +57,14 @@ def weights(run: Path) -> str:
     return sha256_of(run / "sae" / "sae_weights.safetensors")
 
 
-def ordered(data: Path, *names: str) -> Wanted:
+def ordered(data: Path, *names: str) -> HarvestConfig:
     return replace(wanted(data), data=tuple(data / name for name in names))
 
 
 # -------------------------------------------------------------------------------------------- what a run is the same by
 
 
-@pytest.mark.parametrize("work", [training, harvest_to])
+@pytest.mark.parametrize("work", [training, write_store])
 def test_a_run_does_not_go_on_with_its_data_in_another_order(tmp_path: Path, work: Work) -> None:
     data, out = corpus(tmp_path / "data"), tmp_path / "out"
     with pytest.raises(Stopped):
@@ -75,7 +75,7 @@ def test_a_run_does_not_go_on_with_its_data_in_another_order(tmp_path: Path, wor
     work(out, wanted(data), reader())  # a folder's files come by name, which is the same order
 
 
-@pytest.mark.parametrize("work", [training, harvest_to])
+@pytest.mark.parametrize("work", [training, write_store])
 @pytest.mark.parametrize("is_finished", [False, True])
 def test_a_run_does_not_go_on_with_the_model_in_another_type(tmp_path: Path, work: Work, is_finished: bool) -> None:
     data, out = corpus(tmp_path / "data"), tmp_path / "out"
@@ -89,8 +89,8 @@ def test_a_run_does_not_go_on_with_the_model_in_another_type(tmp_path: Path, wor
 
 
 def test_the_device_is_noted(tmp_path: Path) -> None:
-    store = harvest_to(tmp_path / "store", wanted(corpus(tmp_path / "data")), reader())
-    train_on(settings(tmp_path / "run"), recipe(), [store], reader().sites[0], CPU)
+    store = write_store(tmp_path / "store", wanted(corpus(tmp_path / "data")), reader())
+    train_from(settings(tmp_path / "run"), recipe(), [store], reader().sites[0], CPU)
     assert json.loads((tmp_path / "store" / "harvest.json").read_text())["device"] == "cpu"
     assert json.loads((tmp_path / "run" / "run.json").read_text())["device"] == "cpu"
 
@@ -100,15 +100,15 @@ def test_the_device_is_noted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["training.rows", "held-out.rows"])
 def test_kept_vectors_that_were_cut_short_are_not_trained_on(tmp_path: Path, name: str) -> None:
-    store = harvest_to(tmp_path / "store", wanted(corpus(tmp_path / "data")), reader())
+    store = write_store(tmp_path / "store", wanted(corpus(tmp_path / "data")), reader())
     path = tmp_path / "store" / "resid_post.1" / name
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(TrainingError, match=rf"{name} was cut short: it has 3,000 bytes, and [\d,]+ are needed"):
-        train_on(settings(tmp_path / "run"), recipe(), [store], reader().sites[0], CPU)
+        train_from(settings(tmp_path / "run"), recipe(), [store], reader().sites[0], CPU)
     assert path.stat().st_size == 3000
     path.unlink()
     with pytest.raises(TrainingError, match=f"{name} is missing"):
-        train_on(settings(tmp_path / "run2"), recipe(), [store], reader().sites[0], CPU)
+        train_from(settings(tmp_path / "run2"), recipe(), [store], reader().sites[0], CPU)
     assert not path.exists()
 
 
@@ -146,11 +146,11 @@ def test_a_pool_that_is_behind_its_checkpoint_is_refused(tmp_path: Path) -> None
 def test_an_interrupted_harvest_does_not_go_on_with_vectors_cut_short(tmp_path: Path) -> None:
     data = corpus(tmp_path / "data")
     with pytest.raises(Stopped):
-        harvest_to(tmp_path / "store", wanted(data), reader(), stop_at("harvesting"))
+        write_store(tmp_path / "store", wanted(data), reader(), stop_at("harvesting"))
     path = tmp_path / "store" / "resid_post.1" / "held-out.rows"
     path.write_bytes(path.read_bytes()[:10])
     with pytest.raises(TrainingError, match="was cut short: it has 10 bytes"):
-        harvest_to(tmp_path / "store", wanted(data), reader())
+        write_store(tmp_path / "store", wanted(data), reader())
     assert path.stat().st_size == 10
 
 
@@ -167,7 +167,7 @@ def test_what_was_trained_is_exported_again_when_its_sae_was_removed(tmp_path: P
 # ------------------------------------------------------------------------------------------- found before anything long
 
 
-@pytest.mark.parametrize("work", [training, harvest_to])
+@pytest.mark.parametrize("work", [training, write_store])
 def test_a_bad_line_is_found_before_anything_long_and_leaves_the_folder_free(tmp_path: Path, work: Work) -> None:
     data, out = corpus(tmp_path / "data"), tmp_path / "out"
     good = (data / "b.jsonl").read_text()
@@ -179,7 +179,7 @@ def test_a_bad_line_is_found_before_anything_long_and_leaves_the_folder_free(tmp
     work(out, wanted(data), reader())
 
 
-@pytest.mark.parametrize("work", [training, harvest_to])
+@pytest.mark.parametrize("work", [training, write_store])
 def test_a_data_file_that_is_gone_meanwhile_is_named(tmp_path: Path, work: Work) -> None:
     what = wanted(corpus(tmp_path / "data"))
     what.files[-1].unlink()
@@ -195,11 +195,11 @@ def test_a_data_file_that_is_gone_meanwhile_is_named(tmp_path: Path, work: Work)
 def test_a_harvest_of_one_side_alone_leaves_the_folder_free(tmp_path: Path, options: dict[str, Any], said: str) -> None:
     data = corpus(tmp_path / "data")
     with pytest.raises(TrainingError, match=said):
-        harvest_to(tmp_path / "store", wanted(data, **options), reader())
+        write_store(tmp_path / "store", wanted(data, **options), reader())
     assert list((tmp_path / "store").iterdir()) == []
 
 
-@pytest.mark.parametrize("work", [training, harvest_to])
+@pytest.mark.parametrize("work", [training, write_store])
 def test_a_token_beyond_the_vocabulary_leaves_the_folder_free(tmp_path: Path, work: Work) -> None:
     small = make("llama")
     small.resize_token_embeddings(20)  # type: ignore[operator]
@@ -213,16 +213,16 @@ def test_more_features_than_the_memory_holds_are_refused_at_once(tmp_path: Path)
     with pytest.raises(TrainingError, match=r"100,000,000,000 features of width 16, .* take [\d,]+ GB of memory"):
         train(settings(tmp_path / "run"), what, wanted(data), reader())
     assert not (tmp_path / "run").exists()
-    store = harvest_to(tmp_path / "store", wanted(data), reader())
+    store = write_store(tmp_path / "store", wanted(data), reader())
     with pytest.raises(TrainingError, match="of memory, and there are"):
-        train_on(settings(tmp_path / "run"), what, [store], reader().sites[0], CPU)
+        train_from(settings(tmp_path / "run"), what, [store], reader().sites[0], CPU)
 
 
 def test_vectors_that_are_not_finite_are_called_damaged(tmp_path: Path) -> None:
-    store = harvest_to(tmp_path / "store", wanted(corpus(tmp_path / "data")), reader())
+    store = write_store(tmp_path / "store", wanted(corpus(tmp_path / "data")), reader())
     store.rows(reader().sites[0]).tensor[7] = float("inf")
     with pytest.raises(TrainingError, match="not finite, so they are damaged: harvest them anew"):
-        train_on(settings(tmp_path / "run"), recipe(), [store], reader().sites[0], CPU)
+        train_from(settings(tmp_path / "run"), recipe(), [store], reader().sites[0], CPU)
 
 
 def test_a_penalty_that_is_too_large_is_named_when_training_diverges(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_penalty_that_is_too_large_is_named_when_training_diverges(tmp_path: P
 # ----------------------------------------------------------------------------------------------------- what is damaged
 
 
-@pytest.mark.parametrize("work", [training, harvest_to])
+@pytest.mark.parametrize("work", [training, write_store])
 @pytest.mark.parametrize("out", ["file", "file/below", "/proc/saeclamp"])
 def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path, work: Work, out: str) -> None:
     (tmp_path / "file").touch()
@@ -305,8 +305,8 @@ def test_a_damaged_configuration_of_a_finished_run_can_be_made_anew(tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["harvest.json", "complete.json"])
 def test_a_damaged_file_of_a_harvest_is_named(tmp_path: Path, name: str) -> None:
-    store = harvest_to(tmp_path / "store", wanted(corpus(tmp_path / "data")), reader())
+    store = write_store(tmp_path / "store", wanted(corpus(tmp_path / "data")), reader())
     for content in [*NO_JSON, "{}"]:
         put(store.folder / name, content)
         with pytest.raises(TrainingError, match=f"{name} is damaged"):
-            Store.open(store.folder)
+            ActivationsStore.open(store.folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from saeclamp_saes.io.contents import layer_of
+from saeclamp_saes.io.contents import parse_layer
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ from saeclamp_saes.io.contents import layer_of
     ],
 )
 def test_the_layer_is_what_is_called_one_or_all_of_the_name(name: str, layer: int) -> None:
-    assert layer_of(name) == layer
+    assert parse_layer(name) == layer
 
 
 @pytest.mark.parametrize(
@@ -46,4 +46,4 @@ def test_the_layer_is_what_is_called_one_or_all_of_the_name(name: str, layer: in
     ],
 )
 def test_other_numbers_are_no_layers(name: str) -> None:
-    assert layer_of(name) is None
+    assert parse_layer(name) is None

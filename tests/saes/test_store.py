@@ -20,9 +20,9 @@ from saeclamp_saes.errors import TrainingError
 from saeclamp_saes.io.hashes import sha256_of
 from saeclamp_saes.lm.harvest import Reader
 from saeclamp_saes.sites import Site
-from saeclamp_saes.training.activations_store import Store, harvest_to
+from saeclamp_saes.training.activations_store import ActivationsStore, write_store
 from saeclamp_saes.training.checkpoint import load
-from saeclamp_saes.training.run import train, train_on
+from saeclamp_saes.training.run import train, train_from
 from saeclamp_saes.training.trainer import Trainer
 
 SITES = (Site("resid_post", 0), Site("resid_post", 2))
@@ -64,7 +64,7 @@ def files(folder: Path) -> dict[str, str]:
 
 def test_every_place_has_the_vectors_of_the_same_tokens(tmp_path: Path) -> None:
     data, reading = corpus(tmp_path / "data"), two_places()
-    store = harvest_to(tmp_path / "store", wanted(data, ALL), reading)
+    store = write_store(tmp_path / "store", wanted(data, ALL), reading)
     for site in SITES:
         alone = replace(reading, sites=(site,))
         assert torch.equal(store.rows(site).tensor, everything(harvest(alone, data)))
@@ -77,20 +77,20 @@ def test_a_harvest_that_is_stopped_again_and_again_comes_to_the_same(
     tmp_path: Path,
 ) -> None:
     data, reading = corpus(tmp_path / "data"), two_places(batch_tokens=64)
-    harvest_to(tmp_path / "whole", wanted(data, 1500), reading)
+    write_store(tmp_path / "whole", wanted(data, 1500), reading)
     kept = []
     for after in (1, 12, 18, 20, 25, 10**9):
         try:
-            harvest_to(tmp_path / "stopped", wanted(data, 1500), reading, stop(after))
+            write_store(tmp_path / "stopped", wanted(data, 1500), reading, stop(after))
         except Stopped:
             states = [tmp_path / "stopped" / f"{side}.json" for side in ("held-out", "training")]
             kept.append(sum(json.loads(state.read_text())["filled"] for state in states if state.exists()))
             with pytest.raises(TrainingError, match="is not finished"):
-                Store.open(tmp_path / "stopped")
+                ActivationsStore.open(tmp_path / "stopped")
     assert len(kept) == 5
     assert len(set(kept)) >= 4
     assert files(tmp_path / "stopped") == files(tmp_path / "whole")
-    assert Store.open(tmp_path / "whole").num_rows == 1500
+    assert ActivationsStore.open(tmp_path / "whole").num_rows == 1500
 
 
 def test_training_on_kept_vectors_is_training_on_their_documents(tmp_path: Path) -> None:
@@ -98,8 +98,8 @@ def test_training_on_kept_vectors_is_training_on_their_documents(tmp_path: Path)
     data, reading = corpus(tmp_path / "data"), reader()
     what = recipe()
     train(settings(tmp_path / "documents", pool_tokens=ALL), what, wanted(data, ALL), reading)
-    store = harvest_to(tmp_path / "store", wanted(data, ALL), reading)
-    train_on(settings(tmp_path / "vectors"), what, [store], reading.sites[0], CPU)
+    store = write_store(tmp_path / "store", wanted(data, ALL), reading)
+    train_from(settings(tmp_path / "vectors"), what, [store], reading.sites[0], CPU)
     one, other = (tmp_path / name / "sae" / "sae_weights.safetensors" for name in ("documents", "vectors"))
     assert sha256_of(one) == sha256_of(other)
 
@@ -117,10 +117,10 @@ def test_a_store_that_is_named_twice_counts_twice(tmp_path: Path, monkeypatch: p
     second.mkdir()
     (second / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts(30, seed=5)))
     site = reader().sites[0]
-    one, two = (harvest_to(tmp_path / f"{d.name}-store", wanted(d, ALL), reader()) for d in (first, second))
+    one, two = (write_store(tmp_path / f"{d.name}-store", wanted(d, ALL), reader()) for d in (first, second))
     total = one.num_rows + 2 * two.num_rows
     what = recipe(tokens=total - total % 32, batch=32)
-    exported = train_on(settings(tmp_path / "run"), what, [two, one, two], site, CPU)
+    exported = train_from(settings(tmp_path / "run"), what, [two, one, two], site, CPU)
     scale = load(tmp_path / "run" / "checkpoint.safetensors", Trainer(what, torch.zeros(16)), CPU).scale
     rows = torch.cat([two.rows(site).tensor, one.rows(site).tensor, two.rows(site).tensor]).float() * scale
     left = Counter(map(tuple, rows.tolist()))
@@ -135,12 +135,12 @@ def test_a_store_that_is_named_twice_counts_twice(tmp_path: Path, monkeypatch: p
 
 def test_a_run_on_kept_vectors_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     data, site = corpus(tmp_path / "data"), reader().sites[0]
-    store = harvest_to(tmp_path / "store", wanted(data, ALL), reader())
-    train_on(settings(tmp_path / "whole"), recipe(), [store], site, CPU)
+    store = write_store(tmp_path / "store", wanted(data, ALL), reader())
+    train_from(settings(tmp_path / "whole"), recipe(), [store], site, CPU)
     for after in (1, 2, 3, 4):
         with pytest.raises(Stopped):
-            train_on(settings(tmp_path / "run"), recipe(), [store], site, CPU, stop(after))
-    train_on(settings(tmp_path / "run"), recipe(), [store], site, CPU)
+            train_from(settings(tmp_path / "run"), recipe(), [store], site, CPU, stop(after))
+    train_from(settings(tmp_path / "run"), recipe(), [store], site, CPU)
     names = ("sae/sae_weights.safetensors", "sae/cfg.json")
     assert [sha256_of(tmp_path / "run" / name) for name in names] == [
         sha256_of(tmp_path / "whole" / name) for name in names
@@ -149,20 +149,20 @@ def test_a_run_on_kept_vectors_goes_on_where_it_was_stopped(tmp_path: Path) -> N
 
 def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
     data = corpus(tmp_path / "data")
-    store = harvest_to(tmp_path / "store", wanted(data, ALL), reader())
-    other = harvest_to(tmp_path / "other", replace(wanted(data, ALL), model_name="another"), reader())
+    store = write_store(tmp_path / "store", wanted(data, ALL), reader())
+    other = write_store(tmp_path / "other", replace(wanted(data, ALL), model_name="another"), reader())
     with pytest.raises(TrainingError, match="vectors of different models"):
-        train_on(settings(tmp_path / "run"), recipe(), [store, other], reader().sites[0], CPU)
+        train_from(settings(tmp_path / "run"), recipe(), [store, other], reader().sites[0], CPU)
     with pytest.raises(TrainingError, match=r"holds vectors of resid_post 1, and none of resid_post 2"):
-        train_on(settings(tmp_path / "run"), recipe(), [store], SITES[1], CPU)
+        train_from(settings(tmp_path / "run"), recipe(), [store], SITES[1], CPU)
     with pytest.raises(TrainingError, match="fewer than a batch of 9000"):
-        train_on(settings(tmp_path / "run"), recipe(batch=9000, tokens=10**5), [store], reader().sites[0], CPU)
+        train_from(settings(tmp_path / "run"), recipe(batch=9000, tokens=10**5), [store], reader().sites[0], CPU)
     with pytest.raises(TrainingError, match="another context"):
-        harvest_to(tmp_path / "store", wanted(data, ALL), replace(reader(), context=30))
+        write_store(tmp_path / "store", wanted(data, ALL), replace(reader(), context=30))
     with pytest.raises(TrainingError, match="holds no harvested vectors"):
-        Store.open(data)
+        ActivationsStore.open(data)
     with pytest.raises(TrainingError, match="No document was held out"):
-        harvest_to(tmp_path / "none", wanted(data, ALL, held_out_share=0.0), reader())
+        write_store(tmp_path / "none", wanted(data, ALL, held_out_share=0.0), reader())
 
 
 def test_a_model_without_the_place_leaves_no_folder(tmp_path: Path) -> None:
@@ -170,5 +170,5 @@ def test_a_model_without_the_place_leaves_no_folder(tmp_path: Path) -> None:
 
     data = corpus(tmp_path / "data")
     with pytest.raises(VerificationError, match="layers 0 to 2"):
-        harvest_to(tmp_path / "store", wanted(data), replace(reader(make("llama")), sites=(Site("resid_post", 7),)))
+        write_store(tmp_path / "store", wanted(data), replace(reader(make("llama")), sites=(Site("resid_post", 7),)))
     assert not (tmp_path / "store").exists()

@@ -15,14 +15,14 @@ from saeclamp_saes.errors import TrainingError
 from saeclamp_saes.evaluation import metrics
 from saeclamp_saes.sae import SAE
 from saeclamp_saes.sites import Site
-from saeclamp_saes.training.architectures import ARCHITECTURES, learning_rate, outcome
-from saeclamp_saes.training.batchtopk_threshold import calibrated
-from saeclamp_saes.training.config import CALIBRATED, NAMES, Name, Recipe
-from saeclamp_saes.training.export import as_read, folded
-from saeclamp_saes.training.held_out import measured
+from saeclamp_saes.training.architectures import ARCHITECTURES, forward, learning_rate
+from saeclamp_saes.training.batchtopk_threshold import fit_threshold
+from saeclamp_saes.training.config import CALIBRATED, NAMES, Name, TrainingConfig
+from saeclamp_saes.training.export import fold_norms, reread
+from saeclamp_saes.training.held_out import evaluate_held_out
 from saeclamp_saes.training.mixing_buffer import Schedule
 from saeclamp_saes.training.trainer import Trainer
-from saeclamp_saes.training.training_sae import Dictionary
+from saeclamp_saes.training.training_sae import TrainingSAE
 
 SITE = Site("resid_post", 3)
 
@@ -47,7 +47,7 @@ class Planted:
         return (is_on * size) @ self.directions + self.constant
 
 
-def trained(recipe: Recipe, planted: Planted) -> tuple[Trainer, float]:
+def trained(recipe: TrainingConfig, planted: Planted) -> tuple[Trainer, float]:
     """The trainer, and the scale."""
     x = planted.draw(4096)
     scale = float(len(x) / x.square().sum()) ** 0.5
@@ -59,17 +59,17 @@ def trained(recipe: Recipe, planted: Planted) -> tuple[Trainer, float]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_planted_directions_are_found(name: Name) -> None:
-    recipe = Recipe(d_sae=64, architecture=name, k=3, tokens=256 * 1000, batch=256, lr=3e-3)
+    recipe = TrainingConfig(d_sae=64, architecture=name, k=3, tokens=256 * 1000, batch=256, lr=3e-3)
     planted = Planted()
     trainer, scale = trained(recipe, planted)
-    tensors = folded(trainer.dictionary, scale, ARCHITECTURES[name].saved_as)
+    tensors = fold_norms(trainer.dictionary, scale, ARCHITECTURES[name].saved_as)
     cosine = (planted.directions @ tensors["W_dec"].T).max(dim=1).values
     assert (cosine > 0.9).float().mean() >= 0.95
-    sae = as_read(tensors, SITE, ARCHITECTURES[name].saved_as, 3)
+    sae = reread(tensors, SITE, ARCHITECTURES[name].saved_as, 3)
     held_out = planted.draw(4000)
     if ARCHITECTURES[name].calibrated:
-        sae = calibrated(sae, lambda: iter(held_out.split(999)), 3)
-    figure = measured(sae, lambda: iter(held_out.split(999)))
+        sae = fit_threshold(sae, lambda: iter(held_out.split(999)), 3)
+    figure = evaluate_held_out(sae, lambda: iter(held_out.split(999)))
     assert figure.explained_variance > 0.8
     assert figure.l0 == pytest.approx(3.0, abs=0.6) if name != "relu" else 3 < figure.l0 < 20
 
@@ -77,7 +77,7 @@ def test_planted_directions_are_found(name: Name) -> None:
 # ------------------------------------------------------------------------------------------------------ the slow twin
 
 
-def slow_loss(recipe: Recipe, parts: dict[str, list[Any]], xs: list[list[float]], dead: list[bool]) -> float:
+def slow_loss(recipe: TrainingConfig, parts: dict[str, list[Any]], xs: list[list[float]], dead: list[bool]) -> float:
     """The textbook's loss in plain python, one number at a time."""
     W_enc, b_enc, W_dec, b_dec = (parts[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec"))
     d_in, d_sae = len(b_dec), len(b_enc)
@@ -131,9 +131,9 @@ def slow_loss(recipe: Recipe, parts: dict[str, list[Any]], xs: list[list[float]]
     return loss + mean_square(revived) / variance / 32
 
 
-def random_dictionary(d_in: int = 6, d_sae: int = 32, seed: int = 2) -> Dictionary:
+def random_dictionary(d_in: int = 6, d_sae: int = 32, seed: int = 2) -> TrainingSAE:
     generator = torch.Generator().manual_seed(seed)
-    dictionary = Dictionary(torch.zeros(d_in), d_sae, seed)
+    dictionary = TrainingSAE(torch.zeros(d_in), d_sae, seed)
     with torch.no_grad():
         for name, parameter in dictionary.named_parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
@@ -145,20 +145,20 @@ def random_dictionary(d_in: int = 6, d_sae: int = 32, seed: int = 2) -> Dictiona
 @pytest.mark.parametrize(("name", "smallest_group"), [*((name, None) for name in NAMES), ("matryoshka", 5)])
 @pytest.mark.parametrize("num_dead", [0, 2, 20])
 def test_the_loss_is_the_textbooks(name: Name, smallest_group: int | None, num_dead: int) -> None:
-    recipe = Recipe(d_sae=32, architecture=name, k=5, smallest_group=smallest_group, tokens=1000, batch=10)
+    recipe = TrainingConfig(d_sae=32, architecture=name, k=5, smallest_group=smallest_group, tokens=1000, batch=10)
     dictionary = random_dictionary()
     x = torch.randn(9, 6, generator=torch.Generator().manual_seed(1))
     is_dead = torch.arange(32) >= 32 - num_dead
-    loss = outcome(recipe, dictionary, x, step=50, is_dead=is_dead).loss
+    loss = forward(recipe, dictionary, x, step=50, is_dead=is_dead).loss
     parts = {key: tensor.double().tolist() for key, tensor in dictionary.state_dict().items()}
     assert loss.item() == pytest.approx(slow_loss(recipe, parts, x.double().tolist(), is_dead.tolist()), rel=1e-5)
 
 
 def test_a_thresholds_gradient_is_the_kernels() -> None:
-    recipe = Recipe(d_sae=32, architecture="jumprelu", k=5, tokens=1000, batch=10, bandwidth=0.8)
+    recipe = TrainingConfig(d_sae=32, architecture="jumprelu", k=5, tokens=1000, batch=10, bandwidth=0.8)
     dictionary = random_dictionary()
     x = torch.randn(9, 6, generator=torch.Generator().manual_seed(1))
-    out = outcome(recipe, dictionary, x, step=50, is_dead=torch.zeros(32, dtype=torch.bool))
+    out = forward(recipe, dictionary, x, step=50, is_dead=torch.zeros(32, dtype=torch.bool))
     out.acts.retain_grad()
     out.loss.backward()
     pre, threshold = dictionary.pre(x).detach(), dictionary.threshold.detach()
@@ -180,13 +180,13 @@ def test_a_thresholds_gradient_is_the_kernels() -> None:
 
 def test_decoder_rows_stay_of_unit_length_where_they_should() -> None:
     for name, is_unit in {"batchtopk": True, "relu": False}.items():
-        recipe = Recipe(d_sae=48, architecture=name, k=4, tokens=64 * 50, batch=64, lr=1e-2)  # type: ignore[arg-type]
+        recipe = TrainingConfig(d_sae=48, architecture=name, k=4, tokens=64 * 50, batch=64, lr=1e-2)  # type: ignore[arg-type]
         lengths = trained(recipe, Planted())[0].dictionary.W_dec.detach().norm(dim=1)
         assert torch.allclose(lengths, torch.ones(48), atol=1e-5) is is_unit
 
 
 def test_features_die_after_the_window_and_are_revived() -> None:
-    recipe = Recipe(d_sae=48, k=4, tokens=64 * 320, batch=64, lr=1e-3)
+    recipe = TrainingConfig(d_sae=48, k=4, tokens=64 * 320, batch=64, lr=1e-3)
     assert recipe.dead_window == 20 * 64
     planted = Planted()
     dead = {}
@@ -203,20 +203,20 @@ def test_features_die_after_the_window_and_are_revived() -> None:
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
-    recipe = Recipe(d_sae=8, k=2, tokens=1000, batch=1)
+    recipe = TrainingConfig(d_sae=8, k=2, tokens=1000, batch=1)
     assert [recipe.rate(step) for step in (0, 24, 49, 500, 799)] == pytest.approx([0.02, 0.5, 1.0, 1.0, 1.0])
     assert [recipe.rate(step) for step in (900, 999)] == pytest.approx([0.5, 0.005])
     assert [recipe.penalty(step) for step in (0, 49, 999)] == pytest.approx([0.02, 1.0, 1.0])
 
 
 def test_k_falls_from_four_times_its_value() -> None:
-    recipe = Recipe(d_sae=100, k=10, tokens=1000, batch=1, annealed=0.1)
+    recipe = TrainingConfig(d_sae=100, k=10, tokens=1000, batch=1, annealed=0.1)
     assert [recipe.k_at(step) for step in (0, 50, 100, 999)] == [40, 25, 10, 10]
-    assert Recipe(d_sae=100, k=10, tokens=1000, batch=1).k_at(0) == 10
+    assert TrainingConfig(d_sae=100, k=10, tokens=1000, batch=1).k_at(0) == 10
 
 
 def test_the_dead_window_fits_the_run() -> None:
-    assert [Recipe(d_sae=64, tokens=tokens).dead_window for tokens in (5_000_000, 50_000_000, 10**9)] == [
+    assert [TrainingConfig(d_sae=64, tokens=tokens).dead_window for tokens in (5_000_000, 50_000_000, 10**9)] == [
         312_500,
         3_125_000,
         10_000_000,
@@ -238,7 +238,7 @@ def test_the_dead_window_fits_the_run() -> None:
 )
 def test_a_recipe_that_makes_no_sense_is_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(TrainingError, match=said):
-        Recipe(**{"d_sae": 64, **options})
+        TrainingConfig(**{"d_sae": 64, **options})
 
 
 # -------------------------------------------------------------------------------------------------- rounds of the pool
@@ -257,14 +257,14 @@ def test_as_many_batches_are_harvested_as_are_used(num_batches: int, most: int) 
 
 
 def plain_sae(d_in: int = 6, d_sae: int = 32) -> SAE:
-    return as_read(folded(random_dictionary(d_in, d_sae), 0.5, "standard"), SITE, "standard", 1)
+    return reread(fold_norms(random_dictionary(d_in, d_sae), 0.5, "standard"), SITE, "standard", 1)
 
 
 @pytest.mark.parametrize("k", [1, 3, 8])
 @pytest.mark.parametrize("portion", [1, 77, 10_000])
 def test_the_threshold_leaves_k_features_a_token_exactly(k: int, portion: int) -> None:
     x = torch.randn(500, 6, generator=torch.Generator().manual_seed(4))
-    sae = calibrated(plain_sae(), lambda: iter(x.split(portion)), k)
+    sae = fit_threshold(plain_sae(), lambda: iter(x.split(portion)), k)
     assert sum(int(sae.encode(part).count_nonzero()) for part in x.split(portion)) == k * 500
     parts = [plain_sae().encode(part).flatten() for part in x.split(portion)]
     in_order = torch.cat(parts).sort(descending=True).values
@@ -273,7 +273,7 @@ def test_the_threshold_leaves_k_features_a_token_exactly(k: int, portion: int) -
 
 def test_where_k_is_not_reached_all_positive_activations_are_kept_as_in_training() -> None:
     x, plain = torch.randn(50, 6), plain_sae()
-    sae = calibrated(plain, lambda: iter(x.split(9)), 31)
+    sae = fit_threshold(plain, lambda: iter(x.split(9)), 31)
     assert 0 < int(plain.encode(x).count_nonzero()) < 31 * 50
     assert torch.equal(sae.encode(x), plain.encode(x))
 
@@ -281,7 +281,7 @@ def test_where_k_is_not_reached_all_positive_activations_are_kept_as_in_training
 def test_an_sae_without_any_activation_is_refused() -> None:
     dead = replace(plain_sae(), b_enc=torch.full((32,), -1e9))
     with pytest.raises(TrainingError, match="No feature is active on any held-out token"):
-        calibrated(dead, lambda: iter([torch.randn(50, 6)]), 3)
+        fit_threshold(dead, lambda: iter([torch.randn(50, 6)]), 3)
 
 
 def test_the_recipe_knows_which_architectures_are_calibrated() -> None:
@@ -290,8 +290,8 @@ def test_the_recipe_knows_which_architectures_are_calibrated() -> None:
 
 def test_figures_in_portions_are_those_of_the_whole() -> None:
     x = torch.randn(700, 6, generator=torch.Generator().manual_seed(4)) + 3
-    sae = calibrated(plain_sae(), lambda: iter([x]), 3)
-    got = measured(sae, lambda: iter(x.split(99)))
+    sae = fit_threshold(plain_sae(), lambda: iter([x]), 3)
+    got = evaluate_held_out(sae, lambda: iter(x.split(99)))
     acts = sae.encode(x)
     assert got.num_tokens == 700
     assert got.explained_variance == pytest.approx(metrics.explained_variance(x, sae.decode(acts, x)), abs=1e-6)
@@ -313,10 +313,10 @@ def test_figures_in_portions_are_those_of_the_whole() -> None:
     ],
 )
 def test_a_short_run_learns_faster(architecture: Name, steps: int, multiple: float) -> None:
-    recipe = Recipe(d_sae=2**12, architecture=architecture, tokens=64 * steps, batch=64)
+    recipe = TrainingConfig(d_sae=2**12, architecture=architecture, tokens=64 * steps, batch=64)
     assert learning_rate(recipe) == pytest.approx(2e-4 * 2 * multiple)
     assert learning_rate(replace(recipe, lr=0.25)) == 0.25
 
 
 def test_the_baselines_learning_rate_is_the_textbooks() -> None:
-    assert learning_rate(Recipe(d_sae=2**12, architecture="relu", tokens=6400, batch=64)) == 3e-4
+    assert learning_rate(TrainingConfig(d_sae=2**12, architecture="relu", tokens=6400, batch=64)) == 3e-4

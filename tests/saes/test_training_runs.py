@@ -20,10 +20,10 @@ from torch import Tensor
 from saeclamp_saes import Site, read_sae
 from saeclamp_saes.errors import TrainingError
 from saeclamp_saes.io.hashes import sha256_of
-from saeclamp_saes.io.vector_files import Rows
+from saeclamp_saes.io.vector_files import VectorFile
 from saeclamp_saes.training.architectures import ARCHITECTURES
 from saeclamp_saes.training.checkpoint import load
-from saeclamp_saes.training.config import NAMES, Name, Recipe
+from saeclamp_saes.training.config import NAMES, Name, TrainingConfig
 from saeclamp_saes.training.run import train
 from saeclamp_saes.training.trainer import Trainer
 
@@ -121,7 +121,7 @@ def test_every_vector_is_harvested_once_and_trained_on_as_often(tmp_path: Path) 
     assert sorted(got.tolist()) == sorted(expected.tolist())
 
 
-def run_of(tmp_path: Path, name: Name, **options: Any) -> tuple[Path, Recipe]:
+def run_of(tmp_path: Path, name: Name, **options: Any) -> tuple[Path, TrainingConfig]:
     data, what = corpus(tmp_path / "data"), recipe(architecture=name)
     train(settings(tmp_path / "run", keep_vectors=True, **options), what, wanted(data), reader())
     return tmp_path / "run", what
@@ -130,7 +130,7 @@ def run_of(tmp_path: Path, name: Name, **options: Any) -> tuple[Path, Recipe]:
 def held_out(run: Path) -> Tensor:
     num = json.loads((run / "held-out.json").read_text())["filled"]
     size = (run / "held-out.rows").stat().st_size // 32
-    return Rows(run / "held-out.rows", size, 16, "bfloat16", begun=True).tensor[:num].float()
+    return VectorFile(run / "held-out.rows", size, 16, "bfloat16", begun=True).tensor[:num].float()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -14,11 +14,11 @@ from tests.saes.tiny_models import VOCABULARY, make
 from torch import Tensor, nn
 
 from saeclamp_saes.errors import VerificationError
-from saeclamp_saes.evaluation.report import ReadingFigure, Verification
-from saeclamp_saes.evaluation.threshold import calibrated_threshold
+from saeclamp_saes.evaluation.report import InterpretationScore, Verification
+from saeclamp_saes.evaluation.threshold import estimate_threshold
 from saeclamp_saes.evaluation.verify import verify
 from saeclamp_saes.lm.capture import record
-from saeclamp_saes.lm.text import SAMPLE, SEQUENCE_LENGTH, read_text, sequences_of
+from saeclamp_saes.lm.text import SAMPLE, SEQUENCE_LENGTH, read_text, tokenize_sequences
 from saeclamp_saes.sae import SAE, TopK
 from saeclamp_saes.sites import Site
 
@@ -253,8 +253,8 @@ def test_the_result_is_json(result: Verification) -> None:
     assert told["cross_entropy"]["clean"] == result.cross_entropy.clean
 
 
-def figure(explained: float, pca: float, place: str = "resid_post 1") -> ReadingFigure:
-    return ReadingFigure("", explained, "", (place,), pca)
+def figure(explained: float, pca: float, place: str = "resid_post 1") -> InterpretationScore:
+    return InterpretationScore("", explained, "", (place,), pca)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,9 @@ def figure(explained: float, pca: float, place: str = "resid_post 1") -> Reading
         pytest.param(figure(0.1, 0.4), figure(0.15, 0.40, "resid_post 2"), False, id="a-like-place-as-bad"),
     ],
 )
-def test_when_another_reading_refutes_the_claimed_one(own: ReadingFigure, other: ReadingFigure, refuted: bool) -> None:
+def test_when_another_reading_refutes_the_claimed_one(
+    own: InterpretationScore, other: InterpretationScore, refuted: bool
+) -> None:
     assert other.fits_better_than(own) is refuted
 
 
@@ -293,14 +295,14 @@ def test_the_calibrated_threshold_keeps_as_many_as_topk(model: nn.Module, texts:
 def test_the_calibrated_threshold_does_not_depend_on_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(2))
     top_k = replace(planted(x, HOME, WIDTH), top_k=TopK(3))
-    whole = calibrated_threshold(top_k, x)
+    whole = estimate_threshold(top_k, x)
     monkeypatch.setattr("saeclamp_saes.evaluation.interpretations.ENCODE_BYTES", 7 * 2 * WIDTH * 4)
-    assert calibrated_threshold(top_k, x) == pytest.approx(whole)
+    assert estimate_threshold(top_k, x) == pytest.approx(whole)
 
 
 def test_a_signed_topk_has_no_threshold() -> None:
     x = torch.randn(40, WIDTH)
-    assert calibrated_threshold(replace(planted(x, HOME), top_k=TopK(3, signed=True)), x) is None
+    assert estimate_threshold(replace(planted(x, HOME), top_k=TopK(3, signed=True)), x) is None
 
 
 class Words:
@@ -318,16 +320,16 @@ class Words:
 
 @pytest.mark.parametrize("adds_bos", [False, True])
 def test_a_text_is_cut_into_sequences_that_begin_as_the_models_do(adds_bos: bool) -> None:
-    cut = sequences_of("word " * 700, Words(adds_bos), num_tokens=600)
+    cut = tokenize_sequences("word " * 700, Words(adds_bos), num_tokens=600)
     assert [len(part) for part in cut] == ([256, 256, 91] if adds_bos else [256, 256, 88])
     assert all((int(part[0]) == 1) is adds_bos for part in cut)
     assert torch.cat([part[adds_bos:] for part in cut]).tolist() == list(range(100, 700))
 
 
 def test_a_remainder_of_few_tokens_is_dropped_and_a_text_of_few_is_an_error() -> None:
-    assert [len(part) for part in sequences_of("word " * 262, Words(False))] == [SEQUENCE_LENGTH]
+    assert [len(part) for part in tokenize_sequences("word " * 262, Words(False))] == [SEQUENCE_LENGTH]
     with pytest.raises(VerificationError, match="only 5 tokens"):
-        sequences_of("word " * 5, Words(False))
+        tokenize_sequences("word " * 5, Words(False))
 
 
 def test_a_text_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:

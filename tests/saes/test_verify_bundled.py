@@ -16,8 +16,8 @@ from saeclamp_saes import SAE, Site, read_sae
 from saeclamp_saes.cli import verify as command
 from saeclamp_saes.evaluation.verify import Verification, verify
 from saeclamp_saes.library.reference import BUNDLED
-from saeclamp_saes.lm.load import open_model
-from saeclamp_saes.lm.text import read_text, sequences_of
+from saeclamp_saes.lm.load import load_model
+from saeclamp_saes.lm.text import read_text, tokenize_sequences
 from saeclamp_server.packaged_model import prepared_model
 
 TOKENS = 1024
@@ -32,11 +32,11 @@ def model_folder() -> Path:
 
 @pytest.fixture(scope="module")
 def measure(model_folder: Path) -> Verify:
-    model, tokenizer = open_model(str(model_folder), "cpu")
+    model, tokenizer = load_model(str(model_folder), "cpu")
     text = read_text(None)
 
     def run(sae: SAE, num_tokens: int) -> Verification:
-        return verify(sae, model, sequences_of(text, tokenizer, num_tokens), tokenizer.all_special_ids)
+        return verify(sae, model, tokenize_sequences(text, tokenizer, num_tokens), tokenizer.all_special_ids)
 
     return run
 
@@ -171,6 +171,6 @@ def test_a_number_of_tokens_must_be_positive(capsys: pytest.CaptureFixture[str])
 
 
 def test_the_model_computes_in_float32_on_a_cpu(model_folder: Path) -> None:
-    model, _ = open_model(str(model_folder), "cpu")
+    model, _ = load_model(str(model_folder), "cpu")
     assert next(model.parameters()).dtype is torch.float32
-    assert next(open_model(str(model_folder), "cpu", "bfloat16")[0].parameters()).dtype is torch.bfloat16
+    assert next(load_model(str(model_folder), "cpu", "bfloat16")[0].parameters()).dtype is torch.bfloat16

@@ -11,7 +11,7 @@ from tests.saes.tiny_models import WIDTH
 from tests.saes.tiny_training import LAYER
 
 from saeclamp_saes import SAE, Site
-from saeclamp_saes.labelling.run import Settings
+from saeclamp_saes.labelling.run import LabelSettings
 from saeclamp_saes.lm.documents import data_files, documents
 from saeclamp_saes.lm.harvest import Reader
 
@@ -39,8 +39,8 @@ def sae(*sites: Site, d_sae: int = D_SAE, seed: int = 0, **options: Any) -> SAE:
     )
 
 
-def settings(out: Path, data: Path, **options: Any) -> Settings:
-    return Settings(
+def settings(out: Path, data: Path, **options: Any) -> LabelSettings:
+    return LabelSettings(
         out=out,
         sae_name="mine",
         model_name="tiny",

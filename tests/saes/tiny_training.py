@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerFast
 
 from saeclamp_saes.lm.harvest import Reader
 from saeclamp_saes.sites import Site
-from saeclamp_saes.training.config import Recipe
-from saeclamp_saes.training.harvest_config import Wanted
-from saeclamp_saes.training.run_settings import Settings
+from saeclamp_saes.training.config import TrainingConfig
+from saeclamp_saes.training.harvest_config import HarvestConfig
+from saeclamp_saes.training.run_settings import RunSettings
 
 TEMPLATE = "{% for m in messages %}{{ '<s>' + m['role'] + ':' + m['content'] }}{% endfor %}"
 LETTERS = (string.ascii_letters + string.digits + string.punctuation + " ")[: VOCABULARY - 2]
@@ -65,16 +65,16 @@ def reader(model: nn.Module | None = None, **options: Any) -> Reader:
     )
 
 
-def recipe(**options: Any) -> Recipe:
-    return Recipe(**{"d_sae": 24, "k": 4, "tokens": 32 * 90, "batch": 32, "lr": 1e-3, **options})
+def recipe(**options: Any) -> TrainingConfig:
+    return TrainingConfig(**{"d_sae": 24, "k": 4, "tokens": 32 * 90, "batch": 32, "lr": 1e-3, **options})
 
 
-def settings(out: Path, **options: Any) -> Settings:
-    return Settings(out=out, **{"pool_tokens": 32 * 20, "log_every": 7, "save_every": 5, **options})
+def settings(out: Path, **options: Any) -> RunSettings:
+    return RunSettings(out=out, **{"pool_tokens": 32 * 20, "log_every": 7, "save_every": 5, **options})
 
 
-def wanted(data: Path, tokens: int = 32 * 90, **options: Any) -> Wanted:
-    return Wanted(
+def wanted(data: Path, tokens: int = 32 * 90, **options: Any) -> HarvestConfig:
+    return HarvestConfig(
         data=(data,),
         model_name="tiny",
         model_sha256={"model.safetensors": "0" * 64},

@@ -35,7 +35,7 @@ class Edit(NamedTuple):
     special: bool = False
 
     def entry(self) -> Entry:
-        move = clamping.MOVES["clamp" if self.op == "ablate" else self.op](self.value)
+        move = clamping.UPDATES["clamp" if self.op == "ablate" else self.op](self.value)
         return Entry(self.row, move, self.slot, self.first, self.last, self.special)
 
 

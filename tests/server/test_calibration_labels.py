@@ -13,7 +13,7 @@ from tests.server.calibration_stub import Stub, curve_of, run, serving, words, w
 
 from saeclamp_saes import read_sae
 from saeclamp_saes.errors import SAEError
-from saeclamp_saes.labelling.table import Example, Feature, Labels, LabelsInfo, TokenLogit, decoder_sha256
+from saeclamp_saes.labelling.table import Example, Feature, LabelsInfo, LabelTable, TokenLogit, decoder_sha256
 from saeclamp_server.calibration.errors import CalibrationError
 
 
@@ -47,7 +47,7 @@ def label(index: int) -> Feature:
 def write_labels(folder: Path, sae: Path) -> Path:
     info = LabelsInfo("mine", decoder_sha256(read_sae(sae)), "tiny", {}, {}, 1000, {}, (), {}, "2026-11-23T00:00:00")
     path = folder / "labels.parquet"
-    Labels.of(info, map(label, range(24))).write(path)
+    LabelTable.of(info, map(label, range(24))).write(path)
     return path
 
 
@@ -80,7 +80,7 @@ def test_scale_words_and_examples_come_from_the_labels(
 def test_words_of_labels_that_every_answer_holds_cannot_judge(
     server: Stub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("saeclamp_server.calibration.concept.words_of_label", lambda *_: ("number",))
+    monkeypatch.setattr("saeclamp_server.calibration.concept.label_words", lambda *_: ("number",))
     write_labels(folder, folder)
     arguments = [word for word in words(server, folder, features="law") if word not in ("--concept", "bridge")]
     with pytest.raises(CalibrationError, match=r"labels give feature law \(number\) stand in unsteered answers too"):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tests.saes.blank_label import blank_label
 
-from saeclamp_saes.labelling.table import Example, Feature, Labels, LabelsInfo, TokenLogit
+from saeclamp_saes.labelling.table import Example, Feature, LabelsInfo, LabelTable, TokenLogit
 from saeclamp_server import sentence_encoder
 from saeclamp_server.calibration.concept import Concept, background_texts, label_words
 from saeclamp_server.calibration.errors import CalibrationError
@@ -176,9 +176,9 @@ def test_what_is_no_word_gives_none() -> None:
 def test_the_background_is_an_example_of_each_of_some_features(tmp_path: Path) -> None:
     info = LabelsInfo("x", "0" * 64, "m", {}, {}, 1000, {}, (), {}, "2026-11-23T00:00:00")
     few = [replace(label([SHIP, BRIDGE] if number else []), index=number) for number in range(3)]
-    assert background_texts(Labels.of(info, few)) == ["The Golden Bridge is red."] * 2
+    assert background_texts(LabelTable.of(info, few)) == ["The Golden Bridge is red."] * 2
     many = [replace(label([([f"w{number}"], {0: 1.0})]), index=number) for number in range(700)]
-    assert background_texts(Labels.of(info, many)) == [f"w{number}" for number in range(0, 700, 3)]
+    assert background_texts(LabelTable.of(info, many)) == [f"w{number}" for number in range(0, 700, 3)]
 
 
 def test_words_of_labels_that_unsteered_answers_hold_too_are_left_out() -> None:

@@ -16,7 +16,7 @@ from tests.bundled import D_SAE, ENTRY, GOLDEN_GATE, LAYER, MAX_ACT, UNNAMED
 
 from saeclamp.types import StoredFeature, StoredSAE
 from saeclamp_saes import SAEEntry
-from saeclamp_saes.labelling.label_file import OpenLabels
+from saeclamp_saes.labelling.label_file import LabelFile
 from saeclamp_saes.labelling.table import labels_path
 from saeclamp_server.api.error_handlers import refuse
 from saeclamp_server.api.features import load_served_saes
@@ -31,7 +31,7 @@ FIT = {"num_tokens": 900, "explained_variance": 0.8, "l0": 50.0, "problem": None
 
 def app(entry: SAEEntry = ENTRY, labelled: bool = True, said: list[str] | None = None) -> FastAPI:
     """The endpoints alone, of a server with one SAE."""
-    labels = {entry.name: OpenLabels(labels_path(entry.path))} if labelled else {}
+    labels = {entry.name: LabelFile(labels_path(entry.path))} if labelled else {}
     report = (said if said is not None else []).append
     served = FastAPI()
     served.include_router(routes.router)
@@ -80,7 +80,7 @@ def test_a_feature_is_found_by_name_and_by_index_with_all_that_lies_beside_the_s
     curves = json.loads((ENTRY.path / "calibration.json").read_text())["features"]
     assert feature.curve is not None
     assert [*feature.curve] == curves[str(GOLDEN_GATE)]["curve"]
-    labelled = OpenLabels(labels_path(ENTRY.path))[GOLDEN_GATE]
+    labelled = LabelFile(labels_path(ENTRY.path))[GOLDEN_GATE]
     assert (feature.density, feature.output_score) == (labelled.density, labelled.output_score)
     assert feature.examples is not None
     assert [one.peak_act for one in feature.examples] == [one.peak_act for one in labelled.examples]
@@ -91,7 +91,7 @@ def test_a_feature_is_found_by_name_and_by_index_with_all_that_lies_beside_the_s
 
 
 def test_the_counted_label_that_holds_comes_before_those_that_do_not() -> None:
-    served, labels = app(), OpenLabels(labels_path(ENTRY.path))
+    served, labels = app(), LabelFile(labels_path(ENTRY.path))
     seen = set()
     for index in range(D_SAE):
         labelled = labels[index]

@@ -12,7 +12,7 @@ from tests.server.kernel_processes import Process, process
 from torch import Tensor
 
 from saeclamp_saes import SAE, Site
-from saeclamp_saes.clamping import Edits, read_acts, written
+from saeclamp_saes.clamping import EditRows, decoder_delta, read_acts
 from saeclamp_server.engine.worker.edit_stats import EditStats
 from saeclamp_server.engine.worker.kernel import GENERATED, PROMPT, UNCOUNTED, UNTOUCHED, FeatureRowTable, ProgramTable
 
@@ -90,17 +90,17 @@ def test_it_is_what_the_eager_path_computes_and_counts(interpreter: Process) -> 
         for edit in case.programs[program]
     ]
     token, slot = (torch.tensor(column) for column in zip(*((t, e.slot) for t, e in pairs), strict=True))
-    edits = Edits(
+    edits = EditRows(
         token=token,
         feature=torch.tensor([edit.row for _, edit in pairs]),
         moves=torch.tensor([edit.entry().move for _, edit in pairs]),
-        live=torch.ones(len(pairs)),
+        mask=torch.ones(len(pairs)),
     )
     here = (Site("resid_post", 0),)
     sae = SAE(here, here, case.W_enc.T, case.b_enc, case.W_dec, torch.zeros(1000), case.threshold)
     x = case.hidden + case.residual
     before = read_acts(x, sae, edits)
-    change, pushes = written(sae, edits, before, len(x))
+    change, pushes = decoder_delta(sae, edits, before, len(x))
     side = case.counts_as[token]
     counts = torch.stack((side == PROMPT, side == GENERATED), dim=1).float()
     measured, dose = counts.sum(dim=1), pushes / x.norm(dim=1)[token]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.reference import Tokens, touched_positions
 
-from saeclamp_saes.clamping import MOVES
+from saeclamp_saes.clamping import UPDATES
 from saeclamp_server.engine.worker.compiled_program import CompiledProgram, LoadedWeights
 from saeclamp_server.engine.worker.read_plan import plan_rules
 from saeclamp_server.engine.worker.step_plan import RequestSlice, StepLayout, pairs_by_sae, reads_by_sae
@@ -43,9 +43,9 @@ def test_each_token_carries_the_clamps_of_its_own_request() -> None:
     pairs = pairs_by_sae([RequestSlice(first, 2, 3, 0, 3, 0, 0), RequestSlice(second, 5, 1, 9, 4, 0, 1)])
     a, b, c = pairs["a"], pairs["b"], pairs["c"]
     assert (a.batch_row.tolist(), a.feature.tolist(), a.slot.tolist()) == ([3, 4], [2, 2], [0, 0])
-    assert a.moves.tolist() == [[*MOVES["clamp"](5.0)]] * 2
+    assert a.moves.tolist() == [[*UPDATES["clamp"](5.0)]] * 2
     assert (b.batch_row.tolist(), b.feature.tolist(), b.slot.tolist()) == ([5], [1], [1])
-    assert b.moves.tolist() == [[*MOVES["add"](-1.0)]]
+    assert b.moves.tolist() == [[*UPDATES["add"](-1.0)]]
     assert (c.batch_row.tolist(), c.feature.tolist(), c.slot.tolist()) == ([5], [3], [2])
     assert (c.prompt.tolist(), c.generated.tolist()) == ([False], [True])
 

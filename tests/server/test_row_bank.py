@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saeclamp_saes import SAE, Site
-from saeclamp_saes.clamping import Edits, read_acts, written
+from saeclamp_saes.clamping import EditRows, decoder_delta, read_acts
 from saeclamp_saes.sae import InputNorm, TopK
 from saeclamp_server.engine.worker.row_cache import FeatureRowCache
 
@@ -38,9 +38,9 @@ def edited(sae: SAE, x: torch.Tensor, features: np.ndarray) -> tuple[torch.Tenso
     """Every token's activations of the features, and its change when they are clamped to 2."""
     token = torch.arange(len(x)).repeat_interleave(len(features))
     clamp = torch.tensor([[2.0, -1.0, -torch.inf, torch.inf]]).expand(len(token), 4)
-    edits = Edits(token, torch.from_numpy(features).repeat(len(x)), clamp, torch.ones(len(token)))
+    edits = EditRows(token, torch.from_numpy(features).repeat(len(x)), clamp, torch.ones(len(token)))
     acts = read_acts(x, sae, edits)
-    return acts.acts, written(sae, edits, acts, len(x))[0]
+    return acts.acts, decoder_delta(sae, edits, acts, len(x))[0]
 
 
 @given(st.lists(st.sets(st.integers(0, NUM_FEATURES - 1), min_size=1, max_size=CAPACITY), min_size=1, max_size=12))

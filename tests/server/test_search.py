@@ -14,8 +14,8 @@ from tests.saes.blank_label import blank_label
 from tests.server.conftest import entry
 
 from saeclamp.types import FeatureQuery
-from saeclamp_saes.labelling.label_file import OpenLabels
-from saeclamp_saes.labelling.table import Labels, LabelsInfo, TokenLogit, labels_path
+from saeclamp_saes.labelling.label_file import LabelFile
+from saeclamp_saes.labelling.table import LabelsInfo, LabelTable, TokenLogit, labels_path
 from saeclamp_saes.library.feature_book import FeatureNote
 from saeclamp_server import sentence_encoder
 from saeclamp_server.api.features import FeatureSearch, ServedSAE
@@ -51,9 +51,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def search(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> FeatureSearch:
     path = tmp_path_factory.mktemp("labels") / "labels.parquet"
     rows = [blank_label(index=index, num_active=9, top_act=9.0, **label) for index, label in enumerate(LABELS)]
-    Labels.of(INFO, rows).write(path)
+    LabelTable.of(INFO, rows).write(path)
     norms = SiteNorms(10.0, [1.0] * len(LABELS))
-    small = ServedSAE(entry("small", 3, len(LABELS), *NOTES), norms, labels=OpenLabels(path))
+    small = ServedSAE(entry("small", 3, len(LABELS), *NOTES), norms, labels=LabelFile(path))
     bare = ServedSAE(entry("bare", 3, 4, FeatureNote(2, "ships-at-war", 3.0, (1, 2), 1.5, "Naval battles.")), norms)
     made = FeatureSearch(
         {"small": small, "bare": bare}, lambda sae, index: 5.0 if (sae, index) == ("small", 0) else None
@@ -124,7 +124,7 @@ def test_a_feature_is_described_by_its_label_or_else_by_its_tokens(search: Featu
 
 def test_no_bundled_feature_is_without_a_description_and_all_places_give_the_same(cache: Path) -> None:
     norms = SiteNorms(10.0, [1.0] * ENTRY.summary.d_sae)
-    served_saes = ServedSAE(ENTRY, norms, labels=OpenLabels(labels_path(ENTRY.path)))
+    served_saes = ServedSAE(ENTRY, norms, labels=LabelFile(labels_path(ENTRY.path)))
     findable = SearchDocuments.of(served_saes)
     descriptions = [findable.description(index) for index in range(len(findable))]
     assert all(descriptions)
@@ -212,8 +212,8 @@ def test_without_the_encoder_words_decide_and_that_is_said(monkeypatch: pytest.M
 def test_damaged_labels_leave_the_book(tmp_path: Path, cache: Path) -> None:
     path = tmp_path / "labels.parquet"
     rows = [blank_label(index=index, num_active=9, top_act=9.0, **label) for index, label in enumerate(LABELS)]
-    Labels.of(INFO, rows).write(path)
-    opened = OpenLabels(path)
+    LabelTable.of(INFO, rows).write(path)
+    opened = LabelFile(path)
     path.write_bytes(path.read_bytes()[:200] + b"\0" * 400)
     served_saes = ServedSAE(entry("small", 3, len(LABELS), *NOTES), SiteNorms(10.0, [1.0] * 8), labels=opened)
     said: list[str] = []

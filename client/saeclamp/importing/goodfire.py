@@ -52,7 +52,7 @@ def from_goodfire(variant: Mapping[str, Any], sae: str, max_act_per_unit: float 
     pinned and moved, and comparisons of two features.
     """
     check_fields(variant, {"controller", *OF_REQUESTS, *OF_VARIANTS, *OF_CONTROLLERS}, "")
-    reader = _Reader(sae, max_act_per_unit)
+    reader = _VariantReader(sae, max_act_per_unit)
     if "controller" in variant:
         refuse_set(
             variant,
@@ -74,7 +74,7 @@ def from_goodfire(variant: Mapping[str, Any], sae: str, max_act_per_unit: float 
     return build(Steering, path, interventions=moves, rules=rules)
 
 
-class _Reader:
+class _VariantReader:
     """Reads objects of one variant."""
 
     def __init__(self, sae: str, per_unit: float) -> None:

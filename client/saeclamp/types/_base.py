@@ -71,12 +71,12 @@ def invalid_argument(exc: ValidationError, value: Any, kind: type[BaseModel], pa
     from saeclamp.types.refusals import refusal  # which reads all types
 
     why = refusal(exc, value, kind, path)
-    is_part = issubclass(kind, Request) and not kind.is_whole
+    is_part = issubclass(kind, RequestModel) and not kind.is_whole
     place = why.path or (kind.__name__ if is_part else "")
     return InvalidArgumentError(f"{place}: {why.sentence}" if place else why.sentence, why.path or None)
 
 
-class Request(BaseModel):
+class RequestModel(BaseModel):
     """
     A part of a request.
 
@@ -107,7 +107,7 @@ class Request(BaseModel):
         __init__.__pydantic_base_init__ = True
 
 
-class Question(Request):
+class EndpointRequest(RequestModel):
     """The body of a request to one of our own endpoints."""
 
     is_whole = True

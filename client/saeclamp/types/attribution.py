@@ -9,14 +9,14 @@ from pydantic import Field, model_validator
 from saeclamp.types._base import MAX_INTERVENTIONS, Answer
 from saeclamp.types.composing import Composable
 from saeclamp.types.features import Label
-from saeclamp.types.inspection import OfPassage, Saes
+from saeclamp.types.inspection import PassageSelection, Saes
 from saeclamp.types.rows import Listing
 
 TokenLike = Annotated[str, Field(min_length=1, max_length=1000)] | Annotated[int, Field(strict=True, ge=0)]
 """A token's text, blanks included, or its id."""
 
 
-class Attribute(OfPassage):
+class Attribute(PassageSelection):
     """
     Body of `POST /v1/features/attribute`: a token in its context.
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from saeclamp.types._base import Answer
-from saeclamp.types.inspection import OfPassage, Text
+from saeclamp.types.inspection import PassageSelection, Text
 from saeclamp.types.receipts import Receipt
 from saeclamp.types.rows import Tabular
 from saeclamp.types.steering import Steering
@@ -18,7 +18,7 @@ MAX_COMPARED = 2048
 """Tokens of one answer."""
 
 
-class Compare(OfPassage):
+class Compare(PassageSelection):
     """Body of `POST /v1/steering/compare`: what is continued or answered, the steering, and how answers are drawn."""
 
     steering: Steering

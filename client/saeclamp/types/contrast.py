@@ -6,7 +6,7 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
-from saeclamp.types._base import Answer, Question
+from saeclamp.types._base import Answer, EndpointRequest
 from saeclamp.types.composing import Composable
 from saeclamp.types.features import Label
 from saeclamp.types.inspection import Aggregate, Messages, Saes, Text
@@ -20,7 +20,7 @@ Texts: TypeAlias = Annotated[tuple[Text | Messages, ...], Field(min_length=1, ma
 """Texts or conversations."""
 
 
-class Contrast(Question):
+class Contrast(EndpointRequest):
     """Body of `POST /v1/features/contrast`: two sets, and how they are to be compared."""
 
     positive: Texts

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
-from saeclamp.types._base import Answer, Question
+from saeclamp.types._base import Answer, EndpointRequest
 from saeclamp.types.contrast import MAX_TEXTS
 from saeclamp.types.inspection import Messages, Text
 from saeclamp.types.interventions import VectorName
@@ -16,7 +16,7 @@ SomeTexts: TypeAlias = Annotated[tuple[Text | Messages, ...], Field(min_length=4
 """Texts or conversations; two for each half, by which the evidence is found."""
 
 
-class Derive(Question):
+class Derive(EndpointRequest):
     """Body of `POST /v1/vectors/derive`: two sets, and how a vector is to be made of them."""
 
     name: VectorName

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
-from saeclamp.types._base import MAX_READ, Answer, Question
+from saeclamp.types._base import MAX_READ, Answer, EndpointRequest
 from saeclamp.types.composing import Composable
 from saeclamp.types.features import Label
 from saeclamp.types.interventions import Feature
@@ -27,20 +27,20 @@ Aggregate: TypeAlias = Literal["max", "mean", "frequency"]
 Saes = Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_READ)]
 
 
-class OfPassage(Question):
+class PassageSelection(EndpointRequest):
     """What is asked of one text or conversation."""
 
     text: Text | None = None
     messages: Messages | None = None
 
     @model_validator(mode="after")
-    def _has_one_of_both(self) -> OfPassage:
+    def _has_one_of_both(self) -> PassageSelection:
         if (self.text is None) == (self.messages is None):
             raise ValueError("give one of 'text' and 'messages'")
         return self
 
 
-class Inspect(OfPassage):
+class Inspect(PassageSelection):
     """Body of `POST /v1/features/inspect`: a text or a conversation, and what is to be looked for in it."""
 
     features: Annotated[tuple[Feature, ...], Field(max_length=MAX_READ)] = ()

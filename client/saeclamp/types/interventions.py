@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from saeclamp.types._base import Request, Unit, Value
+from saeclamp.types._base import RequestModel, Unit, Value
 from saeclamp.types.tokens import SpecialTokens, Tokens
 
 FEATURE_PATTERN = r"^[^/\s]+/[^/\s]+$"
@@ -15,7 +15,7 @@ FEATURE_PATTERN = r"^[^/\s]+/[^/\s]+$"
 VECTOR_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
 
 
-class FeatureIndex(Request):
+class FeatureIndex(RequestModel):
     """A feature by number, where `"<sae>/<index>"` is inconvenient."""
 
     sae: Annotated[str, Field(strict=True, min_length=1, max_length=256)]
@@ -46,7 +46,7 @@ VectorName = Annotated[str, Field(pattern=VECTOR_PATTERN)]
 """As it was uploaded under."""
 
 
-class _Move(Request):
+class _InterventionBase(RequestModel):
     feature: Feature | None = None
     vector: VectorName | None = None
     """An uploaded direction, in place of `feature`: its activation is the stream's projection on it, of either sign."""
@@ -54,7 +54,7 @@ class _Move(Request):
     special_tokens: SpecialTokens = False
 
     @model_validator(mode="after")
-    def _moves_one_thing(self) -> _Move:
+    def _moves_one_thing(self) -> _InterventionBase:
         if (self.feature is None) == (self.vector is None):
             raise ValueError("give one of 'feature' and 'vector'")
         return self
@@ -65,7 +65,7 @@ class _Move(Request):
         return str(self.vector if self.feature is None else self.feature)
 
 
-class Clamp(_Move):
+class Clamp(_InterventionBase):
     """Set a feature's activation to `value`, whatever it was: adds `(value - activation) * W_dec[feature]`."""
 
     op: Literal["clamp"] = "clamp"
@@ -74,7 +74,7 @@ class Clamp(_Move):
     unit: Unit = "max_act"
 
 
-class Add(_Move):
+class Add(_InterventionBase):
     """Raise a feature's activation by `value`: adds `value * W_dec[feature]`, without looking at the activation."""
 
     op: Literal["add"] = "add"
@@ -83,7 +83,7 @@ class Add(_Move):
     unit: Unit = "max_act"
 
 
-class AtLeast(_Move):
+class AtLeast(_InterventionBase):
     """Raise a feature's activation to `value` where it is lower, and leave it alone elsewhere."""
 
     op: Literal["at_least"] = "at_least"
@@ -92,7 +92,7 @@ class AtLeast(_Move):
     unit: Unit = "max_act"
 
 
-class AtMost(_Move):
+class AtMost(_InterventionBase):
     """Lower a feature's activation to `value` where it is higher, and leave it alone elsewhere."""
 
     op: Literal["at_most"] = "at_most"
@@ -101,14 +101,14 @@ class AtMost(_Move):
     unit: Unit = "max_act"
 
 
-class Scale(_Move):
+class Scale(_InterventionBase):
     """Multiply a feature's activation by `factor`. Changes nothing where the feature is not active."""
 
     op: Literal["scale"] = "scale"
     factor: Value
 
 
-class Ablate(_Move):
+class Ablate(_InterventionBase):
     """Set a feature's activation to zero. Changes nothing where the feature is not active."""
 
     op: Literal["ablate"] = "ablate"

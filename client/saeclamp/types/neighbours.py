@@ -6,14 +6,14 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from saeclamp.types._base import MAX_READ, Answer, Question
+from saeclamp.types._base import MAX_READ, Answer, EndpointRequest
 from saeclamp.types.features import Neighbour
 from saeclamp.types.interventions import Feature
 from saeclamp.types.rows import Listing
 from saeclamp.types.search import MAX_HITS
 
 
-class NeighboursQuery(Question):
+class NeighboursQuery(EndpointRequest):
     """Body of `POST /v1/features/neighbours`."""
 
     features: Annotated[tuple[Feature, ...], Field(min_length=1, max_length=MAX_READ)]

@@ -17,19 +17,19 @@ RowT = TypeVar("RowT", bound=BaseModel, covariant=True)
 
 if TYPE_CHECKING:
 
-    class _OfTabular(Generic[RowT]):
+    class _TabularOnlyForTypes(Generic[RowT]):
         pass
 
 else:
 
-    class _OfTabular:
+    class _TabularOnlyForTypes:
         """Generic for type checkers alone: pydantic wants `Generic` behind BaseModel, whose iterator would then win."""
 
         def __class_getitem__(cls, row: type) -> type:
             return cls
 
 
-class Tabular(_OfTabular[RowT]):
+class Tabular(_TabularOnlyForTypes[RowT]):
     """An answer with rows."""
 
     def _rows(self) -> Sequence[RowT]:

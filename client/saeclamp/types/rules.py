@@ -7,12 +7,12 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
-from saeclamp.types._base import MAX_DEPTH, MAX_INTERVENTIONS, MAX_TESTS, Request, Unit, Value
+from saeclamp.types._base import MAX_DEPTH, MAX_INTERVENTIONS, MAX_TESTS, RequestModel, Unit, Value
 from saeclamp.types.interventions import Feature, Intervention
 from saeclamp.types.tokens import SpecialTokens, Tokens
 
 
-class FeatureCondition(Request):
+class FeatureCondition(RequestModel):
     """Whether a feature's activation at a token is above, or below, a value; one of the two is given."""
 
     feature: Feature
@@ -27,19 +27,19 @@ class FeatureCondition(Request):
         return self
 
 
-class AllOf(Request):
+class AllOf(RequestModel):
     """Whether all of some conditions hold at a token."""
 
     all: Annotated[tuple[Condition, ...], Field(min_length=1, max_length=MAX_TESTS)]
 
 
-class AnyOf(Request):
+class AnyOf(RequestModel):
     """Whether any of some conditions holds at a token."""
 
     any: Annotated[tuple[Condition, ...], Field(min_length=1, max_length=MAX_TESTS)]
 
 
-class Not(Request):
+class Not(RequestModel):
     """Whether a condition does not hold at a token."""
 
     model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True)
@@ -47,7 +47,7 @@ class Not(Request):
     not_: Annotated[Condition, Field(alias="not")]
 
 
-CONDITIONS: dict[str, type[Request]] = {"feature": FeatureCondition, "all": AllOf, "any": AnyOf, "not": Not}
+CONDITIONS: dict[str, type[RequestModel]] = {"feature": FeatureCondition, "all": AllOf, "any": AnyOf, "not": Not}
 """By the field that each has."""
 
 
@@ -89,7 +89,7 @@ def _depth(condition: FeatureCondition | AllOf | AnyOf | Not) -> int:
             return 1
 
 
-class Rule(Request):
+class Rule(RequestModel):
     """
     What is to happen where a condition holds.
 

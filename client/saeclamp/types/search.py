@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from saeclamp.types._base import Answer, Request
+from saeclamp.types._base import Answer, RequestModel
 from saeclamp.types.composing import Composable
 from saeclamp.types.features import Label
 from saeclamp.types.rows import Listing
@@ -19,7 +19,7 @@ MAX_HITS = 100
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
-class FeatureQuery(Request):
+class FeatureQuery(RequestModel):
     """What is looked for, as the parameters of `GET /v1/features`. Without a query, features are listed by number."""
 
     is_whole = True

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from saeclamp._exceptions import ArgumentTypeError
-from saeclamp.types._base import MAX_INTERVENTIONS, MAX_READ, MAX_RULES, Request, invalid_argument
+from saeclamp.types._base import MAX_INTERVENTIONS, MAX_READ, MAX_RULES, RequestModel, invalid_argument
 from saeclamp.types.interventions import Feature, Intervention, Operation
 from saeclamp.types.rules import Rule
 from saeclamp.types.tokens import SpecialTokens, Tokens
@@ -17,7 +17,7 @@ ReceiptKind = Literal["none", "summary", "tokens"]
 """Nothing, one summary of the whole response, or beside it what was done at each token."""
 
 
-class Readout(Request):
+class Readout(RequestModel):
     """Which activations the response is to show, for each token, as they are before any edit at their layer."""
 
     features: Annotated[tuple[Feature, ...], Field(max_length=MAX_READ)] = ()
@@ -35,7 +35,7 @@ class Readout(Request):
         return self
 
 
-class Steering(Request):
+class Steering(RequestModel):
     """
     The `steering` object of a request: interventions, rules, a readout, or several of them.
 

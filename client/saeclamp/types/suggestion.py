@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from saeclamp.types._base import Answer, Question
+from saeclamp.types._base import Answer, EndpointRequest
 from saeclamp.types.composing import Composable
 from saeclamp.types.features import Label
 from saeclamp.types.inspection import Saes
@@ -17,7 +17,7 @@ from saeclamp.types.search import MAX_QUERY
 Strength = Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)]
 
 
-class Suggest(Question):
+class Suggest(EndpointRequest):
     """Body of `POST /v1/features/suggest`."""
 
     wish: Annotated[str, Field(min_length=3, max_length=MAX_QUERY)]

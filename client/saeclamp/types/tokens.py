@@ -7,24 +7,24 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from saeclamp.types._base import MAX_POSITIONS, Request
+from saeclamp.types._base import MAX_POSITIONS, RequestModel
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 
 
-class First(Request):
+class First(RequestModel):
     """The first positions of the request, its prompt included."""
 
     first: Annotated[int, Field(strict=True, ge=1, le=2**31)]
 
 
-class After(Request):
+class After(RequestModel):
     """All positions of the request but the first ones, its prompt included."""
 
     after: Annotated[int, Field(strict=True, ge=0, le=2**31)]
 
 
-class Roles(Request):
+class Roles(RequestModel):
     """
     What the messages of these roles say, in a chat completion; with `assistant`, what the model generates too.
 
@@ -34,7 +34,7 @@ class Roles(Request):
     roles: Annotated[tuple[Role, ...], Field(min_length=1, max_length=5)]
 
 
-class Positions(Request):
+class Positions(RequestModel):
     """Single positions of the request, counted from 0."""
 
     positions: Annotated[
@@ -42,7 +42,7 @@ class Positions(Request):
     ]
 
 
-TOKEN_OBJECTS: dict[str, type[Request]] = {"first": First, "after": After, "roles": Roles, "positions": Positions}
+TOKEN_OBJECTS: dict[str, type[RequestModel]] = {"first": First, "after": After, "roles": Roles, "positions": Positions}
 """By the one field that each has."""
 
 
@@ -50,7 +50,11 @@ def _kind_of_tokens(value: object) -> str | None:
     if isinstance(value, str):
         return "<scope>"
     keys = (
-        value.keys() if isinstance(value, Mapping) else type(value).model_fields if isinstance(value, Request) else ()
+        value.keys()
+        if isinstance(value, Mapping)
+        else type(value).model_fields
+        if isinstance(value, RequestModel)
+        else ()
     )
     return next((f"<{key}>" for key in TOKEN_OBJECTS if key in keys), None)
 

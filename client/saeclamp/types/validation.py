@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from saeclamp.types._base import Answer, Question
+from saeclamp.types._base import Answer, EndpointRequest
 from saeclamp.types.features import Label
 from saeclamp.types.inspection import Messages
 from saeclamp.types.rows import Tabular
 from saeclamp.types.steering import Steering
 
 
-class Validate(Question):
+class Validate(EndpointRequest):
     """Body of `POST /v1/steering/validate`: what a completion would be sent."""
 
     steering: Steering

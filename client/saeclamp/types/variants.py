@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, FailFast, Field
 
-from saeclamp.types._base import Answer, Question, Request
+from saeclamp.types._base import Answer, EndpointRequest, RequestModel
 from saeclamp.types.rows import Listing
 from saeclamp.types.steering import Steering
 
@@ -19,7 +19,7 @@ VariantName = Annotated[str, Field(pattern=VARIANT_NAME)]
 BaseName = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-class NewVariant(Question):
+class NewVariant(EndpointRequest):
     """Body of `POST /v1/variants`."""
 
     name: VariantName
@@ -83,7 +83,7 @@ class DeletedVariant(Answer):
     num_versions: int
 
 
-class ExportedVariant(Request):
+class ExportedVariant(RequestModel):
     """One version."""
 
     name: VariantName

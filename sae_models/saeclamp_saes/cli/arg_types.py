@@ -13,14 +13,14 @@ MOST = 2**53
 LARGEST_SEED = 2**32 - 1
 
 
-def layer(text: str) -> int:
+def layer_arg(text: str) -> int:
     """Read a layer's number. Raises argparse's error, like all here."""
     if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a layer's number")
     return int(text)
 
 
-def count(text: str) -> int:
+def count_arg(text: str) -> int:
     """Read a positive whole number, such as 2048, 500k or 25M."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kMB]?)", text)
     number = float(match[1]) * MULTIPLES[match[2]] if match else 0.0
@@ -31,9 +31,9 @@ def count(text: str) -> int:
     return int(number)
 
 
-def context(text: str) -> int:
+def context_arg(text: str) -> int:
     """Read the length of the longest sequences; shorter ones than the shortest that are read would leave nothing."""
-    number = count(text)
+    number = count_arg(text)
     if number < SHORTEST:
         raise argparse.ArgumentTypeError(
             f"{text!r} tokens are too few: sequences of fewer than {SHORTEST} are not read"
@@ -41,14 +41,14 @@ def context(text: str) -> int:
     return number
 
 
-def seed(text: str) -> int:
+def seed_arg(text: str) -> int:
     """Read a seed of random numbers."""
     if not re.fullmatch(r"[0-9]{1,10}", text) or int(text) > LARGEST_SEED:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from 0 to {LARGEST_SEED:,}")
     return int(text)
 
 
-def positive(text: str) -> float:
+def positive_arg(text: str) -> float:
     """Read a positive number."""
     try:
         number = float(text)
@@ -59,7 +59,7 @@ def positive(text: str) -> float:
     return number
 
 
-def share(text: str) -> float:
+def share_arg(text: str) -> float:
     """Read a number from 0 to below 1."""
     try:
         number = float(text)

@@ -34,11 +34,11 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def run(args: argparse.Namespace) -> int:
     """Convert, print what was written, and return the exit code."""
     from saeclamp_saes.conversion import convert
-    from saeclamp_saes.library.reference import locate
+    from saeclamp_saes.library.reference import parse_reference
 
     before = signal.signal(signal.SIGTERM, _stop)  # by itself it would leave the sandbox and its folder behind
     try:
-        found = locate(args.source)
+        found = parse_reference(args.source)
         if found.path is None:
             raise SAELibraryError(
                 f"{args.source} is not on this machine: `saeclamp sae add` downloads and converts it."

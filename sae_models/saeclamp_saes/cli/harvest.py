@@ -8,16 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeclamp_saes.cli.arg_types import context, count, layer, share
+from saeclamp_saes.cli.arg_types import context_arg, count_arg, layer_arg, share_arg
 from saeclamp_saes.cli.output import print_facts, print_json
-from saeclamp_saes.cli.progress import progress_bar, resumable
+from saeclamp_saes.cli.progress import exit_resumable, progress_bar
 from saeclamp_saes.errors import TrainingError
-from saeclamp_saes.lm.load import DTYPES, context_of, open_model
+from saeclamp_saes.lm.load import DTYPES, context_length, load_model
 
 if TYPE_CHECKING:
     from saeclamp_saes.lm.harvest import Reader
-    from saeclamp_saes.training.activations_store import Store
-    from saeclamp_saes.training.harvest_config import Wanted
+    from saeclamp_saes.training.activations_store import ActivationsStore
+    from saeclamp_saes.training.harvest_config import HarvestConfig
 
 DATA = """\
 Data are text files, or JSON lines (.jsonl, .jsonl.gz) with {"text": ...} or {"messages": [...]}; conversations are formatted
@@ -49,11 +49,11 @@ def register(
     )
     parser.add_argument("--model", required=True, help="a local folder, a hub name or the packaged model's name")
     parser.add_argument(
-        "--layers", required=True, type=layer, nargs="+", metavar="L", help="residual streams behind them; from 0"
+        "--layers", required=True, type=layer_arg, nargs="+", metavar="L", help="residual streams behind them; from 0"
     )
     parser.add_argument("--data", required=True, type=Path, nargs="+", metavar="PATH", help="files, or folders of them")
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="new, or of a harvest to go on with")
-    parser.add_argument("--tokens", type=count, default=5_000_000, metavar="N", help="to train on (default 5M)")
+    parser.add_argument("--tokens", type=count_arg, default=5_000_000, metavar="N", help="to train on (default 5M)")
     add_reading(parser)
     parser.add_argument("--json", action="store_true", help="print what was kept as JSON, and nothing else, on stdout")
     parser.set_defaults(run=run, resolve_model=resolve_model)
@@ -62,11 +62,13 @@ def register(
 def add_reading(parser: argparse.ArgumentParser) -> None:
     """Add the options of how a model reads data."""
     group = parser.add_argument_group("how the data are read")
-    group.add_argument("--context", type=context, metavar="N", help="longest sequence (default 512)")
+    group.add_argument("--context", type=context_arg, metavar="N", help="longest sequence (default 512)")
     group.add_argument(
-        "--forward", type=count, metavar="N", help="tokens the model reads at once (default 1024, on a GPU 16384)"
+        "--forward", type=count_arg, metavar="N", help="tokens the model reads at once (default 1024, on a GPU 16384)"
     )
-    group.add_argument("--held-out", type=share, metavar="SHARE", help="of the documents, to measure on (default 0.05)")
+    group.add_argument(
+        "--held-out", type=share_arg, metavar="SHARE", help="of the documents, to measure on (default 0.05)"
+    )
     group.add_argument(
         "--store", choices=("bfloat16", "float16"), help="how vectors are kept on disk (default bfloat16)"
     )
@@ -74,40 +76,40 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", choices=DTYPES, help="of the model; default: float32 on a CPU, else its own")
 
 
-def opened(args: argparse.Namespace, layers: Sequence[int], tokens: int) -> tuple[Wanted, Reader]:
+def open_input(args: argparse.Namespace, layers: Sequence[int], tokens: int) -> tuple[HarvestConfig, Reader]:
     """Open the model, and say what is wanted of it. Raises SAEError with a sentence."""
     from saeclamp_saes.lm.documents import check_sides, data_files
     from saeclamp_saes.lm.harvest import Reader
     from saeclamp_saes.lm.provenance import model_hashes
     from saeclamp_saes.sites import Site
-    from saeclamp_saes.training.harvest_config import Wanted
+    from saeclamp_saes.training.harvest_config import HarvestConfig
 
     if twice := [layer for layer in layers if list(layers).count(layer) > 1]:
         raise TrainingError(f"Layer {twice[0]} is named twice.")
     # that they are there and can be told apart, before the model takes its time
-    check_sides(data_files(args.data), Wanted.held_out_share if args.held_out is None else args.held_out)
-    say_left_out(args.data)
+    check_sides(data_files(args.data), HarvestConfig.held_out_share if args.held_out is None else args.held_out)
+    report_skipped(args.data)
     folder = args.resolve_model(args.model)
-    model, tokenizer = open_model(folder, args.device, args.dtype or "auto")
-    wanted = Wanted(
+    model, tokenizer = load_model(folder, args.device, args.dtype or "auto")
+    wanted = HarvestConfig(
         data=tuple(args.data),
         model_name=Path(args.model).name if Path(args.model).is_dir() else args.model,
         model_sha256=model_hashes(folder),
         tokens=tokens,
-        **given({"held_out_share": args.held_out, "store": args.store}),
+        **drop_unset({"held_out_share": args.held_out, "store": args.store}),
     )
     device = next(model.parameters()).device.type
     reader = Reader(
         model,
         tokenizer,
         tuple(Site("resid_post", layer) for layer in layers),
-        context=context_of(model, args.context or Reader.context),
+        context=context_length(model, args.context or Reader.context),
         batch_tokens=args.forward or FORWARD_TOKENS[device],
     )
     return wanted, reader
 
 
-def say_left_out(data: Sequence[Path]) -> None:
+def report_skipped(data: Sequence[Path]) -> None:
     """Say, on stderr, what is in the named folders and not read."""
     from saeclamp_saes.lm.documents import left_out
 
@@ -116,24 +118,24 @@ def say_left_out(data: Sequence[Path]) -> None:
         print(f"saeclamp: not read, because it is no data: {', '.join(names[:NAMED])}{more}.", file=sys.stderr)
 
 
-def given(options: Mapping[str, Any]) -> dict[str, Any]:
+def drop_unset(options: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out what the user did not say."""
     return {name: value for name, value in options.items() if value is not None}
 
 
-@resumable
+@exit_resumable
 def run(args: argparse.Namespace) -> int:
     """Harvest, print what was kept, and return the exit code. Raises SAEError with a sentence."""
-    from saeclamp_saes.training.activations_store import harvest_to
+    from saeclamp_saes.training.activations_store import write_store
 
-    wanted, reader = opened(args, args.layers, args.tokens)
+    wanted, reader = open_input(args, args.layers, args.tokens)
     with progress_bar() as report:
-        store = harvest_to(args.out, wanted, reader, report)
+        store = write_store(args.out, wanted, reader, report)
     _print(args, store)
     return 0
 
 
-def _print(args: argparse.Namespace, store: Store) -> None:
+def _print(args: argparse.Namespace, store: ActivationsStore) -> None:
     facts = {"sites": list(map(str, store.sites)), "tokens": store.num_rows, "held_out_tokens": store.num_held_out}
     if args.json:
         print_json({"path": str(store.folder), **facts})

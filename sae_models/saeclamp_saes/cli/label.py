@@ -8,14 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeclamp_saes.cli.arg_types import context, count
-from saeclamp_saes.cli.harvest import DATA, FORWARD_TOKENS, given, say_left_out
+from saeclamp_saes.cli.arg_types import context_arg, count_arg
+from saeclamp_saes.cli.harvest import DATA, FORWARD_TOKENS, drop_unset, report_skipped
 from saeclamp_saes.cli.output import print_facts, print_json, print_table
-from saeclamp_saes.cli.progress import progress_bar, resumable
-from saeclamp_saes.lm.load import DTYPES, context_of, open_model
+from saeclamp_saes.cli.progress import exit_resumable, progress_bar
+from saeclamp_saes.lm.load import DTYPES, context_length, load_model
 
 if TYPE_CHECKING:
-    from saeclamp_saes.labelling.table import Labels
+    from saeclamp_saes.labelling.table import LabelTable
     from saeclamp_saes.lm.harvest import Reader
     from saeclamp_saes.sae import SAE
 
@@ -47,7 +47,7 @@ def register(
     parser.add_argument(
         "--data", type=Path, nargs="+", metavar="PATH", help="files, or folders of them; default: a small packaged text"
     )
-    parser.add_argument("--tokens", type=count, metavar="N", help="to read, at most: such as 500k (default 1M)")
+    parser.add_argument("--tokens", type=count_arg, metavar="N", help="to read, at most: such as 500k (default 1M)")
     parser.add_argument(
         "--quote",
         type=Path,
@@ -56,9 +56,9 @@ def register(
         help="those of the data that examples may be taken from, where others may not be published; default: all",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: labels.parquet, beside the SAE's weights")
-    parser.add_argument("--context", type=context, metavar="N", help="longest sequence (default 512)")
+    parser.add_argument("--context", type=context_arg, metavar="N", help="longest sequence (default 512)")
     parser.add_argument(
-        "--forward", type=count, metavar="N", help="tokens the model reads at once (default 1024, on a GPU 16384)"
+        "--forward", type=count_arg, metavar="N", help="tokens the model reads at once (default 1024, on a GPU 16384)"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
     parser.add_argument(
@@ -68,10 +68,10 @@ def register(
     parser.set_defaults(run=run, resolve_model=resolve_model)
 
 
-@resumable
+@exit_resumable
 def run(args: argparse.Namespace) -> int:
     """Label, print a summary, and return the exit code. Raises SAEError with a sentence."""
-    from saeclamp_saes.labelling.run import Settings, check, label
+    from saeclamp_saes.labelling.run import LabelSettings, check, run_labelling
     from saeclamp_saes.labelling.table import labels_path
     from saeclamp_saes.library.resolve import find_sae
     from saeclamp_saes.lm.documents import data_files
@@ -80,15 +80,15 @@ def run(args: argparse.Namespace) -> int:
 
     address = find_sae(args.sae)
     data_files(args.data or ())
-    say_left_out(args.data or ())
+    report_skipped(args.data or ())
     sae = read_sae(address.path, address.options)
     folder = args.resolve_model(args.model)
-    settings = Settings(
+    settings = LabelSettings(
         out=args.out or labels_path(address.path),
         sae_name=address.name,
         model_name=Path(args.model).name if Path(args.model).is_dir() else args.model,
         model_sha256=model_hashes(folder),
-        **given(
+        **drop_unset(
             {
                 "data": args.data and tuple(args.data),
                 "tokens": args.tokens,
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     check(settings, sae)
     reader = _reader(args, folder, sae)
     with progress_bar() as report:
-        labels = label(settings, sae, reader, report)
+        labels = run_labelling(settings, sae, reader, report)
     _print(args, settings.out, _summary(labels))
     return 0
 
@@ -107,17 +107,17 @@ def run(args: argparse.Namespace) -> int:
 def _reader(args: argparse.Namespace, folder: str, sae: SAE) -> Reader:
     from saeclamp_saes.lm.harvest import Reader
 
-    model, tokenizer = open_model(folder, args.device, args.dtype)
+    model, tokenizer = load_model(folder, args.device, args.dtype)
     return Reader(
         model,
         tokenizer,
         sae.reads,
-        context=context_of(model, args.context or Reader.context),
+        context=context_length(model, args.context or Reader.context),
         batch_tokens=args.forward or FORWARD_TOKENS[next(model.parameters()).device.type],
     )
 
 
-def _summary(labels: Labels) -> dict[str, Any]:
+def _summary(labels: LabelTable) -> dict[str, Any]:
     """Say in a few figures what the labels hold; JSON-able."""
     columns = {name: labels.table[name].to_pylist() for name in ("kind", "density", "num_active", "output_score")}
     scores = columns["output_score"]

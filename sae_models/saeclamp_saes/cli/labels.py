@@ -11,13 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeclamp_saes.cli.arg_types import count, positive
+from saeclamp_saes.cli.arg_types import count_arg, positive_arg
 from saeclamp_saes.cli.output import print_facts, print_json
-from saeclamp_saes.cli.progress import progress_bar, resumable
+from saeclamp_saes.cli.progress import exit_resumable, progress_bar
 from saeclamp_saes.errors import LabelError
 
 if TYPE_CHECKING:
-    from saeclamp_saes.labelling.explain.run import Outcome
+    from saeclamp_saes.labelling.explain.run import ExplainResult
 
 LABELS = "an SAE, whose labels lie beside it; or a file that `saeclamp label` wrote"
 KEY = "OPENAI_API_KEY"
@@ -80,12 +80,12 @@ def _register_explain(commands: Any) -> None:
     parser.add_argument(
         "--features", type=_indices, metavar="LIST", help="such as 1,2,10-20; default: all, by output score"
     )
-    parser.add_argument("--most", type=count, metavar="N", help="explain at most so many of them, the first ones")
+    parser.add_argument("--most", type=count_arg, metavar="N", help="explain at most so many of them, the first ones")
     parser.add_argument(
-        "--concurrency", type=count, default=8, metavar="N", help="features at a time (default %(default)s)"
+        "--concurrency", type=count_arg, default=8, metavar="N", help="features at a time (default %(default)s)"
     )
     parser.add_argument(
-        "--timeout", type=positive, default=120.0, metavar="S", help="seconds for an answer (default %(default)g)"
+        "--timeout", type=positive_arg, default=120.0, metavar="S", help="seconds for an answer (default %(default)g)"
     )
     parser.add_argument(
         "--retries", type=_whole, default=6, metavar="N", help="of a request that failed (default %(default)s)"
@@ -113,10 +113,10 @@ def _add_replace(parser: argparse.ArgumentParser) -> None:
 
 def _import(args: argparse.Namespace) -> int:
     from saeclamp_saes.labelling.neuronpedia import read_exports
-    from saeclamp_saes.labelling.table import Labels
+    from saeclamp_saes.labelling.table import LabelTable
 
     path = _labels_file(args.into)
-    labels = Labels.read(path)
+    labels = LabelTable.read(path)
     found = read_exports(args.files, len(labels), args.source, args.score_type)
     held = labels.explanations()
     new = {index: explanation for index, explanation in found.explanations.items() if args.replace or index not in held}
@@ -150,13 +150,13 @@ def _import(args: argparse.Namespace) -> int:
     return 0
 
 
-@resumable
+@exit_resumable
 def _explain(args: argparse.Namespace) -> int:
-    from saeclamp_saes.labelling.explain.client import Endpoint
-    from saeclamp_saes.labelling.explain.run import Request, explain
+    from saeclamp_saes.labelling.explain.client import ExplainEndpoint
+    from saeclamp_saes.labelling.explain.run import ExplainRequest, explain
 
     path = _labels_file(args.labels)
-    endpoint = Endpoint(
+    endpoint = ExplainEndpoint(
         base_url=args.base_url,
         model=args.model,
         api_key=_key(args.api_key_env),
@@ -165,14 +165,14 @@ def _explain(args: argparse.Namespace) -> int:
         structured=args.structured,
         body=args.body,
     )
-    request = Request(path, endpoint, args.features, args.most, args.concurrency, args.replace)
+    request = ExplainRequest(path, endpoint, args.features, args.most, args.concurrency, args.replace)
     with progress_bar() as report:
         outcome = explain(request, report)
     _print(args, path, outcome)
     return 1 if outcome.failed else 0
 
 
-def _print(args: argparse.Namespace, path: Path, outcome: Outcome) -> None:
+def _print(args: argparse.Namespace, path: Path, outcome: ExplainResult) -> None:
     if args.json:
         print_json({"path": str(path), **asdict(outcome)})
     else:

@@ -13,7 +13,7 @@ from saeclamp_saes.library import catalogue, user_library
 from saeclamp_saes.library.catalogue import CatalogueEntry, CatalogueSAE
 
 if TYPE_CHECKING:
-    from saeclamp_saes.library.reference import Found
+    from saeclamp_saes.library.reference import SAEReference
     from saeclamp_saes.library.resolve import SAEEntry
 
 WHAT = "a bundled SAE, one of your library, a file or folder, an id of the catalogue, or hf://ORG/REPO@COMMIT/PATH"
@@ -79,8 +79,8 @@ def _list(args: argparse.Namespace) -> int:
             },
             args.json,
         )
-    elif any(entry.release == args.filter for entry in catalogue.entries()):
-        saes = [sae for sae in catalogue.saes().values() if sae.entry.release == args.filter]
+    elif any(entry.release == args.filter for entry in catalogue.list_entries()):
+        saes = [sae for sae in catalogue.list_saes().values() if sae.entry.release == args.filter]
         columns = {
             "id": "ID",
             "model": "MODEL",
@@ -91,7 +91,7 @@ def _list(args: argparse.Namespace) -> int:
         }
         _print_listing([_listed(sae) for sae in saes], columns, args.json)
     else:
-        entries = [entry for entry in catalogue.entries() if _is_wanted(args, entry.release, entry.model.id)]
+        entries = [entry for entry in catalogue.list_entries() if _is_wanted(args, entry.release, entry.model.id)]
         columns = {
             "release": "RELEASE",
             "model": "MODEL",
@@ -118,10 +118,10 @@ def _print_listing(items: list[dict[str, Any]], columns: dict[str, str], as_json
 
 
 def _info(args: argparse.Namespace) -> int:
-    from saeclamp_saes.library.reference import in_library, locate
+    from saeclamp_saes.library.reference import in_library, parse_reference
     from saeclamp_saes.library.resolve import check_numbers, find_sae, open_entry
 
-    found = locate(args.what)
+    found = parse_reference(args.what)
     held = in_library(found) or found
     damage = None
     if held.path is None and held.listed and held.reference and not held.reference.is_pinned:
@@ -151,7 +151,7 @@ def _add(args: argparse.Namespace) -> int:
 
 def _remove(args: argparse.Namespace) -> int:
     if (
-        user_library.holds(args.name)
+        user_library.exists(args.name)
         and not args.yes
         and not _agreed(f"Delete {user_library.library_folder() / args.name}?")
     ):
@@ -177,7 +177,7 @@ def _bundled() -> dict[str, Any]:
     return {"name": "bundled", "kept": "bundled", "model": summary.model_name, **listed_summary(summary)}
 
 
-def _recorded(record: user_library.Record) -> dict[str, Any]:
+def _recorded(record: user_library.LibraryRecord) -> dict[str, Any]:
     return {"name": record.name, "kept": "library", "model": record.model, "source": record.source, **record.summary}
 
 
@@ -219,7 +219,7 @@ def _listed(sae: CatalogueSAE) -> dict[str, Any]:
     }
 
 
-def _opened(entry: SAEEntry, found: Found) -> dict[str, Any]:
+def _opened(entry: SAEEntry, found: SAEReference) -> dict[str, Any]:
     from saeclamp_saes.library.add import listed_summary
 
     record = found.record

@@ -10,17 +10,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saeclamp_saes.cli.arg_types import context, count, share
-from saeclamp_saes.cli.harvest import FORWARD_TOKENS, say_left_out
+from saeclamp_saes.cli.arg_types import context_arg, count_arg, share_arg
+from saeclamp_saes.cli.harvest import FORWARD_TOKENS, report_skipped
 from saeclamp_saes.cli.output import print_facts, print_json, print_table
-from saeclamp_saes.cli.progress import progress_bar, resumable
+from saeclamp_saes.cli.progress import exit_resumable, progress_bar
 from saeclamp_saes.errors import VerificationError
-from saeclamp_saes.lm.load import DTYPES, context_of, open_model
+from saeclamp_saes.lm.load import DTYPES, context_length, load_model
 from saeclamp_saes.lm.text import SAMPLE
 
 if TYPE_CHECKING:
-    from saeclamp_saes.evaluation.eval_data import Source
-    from saeclamp_saes.evaluation.evaluate import Measured
+    from saeclamp_saes.evaluation.eval_data import EvalData
+    from saeclamp_saes.evaluation.evaluate import EvaluatedSAE
     from saeclamp_saes.evaluation.measurement import Measurement
     from saeclamp_saes.library.resolve import SAEAddress
     from saeclamp_saes.lm.harvest import Reader
@@ -55,18 +55,18 @@ def register(
     where.add_argument("--text", type=Path, metavar="FILE", help="one file; by default, the packaged sample")
     parser.add_argument(
         "--held-out",
-        type=share,
+        type=share_arg,
         metavar="SHARE",
         help="only the documents that `saeclamp train --held-out SHARE` does not train on (there, 0.05 is the default)",
     )
     parser.add_argument(
-        "--tokens", type=count, metavar="N", help="at most, the first ones, such as 100k; default: all there are"
+        "--tokens", type=count_arg, metavar="N", help="at most, the first ones, such as 100k; default: all there are"
     )
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw density.png and activations.png there")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON, and nothing else, on stdout")
-    parser.add_argument("--context", type=context, metavar="N", help="longest sequence (default 512)")
+    parser.add_argument("--context", type=context_arg, metavar="N", help="longest sequence (default 512)")
     parser.add_argument(
-        "--forward", type=count, metavar="N", help="tokens the model reads at once (default 1024, on a GPU 16384)"
+        "--forward", type=count_arg, metavar="N", help="tokens the model reads at once (default 1024, on a GPU 16384)"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
     parser.add_argument(
@@ -75,10 +75,10 @@ def register(
     parser.set_defaults(run=run, resolve_model=resolve_model)
 
 
-@resumable
+@exit_resumable
 def run(args: argparse.Namespace) -> int:
     """Measure, draw, print, and return the exit code. Raises SAEError with a sentence."""
-    from saeclamp_saes.evaluation.evaluate import NamedSAE, measure, sites_of
+    from saeclamp_saes.evaluation.evaluate import NamedSAE, evaluate, sites_of
     from saeclamp_saes.evaluation.plots import check_matplotlib, write_plots
     from saeclamp_saes.library.resolve import find_sae
     from saeclamp_saes.lm.harvest import Reader
@@ -87,47 +87,47 @@ def run(args: argparse.Namespace) -> int:
     if args.plots:
         check_matplotlib()
     source = _source(args)
-    say_left_out(args.data or ())
+    report_skipped(args.data or ())
     addresses = [find_sae(text) for text in args.saes]
     saes = [
         NamedSAE(text, read_sae(address.path, address.options))
         for text, address in zip(args.saes, addresses, strict=True)
     ]
     folder = args.resolve_model(args.model)
-    model, tokenizer = open_model(folder, args.device, args.dtype)
+    model, tokenizer = load_model(folder, args.device, args.dtype)
     reader = Reader(
         model,
         tokenizer,
         sites_of([sae for _, sae in saes]),
-        context=context_of(model, args.context or Reader.context),
+        context=context_length(model, args.context or Reader.context),
         batch_tokens=args.forward or FORWARD_TOKENS[next(model.parameters()).device.type],
     )
     with progress_bar() as report:
-        measured = measure(saes, reader, source, report, _state(addresses, folder, reader, source))
+        measured = evaluate(saes, reader, source, report, _state(addresses, folder, reader, source))
     plots = write_plots(args.plots, measured.measurements) if args.plots else []
     _print(args, source, measured, plots)
     return 0
 
 
-def _source(args: argparse.Namespace) -> Source:
-    from saeclamp_saes.evaluation.eval_data import Source
+def _source(args: argparse.Namespace) -> EvalData:
+    from saeclamp_saes.evaluation.eval_data import EvalData
     from saeclamp_saes.lm.documents import data_files
 
     if args.held_out is not None and not args.data:
         raise VerificationError("--held-out is of training data: name them with --data.")
-    return Source(data_files(args.data or [args.text or SAMPLE]), args.held_out, args.tokens)
+    return EvalData(data_files(args.data or [args.text or SAMPLE]), args.held_out, args.tokens)
 
 
-def _state(addresses: Sequence[SAEAddress], model: str, reader: Reader, source: Source) -> Path:
+def _state(addresses: Sequence[SAEAddress], model: str, reader: Reader, source: EvalData) -> Path:
     """Where the sums are kept while this runs, under a hash of all that they depend on."""
-    from saeclamp_saes.library.resolve import hash_of
+    from saeclamp_saes.library.resolve import entry_hash
     from saeclamp_saes.library.user_library import library_folder
     from saeclamp_saes.lm.provenance import data_hashes, model_hashes
     from saeclamp_saes.loaders import summarize
 
     parameter = next(reader.model.parameters())
     depends_on = {
-        "saes": [hash_of(summarize(path, options).files, options) for _, path, options in addresses],
+        "saes": [entry_hash(summarize(path, options).files, options) for _, path, options in addresses],
         "model": model_hashes(model),
         "data": list(data_hashes(source.files).items()),  # in their order, which sorted keys would not keep
         "how": [source.held_out, source.tokens, reader.context, reader.batch_tokens],
@@ -137,7 +137,7 @@ def _state(addresses: Sequence[SAEAddress], model: str, reader: Reader, source: 
     return library_folder().parent / "unfinished" / f"measure-{digest[:16]}.safetensors"
 
 
-def _print(args: argparse.Namespace, source: Source, measured: Measured, plots: Sequence[Path]) -> None:
+def _print(args: argparse.Namespace, source: EvalData, measured: EvaluatedSAE, plots: Sequence[Path]) -> None:
     results = measured.measurements
     if args.json:
         data = {

@@ -46,7 +46,7 @@ def _said(figures: Mapping[str, float]) -> str:
     )
 
 
-def resumable(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+def exit_resumable(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
     """Make a command end in a sentence, with exit code 130, when Ctrl-C is pressed."""
 
     @wraps(run)

@@ -10,18 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saeclamp_saes.cli.arg_types import count, layer, positive, seed, share
-from saeclamp_saes.cli.harvest import DATA, add_reading, given, opened
+from saeclamp_saes.cli.arg_types import count_arg, layer_arg, positive_arg, seed_arg, share_arg
+from saeclamp_saes.cli.harvest import DATA, add_reading, drop_unset, open_input
 from saeclamp_saes.cli.output import print_facts, print_json
-from saeclamp_saes.cli.progress import progress_bar, resumable
+from saeclamp_saes.cli.progress import exit_resumable, progress_bar
 from saeclamp_saes.errors import TrainingError
 from saeclamp_saes.evaluation.report import LEAST
-from saeclamp_saes.training.config import FEATURES_PER_WIDTH, NAMES, Recipe
+from saeclamp_saes.training.config import FEATURES_PER_WIDTH, NAMES, TrainingConfig
 
 if TYPE_CHECKING:
     from saeclamp_saes.progress import Report
-    from saeclamp_saes.training.export import Exported
-    from saeclamp_saes.training.run_settings import Settings
+    from saeclamp_saes.training.export import ExportedSAE
+    from saeclamp_saes.training.run_settings import RunSettings
 
 DESCRIPTION = f"""\
 Run MODEL over the data, keep what its residual stream holds behind layer L, train an SAE on it, and write FOLDER/sae, which
@@ -45,7 +45,7 @@ def register(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", help="a local folder, a hub name or the packaged model's name")
-    parser.add_argument("--layer", required=True, type=layer, metavar="L", help="counted from 0")
+    parser.add_argument("--layer", required=True, type=layer_arg, metavar="L", help="counted from 0")
     parser.add_argument("--data", type=Path, nargs="+", metavar="PATH", help="files, or folders of them")
     parser.add_argument(
         "--vectors",
@@ -57,7 +57,7 @@ def register(
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="new, or of a run to go on with")
     _add_recipe(parser)
     add_reading(parser)
-    parser.add_argument("--pool", type=count, metavar="N", help="vectors kept on disk and shuffled (default 1M)")
+    parser.add_argument("--pool", type=count_arg, metavar="N", help="vectors kept on disk and shuffled (default 1M)")
     parser.add_argument(
         "--save-dtype",
         choices=("float32", "bfloat16", "float16"),
@@ -72,44 +72,51 @@ def register(
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is trained")
-    group.add_argument("--architecture", choices=NAMES, default=Recipe.architecture, help="default: %(default)s")
     group.add_argument(
-        "--features", type=count, metavar="N", help=f"default: {FEATURES_PER_WIDTH} times the model's width"
+        "--architecture", choices=NAMES, default=TrainingConfig.architecture, help="default: %(default)s"
+    )
+    group.add_argument(
+        "--features", type=count_arg, metavar="N", help=f"default: {FEATURES_PER_WIDTH} times the model's width"
     )
     group.add_argument(
         "--k",
-        type=count,
-        default=Recipe.k,
+        type=count_arg,
+        default=TrainingConfig.k,
         metavar="K",
         help="active features a token, on average (default %(default)s)",
     )
     group.add_argument(
-        "--l1", type=positive, default=Recipe.l1, help="weight of relu's penalty, in place of k (default %(default)s)"
+        "--l1",
+        type=positive_arg,
+        default=TrainingConfig.l1,
+        help="weight of relu's penalty, in place of k (default %(default)s)",
     )
     group.add_argument(
         "--smallest-group",
-        type=count,
+        type=count_arg,
         metavar="N",
         help="features in matryoshka's smallest group; each is twice as large as the one before (default: 1/32 of all)",
     )
     group.add_argument(
-        "--tokens", type=count, default=Recipe.tokens, metavar="N", help="such as 500k or 25M (default 5M)"
+        "--tokens", type=count_arg, default=TrainingConfig.tokens, metavar="N", help="such as 500k or 25M (default 5M)"
     )
-    group.add_argument("--batch", type=count, default=Recipe.batch, metavar="N", help="tokens (default %(default)s)")
     group.add_argument(
-        "--lr", type=positive, help="learning rate; default: the architecture's own, higher in a short run"
+        "--batch", type=count_arg, default=TrainingConfig.batch, metavar="N", help="tokens (default %(default)s)"
+    )
+    group.add_argument(
+        "--lr", type=positive_arg, help="learning rate; default: the architecture's own, higher in a short run"
     )
     group.add_argument(
         "--annealed",
-        type=share,
-        default=Recipe.annealed,
+        type=share_arg,
+        default=TrainingConfig.annealed,
         metavar="SHARE",
         help="of the steps, over which k falls from 4 k",
     )
-    group.add_argument("--seed", type=seed, default=Recipe.seed, help="default %(default)s")
+    group.add_argument("--seed", type=seed_arg, default=TrainingConfig.seed, help="default %(default)s")
 
 
-@resumable
+@exit_resumable
 def run(args: argparse.Namespace) -> int:
     """Train, print the figures, and return the exit code. Raises SAEError with a sentence."""
     train = _train_on if args.vectors else _train
@@ -119,51 +126,53 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _train(args: argparse.Namespace, report: Report) -> Exported:
+def _train(args: argparse.Namespace, report: Report) -> ExportedSAE:
     from saeclamp_saes.lm.harvest import width_of
     from saeclamp_saes.training.run import train
 
     if not (args.model and args.data):
         raise TrainingError("Give --model and --data, or --vectors that `saeclamp harvest` kept.")
-    wanted, reader = opened(args, [args.layer], args.tokens)
+    wanted, reader = open_input(args, [args.layer], args.tokens)
     return train(_settings(args), _recipe(args, width_of(reader)), wanted, reader, report)
 
 
-def _train_on(args: argparse.Namespace, report: Report) -> Exported:
+def _train_on(args: argparse.Namespace, report: Report) -> ExportedSAE:
     import torch
 
     from saeclamp_saes.sites import Site
-    from saeclamp_saes.training.activations_store import Store
-    from saeclamp_saes.training.run import train_on
+    from saeclamp_saes.training.activations_store import ActivationsStore
+    from saeclamp_saes.training.run import train_from
 
     for name in ("model", "data", "context", "forward", "held_out", "store", "dtype", "pool"):
         if getattr(args, name) is not None:
             raise TrainingError(f"--{name.replace('_', '-')} was settled when --vectors were harvested: leave it out.")
-    stores = [Store.open(folder) for folder in args.vectors]
+    stores = [ActivationsStore.open(folder) for folder in args.vectors]
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     recipe = _recipe(args, stores[0].width)
-    return train_on(_settings(args), recipe, stores, Site("resid_post", args.layer), device, report)
+    return train_from(_settings(args), recipe, stores, Site("resid_post", args.layer), device, report)
 
 
-def _recipe(args: argparse.Namespace, width: int) -> Recipe:
+def _recipe(args: argparse.Namespace, width: int) -> TrainingConfig:
     names = ("architecture", "k", "tokens", "batch", "lr", "l1", "smallest_group", "seed", "annealed")
-    return Recipe(d_sae=args.features or FEATURES_PER_WIDTH * width, **{name: getattr(args, name) for name in names})
+    return TrainingConfig(
+        d_sae=args.features or FEATURES_PER_WIDTH * width, **{name: getattr(args, name) for name in names}
+    )
 
 
-def _settings(args: argparse.Namespace) -> Settings:
-    from saeclamp_saes.training.run_settings import Settings
+def _settings(args: argparse.Namespace) -> RunSettings:
+    from saeclamp_saes.training.run_settings import RunSettings
 
-    return Settings(
+    return RunSettings(
         out=args.out,
         dtype=args.save_dtype,
         command=shlex.join(["saeclamp", *sys.argv[1:]]),
         tensorboard=args.tensorboard,
         keep_vectors=args.keep_vectors,
-        **given({"pool_tokens": args.pool}),
+        **drop_unset({"pool_tokens": args.pool}),
     )
 
 
-def _print(args: argparse.Namespace, exported: Exported) -> None:
+def _print(args: argparse.Namespace, exported: ExportedSAE) -> None:
     figures = exported.figures
     if args.json:
         print_json({"path": str(exported.folder), **vars(figures), "rounding_error": exported.rounding_error})

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from saeclamp_saes.cli.output import print_json
 from saeclamp_saes.errors import SAEError
-from saeclamp_saes.lm.load import DTYPES, check_vocabulary, max_length_of, open_model
-from saeclamp_saes.lm.text import DEFAULT_TOKENS, read_text, sequences_of
+from saeclamp_saes.lm.load import DTYPES, check_vocabulary, load_model, max_length_of
+from saeclamp_saes.lm.text import DEFAULT_TOKENS, read_text, tokenize_sequences
 
 if TYPE_CHECKING:
     from saeclamp_saes.evaluation.report import Verification
@@ -85,8 +85,8 @@ def _measure(args: argparse.Namespace) -> Verification:
     address = find_sae(args.sae)
     text = read_text(args.text)
     sae = read_sae(address.path, address.options)
-    model, tokenizer = open_model(args.resolve_model(args.model), args.device, args.dtype)
-    sequences = sequences_of(text, tokenizer, args.tokens, max_length_of(model))
+    model, tokenizer = load_model(args.resolve_model(args.model), args.device, args.dtype)
+    sequences = tokenize_sequences(text, tokenizer, args.tokens, max_length_of(model))
     check_vocabulary(model, sequences)
     with _progress_bar() as progress:
         return verify(sae, model, sequences, tokenizer.all_special_ids, progress)

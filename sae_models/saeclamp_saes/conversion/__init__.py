@@ -27,11 +27,11 @@ from safetensors import SafetensorError, safe_open
 
 from saeclamp_saes.conversion.pickles import check_torch
 from saeclamp_saes.conversion.sandbox_launcher import run_sandbox
-from saeclamp_saes.conversion.sandbox_main import Limits, Request
+from saeclamp_saes.conversion.sandbox_main import ConversionRequest, Limits
 from saeclamp_saes.errors import CheckpointError, PickledError
-from saeclamp_saes.io.checkpoint import PICKLES, Source, read_config
+from saeclamp_saes.io.checkpoint import PICKLES, CheckpointSource, read_config
 from saeclamp_saes.io.hashes import sha256_of
-from saeclamp_saes.io.tensors import open_regular, stamp_of
+from saeclamp_saes.io.tensors import file_stamp, open_regular
 from saeclamp_saes.loaders import FORMATS, CheckpointSummary, native, summarize
 from saeclamp_saes.options import Options
 
@@ -99,7 +99,7 @@ def convert(
     origins = [{"file": file.name, "sha256": sha256_of(file), "bytes": file.stat().st_size} for file in files]
     with _room_beside(destination) as room:
         folder = Path(room) / "sae"
-        request = Request(
+        request = ConversionRequest(
             source=str(source),
             pickle=next((str(file) for file in files if file.suffix in PICKLES), None),
             options=str(options),
@@ -146,14 +146,14 @@ def _files(source: Path, options: Options) -> Sequence[Path]:
         return summarize(source, Options(options.values)).weights
     except PickledError:
         check_torch(torch.__version__)
-        return (Source(source, Options(options.values)).weights,)
+        return (CheckpointSource(source, Options(options.values)).weights,)
 
 
 def _stamps(files: Sequence[Path]) -> list[tuple[int, int]]:
     stamps = []
     for file in files:
         with open_regular(file) as opened:
-            stamps.append(stamp_of(opened))
+            stamps.append(file_stamp(opened))
     return stamps
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from saeclamp_saes.errors import CheckpointError
 from saeclamp_saes.io.checkpoint import BACKUP, TRAINER_STATE
-from saeclamp_saes.io.config import is_impossible
-from saeclamp_saes.io.tensors import FLOATS, MAY_BE_NAN, check_plausible, is_finite, open_regular
+from saeclamp_saes.io.config import is_unrepresentable
+from saeclamp_saes.io.tensors import FLOATS, MAY_BE_NAN, check_size, is_finite, open_regular
 
 OLDEST_TORCH = (2, 10)
 MAX_DEPTH = 8
@@ -48,7 +48,7 @@ def unpickle(path: Path) -> Unpickled:
     if is_zip:
         _check_archive(path)
     content = _load(path, mmap=is_zip)  # a mapped file is in memory once, and an unmapped one only if it is an old one
-    walk = _Walk(path)
+    walk = _Unpickler(path)
     extras = walk.mapping("", _without_trainer_state(content))
     _check(path, walk.tensors, size)
     return Unpickled({name: tensor.detach() for name, tensor in walk.tensors.items()}, extras)
@@ -99,7 +99,7 @@ def _load(path: Path, mmap: bool) -> Any:
         ) from exc
 
 
-class _Walk:
+class _Unpickler:
     """A pass over nested mappings: sets tensors apart, and copies plain values."""
 
     def __init__(self, path: Path) -> None:
@@ -134,7 +134,7 @@ class _Walk:
         if isinstance(value, torch.dtype | torch.device):
             return str(value)
         if value is None or isinstance(value, str | bool | int | float):
-            return None if is_impossible(value) else value
+            return None if is_unrepresentable(value) else value
         raise CheckpointError(f"{self._path}: {name} is a {type(value).__name__}, neither a tensor nor a plain value.")
 
 
@@ -143,7 +143,7 @@ def _check(path: Path, tensors: Mapping[str, Tensor], file_size: int) -> None:
     for name, tensor in tensors.items():
         if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.layout is not torch.strided or tensor.is_nested:
             raise CheckpointError(f"{path}: {name} is not a dense tensor ({type(tensor).__name__}, {tensor.layout}).")
-    check_plausible(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    check_size(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     for name, tensor in tensors.items():
         _check_memory(path, name, tensor)
     total = sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())

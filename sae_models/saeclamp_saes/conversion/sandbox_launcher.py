@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import IO
 
-from saeclamp_saes.conversion.sandbox_main import REFUSED, Request
+from saeclamp_saes.conversion.sandbox_main import REFUSED, ConversionRequest
 from saeclamp_saes.errors import CheckpointError
 
 BOOT = """
@@ -27,7 +27,7 @@ relative: however this package was found (installed, editable, by PYTHONPATH), t
 MAX_SENTENCE = 2000
 
 
-def run_sandbox(request: Request, folder: Path, timeout_seconds: float) -> None:
+def run_sandbox(request: ConversionRequest, folder: Path, timeout_seconds: float) -> None:
     """
     Run a request to its end. Whether it did what it should is for the caller to find out.
 
@@ -81,7 +81,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _sentence(request: Request, code: int, errors: IO[bytes]) -> str:
+def _sentence(request: ConversionRequest, code: int, errors: IO[bytes]) -> str:
     """Say why: what the process said last, in one printable line, or how it ended."""
     what = request.pickle or request.source
     if code == -signal.SIGXCPU:

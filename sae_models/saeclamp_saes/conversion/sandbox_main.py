@@ -20,7 +20,7 @@ from torch import Tensor
 
 from saeclamp_saes.conversion.pickles import unpickle
 from saeclamp_saes.errors import SAEError
-from saeclamp_saes.io.checkpoint import Source
+from saeclamp_saes.io.checkpoint import CheckpointSource
 from saeclamp_saes.loaders import read_source
 from saeclamp_saes.loaders.native import write
 from saeclamp_saes.options import Options
@@ -43,7 +43,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Request:
+class ConversionRequest:
     """What to do."""
 
     source: str
@@ -59,7 +59,7 @@ class Request:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Request:
+    def from_json(cls, text: str) -> ConversionRequest:
         """Read it back."""
         values = json.loads(text)
         return cls(**{**values, "limits": Limits(**values["limits"])})
@@ -67,7 +67,7 @@ class Request:
 
 def main(text: str) -> int:
     """Do what a request says. Returns the exit code."""
-    request = Request.from_json(text)
+    request = ConversionRequest.from_json(text)
     try:
         _confine(request.limits)
         _convert(request)
@@ -104,14 +104,14 @@ def _address_space() -> int:
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
-def _convert(request: Request) -> None:
+def _convert(request: ConversionRequest) -> None:
     source, options = Path(request.source), Options.parse(request.options)
     unpickled: Mapping[Path, Mapping[str, Tensor]] = {}
     extras: Mapping[Path, Mapping[str, Any]] = {}
     if request.pickle:
         content = unpickle(Path(request.pickle))
         unpickled, extras = {Path(request.pickle): content.tensors}, {Path(request.pickle): content.extras}
-    opened = Source(source, options, unpickled=unpickled, extras=extras)
+    opened = CheckpointSource(source, options, unpickled=unpickled, extras=extras)
     layout, sae = read_source(opened)
     provenance = {"read_as": layout.name, "approximation": opened.approximation, "unit_note": opened.unit_note}
     write(sae, Path(request.folder), provenance)

@@ -18,7 +18,7 @@ WIDEST_GRAM = 8192
 
 
 @dataclass
-class Tally:
+class MetricSums:
     """Sums over the tokens so far."""
 
     num_tokens: Tensor
@@ -47,7 +47,7 @@ class Tally:
     """() activations; only an AbsTopK SAE has them"""
 
     @classmethod
-    def empty(cls, sae: SAE, device: torch.device) -> Tally:
+    def empty(cls, sae: SAE, device: torch.device) -> MetricSums:
         """Begin."""
 
         def sums(*shape: int) -> Tensor:

@@ -16,7 +16,7 @@ from saeclamp_saes.progress import Report, silent
 
 
 @dataclass(frozen=True)
-class Source:
+class EvalData:
     """Data files, and what of them is measured on."""
 
     files: Sequence[Path]
@@ -41,7 +41,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Survey:
+class EvalDataSummary:
     """What is in a source."""
 
     num_documents: int
@@ -52,7 +52,7 @@ class Survey:
     """(length,) int64 token ids each: sequences from all over the source"""
 
 
-def survey(source: Source, reader: Reader, most: int, report: Report = silent) -> Survey:
+def survey(source: EvalData, reader: Reader, most: int, report: Report = silent) -> EvalDataSummary:
     """
     Read a source once without running the model, so that bad data are known at once, and choose sequences evenly from it.
 
@@ -77,7 +77,7 @@ def survey(source: Source, reader: Reader, most: int, report: Report = silent) -
     if not num_parts:
         raise VerificationError(_nothing(source))
     step = -(-sum(map(len, chosen)) // most)
-    return Survey(num_documents, num_parts, num_tokens, chosen[::step])
+    return EvalDataSummary(num_documents, num_parts, num_tokens, chosen[::step])
 
 
 def _first(parts: list[Part], most: int) -> tuple[list[Part], int]:
@@ -92,7 +92,7 @@ def _first(parts: list[Part], most: int) -> tuple[list[Part], int]:
     return kept, most
 
 
-def _nothing(source: Source) -> str:
+def _nothing(source: EvalData) -> str:
     if source.held_out is None:
         return f"The data hold no document of {SHORTEST} tokens or more."
     return (

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from saeclamp_saes.errors import VerificationError
-from saeclamp_saes.evaluation.eval_data import Source, Survey, survey
+from saeclamp_saes.evaluation.eval_data import EvalData, EvalDataSummary, survey
 from saeclamp_saes.evaluation.measurement import Measurement
 from saeclamp_saes.evaluation.report import Verification
-from saeclamp_saes.evaluation.running_sums import Sums
+from saeclamp_saes.evaluation.running_sums import RunningSums
 from saeclamp_saes.evaluation.verify import verify
 from saeclamp_saes.lm.harvest import GROUP_TOKENS, Part, Reader, forwards, norm_limits, width_of
 from saeclamp_saes.progress import Report, silent
@@ -34,10 +34,10 @@ class NamedSAE(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Measured:
+class EvaluatedSAE:
     """What was measured, and on what."""
 
-    survey: Survey
+    survey: EvalDataSummary
     measurements: list[Measurement]
     """In the order of the SAEs"""
 
@@ -47,14 +47,14 @@ def sites_of(saes: Sequence[SAE]) -> tuple[Site, ...]:
     return tuple(dict.fromkeys(site for sae in saes for site in (*sae.reads, *sae.writes)))
 
 
-def measure(
+def evaluate(
     saes: Sequence[NamedSAE],
     reader: Reader,
-    source: Source,
+    source: EvalData,
     report: Report = silent,
     state: Path | None = None,
     save_seconds: float = SAVE_SECONDS,
-) -> Measured:
+) -> EvaluatedSAE:
     """
     Measure SAEs on the model's device.
 
@@ -65,14 +65,16 @@ def measure(
     """
     _check_widths(saes, reader)
     device = next(reader.model.parameters()).device
-    sums = Sums.begin([sae for _, sae in saes], device, state, save_seconds)
+    sums = RunningSums.begin([sae for _, sae in saes], device, state, save_seconds)
     # data with a mistake somewhere are refused here, before the long part
     found = survey(source, reader, VERIFIED_TOKENS, report)
     verifications = [_verified(named, reader, found, report) for named in saes]
     saes = [NamedSAE(name, sae.to(device, torch.float32)) for name, sae in saes]
     _sum_up(sums, saes, reader, source, found, report)
     results = zip(saes, sums.tallies, verifications, strict=True)
-    measured = Measured(found, [Measurement.of(*named, tally, verification) for named, tally, verification in results])
+    measured = EvaluatedSAE(
+        found, [Measurement.of(*named, tally, verification) for named, tally, verification in results]
+    )
     sums.discard()
     return measured
 
@@ -94,7 +96,7 @@ def _check_widths(saes: Sequence[NamedSAE], reader: Reader) -> None:
         )
 
 
-def _verified(named: NamedSAE, reader: Reader, found: Survey, report: Report) -> Verification:
+def _verified(named: NamedSAE, reader: Reader, found: EvalDataSummary, report: Report) -> Verification:
     def progress(doing: str, done: int, total: int) -> None:
         report(f"{named.name}: {doing}", done, total, {})
 
@@ -102,7 +104,12 @@ def _verified(named: NamedSAE, reader: Reader, found: Survey, report: Report) ->
 
 
 def _sum_up(
-    sums: Sums, saes: Sequence[NamedSAE], reader: Reader, source: Source, found: Survey, report: Report
+    sums: RunningSums,
+    saes: Sequence[NamedSAE],
+    reader: Reader,
+    source: EvalData,
+    found: EvalDataSummary,
+    report: Report,
 ) -> None:
     limits = norm_limits(reader, source.files, report)
     for first, group in _groups(source, reader):
@@ -115,7 +122,7 @@ def _sum_up(
         raise VerificationError("The data have no ordinary tokens to measure.")
 
 
-def _groups(source: Source, reader: Reader) -> Iterator[tuple[int, list[Part]]]:
+def _groups(source: EvalData, reader: Reader) -> Iterator[tuple[int, list[Part]]]:
     """Put sequences together until the model's batches are of like length; with each, how many came before."""
     first, group, num_tokens = 0, [], 0
     for parts in source.documents(reader):
@@ -129,7 +136,9 @@ def _groups(source: Source, reader: Reader) -> Iterator[tuple[int, list[Part]]]:
         yield first, group
 
 
-def _add(sums: Sums, saes: Sequence[NamedSAE], sites: Sequence[Site], found: Sequence[Tensor], limits: Tensor) -> None:
+def _add(
+    sums: RunningSums, saes: Sequence[NamedSAE], sites: Sequence[Site], found: Sequence[Tensor], limits: Tensor
+) -> None:
     x = torch.cat([vectors.float() for vectors in found])
     within = x.norm(dim=2) <= limits.to(x.device)
     for (_, sae), tally in zip(saes, sums.tallies, strict=True):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from saeclamp_saes.evaluation import metrics
-from saeclamp_saes.evaluation.report import ReadingFigure
+from saeclamp_saes.evaluation.report import InterpretationScore
 from saeclamp_saes.sae import SAE, InputNorm, TopK
 from saeclamp_saes.sites import POINTS, Site
 
@@ -29,7 +29,7 @@ TO_UNIT_LENGTH = InputNorm(scale="l2")
 
 
 @dataclass(frozen=True)
-class Reading:
+class Interpretation:
     """One way to use an SAE's weights."""
 
     name: str
@@ -102,7 +102,9 @@ def activity_of(sae: SAE, x: Tensor) -> Activity:
     return Activity(torch.cat(decoded), torch.cat(counts), num_active)
 
 
-def figure_of(reading: Reading, x: Tensor, target: Tensor, variances: Tensor, num_components: int) -> ReadingFigure:
+def figure_of(
+    reading: Interpretation, x: Tensor, target: Tensor, variances: Tensor, num_components: int
+) -> InterpretationScore:
     """
     Measure a reading.
 
@@ -111,7 +113,7 @@ def figure_of(reading: Reading, x: Tensor, target: Tensor, variances: Tensor, nu
     num_components: that it is compared with, unless it has another number of active features of its own
     """
     reconstruction, l0 = reading.use(x)
-    return ReadingFigure(
+    return InterpretationScore(
         name=reading.name,
         explained_variance=metrics.explained_variance(target, reconstruction),
         hint=reading.hint,
@@ -122,12 +124,12 @@ def figure_of(reading: Reading, x: Tensor, target: Tensor, variances: Tensor, nu
     )
 
 
-def claimed(sae: SAE) -> Reading:
+def declared(sae: SAE) -> Interpretation:
     """Return the reading that its files and options ask for."""
-    return Reading("as claimed", "", sae, sae.reads, sae.writes)
+    return Interpretation("as claimed", "", sae, sae.reads, sae.writes)
 
 
-def elsewhere(sae: SAE, has_site: Callable[[Site], bool]) -> Iterator[Reading]:
+def at_other_sites(sae: SAE, has_site: Callable[[Site], bool]) -> Iterator[Interpretation]:
     """
     Yield the same SAE at other places: one block up and down, and the other places of its own block.
 
@@ -146,14 +148,14 @@ def elsewhere(sae: SAE, has_site: Callable[[Site], bool]) -> Iterator[Reading]:
             yield _at(sae, sae.reads, (site,))
 
 
-def otherwise(sae: SAE, x: Tensor, target: Tensor) -> Iterator[Reading]:
+def with_other_preprocessing(sae: SAE, x: Tensor, target: Tensor) -> Iterator[Interpretation]:
     """
     Yield the SAE at its own place with another input, bias or orientation.
 
     x:      (num_tokens, d_in), to estimate scales from
     target: (num_tokens, d_out)
     """
-    yield from _other_activations(sae, claimed(sae).use(x)[1])
+    yield from _other_activations(sae, declared(sae).use(x)[1])
     if sae.kind == "sae":  # what a transcoder writes has another mean and length than what it reads
         yield from _other_inputs(sae)
     yield from _other_scales(sae, x, target)
@@ -177,7 +179,7 @@ def _neighbours(site: Site) -> list[Site]:
     return [place for place in places if place not in already]
 
 
-def _at(sae: SAE, reads: tuple[Site, ...], writes: tuple[Site, ...]) -> Reading:
+def _at(sae: SAE, reads: tuple[Site, ...], writes: tuple[Site, ...]) -> Interpretation:
     if sae.kind == "sae":
         name, option = f"at {_listed(reads)}", f"?site={_option(reads)}"
     elif reads == sae.reads:
@@ -188,7 +190,7 @@ def _at(sae: SAE, reads: tuple[Site, ...], writes: tuple[Site, ...]) -> Reading:
         name = f"reading {_listed(reads)}, writing to {_listed(writes)}"
         option = f"?site={_option(reads)}&site_out={_option(writes)}"
     hint = f"use {option}" if len(reads) == len(writes) == 1 else "the layers in its configuration are off"
-    return Reading(name, hint, sae, reads, writes)
+    return Interpretation(name, hint, sae, reads, writes)
 
 
 def _listed(sites: tuple[Site, ...]) -> str:
@@ -199,13 +201,13 @@ def _option(sites: tuple[Site, ...]) -> str:
     return ",".join(f"{site.point}.{site.layer}" for site in sites)
 
 
-def _other_activations(sae: SAE, l0: float) -> Iterator[Reading]:
+def _other_activations(sae: SAE, l0: float) -> Iterator[Interpretation]:
     """
     With a TopK that no configuration names, or without the one that is named, or without thresholds.
 
     l0: features that are active per token, as claimed
     """
-    own = replace(claimed(sae), changes_activation=True)
+    own = replace(declared(sae), changes_activation=True)
     relu = replace(sae, top_k=None, threshold=torch.zeros_like(sae.threshold))
     if sae.top_k is not None:
         other = replace(sae, top_k=sae.top_k._replace(signed=not sae.top_k.signed))
@@ -223,7 +225,7 @@ def _other_activations(sae: SAE, l0: float) -> Iterator[Reading]:
         yield replace(own, name=f"as TopK with k = {k}", hint=hint, sae=replace(relu, top_k=TopK(k)))
 
 
-def _other_inputs(sae: SAE) -> Iterator[Reading]:
+def _other_inputs(sae: SAE) -> Iterator[Interpretation]:
     """Per token: the mean subtracted, layer norm, unit length, or none of these where the SAE has one."""
     choices = {
         "with the input centred (x - mean)": (
@@ -247,10 +249,10 @@ def _other_inputs(sae: SAE) -> Iterator[Reading]:
     }
     for name, (norm, hint) in choices.items():
         if norm[:2] != sae.input_norm[:2]:
-            yield replace(claimed(sae), name=name, hint=hint, sae=replace(sae, input_norm=norm))
+            yield replace(declared(sae), name=name, hint=hint, sae=replace(sae, input_norm=norm))
 
 
-def _other_scales(sae: SAE, x: Tensor, target: Tensor) -> Iterator[Reading]:
+def _other_scales(sae: SAE, x: Tensor, target: Tensor) -> Iterator[Interpretation]:
     """A constant of the training set, forgotten, or applied twice."""
     if not (x.any() and target.any()):
         return
@@ -261,21 +263,21 @@ def _other_scales(sae: SAE, x: Tensor, target: Tensor) -> Iterator[Reading]:
         "configuration say so (normalize_activations: expected_average_only_in) or fold the factor into its weights"
     )
     yield replace(
-        claimed(sae),
+        declared(sae),
         name=f"with the input times {mean_in:.4g} (mean length sqrt(d_in))",
         hint=forgotten.format(mean_in),
         factor_in=mean_in,
         factor_out=mean_out,
     )
     yield replace(
-        claimed(sae),
+        declared(sae),
         name=f"with the input times {rms_in:.4g} (mean square length 1)",
         hint=forgotten.format(rms_in),
         factor_in=rms_in,
         factor_out=rms_out,
     )
     yield replace(
-        claimed(sae),
+        declared(sae),
         name=f"with the input times {1 / mean_in:.4g} (its scale not applied)",
         hint="its weights hold the input scale already: set normalize_activations to none in its configuration",
         factor_in=1 / mean_in,
@@ -283,7 +285,7 @@ def _other_scales(sae: SAE, x: Tensor, target: Tensor) -> Iterator[Reading]:
     )
 
 
-def _other_orientations(sae: SAE) -> Iterator[Reading]:
+def _other_orientations(sae: SAE) -> Iterator[Interpretation]:
     """With b_dec subtracted from the input or not, and with matrices exchanged or transposed."""
     wrong = "its matrices are stored in another orientation: name the right family with ?format=NAME"
     shapes = {"with encoder and decoder exchanged": replace(sae, W_enc=sae.W_dec.T, W_dec=sae.W_enc.T)}
@@ -292,23 +294,23 @@ def _other_orientations(sae: SAE) -> Iterator[Reading]:
         shapes["with the encoder transposed"] = replace(sae, W_enc=sae.W_enc.T)
         shapes["with the decoder transposed"] = replace(sae, W_dec=sae.W_dec.T)
     for name, turned in shapes.items():
-        yield replace(claimed(sae), name=name, hint=wrong, sae=turned)
+        yield replace(declared(sae), name=name, hint=wrong, sae=turned)
     if not sae.b_dec.any():
         return
     folded = sae.b_dec @ sae.W_enc
     for name, turned in shapes.items():
         if turned.W_enc is not sae.W_enc:  # as if b_dec was subtracted from the input, with the wrong matrix
             b_enc = sae.b_enc + folded - sae.b_dec @ turned.W_enc
-            yield replace(claimed(sae), name=f"{name}, b_dec subtracted", hint=wrong, sae=replace(turned, b_enc=b_enc))
+            yield replace(declared(sae), name=f"{name}, b_dec subtracted", hint=wrong, sae=replace(turned, b_enc=b_enc))
     bias = "set apply_b_dec_to_input to {0} in its configuration, or name the right family with ?format=NAME"
     yield replace(
-        claimed(sae),
+        declared(sae),
         name="with b_dec subtracted from the input",
         hint=f"it was trained with b_dec subtracted from its input: {bias.format('true')}",
         sae=replace(sae, b_enc=sae.b_enc - folded),
     )
     yield replace(
-        claimed(sae),
+        declared(sae),
         name="without b_dec subtracted from the input",
         hint=f"it was trained without b_dec subtracted from its input: {bias.format('false')}",
         sae=replace(sae, b_enc=sae.b_enc + folded),

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from saeclamp_saes.evaluation import metrics
-from saeclamp_saes.evaluation.accumulators import Tally
+from saeclamp_saes.evaluation.accumulators import MetricSums
 from saeclamp_saes.evaluation.histograms import Histogram, activation_edges, density_histogram, quantile_of_counts
 from saeclamp_saes.evaluation.report import Verification
 from saeclamp_saes.sae import SAE
@@ -17,7 +17,7 @@ FREQUENT_SHARE = 0.01
 
 
 @dataclass(frozen=True)
-class Densities:
+class DensitySummary:
     """On which share of the tokens the features are active."""
 
     num_never: int
@@ -32,7 +32,7 @@ class Densities:
 
 
 @dataclass(frozen=True)
-class Activations:
+class ActivationSummary:
     """All positive activations, of all features and tokens together."""
 
     unit: str
@@ -68,13 +68,13 @@ class Measurement:
     l0_p95: float
     dead_share: float
     """Of features that were active on none of these tokens"""
-    densities: Densities
-    activations: Activations
+    densities: DensitySummary
+    activations: ActivationSummary
     verification: Verification
     """Verdict and cross-entropies, on fewer tokens, evenly from the same data: `verification.num_tokens`"""
 
     @classmethod
-    def of(cls, name: str, sae: SAE, tally: Tally, verification: Verification) -> Measurement:
+    def of(cls, name: str, sae: SAE, tally: MetricSums, verification: Verification) -> Measurement:
         """Compute the figures from what was summed; of one token or more."""
         num_tokens = int(tally.num_tokens)
         l0 = float(tally.num_active.sum()) / num_tokens
@@ -101,9 +101,9 @@ class Measurement:
         return {**asdict(self), "verification": self.verification.to_json()}
 
 
-def _densities(num_active: Any, num_tokens: int) -> Densities:
+def _densities(num_active: Any, num_tokens: int) -> DensitySummary:
     ever = num_active[num_active > 0].double()
-    return Densities(
+    return DensitySummary(
         num_never=int((num_active == 0).sum()),
         over_1_percent_share=float((num_active > FREQUENT_SHARE * num_tokens).double().mean()),
         over_10_percent_share=metrics.dense_share(num_active, num_tokens),
@@ -112,11 +112,11 @@ def _densities(num_active: Any, num_tokens: int) -> Densities:
     )
 
 
-def _activations(sae: SAE, tally: Tally) -> Activations:
+def _activations(sae: SAE, tally: MetricSums) -> ActivationSummary:
     histogram = Histogram.trimmed(activation_edges(), tally.act_counts.tolist())
     num, largest = sum(histogram.counts), float(tally.act_largest)
     quantiles = {f"{percent:g}": histogram.quantile(percent / 100) for percent in PERCENTILES}
-    return Activations(
+    return ActivationSummary(
         unit=sae.unit,
         num=num,
         num_negative=int(tally.num_negative),

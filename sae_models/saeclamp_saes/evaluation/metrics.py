@@ -82,6 +82,6 @@ def dense_share(num_active: Tensor, num_tokens: int) -> float:
     return float((num_active > DENSE_SHARE * num_tokens).double().mean())
 
 
-def recovered(clean: float, spliced: float, ablated: float) -> float | None:
+def loss_recovered(clean: float, spliced: float, ablated: float) -> float | None:
     """Share of the loss from ablating a site that an SAE in its place wins back. None where ablating costs nothing."""
     return (ablated - spliced) / (ablated - clean) if ablated > clean else None

@@ -8,7 +8,7 @@ from typing import Any
 
 from saeclamp_saes.errors import VerificationError
 from saeclamp_saes.evaluation.histograms import ACTIVATION_BINS, DENSITY_BINS, Histogram
-from saeclamp_saes.evaluation.measurement import FREQUENT_SHARE, Densities, Measurement
+from saeclamp_saes.evaluation.measurement import FREQUENT_SHARE, DensitySummary, Measurement
 from saeclamp_saes.evaluation.metrics import DENSE_SHARE
 
 DENSITY_FILE, ACTIVATIONS_FILE = "density.png", "activations.png"
@@ -171,7 +171,7 @@ def _colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def _mark_densities(axes: Any, densities: Sequence[Densities]) -> None:
+def _mark_densities(axes: Any, densities: Sequence[DensitySummary]) -> None:
     """The 1 % and 10 % lines; of a single SAE also how many features lie above them, and the median."""
     first, several = densities[0], len(densities) > 1
     above = {FREQUENT_SHARE: first.over_1_percent_share, DENSE_SHARE: first.over_10_percent_share}

@@ -8,8 +8,14 @@ import torch
 from torch import Tensor
 
 from saeclamp_saes.evaluation import metrics
-from saeclamp_saes.evaluation.interpretations import COMPARED_TOKENS, activity_of, claimed, figure_of, otherwise
-from saeclamp_saes.evaluation.report import LEAST, ReadingFigure, best_of, too_many_active
+from saeclamp_saes.evaluation.interpretations import (
+    COMPARED_TOKENS,
+    activity_of,
+    declared,
+    figure_of,
+    with_other_preprocessing,
+)
+from saeclamp_saes.evaluation.report import LEAST, InterpretationScore, best_of, too_many_active
 from saeclamp_saes.lm import token_mask
 from saeclamp_saes.sae import SAE
 
@@ -19,7 +25,7 @@ PARTS = ("clt_layer", "crosscoder")
 
 
 @dataclass(frozen=True)
-class QuickFit:
+class QuickCheck:
     """What was measured; JSON-able through `vars`."""
 
     num_tokens: int
@@ -32,7 +38,7 @@ class QuickFit:
 
 
 @torch.no_grad()
-def quick_fit(sae: SAE, x: Tensor, target: Tensor, position: Tensor, is_special: Tensor) -> QuickFit:
+def quick_check(sae: SAE, x: Tensor, target: Tensor, position: Tensor, is_special: Tensor) -> QuickCheck:
     """
     Measure an SAE on recorded vectors.
 
@@ -42,11 +48,11 @@ def quick_fit(sae: SAE, x: Tensor, target: Tensor, position: Tensor, is_special:
     is_special: (num_tokens,) bool
     """
     if sae.kind in PARTS:
-        return QuickFit(0, None, None, "it is one layer of several that together make what it writes to.")
+        return QuickCheck(0, None, None, "it is one layer of several that together make what it writes to.")
     mask = token_mask.ordinary(x, position, is_special) & token_mask.ordinary(target, position, is_special)
     x, target = x[mask], target[mask]
     if len(x) < FEWEST_TOKENS:
-        return QuickFit(len(x), None, None, f"only {len(x)} ordinary tokens could be measured.")
+        return QuickCheck(len(x), None, None, f"only {len(x)} ordinary tokens could be measured.")
     activity = activity_of(sae, x)
     explained, l0 = metrics.explained_variance(target, activity.reconstruction), float(activity.l0.double().mean())
     own, *others = _compare(sae, x, target, l0)
@@ -63,15 +69,15 @@ def quick_fit(sae: SAE, x: Tensor, target: Tensor, position: Tensor, is_special:
             f"it explains {explained:.2f} of the variance at {sae.site} (at least {LEAST} is asked for), and no other way "
             "to read it is much better: it is of another model or layer, or was trained on too little."
         )
-    return QuickFit(len(x), explained, l0, problem)
+    return QuickCheck(len(x), explained, l0, problem)
 
 
-def _compare(sae: SAE, x: Tensor, target: Tensor, l0: float) -> list[ReadingFigure]:
+def _compare(sae: SAE, x: Tensor, target: Tensor, l0: float) -> list[InterpretationScore]:
     """The claimed reading first; all on the same tokens, evenly from the text."""
     step = -(-len(x) // COMPARED_TOKENS)
     x, target = x[::step], target[::step]
     variances, num_components = metrics.principal_variances(target), round(l0)
     return [
         figure_of(reading, x, target, variances, num_components)
-        for reading in (claimed(sae), *otherwise(sae, x, target))
+        for reading in (declared(sae), *with_other_preprocessing(sae, x, target))
     ]

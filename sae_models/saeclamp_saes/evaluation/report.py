@@ -22,7 +22,7 @@ PLAUSIBLE = 0.25
 
 
 @dataclass(frozen=True)
-class ReadingFigure:
+class InterpretationScore:
     """How well the SAE fits when its weights are read in some way."""
 
     name: str
@@ -36,7 +36,7 @@ class ReadingFigure:
     changes_activation: bool = False
     """Whether only the activation function differs. PCA then has as many components as are active in this reading."""
 
-    def fits_better_than(self, own: ReadingFigure) -> bool:
+    def fits_better_than(self, own: InterpretationScore) -> bool:
         """
         Whether the claimed reading, `own`, is refuted by this one.
 
@@ -70,7 +70,7 @@ class ReadingFigure:
         return self.explained_variance - self.pca_explained_variance
 
 
-def best_of(own: ReadingFigure, others: Sequence[ReadingFigure]) -> ReadingFigure | None:
+def best_of(own: InterpretationScore, others: Sequence[InterpretationScore]) -> InterpretationScore | None:
     """The reading that refutes the claimed one best; None if none does."""
     refuting = [other for other in others if other.fits_better_than(own)]
     if not all(other.changes_activation for other in refuting):
@@ -130,7 +130,7 @@ class Verification:
     dense_share: float
     """Share of features that were active on more than 10 % of the tokens."""
     cross_entropy: CrossEntropy
-    readings: tuple[ReadingFigure, ...]
+    readings: tuple[InterpretationScore, ...]
     """The claimed one first, then the others, best first; all on the same tokens."""
     calibrated_threshold: float | None
     """For a TopK SAE: the threshold that keeps as many activations per token on average (usable as `?threshold=`)."""

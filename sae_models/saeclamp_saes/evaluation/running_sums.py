@@ -14,17 +14,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from saeclamp_saes.errors import VerificationError
-from saeclamp_saes.evaluation.accumulators import Tally
+from saeclamp_saes.evaluation.accumulators import MetricSums
 from saeclamp_saes.sae import SAE
 
 NUM_DONE = "num_done"
 
 
 @dataclass
-class Sums:
+class RunningSums:
     """Over the sequences so far."""
 
-    tallies: list[Tally]
+    tallies: list[MetricSums]
     """One for each SAE"""
     num_done: int
     """Sequences"""
@@ -36,14 +36,15 @@ class Sums:
     """When, on the monotonic clock"""
 
     @classmethod
-    def begin(cls, saes: Sequence[SAE], device: torch.device, path: Path | None, save_seconds: float) -> Sums:
+    def begin(cls, saes: Sequence[SAE], device: torch.device, path: Path | None, save_seconds: float) -> RunningSums:
         """Begin, or go on with what the file holds. Raises VerificationError, with its name, where that is damaged."""
-        tallies, num_done = [Tally.empty(sae, device) for sae in saes], 0
+        tallies, num_done = [MetricSums.empty(sae, device) for sae in saes], 0
         if path and path.exists():
             kept = _read(path, _named(tallies, 0), device)
             num_done = int(kept[NUM_DONE])
             tallies = [
-                Tally(**{name: kept[f"{index}.{name}"] for name in vars(tally)}) for index, tally in enumerate(tallies)
+                MetricSums(**{name: kept[f"{index}.{name}"] for name in vars(tally)})
+                for index, tally in enumerate(tallies)
             ]
         return cls(tallies, num_done, path, save_seconds, time.monotonic())
 
@@ -60,7 +61,7 @@ class Sums:
             self.path.unlink(missing_ok=True)
 
 
-def _named(tallies: Sequence[Tally], num_done: int) -> dict[str, Tensor]:
+def _named(tallies: Sequence[MetricSums], num_done: int) -> dict[str, Tensor]:
     sums = {f"{index}.{name}": tensor for index, tally in enumerate(tallies) for name, tensor in vars(tally).items()}
     return {**sums, NUM_DONE: torch.tensor(num_done)}
 

@@ -11,7 +11,7 @@ from saeclamp_saes.evaluation.interpretations import token_chunks
 from saeclamp_saes.sae import SAE
 
 
-def calibrated_threshold(sae: SAE, x: Tensor) -> float | None:
+def estimate_threshold(sae: SAE, x: Tensor) -> float | None:
     """
     Find the threshold above which, on average, as many activations lie as the TopK keeps (k, unless some are negative).
 

@@ -11,26 +11,26 @@ from saeclamp_saes.errors import VerificationError
 from saeclamp_saes.evaluation import metrics
 from saeclamp_saes.evaluation.interpretations import (
     COMPARED_TOKENS,
-    Reading,
+    Interpretation,
     activity_of,
-    claimed,
-    elsewhere,
+    at_other_sites,
+    declared,
     figure_of,
-    otherwise,
+    with_other_preprocessing,
 )
 from saeclamp_saes.evaluation.report import (
     LEAST,
     NEAR_MARGIN,
     CrossEntropy,
-    ReadingFigure,
+    InterpretationScore,
     Verification,
     best_of,
     too_many_active,
 )
-from saeclamp_saes.evaluation.threshold import calibrated_threshold
+from saeclamp_saes.evaluation.threshold import estimate_threshold
 from saeclamp_saes.lm import token_mask
 from saeclamp_saes.lm.architectures import has_site
-from saeclamp_saes.lm.capture import Progress, Recording, cross_entropy_with, record
+from saeclamp_saes.lm.capture import ActivationRecording, Progress, cross_entropy_with, record
 from saeclamp_saes.sae import SAE
 from saeclamp_saes.sites import Site
 
@@ -70,8 +70,8 @@ def verify(
         )
     device = next(model.parameters()).device
     sae, sequences = sae.to(device, torch.float32), [sequence.to(device) for sequence in sequences]
-    others = _fitting_in_width(sae, model, sequences[0], list(elsewhere(sae, lambda site: has_site(model, site))))
-    sites = dict.fromkeys(site for reading in (claimed(sae), *others) for site in (*reading.reads, *reading.writes))
+    others = _fitting_in_width(sae, model, sequences[0], list(at_other_sites(sae, lambda site: has_site(model, site))))
+    sites = dict.fromkeys(site for reading in (declared(sae), *others) for site in (*reading.reads, *reading.writes))
     recording = record(model, sequences, sites, special_ids, progress)
 
     mask = _ordinary(recording, [*sae.reads, *sae.writes])
@@ -101,7 +101,7 @@ def verify(
         dense_share=metrics.dense_share(activity.num_active, num_tokens),
         cross_entropy=_cross_entropies(sae, model, recording, mask, activity.reconstruction, progress),
         readings=readings,
-        calibrated_threshold=calibrated_threshold(sae, x),
+        calibrated_threshold=estimate_threshold(sae, x),
     )
 
 
@@ -113,7 +113,9 @@ def _warnings(num_tokens: int, width: int, l0: float, explained: float, by_pca: 
     return (DENSE.format(l0, explained, by_pca),) if is_dense else ()
 
 
-def _fitting_in_width(sae: SAE, model: nn.Module, sequence: Tensor, others: list[Reading]) -> list[Reading]:
+def _fitting_in_width(
+    sae: SAE, model: nn.Module, sequence: Tensor, others: list[Interpretation]
+) -> list[Interpretation]:
     """Check, on two tokens, that the claimed places exist and are as wide as the SAE, and drop others that are not."""
 
     def width(places: tuple[Site, ...]) -> int:
@@ -128,34 +130,36 @@ def _fitting_in_width(sae: SAE, model: nn.Module, sequence: Tensor, others: list
     return [other for other in others if width(other.reads) == sae.d_in and width(other.writes) == sae.d_out]
 
 
-def _may_count(recording: Recording) -> Tensor:
+def _may_count(recording: ActivationRecording) -> Tensor:
     return (recording.position > 0) & ~recording.is_special
 
 
-def _ordinary(recording: Recording, sites: Collection[Site]) -> Tensor:
+def _ordinary(recording: ActivationRecording, sites: Collection[Site]) -> Tensor:
     """Tokens that are ordinary at every one of these places: (num_tokens,) bool."""
     masks = [token_mask.ordinary(recording.vectors[site], recording.position, recording.is_special) for site in sites]
     return torch.stack(masks).all(dim=0)
 
 
-def _compare(sae: SAE, recording: Recording, others: list[Reading], num_components: int) -> tuple[ReadingFigure, ...]:
+def _compare(
+    sae: SAE, recording: ActivationRecording, others: list[Interpretation], num_components: int
+) -> tuple[InterpretationScore, ...]:
     """Measure every reading on the same tokens: at most `COMPARED_TOKENS`, evenly from the text, ordinary at all places."""
     index = _ordinary(recording, recording.vectors).nonzero()[:, 0]
     index = index[:: max(1, -(-len(index) // COMPARED_TOKENS))]
     x, target = recording.at(sae.reads)[index], recording.at(sae.writes)[index]
     variances: dict[tuple[Site, ...], Tensor] = {}
 
-    def measure(reading: Reading) -> ReadingFigure:
+    def measure(reading: Interpretation) -> InterpretationScore:
         x, target = recording.at(reading.reads)[index], recording.at(reading.writes)[index]
         if reading.writes not in variances:
             variances[reading.writes] = metrics.principal_variances(target)
         return figure_of(reading, x, target, variances[reading.writes], num_components)
 
-    found = [measure(reading) for reading in (*others, *otherwise(sae, x, target))]
-    return measure(claimed(sae)), *sorted(found, key=lambda figure: -figure.explained_variance)
+    found = [measure(reading) for reading in (*others, *with_other_preprocessing(sae, x, target))]
+    return measure(declared(sae)), *sorted(found, key=lambda figure: -figure.explained_variance)
 
 
-def _verdict(sae: SAE, explained: float, readings: tuple[ReadingFigure, ...]) -> str:
+def _verdict(sae: SAE, explained: float, readings: tuple[InterpretationScore, ...]) -> str:
     own, *others = readings
     best = best_of(own, others)
     if best is not None:
@@ -177,7 +181,7 @@ def _verdict(sae: SAE, explained: float, readings: tuple[ReadingFigure, ...]) ->
 
 
 def _cross_entropies(
-    sae: SAE, model: nn.Module, recording: Recording, mask: Tensor, reconstruction: Tensor, progress: Progress
+    sae: SAE, model: nn.Module, recording: ActivationRecording, mask: Tensor, reconstruction: Tensor, progress: Progress
 ) -> CrossEntropy:
     target = recording.at(sae.writes)
     spliced = target.clone()
@@ -195,8 +199,8 @@ def _cross_entropies(
     }
     return CrossEntropy(
         **losses,
-        recovered_against_zero=metrics.recovered(losses["clean"], losses["spliced"], losses["zero"]),
-        recovered_against_mean=metrics.recovered(losses["clean"], losses["spliced"], losses["mean"]),
+        recovered_against_zero=metrics.loss_recovered(losses["clean"], losses["spliced"], losses["zero"]),
+        recovered_against_mean=metrics.loss_recovered(losses["clean"], losses["spliced"], losses["mean"]),
     )
 
 

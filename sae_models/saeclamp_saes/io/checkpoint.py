@@ -13,7 +13,7 @@ from torch import Tensor
 from saeclamp_saes.errors import CheckpointError, PickledError
 from saeclamp_saes.io.config import MAX_CONFIG_BYTES as MAX_CONFIG_BYTES
 from saeclamp_saes.io.config import read_config as read_config
-from saeclamp_saes.io.contents import CHECKPOINTS, choose_weights, is_weights, layer_of
+from saeclamp_saes.io.contents import CHECKPOINTS, choose_weights, is_weights, parse_layer
 from saeclamp_saes.io.contents import PICKLES as PICKLES
 from saeclamp_saes.io.contents import READABLE as READABLE
 from saeclamp_saes.io.npz import NpzFile
@@ -32,7 +32,7 @@ TRAINER_STATE = {"step", "steps", "global_step", "epoch", "optimizer", "schedule
 """In a pickle beside the tensors: what a trainer needs to go on, and no activation depends on."""
 
 
-class Source:
+class CheckpointSource:
     """A file or folder that holds an SAE."""
 
     def __init__(
@@ -78,9 +78,9 @@ class Source:
                 return folder / choose_weights(names, self.path, layer)[0]
         inside = folders_with_weights(self.path)
         layer = self.options.integer("layer") if len(inside) > 1 else None
-        chosen = [name for name in inside if layer is not None and layer_of(name) == layer]
+        chosen = [name for name in inside if layer is not None and parse_layer(name) == layer]
         if len(chosen) == 1:
-            return Source(self.path / chosen[0]).weights
+            return CheckpointSource(self.path / chosen[0]).weights
         listed = ", ".join((chosen or inside)[:8])
         hint = f"; it has folders with such files, so name one: {listed}" if inside else ""
         raise CheckpointError(f"{self.path} has no weights: no file that ends in {', '.join(READABLE)}{hint}.")
@@ -135,7 +135,7 @@ class Source:
 
     def layer(self) -> int | None:
         """Which layer it is of: what the file's name says, else the user. Raises CheckpointError when they disagree."""
-        named, given = layer_of(self.weights.name), self.options.integer("layer")
+        named, given = parse_layer(self.weights.name), self.options.integer("layer")
         if named is not None and given not in (None, named):
             raise CheckpointError(f"{self.weights} is named after layer {named}, so ?layer={given} cannot be right.")
         return given if named is None else named

@@ -81,10 +81,10 @@ def _drop_impossible_numbers(path: Path, config: dict[str, Any]) -> None:
                 waiting.append(value)
             elif isinstance(value, tuple | set):
                 raise CheckpointError(f"{path} holds a {type(value).__name__}, which no configuration needs.")
-            elif is_impossible(value):
+            elif is_unrepresentable(value):
                 container[key] = None
 
 
-def is_impossible(value: Any) -> bool:
+def is_unrepresentable(value: Any) -> bool:
     """Whether a number is NaN, infinite, or too large for 64 bits."""
     return value.bit_length() > 63 if isinstance(value, int) else isinstance(value, float) and not math.isfinite(value)

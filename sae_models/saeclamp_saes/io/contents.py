@@ -28,7 +28,7 @@ LAYER = re.compile(
 """A number that is called a layer's. `L0_71` says how many features are active, not which layer it is."""
 
 
-def layer_of(name: str) -> int | None:
+def parse_layer(name: str) -> int | None:
     """
     Find the layer that a file's name states, as in `16k-layer_12.safetensors`, `layer12.sae.pt` or `W_enc_12.safetensors`.
 
@@ -59,7 +59,7 @@ def choose_weights(names: Iterable[str], where: object, layer: int | None) -> Se
     # what is readable comes first: a converted file may stand beside its pickle
     readable = [name for name in files if name.endswith(READABLE)]
     several = readable or files
-    chosen = several if layer is None or len(several) < 2 else [name for name in several if layer_of(name) == layer]
+    chosen = several if layer is None or len(several) < 2 else [name for name in several if parse_layer(name) == layer]
     chosen = [name for name in chosen if not name.startswith("W_dec_")] or chosen
     if several and not chosen:
         raise CheckpointError(f"{where} has no weights file for layer {layer}.")
@@ -73,7 +73,7 @@ def choose_weights(names: Iterable[str], where: object, layer: int | None) -> Se
 def _several(names: Sequence[str], where: object) -> str:
     if all(SHARD.fullmatch(name) for name in names):
         return f"{where} holds an SAE in {len(names)} parts ({names[0]} ...), which is not read: save it as one file."
-    choice = ", or choose with ?layer=N" if any(layer_of(name) is not None for name in names) else ""
+    choice = ", or choose with ?layer=N" if any(parse_layer(name) is not None for name in names) else ""
     return f"{where} holds several SAEs ({', '.join(names[:4])} ...): name one file{choice}."
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from saeclamp_saes.io.tensors import Tensors
 
 
-class Nested(Tensors):
+class PrefixedTensors(Tensors):
     """Those tensors of a file whose names begin with a prefix, named without it."""
 
     def __init__(self, whole: Tensors, prefix: str) -> None:

@@ -19,11 +19,11 @@ from saeclamp_saes.errors import CheckpointError
 from saeclamp_saes.io.tensors import (
     MAX_HEADER_BYTES,
     MAX_TENSORS,
-    Stored,
+    TensorEntry,
     Tensors,
-    check_plausible,
+    check_size,
+    file_stamp,
     open_regular,
-    stamp_of,
 )
 
 MAX_RATIO = 16
@@ -51,9 +51,9 @@ class NpzFile(Tensors):
     def __init__(self, path: Path, shapes_only: bool = False) -> None:
         self._members: dict[str, zipfile.ZipInfo] = {}
         with open_regular(path) as file:
-            self._stamp = stamp_of(file)
+            self._stamp = file_stamp(file)
             try:
-                with zipfile.ZipFile(_Careful(file)) as archive:
+                with zipfile.ZipFile(_CheckedReader(file)) as archive:
                     stored = self._read_headers(path, archive)
             except NPZ_ERRORS as exc:
                 if isinstance(exc, CheckpointError):
@@ -61,7 +61,7 @@ class NpzFile(Tensors):
                 raise CheckpointError(f"{path} is not a readable npz file: {_one_line(exc)}.") from exc
         super().__init__(path, stored, shapes_only)
 
-    def _read_headers(self, path: Path, archive: zipfile.ZipFile) -> dict[str, Stored]:
+    def _read_headers(self, path: Path, archive: zipfile.ZipFile) -> dict[str, TensorEntry]:
         members = archive.infolist()
         if len(members) > MAX_TENSORS:
             raise CheckpointError(f"{path} holds {len(members)} tensors; an SAE has a few.")
@@ -70,7 +70,7 @@ class NpzFile(Tensors):
         self._members = {member.filename.removesuffix(".npy"): member for member in members}
         if len(self._members) != len(members):
             raise CheckpointError(f"{path} names a tensor twice.")
-        check_plausible(path, dict.fromkeys(self._members, ()))
+        check_size(path, dict.fromkeys(self._members, ()))
         return {name: _npy_header(path, archive, name, member) for name, member in self._members.items()}
 
     def _chunks(self, name: str, first: int, count: int, step: int) -> Iterator[Tensor]:
@@ -88,7 +88,7 @@ class NpzFile(Tensors):
                 raise CheckpointError(f"{self.path}: {name} cannot be read: {_one_line(exc)}.") from exc
 
 
-class _Careful(io.FileIO):
+class _CheckedReader(io.FileIO):
     """A file whose zip directory, which zipfile reads in one go whatever its size, must be a small one."""
 
     def __init__(self, file: io.FileIO) -> None:
@@ -102,7 +102,7 @@ class _Careful(io.FileIO):
         return data
 
 
-def _npy_header(path: Path, archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo) -> Stored:
+def _npy_header(path: Path, archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo) -> TensorEntry:
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise CheckpointError(f"{path}: {name} is compressed in a way that numpy never writes.")
     with archive.open(member) as stream:
@@ -120,8 +120,8 @@ def _npy_header(path: Path, archive: zipfile.ZipFile, name: str, member: zipfile
         raise CheckpointError(f"{path}: {name} holds {dtype}, not numbers that can be read.")
     if fortran_order and len(shape) > 1:
         raise CheckpointError(f"{path}: {name} is stored in Fortran order, which is not read; save it in C order.")
-    entry = Stored(tuple(shape), DTYPES[dtype.name], head.tell())
-    check_plausible(path, {name: entry.shape})
+    entry = TensorEntry(tuple(shape), DTYPES[dtype.name], head.tell())
+    check_size(path, {name: entry.shape})
     if entry.offset + entry.nbytes != member.file_size:
         raise CheckpointError(f"{path}: {name} declares shape {entry.shape}, which does not fit its size.")
     return entry

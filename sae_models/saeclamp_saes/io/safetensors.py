@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.io.tensors import MAX_HEADER_BYTES, Stored, Tensors, open_regular, stamp_of
+from saeclamp_saes.io.tensors import MAX_HEADER_BYTES, TensorEntry, Tensors, file_stamp, open_regular
 
 DTYPES = {
     "F64": torch.float64,
@@ -38,7 +38,7 @@ class SafetensorsFile(Tensors):
 
     def __init__(self, path: Path, shapes_only: bool = False) -> None:
         with open_regular(path) as file:
-            self._stamp = stamp_of(file)
+            self._stamp = file_stamp(file)
             try:
                 stored, _ = read_header(file, self._stamp[0])
             except (ValueError, RecursionError) as exc:
@@ -53,7 +53,7 @@ class SafetensorsFile(Tensors):
                 yield _read_exactly(self.path, file, min(step, count - start), dtype)
 
 
-def read_header(file: FileIO | BytesIO, size: int) -> tuple[dict[str, Stored], dict[str, Any]]:
+def read_header(file: FileIO | BytesIO, size: int) -> tuple[dict[str, TensorEntry], dict[str, Any]]:
     """
     Read what a file of `size` bytes says of its tensors, and its metadata.
 
@@ -79,13 +79,13 @@ def read_header(file: FileIO | BytesIO, size: int) -> tuple[dict[str, Stored], d
     return stored, metadata
 
 
-def _safetensors_entry(name: str, value: Any, start: int) -> Stored:
+def _safetensors_entry(name: str, value: Any, start: int) -> TensorEntry:
     match value:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]}:
             if dtype not in DTYPES:
                 raise ValueError(f"{name!r} holds {dtype[:16]}, which is none of {', '.join(DTYPES)}")
             if len(shape) <= 8 and all(type(size) is int and 0 <= size < 1 << 48 for size in shape):
-                entry = Stored(tuple(shape), DTYPES[dtype], start + begin)
+                entry = TensorEntry(tuple(shape), DTYPES[dtype], start + begin)
                 if begin >= 0 and end - begin == entry.nbytes:
                     return entry
     raise ValueError(f"its header describes {name!r} in a way that does not add up")

@@ -39,7 +39,7 @@ Stamp = tuple[int, int]
 """A file's size and time of change."""
 
 
-class Stored(NamedTuple):
+class TensorEntry(NamedTuple):
     """What a container says of one tensor."""
 
     shape: Shape
@@ -59,12 +59,12 @@ class Tensors(ABC):
     Shapes are (leading, ...) as stored. Every method that takes a name raises CheckpointError when the file lacks it.
     """
 
-    def __init__(self, path: Path, stored: Mapping[str, Stored], shapes_only: bool) -> None:
+    def __init__(self, path: Path, stored: Mapping[str, TensorEntry], shapes_only: bool) -> None:
         self.path = path
         self.stored = stored
         self.shapes = {name: entry.shape for name, entry in stored.items()}
         self.shapes_only = shapes_only
-        check_plausible(path, self.shapes)
+        check_size(path, self.shapes)
 
     @abstractmethod
     def _chunks(self, name: str, first: int, count: int, step: int) -> Iterator[Tensor]:
@@ -168,7 +168,7 @@ class Tensors(ABC):
                 raise CheckpointError(f"{self.path}: {name} holds NaN or infinity.")
             yield single
 
-    def _entry(self, name: str) -> Stored:
+    def _entry(self, name: str) -> TensorEntry:
         if name not in self.stored:
             raise CheckpointError(f"{self.path} lacks {name}.")
         return self.stored[name]
@@ -190,7 +190,7 @@ def is_finite(tensor: Tensor) -> bool:
     return tensor.is_meta or all(math.isfinite(extreme) for extreme in torch.aminmax(rows))
 
 
-def check_plausible(path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
+def check_size(path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
     """Raise CheckpointError for more tensors, stranger names or larger shapes than an SAE's."""
     if len(shapes) > MAX_TENSORS:
         raise CheckpointError(f"{path} holds {len(shapes)} tensors; an SAE has a few.")
@@ -214,16 +214,16 @@ def open_regular(path: Path, expected: Stamp | None = None) -> Iterator[FileIO]:
         raise CheckpointError(f"{path} is not a regular file.")
     try:
         with path.open("rb", buffering=0) as file:
-            stamp = stamp_of(file)
+            stamp = file_stamp(file)
             if expected in (None, stamp):
                 yield file
-            if (expected or stamp) != stamp_of(file):
+            if (expected or stamp) != file_stamp(file):
                 raise CheckpointError(f"{path} was changed while it was read.")
     except OSError as exc:
         raise CheckpointError(f"{path} cannot be read: {exc.strerror or exc}.") from exc
 
 
-def stamp_of(file: FileIO) -> Stamp:
+def file_stamp(file: FileIO) -> Stamp:
     """What changes when a file does."""
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns
@@ -233,7 +233,7 @@ class LoadedTensors(Tensors):
     """Tensors that are in memory already: what the converter has unpickled and checked."""
 
     def __init__(self, path: Path, tensors: Mapping[str, Tensor], shapes_only: bool = False) -> None:
-        super().__init__(path, {name: Stored(tuple(t.shape), t.dtype) for name, t in tensors.items()}, shapes_only)
+        super().__init__(path, {name: TensorEntry(tuple(t.shape), t.dtype) for name, t in tensors.items()}, shapes_only)
         self._tensors = tensors
 
     def _chunks(self, name: str, first: int, count: int, step: int) -> Iterator[Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from saeclamp_saes.errors import TrainingError
-from saeclamp_saes.io.work_folder import DamagedError
+from saeclamp_saes.io.work_folder import DamagedFolderError
 
 StoreDtype = Literal["bfloat16", "float16"]
 STORE_DTYPES: tuple[StoreDtype, ...] = get_args(StoreDtype)
@@ -28,7 +28,7 @@ CHUNK_BYTES = 1 << 26
 """Of vectors, in fp32, that are worked on at once."""
 
 
-class Rows:
+class VectorFile:
     """A file of `num_rows` vectors, or more; rows that were never written are zero."""
 
     def __init__(self, path: Path, num_rows: int, width: int, dtype: StoreDtype, *, begun: bool) -> None:
@@ -90,22 +90,24 @@ def allocate(path: Path, size: int) -> None:
                 file.write(bytes(min(WRITTEN_AT_ONCE, size - first)))
 
 
-def cut(path: Path, num_rows: int, width: int) -> None:
+def truncate(path: Path, num_rows: int, width: int) -> None:
     """Leave the first vectors of a file, which is not to be written to any more."""
     os.truncate(path, num_rows * width * BYTES)
 
 
 def _check_size(path: Path, size: int) -> None:
     if not path.is_file():
-        raise DamagedError(f"{path} is missing, with vectors that are needed: put it back, or begin anew elsewhere.")
+        raise DamagedFolderError(
+            f"{path} is missing, with vectors that are needed: put it back, or begin anew elsewhere."
+        )
     if path.stat().st_size < size:
-        raise DamagedError(
+        raise DamagedFolderError(
             f"{path} was cut short: it has {path.stat().st_size:,} bytes, and {size:,} are needed. Put it back as it was, "
             "or begin anew elsewhere."
         )
 
 
-class Table:
+class VectorTable:
     """Vectors of several files as if they were one."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
@@ -135,11 +137,11 @@ class Table:
             first += len(tensor)
         return out
 
-    def near(self, device: torch.device) -> Table:
+    def near(self, device: torch.device) -> VectorTable:
         """Copy to a GPU, where that takes no more than a quarter of what is free there."""
         if device.type != "cuda" or sum(t.nbytes for t in self._tensors) > torch.cuda.mem_get_info(device)[0] // 4:
             return self
-        return Table([tensor.to(device) for tensor in self._tensors])
+        return VectorTable([tensor.to(device) for tensor in self._tensors])
 
     def chunks(self, num_rows: int | None = None) -> Iterator[Tensor]:
         """Read the first rows, or all, in runs of (n, width) fp32."""

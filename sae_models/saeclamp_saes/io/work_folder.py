@@ -22,7 +22,7 @@ LONGEST_SAID = 200
 """Characters of a value in a message."""
 
 
-class DamagedError(TrainingError):
+class DamagedFolderError(TrainingError):
     """What an earlier start of the work left cannot be used. Nothing of it is removed."""
 
 
@@ -51,17 +51,19 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise damaged(path)
+        raise damaged_error(path)
     return value
 
 
-def damaged(path: Path) -> DamagedError:
+def damaged_error(path: Path) -> DamagedFolderError:
     """Make the error for a file of the work that does not hold what it should."""
-    return DamagedError(f"{path} is damaged, and without it this work cannot go on: begin anew in another folder.")
+    return DamagedFolderError(
+        f"{path} is damaged, and without it this work cannot go on: begin anew in another folder."
+    )
 
 
 @contextmanager
-def writing_to(folder: Path) -> Iterator[None]:
+def atomic_write(folder: Path) -> Iterator[None]:
     """Turn what the system says of a folder or disk that cannot be written into a TrainingError."""
     try:
         yield

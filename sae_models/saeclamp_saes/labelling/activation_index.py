@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saeclamp_saes.io.vector_files import allocate
-from saeclamp_saes.labelling.column_store import STATE, Column, Columns, check_size, damaged
+from saeclamp_saes.labelling.column_store import STATE, ColumnStore, StoredColumn, check_size, damaged
 from saeclamp_saes.lm.documents import documents
 from saeclamp_saes.lm.harvest import GROUP_TOKENS, Part, Reader, forwards
 from saeclamp_saes.progress import Report
@@ -29,17 +29,17 @@ ENCODED_AT_ONCE = 1 << 26
 SORTED_AT_ONCE = 1 << 22
 """Entries."""
 _COLUMNS = {
-    "ids": Column("<i4"),
-    "counts": Column("?"),
-    "lengths": Column("<i4"),
-    "documents": Column("<i8"),
-    "token": Column("<i4"),
-    "feature": Column("<i4"),
-    "value": Column("<f4"),
+    "ids": StoredColumn("<i4"),
+    "counts": StoredColumn("?"),
+    "lengths": StoredColumn("<i4"),
+    "documents": StoredColumn("<i8"),
+    "token": StoredColumn("<i4"),
+    "feature": StoredColumn("<i4"),
+    "value": StoredColumn("<f4"),
 }
 
 
-class Active(NamedTuple):
+class FeatureActivations(NamedTuple):
     """Where a feature is active."""
 
     token: NDArray[Any]
@@ -49,7 +49,7 @@ class Active(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Firings:
+class ActivationIndex:
     """A text as a stream of tokens, and where in it each feature is active."""
 
     ids: NDArray[Any]
@@ -69,10 +69,10 @@ class Firings:
     value: NDArray[Any]
     """(num_entries,) float32"""
 
-    def __getitem__(self, feature: int) -> Active:
+    def __getitem__(self, feature: int) -> FeatureActivations:
         """Return where a feature is active."""
         here = slice(self.offsets[feature], self.offsets[feature + 1])
-        return Active(np.asarray(self.token[here]), np.asarray(self.value[here]))
+        return FeatureActivations(np.asarray(self.token[here]), np.asarray(self.value[here]))
 
     @property
     def d_sae(self) -> int:
@@ -103,7 +103,7 @@ class Firings:
         return np.searchsorted(self.starts, token, side="right") - 1
 
 
-def of_files(firings: Firings, files: Sequence[Path], chosen: Sequence[Path]) -> NDArray[Any]:
+def of_files(firings: ActivationIndex, files: Sequence[Path], chosen: Sequence[Path]) -> NDArray[Any]:
     """
     Tell which sequences come from some of the files that were read.
 
@@ -120,9 +120,9 @@ def of_files(firings: Firings, files: Sequence[Path], chosen: Sequence[Path]) ->
     return of_sequences
 
 
-def record_firings(
+def build_index(
     folder: Path, sae: SAE, reader: Reader, files: Sequence[Path], limits: Tensor, tokens: int, report: Report
-) -> Firings:
+) -> ActivationIndex:
     """
     Read the documents, or go on with it.
 
@@ -132,7 +132,7 @@ def record_firings(
     tokens: to read, at most; the last sequence is cut there
     Raises LabelError where what was half done is damaged.
     """
-    columns = Columns(folder, _COLUMNS)
+    columns = ColumnStore(folder, _COLUMNS)
     at: dict[str, Any] = {"document": 0, "read": 0, "ended": False, "sorted": False}
     if columns.state:
         if {name: type(value) for name, value in columns.state.items()} != {name: type(at[name]) for name in at}:
@@ -149,7 +149,7 @@ def record_firings(
     return _sorted(folder, columns, sae.d_sae, report)
 
 
-class _Group(NamedTuple):
+class _FeatureGroup(NamedTuple):
     parts: list[Part]
     documents: list[int]
     """Of each part"""
@@ -157,7 +157,7 @@ class _Group(NamedTuple):
     """The next document"""
 
 
-def _groups(reader: Reader, files: Sequence[Path], start: int, tokens: int) -> Iterator[_Group]:
+def _groups(reader: Reader, files: Sequence[Path], start: int, tokens: int) -> Iterator[_FeatureGroup]:
     """Take documents together, so that sequences of like length run at once. A group depends on where it starts alone."""
     least = max(GROUP_TOKENS, 4 * reader.batch_tokens)
     parts: list[Part] = []
@@ -175,13 +175,15 @@ def _groups(reader: Reader, files: Sequence[Path], start: int, tokens: int) -> I
                 held += len(cut.ids)
         at += 1
         if held >= least:
-            yield _Group(parts, owners, at)
+            yield _FeatureGroup(parts, owners, at)
             parts, owners, held = [], [], 0
     if parts:
-        yield _Group(parts, owners, at)
+        yield _FeatureGroup(parts, owners, at)
 
 
-def _append(columns: Columns, sae: SAE, limits: Tensor, group: _Group, found: Sequence[Tensor], num_read: int) -> None:
+def _append(
+    columns: ColumnStore, sae: SAE, limits: Tensor, group: _FeatureGroup, found: Sequence[Tensor], num_read: int
+) -> None:
     for part, vectors, document in zip(group.parts, found, group.documents, strict=True):
         norms = vectors.float().norm(dim=2)
         ordinary = (norms <= limits.to(norms.device)).all(dim=1)
@@ -207,7 +209,7 @@ def _append(columns: Columns, sae: SAE, limits: Tensor, group: _Group, found: Se
         num_read += len(part.ids)
 
 
-def _sorted(folder: Path, columns: Columns, d_sae: int, report: Report) -> Firings:
+def _sorted(folder: Path, columns: ColumnStore, d_sae: int, report: Report) -> ActivationIndex:
     feature, token, value = columns["feature"], columns["token"], columns["value"]
     total = len(feature)
     firsts = range(0, total, SORTED_AT_ONCE)
@@ -233,7 +235,7 @@ def _sorted(folder: Path, columns: Columns, d_sae: int, report: Report) -> Firin
     for name, dtype in by_feature.items():
         check_size(paths[name], total * np.dtype(dtype).itemsize)
     lengths = columns["lengths"].astype(np.int64)
-    return Firings(
+    return ActivationIndex(
         ids=columns["ids"],
         counts=columns["counts"],
         starts=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),

@@ -16,7 +16,7 @@ from saeclamp_saes.io.work_folder import write_json
 STATE = "state.json"
 
 
-class Column(NamedTuple):
+class StoredColumn(NamedTuple):
     """A file of rows."""
 
     dtype: str
@@ -25,14 +25,14 @@ class Column(NamedTuple):
     """Numbers of a row; None: rows are single numbers, and the array has one dimension"""
 
 
-class Columns:
+class ColumnStore:
     """
     Columns of one step, in a folder, with a state that says how far the step has come.
 
     What was appended counts once it is committed; opening a folder cuts off what was not.
     """
 
-    def __init__(self, folder: Path, columns: Mapping[str, Column]) -> None:
+    def __init__(self, folder: Path, columns: Mapping[str, StoredColumn]) -> None:
         """Begin, or go on. Raises LabelError where something of what was committed is missing."""
         folder.mkdir(exist_ok=True)
         self._folder, self._columns = folder, columns
@@ -85,7 +85,7 @@ class Columns:
         return self._folder / name
 
 
-def _read(path: Path, columns: Mapping[str, Column]) -> dict[str, Any]:
+def _read(path: Path, columns: Mapping[str, StoredColumn]) -> dict[str, Any]:
     try:
         noted = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saeclamp_saes.labelling.activation_index import Active, Firings
+from saeclamp_saes.labelling.activation_index import ActivationIndex, FeatureActivations
 from saeclamp_saes.labelling.table import Example
 
 NUM_QUANTILES = 10
@@ -26,7 +26,7 @@ TRIES = 512
 TokenStrings = Callable[[int], str]
 
 
-def examples_of(firings: Firings, active: Active, strings: TokenStrings) -> tuple[Example, ...]:
+def top_examples(firings: ActivationIndex, active: FeatureActivations, strings: TokenStrings) -> tuple[Example, ...]:
     """
     Choose examples of a feature, from ten quantiles of equal count of its positive activations, that may be quoted.
 
@@ -48,7 +48,9 @@ def examples_of(firings: Firings, active: Active, strings: TokenStrings) -> tupl
     return tuple(_example(firings, active, strings, quantile, int(active.token[index])) for quantile, index in chosen)
 
 
-def inactive_of(firings: Firings, active: Active, strings: TokenStrings, index: int) -> tuple[Example, ...]:
+def inactive_examples(
+    firings: ActivationIndex, active: FeatureActivations, strings: TokenStrings, index: int
+) -> tuple[Example, ...]:
     """
     Draw pieces of what may be quoted in which a feature is active on no token, around tokens that count. No two overlap.
 
@@ -106,7 +108,7 @@ def _apart(candidates: NDArray[Any], index: int, token: NDArray[Any], sequences:
     return apart
 
 
-def _extents(firings: Firings, peak: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _extents(firings: ActivationIndex, peak: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """
     Return where the pieces around tokens begin and end.
 
@@ -118,7 +120,9 @@ def _extents(firings: Firings, peak: NDArray[Any]) -> tuple[NDArray[Any], NDArra
     return first, np.minimum(firings.starts[sequence + 1], peak + AFTER + 1)
 
 
-def _example(firings: Firings, active: Active, strings: TokenStrings, quantile: int, peak: int) -> Example:
+def _example(
+    firings: ActivationIndex, active: FeatureActivations, strings: TokenStrings, quantile: int, peak: int
+) -> Example:
     around = np.array([peak])
     ((first,), (end,)) = _extents(firings, around)
     acts = np.zeros(end - first, np.float32)

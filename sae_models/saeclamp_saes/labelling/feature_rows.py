@@ -11,12 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saeclamp_saes.labelling.activation_index import Firings
-from saeclamp_saes.labelling.examples import TokenStrings, examples_of, inactive_of
-from saeclamp_saes.labelling.neighbours import Neighbours
-from saeclamp_saes.labelling.output_scores import NUM_SHOWN, Outputs
+from saeclamp_saes.labelling.activation_index import ActivationIndex
+from saeclamp_saes.labelling.examples import TokenStrings, inactive_examples, top_examples
+from saeclamp_saes.labelling.neighbours import NeighbourTable
+from saeclamp_saes.labelling.output_scores import NUM_SHOWN, PromotedTokens
 from saeclamp_saes.labelling.table import Explanation, Feature, Kind, Neighbour, TokenLogit, batch_of
-from saeclamp_saes.labelling.token_labels import Candidate, Halves, input_label, kind_of, output_label, say_label
+from saeclamp_saes.labelling.token_labels import (
+    Candidate,
+    SplitHalves,
+    best_candidate,
+    input_label,
+    next_token_label,
+    output_label,
+)
 from saeclamp_saes.progress import Report
 
 MAX_ACT_QUANTILE = 0.999
@@ -25,15 +32,15 @@ ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
-class Measured:
+class FeatureStats:
     """Everything about all features of an SAE."""
 
-    firings: Firings
+    firings: ActivationIndex
     vocabulary: int
     max_acts: NDArray[Any]
     """(d_sae,) float64, of `max_acts_of`"""
-    outputs: Outputs | None
-    neighbours: Neighbours
+    outputs: PromotedTokens | None
+    neighbours: NeighbourTable
     strings: TokenStrings
     explanations: Mapping[int, Explanation]
 
@@ -50,10 +57,10 @@ class Measured:
         active, explanation = self.firings[index], self.explanations.get(index)
         candidates: dict[Kind, Candidate | None] = {
             "input": input_label(self._halves, active, self.strings),
-            "say": say_label(self._halves, active, self.strings),
+            "say": next_token_label(self._halves, active, self.strings),
             "output": self._output_label(index),
         }
-        kind = kind_of(candidates)
+        kind = best_candidate(candidates)
         label, label_score = candidates.get(kind) or (None, None)
         input_text, input_score = candidates["input"] or (None, None)
         say_text, say_score = candidates["say"] or (None, None)
@@ -78,16 +85,16 @@ class Measured:
                 Neighbour(int(other), float(cosine))
                 for other, cosine in zip(self.neighbours.indices[index], self.neighbours.cosines[index], strict=True)
             ),
-            examples=examples_of(self.firings, active, self.strings),
-            inactive=inactive_of(self.firings, active, self.strings, index),
+            examples=top_examples(self.firings, active, self.strings),
+            inactive=inactive_examples(self.firings, active, self.strings, index),
             explanation=explanation.text if explanation else None,
             explanation_source=explanation.source if explanation else None,
             explanation_score=explanation.score if explanation else None,
         )
 
     @cached_property
-    def _halves(self) -> Halves:
-        return Halves(self.firings, self.vocabulary)
+    def _halves(self) -> SplitHalves:
+        return SplitHalves(self.firings, self.vocabulary)
 
     def _output_score(self, index: int) -> float | None:
         score = nan if self.outputs is None else float(self.outputs.score[index])
@@ -109,7 +116,7 @@ class Measured:
         )
 
 
-def max_acts_of(firings: Firings) -> NDArray[Any]:
+def max_acts(firings: ActivationIndex) -> NDArray[Any]:
     """
     Measure the 99.9th percentile of each feature's positive activations, between the nearest two (linear interpolation).
 

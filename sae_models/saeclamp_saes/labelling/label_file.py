@@ -14,7 +14,7 @@ from pyarrow.compute import list_value_length
 from saeclamp_saes.labelling.table import Feature, LabelsInfo, check_order, feature_of, info_of, readable
 
 
-class OpenLabels:
+class LabelFile:
     """Labels as they were when the file was opened: another that takes its place is not looked at."""
 
     def __init__(self, path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from saeclamp_saes.labelling.column_store import Column, Columns
+from saeclamp_saes.labelling.column_store import ColumnStore, StoredColumn
 from saeclamp_saes.progress import Report
 
 NUM_NEIGHBOURS = 5
@@ -17,7 +17,7 @@ COSINES_AT_ONCE = 1 << 25
 """In memory, 128 MB: a block of rows is compared with all others."""
 
 
-class Neighbours(NamedTuple):
+class NeighbourTable(NamedTuple):
     """Of every feature, largest cosine first."""
 
     indices: NDArray[Any]
@@ -26,7 +26,7 @@ class Neighbours(NamedTuple):
     """(d_sae, num) float32"""
 
 
-def measure_neighbours(folder: Path, W_dec: Tensor, report: Report) -> Neighbours:
+def measure_neighbours(folder: Path, W_dec: Tensor, report: Report) -> NeighbourTable:
     """
     Find every feature's neighbours, or go on with it.
 
@@ -34,7 +34,7 @@ def measure_neighbours(folder: Path, W_dec: Tensor, report: Report) -> Neighbour
     W_dec:  (d_sae, d_out); a row of zeros has cosine 0 with all
     """
     num = min(NUM_NEIGHBOURS, len(W_dec) - 1)
-    columns = Columns(folder, {"indices": Column("<i4", num), "cosines": Column("<f4", num)})
+    columns = ColumnStore(folder, {"indices": StoredColumn("<i4", num), "cosines": StoredColumn("<f4", num)})
     unit = torch.nn.functional.normalize(W_dec, dim=1)
     step = max(1, COSINES_AT_ONCE // len(W_dec))
     for first in range(columns.num_done, len(W_dec), step):
@@ -46,4 +46,4 @@ def measure_neighbours(folder: Path, W_dec: Tensor, report: Report) -> Neighbour
         done = first + len(cosines)
         columns.commit(done=done)
         report("neighbours", done, len(W_dec), {})
-    return Neighbours(*(columns[name].reshape(len(W_dec), num) for name in ("indices", "cosines")))
+    return NeighbourTable(*(columns[name].reshape(len(W_dec), num) for name in ("indices", "cosines")))

@@ -33,7 +33,7 @@ LARGEST_SCORE = 3.4e38
 """That the labels can hold, as float32."""
 
 
-class Place(NamedTuple):
+class NeuronpediaSource(NamedTuple):
     """An SAE, as Neuronpedia names it."""
 
     model: str
@@ -44,12 +44,12 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Line:
+class ExportLine:
     """One explanation of an export."""
 
     where: str
     """File and line"""
-    place: Place
+    place: NeuronpediaSource
     index: int
     text: str
     made_by: str
@@ -61,7 +61,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Imported:
+class ImportedLabels:
     """What an import found; JSON-able through `vars`, but for the explanations."""
 
     explanations: Mapping[int, Explanation]
@@ -79,7 +79,7 @@ class Imported:
 
 def read_exports(
     paths: Sequence[Path], num_features: int, place: str | None = None, score_type: str | None = None
-) -> Imported:
+) -> ImportedLabels:
     """
     Read exports, and choose one explanation a feature: the best by score, or the newest where there are no scores.
 
@@ -105,11 +105,11 @@ def read_exports(
     if not lines:
         raise LabelError(f"There are no explanations{f' of {place}' if place else ''} in {_listed(paths)}.")
     kind = _score_type(lines, score_type)
-    by_feature: dict[int, list[Line]] = {}
+    by_feature: dict[int, list[ExportLine]] = {}
     for line in lines:
         by_feature.setdefault(line.index, []).append(line)
     best = {index: _best(choices, kind) for index, choices in sorted(by_feature.items())}
-    return Imported(
+    return ImportedLabels(
         explanations={
             index: Explanation(line.text, f"neuronpedia:{line.made_by}", line.scores.get(kind) if kind else None)
             for index, line in best.items()
@@ -139,7 +139,7 @@ def _files(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def _lines(files: Sequence[Path]) -> Iterator[Line]:
+def _lines(files: Sequence[Path]) -> Iterator[ExportLine]:
     for path in files:
         for number, data in enumerate(_raw_lines(path), 1):
             if data.strip():
@@ -162,7 +162,7 @@ def _raw_lines(path: Path) -> Iterator[bytes]:
         raise LabelError(f"{path} cannot be read: {exc}.") from None
 
 
-def _parsed(data: bytes, where: str) -> Line:
+def _parsed(data: bytes, where: str) -> ExportLine:
     try:
         record = json.loads(data)
     except (ValueError, RecursionError):
@@ -176,9 +176,9 @@ def _parsed(data: bytes, where: str) -> Line:
         raise LabelError(f"{where}: its index must be a feature's number, not {record.get('index')!r:.40}.")
     if text is not None and not isinstance(text, str):
         raise LabelError(f"{where}: its description is no text.")
-    return Line(
+    return ExportLine(
         where=where,
-        place=Place(*(_said(record, key, "?") for key in ("modelId", "layer"))),
+        place=NeuronpediaSource(*(_said(record, key, "?") for key in ("modelId", "layer"))),
         index=index,
         text=one_line(text or ""),
         made_by="/".join(_said(record, key, "unknown") for key in ("explanationModelName", "typeName")),
@@ -205,7 +205,7 @@ def _scores(value: Any, where: str) -> dict[str, float]:
     return found
 
 
-def _score_type(lines: Sequence[Line], wanted: str | None) -> str | None:
+def _score_type(lines: Sequence[ExportLine], wanted: str | None) -> str | None:
     counts = Counter(kind for line in lines for kind in line.scores)
     if wanted is not None and wanted not in counts:
         raise LabelError(f"No explanation has a score of type {wanted!r}; there are: {', '.join(counts) or 'none'}.")
@@ -217,13 +217,13 @@ def _score_type(lines: Sequence[Line], wanted: str | None) -> str | None:
     return wanted or next(iter(counts), None)
 
 
-def _best(choices: Sequence[Line], kind: str | None) -> Line:
+def _best(choices: Sequence[ExportLine], kind: str | None) -> ExportLine:
     """Of equal ones the last."""
     scores = [line.scores.get(kind, -math.inf) if kind else -math.inf for line in choices]
     return max(enumerate(choices), key=lambda item: (scores[item[0]], item[1].created, item[0]))[1]
 
 
-def _only_place(lines: Sequence[Line]) -> Place:
+def _only_place(lines: Sequence[ExportLine]) -> NeuronpediaSource:
     places = {line.place: line for line in reversed(lines)}
     if len(places) > 1:
         first, second = sorted(places)[:2]

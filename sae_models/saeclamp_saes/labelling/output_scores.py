@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from saeclamp_saes.clamping import MOVES, Edits, read_acts, written
-from saeclamp_saes.labelling.column_store import Column, Columns
+from saeclamp_saes.clamping import UPDATES, EditRows, decoder_delta, read_acts
+from saeclamp_saes.labelling.column_store import ColumnStore, StoredColumn
 from saeclamp_saes.lm.architectures import Edit, edited
 from saeclamp_saes.lm.harvest import Reader
-from saeclamp_saes.lm.logit_lens import Lens, edits_stream
-from saeclamp_saes.lm.text import begin_of
+from saeclamp_saes.lm.logit_lens import LogitLens, edits_stream
+from saeclamp_saes.lm.text import bos_id
 from saeclamp_saes.progress import Report
 from saeclamp_saes.sae import SAE
 from saeclamp_saes.sites import Site
@@ -45,17 +45,17 @@ NUM_NAMED, NAMED_SHARE = 3, 0.1
 LOGITS_AT_ONCE = 1 << 25
 """128 MB."""
 _COLUMNS = {
-    "top": Column("<i4", NUM_SCORED),
-    "top_value": Column("<f4", NUM_SCORED),
-    "bottom": Column("<i4", NUM_SHOWN),
-    "bottom_value": Column("<f4", NUM_SHOWN),
-    "score": Column("<f4"),
-    "before": Column("<f4"),
-    "named": Column("<i4", NUM_NAMED),
+    "top": StoredColumn("<i4", NUM_SCORED),
+    "top_value": StoredColumn("<f4", NUM_SCORED),
+    "bottom": StoredColumn("<i4", NUM_SHOWN),
+    "bottom_value": StoredColumn("<f4", NUM_SHOWN),
+    "score": StoredColumn("<f4"),
+    "before": StoredColumn("<f4"),
+    "named": StoredColumn("<i4", NUM_NAMED),
 }
 
 
-class Outputs(NamedTuple):
+class PromotedTokens(NamedTuple):
     """Of every feature."""
 
     top: NDArray[Any]
@@ -72,7 +72,7 @@ class Outputs(NamedTuple):
     """(d_sae, 3) int32: of the 20 tokens, the likeliest once it is amplified; -1 for none"""
 
 
-def measure_outputs(folder: Path, sae: SAE, reader: Reader, max_acts: Tensor, report: Report) -> Outputs:
+def measure_outputs(folder: Path, sae: SAE, reader: Reader, max_acts: Tensor, report: Report) -> PromotedTokens:
     """
     Measure every feature, or go on with it.
 
@@ -81,16 +81,18 @@ def measure_outputs(folder: Path, sae: SAE, reader: Reader, max_acts: Tensor, re
     max_acts: (d_sae,), NaN for features that were never active, which cannot be amplified
     Raises LabelError for a model whose final norm is not known.
     """
-    lens = Lens(reader.model, len(reader.tokenizer))
+    lens = LogitLens(reader.model, len(reader.tokenizer))
     prefix = Prefix.read(reader, PREFIX) if edits_stream(sae) else None
-    columns = Columns(folder, _COLUMNS)
+    columns = ColumnStore(folder, _COLUMNS)
     step = max(1, LOGITS_AT_ONCE // lens.num_tokens)
     for first in range(columns.num_done, sae.d_sae, step):
         features = torch.arange(first, min(first + step, sae.d_sae), device=sae.W_dec.device)
         logits = lens.logits(sae.W_dec[features])
         top, bottom = logits.topk(NUM_SCORED), logits.topk(NUM_SHOWN, largest=False)
         targets = STRENGTH * max_acts[features]
-        scores = output_scores(prefix, sae, features, targets, top.indices) if prefix else Scores.unknown(top.indices)
+        scores = (
+            output_scores(prefix, sae, features, targets, top.indices) if prefix else OutputScores.unknown(top.indices)
+        )
         columns.append(
             top=top.indices.cpu().numpy(),
             top_value=top.values.cpu().numpy(),
@@ -100,10 +102,10 @@ def measure_outputs(folder: Path, sae: SAE, reader: Reader, max_acts: Tensor, re
         )
         columns.commit(done=first + len(features))
         report("logit lens and output scores", first + len(features), sae.d_sae, {})
-    return Outputs(**{name: columns[name] for name in _COLUMNS})
+    return PromotedTokens(**{name: columns[name] for name in _COLUMNS})
 
 
-class Scores(NamedTuple):
+class OutputScores(NamedTuple):
     """Of some features; the fields of `Outputs` with these names."""
 
     score: Tensor
@@ -111,7 +113,7 @@ class Scores(NamedTuple):
     named: Tensor
 
     @classmethod
-    def unknown(cls, top: Tensor) -> Scores:
+    def unknown(cls, top: Tensor) -> OutputScores:
         """Say that there are none."""
         nothing = torch.full(top.shape[:1], nan)
         return cls(nothing, nothing, torch.full((len(top), NUM_NAMED), -1))
@@ -131,7 +133,7 @@ class Prefix:
     @torch.no_grad()
     def read(cls, reader: Reader, text: str) -> Prefix:
         """Run the model over all tokens but the last."""
-        ids = [*begin_of(reader.tokenizer), *reader.tokenizer(text, add_special_tokens=False).input_ids]
+        ids = [*bos_id(reader.tokenizer), *reader.tokenizer(text, add_special_tokens=False).input_ids]
         tokens = torch.tensor([ids], device=next(reader.model.parameters()).device)
         return cls(reader.model, reader.model(input_ids=tokens[:, :-1], use_cache=True).past_key_values, tokens[:, -1:])
 
@@ -151,7 +153,7 @@ class Prefix:
         return logits
 
 
-def output_scores(prefix: Prefix, sae: SAE, features: Tensor, targets: Tensor, top: Tensor) -> Scores:
+def output_scores(prefix: Prefix, sae: SAE, features: Tensor, targets: Tensor, top: Tensor) -> OutputScores:
     """
     Measure output scores.
 
@@ -161,13 +163,13 @@ def output_scores(prefix: Prefix, sae: SAE, features: Tensor, targets: Tensor, t
     """
     num = len(features)
     rows = torch.arange(num, device=features.device)
-    moves = torch.tensor(MOVES["clamp"](0.0), device=targets.device).repeat(num, 1)
+    moves = torch.tensor(UPDATES["clamp"](0.0), device=targets.device).repeat(num, 1)
     moves[:, 0] = targets
-    edits = Edits(rows, features, moves, live=torch.ones_like(targets))
+    edits = EditRows(rows, features, moves, mask=torch.ones_like(targets))
 
     def clamp(x: Tensor) -> Tensor:
         at_last = x[:, -1].to(sae.W_dec.dtype)
-        delta, _ = written(sae, edits, read_acts(at_last, sae, edits), num)
+        delta, _ = decoder_delta(sae, edits, read_acts(at_last, sae, edits), num)
         return (at_last + delta).to(x.dtype)[:, None]
 
     logits = prefix.logits(num, sae.site, clamp)
@@ -178,7 +180,7 @@ def output_scores(prefix: Prefix, sae: SAE, features: Tensor, targets: Tensor, t
     likeliest = probability.topk(NUM_NAMED)
     is_named = likeliest.values >= NAMED_SHARE * likeliest.values[:, :1]
     clean = prefix.logits(1, sae.site, lambda x: None)[0].softmax(dim=0)
-    return Scores(
+    return OutputScores(
         score=best.values,
         before=clean[top.gather(1, best.indices[:, None])[:, 0]],
         named=torch.where(is_named, top.gather(1, likeliest.indices), -1),

@@ -18,21 +18,21 @@ from saeclamp_saes.errors import LabelError, TrainingError
 from saeclamp_saes.io.hashes import tensor_sha256
 from saeclamp_saes.io.work_folder import check_identity, locked
 from saeclamp_saes.labelling import examples, feature_rows, output_scores, token_labels
-from saeclamp_saes.labelling.activation_index import of_files, record_firings
+from saeclamp_saes.labelling.activation_index import build_index, of_files
 from saeclamp_saes.labelling.examples import TokenStrings
-from saeclamp_saes.labelling.feature_rows import Measured, max_acts_of
+from saeclamp_saes.labelling.feature_rows import FeatureStats, max_acts
 from saeclamp_saes.labelling.neighbours import measure_neighbours
 from saeclamp_saes.labelling.output_scores import measure_outputs
 from saeclamp_saes.labelling.table import (
     Explanation,
-    Labels,
     LabelsInfo,
+    LabelTable,
     decoder_sha256,
     write_labels,
 )
 from saeclamp_saes.lm.documents import data_files
 from saeclamp_saes.lm.harvest import Reader, check_documents, norm_limits, width_of
-from saeclamp_saes.lm.logit_lens import edits_stream, writes_to_stream
+from saeclamp_saes.lm.logit_lens import edits_stream, writes_to_resid
 from saeclamp_saes.lm.provenance import data_hashes
 from saeclamp_saes.lm.text import SAMPLE
 from saeclamp_saes.progress import Report, silent
@@ -51,7 +51,7 @@ NO_OUTPUT_SCORE = "The SAE does not edit the residual stream at the place it rea
 
 
 @dataclass(frozen=True)
-class Settings:
+class LabelSettings:
     """What is to be labelled, and on what."""
 
     out: Path
@@ -68,7 +68,7 @@ class Settings:
     """Those of the data that examples may be taken from; of none: all"""
 
 
-def label(settings: Settings, sae: SAE, reader: Reader, report: Report = silent) -> Labels:
+def run_labelling(settings: LabelSettings, sae: SAE, reader: Reader, report: Report = silent) -> LabelTable:
     """
     Label every feature, write the file, and return what it holds; or go on with it.
 
@@ -95,10 +95,10 @@ def label(settings: Settings, sae: SAE, reader: Reader, report: Report = silent)
     except OSError as exc:
         raise LabelError(f"{work} cannot be written: {exc.strerror or exc}.") from exc
     shutil.rmtree(work)
-    return Labels.read(settings.out)
+    return LabelTable.read(settings.out)
 
 
-def check(settings: Settings, sae: SAE) -> None:
+def check(settings: LabelSettings, sae: SAE) -> None:
     """Find out before the model takes its time whether the file may be written. Raises LabelError."""
     if settings.tokens > MOST_TOKENS:
         raise LabelError(f"At most {MOST_TOKENS:,} tokens can be read.")
@@ -108,7 +108,7 @@ def check(settings: Settings, sae: SAE) -> None:
     _explanations(settings.out, sae)
 
 
-def _quoted(settings: Settings) -> list[Path]:
+def _quoted(settings: LabelSettings) -> list[Path]:
     files = {file.resolve(): file for file in data_files(settings.data)}
     wanted = data_files(settings.quote)
     for file in wanted:
@@ -120,7 +120,7 @@ def _quoted(settings: Settings) -> list[Path]:
 def _explanations(out: Path, sae: SAE) -> dict[int, Explanation]:
     if not out.exists():
         return {}
-    labels = Labels.read(out)
+    labels = LabelTable.read(out)
     if labels.info.decoder_sha256 != decoder_sha256(sae):
         raise LabelError(
             f"{out} holds labels of other weights (of {labels.info.sae}): delete it, or give another --out."
@@ -145,7 +145,7 @@ def _check_identity(work: Path, identity: dict[str, Any]) -> None:
         raise LabelError(f"{exc} To begin anew, delete that folder.") from None
 
 
-def _identity(settings: Settings, sae: SAE, reader: Reader, files: Sequence[Path]) -> dict[str, Any]:
+def _identity(settings: LabelSettings, sae: SAE, reader: Reader, files: Sequence[Path]) -> dict[str, Any]:
     """All that the labels depend on, JSON-able."""
     hashes, quoted = data_hashes(files), _quoted(settings)
     return {
@@ -167,23 +167,23 @@ def _identity(settings: Settings, sae: SAE, reader: Reader, files: Sequence[Path
 
 
 def _measure(
-    work: Path, settings: Settings, sae: SAE, reader: Reader, files: Sequence[Path], limits: Tensor, report: Report
-) -> Measured:
-    firings = record_firings(work / "firings", sae, reader, files, limits, settings.tokens, report)
+    work: Path, settings: LabelSettings, sae: SAE, reader: Reader, files: Sequence[Path], limits: Tensor, report: Report
+) -> FeatureStats:
+    firings = build_index(work / "firings", sae, reader, files, limits, settings.tokens, report)
     if not firings.num_tokens:
         shutil.rmtree(work)  # so that the same command with more tokens begins anew
         raise LabelError(f"Of the first {settings.tokens} tokens of the data none counts: read more.")
     if quoted := _quoted(settings):
         firings = replace(firings, quotable=of_files(firings, files, quoted))
-    max_acts = max_acts_of(firings)
+    maxima = max_acts(firings)
     found = None
-    if writes_to_stream(reader.model, sae):
-        targets = torch.tensor(max_acts, dtype=torch.float32, device=sae.W_dec.device)
+    if writes_to_resid(reader.model, sae):
+        targets = torch.tensor(maxima, dtype=torch.float32, device=sae.W_dec.device)
         found = measure_outputs(work / "outputs", sae, reader, targets, report)
-    return Measured(
+    return FeatureStats(
         firings=firings,
         vocabulary=max(len(reader.tokenizer), int(firings.ids.max()) + 1),
-        max_acts=max_acts,
+        max_acts=maxima,
         outputs=found,
         neighbours=measure_neighbours(work / "neighbours", sae.W_dec, report),
         strings=token_strings(reader.tokenizer),
@@ -191,7 +191,9 @@ def _measure(
     )
 
 
-def _info(settings: Settings, sae: SAE, reader: Reader, identity: Mapping[str, Any], num_tokens: int) -> LabelsInfo:
+def _info(
+    settings: LabelSettings, sae: SAE, reader: Reader, identity: Mapping[str, Any], num_tokens: int
+) -> LabelsInfo:
     return LabelsInfo(
         sae=settings.sae_name,
         decoder_sha256=decoder_sha256(sae),
@@ -217,10 +219,10 @@ def _info(settings: Settings, sae: SAE, reader: Reader, identity: Mapping[str, A
     )
 
 
-def _warnings(settings: Settings, sae: SAE, reader: Reader) -> Iterator[str]:
+def _warnings(settings: LabelSettings, sae: SAE, reader: Reader) -> Iterator[str]:
     if settings.data == (SAMPLE,):
         yield SMALL_SAMPLE
-    if not writes_to_stream(reader.model, sae):
+    if not writes_to_resid(reader.model, sae):
         yield NO_LENS
     elif not edits_stream(sae):
         yield NO_OUTPUT_SCORE

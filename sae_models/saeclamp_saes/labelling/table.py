@@ -143,7 +143,7 @@ class LabelsInfo:
 
 
 @dataclass(frozen=True)
-class Labels:
+class LabelTable:
     """Labels of all features of an SAE; row i is feature i."""
 
     info: LabelsInfo
@@ -151,12 +151,12 @@ class Labels:
     """pyarrow.Table, of `SCHEMA`"""
 
     @classmethod
-    def of(cls, info: LabelsInfo, features: Iterable[Feature]) -> Labels:
+    def of(cls, info: LabelsInfo, features: Iterable[Feature]) -> LabelTable:
         """Make a table of features, which come by index, from 0."""
         return cls(info, pa.Table.from_batches([batch_of(list(features))], SCHEMA))
 
     @classmethod
-    def read(cls, path: Path) -> Labels:
+    def read(cls, path: Path) -> LabelTable:
         """
         Read a file, of whatever weights.
 
@@ -178,7 +178,7 @@ class Labels:
         for batch in self.table.to_batches(max_chunksize=256):
             yield from map(feature_of, batch.to_pylist())
 
-    def with_explanations(self, explanations: Mapping[int, Explanation | None]) -> Labels:
+    def with_explanations(self, explanations: Mapping[int, Explanation | None]) -> LabelTable:
         """
         Return a copy in which these features have these explanations (None takes one away); others keep theirs.
 
@@ -215,7 +215,7 @@ class Labels:
         write_labels(path, self.info, self.table.to_batches(max_chunksize=1024))
 
 
-def read_labels(path: Path, sae: SAE) -> Labels:
+def read_labels(path: Path, sae: SAE) -> LabelTable:
     """
     Read an SAE's labels.
 
@@ -223,7 +223,7 @@ def read_labels(path: Path, sae: SAE) -> Labels:
     Raises LabelError where there are none, and for labels of other weights.
     """
     path = path / LABELS if path.is_dir() else path
-    labels = Labels.read(path)
+    labels = LabelTable.read(path)
     if labels.info.decoder_sha256 != decoder_sha256(sae):
         raise LabelError(
             f"The labels in {path} are of other weights (of {one_line(labels.info.sae)}, labelled "

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from saeclamp_saes.labelling.activation_index import Active, Firings
+from saeclamp_saes.labelling.activation_index import ActivationIndex, FeatureActivations
 from saeclamp_saes.labelling.examples import TokenStrings
 from saeclamp_saes.labelling.table import Kind
 
@@ -49,10 +49,10 @@ class Candidate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Halves:
+class SplitHalves:
     """A text in two halves: even sequences to choose on, odd ones to score on."""
 
-    firings: Firings
+    firings: ActivationIndex
     vocabulary: int
 
     @cached_property
@@ -63,19 +63,19 @@ class Halves:
         ids = self.firings.ids[counted]
         return np.stack([np.bincount(ids[half == side], minlength=self.vocabulary) for side in (0, 1)])
 
-    def split(self, active: Active) -> tuple[Active, Active]:
+    def split(self, active: FeatureActivations) -> tuple[FeatureActivations, FeatureActivations]:
         """Divide a feature's entries."""
         half = self.firings.sequence_of(active.token) % 2
-        even, odd = (Active(active.token[half == side], active.value[half == side]) for side in (0, 1))
+        even, odd = (FeatureActivations(active.token[half == side], active.value[half == side]) for side in (0, 1))
         return even, odd
 
-    def next_ids(self, active: Active) -> tuple[NDArray[Any], NDArray[Any]]:
+    def next_ids(self, active: FeatureActivations) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return the tokens that follow, and the activations before them, where one follows: (n,) int32; (n,)."""
         followed = active.token + 1 < self.firings.starts[self.firings.sequence_of(active.token) + 1]
         return self.firings.ids[active.token[followed] + 1], active.value[followed]
 
 
-def input_label(halves: Halves, active: Active, strings: TokenStrings) -> Candidate | None:
+def input_label(halves: SplitHalves, active: FeatureActivations, strings: TokenStrings) -> Candidate | None:
     """Label a feature by the tokens that it is active on. None where it is too rarely active."""
     choosing, scoring = halves.split(active)
     if min(len(choosing.token), len(scoring.token)) < LEAST_ACTIVE:
@@ -91,7 +91,7 @@ def input_label(halves: Halves, active: Active, strings: TokenStrings) -> Candid
     return Candidate(text, _input_score(halves, scoring, chosen))
 
 
-def say_label(halves: Halves, active: Active, strings: TokenStrings) -> Candidate | None:
+def next_token_label(halves: SplitHalves, active: FeatureActivations, strings: TokenStrings) -> Candidate | None:
     """Label a feature by the token that it is active before. None where it is too rarely active."""
     (chosen_from, chosen_mass), (following, mass) = map(halves.next_ids, halves.split(active))
     if min(len(chosen_from), len(following)) < LEAST_ACTIVE:
@@ -115,7 +115,7 @@ def output_label(named: list[str], score: float, before: float) -> Candidate | N
     return Candidate("promotes " + ", ".join(map(_quoted, named)), score)
 
 
-def kind_of(candidates: dict[Kind, Candidate | None]) -> Kind:
+def best_candidate(candidates: dict[Kind, Candidate | None]) -> Kind:
     """Choose, of the labels that pass their bar, the one with the highest score."""
     holding = {
         kind: candidate.score for kind, candidate in candidates.items() if candidate and candidate.score >= BARS[kind]
@@ -123,7 +123,7 @@ def kind_of(candidates: dict[Kind, Candidate | None]) -> Kind:
     return max(holding, key=holding.__getitem__, default="none")
 
 
-def _input_score(halves: Halves, scoring: Active, chosen: NDArray[Any]) -> float:
+def _input_score(halves: SplitHalves, scoring: FeatureActivations, chosen: NDArray[Any]) -> float:
     on_chosen = np.isin(halves.firings.ids[scoring.token], chosen)
     recall = scoring.value[on_chosen].sum(dtype=np.float64) / scoring.value.sum(dtype=np.float64)
     precision = on_chosen.sum() / max(1, halves.occurrences[1][chosen].sum())

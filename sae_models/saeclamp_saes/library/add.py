@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from saeclamp_saes.errors import CheckpointError, SAELibraryError
-from saeclamp_saes.io.checkpoint import LABELS, Source
+from saeclamp_saes.io.checkpoint import LABELS, CheckpointSource
 from saeclamp_saes.io.contents import CHECKPOINTS
 from saeclamp_saes.io.hashes import sha256_of
 from saeclamp_saes.library import hub, user_library
 from saeclamp_saes.library.checkpoint_files import CheckpointFiles, local_files, select_files
-from saeclamp_saes.library.feature_book import grows, read_feature_book
+from saeclamp_saes.library.feature_book import is_growing_file, read_feature_book
 from saeclamp_saes.library.hub import Report
-from saeclamp_saes.library.reference import Found, locate
-from saeclamp_saes.library.user_library import Record
+from saeclamp_saes.library.reference import SAEReference, parse_reference
+from saeclamp_saes.library.user_library import LibraryRecord
 from saeclamp_saes.loaders import CheckpointSummary, summarize
 from saeclamp_saes.options import Options
 
@@ -32,7 +32,7 @@ NAMES_KEPT = 4
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class CheckpointChoice:
     """Where an SAE's files are on this machine, before they are in the library."""
 
     source: str
@@ -52,7 +52,7 @@ class Checkpoint:
         return self.folder / self.files.path
 
 
-def add(text: str, name: str | None, model: str | None, report: Report) -> Record:
+def add(text: str, name: str | None, model: str | None, report: Report) -> LibraryRecord:
     """
     Add what a text leads to (see `reference`) to the user's library. A pickle is converted, in a process that can do
     no harm.
@@ -61,7 +61,7 @@ def add(text: str, name: str | None, model: str | None, report: Report) -> Recor
     model: the model it is for; None for what the catalogue or the checkpoint says
     Raises SAEError, and then leaves nothing behind.
     """
-    found = locate(text)
+    found = parse_reference(text)
     if found.record:
         raise SAELibraryError(f"{found.record.name!r} is in your library already.")
     name = name or found.name
@@ -97,17 +97,17 @@ def listed_summary(summary: CheckpointSummary) -> dict[str, Any]:
     }
 
 
-def _from_hub(found: Found, report: Report) -> Checkpoint:
+def _from_hub(found: SAEReference, report: Report) -> CheckpointChoice:
     assert found.reference is not None
-    reference = hub.pinned(found.reference, report)
-    files = hub.files_of(reference, found.options.integer("layer"))
+    reference = hub.pin_revision(found.reference, report)
+    files = hub.list_files(reference, found.options.integer("layer"))
     report(f"fetching {', '.join(files.all)} from {reference.repository} at commit {reference.revision}")
     folder = hub.download(reference, files)
     names = (reference.repository.rpartition("/")[2],)
-    return Checkpoint(str(reference), folder, names, files, files.options_left(found.options), never_changes=True)
+    return CheckpointChoice(str(reference), folder, names, files, files.options_left(found.options), never_changes=True)
 
 
-def _from_here(found: Found) -> Checkpoint:
+def _from_here(found: SAEReference) -> CheckpointChoice:
     assert found.path is not None
     location, options = _inside_a_run(found.path, found.options)
     root, path, sizes = local_files(location)
@@ -117,7 +117,7 @@ def _from_here(found: Found) -> Checkpoint:
         raise SAELibraryError(f"{found.path}: {exc}") from exc
     around = root.parts[1:][-NAMES_KEPT:] or ("root",)
     names = tuple("/".join(around[-count:]) for count in range(1, len(around) + 1))
-    return Checkpoint(str(root / path), root, names, files, files.options_left(options), never_changes=False)
+    return CheckpointChoice(str(root / path), root, names, files, files.options_left(options), never_changes=False)
 
 
 def _inside_a_run(path: Path, options: Options) -> tuple[Path, Options]:
@@ -125,7 +125,7 @@ def _inside_a_run(path: Path, options: Options) -> tuple[Path, Options]:
     if not path.is_dir():
         return path, options
     try:
-        folder = Source(path, options).weights.parent
+        folder = CheckpointSource(path, options).weights.parent
     except CheckpointError as exc:
         raise SAELibraryError(str(exc)) from exc
     if folder in (path, path / CHECKPOINTS):
@@ -133,7 +133,7 @@ def _inside_a_run(path: Path, options: Options) -> tuple[Path, Options]:
     return folder, Options({key: value for key, value in options.values.items() if key != "layer"})
 
 
-def _copy(checkpoint: Checkpoint, folder: Path, report: Report) -> tuple[str, CheckpointSummary]:
+def _copy(checkpoint: CheckpointChoice, folder: Path, report: Report) -> tuple[str, CheckpointSummary]:
     """Copy the files, with as many names of the folders they are in as they are read by."""
     original = summarize(checkpoint.path, checkpoint.options)
     copies = folder / ".copies"
@@ -170,7 +170,7 @@ def _place(source: Path, target: Path, link: bool) -> None:
     shutil.copyfile(source, target)
 
 
-def _convert(checkpoint: Checkpoint, folder: Path, report: Report) -> tuple[str, CheckpointSummary]:
+def _convert(checkpoint: CheckpointChoice, folder: Path, report: Report) -> tuple[str, CheckpointSummary]:
     """Convert the pickle in a sandbox. What the options say is then in the files."""
     from saeclamp_saes.conversion import convert
 
@@ -182,7 +182,7 @@ def _convert(checkpoint: Checkpoint, folder: Path, report: Report) -> tuple[str,
     return CONVERTED, summarize(folder / CONVERTED)
 
 
-def _note_what_the_catalogue_says(found: Found, summary: CheckpointSummary, report: Report) -> None:
+def _note_what_the_catalogue_says(found: SAEReference, summary: CheckpointSummary, report: Report) -> None:
     listed = found.listed
     if listed and (summary.reads[0], summary.writes[0]) != (listed.reads, listed.writes):
         report(
@@ -191,10 +191,12 @@ def _note_what_the_catalogue_says(found: Found, summary: CheckpointSummary, repo
         )
 
 
-def _record(name: str, checkpoint: Checkpoint, folder: Path, path: str, summary: CheckpointSummary) -> Record:
+def _record(
+    name: str, checkpoint: CheckpointChoice, folder: Path, path: str, summary: CheckpointSummary
+) -> LibraryRecord:
     pickles = checkpoint.files.weights if checkpoint.files.is_pickled else ()
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and not grows(file.name))
-    return Record(
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and not is_growing_file(file.name))
+    return LibraryRecord(
         name=name,
         source=checkpoint.source,
         catalogue=None,

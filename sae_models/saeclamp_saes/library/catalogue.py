@@ -103,7 +103,7 @@ class CatalogueEntry:
 
 
 @cache
-def entries() -> tuple[CatalogueEntry, ...]:
+def list_entries() -> tuple[CatalogueEntry, ...]:
     """Read the whole catalogue, in its files' order."""
     facts = json.loads(MODELS.read_text(encoding="utf-8"))
     models = {
@@ -120,14 +120,14 @@ def entries() -> tuple[CatalogueEntry, ...]:
 
 
 @cache
-def saes() -> Mapping[str, CatalogueSAE]:
+def list_saes() -> Mapping[str, CatalogueSAE]:
     """Every SAE of the catalogue, by its id."""
-    return {sae.id: sae for entry in entries() for sae in entry.saes()}
+    return {sae.id: sae for entry in list_entries() for sae in entry.saes()}
 
 
-def find(text: str) -> CatalogueSAE | None:
+def find_catalogue_sae(text: str) -> CatalogueSAE | None:
     """Look an id up; `l0_71` may be written for `average_l0_71`, and the path in the repository for the name."""
-    known = saes()
+    known = list_saes()
     if text in known:
         return known[text]
     release, _, rest = text.partition("/")

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from saeclamp_saes.errors import CheckpointError
 from saeclamp_saes.io.checkpoint import LABELS, MAX_CONFIG_BYTES
-from saeclamp_saes.io.contents import CHECKPOINTS, PICKLES, READABLE, WHITENING, choose_weights, is_weights, layer_of
-from saeclamp_saes.library.feature_book import GROWING, grows
+from saeclamp_saes.io.contents import CHECKPOINTS, PICKLES, READABLE, WHITENING, choose_weights, is_weights, parse_layer
+from saeclamp_saes.library.feature_book import GROWING, is_growing_file
 from saeclamp_saes.options import Options
 
 CONFIGS = (".json", ".yaml", ".yml")
@@ -72,7 +72,7 @@ def select_files(sizes: Mapping[str, int], path: str, layer: int | None = None) 
     several = len([name for name in weights if name.endswith(READABLE)] or weights) > 1
     beside = posixpath.dirname(weights[0])
     (chosen,) = choose_weights(map(posixpath.basename, weights), path or "the top folder", layer if several else None)
-    head, named = posixpath.join(beside, chosen), layer_of(chosen)
+    head, named = posixpath.join(beside, chosen), parse_layer(chosen)
     if None not in (named, layer) and named != layer:
         raise CheckpointError(f"{head} is named after layer {named}, so ?layer={layer} cannot be right.")
     parts = (chosen.replace("W_enc_", "W_dec_", 1), WHITENING)
@@ -122,7 +122,7 @@ def _configs(sizes: Mapping[str, int], beside: str, folder: str) -> tuple[str, .
             name
             for name, size in sizes.items()
             if name.endswith(CONFIGS)
-            and not grows(posixpath.basename(name))
+            and not is_growing_file(posixpath.basename(name))
             and size <= MAX_CONFIG_BYTES
             and (
                 posixpath.dirname(name) in (beside, folder)

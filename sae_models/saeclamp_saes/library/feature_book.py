@@ -43,7 +43,7 @@ class FeatureNote:
     """What `clamp` and `best` rest on."""
 
 
-def grows(name: str) -> bool:
+def is_growing_file(name: str) -> bool:
     """Tell whether a file is one of `GROWING`; labels beside an SAE that is a file are called after it."""
     return name in GROWING or name.endswith(f".{LABELS}")
 

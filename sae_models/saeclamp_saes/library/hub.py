@@ -57,7 +57,7 @@ class HubReference:
         return self.revision is not None and COMMIT.fullmatch(self.revision) is not None
 
 
-def pinned(reference: HubReference, report: Report) -> HubReference:
+def pin_revision(reference: HubReference, report: Report) -> HubReference:
     """Replace a branch or tag (none: `main`) by the commit it now points to. Raises SAELibraryError."""
     if reference.is_pinned:
         return reference
@@ -73,7 +73,7 @@ def pinned(reference: HubReference, report: Report) -> HubReference:
     return replace(reference, revision=info.sha)
 
 
-def files_of(reference: HubReference, layer: int | None = None) -> CheckpointFiles:
+def list_files(reference: HubReference, layer: int | None = None) -> CheckpointFiles:
     """Choose the SAE's files among those that the repository has. Raises SAELibraryError."""
     assert reference.is_pinned
     sizes = listings.kept(str(reference)) or _listed_by_client(reference) or _listed_by_hub(reference)

@@ -43,7 +43,9 @@ def parse(text: str) -> HubReference | None:
 
 def ids_of(reference: HubReference) -> Sequence[str]:
     """Ids of the catalogue's SAEs at a place: the one that is there, or that a file is of, else all below a folder."""
-    inside = [sae for sae in catalogue.saes().values() if sae.entry.repository.lower() == reference.repository.lower()]
+    inside = [
+        sae for sae in catalogue.list_saes().values() if sae.entry.repository.lower() == reference.repository.lower()
+    ]
     place = f"{reference.path}/"
     there = [sae for sae in inside if place.startswith(f"{sae.path}/")]
     below = [sae for sae in inside if not reference.path or sae.path.startswith(place)]
@@ -67,9 +69,9 @@ def advice(text: str) -> str | None:
             f"{text!r} is a place on the hub with {len(ids)} SAEs of the catalogue: name one, such as "
             f"{', '.join(ids[:SHOWN])} (see {listing})."
         )
-    known = {entry.repository.lower(): entry for entry in catalogue.entries()}
+    known = {entry.repository.lower(): entry for entry in catalogue.list_entries()}
     if entry := known.get(reference.repository.lower()):
-        paths = {sae.path: sae.id for sae in catalogue.saes().values() if sae.entry.repository == entry.repository}
+        paths = {sae.path: sae.id for sae in catalogue.list_saes().values() if sae.entry.repository == entry.repository}
         near = [paths[path] for path in difflib.get_close_matches(reference.path, paths, SHOWN, 0.6)]
         nearest = f"; nearest: {', '.join(near)}" if near else ""
         return (

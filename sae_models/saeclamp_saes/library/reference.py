@@ -18,7 +18,7 @@ from saeclamp_saes.io.work_folder import RUN, SAE_FOLDER
 from saeclamp_saes.library import catalogue, hub_places, user_library
 from saeclamp_saes.library.catalogue import CatalogueSAE
 from saeclamp_saes.library.hub import SCHEME, HubReference
-from saeclamp_saes.library.user_library import Record
+from saeclamp_saes.library.user_library import LibraryRecord
 from saeclamp_saes.options import Options
 
 BUNDLED = {"bundled": Path(__file__).parents[1] / "bundled" / "smollm2-135m-instruct-l23"}
@@ -26,7 +26,7 @@ BUNDLED = {"bundled": Path(__file__).parents[1] / "bundled" / "smollm2-135m-inst
 
 
 @dataclass(frozen=True)
-class Found:
+class SAEReference:
     """What a text leads to: a path, or a place on the hub."""
 
     name: str
@@ -34,7 +34,7 @@ class Found:
     options: Options
     """What the user says of it, and its record or the catalogue."""
     path: Path | None = None
-    record: Record | None = None
+    record: LibraryRecord | None = None
     """If it is in the user's library."""
     reference: HubReference | None = None
     listed: CatalogueSAE | None = None
@@ -48,7 +48,7 @@ class Found:
         return self.listed.id if self.listed else None
 
 
-def locate(text: str) -> Found:
+def parse_reference(text: str) -> SAEReference:
     """Find out what a text leads to, without reading or downloading it. Raises SAEError."""
     where, _, query = (text, "", "") if _exists(text) else text.partition("?")
     name, named, what = _split_name(where)
@@ -71,7 +71,7 @@ def locate(text: str) -> Found:
     return found
 
 
-def in_library(found: Found) -> Found | None:
+def in_library(found: SAEReference) -> SAEReference | None:
     """
     Find what the library holds of a place on the hub, chosen and read as asked: at its commit, or any if it names none.
 
@@ -107,27 +107,27 @@ def _split_name(where: str) -> tuple[str, str, str]:
     return (name, named, what) if named else ("", "", where)
 
 
-def _locate(what: str, asked: Options) -> Found | None:
+def _locate(what: str, asked: Options) -> SAEReference | None:
     if what in BUNDLED:
-        return Found(what, asked, BUNDLED[what])
+        return SAEReference(what, asked, BUNDLED[what])
     if record := user_library.record(what):
         return _recorded(record, asked)
     if _exists(what):
         path = Path(what).expanduser()
         _refuse_run(path)
-        return Found(path.resolve().name, asked, path)
+        return SAEReference(path.resolve().name, asked, path)
     if what.startswith(SCHEME):
         reference = HubReference.parse(what)
         if hub_places.PAGE.match(reference.path):
             raise SAELibraryError(hub_places.advice(what) or f"{what!r} is no place on the hub that holds an SAE.")
         layer = f"layer_{asked.values['layer']}" if "layer" in asked.values else ""
         name = _name_of(f"{reference.repository.partition('/')[2]}/{reference.path}/{layer}")
-        return Found(name, asked, reference=reference)
+        return SAEReference(name, asked, reference=reference)
     id, _, revision = what.partition("@")
-    if listed := catalogue.find(id):
+    if listed := catalogue.find_catalogue_sae(id):
         reference = HubReference(listed.entry.repository, listed.path, revision or None)
         options = Options({**listed.options, **asked.values})
-        return Found(_name_of(listed.id), options, reference=reference, listed=listed)
+        return SAEReference(_name_of(listed.id), options, reference=reference, listed=listed)
     return None
 
 
@@ -151,7 +151,7 @@ def _refuse_run(path: Path) -> None:
     raise SAELibraryError(f"{what}; the SAE lies inside: write {inside}.")
 
 
-def _recorded(record: Record, asked: Options, name: str | None = None) -> Found:
+def _recorded(record: LibraryRecord, asked: Options, name: str | None = None) -> SAEReference:
     """Take an SAE from the library. Options may add to those it was added with; if they contradict, SAELibraryError."""
     for key, value in asked.values.items():
         if record.told.get(key, value) != value:
@@ -161,10 +161,10 @@ def _recorded(record: Record, asked: Options, name: str | None = None) -> Found:
             )
     new = {key: value for key, value in asked.values.items() if key not in record.told}
     options = Options({**record.options, **new})
-    return Found(name or record.name, options, record.location, record, is_named=name is not None)
+    return SAEReference(name or record.name, options, record.location, record, is_named=name is not None)
 
 
-def _is_from(record: Record, reference: HubReference, asked: Options) -> bool:
+def _is_from(record: LibraryRecord, reference: HubReference, asked: Options) -> bool:
     """Whether it is that place's SAE, and was told no more than is asked; one that was converted can be told nothing new."""
     if not record.source.startswith(SCHEME):
         return False
@@ -187,7 +187,7 @@ def _nothing(where: str, what: str) -> str:
     if what.count("/") and (advice := hub_places.advice(what)):
         return advice
     release, _, rest = what.partition("@")[0].partition("/")
-    siblings = [entry for entry in catalogue.entries() if entry.release == release]
+    siblings = [entry for entry in catalogue.list_entries() if entry.release == release]
     if siblings and not rest:
         ids = [next(entry.saes()).id for entry in siblings]
         return (
@@ -199,7 +199,7 @@ def _nothing(where: str, what: str) -> str:
         near = _nearest(what, ids) or ids[0]
         return f"{release} has no SAE {rest!r}; nearest: {near} (see `saeclamp sae list --catalogue {release}`)."
     library = [record.name for record in user_library.records()]
-    near = _nearest(what, [*BUNDLED, *library, *dict.fromkeys(entry.release for entry in catalogue.entries())])
+    near = _nearest(what, [*BUNDLED, *library, *dict.fromkeys(entry.release for entry in catalogue.list_entries())])
     return (
         f"No SAE {where!r}: it is neither a file or folder nor a bundled SAE ({', '.join(BUNDLED)}), nor in your library "
         f"({', '.join(library) or 'empty'}), nor in the catalogue{f'; nearest: {near}' if near else ''}."

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from saeclamp_saes.errors import CheckpointError, SAELibraryError
-from saeclamp_saes.io.checkpoint import Source
+from saeclamp_saes.io.checkpoint import CheckpointSource
 from saeclamp_saes.io.hashes import sha256_of
 from saeclamp_saes.library import add as adding
 from saeclamp_saes.library import hub, hub_places, user_library
 from saeclamp_saes.library.feature_book import FeatureNote, read_feature_book
-from saeclamp_saes.library.reference import Found, in_library, locate
+from saeclamp_saes.library.reference import SAEReference, in_library, parse_reference
 from saeclamp_saes.loaders import CheckpointSummary, summarize
 from saeclamp_saes.options import Options
 
@@ -58,7 +58,7 @@ def find_sae(text: str, report: hub.Report | None = None) -> SAEAddress:
     report: told what is downloaded
     Raises SAEError with a sentence that says what exists, or what to write.
     """
-    found = locate(text)
+    found = parse_reference(text)
     found = in_library(found) or found
     listed = found.listed
     if found.path is None and listed and not listed.entry.pickled and found.reference and not found.reference.is_pinned:
@@ -74,7 +74,7 @@ def open_entry(address: SAEAddress) -> SAEEntry:
         summary = summarize(path, options)
         features = read_feature_book(path if path.is_dir() else path.parent, summary.d_sae)
         digests = {file: sha256_of(file) for file in summary.files}
-        if record := user_library.record_of(path):
+        if record := user_library.get_record(path):
             user_library.check_unchanged(record, lambda file: digests.get(file) or sha256_of(file))
     except CheckpointError as exc:
         raise SAELibraryError(f"SAE {name!r}: {exc}") from exc
@@ -85,12 +85,12 @@ def open_entry(address: SAEAddress) -> SAEEntry:
 
 def check_numbers(entry: SAEEntry) -> None:
     """Read an SAE's weights once. Raises SAEError where they hold NaN or infinity: the file is damaged."""
-    source = Source(entry.path)
+    source = CheckpointSource(entry.path)
     for weights in entry.summary.weights:
         source.open(weights).check_numbers()
 
 
-def hash_of(files: Sequence[Path], options: Options) -> str:
+def entry_hash(files: Sequence[Path], options: Options) -> str:
     """Hex digest of an SAE: of its weights, of the configurations that say how they are read, and of the options."""
     return _hash([sha256_of(path) for path in files], options)
 
@@ -103,7 +103,7 @@ def _hash(digests: Sequence[str], options: Options) -> str:
     return hashlib.sha256("\n".join([*digests, str(options)]).encode()).hexdigest()
 
 
-def _from_hub(text: str, found: Found) -> SAEAddress:
+def _from_hub(text: str, found: SAEReference) -> SAEAddress:
     reference = found.reference
     assert reference is not None
     if not reference.is_pinned:
@@ -117,7 +117,7 @@ def _from_hub(text: str, found: Found) -> SAEAddress:
             "downloads it and records the commit, or write @COMMIT (40 hexadecimal digits) after the "
             f"{'id' if found.listed else 'repository'}."
         )
-    files = hub.files_of(reference, found.options.integer("layer"))
+    files = hub.list_files(reference, found.options.integer("layer"))
     if files.is_pickled:
         raise SAELibraryError(
             f"{reference} is a pickle, which can run code when it is loaded: run `saeclamp sae add {text}` once, which "

@@ -32,7 +32,7 @@ UNFINISHED = ".unfinished-"
 
 
 @dataclass(frozen=True)
-class Record:
+class LibraryRecord:
     """What the library knows of one of its SAEs."""
 
     name: str
@@ -84,7 +84,7 @@ def library_folder() -> Path:
     return home / "saes"
 
 
-def records() -> Iterator[Record]:
+def records() -> Iterator[LibraryRecord]:
     """All that the library holds, by name. What cannot be read is passed over; `record` says what is wrong with it."""
     folder = library_folder()
     for name in sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ():
@@ -93,18 +93,18 @@ def records() -> Iterator[Record]:
                 yield found
 
 
-def record(name: str) -> Record | None:
+def record(name: str) -> LibraryRecord | None:
     """Return the SAE of a name, None if there is none. Raises SAELibraryError when its record cannot be read."""
-    return _read(library_folder() / name) if holds(name) else None
+    return _read(library_folder() / name) if exists(name) else None
 
 
-def holds(name: str) -> bool:
+def exists(name: str) -> bool:
     """Whether the library has a folder with a record of that name, readable or not."""
     folder = library_folder() / name
     return is_library_name(name) and not folder.is_symlink() and (folder / RECORD).is_file()
 
 
-def record_of(path: Path) -> Record | None:
+def get_record(path: Path) -> LibraryRecord | None:
     """Return the record of the SAE whose files `path` is among, None for a path outside the library."""
     path, folder = path.absolute(), library_folder()
     return record(path.relative_to(folder).parts[0]) if folder in path.parents else None
@@ -123,7 +123,7 @@ def check_library_name(name: str) -> None:
         )
 
 
-def check_unchanged(record: Record, sha256: Callable[[Path], str]) -> None:
+def check_unchanged(record: LibraryRecord, sha256: Callable[[Path], str]) -> None:
     """Raise SAELibraryError unless every file is the one that was added."""
     for file, digest in record.files.items():
         path = record.folder / file
@@ -157,7 +157,7 @@ def new_folder(name: str) -> Iterator[Path]:
             raise
 
 
-def write_record(folder: Path, record: Record) -> None:
+def write_record(folder: Path, record: LibraryRecord) -> None:
     """Write the record into a new SAE's folder."""
     (folder / RECORD).write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
 
@@ -167,7 +167,7 @@ def remove(name: str) -> Path:
     check_library_name(name)
     folder = library_folder() / name
     nothing = f"{folder} is no SAE that was added to the library; nothing was removed."
-    if not holds(name):
+    if not exists(name):
         raise SAELibraryError(nothing)
     with _unfinished_folder(folder.parent) as grave:
         try:
@@ -177,13 +177,14 @@ def remove(name: str) -> Path:
     return folder
 
 
-def _read(folder: Path) -> Record | None:
+def _read(folder: Path) -> LibraryRecord | None:
     """Read a record. None when the SAE was removed meanwhile."""
     path = folder / RECORD
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        read = Record(
-            **{field.name: values[field.name] for field in fields(Record) if field.name != "name"}, name=folder.name
+        read = LibraryRecord(
+            **{field.name: values[field.name] for field in fields(LibraryRecord) if field.name != "name"},
+            name=folder.name,
         )
         dict(read.told), dict(read.options)
         inside = [folder / part for part in (read.path, *read.files)]

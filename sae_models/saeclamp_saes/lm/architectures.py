@@ -17,7 +17,7 @@ Edit = Callable[[Tensor], Tensor | None]
 """Gets a place's vectors, (batch, sequence, width), during a forward; returns what replaces them, or None."""
 
 
-class Layout(NamedTuple):
+class ModelLayout(NamedTuple):
     """Names of modules; from `attn_proj` on, inside a block."""
 
     blocks: str
@@ -34,7 +34,7 @@ class Layout(NamedTuple):
     """Its output is what the MLP adds to the stream."""
 
 
-PRE_NORM = Layout(
+PRE_NORM = ModelLayout(
     blocks="model.layers",
     embed="model.embed_tokens",
     attn_proj="self_attn.o_proj",
@@ -49,7 +49,7 @@ SANDWICH_NORM = PRE_NORM._replace(
     mlp_out="post_feedforward_layernorm",
 )
 
-LAYOUTS: dict[str, Layout] = {
+LAYOUTS: dict[str, ModelLayout] = {
     "LlamaForCausalLM": PRE_NORM,
     "MistralForCausalLM": PRE_NORM,
     "Qwen2ForCausalLM": PRE_NORM,
@@ -61,7 +61,7 @@ LAYOUTS: dict[str, Layout] = {
         blocks="model.language_model.layers", embed="model.language_model.embed_tokens"
     ),
     "Olmo2ForCausalLM": SANDWICH_NORM._replace(mlp_norm=None),
-    "GPT2LMHeadModel": Layout(
+    "GPT2LMHeadModel": ModelLayout(
         blocks="transformer.h",
         embed="transformer.wte",
         attn_proj="attn.c_proj",
@@ -70,7 +70,7 @@ LAYOUTS: dict[str, Layout] = {
         mlp="mlp",
         mlp_out="mlp",
     ),
-    "GPTNeoXForCausalLM": Layout(
+    "GPTNeoXForCausalLM": ModelLayout(
         blocks="gpt_neox.layers",
         embed="gpt_neox.embed_in",
         attn_proj="attention.dense",
@@ -124,7 +124,7 @@ def num_blocks(model: nn.Module) -> int:
     return len(blocks)
 
 
-def _layout(model: nn.Module) -> Layout:
+def _layout(model: nn.Module) -> ModelLayout:
     name = type(model).__name__
     if name not in LAYOUTS:
         raise VerificationError(

@@ -16,7 +16,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Recording:
+class ActivationRecording:
     """What one clean run over a text gave."""
 
     sequences: Sequence[Tensor]
@@ -41,7 +41,7 @@ def record(
     sites: Collection[Site],
     special_ids: Collection[int],
     progress: Progress,
-) -> Recording:
+) -> ActivationRecording:
     """
     Run the model and keep the vectors at `sites`.
 
@@ -58,7 +58,7 @@ def record(
         for sequence in _reported(sequences, "reading the text", progress):
             loss += _loss(model, sequence)
     ids = torch.cat(list(sequences))
-    return Recording(
+    return ActivationRecording(
         sequences=sequences,
         vectors={site: torch.cat(xs) for site, xs in parts.items()},
         position=torch.cat([torch.arange(len(sequence), device=ids.device) for sequence in sequences]),
@@ -69,7 +69,7 @@ def record(
 
 def cross_entropy_with(
     model: nn.Module,
-    recording: Recording,
+    recording: ActivationRecording,
     replacements: Mapping[Site, Tensor],
     mask: Tensor,
     doing: str,

@@ -17,7 +17,7 @@ from saeclamp_saes.io.vector_files import StoreDtype
 from saeclamp_saes.lm.architectures import edited
 from saeclamp_saes.lm.documents import Document, documents
 from saeclamp_saes.lm.load import check_vocabulary
-from saeclamp_saes.lm.text import SHORTEST, begin_of
+from saeclamp_saes.lm.text import SHORTEST, bos_id
 from saeclamp_saes.lm.token_mask import SINK_MULTIPLE
 from saeclamp_saes.progress import Report, silent
 from saeclamp_saes.sites import Site
@@ -102,7 +102,7 @@ class Reader:
             if not document.is_among(PREFIX_SHARE, "prefix"):
                 skipped = self._prefix_length
         else:
-            text, begin = str(document.text), begin_of(self.tokenizer)
+            text, begin = str(document.text), bos_id(self.tokenizer)
         ids = self.tokenizer(_in_unicode(text), add_special_tokens=False, verbose=False).input_ids
         step = self.context - len(begin)
         parts = [

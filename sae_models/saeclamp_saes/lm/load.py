@@ -15,7 +15,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
 
-def open_model(model: str, device: Device | None = None, dtype: Dtype = "auto") -> tuple[nn.Module, Any]:
+def load_model(model: str, device: Device | None = None, dtype: Dtype = "auto") -> tuple[nn.Module, Any]:
     """
     Load a causal language model, and its tokenizer.
 
@@ -53,7 +53,7 @@ def max_length_of(model: Any) -> int | None:
     return length if isinstance(length, int) and length > 0 else None
 
 
-def context_of(model: Any, wanted: int) -> int:
+def context_length(model: Any, wanted: int) -> int:
     """Longest sequence to read: what is wanted, or what the model takes if that is less."""
     return min(wanted, max_length_of(model) or wanted)
 

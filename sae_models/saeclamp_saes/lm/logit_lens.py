@@ -25,7 +25,7 @@ IN_STREAM = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_o
 """Points whose vectors are the residual stream, or are added to it as they are."""
 
 
-def writes_to_stream(model: nn.Module, sae: SAE) -> bool:
+def writes_to_resid(model: nn.Module, sae: SAE) -> bool:
     """Whether what the SAE writes is, or is added to, the residual stream, at one place."""
     layout = LAYOUTS[type(model).__name__]
     same = {"attn_out_raw": layout.attn_proj == layout.attn_out, "mlp_out_raw": layout.mlp == layout.mlp_out}
@@ -38,7 +38,7 @@ def edits_stream(sae: SAE) -> bool:
     return sae.kind == "sae" and sae.reads == sae.writes and len(sae.writes) == 1 and sae.site.point in points
 
 
-class Lens:
+class LogitLens:
     """A model's final norm and unembedding."""
 
     def __init__(self, model: nn.Module, num_tokens: int) -> None:

@@ -33,7 +33,7 @@ def read_text(path: Path | None) -> str:
         raise VerificationError(f"{path} cannot be read: {exc.strerror}.") from None
 
 
-def sequences_of(
+def tokenize_sequences(
     text: str, tokenizer: Any, num_tokens: int = DEFAULT_TOKENS, max_length: int | None = None
 ) -> list[Tensor]:
     """
@@ -46,7 +46,7 @@ def sequences_of(
     """
     import torch  # here, because the command line shows these constants before torch is needed
 
-    begin = begin_of(tokenizer)
+    begin = bos_id(tokenizer)
     ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids[:num_tokens]
     step = min(SEQUENCE_LENGTH, max_length or SEQUENCE_LENGTH) - len(begin)
     parts = [ids[first : first + step] for first in range(0, len(ids), step)]
@@ -56,7 +56,7 @@ def sequences_of(
     return sequences
 
 
-def begin_of(tokenizer: Any) -> list[int]:
+def bos_id(tokenizer: Any) -> list[int]:
     """Return the BOS that the model's own inputs begin with, for a tokenizer of transformers that adds one, or nothing."""
     begin: list[int] = tokenizer("").input_ids[:1]
     return begin if begin == [tokenizer.bos_token_id] else []

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from saeclamp_saes.errors import CheckpointError, PickledError
-from saeclamp_saes.io.checkpoint import Source
+from saeclamp_saes.io.checkpoint import CheckpointSource
 from saeclamp_saes.io.tensors import is_finite
 from saeclamp_saes.loaders import (
     connor_rob,
@@ -43,19 +43,19 @@ from saeclamp_saes.options import Options
 from saeclamp_saes.sae import SAE, Kind, TopK, Unit
 from saeclamp_saes.sites import Site
 
-__all__ = ["CheckpointError", "CheckpointSummary", "FORMATS", "PickledError", "read_sae", "recognise", "summarize"]
+__all__ = ["CheckpointError", "CheckpointSummary", "FORMATS", "PickledError", "read_sae", "detect", "summarize"]
 
 
-class Format(NamedTuple):
+class Loader(NamedTuple):
     """One family's layout."""
 
     name: str
-    recognise: Callable[[Source], bool]
-    read: Callable[[Source], SAE]
+    recognise: Callable[[CheckpointSource], bool]
+    read: Callable[[CheckpointSource], SAE]
 
 
 FORMATS = tuple(
-    Format(module.NAME, module.recognise, module.read)
+    Loader(module.NAME, module.recognise, module.read)
     for module in (
         native,
         saelens,
@@ -127,12 +127,12 @@ def read_sae(
     unpickled, extras: for the converter, which loads pickles in a process of its own (see `Source`)
     Raises CheckpointError with one sentence when it is no layout we know, or one that cannot be read exactly.
     """
-    return read_source(Source(path, options, unpickled=unpickled, extras=extras))[1]
+    return read_source(CheckpointSource(path, options, unpickled=unpickled, extras=extras))[1]
 
 
 def summarize(path: Path, options: Options | None = None) -> CheckpointSummary:
     """Check a checkpoint's configuration and tensor shapes without reading the weights. Raises CheckpointError."""
-    source = Source(path, options, shapes_only=True)
+    source = CheckpointSource(path, options, shapes_only=True)
     layout, sae = read_source(source)
     return CheckpointSummary(
         format=layout.name,
@@ -152,9 +152,9 @@ def summarize(path: Path, options: Options | None = None) -> CheckpointSummary:
     )
 
 
-def recognise(source: Source) -> Format:
+def detect(source: CheckpointSource) -> Loader:
     """Find the one layout that fits the content, or that the user named. Raises CheckpointError."""
-    unsupported.check(source)
+    unsupported.refuse_unsupported(source)
     named = source.options.text("format", *(layout.name for layout in FORMATS))
     if named is not None:
         return next(layout for layout in FORMATS if layout.name == named)
@@ -171,9 +171,9 @@ def recognise(source: Source) -> Format:
     return fitting[0]
 
 
-def read_source(source: Source) -> tuple[Format, SAE]:
+def read_source(source: CheckpointSource) -> tuple[Loader, SAE]:
     """Read an opened checkpoint; without numbers if it was opened so. Raises CheckpointError."""
-    layout = recognise(source)
+    layout = detect(source)
     sae = _with_threshold(source, _with_activation(source, layout.read(source)))
     source.options.check_all_used()
     source.check_extras()
@@ -183,7 +183,7 @@ def read_source(source: Source) -> tuple[Format, SAE]:
     return layout, sae
 
 
-def _with_activation(source: Source, sae: SAE) -> SAE:
+def _with_activation(source: CheckpointSource, sae: SAE) -> SAE:
     """Keep each token's k largest, where the user says that the files are silent or wrong on that."""
     if sae.top_k is not None or "activation" in source.options.used or "activation" not in source.options.values:
         return sae
@@ -195,7 +195,7 @@ def _with_activation(source: Source, sae: SAE) -> SAE:
     return replace(sae, top_k=TopK(k), threshold=threshold, architecture="topk")
 
 
-def _with_threshold(source: Source, sae: SAE) -> SAE:
+def _with_threshold(source: CheckpointSource, sae: SAE) -> SAE:
     """Use a calibrated threshold in place of TopK, if the user asks: activations then depend on their own rows alone."""
     threshold = source.options.number("threshold") if sae.top_k else None
     if threshold is None:

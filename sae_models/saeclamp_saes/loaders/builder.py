@@ -21,7 +21,7 @@ GATE_TOLERANCE = 1e-4
 
 
 @dataclass
-class Draft:
+class SAEBuilder:
     """
     An SAE's tensors, changed in place by folds. Matrices are fp32 rows, one feature a row; vectors are fp64.
 
@@ -44,7 +44,7 @@ class Draft:
         self.b_enc, self.b_dec = self.b_enc.double(), self.b_dec.double()
         self.threshold = None if self.threshold is None else self.threshold.double()
 
-    def gate(self, path: Path, *, b_gate: Tensor, b_mag: Tensor, r_mag: Tensor) -> Draft:
+    def gate(self, path: Path, *, b_gate: Tensor, b_mag: Tensor, r_mag: Tensor) -> SAEBuilder:
         """
         Turn a gated encoder into a JumpReLU one: 1[p + b_gate > 0] relu(p exp(r_mag) + b_mag), for p = x @ W_enc.
 
@@ -71,7 +71,7 @@ class Draft:
         self.threshold = b_mag.double() - b_gate.double() * gain
         return self
 
-    def subtract_from_input(self, bias: Tensor) -> Draft:
+    def subtract_from_input(self, bias: Tensor) -> SAEBuilder:
         """
         Fold `x - bias` into the encoder's bias. Call it before `scale_input` when the checkpoint scales, then subtracts.
 
@@ -81,18 +81,18 @@ class Draft:
         self.b_enc = self.b_enc - torch.cat([part.double() @ bias for part in row_chunks(self.encoder)])
         return self
 
-    def scale_input(self, factor: float) -> Draft:
+    def scale_input(self, factor: float) -> SAEBuilder:
         """Fold a constant that multiplies the input and divides the output; activations keep their units."""
         return self.scale_sides(factor, factor)
 
-    def scale_sides(self, factor_in: float, factor_out: float) -> Draft:
+    def scale_sides(self, factor_in: float, factor_out: float) -> SAEBuilder:
         """Fold a constant that multiplies the input, and another that divides the output."""
         self.encoder.mul_(factor_in)
         self.decoder.div_(factor_out)
         self.b_dec = self.b_dec / factor_out
         return self
 
-    def whiten(self, mean: Tensor, matrix: Tensor, inverse: Tensor) -> Draft:
+    def whiten(self, mean: Tensor, matrix: Tensor, inverse: Tensor) -> SAEBuilder:
         """
         Fold `(x - mean) @ matrix` before encoding, and `@ inverse + mean` after decoding.
 
@@ -104,7 +104,7 @@ class Draft:
         self.b_dec = self.b_dec @ inverse.double() + mean.double()
         return self.subtract_from_input(mean)
 
-    def scale_activations(self, factor: Tensor | float) -> Draft:
+    def scale_activations(self, factor: Tensor | float) -> SAEBuilder:
         """
         Measure activations in other units, without changing what the SAE computes. Not for TopK with unequal factors,
         which would choose other features.

@@ -11,8 +11,8 @@ Source: loading/pretrained_sae_loaders.py of sae-lens 6.54.
 from __future__ import annotations
 
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.io.checkpoint import Source, positive_int
-from saeclamp_saes.loaders.builder import Draft
+from saeclamp_saes.io.checkpoint import CheckpointSource, positive_int
+from saeclamp_saes.loaders.builder import SAEBuilder
 from saeclamp_saes.sae import SAE
 from saeclamp_saes.sites import from_transformer_lens
 
@@ -20,7 +20,7 @@ NAME = "connor_rob"
 TENSORS = {"W_enc", "W_dec", "b_enc", "b_dec"}
 
 
-def recognise(source: Source) -> bool:
+def recognise(source: CheckpointSource) -> bool:
     """The four matrices of a file whose own configuration names an activation."""
     if source.tensors.shapes.keys() != TENSORS or len(source.tensors.shapes["W_enc"]) != 2:
         return False
@@ -28,7 +28,7 @@ def recognise(source: Source) -> bool:
     return cfg.keys() >= {"act_size", "dict_size", "act_name"}
 
 
-def read(source: Source) -> SAE:
+def read(source: CheckpointSource) -> SAE:
     """Read the weights and fold the bias that the input loses. Raises CheckpointError."""
     tensors, name = source.tensors, f"{source.weights.stem}_cfg.json"
     cfg, path = source.config(name), source.weights.with_name(name)
@@ -36,7 +36,7 @@ def read(source: Source) -> SAE:
         raise CheckpointError(f"{path.parent} has no {name}.")
     d_in, d_sae = positive_int(cfg, "act_size", path), positive_int(cfg, "dict_size", path)
     tensors.expect({"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_enc": (d_sae,), "b_dec": (d_in,)})
-    draft = Draft(
+    draft = SAEBuilder(
         encoder=tensors.transposed("W_enc", (d_in, d_sae)),
         b_enc=tensors.tensor("b_enc", (d_sae,)),
         decoder=tensors.tensor("W_dec", (d_sae, d_in)),

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.io.checkpoint import Source
+from saeclamp_saes.io.checkpoint import CheckpointSource
 from saeclamp_saes.io.tensors import Tensors
-from saeclamp_saes.loaders.builder import Draft
+from saeclamp_saes.loaders.builder import SAEBuilder
 from saeclamp_saes.loaders.transformer_lens import is_centered
 from saeclamp_saes.sae import SAE
 from saeclamp_saes.sites import Point, Site, from_transformer_lens
@@ -35,12 +35,12 @@ RELEASED_SCALES = (0.2758961493232058, 0.24422852496546169)
 """Of gemma-2-2b and gemma-2-2b-it: sqrt(d_in) over the mean norm of the vectors it was trained on."""
 
 
-def recognise(source: Source) -> bool:
+def recognise(source: CheckpointSource) -> bool:
     """The four tensors, by number of dimensions."""
     return {name: len(shape) for name, shape in source.tensors.shapes.items()} == TENSORS
 
 
-def read(source: Source) -> SAE:
+def read(source: CheckpointSource) -> SAE:
     """Read the weights, stack the heads and fold their factors. Raises CheckpointError."""
     tensors, cfg = source.tensors, source.config(f"{source.weights.stem}_cfg.json", "cfg.json")
     if cfg is None:
@@ -57,7 +57,7 @@ def read(source: Source) -> SAE:
     sites = _sites(source, cfg, heads)
     scales = _input_scales(source, cfg, heads)
     centered = is_centered(source, sites[0], cfg.get("model_name"), default=None if "hook_point" in cfg else True)
-    draft = Draft(
+    draft = SAEBuilder(
         encoder=_stacked_encoder(tensors, heads, d_in, d_sae),
         b_enc=tensors.tensor("b_enc", (d_sae,)),
         decoder=tensors.tensor("W_dec", (d_sae, heads, d_in)).view(d_sae, heads * d_in),
@@ -81,7 +81,7 @@ def _stacked_encoder(tensors: Tensors, heads: int, d_in: int, d_sae: int) -> Ten
     return encoder
 
 
-def _sites(source: Source, cfg: dict[str, Any], heads: int) -> tuple[Site, ...]:
+def _sites(source: CheckpointSource, cfg: dict[str, Any], heads: int) -> tuple[Site, ...]:
     if "hook_point" in cfg:
         return (source.site(from_transformer_lens(str(cfg["hook_point"]))),) * heads
     points: tuple[Point, ...] = get_args(Point)
@@ -90,7 +90,7 @@ def _sites(source: Source, cfg: dict[str, Any], heads: int) -> tuple[Site, ...]:
     return tuple(Site.of(first.point, first.layer + head) for head in range(heads))
 
 
-def _input_scales(source: Source, cfg: dict[str, Any], heads: int) -> tuple[float, ...]:
+def _input_scales(source: CheckpointSource, cfg: dict[str, Any], heads: int) -> tuple[float, ...]:
     scales = source.options.numbers("input_scale")
     if not scales and (cfg.get("model_name"), cfg.get("hook_point"), source.weights.stem) == RELEASED:
         scales = RELEASED_SCALES

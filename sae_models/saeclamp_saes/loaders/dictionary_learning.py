@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 import torch
 
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.io.checkpoint import BACKUP, TRAINER_STATE, Source, positive_int
+from saeclamp_saes.io.checkpoint import BACKUP, TRAINER_STATE, CheckpointSource, positive_int
 from saeclamp_saes.io.contents import CHECKPOINTS
-from saeclamp_saes.io.nested import Nested
+from saeclamp_saes.io.nested import PrefixedTensors
 from saeclamp_saes.io.tensors import Shape, Tensors
-from saeclamp_saes.loaders.builder import Draft
+from saeclamp_saes.loaders.builder import SAEBuilder
 from saeclamp_saes.loaders.linear import matrix_shape
 from saeclamp_saes.sae import SAE, TopK
 from saeclamp_saes.sites import Site, from_hugging_face
@@ -36,7 +36,7 @@ NAME = "dictionary_learning"
 CONFIG = "config.json"
 
 
-class Dictionary(NamedTuple):
+class DictionaryConfig(NamedTuple):
     """One of the package's classes."""
 
     activation: str
@@ -48,13 +48,13 @@ class Dictionary(NamedTuple):
 
 
 CLASSES = {
-    "AutoEncoder": Dictionary("relu", b_dec="bias"),
-    "AutoEncoderNew": Dictionary("relu", b_dec="decoder.bias", subtracts=False),
-    "GatedAutoEncoder": Dictionary("gated", b_dec="decoder_bias"),
-    "JumpReluAutoEncoder": Dictionary("jumprelu", subtracts=False),
-    "AutoEncoderTopK": Dictionary("topk"),
-    "BatchTopKSAE": Dictionary("batchtopk"),
-    "MatryoshkaBatchTopKSAE": Dictionary("batchtopk"),
+    "AutoEncoder": DictionaryConfig("relu", b_dec="bias"),
+    "AutoEncoderNew": DictionaryConfig("relu", b_dec="decoder.bias", subtracts=False),
+    "GatedAutoEncoder": DictionaryConfig("gated", b_dec="decoder_bias"),
+    "JumpReluAutoEncoder": DictionaryConfig("jumprelu", subtracts=False),
+    "AutoEncoderTopK": DictionaryConfig("topk"),
+    "BatchTopKSAE": DictionaryConfig("batchtopk"),
+    "MatryoshkaBatchTopKSAE": DictionaryConfig("batchtopk"),
 }
 
 NORM_FACTOR = "norm_factor"
@@ -80,7 +80,7 @@ TELLING = {
 """Tensors that only one class has."""
 
 
-def recognise(source: Source) -> bool:
+def recognise(source: CheckpointSource) -> bool:
     """Its trainer's configuration; without one, names that only its classes have."""
     names = _tensors(source).shapes
     if "dict_class" in _trainer(source):
@@ -90,7 +90,7 @@ def recognise(source: Source) -> bool:
     return {"W_enc", "W_dec", "group_sizes"} <= names.keys()
 
 
-def read(source: Source) -> SAE:
+def read(source: CheckpointSource) -> SAE:
     """Read the weights and fold what is constant. Raises CheckpointError."""
     tensors, trainer = _tensors(source), _trainer(source)
     name = trainer.get("dict_class") or _class_of(source, tensors)
@@ -118,19 +118,19 @@ def read(source: Source) -> SAE:
     )
 
 
-def _tensors(source: Source) -> Tensors:
+def _tensors(source: CheckpointSource) -> Tensors:
     prefix = f"{BACKUP}."
     is_backup = any(name.startswith(prefix) for name in source.tensors.shapes)
-    return Nested(source.tensors, prefix) if is_backup else source.tensors
+    return PrefixedTensors(source.tensors, prefix) if is_backup else source.tensors
 
 
-def _trainer(source: Source) -> dict[str, Any]:
+def _trainer(source: CheckpointSource) -> dict[str, Any]:
     config, kept = source.config(CONFIG) or {}, source.extra("config")
     trainer = config.get("trainer") or (config if "dict_class" in config else kept)
     return trainer if isinstance(trainer, dict) else {}
 
 
-def _norm_factor(source: Source) -> float:
+def _norm_factor(source: CheckpointSource) -> float:
     """Return what a backup's biases are multiplied by; 1 for an SAE that was saved for use."""
     if source.extra(BACKUP) is None:
         return 1.0
@@ -152,7 +152,7 @@ def _norm_factor(source: Source) -> float:
     return float(factor)
 
 
-def _fold_normalisation(tensors: Tensors, draft: Draft) -> None:
+def _fold_normalisation(tensors: Tensors, draft: SAEBuilder) -> None:
     mean, std, scale, _ = NORMALISATION
     if mean not in tensors or tensors.is_nan(mean) or tensors.is_nan(std):
         return
@@ -162,7 +162,7 @@ def _fold_normalisation(tensors: Tensors, draft: Draft) -> None:
     draft.b_dec = draft.b_dec + shift
 
 
-def _class_of(source: Source, tensors: Tensors) -> str:
+def _class_of(source: CheckpointSource, tensors: Tensors) -> str:
     """Class of a file whose configuration is missing."""
     for tensor, name in TELLING.items():
         if tensor in tensors:
@@ -178,7 +178,7 @@ def _class_of(source: Source, tensors: Tensors) -> str:
     return "AutoEncoderTopK" if activation == "topk" else "BatchTopKSAE"
 
 
-def _draft(source: Source, tensors: Tensors, dictionary: Dictionary) -> Draft:
+def _draft(source: CheckpointSource, tensors: Tensors, dictionary: DictionaryConfig) -> SAEBuilder:
     linear = "encoder.weight" in tensors
     encoder, decoder = ("encoder.weight", "decoder.weight") if linear else ("W_enc", "W_dec")
     stored = matrix_shape(tensors, encoder)
@@ -196,7 +196,7 @@ def _draft(source: Source, tensors: Tensors, dictionary: Dictionary) -> Draft:
             required |= dict(zip(NORMALISATION, ((d_in,), (d_in,), (), ()), strict=True))
     tensors.expect(required, optional)
     read, read_turned = (tensors.tensor, tensors.transposed) if linear else (tensors.transposed, tensors.tensor)
-    draft = Draft(
+    draft = SAEBuilder(
         encoder=read(encoder, stored),
         b_enc=tensors.tensor(b_enc, (d_sae,)),
         decoder=read_turned(decoder, stored[::-1]),
@@ -210,7 +210,7 @@ def _draft(source: Source, tensors: Tensors, dictionary: Dictionary) -> Draft:
 
 
 def _top_k_or_threshold(
-    source: Source, tensors: Tensors, dictionary: Dictionary, draft: Draft, factor: float
+    source: CheckpointSource, tensors: Tensors, dictionary: DictionaryConfig, draft: SAEBuilder, factor: float
 ) -> TopK | None:
     """
     Return how many activations are kept, or set the draft's threshold and return None.
@@ -237,7 +237,7 @@ def _top_k_or_threshold(
     return None
 
 
-def _k(source: Source, tensors: Tensors) -> int:
+def _k(source: CheckpointSource, tensors: Tensors) -> int:
     if "k" in tensors:
         return int(tensors.scalar("k"))
     trainer = _trainer(source)
@@ -249,7 +249,7 @@ def _k(source: Source, tensors: Tensors) -> int:
     return k
 
 
-def _site(source: Source, trainer: dict[str, Any]) -> Site | None:
+def _site(source: CheckpointSource, trainer: dict[str, Any]) -> Site | None:
     buffer = (source.config(CONFIG) or {}).get("buffer")
     side = buffer.get("io", "out") if isinstance(buffer, dict) else "out"
     if side == "in_and_out":

@@ -14,8 +14,8 @@ from __future__ import annotations
 from typing import Any
 
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.io.checkpoint import Source
-from saeclamp_saes.loaders.builder import Draft
+from saeclamp_saes.io.checkpoint import CheckpointSource
+from saeclamp_saes.loaders.builder import SAEBuilder
 from saeclamp_saes.loaders.linear import matrix_shape
 from saeclamp_saes.loaders.transformer_lens import is_centered
 from saeclamp_saes.sae import SAE, InputNorm
@@ -26,18 +26,18 @@ ENCODER = ".encoder.0.weight"
 PUBLISHED = {"encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"}
 
 
-def recognise(source: Source) -> bool:
+def recognise(source: CheckpointSource) -> bool:
     """Tensors called after hooks, or the published four beside a run's configuration."""
     names = source.tensors.shapes.keys()
     return any(name.endswith(ENCODER) for name in names) or (names == PUBLISHED and bool(_config(source).get("saes")))
 
 
-def read(source: Source) -> SAE:
+def read(source: CheckpointSource) -> SAE:
     """Read one SAE and divide its decoder's vectors by their lengths. Raises CheckpointError."""
     tensors, cfg = source.tensors, _config(source)
     known, prefix, encoder = _choose(source, cfg)
     d_sae, d_in = matrix_shape(tensors, f"{prefix}{encoder}.weight")
-    draft = Draft(
+    draft = SAEBuilder(
         encoder=tensors.tensor(f"{prefix}{encoder}.weight", (d_sae, d_in)),
         b_enc=tensors.tensor(f"{prefix}{encoder}.bias", (d_sae,)),
         decoder=tensors.transposed(f"{prefix}decoder.weight", (d_in, d_sae)),
@@ -49,11 +49,11 @@ def read(source: Source) -> SAE:
     return draft.finish(site, input_norm=InputNorm(center=centered), model_name=model_name)
 
 
-def _config(source: Source) -> dict[str, Any]:
+def _config(source: CheckpointSource) -> dict[str, Any]:
     return source.config(f"{source.weights.stem}.yaml", "final_config.yaml") or {}
 
 
-def _choose(source: Source, cfg: dict[str, Any]) -> tuple[Site | None, str, str]:
+def _choose(source: CheckpointSource, cfg: dict[str, Any]) -> tuple[Site | None, str, str]:
     """Return where the chosen SAE reads, what its tensors' names begin with, and what its encoder is called."""
     hooks = [name.removesuffix(ENCODER) for name in sorted(source.tensors.shapes) if name.endswith(ENCODER)]
     if not hooks:

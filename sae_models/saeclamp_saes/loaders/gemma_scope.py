@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.io.checkpoint import Source
-from saeclamp_saes.loaders.builder import Draft
+from saeclamp_saes.io.checkpoint import CheckpointSource
+from saeclamp_saes.loaders.builder import SAEBuilder
 from saeclamp_saes.loaders.linear import matrix_shape
 from saeclamp_saes.sae import SAE, Kind
 from saeclamp_saes.sites import Point, Site
@@ -36,7 +36,7 @@ POINTS: dict[str, tuple[Point, Point]] = {
 """Where each release reads and writes."""
 
 
-class Named(NamedTuple):
+class CheckpointName(NamedTuple):
     """What the path says."""
 
     release: str | None
@@ -45,21 +45,21 @@ class Named(NamedTuple):
     embedding: bool
 
 
-def recognise(source: Source) -> bool:
+def recognise(source: CheckpointSource) -> bool:
     """The five tensors in an npz, beside no configuration."""
     alone = source.config("config.json", "cfg.json", "config.yaml") is None
     return source.weights.suffix == ".npz" and alone and set(source.tensors.shapes) == set(TENSORS)
 
 
-def read(source: Source) -> SAE:
+def read(source: CheckpointSource) -> SAE:
     """Read the weights. Raises CheckpointError, also when neither path nor options say where it belongs."""
     tensors = source.tensors
     (d_in, d_sae), d_out = matrix_shape(tensors, "W_enc"), matrix_shape(tensors, "W_dec")[1]
     vectors = {"b_enc": (d_sae,), "b_dec": (d_out,), "threshold": (d_sae,)}
     tensors.expect({"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_out), **vectors})
-    named = named_by(source.weights)
+    named = parse_name(source.weights)
     reads, writes, kind = _sites(source, named)
-    draft = Draft(
+    draft = SAEBuilder(
         encoder=tensors.transposed("W_enc", (d_in, d_sae)),
         b_enc=tensors.tensor("b_enc", (d_sae,)),
         decoder=tensors.tensor("W_dec", (d_sae, d_out)),
@@ -71,7 +71,7 @@ def read(source: Source) -> SAE:
     return draft.finish(reads, writes, kind=kind, architecture="jumprelu", model_name=named.model_name)
 
 
-def named_by(path: Path) -> Named:
+def parse_name(path: Path) -> CheckpointName:
     """
     Read the innermost release of a path, and the layer below it: folders above are the user's, whatever they are called.
 
@@ -82,7 +82,7 @@ def named_by(path: Path) -> Named:
     depth, release = releases[-1] if releases else (len(parts), None)
     folders = parts[depth + 1 :]
     layer = next((match for part in reversed(folders) if (match := re.fullmatch(r"layer_(\d{1,4})", part))), None)
-    return Named(
+    return CheckpointName(
         release=release[3] if release else None,
         model_name=f"google/gemma-2-{release[1]}{'-it' if release[2] == 'it' else ''}" if release else None,
         layer=int(layer[1]) if layer else None,
@@ -90,7 +90,7 @@ def named_by(path: Path) -> Named:
     )
 
 
-def _sites(source: Source, named: Named) -> tuple[Site, Site, Kind]:
+def _sites(source: CheckpointSource, named: CheckpointName) -> tuple[Site, Site, Kind]:
     """Where it reads and writes, by the user or else by the path, which alone tells transcoders from SAEs if it can."""
     site = source.options.site("site")
     if named.release not in (None, "transcoders"):
@@ -109,7 +109,7 @@ def _sites(source: Source, named: Named) -> tuple[Site, Site, Kind]:
     return site, site_out or site, "sae" if site_out in (None, site) else "transcoder"
 
 
-def _known(source: Source, named: Named) -> tuple[Site, Site]:
+def _known(source: CheckpointSource, named: CheckpointName) -> tuple[Site, Site]:
     """Where the release, and the layer by the path or by the user, say that it reads and writes."""
     if named.embedding and named.release == "res":
         return Site("embed", 0), Site("embed", 0)

@@ -21,9 +21,9 @@ from typing import Any
 from torch import Tensor
 
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.io.checkpoint import Source, positive_int
+from saeclamp_saes.io.checkpoint import CheckpointSource, positive_int
 from saeclamp_saes.io.tensors import Shape
-from saeclamp_saes.loaders.builder import Draft
+from saeclamp_saes.loaders.builder import SAEBuilder
 from saeclamp_saes.loaders.linear import matrix_shape
 from saeclamp_saes.sae import SAE, Kind
 from saeclamp_saes.sites import Site, from_hugging_face
@@ -40,12 +40,12 @@ HOOKS = {
 """What the folders are named after, for repositories without configurations."""
 
 
-def recognise(source: Source) -> bool:
+def recognise(source: CheckpointSource) -> bool:
     """Lower-case names, which no other family has."""
     return source.has("w_enc", "w_dec", "b_enc", "b_dec", "threshold")
 
 
-def read(source: Source) -> SAE:
+def read(source: CheckpointSource) -> SAE:
     """Read the weights. Raises CheckpointError."""
     cfg, path = source.config(CONFIG) or _config_of(source), source.folder / CONFIG
     if cfg.get("architecture", "jump_relu") != "jump_relu":
@@ -70,7 +70,7 @@ def read(source: Source) -> SAE:
     )
 
 
-def _read_one_of_many(source: Source, cfg: dict[str, Any]) -> SAE:
+def _read_one_of_many(source: CheckpointSource, cfg: dict[str, Any]) -> SAE:
     """Read one file of a CLT or crosscoder: features of one layer, which write to it and to all later ones."""
     tensors, (d_in, d_sae) = source.tensors, matrix_shape(source.tensors, "w_enc")
     _, slots, d_out = tensors.shapes["w_dec"]
@@ -94,7 +94,7 @@ def _read_one_of_many(source: Source, cfg: dict[str, Any]) -> SAE:
 
 
 def _finish(
-    source: Source,
+    source: CheckpointSource,
     cfg: dict[str, Any],
     decoder: Tensor,
     b_dec: Tensor,
@@ -105,12 +105,12 @@ def _finish(
 ) -> SAE:
     tensors, (d_in, d_sae) = source.tensors, matrix_shape(source.tensors, "w_enc")
     encoder, b_enc = tensors.transposed("w_enc", (d_in, d_sae)), tensors.tensor("b_enc", (d_sae,))
-    draft = Draft(encoder, b_enc, decoder, b_dec, threshold=tensors.tensor("threshold", (d_sae,)))
+    draft = SAEBuilder(encoder, b_enc, decoder, b_dec, threshold=tensors.tensor("threshold", (d_sae,)))
     model_name = cfg.get("model_name")
     return draft.finish(reads, writes, kind=kind, architecture="jumprelu", W_skip=W_skip, model_name=model_name)
 
 
-def _check(source: Source, cfg: dict[str, Any], encoder: Shape, decoder: Shape, d_out: int) -> bool:
+def _check(source: CheckpointSource, cfg: dict[str, Any], encoder: Shape, decoder: Shape, d_out: int) -> bool:
     """Check names and shapes. Returns whether there is a skip connection."""
     d_in, d_sae = encoder
     required: dict[str, Shape] = {"w_enc": encoder, "w_dec": decoder, "b_dec": (d_out,)}
@@ -120,7 +120,7 @@ def _check(source: Source, cfg: dict[str, Any], encoder: Shape, decoder: Shape, 
     return SKIP in source.tensors
 
 
-def _d_out(source: Source) -> int:
+def _d_out(source: CheckpointSource) -> int:
     return matrix_shape(source.tensors, "w_dec")[1]
 
 
@@ -128,7 +128,7 @@ def _site(hook: Any) -> Site | None:
     return from_hugging_face(hook) if isinstance(hook, str) else None
 
 
-def _config_of(source: Source) -> dict[str, Any]:
+def _config_of(source: CheckpointSource) -> dict[str, Any]:
     """Take from the folders' names what a missing configuration would say."""
     match = re.search(rf"({'|'.join(HOOKS)})(?:_all)?/layer_(\d+)_[^/]+$", source.weights.absolute().parent.as_posix())
     hooks = HOOKS[match[1]] if match else ()
@@ -136,7 +136,7 @@ def _config_of(source: Source) -> dict[str, Any]:
     return {key: f"model.layers.{match[2]}.{hook}" for key, hook in zip(keys, hooks, strict=False)} if match else {}
 
 
-def _layers(source: Source, cfg: dict[str, Any], key: str, slots: int) -> tuple[Site, ...]:
+def _layers(source: CheckpointSource, cfg: dict[str, Any], key: str, slots: int) -> tuple[Site, ...]:
     """Translate `model.layers.{5,9,12,15}.output`, or `{all}` for layers 0 .. slots - 1."""
     hook = cfg.get(key)
     match = re.fullmatch(r"model\.layers\.\{(all|\d+(?:,\d+)*)\}\.([a-z_.]+)", hook if isinstance(hook, str) else "")
@@ -149,7 +149,7 @@ def _layers(source: Source, cfg: dict[str, Any], key: str, slots: int) -> tuple[
     return source.sites("site" if key.endswith("in") else "site_out", hooks, [from_hugging_face(one) for one in hooks])
 
 
-def _file_number(source: Source, slots: int) -> int:
+def _file_number(source: CheckpointSource, slots: int) -> int:
     number = source.layer()
     if number is None or number >= slots:
         raise CheckpointError(

@@ -8,21 +8,21 @@ Source: the model cards' own SparseAutoEncoder.
 
 from __future__ import annotations
 
-from saeclamp_saes.io.checkpoint import Source
-from saeclamp_saes.loaders.linear import named_model, named_site, read_linear
+from saeclamp_saes.io.checkpoint import CheckpointSource
+from saeclamp_saes.loaders.linear import parse_model, parse_site, read_linear
 from saeclamp_saes.sae import SAE
 
 NAME = "goodfire"
 TENSORS = ("encoder_linear.weight", "encoder_linear.bias", "decoder_linear.weight", "decoder_linear.bias")
 
 
-def recognise(source: Source) -> bool:
+def recognise(source: CheckpointSource) -> bool:
     """Nobody else calls their layers so."""
     return source.has(*TENSORS)
 
 
-def read(source: Source) -> SAE:
+def read(source: CheckpointSource) -> SAE:
     """Read the weights. Raises CheckpointError."""
     draft = read_linear(source.tensors, *TENSORS)
     name = source.weights.name
-    return draft.finish(source.site(named_site(name)), model_name=named_model(name))
+    return draft.finish(source.site(parse_site(name)), model_name=parse_model(name))

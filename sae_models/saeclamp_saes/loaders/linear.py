@@ -6,7 +6,7 @@ import re
 
 from saeclamp_saes.errors import CheckpointError
 from saeclamp_saes.io.tensors import Shape, Tensors
-from saeclamp_saes.loaders.builder import Draft
+from saeclamp_saes.loaders.builder import SAEBuilder
 from saeclamp_saes.sites import Site
 
 PUBLISHED = re.compile(r"(.+)-SAE-l(\d{1,4})\.\w+")
@@ -21,11 +21,11 @@ def matrix_shape(tensors: Tensors, name: str) -> Shape:
     return shape
 
 
-def read_linear(tensors: Tensors, encoder: str, b_enc: str, decoder: str, b_dec: str) -> Draft:
+def read_linear(tensors: Tensors, encoder: str, b_enc: str, decoder: str, b_dec: str) -> SAEBuilder:
     """Read an encoder stored as (d_sae, d_in) and a decoder stored as (d_in, d_sae), and no other tensor."""
     d_sae, d_in = matrix_shape(tensors, encoder)
     tensors.expect({encoder: (d_sae, d_in), b_enc: (d_sae,), decoder: (d_in, d_sae), b_dec: (d_in,)})
-    return Draft(
+    return SAEBuilder(
         encoder=tensors.tensor(encoder, (d_sae, d_in)),
         b_enc=tensors.tensor(b_enc, (d_sae,)),
         decoder=tensors.transposed(decoder, (d_in, d_sae)),
@@ -33,13 +33,13 @@ def read_linear(tensors: Tensors, encoder: str, b_enc: str, decoder: str, b_dec:
     )
 
 
-def named_site(file_name: str) -> Site | None:
+def parse_site(file_name: str) -> Site | None:
     """Translate `<model>-SAE-l19.pt` into the stream after block 19; None for another name."""
     match = PUBLISHED.fullmatch(file_name)
     return Site("resid_post", int(match[2])) if match else None
 
 
-def named_model(file_name: str) -> str | None:
+def parse_model(file_name: str) -> str | None:
     """Model in `<model>-SAE-l19.pt`; None for another name."""
     match = PUBLISHED.fullmatch(file_name)
     return match[1] if match else None

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.io.checkpoint import Source, positive_int
+from saeclamp_saes.io.checkpoint import CheckpointSource, positive_int
 from saeclamp_saes.loaders.linear import read_linear
 from saeclamp_saes.loaders.openmoss import hook_site
 from saeclamp_saes.sae import SAE
@@ -38,12 +38,12 @@ PUBLISHED = {
 """What all published ones share, and what is folded below."""
 
 
-def recognise(source: Source) -> bool:
+def recognise(source: CheckpointSource) -> bool:
     """Hyperparameters with one threshold, and linear layers."""
     return "jump_relu_threshold" in (source.config(*CONFIG) or {}) and source.has("encoder.weight", "decoder.weight")
 
 
-def read(source: Source) -> SAE:
+def read(source: CheckpointSource) -> SAE:
     """Read the weights and fold what is constant. Raises CheckpointError."""
     cfg, path = source.config(*CONFIG) or {}, source.folder / CONFIG[0]
     for key, published in PUBLISHED.items():

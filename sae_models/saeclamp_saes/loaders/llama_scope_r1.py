@@ -15,23 +15,23 @@ import math
 from typing import Any
 
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.io.checkpoint import Source, positive_int
-from saeclamp_saes.loaders.builder import Draft
+from saeclamp_saes.io.checkpoint import CheckpointSource, positive_int
+from saeclamp_saes.loaders.builder import SAEBuilder
 from saeclamp_saes.loaders.linear import matrix_shape
-from saeclamp_saes.loaders.openmoss import MEAN_LENGTH, hook_site, mean_lengths, norm_factor
+from saeclamp_saes.loaders.openmoss import MEAN_LENGTH, hook_site, mean_norms, norm_factor
 from saeclamp_saes.sae import SAE
 
 NAME = "llama_scope_r1"
 CONFIG = "config.json"
 
 
-def recognise(source: Source) -> bool:
+def recognise(source: CheckpointSource) -> bool:
     """OpenMOSS's configuration beside linear layers and a threshold."""
     cfg = source.config(CONFIG)
     return cfg is not None and "hook_point_in" in cfg and source.has("encoder.weight", "log_jumprelu_threshold")
 
 
-def read(source: Source) -> SAE:
+def read(source: CheckpointSource) -> SAE:
     """Read the weights and fold what is constant. Raises CheckpointError."""
     cfg, tensors, path = source.config(CONFIG) or {}, source.tensors, source.folder / CONFIG
     d_model, d_sae = positive_int(cfg, "d_model", path), matrix_shape(tensors, "encoder.weight")[0]
@@ -45,8 +45,8 @@ def read(source: Source) -> SAE:
         "decoder.bias": (d_model,),
         "log_jumprelu_threshold": (d_sae,),
     }
-    tensors.expect(required, mean_lengths(source, (hook,)))
-    draft = Draft(
+    tensors.expect(required, mean_norms(source, (hook,)))
+    draft = SAEBuilder(
         encoder=tensors.tensor("encoder.weight", (d_sae, d_model)),
         b_enc=tensors.tensor("encoder.bias", (d_sae,)),
         decoder=tensors.transposed("decoder.weight", (d_model, d_sae)),
@@ -59,7 +59,7 @@ def read(source: Source) -> SAE:
     return draft.finish(hook_site(source, "site", hook), architecture="jumprelu")
 
 
-def _input_scale(source: Source, cfg: dict[str, Any], hook: Any, d_model: int) -> float:
+def _input_scale(source: CheckpointSource, cfg: dict[str, Any], hook: Any, d_model: int) -> float:
     """Find the scaling factor: the user's, else that of the mean length in the weights or in the configuration."""
     if cfg.get("norm_activation", "dataset-wise") != "dataset-wise":
         return norm_factor(source, cfg, hook)

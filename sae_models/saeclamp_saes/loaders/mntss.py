@@ -17,22 +17,22 @@ import torch
 from torch import Tensor
 
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.io.checkpoint import Source
+from saeclamp_saes.io.checkpoint import CheckpointSource
 from saeclamp_saes.io.tensors import Shape
-from saeclamp_saes.loaders.builder import Draft
-from saeclamp_saes.loaders.mwhanna import CONFIG, hook_site, length, read_threshold
+from saeclamp_saes.loaders.builder import SAEBuilder
+from saeclamp_saes.loaders.mwhanna import CONFIG, hook_site, read_threshold, resid_norm
 from saeclamp_saes.sae import SAE
 from saeclamp_saes.sites import Site
 
 NAME = "mntss"
 
 
-def recognise(source: Source) -> bool:
+def recognise(source: CheckpointSource) -> bool:
     """Tensors that end in a layer's number."""
     return _layer(source) is not None
 
 
-def read(source: Source) -> SAE:
+def read(source: CheckpointSource) -> SAE:
     """Read the encoder and the decoders of one layer. Raises CheckpointError."""
     layer = _layer(source)
     if layer is None:
@@ -40,7 +40,7 @@ def read(source: Source) -> SAE:
     if source.layer() not in (None, layer):
         raise CheckpointError(f"{source.weights} holds layer {layer}, not layer {source.layer()}.")
     encoder, cfg = source.tensors, source.config(CONFIG) or {}
-    d_sae, d_model = length(encoder, f"b_enc_{layer}"), length(encoder, f"b_dec_{layer}")
+    d_sae, d_model = resid_norm(encoder, f"b_enc_{layer}"), resid_norm(encoder, f"b_dec_{layer}")
     if f"W_skip_{layer}" in encoder:
         raise CheckpointError(f"{source.weights}: a cross-layer transcoder with a skip connection is not supported.")
     required: dict[str, Shape] = {f"W_enc_{layer}": (d_sae, d_model), f"b_enc_{layer}": (d_sae,)}
@@ -49,7 +49,7 @@ def read(source: Source) -> SAE:
     decoder, num_writes = _decoder(source, layer, d_sae, d_model)
     b_dec = torch.zeros(num_writes * d_model, device=decoder.device)
     b_dec[:d_model] = encoder.tensor(f"b_dec_{layer}", (d_model,))
-    draft = Draft(
+    draft = SAEBuilder(
         encoder=encoder.tensor(f"W_enc_{layer}", (d_sae, d_model)),
         b_enc=encoder.tensor(f"b_enc_{layer}", (d_sae,)),
         decoder=decoder,
@@ -66,12 +66,12 @@ def read(source: Source) -> SAE:
     )
 
 
-def _layer(source: Source) -> int | None:
+def _layer(source: CheckpointSource) -> int | None:
     matches = (re.fullmatch(r"W_enc_(\d{1,4})", name) for name in source.tensors.shapes)
     return next((int(match[1]) for match in matches if match), None)
 
 
-def _decoder(source: Source, layer: int, d_sae: int, d_model: int) -> tuple[Tensor, int]:
+def _decoder(source: CheckpointSource, layer: int, d_sae: int, d_model: int) -> tuple[Tensor, int]:
     """Return what the layer's features write to all layers from it up, side by side, and how many layers that is."""
     name = f"W_dec_{layer}"
     tensors = source.open(source.weights.with_name(f"{name}.safetensors"))

@@ -17,9 +17,9 @@ from typing import Any
 from torch import Tensor
 
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.io.checkpoint import Source
+from saeclamp_saes.io.checkpoint import CheckpointSource
 from saeclamp_saes.io.tensors import Shape, Tensors
-from saeclamp_saes.loaders.builder import Draft
+from saeclamp_saes.loaders.builder import SAEBuilder
 from saeclamp_saes.sae import SAE
 from saeclamp_saes.sites import Site, from_transformer_lens
 
@@ -33,7 +33,7 @@ TENSORS = {"W_enc", "W_dec", "b_enc", "b_dec"}
 THRESHOLD = "activation_function.threshold"
 
 
-def recognise(source: Source) -> bool:
+def recognise(source: CheckpointSource) -> bool:
     """Both matrices (d_sae, d_model), beside this family's configuration, or beside none but under a name of its own."""
     shapes = source.tensors.shapes
     if not TENSORS <= shapes.keys() <= TENSORS | {THRESHOLD, "W_skip"}:
@@ -47,16 +47,16 @@ def recognise(source: Source) -> bool:
     return own and not square and source.config("cfg.json", "config.json") is None
 
 
-def read(source: Source) -> SAE:
+def read(source: CheckpointSource) -> SAE:
     """Read one layer's weights. Raises CheckpointError."""
     tensors, cfg = source.tensors, _config(source) or {}
-    d_sae, d_model = length(tensors, "b_enc"), length(tensors, "b_dec")
+    d_sae, d_model = resid_norm(tensors, "b_enc"), resid_norm(tensors, "b_dec")
     required: dict[str, Shape] = {"W_enc": (d_sae, d_model), "W_dec": (d_sae, d_model)}
     required |= {"b_enc": (d_sae,), "b_dec": (d_model,)}
     tensors.expect(required, {THRESHOLD: (d_sae,), "W_skip": (d_model, d_model)})
     jumps, skips = THRESHOLD in tensors, "W_skip" in tensors
     layer = source.layer()
-    draft = Draft(
+    draft = SAEBuilder(
         encoder=tensors.tensor("W_enc", (d_sae, d_model)),
         b_enc=tensors.tensor("b_enc", (d_sae,)),
         decoder=tensors.tensor("W_dec", (d_sae, d_model)),
@@ -73,7 +73,7 @@ def read(source: Source) -> SAE:
     )
 
 
-def length(tensors: Tensors, name: str) -> int:
+def resid_norm(tensors: Tensors, name: str) -> int:
     """Length of a stored vector. Raises CheckpointError when it is none."""
     shape = tensors.shapes.get(name, ())
     if len(shape) != 1:
@@ -100,7 +100,7 @@ def hook_site(cfg: dict[str, Any], key: str, layer: int | None) -> Site | None:
     return None if layer is None else from_transformer_lens(f"blocks.{layer}.{cfg.get(key)}")
 
 
-def _config(source: Source) -> dict[str, Any] | None:
+def _config(source: CheckpointSource) -> dict[str, Any] | None:
     cfg = source.config(CONFIG)
     if cfg is not None and "feature_input_hook" in cfg:
         return cfg

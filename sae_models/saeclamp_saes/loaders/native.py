@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.io.checkpoint import Source
+from saeclamp_saes.io.checkpoint import CheckpointSource
 from saeclamp_saes.io.safetensors import write_safetensors
-from saeclamp_saes.loaders.builder import Draft
+from saeclamp_saes.loaders.builder import SAEBuilder
 from saeclamp_saes.sae import SAE, InputNorm, Kind, TopK, Unit
 from saeclamp_saes.sites import Site
 
@@ -25,12 +25,12 @@ CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
 
 
-def recognise(source: Source) -> bool:
+def recognise(source: CheckpointSource) -> bool:
     """Our configuration says so."""
     return (source.config(CONFIG) or {}).get("format") == NAME
 
 
-def read(source: Source) -> SAE:
+def read(source: CheckpointSource) -> SAE:
     """Read what `write` wrote. Raises CheckpointError."""
     cfg, tensors = source.config(CONFIG) or {}, source.tensors
     path = source.folder / CONFIG
@@ -51,7 +51,7 @@ def read(source: Source) -> SAE:
     has_skip = kind == "skip_transcoder" or (kind in ("clt_layer", "sae") and "skip" in tensors)
     skip = {"skip": (d_in, d_out)} if has_skip else {}
     tensors.expect({**required, **skip})
-    draft = Draft(
+    draft = SAEBuilder(
         encoder=tensors.tensor("encoder_rows", (d_sae, d_in)),
         b_enc=tensors.tensor("encoder_bias", (d_sae,)),
         decoder=tensors.tensor("decoder_rows", (d_sae, d_out)),

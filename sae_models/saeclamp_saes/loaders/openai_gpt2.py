@@ -13,8 +13,8 @@ import re
 from typing import Any
 
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.io.checkpoint import Source
-from saeclamp_saes.loaders.builder import Draft
+from saeclamp_saes.io.checkpoint import CheckpointSource
+from saeclamp_saes.loaders.builder import SAEBuilder
 from saeclamp_saes.loaders.linear import matrix_shape
 from saeclamp_saes.sae import SAE, InputNorm, TopK
 from saeclamp_saes.sites import Point, Site
@@ -34,12 +34,12 @@ LOCATIONS: dict[str, Point] = {
 LAYER_NORM = InputNorm(center=True, scale="std", eps=1e-5)
 
 
-def recognise(source: Source) -> bool:
+def recognise(source: CheckpointSource) -> bool:
     """Biases with names of their own."""
     return source.has("pre_bias", "latent_bias", "encoder.weight")
 
 
-def read(source: Source) -> SAE:
+def read(source: CheckpointSource) -> SAE:
     """Read the weights and fold what is constant. Raises CheckpointError."""
     tensors = source.tensors
     d_sae, d_in = matrix_shape(tensors, "encoder.weight")
@@ -48,7 +48,7 @@ def read(source: Source) -> SAE:
     tensors.expect({**required, "decoder.weight": (d_in, d_sae)}, {**optional, K: tensors.shapes.get(K, ())})
     top_k = _top_k(source)
     pre_bias = tensors.tensor("pre_bias", (d_in,))
-    draft = Draft(
+    draft = SAEBuilder(
         encoder=tensors.tensor("encoder.weight", (d_sae, d_in)),
         b_enc=tensors.tensor("latent_bias", (d_sae,)),
         decoder=tensors.transposed("decoder.weight", (d_in, d_sae)),
@@ -63,7 +63,7 @@ def read(source: Source) -> SAE:
     )
 
 
-def _top_k(source: Source) -> TopK | None:
+def _top_k(source: CheckpointSource) -> TopK | None:
     """Read the activation: TopK, or None for a ReLU."""
     path = source.weights
     activation = source.extra("activation") or source.options.text("activation", "relu", "topk")
@@ -84,7 +84,7 @@ def _top_k(source: Source) -> TopK | None:
     return TopK(k)
 
 
-def _site(source: Source) -> Site | None:
+def _site(source: CheckpointSource) -> Site | None:
     path = source.weights.absolute()
     layer = re.fullmatch(r"(\d{1,4})\.\w+", path.name)
     location = re.fullmatch(r"(\w+?)(_v\d+(_\w+)?)?", path.parent.parent.name)

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.io.checkpoint import Source, positive_int
+from saeclamp_saes.io.checkpoint import CheckpointSource, positive_int
 from saeclamp_saes.io.tensors import Shape
-from saeclamp_saes.loaders.builder import Draft
+from saeclamp_saes.loaders.builder import SAEBuilder
 from saeclamp_saes.sae import SAE, Kind, TopK
 from saeclamp_saes.sites import Site, from_transformer_lens
 
@@ -38,10 +38,10 @@ BATCHED = ("batchtopk", "layertopk", "batchlayertopk")
 """Activation functions that choose among several tokens' or layers' activations; used with a threshold."""
 
 
-class Stored(NamedTuple):
+class OpenMossEntry(NamedTuple):
     """What a file holds of one SAE, as stored, and where it reads and writes."""
 
-    draft: Draft
+    draft: SAEBuilder
     log_threshold: Tensor | None
     """(d_sae,)"""
     hooks_in: Sequence[Any]
@@ -49,12 +49,12 @@ class Stored(NamedTuple):
     kind: Kind
 
 
-def recognise(source: Source) -> bool:
+def recognise(source: CheckpointSource) -> bool:
     """A configuration with `sae_type`; Llama Scope R1's has it too, beside linear layers."""
     return isinstance((source.config(CONFIG) or {}).get("sae_type"), str) and "encoder.weight" not in source.tensors
 
 
-def read(source: Source) -> SAE:
+def read(source: CheckpointSource) -> SAE:
     """Read the weights and fold what is constant. Raises CheckpointError."""
     cfg, path = source.config(CONFIG) or {}, source.folder / CONFIG
     readers = {"sae": _read_sae, "clt": _read_clt, "crosscoder": _read_crosscoder}
@@ -85,7 +85,7 @@ def read(source: Source) -> SAE:
     )
 
 
-def norm_factor(source: Source, cfg: dict[str, Any], hook: Any) -> float:
+def norm_factor(source: CheckpointSource, cfg: dict[str, Any], hook: Any) -> float:
     """Return what vectors at a hook are multiplied by, and divided by after decoding. Raises CheckpointError."""
     kind, path = cfg.get("norm_activation", "dataset-wise"), source.folder / CONFIG
     if kind in ("inference", "none"):
@@ -98,13 +98,13 @@ def norm_factor(source: Source, cfg: dict[str, Any], hook: Any) -> float:
     return math.sqrt(positive_int(cfg, "d_model", path)) / length
 
 
-def mean_lengths(source: Source, hooks: Sequence[Any]) -> dict[str, Shape]:
+def mean_norms(source: CheckpointSource, hooks: Sequence[Any]) -> dict[str, Shape]:
     """Name the scalars that a file holds beside its weights, with their shapes."""
     names = [f"{MEAN_LENGTH}{hook}" for hook in hooks]
     return {name: source.tensors.shapes[name] for name in names if name in source.tensors}
 
 
-def hook_site(source: Source, option: str, hook: Any) -> Site:
+def hook_site(source: CheckpointSource, option: str, hook: Any) -> Site:
     """Find a hook of TransformerLens; what the user says comes first. Raises CheckpointError."""
     site = source.options.site(option) or (from_transformer_lens(hook) if isinstance(hook, str) else None)
     if site is None:
@@ -114,21 +114,21 @@ def hook_site(source: Source, option: str, hook: Any) -> Site:
     return site
 
 
-def _read_sae(source: Source, cfg: dict[str, Any], d_model: int) -> Stored:
+def _read_sae(source: CheckpointSource, cfg: dict[str, Any], d_model: int) -> OpenMossEntry:
     tensors, d_sae = source.tensors, _d_sae(source, 2)
     hooks_in, hooks_out = [cfg.get("hook_point_in")], [cfg.get("hook_point_out")]
     required: dict[str, Shape] = {"W_E": (d_model, d_sae), "b_E": (d_sae,), "W_D": (d_sae, d_model)}
     if cfg.get("use_decoder_bias", True):
         required["b_D"] = (d_model,)
-    tensors.expect({**required, **_thresholds(cfg, (d_sae,))}, mean_lengths(source, hooks_in + hooks_out))
+    tensors.expect({**required, **_thresholds(cfg, (d_sae,))}, mean_norms(source, hooks_in + hooks_out))
     decoder = tensors.tensor("W_D", (d_sae, d_model))
     b_dec = tensors.tensor("b_D", (d_model,)) if "b_D" in required else decoder.new_zeros(d_model)
-    draft = Draft(tensors.transposed("W_E", (d_model, d_sae)), tensors.tensor("b_E", (d_sae,)), decoder, b_dec)
+    draft = SAEBuilder(tensors.transposed("W_E", (d_model, d_sae)), tensors.tensor("b_E", (d_sae,)), decoder, b_dec)
     log_threshold = tensors.tensor(LOG_THRESHOLD, (d_sae,)) if LOG_THRESHOLD in tensors else None
-    return Stored(draft, log_threshold, hooks_in, hooks_out, "sae" if hooks_in == hooks_out else "transcoder")
+    return OpenMossEntry(draft, log_threshold, hooks_in, hooks_out, "sae" if hooks_in == hooks_out else "transcoder")
 
 
-def _read_clt(source: Source, cfg: dict[str, Any], d_model: int) -> Stored:
+def _read_clt(source: CheckpointSource, cfg: dict[str, Any], d_model: int) -> OpenMossEntry:
     tensors, d_sae = source.tensors, _d_sae(source, 3)
     hooks_in, hooks_out = _hooks(source, cfg, "hook_points_in"), _hooks(source, cfg, "hook_points_out")
     num_layers, layer = len(hooks_in), source.options.integer("layer")
@@ -138,7 +138,7 @@ def _read_clt(source: Source, cfg: dict[str, Any], d_model: int) -> Stored:
     required: dict[str, Shape] = {"W_E": (num_layers, d_model, d_sae), "b_E": (num_layers, d_sae)}
     for n in range(num_layers):
         required |= {f"W_D.{n}": (n + 1, d_sae, d_model), f"b_D.{n}": (d_model,)}
-    tensors.expect({**required, **_thresholds(cfg, (num_layers, d_sae))}, mean_lengths(source, hooks_in + hooks_out))
+    tensors.expect({**required, **_thresholds(cfg, (num_layers, d_sae))}, mean_norms(source, hooks_in + hooks_out))
     encoder = tensors.part("W_E", own).T.contiguous()
     decoder = encoder.new_empty(d_sae, (num_layers - own) * d_model)
     for n, part in enumerate(decoder.chunk(num_layers - own, dim=1)):
@@ -146,11 +146,11 @@ def _read_clt(source: Source, cfg: dict[str, Any], d_model: int) -> Stored:
     b_dec = decoder.new_zeros(decoder.shape[1])
     b_dec[:d_model] = tensors.tensor(f"b_D.{own}", (d_model,))  # so that the layers' outputs add up to the CLT's
     log_threshold = tensors.part(LOG_THRESHOLD, own) if LOG_THRESHOLD in tensors else None
-    draft = Draft(encoder, tensors.part("b_E", own), decoder, b_dec)
-    return Stored(draft, log_threshold, hooks_in[own : own + 1], hooks_out[own:], "clt_layer")
+    draft = SAEBuilder(encoder, tensors.part("b_E", own), decoder, b_dec)
+    return OpenMossEntry(draft, log_threshold, hooks_in[own : own + 1], hooks_out[own:], "clt_layer")
 
 
-def _read_crosscoder(source: Source, cfg: dict[str, Any], d_model: int) -> Stored:
+def _read_crosscoder(source: CheckpointSource, cfg: dict[str, Any], d_model: int) -> OpenMossEntry:
     tensors, d_sae = source.tensors, _d_sae(source, 3)
     hooks = _hooks(source, cfg, "hook_points")
     required: dict[str, Shape] = {
@@ -159,7 +159,7 @@ def _read_crosscoder(source: Source, cfg: dict[str, Any], d_model: int) -> Store
         "W_D": (len(hooks), d_sae, d_model),
         "b_D": (len(hooks), d_model),
     }
-    tensors.expect({**required, **_thresholds(cfg, (d_sae,))}, mean_lengths(source, hooks))
+    tensors.expect({**required, **_thresholds(cfg, (d_sae,))}, mean_norms(source, hooks))
     written = _written(source, cfg, _sites(source, "site", hooks))
     encoder = torch.empty(d_sae, len(hooks) * d_model, device="meta" if source.shapes_only else "cpu")
     for n, part in enumerate(encoder.chunk(len(hooks), dim=1)):
@@ -168,12 +168,12 @@ def _read_crosscoder(source: Source, cfg: dict[str, Any], d_model: int) -> Store
     for n, part in zip(written, decoder.chunk(len(written), dim=1), strict=True):
         part.copy_(tensors.part("W_D", n))
     b_enc = tensors.tensor("b_E", (len(hooks), d_sae)).double().sum(dim=0)
-    draft = Draft(encoder, b_enc, decoder, torch.cat([tensors.part("b_D", n) for n in written]))
+    draft = SAEBuilder(encoder, b_enc, decoder, torch.cat([tensors.part("b_D", n) for n in written]))
     log_threshold = tensors.tensor(LOG_THRESHOLD, (d_sae,)) if LOG_THRESHOLD in tensors else None
-    return Stored(draft, log_threshold, hooks, [hooks[n] for n in written], "crosscoder")
+    return OpenMossEntry(draft, log_threshold, hooks, [hooks[n] for n in written], "crosscoder")
 
 
-def _written(source: Source, cfg: dict[str, Any], sites: Sequence[Site]) -> list[int]:
+def _written(source: CheckpointSource, cfg: dict[str, Any], sites: Sequence[Site]) -> list[int]:
     """Choose which of a crosscoder's places to write to: only a ReLU opens at all of them together."""
     if cfg.get("act_fn", "relu") == "relu":
         return list(range(len(sites)))
@@ -187,7 +187,7 @@ def _written(source: Source, cfg: dict[str, Any], sites: Sequence[Site]) -> list
 
 
 def _scale_sides(
-    source: Source, cfg: dict[str, Any], draft: Draft, hooks_in: Sequence[Any], hooks_out: Sequence[Any]
+    source: CheckpointSource, cfg: dict[str, Any], draft: SAEBuilder, hooks_in: Sequence[Any], hooks_out: Sequence[Any]
 ) -> list[float]:
     """Fold each place's norm factor. Returns those of `hooks_out`."""
     factors_in, factors_out = ([norm_factor(source, cfg, hook) for hook in hooks] for hooks in (hooks_in, hooks_out))
@@ -200,20 +200,20 @@ def _scale_sides(
     return factors_out
 
 
-def _sites(source: Source, option: str, hooks: Sequence[Any]) -> tuple[Site, ...]:
+def _sites(source: CheckpointSource, option: str, hooks: Sequence[Any]) -> tuple[Site, ...]:
     if len(hooks) == 1:
         return (hook_site(source, option, hooks[0]),)
     return source.sites(option, hooks, [from_transformer_lens(hook) for hook in hooks])
 
 
-def _hooks(source: Source, cfg: dict[str, Any], key: str) -> list[str]:
+def _hooks(source: CheckpointSource, cfg: dict[str, Any], key: str) -> list[str]:
     hooks = cfg.get(key)
     if not isinstance(hooks, list) or not hooks or not all(isinstance(hook, str) for hook in hooks):
         raise CheckpointError(f"{source.folder / CONFIG}: {key} must be a list of hooks, not {hooks!r}.")
     return hooks
 
 
-def _d_sae(source: Source, dimensions: int) -> int:
+def _d_sae(source: CheckpointSource, dimensions: int) -> int:
     shape = source.tensors.shapes.get("W_E", ())
     if len(shape) != dimensions:
         raise CheckpointError(f"{source.tensors.path}: W_E has shape {shape}, expected {dimensions} dimensions.")
@@ -224,7 +224,7 @@ def _thresholds(cfg: dict[str, Any], shape: Shape) -> dict[str, Shape]:
     return {LOG_THRESHOLD: shape} if cfg.get("act_fn") == "jumprelu" else {}
 
 
-def _top_k(source: Source, cfg: dict[str, Any]) -> TopK | None:
+def _top_k(source: CheckpointSource, cfg: dict[str, Any]) -> TopK | None:
     act_fn, path = cfg.get("act_fn", "relu"), source.folder / CONFIG
     if act_fn in BATCHED:
         threshold = source.options.number("threshold")

@@ -12,8 +12,8 @@ no configuration beside it, or what the user calls so.
 
 from __future__ import annotations
 
-from saeclamp_saes.io.checkpoint import Source
-from saeclamp_saes.loaders.linear import named_model, named_site, read_linear
+from saeclamp_saes.io.checkpoint import CheckpointSource
+from saeclamp_saes.loaders.linear import parse_model, parse_site, read_linear
 from saeclamp_saes.sae import SAE
 
 NAME = "qresearch"
@@ -22,16 +22,16 @@ OTHERS_CONFIGS = ("hyperparams.json", "../hyperparams.json", "config.json", "cfg
 """Llama Scope (its weights have a folder of their own), dictionary_learning and OpenMOSS, SAELens, e2e_sae."""
 
 
-def recognise(source: Source) -> bool:
+def recognise(source: CheckpointSource) -> bool:
     """These four tensors, the published name, and no configuration; e2e_sae's may have the weights' name."""
     weights = source.weights
     foreign = [weights.with_suffix(".yaml"), *(weights.parent / name for name in OTHERS_CONFIGS)]
-    alone = named_site(weights.name) is not None and not any(path.is_file() for path in foreign)
+    alone = parse_site(weights.name) is not None and not any(path.is_file() for path in foreign)
     return alone and source.tensors.shapes.keys() == set(TENSORS)
 
 
-def read(source: Source) -> SAE:
+def read(source: CheckpointSource) -> SAE:
     """Read the weights. Raises CheckpointError."""
     draft = read_linear(source.tensors, *TENSORS)
     name = source.weights.name
-    return draft.finish(source.site(named_site(name)), model_name=named_model(name))
+    return draft.finish(source.site(parse_site(name)), model_name=parse_model(name))

@@ -13,7 +13,7 @@ import re
 from typing import Any
 
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.io.checkpoint import Source, positive_int
+from saeclamp_saes.io.checkpoint import CheckpointSource, positive_int
 from saeclamp_saes.loaders.linear import matrix_shape, read_linear
 from saeclamp_saes.sae import SAE, TopK
 from saeclamp_saes.sites import Site
@@ -25,7 +25,7 @@ LAYER = re.compile(r"layer(\d{1,4})\.sae\.")
 """How a file's name begins."""
 
 
-def recognise(source: Source) -> bool:
+def recognise(source: CheckpointSource) -> bool:
     """Turned matrices, beside this family's configuration, or beside none at all but under a name of its own."""
     shapes = source.tensors.shapes
     if shapes.keys() != set(TENSORS):
@@ -37,7 +37,7 @@ def recognise(source: Source) -> bool:
     return own and source.config(CONFIG, "cfg.json", "config.yaml") is None
 
 
-def read(source: Source) -> SAE:
+def read(source: CheckpointSource) -> SAE:
     """Read the weights. Raises CheckpointError."""
     d_sae, d_in = matrix_shape(source.tensors, "W_enc")
     cfg = _config(source)
@@ -55,17 +55,17 @@ def read(source: Source) -> SAE:
     )
 
 
-def _config(source: Source) -> dict[str, Any] | None:
+def _config(source: CheckpointSource) -> dict[str, Any] | None:
     cfg = source.config(CONFIG)
     return cfg if cfg and cfg.get("model_type") == "topk_sae" else None
 
 
-def _repository(source: Source) -> re.Match[str] | None:
+def _repository(source: CheckpointSource) -> re.Match[str] | None:
     """Find the repository's name among the folders, also in the hub's cache, where it is three folders up."""
     return re.search(r"SAE-Res-([\w.-]+)-W\d+K-L0_(\d+)(?![^/])", str(source.weights.absolute().parent))
 
 
-def _k(source: Source, cfg: dict[str, Any] | None, repository: re.Match[str] | None) -> int:
+def _k(source: CheckpointSource, cfg: dict[str, Any] | None, repository: re.Match[str] | None) -> int:
     if cfg and "k" in cfg:
         return positive_int(cfg, "k", source.folder / CONFIG)
     k = int(repository[2]) if repository else source.options.integer("k")
@@ -77,7 +77,7 @@ def _k(source: Source, cfg: dict[str, Any] | None, repository: re.Match[str] | N
     return k
 
 
-def _site(source: Source, cfg: dict[str, Any] | None) -> Site | None:
+def _site(source: CheckpointSource, cfg: dict[str, Any] | None) -> Site | None:
     layer = LAYER.match(source.weights.name)
     elsewhere = cfg is not None and cfg.get("hook_point", "resid_post") != "resid_post"
     return Site("resid_post", int(layer[1])) if layer and not elsewhere else None

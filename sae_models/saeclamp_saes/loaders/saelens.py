@@ -16,10 +16,10 @@ from typing import Any
 from torch import Tensor
 
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.io.checkpoint import Source, positive_int
+from saeclamp_saes.io.checkpoint import CheckpointSource, positive_int
 from saeclamp_saes.io.contents import WHITENING
 from saeclamp_saes.io.tensors import Shape
-from saeclamp_saes.loaders.builder import Draft
+from saeclamp_saes.loaders.builder import SAEBuilder
 from saeclamp_saes.loaders.transformer_lens import is_centered
 from saeclamp_saes.sae import SAE, InputNorm, Kind, TopK
 from saeclamp_saes.sites import Site, from_hugging_face, from_transformer_lens
@@ -53,7 +53,7 @@ WHITENED = "covariance_whitening"
 SCALER = "activation_scaler.json"
 
 
-def recognise(source: Source) -> bool:
+def recognise(source: CheckpointSource) -> bool:
     """W_enc and W_dec beside a `cfg.json` that gives d_sae."""
     cfg = source.config(CONFIG)
     return (
@@ -61,7 +61,7 @@ def recognise(source: Source) -> bool:
     )
 
 
-def read(source: Source) -> SAE:
+def read(source: CheckpointSource) -> SAE:
     """Read the weights and fold what is constant. Raises CheckpointError."""
     cfg, path = source.config(CONFIG) or {}, source.folder
     kind, activation = _architecture(cfg, path)
@@ -129,7 +129,7 @@ def _architecture(cfg: dict[str, Any], path: Path) -> tuple[Kind, str]:
     return KINDS[architecture]
 
 
-def _check_k(source: Source, cfg: dict[str, Any], activation: str) -> None:
+def _check_k(source: CheckpointSource, cfg: dict[str, Any], activation: str) -> None:
     """Refuse to guess between a ReLU and a k that no ReLU has."""
     kwargs = cfg.get("activation_fn_kwargs")
     k = cfg.get("k") or (kwargs.get("k") if isinstance(kwargs, dict) else None)
@@ -142,7 +142,7 @@ def _check_k(source: Source, cfg: dict[str, Any], activation: str) -> None:
         )
 
 
-def _check_tensors(source: Source, kind: Kind, activation: str, d_in: int, d_sae: int, d_out: int) -> None:
+def _check_tensors(source: CheckpointSource, kind: Kind, activation: str, d_in: int, d_sae: int, d_out: int) -> None:
     required: dict[str, Shape] = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_out), "b_dec": (d_out,)}
     for name in ("b_gate", "b_mag", "r_mag") if activation == "gated" else ("b_enc",):
         required[name] = (d_sae,)
@@ -153,7 +153,7 @@ def _check_tensors(source: Source, kind: Kind, activation: str, d_in: int, d_sae
     source.tensors.expect(required, {"scaling_factor": (d_sae,)})
 
 
-def _draft(source: Source, activation: str, d_in: int, d_sae: int, d_out: int) -> Draft:
+def _draft(source: CheckpointSource, activation: str, d_in: int, d_sae: int, d_out: int) -> SAEBuilder:
     tensors = source.tensors
 
     def vector(name: str) -> Tensor:
@@ -164,7 +164,7 @@ def _draft(source: Source, activation: str, d_in: int, d_sae: int, d_out: int) -
     if "scaling_factor" in tensors:
         decoder.mul_(vector("scaling_factor")[:, None])
     b_enc = vector("b_mag" if activation == "gated" else "b_enc")
-    draft = Draft(encoder, b_enc, decoder, tensors.tensor("b_dec", (d_out,)))
+    draft = SAEBuilder(encoder, b_enc, decoder, tensors.tensor("b_dec", (d_out,)))
     if activation == "gated":
         draft.gate(source.path, b_gate=vector("b_gate"), b_mag=b_enc, r_mag=vector("r_mag"))
     elif "log_threshold" in tensors:
@@ -174,7 +174,7 @@ def _draft(source: Source, activation: str, d_in: int, d_sae: int, d_out: int) -
     return draft
 
 
-def _input_norm(source: Source, cfg: dict[str, Any], draft: Draft) -> InputNorm:
+def _input_norm(source: CheckpointSource, cfg: dict[str, Any], draft: SAEBuilder) -> InputNorm:
     """Fold a constant factor; return what depends on the token."""
     # mistral-7b-res-wg's files are silent about theirs, which sae-lens's registry adds
     chosen = source.options.text("normalize", *INPUT_NORMS)
@@ -196,7 +196,7 @@ def _input_norm(source: Source, cfg: dict[str, Any], draft: Draft) -> InputNorm:
     return INPUT_NORMS[name]
 
 
-def _check_beside(source: Source, kind: object) -> None:
+def _check_beside(source: CheckpointSource, kind: object) -> None:
     """Refuse what training leaves beside an SAE whose normalisation is not yet in its weights, if it claims to have none."""
     held = "a factor" if (source.config(SCALER) or {}).get("scaling_factor") is not None else ""
     file = SCALER if held else WHITENING if (source.weights.parent / WHITENING).is_file() else ""
@@ -207,7 +207,7 @@ def _check_beside(source: Source, kind: object) -> None:
         )
 
 
-def _fold_whitening(source: Source, draft: Draft) -> None:
+def _fold_whitening(source: CheckpointSource, draft: SAEBuilder) -> None:
     """Fold `(x - mean) @ matrix` before, and `@ inverse_matrix + mean` after, which are as constant as a factor."""
     path, d_in = source.weights.parent / WHITENING, draft.encoder.shape[1]
     if not path.is_file() or draft.decoder.shape[1] != d_in:
@@ -222,7 +222,7 @@ def _fold_whitening(source: Source, draft: Draft) -> None:
     draft.whiten(tensors.tensor("mean", (d_in,)), matrix, inverse)
 
 
-def _input_scale(source: Source) -> float:
+def _input_scale(source: CheckpointSource) -> float:
     """Return the factor that every input is multiplied by: from the user, else from the file that training leaves."""
     scaler = source.config(SCALER) or {}
     factor = source.options.number("input_scale") or scaler.get("scaling_factor")
@@ -248,7 +248,7 @@ def _top_k(cfg: dict[str, Any], activation: str, path: Path) -> TopK | None:
     return TopK(positive_int(where, "k", path), signed=activation == "abstopk")
 
 
-def _sites(source: Source, cfg: dict[str, Any], kind: Kind) -> tuple[Site, Site]:
+def _sites(source: CheckpointSource, cfg: dict[str, Any], kind: Kind) -> tuple[Site, Site]:
     metadata = _metadata(cfg)
     hook_in = metadata.get("hook_name", metadata.get("hook_point"))
     reads = source.site(_site(hook_in), hook_in)

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.io.checkpoint import Source, positive_int, read_config
+from saeclamp_saes.io.checkpoint import CheckpointSource, positive_int, read_config
 from saeclamp_saes.io.tensors import Shape
-from saeclamp_saes.loaders.builder import Draft
+from saeclamp_saes.loaders.builder import SAEBuilder
 from saeclamp_saes.loaders.linear import matrix_shape
 from saeclamp_saes.sae import SAE, Kind, TopK
 from saeclamp_saes.sites import Site, from_hugging_face
@@ -31,12 +31,12 @@ UNSUPPORTED = ("embed_skip", "gram_lookup", "normalize_io")
 """Flags of experiments whose equations need more than this module's vectors."""
 
 
-def recognise(source: Source) -> bool:
+def recognise(source: CheckpointSource) -> bool:
     """An nn.Linear encoder with a bare decoder matrix, which only this family has."""
     return source.config(CONFIG) is not None and source.has("encoder.weight", "encoder.bias", "W_dec", "b_dec")
 
 
-def read(source: Source) -> SAE:
+def read(source: CheckpointSource) -> SAE:
     """Read the weights and fold what is constant. Raises CheckpointError."""
     cfg, path, tensors = source.config(CONFIG) or {}, source.folder / CONFIG, source.tensors
     _check(cfg, path)
@@ -47,7 +47,7 @@ def read(source: Source) -> SAE:
     matrix = (d_sae, d_in)
     tensors.expect({"encoder.weight": matrix, "encoder.bias": (d_sae,), "W_dec": matrix, "b_dec": (d_in,), **skip})
     b_dec = tensors.tensor("b_dec", (d_in,))
-    draft = Draft(
+    draft = SAEBuilder(
         encoder=tensors.tensor("encoder.weight", matrix),
         b_enc=tensors.tensor("encoder.bias", (d_sae,)),
         decoder=tensors.tensor("W_dec", matrix),
@@ -77,7 +77,7 @@ def _check(cfg: dict[str, Any], path: Path) -> None:
         raise CheckpointError(f"{path}: {', '.join(flags)} is not supported.")
 
 
-def _run_config(source: Source) -> dict[str, Any]:
+def _run_config(source: CheckpointSource) -> dict[str, Any]:
     """Configuration of the training run, which lies above the modules' folders."""
     folder = source.weights.absolute().parent
     path = (folder.parent if SEED.fullmatch(folder.name) else folder).parent / "config.json"
@@ -96,7 +96,7 @@ def _kind(cfg: dict[str, Any], run: dict[str, Any]) -> Kind:
     return "skip_transcoder" if skips else "transcoder"
 
 
-def _sites(source: Source, kind: Kind) -> tuple[Site, Site]:
+def _sites(source: CheckpointSource, kind: Kind) -> tuple[Site, Site]:
     folder = source.weights.absolute().parent
     module = folder.parent.name if SEED.fullmatch(folder.name) else folder.name
     output = from_hugging_face(module)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.io.checkpoint import Source
+from saeclamp_saes.io.checkpoint import CheckpointSource
 from saeclamp_saes.sites import Point, Site
 
 LAYER_NORM_MODELS = ("gpt2", "pythia", "gpt-neo", "gpt-j", "opt-", "gelu-", "solu-", "attn-only-", "tiny-stories")
@@ -23,7 +23,7 @@ CENTERED: tuple[Point, ...] = (
 
 
 def is_centered(
-    source: Source, site: Site, model_name: object, *, stated: bool | None = None, default: bool | None = None
+    source: CheckpointSource, site: Site, model_name: object, *, stated: bool | None = None, default: bool | None = None
 ) -> bool:
     """
     Tell whether the SAE saw the vectors at `site` less their mean over d_in (`center_writing_weights`).

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.io.checkpoint import PICKLES, READABLE, Source, read_config
+from saeclamp_saes.io.checkpoint import PICKLES, READABLE, CheckpointSource, read_config
 from saeclamp_saes.loaders.mwhanna import CONFIG, hook_site
 from saeclamp_saes.loaders.saelens import CONFIG as CFG
 
@@ -15,7 +15,7 @@ TINYMODEL = r"(M|A|T|Rm|Ra|Mo)\d_S-?\d+_[BR]\d+_P\d+"
 MATCHING_PURSUIT = "matching_pursuit"
 
 
-def check(source: Source) -> None:
+def refuse_unsupported(source: CheckpointSource) -> None:
     """Raise CheckpointError for a checkpoint that is known and refused. Opens no pickle."""
     path = source.path
     if re.fullmatch(TINYMODEL, path.stem):
@@ -49,12 +49,12 @@ def _has_weights(path: Path) -> bool:
     )
 
 
-def _is_temporal(source: Source) -> bool:
+def _is_temporal(source: CheckpointSource) -> bool:
     names = source.tensors.shapes.keys()
     return {"D", "b"} <= names and any(name.startswith("attn_layers.") for name in names)
 
 
-def _check_kept_elsewhere(source: Source) -> None:
+def _check_kept_elsewhere(source: CheckpointSource) -> None:
     """A set of transcoders may be a list of other repositories' files."""
     cfg = read_config(source.path / CONFIG) if (source.path / CONFIG).is_file() else {}
     entries = cfg.get("transcoders")

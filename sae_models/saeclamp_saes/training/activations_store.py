@@ -17,21 +17,21 @@ from typing import Any
 import torch
 
 from saeclamp_saes.errors import SAEError, TrainingError
-from saeclamp_saes.io.vector_files import Rows, cut
+from saeclamp_saes.io.vector_files import VectorFile, truncate
 from saeclamp_saes.io.work_folder import (
-    DamagedError,
+    DamagedFolderError,
+    atomic_write,
     check_identity,
-    damaged,
+    damaged_error,
     locked,
     read_json,
     write_json,
-    writing_to,
 )
 from saeclamp_saes.lm.harvest import Cursor, Harvest, Reader, forwards, width_of
-from saeclamp_saes.lm.text import begin_of
+from saeclamp_saes.lm.text import bos_id
 from saeclamp_saes.progress import Report, silent
 from saeclamp_saes.sites import Site
-from saeclamp_saes.training.harvest_config import Wanted, measured_limits
+from saeclamp_saes.training.harvest_config import HarvestConfig, norm_limits_from
 
 IDENTITY, LIMITS, COMPLETE = "harvest.json", "limits.json", "complete.json"
 TRAINING, HELD_OUT = "training", "held-out"
@@ -39,7 +39,7 @@ DOING = {TRAINING: "harvesting", HELD_OUT: "harvesting held-out documents"}
 
 
 @dataclass(frozen=True)
-class Store:
+class ActivationsStore:
     """A finished harvest."""
 
     folder: Path
@@ -51,7 +51,7 @@ class Store:
     prepends_bos: bool
 
     @classmethod
-    def open(cls, folder: Path) -> Store:
+    def open(cls, folder: Path) -> ActivationsStore:
         """Open one. Raises TrainingError where there is none, an unfinished one, or a damaged one."""
         if not (folder / IDENTITY).exists():
             raise TrainingError(f"{folder} holds no harvested vectors.")
@@ -59,9 +59,9 @@ class Store:
             raise TrainingError(f"The harvest in {folder} is not finished: start the same command again.")
         identity, complete = read_json(folder / IDENTITY), read_json(folder / COMPLETE)
         if not {"sites", "model", "context", "store"} <= identity.keys():
-            raise damaged(folder / IDENTITY)
+            raise damaged_error(folder / IDENTITY)
         if complete.keys() != {"width", "num_rows", "num_held_out", "prepends_bos"}:
-            raise damaged(folder / COMPLETE)
+            raise damaged_error(folder / COMPLETE)
         return cls(folder, identity, **complete)
 
     @property
@@ -69,24 +69,24 @@ class Store:
         """The places."""
         return [Site.parse(site) for site in self.identity["sites"]]
 
-    def rows(self, site: Site) -> Rows:
+    def rows(self, site: Site) -> VectorFile:
         """Vectors to train on. Raises TrainingError for a place that was not harvested, or a file that was cut short."""
         return self._rows(site, TRAINING, self.num_rows)
 
-    def held_out(self, site: Site) -> Rows:
+    def held_out(self, site: Site) -> VectorFile:
         """Vectors to measure on."""
         return self._rows(site, HELD_OUT, self.num_held_out)
 
-    def _rows(self, site: Site, side: str, num_rows: int) -> Rows:
+    def _rows(self, site: Site, side: str, num_rows: int) -> VectorFile:
         if site not in self.sites:
             raise TrainingError(
                 f"{self.folder} holds vectors of {', '.join(map(str, self.sites))}, and none of {site}."
             )
         path = _folder(self.folder, site) / f"{side}.rows"
-        return Rows(path, num_rows, self.width, self.identity["store"], begun=True)
+        return VectorFile(path, num_rows, self.width, self.identity["store"], begun=True)
 
 
-def harvest_to(folder: Path, wanted: Wanted, reader: Reader, report: Report = silent) -> Store:
+def write_store(folder: Path, wanted: HarvestConfig, reader: Reader, report: Report = silent) -> ActivationsStore:
     """
     Harvest, or go on with it.
 
@@ -94,33 +94,33 @@ def harvest_to(folder: Path, wanted: Wanted, reader: Reader, report: Report = si
     """
     width = width_of(reader)
     identity = wanted.identity(reader)
-    with writing_to(folder):
+    with atomic_write(folder):
         folder.mkdir(parents=True, exist_ok=True)
         check_identity(folder / IDENTITY, identity)
         with locked(folder):
             if not (folder / COMPLETE).exists():
                 try:
                     complete = _harvested(folder, wanted, reader, width, report)
-                except DamagedError:
+                except DamagedFolderError:
                     raise
                 except SAEError:
                     _clear_unless_begun(folder, reader.sites)
                     raise
                 write_json(folder / COMPLETE, complete)
                 _give_back(folder, reader.sites, complete)
-    return Store.open(folder)
+    return ActivationsStore.open(folder)
 
 
-def _harvested(folder: Path, wanted: Wanted, reader: Reader, width: int, report: Report) -> dict[str, Any]:
+def _harvested(folder: Path, wanted: HarvestConfig, reader: Reader, width: int, report: Report) -> dict[str, Any]:
     """Harvest both sides; returns what there is to say of them, JSON-able."""
     most = {HELD_OUT: wanted.most_held_out, TRAINING: wanted.tokens}
-    rows: dict[str, list[Rows]] = {HELD_OUT: [], TRAINING: []}
+    rows: dict[str, list[VectorFile]] = {HELD_OUT: [], TRAINING: []}
     # all of them, so that a disk without room is known before anything long begins
     for site, side in itertools.product(reader.sites, rows):
         _folder(folder, site).mkdir(exist_ok=True)
         path, begun = _folder(folder, site) / f"{side}.rows", _state(folder, side).exists()
-        rows[side].append(Rows(path, most[side], width, wanted.store, begun=begun))
-    limits = measured_limits(folder / LIMITS, reader, wanted.files, report)
+        rows[side].append(VectorFile(path, most[side], width, wanted.store, begun=begun))
+    limits = norm_limits_from(folder / LIMITS, reader, wanted.files, report)
     num = {}
     for side in (HELD_OUT, TRAINING):
         harvest = wanted.harvest(reader, limits, held_out=side == HELD_OUT)
@@ -133,7 +133,7 @@ def _harvested(folder: Path, wanted: Wanted, reader: Reader, width: int, report:
         "width": width,
         "num_rows": num[TRAINING],
         "num_held_out": num[HELD_OUT],
-        "prepends_bos": bool(begin_of(reader.tokenizer)),
+        "prepends_bos": bool(bos_id(reader.tokenizer)),
     }
 
 
@@ -141,7 +141,7 @@ def _give_back(folder: Path, sites: Sequence[Site], complete: dict[str, Any]) ->
     """Give back the room of the vectors that documents were too few for."""
     for site in sites:
         for side, num_rows in ((TRAINING, complete["num_rows"]), (HELD_OUT, complete["num_held_out"])):
-            cut(_folder(folder, site) / f"{side}.rows", num_rows, complete["width"])
+            truncate(_folder(folder, site) / f"{side}.rows", num_rows, complete["width"])
 
 
 def _clear_unless_begun(folder: Path, sites: Sequence[Site]) -> None:
@@ -166,7 +166,7 @@ def check_held_out(num_rows: int) -> None:
 
 
 def fill_in_order(
-    rows: Sequence[Rows], harvest: Harvest, state_path: Path, most: int, doing: str, report: Report
+    rows: Sequence[VectorFile], harvest: Harvest, state_path: Path, most: int, doing: str, report: Report
 ) -> int:
     """
     Harvest one place's vectors into each file, in order, until there are `most` or no more documents.
@@ -180,7 +180,7 @@ def fill_in_order(
             case {"filled": int(), "cursor": [int(), int()], "ended": bool()}:
                 pass
             case _:
-                raise damaged(state_path)
+                raise damaged_error(state_path)
     while kept["filled"] < most and not kept["ended"]:
         filled, cursor = kept["filled"], Cursor(*kept["cursor"])
         read = forwards(report, doing, filled - cursor.skip, most, lambda part: part.num_counting)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from saeclamp_saes.training import losses
 from saeclamp_saes.training.activation_functions import CountActive, JumpReLU, batch_top_k, relu, top_k
-from saeclamp_saes.training.config import Name, Recipe
-from saeclamp_saes.training.training_sae import Dictionary
+from saeclamp_saes.training.config import Name, TrainingConfig
+from saeclamp_saes.training.training_sae import TrainingSAE
 
 LONG = 50_000
 """Steps from which on a run's learning rate is the literature's."""
@@ -57,7 +57,7 @@ ARCHITECTURES: dict[Name, Architecture] = {
 """BatchTopK: Bussmann et al. 2024, arXiv 2412.06410. ReLU with L1 is the textbook's, and by most measures the worst."""
 
 
-class Outcome(NamedTuple):
+class ForwardOutput(NamedTuple):
     """Of a batch."""
 
     loss: Tensor
@@ -67,7 +67,7 @@ class Outcome(NamedTuple):
     """(n, d_in)"""
 
 
-def outcome(recipe: Recipe, dictionary: Dictionary, x: Tensor, step: int, is_dead: Tensor) -> Outcome:
+def forward(recipe: TrainingConfig, dictionary: TrainingSAE, x: Tensor, step: int, is_dead: Tensor) -> ForwardOutput:
     """
     Encode, decode and weigh a batch.
 
@@ -76,20 +76,20 @@ def outcome(recipe: Recipe, dictionary: Dictionary, x: Tensor, step: int, is_dea
     """
     architecture = ARCHITECTURES[recipe.architecture]
     pre = dictionary.pre(x)
-    acts = activated(recipe, dictionary, pre, step)
-    loss, reconstruction = losses.nested(dictionary, x, acts, recipe.groups)
+    acts = training_activations(recipe, dictionary, pre, step)
+    loss, reconstruction = losses.matryoshka_mse(dictionary, x, acts, recipe.groups)
     if architecture.sparsity == "penalty":
         loss = loss + recipe.penalty(step) * recipe.l1 * losses.weighted_l1(dictionary, acts)
     if architecture.sparsity == "threshold":
         num_active = CountActive.apply(pre, dictionary.threshold, recipe.bandwidth)  # type: ignore[no-untyped-call]
-        loss = loss + recipe.penalty(step) * losses.off_target(num_active, recipe.k_at(step))
+        loss = loss + recipe.penalty(step) * losses.l0_target_loss(num_active, recipe.k_at(step))
     if architecture.revives:
         missing = (x - reconstruction).detach()
-        loss = loss + recipe.revival * losses.revival(dictionary, pre, missing, is_dead)
-    return Outcome(loss, acts, reconstruction)
+        loss = loss + recipe.revival * losses.auxk_loss(dictionary, pre, missing, is_dead)
+    return ForwardOutput(loss, acts, reconstruction)
 
 
-def activated(recipe: Recipe, dictionary: Dictionary, pre: Tensor, step: int) -> Tensor:
+def training_activations(recipe: TrainingConfig, dictionary: TrainingSAE, pre: Tensor, step: int) -> Tensor:
     """
     Activations as in training.
 
@@ -108,7 +108,7 @@ def activated(recipe: Recipe, dictionary: Dictionary, pre: Tensor, step: int) ->
             return acts
 
 
-def learning_rate(recipe: Recipe) -> float:
+def learning_rate(recipe: TrainingConfig) -> float:
     """Full learning rate: the user's, or the architecture's for a run of that length."""
     architecture = ARCHITECTURES[recipe.architecture]
     if recipe.lr is not None:
@@ -118,7 +118,7 @@ def learning_rate(recipe: Recipe) -> float:
     return architecture.lr * width * length
 
 
-def optimizer(recipe: Recipe, dictionary: Dictionary) -> torch.optim.Adam:
+def optimizer(recipe: TrainingConfig, dictionary: TrainingSAE) -> torch.optim.Adam:
     """Adam, for what the architecture learns."""
     architecture = ARCHITECTURES[recipe.architecture]
     learned = [

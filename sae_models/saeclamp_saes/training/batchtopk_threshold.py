@@ -17,7 +17,7 @@ Chunks = Callable[[], Iterator[Tensor]]
 HALF = 1 << 16
 
 
-def calibrated(sae: SAE, chunks: Chunks, k: int) -> SAE:
+def fit_threshold(sae: SAE, chunks: Chunks, k: int) -> SAE:
     """
     Set the threshold that leaves k active features a token, on average over the held-out vectors.
 

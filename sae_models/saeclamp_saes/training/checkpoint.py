@@ -10,11 +10,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from saeclamp_saes.io.work_folder import damaged
+from saeclamp_saes.io.work_folder import damaged_error
 from saeclamp_saes.training.trainer import Trainer
 
 
-class Place(NamedTuple):
+class ResumePoint(NamedTuple):
     """Where in the data a run is, and the scale of its vectors."""
 
     scale: float
@@ -24,7 +24,7 @@ class Place(NamedTuple):
     """Rows of this round's order"""
 
 
-def save(path: Path, trainer: Trainer, place: Place) -> None:
+def save(path: Path, trainer: Trainer, place: ResumePoint) -> None:
     """Replace the checkpoint, as a whole or not at all."""
     unfinished = path.with_name(f"{path.name}.unfinished")
     counters = {"step": trainer.step_number, "scale": place.scale.hex(), "round": place.round, "used": place.used}
@@ -33,7 +33,7 @@ def save(path: Path, trainer: Trainer, place: Place) -> None:
     os.replace(unfinished, path)
 
 
-def load(path: Path, trainer: Trainer, device: torch.device) -> Place:
+def load(path: Path, trainer: Trainer, device: torch.device) -> ResumePoint:
     """Put a checkpoint into a new trainer. Raises DamagedError for a file that is none."""
     try:
         with safe_open(path, "pt", device=str(device)) as file:
@@ -41,12 +41,12 @@ def load(path: Path, trainer: Trainer, device: torch.device) -> Place:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         step, place = (
             int(counters["step"]),
-            Place(float.fromhex(counters["scale"]), int(counters["round"]), int(counters["used"])),
+            ResumePoint(float.fromhex(counters["scale"]), int(counters["round"]), int(counters["used"])),
         )
     except (SafetensorError, KeyError, TypeError, ValueError):
-        raise damaged(path) from None
+        raise damaged_error(path) from None
     for name, tensor in trainer.state().items():
         if name not in tensors or tensors[name].shape != tensor.shape:
-            raise damaged(path)
+            raise damaged_error(path)
     trainer.load(tensors, step)
     return place

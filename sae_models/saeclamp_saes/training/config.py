@@ -19,7 +19,7 @@ LONGEST_DEAD_WINDOW = 10_000_000
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingConfig:
     """The same recipe, data and model give the same SAE; on a CPU, to the last bit."""
 
     d_sae: int

@@ -13,14 +13,14 @@ from torch import Tensor
 from saeclamp_saes.errors import TrainingError
 from saeclamp_saes.io.safetensors import write_safetensors
 from saeclamp_saes.io.work_folder import write_json
-from saeclamp_saes.loaders.builder import Draft
+from saeclamp_saes.loaders.builder import SAEBuilder
 from saeclamp_saes.sae import SAE, TopK
 from saeclamp_saes.sites import Site
 from saeclamp_saes.training.architectures import ARCHITECTURES
-from saeclamp_saes.training.batchtopk_threshold import Chunks, calibrated
-from saeclamp_saes.training.config import Recipe
-from saeclamp_saes.training.held_out import Figures, measured
-from saeclamp_saes.training.training_sae import Dictionary
+from saeclamp_saes.training.batchtopk_threshold import Chunks, fit_threshold
+from saeclamp_saes.training.config import TrainingConfig
+from saeclamp_saes.training.held_out import HeldOutMetrics, evaluate_held_out
+from saeclamp_saes.training.training_sae import TrainingSAE
 
 SaveDtype = Literal["float32", "bfloat16", "float16"]
 SAVE_DTYPES: tuple[SaveDtype, ...] = get_args(SaveDtype)
@@ -33,12 +33,12 @@ COMPARED = 4096
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedSAE:
     """What was written, and measured as it would be read."""
 
     folder: Path
     model_name: str
-    figures: Figures
+    figures: HeldOutMetrics
     rounding_error: float
     """
     How far rounding to the stored type moves reconstructions of held-out vectors: root mean square distance over root mean
@@ -46,7 +46,7 @@ class Exported:
     """
 
 
-def folded(dictionary: Dictionary, scale: float, architecture: str) -> dict[str, Tensor]:
+def fold_norms(dictionary: TrainingSAE, scale: float, architecture: str) -> dict[str, Tensor]:
     """
     Tensors by SAELens's names, for the model's own vectors, with decoder rows of unit length.
 
@@ -65,10 +65,10 @@ def folded(dictionary: Dictionary, scale: float, architecture: str) -> dict[str,
     return tensors
 
 
-def as_read(tensors: dict[str, Tensor], site: Site, architecture: str, k: int) -> SAE:
+def reread(tensors: dict[str, Tensor], site: Site, architecture: str, k: int) -> SAE:
     """Make the canonical SAE of folded tensors, as the reader of the files does."""
     tensors = {name: tensor.float() for name, tensor in tensors.items()}
-    draft = Draft(
+    draft = SAEBuilder(
         encoder=tensors["W_enc"].T.contiguous(),
         b_enc=tensors["b_enc"],
         decoder=tensors["W_dec"].clone(),
@@ -81,15 +81,15 @@ def as_read(tensors: dict[str, Tensor], site: Site, architecture: str, k: int) -
 
 def export(
     folder: Path,
-    dictionary: Dictionary,
-    recipe: Recipe,
+    dictionary: TrainingSAE,
+    recipe: TrainingConfig,
     *,
     scale: float,
     site: Site,
     chunks: Chunks,
     dtype: SaveDtype,
     metadata: dict[str, Any],
-) -> Exported:
+) -> ExportedSAE:
     """
     Round, calibrate, measure and write; in this order, so that threshold and figures are those of what is in the files.
 
@@ -98,7 +98,7 @@ def export(
     Raises TrainingError for numbers that the type cannot hold.
     """
     how = ARCHITECTURES[recipe.architecture]
-    exact = folded(dictionary, scale, how.saved_as)
+    exact = fold_norms(dictionary, scale, how.saved_as)
     rounded = {name: tensor.to(getattr(torch, dtype)) for name, tensor in exact.items()}
     if not all(torch.isfinite(tensor).all() for tensor in rounded.values()):
         raise TrainingError(
@@ -106,17 +106,17 @@ def export(
         )
 
     def ready(tensors: dict[str, Tensor]) -> SAE:
-        sae = as_read(tensors, site, how.saved_as, recipe.k)
-        return calibrated(sae, chunks, recipe.k) if how.calibrated else sae
+        sae = reread(tensors, site, how.saved_as, recipe.k)
+        return fit_threshold(sae, chunks, recipe.k) if how.calibrated else sae
 
     sae = ready(rounded)
     if how.calibrated:
         rounded["threshold"] = sae.threshold.to(getattr(torch, dtype))
-        sae = as_read(rounded, site, how.saved_as, recipe.k)
-    exported = Exported(
+        sae = reread(rounded, site, how.saved_as, recipe.k)
+    exported = ExportedSAE(
         folder=folder,
         model_name=metadata["model_name"],
-        figures=measured(sae, chunks),
+        figures=evaluate_held_out(sae, chunks),
         rounding_error=0.0 if dtype == "float32" else _distance(ready(exact), sae, chunks),
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ def export(
     return exported
 
 
-def _config(sae: SAE, recipe: Recipe, site: Site, dtype: SaveDtype, metadata: dict[str, Any]) -> dict[str, Any]:
+def _config(sae: SAE, recipe: TrainingConfig, site: Site, dtype: SaveDtype, metadata: dict[str, Any]) -> dict[str, Any]:
     saved_as = ARCHITECTURES[recipe.architecture].saved_as
     return {
         "architecture": saved_as,

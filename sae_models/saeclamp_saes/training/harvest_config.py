@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from saeclamp_saes.io.vector_files import StoreDtype
-from saeclamp_saes.io.work_folder import damaged, read_json, write_json
+from saeclamp_saes.io.work_folder import damaged_error, read_json, write_json
 from saeclamp_saes.lm.documents import data_files
 from saeclamp_saes.lm.harvest import Harvest, Reader, check_documents, norm_limits
 from saeclamp_saes.lm.provenance import data_hashes
@@ -19,7 +19,7 @@ from saeclamp_saes.progress import Report, silent
 
 
 @dataclass(frozen=True)
-class Wanted:
+class HarvestConfig:
     """Documents, and what of them is kept."""
 
     data: tuple[Path, ...]
@@ -76,7 +76,7 @@ class Wanted:
         )
 
 
-def measured_limits(path: Path, reader: Reader, files: Sequence[Path], report: Report = silent) -> torch.Tensor:
+def norm_limits_from(path: Path, reader: Reader, files: Sequence[Path], report: Report = silent) -> torch.Tensor:
     """
     Measure the lengths above which vectors are sinks, once: afterwards they are in the file.
 
@@ -88,5 +88,5 @@ def measured_limits(path: Path, reader: Reader, files: Sequence[Path], report: R
         write_json(path, {"norm_limits": norm_limits(reader, files, report).tolist()})
     limits = read_json(path).get("norm_limits")
     if not isinstance(limits, list) or len(limits) != len(reader.sites) or not all(type(n) is float for n in limits):
-        raise damaged(path)
+        raise damaged_error(path)
     return torch.tensor(limits)

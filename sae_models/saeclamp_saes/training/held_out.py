@@ -13,7 +13,7 @@ from saeclamp_saes.training.batchtopk_threshold import Chunks
 
 
 @dataclass(frozen=True)
-class Figures:
+class HeldOutMetrics:
     """Measured on held-out documents, sinks left out; JSON-able."""
 
     num_tokens: int
@@ -28,7 +28,7 @@ class Figures:
 
 
 @torch.no_grad()
-def measured(sae: SAE, chunks: Chunks) -> Figures:
+def evaluate_held_out(sae: SAE, chunks: Chunks) -> HeldOutMetrics:
     """Measure an SAE. Sums are in fp64."""
     device = sae.W_enc.device
     num_tokens, mean = 0, torch.zeros(sae.d_in, dtype=torch.float64, device=device)
@@ -47,7 +47,7 @@ def measured(sae: SAE, chunks: Chunks) -> Figures:
             gram += centered.T @ centered
     l0 = float(num_active.sum()) / num_tokens
     eigenvalues = torch.linalg.eigvalsh(gram).clamp_min(0.0)  # ascending
-    return Figures(
+    return HeldOutMetrics(
         num_tokens=num_tokens,
         explained_variance=1 - missing / float(gram.trace()),
         pca_explained_variance=float(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 COLUMNS = ("step", "tokens", "loss", "explained_variance", "l0", "dead", "lr", "tokens_per_second")
 
 
-class Log:
+class TrainingLog:
     """A run's log, with a line every so many steps."""
 
     def __init__(self, folder: Path, step: int, tensorboard: bool = False) -> None:

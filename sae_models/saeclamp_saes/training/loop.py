@@ -15,19 +15,24 @@ from saeclamp_saes.lm.harvest import Harvest
 from saeclamp_saes.progress import Report
 from saeclamp_saes.training import checkpoint
 from saeclamp_saes.training.architectures import learning_rate
-from saeclamp_saes.training.checkpoint import Place
-from saeclamp_saes.training.config import Recipe
-from saeclamp_saes.training.log import Log
-from saeclamp_saes.training.mixing_buffer import Pool
-from saeclamp_saes.training.run_settings import Settings
-from saeclamp_saes.training.trainer import Measured, Trainer
+from saeclamp_saes.training.checkpoint import ResumePoint
+from saeclamp_saes.training.config import TrainingConfig
+from saeclamp_saes.training.log import TrainingLog
+from saeclamp_saes.training.mixing_buffer import MixingBuffer
+from saeclamp_saes.training.run_settings import RunSettings
+from saeclamp_saes.training.trainer import StepMetrics, Trainer
 
 CHECKPOINT = "checkpoint.safetensors"
 
 
-def train_rounds(
-    settings: Settings, recipe: Recipe, pool: Pool, harvest: Harvest | None, device: torch.device, report: Report
-) -> tuple[Trainer, Place]:
+def train_loop(
+    settings: RunSettings,
+    recipe: TrainingConfig,
+    pool: MixingBuffer,
+    harvest: Harvest | None,
+    device: torch.device,
+    report: Report,
+) -> tuple[Trainer, ResumePoint]:
     """
     Train to the end, from the checkpoint if there is one.
 
@@ -37,12 +42,12 @@ def train_rounds(
     if not path.exists():
         pool.fill(harvest, 0, report)
         scale, center = _scale_and_center(pool)
-        trainer, place = Trainer(recipe, center.to(device)), Place(scale)
+        trainer, place = Trainer(recipe, center.to(device)), ResumePoint(scale)
         checkpoint.save(path, trainer, place)
     else:
         trainer = Trainer(recipe, torch.zeros(pool.table.width, device=device))
         place = checkpoint.load(path, trainer, device)
-    log = _Lines(Log(settings.out, trainer.step_number, settings.tensorboard), settings, recipe, report)
+    log = _Lines(TrainingLog(settings.out, trainer.step_number, settings.tensorboard), settings, recipe, report)
     while trainer.step_number < recipe.num_steps:
         # the checkpoint is at this round's beginning or within it, so what it would need is not overwritten
         pool.fill(harvest, place.round, report)
@@ -64,14 +69,14 @@ def _tf32(device: torch.device) -> Iterator[None]:
 
 
 def _round(
-    settings: Settings,
-    recipe: Recipe,
-    pool: Pool,
+    settings: RunSettings,
+    recipe: TrainingConfig,
+    pool: MixingBuffer,
     trainer: Trainer,
-    place: Place,
+    place: ResumePoint,
     device: torch.device,
     log: _Lines,
-) -> Place:
+) -> ResumePoint:
     """Train on what a round uses; return the beginning of the next."""
     order = pool.order(place.round)
     table = pool.table.near(device)
@@ -83,10 +88,10 @@ def _round(
             break
         if trainer.step_number % settings.save_every == 0:
             checkpoint.save(settings.out / CHECKPOINT, trainer, place._replace(used=used + recipe.batch))
-    return Place(place.scale, place.round + 1)
+    return ResumePoint(place.scale, place.round + 1)
 
 
-def _scale_and_center(pool: Pool) -> tuple[float, Tensor]:
+def _scale_and_center(pool: MixingBuffer) -> tuple[float, Tensor]:
     """Return what gives the pool's vectors a root mean square length of 1, and the mean of the scaled ones, (width,)."""
     total, squares = torch.zeros(pool.table.width, dtype=torch.float64), 0.0
     for chunk in pool.table.chunks(pool.num_rows):
@@ -104,19 +109,19 @@ def _scale_and_center(pool: Pool) -> tuple[float, Tensor]:
 class _Lines:
     """Every so many steps a line in the log; the progress after each, with the last line's figures."""
 
-    def __init__(self, log: Log, settings: Settings, recipe: Recipe, report: Report) -> None:
+    def __init__(self, log: TrainingLog, settings: RunSettings, recipe: TrainingConfig, report: Report) -> None:
         self._log, self._every, self._recipe, self._report = log, settings.log_every, recipe, report
         self._since, self._steps = time.monotonic(), 0
         self._figures: dict[str, float] = {}
         """Of the last line"""
 
-    def step(self, number: int, measured: Measured) -> None:
+    def step(self, number: int, measured: StepMetrics) -> None:
         self._steps += 1
         if number % self._every == 0 or number == self._recipe.num_steps:
             self._write(number, measured)
         self._report("training", number, self._recipe.num_steps, self._figures)
 
-    def _write(self, number: int, measured: Measured) -> None:
+    def _write(self, number: int, measured: StepMetrics) -> None:
         rate = self._steps * self._recipe.batch / max(1e-9, time.monotonic() - self._since)
         figures = {name: float(value) for name, value in measured._asdict().items()}
         if not figures["loss"] < float("inf"):

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from saeclamp_saes.training.training_sae import Dictionary
+from saeclamp_saes.training.training_sae import TrainingSAE
 
 
 def squared_error(x: Tensor, reconstruction: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def squared_error(x: Tensor, reconstruction: Tensor) -> Tensor:
     return (x - reconstruction).square().sum(dim=1).mean()
 
 
-def nested(dictionary: Dictionary, x: Tensor, acts: Tensor, groups: Sequence[int]) -> tuple[Tensor, Tensor]:
+def matryoshka_mse(dictionary: TrainingSAE, x: Tensor, acts: Tensor, groups: Sequence[int]) -> tuple[Tensor, Tensor]:
     """
     Mean error over the reconstructions by the first features of each group, and the reconstruction by the last group.
 
@@ -36,7 +36,7 @@ def nested(dictionary: Dictionary, x: Tensor, acts: Tensor, groups: Sequence[int
     return torch.stack(errors).mean(), reconstruction
 
 
-def weighted_l1(dictionary: Dictionary, acts: Tensor) -> Tensor:
+def weighted_l1(dictionary: TrainingSAE, acts: Tensor) -> Tensor:
     """
     Sum of a token's activations, each times its decoder row's length, so that short activations of long rows gain nothing.
 
@@ -46,7 +46,7 @@ def weighted_l1(dictionary: Dictionary, acts: Tensor) -> Tensor:
     return (acts @ lengths).mean()
 
 
-def off_target(num_active: Tensor, k: int) -> Tensor:
+def l0_target_loss(num_active: Tensor, k: int) -> Tensor:
     """
     Squared relative distance of the mean number of active features from k.
 
@@ -56,7 +56,7 @@ def off_target(num_active: Tensor, k: int) -> Tensor:
     return squared
 
 
-def revival(dictionary: Dictionary, pre: Tensor, missing: Tensor, is_dead: Tensor) -> Tensor:
+def auxk_loss(dictionary: TrainingSAE, pre: Tensor, missing: Tensor, is_dead: Tensor) -> Tensor:
     """
     Share of the missing variance that dead features fail to explain (AuxK), from at most d_in / 2 of them a token.
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from saeclamp_saes.errors import TrainingError
-from saeclamp_saes.io.vector_files import Rows, Table
-from saeclamp_saes.io.work_folder import DamagedError, damaged, read_json, write_json
+from saeclamp_saes.io.vector_files import VectorFile, VectorTable
+from saeclamp_saes.io.work_folder import DamagedFolderError, damaged_error, read_json, write_json
 from saeclamp_saes.lm.harvest import Cursor, Harvest, forwards
 from saeclamp_saes.progress import Report
 
@@ -56,23 +56,23 @@ class _State:
     """When the data fit as a whole: how many vectors they are"""
 
 
-class Pool:
+class MixingBuffer:
     """The pool of a run. All that it does is determined by the seed, the data and the round."""
 
-    def __init__(self, table: Table, schedule: Schedule, batch: int, seed: int) -> None:
+    def __init__(self, table: VectorTable, schedule: Schedule, batch: int, seed: int) -> None:
         """Make a pool of all the vectors there are."""
         self.table = table
         self.schedule = schedule
         self._batch = batch
         self._seed = seed
-        self._rows: Rows | None = None
+        self._rows: VectorFile | None = None
         self._state_path: Path | None = None
         self._state = _State(num_rows=len(table))
 
     @classmethod
-    def filled(cls, rows: Rows, state_path: Path, schedule: Schedule, batch: int, seed: int) -> Pool:
+    def filled(cls, rows: VectorFile, state_path: Path, schedule: Schedule, batch: int, seed: int) -> MixingBuffer:
         """Make a pool that is filled by a harvest, as far as it was filled before."""
-        pool = cls(Table([rows.tensor]), schedule, batch, seed)
+        pool = cls(VectorTable([rows.tensor]), schedule, batch, seed)
         pool._rows, pool._state_path, pool._state = rows, state_path, _State()
         if state_path.exists():
             pool._state = _state_of(state_path)
@@ -84,7 +84,7 @@ class Pool:
         return self.schedule.size * self._batch if self._state.num_rows is None else self._state.num_rows
 
     @property
-    def holds_all(self) -> bool:
+    def has_all(self) -> bool:
         """Whether the data fit as a whole."""
         return self._state.num_rows is not None
 
@@ -95,7 +95,7 @@ class Pool:
         Rounds come in order, and the one before must have been used up: its vectors are overwritten.
         Raises TrainingError when the data are too few for a batch, DamagedError for a round that the pool cannot come to.
         """
-        if self.holds_all:
+        if self.has_all:
             return
         assert harvest is not None
         assert self._rows is not None
@@ -104,7 +104,7 @@ class Pool:
             self._commit(_State(round_, 0, state.cursor, state.num_rows))
         elif state.round != round_:
             assert self._state_path is not None
-            raise DamagedError(
+            raise DamagedFolderError(
                 f"The vectors that {self._state_path.parent} holds are not those that its training came to: begin anew in "
                 "another folder."
             )
@@ -131,7 +131,7 @@ class Pool:
         """Which rows a round uses, in which order: (n,) int64, n a multiple of the batch."""
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + round_)
         order = torch.randperm(self.num_rows, generator=generator)
-        used = self.num_rows // self._batch if self.holds_all else self.schedule.used(round_)
+        used = self.num_rows // self._batch if self.has_all else self.schedule.used(round_)
         return order[: used * self._batch]
 
     def _slots(self, round_: int) -> Tensor:
@@ -153,7 +153,7 @@ def _state_of(path: Path) -> _State:
             "num_rows": num_rows,
         } if num_rows is None or isinstance(num_rows, int):
             return _State(round_, filled, Cursor(document, skip), num_rows)
-    raise damaged(path)
+    raise damaged_error(path)
 
 
 def check_enough(num_rows: int, batch: int) -> None:

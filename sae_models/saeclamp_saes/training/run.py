@@ -11,36 +11,46 @@ from typing import Any, NamedTuple
 import torch
 
 from saeclamp_saes.errors import SAEError, TrainingError
-from saeclamp_saes.io.vector_files import Rows, Table
-from saeclamp_saes.io.work_folder import RUN, SAE_FOLDER, DamagedError, check_identity, locked, read_json, writing_to
+from saeclamp_saes.io.vector_files import VectorFile, VectorTable
+from saeclamp_saes.io.work_folder import (
+    RUN,
+    SAE_FOLDER,
+    DamagedFolderError,
+    atomic_write,
+    check_identity,
+    locked,
+    read_json,
+)
 from saeclamp_saes.lm.harvest import Harvest, Reader, width_of
-from saeclamp_saes.lm.text import begin_of
+from saeclamp_saes.lm.text import bos_id
 from saeclamp_saes.progress import Report, silent
 from saeclamp_saes.sites import Site
-from saeclamp_saes.training.activations_store import DOING, HELD_OUT, Store, check_held_out, fill_in_order
+from saeclamp_saes.training.activations_store import DOING, HELD_OUT, ActivationsStore, check_held_out, fill_in_order
 from saeclamp_saes.training.batchtopk_threshold import Chunks
-from saeclamp_saes.training.config import Recipe
-from saeclamp_saes.training.export import CONFIG, Exported, export
-from saeclamp_saes.training.harvest_config import Wanted, measured_limits
-from saeclamp_saes.training.held_out import Figures
+from saeclamp_saes.training.config import TrainingConfig
+from saeclamp_saes.training.export import CONFIG, ExportedSAE, export
+from saeclamp_saes.training.harvest_config import HarvestConfig, norm_limits_from
+from saeclamp_saes.training.held_out import HeldOutMetrics
 from saeclamp_saes.training.log import check_tensorboard
-from saeclamp_saes.training.loop import CHECKPOINT, train_rounds
-from saeclamp_saes.training.mixing_buffer import Pool, Schedule, check_enough
-from saeclamp_saes.training.run_settings import Settings
+from saeclamp_saes.training.loop import CHECKPOINT, train_loop
+from saeclamp_saes.training.mixing_buffer import MixingBuffer, Schedule, check_enough
+from saeclamp_saes.training.run_settings import RunSettings
 
 LIMITS, POOL = "limits.json", "pool"
 
 
-class _Vectors(NamedTuple):
+class VectorInput(NamedTuple):
     """What a run is trained and measured on."""
 
-    pool: Pool
+    pool: MixingBuffer
     harvest: Harvest | None
     """That fills the pool"""
     held_out: Chunks
 
 
-def train(settings: Settings, recipe: Recipe, wanted: Wanted, reader: Reader, report: Report = silent) -> Exported:
+def train(
+    settings: RunSettings, recipe: TrainingConfig, wanted: HarvestConfig, reader: Reader, report: Report = silent
+) -> ExportedSAE:
     """
     Harvest into a pool, train, calibrate and export; or go on with it.
 
@@ -52,24 +62,24 @@ def train(settings: Settings, recipe: Recipe, wanted: Wanted, reader: Reader, re
     device = next(reader.model.parameters()).device
     _check_memory(recipe, width, device)
 
-    def rows(name: str, num_rows: int) -> tuple[Rows, Path]:
+    def rows(name: str, num_rows: int) -> tuple[VectorFile, Path]:
         state = settings.out / f"{name}.json"
-        return Rows(settings.out / f"{name}.rows", num_rows, width, wanted.store, begun=state.exists()), state
+        return VectorFile(settings.out / f"{name}.rows", num_rows, width, wanted.store, begun=state.exists()), state
 
-    def vectors() -> _Vectors:
+    def vectors() -> VectorInput:
         most = wanted.most_held_out
         schedule = Schedule.of(recipe.num_steps, settings.pool_tokens // recipe.batch)
         # both, so that a disk without room for them is known before anything long begins
         held_out, held_out_state = rows(HELD_OUT, most)
         pool, pool_state = rows(POOL, schedule.size * recipe.batch)
-        limits = measured_limits(settings.out / LIMITS, reader, wanted.files, report)
+        limits = norm_limits_from(settings.out / LIMITS, reader, wanted.files, report)
         harvest = wanted.harvest(reader, limits, held_out=True)
         num_held_out = fill_in_order([held_out], harvest, held_out_state, most, DOING[HELD_OUT], report)
         check_held_out(num_held_out)
-        return _Vectors(
-            Pool.filled(pool, pool_state, schedule, recipe.batch, recipe.seed),
+        return VectorInput(
+            MixingBuffer.filled(pool, pool_state, schedule, recipe.batch, recipe.seed),
             wanted.harvest(reader, limits, held_out=False),
-            lambda: Table([held_out.tensor]).chunks(num_held_out),
+            lambda: VectorTable([held_out.tensor]).chunks(num_held_out),
         )
 
     return _run(
@@ -77,21 +87,21 @@ def train(settings: Settings, recipe: Recipe, wanted: Wanted, reader: Reader, re
         recipe,
         site,
         {**wanted.identity(reader), "pool_tokens": settings.pool_tokens},
-        bool(begin_of(reader.tokenizer)),
+        bool(bos_id(reader.tokenizer)),
         vectors,
         device,
         report,
     )
 
 
-def train_on(
-    settings: Settings,
-    recipe: Recipe,
-    stores: Sequence[Store],
+def train_from(
+    settings: RunSettings,
+    recipe: TrainingConfig,
+    stores: Sequence[ActivationsStore],
     site: Site,
     device: torch.device,
     report: Report = silent,
-) -> Exported:
+) -> ExportedSAE:
     """
     Train on vectors that were harvested before, calibrate and export; or go on with it.
 
@@ -109,27 +119,27 @@ def train_on(
 
     _check_memory(recipe, first.width, device)
 
-    def vectors() -> _Vectors:
-        table = Table([store.rows(site).tensor for store in stores])
+    def vectors() -> VectorInput:
+        table = VectorTable([store.rows(site).tensor for store in stores])
         check_enough(len(table), recipe.batch)
-        held_out = Table([store.held_out(site).tensor for store in each])
+        held_out = VectorTable([store.held_out(site).tensor for store in each])
         schedule = Schedule.of(recipe.num_steps, len(table) // recipe.batch)
-        return _Vectors(Pool(table, schedule, recipe.batch, recipe.seed), None, held_out.chunks)
+        return VectorInput(MixingBuffer(table, schedule, recipe.batch, recipe.seed), None, held_out.chunks)
 
     identity = {"model": first.identity["model"], "context": first.identity["context"], "vectors": kept}
     return _run(settings, recipe, site, identity, first.prepends_bos, vectors, device, report)
 
 
 def _run(
-    settings: Settings,
-    recipe: Recipe,
+    settings: RunSettings,
+    recipe: TrainingConfig,
     site: Site,
     source: dict[str, Any],
     prepends_bos: bool,
-    vectors: Callable[[], _Vectors],
+    vectors: Callable[[], VectorInput],
     device: torch.device,
     report: Report,
-) -> Exported:
+) -> ExportedSAE:
     if settings.tensorboard:
         check_tensorboard()
     identity = {
@@ -140,15 +150,15 @@ def _run(
         "dtype": settings.dtype,
     }
     finished = settings.out / SAE_FOLDER / CONFIG
-    with writing_to(settings.out):
+    with atomic_write(settings.out):
         settings.out.mkdir(parents=True, exist_ok=True)
         check_identity(settings.out / RUN, identity)
         with locked(settings.out):
             if not finished.exists():
                 try:
                     pool, harvest, held_out = vectors()
-                    trainer, place = train_rounds(settings, recipe, pool, harvest, device, report)
-                except DamagedError:
+                    trainer, place = train_loop(settings, recipe, pool, harvest, device, report)
+                except DamagedFolderError:
                     raise
                 except SAEError:
                     _clear_unless_begun(settings.out)
@@ -174,7 +184,7 @@ def _run(
     return _read(finished)
 
 
-def _check_memory(recipe: Recipe, width: int, device: torch.device) -> None:
+def _check_memory(recipe: TrainingConfig, width: int, device: torch.device) -> None:
     """Raise TrainingError, before anything long begins, for an SAE that cannot be held while it is trained."""
     # both matrices, their gradients and Adam's two moments; a batch's activations and their gradients; fp32
     needed = 4 * (4 * 2 * width + 2 * recipe.batch) * recipe.d_sae
@@ -205,13 +215,13 @@ def _clear_unless_begun(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def _read(config: Path) -> Exported:
+def _read(config: Path) -> ExportedSAE:
     try:
         metadata = read_json(config)["metadata"]
         training = metadata["training"]
-        figures = Figures(**training["held_out"])
-        return Exported(config.parent, metadata["model_name"], figures, float(training["rounding_error"]))
-    except (KeyError, TypeError, DamagedError):
-        raise DamagedError(
+        figures = HeldOutMetrics(**training["held_out"])
+        return ExportedSAE(config.parent, metadata["model_name"], figures, float(training["rounding_error"]))
+    except (KeyError, TypeError, DamagedFolderError):
+        raise DamagedFolderError(
             f"{config} is damaged: delete {config.parent} and start the same command again, which makes it anew."
         ) from None

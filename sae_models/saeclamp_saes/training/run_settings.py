@@ -9,7 +9,7 @@ from saeclamp_saes.training.export import SaveDtype
 
 
 @dataclass(frozen=True)
-class Settings:
+class RunSettings:
     """Everything of a run but its recipe and what is harvested."""
 
     out: Path

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from saeclamp_saes.training.architectures import ARCHITECTURES, learning_rate, optimizer, outcome
-from saeclamp_saes.training.config import Recipe
-from saeclamp_saes.training.training_sae import Dictionary
+from saeclamp_saes.training.architectures import ARCHITECTURES, forward, learning_rate, optimizer
+from saeclamp_saes.training.config import TrainingConfig
+from saeclamp_saes.training.training_sae import TrainingSAE
 
 
-class Measured(NamedTuple):
+class StepMetrics(NamedTuple):
     """Of a step's batch; tensors of no dimension, so that nothing waits for the device."""
 
     loss: Tensor
@@ -25,7 +25,7 @@ class Measured(NamedTuple):
 class Trainer:
     """Parameters, Adam's state and what is counted: all that a checkpoint holds."""
 
-    def __init__(self, recipe: Recipe, center: Tensor) -> None:
+    def __init__(self, recipe: TrainingConfig, center: Tensor) -> None:
         """
         Begin.
 
@@ -33,12 +33,12 @@ class Trainer:
         """
         self.recipe = recipe
         self.step_number = 0
-        self.dictionary = Dictionary(center, recipe.d_sae, recipe.seed)
+        self.dictionary = TrainingSAE(center, recipe.d_sae, recipe.seed)
         self._optimizer = optimizer(recipe, self.dictionary)
         self._idle = torch.zeros(recipe.d_sae, dtype=torch.int64, device=center.device)
         """Tokens since each feature was last active"""
 
-    def step(self, x: Tensor) -> Measured:
+    def step(self, x: Tensor) -> StepMetrics:
         """
         Learn from a batch.
 
@@ -47,7 +47,7 @@ class Trainer:
         architecture = ARCHITECTURES[self.recipe.architecture]
         is_dead = self._idle >= self.recipe.dead_window
         self._optimizer.zero_grad(set_to_none=True)
-        out = outcome(self.recipe, self.dictionary, x, self.step_number, is_dead)
+        out = forward(self.recipe, self.dictionary, x, self.step_number, is_dead)
         out.loss.backward()  # type: ignore[no-untyped-call]
         if architecture.unit_rows:
             self.dictionary.turn_only()
@@ -62,7 +62,7 @@ class Trainer:
             self._idle = torch.where((out.acts > 0).any(dim=0), 0, self._idle + len(x))
             self.step_number += 1
             missing, varying = x - out.reconstruction, x - x.mean(dim=0)
-            return Measured(
+            return StepMetrics(
                 loss=out.loss.detach(),
                 explained_variance=1 - missing.square().sum() / varying.square().sum(),
                 l0=(out.acts > 0).sum(dim=1).float().mean(),

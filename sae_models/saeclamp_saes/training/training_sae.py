@@ -9,7 +9,7 @@ FIRST_THRESHOLD = 1e-3
 """Of a JumpReLU"""
 
 
-class Dictionary(nn.Module):
+class TrainingSAE(nn.Module):
     """Encoder and decoder, in fp32: in half precision small steps would be rounded away."""
 
     def __init__(self, center: Tensor, d_sae: int, seed: int) -> None:

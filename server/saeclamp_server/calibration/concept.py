@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from saeclamp_server.calibration.text import WORD, WordSet, tokenize_words
 
 if TYPE_CHECKING:
-    from saeclamp_saes.labelling.table import Example, Feature, Labels
+    from saeclamp_saes.labelling.table import Example, Feature, LabelTable
 
 NUM_EXAMPLES = 20
 """Of a feature's strongest examples, that words and texts are taken from."""
@@ -77,7 +77,7 @@ class Concept:
         return WordSet(words) if words else None
 
 
-def background_texts(labels: Labels) -> list[str]:
+def background_texts(labels: LabelTable) -> list[str]:
     """Read the strongest example of some features, evenly spread over the table."""
     step = -(-len(labels) // NUM_BACKGROUND)
     rows = (labels[index] for index in range(0, len(labels), step))

@@ -14,7 +14,7 @@ from saeclamp_server.calibration.concept import Concept, background_texts
 from saeclamp_server.calibration.errors import CalibrationError
 
 if TYPE_CHECKING:
-    from saeclamp_saes.labelling.table import Feature, Labels
+    from saeclamp_saes.labelling.table import Feature, LabelTable
     from saeclamp_server.calibration.text import WordSet
 
 MaxActFrom = Literal["--max-act", "feature book", "labels"]
@@ -66,7 +66,7 @@ def read_book(entry: SAEEntry, out: Path) -> Mapping[int, FeatureNote]:
     return read_feature_book(out, entry.summary.d_sae) or entry.features
 
 
-def read_labels(entry: SAEEntry, path: Path | None) -> Labels | None:
+def read_labels(entry: SAEEntry, path: Path | None) -> LabelTable | None:
     """
     Read the SAE's table of labels.
 
@@ -90,7 +90,7 @@ def resolve(
     features: Sequence[str],
     entry: SAEEntry,
     book: Mapping[int, FeatureNote],
-    labels: Labels | None,
+    labels: LabelTable | None,
     words: Mapping[str | None, WordSet],
     max_acts: Mapping[str | None, float],
     similarity: bool = True,

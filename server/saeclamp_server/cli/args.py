@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from saeclamp_saes import cli as sae_commands
-from saeclamp_saes.cli.arg_types import positive
+from saeclamp_saes.cli.arg_types import positive_arg
 from saeclamp_server import cli
 from saeclamp_server.cli import calibrate as calibrate_command
 from saeclamp_server.packaged_model import PACKAGED_MODEL, PackagedModelError, prepared_model
@@ -106,7 +106,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     serve.add_argument(
         "--max-dose",
-        type=positive,
+        type=positive_arg,
         metavar="X",
         help="refuse requests that could move a token by more than X times the layer's median residual norm (default 100)",
     )
@@ -201,7 +201,7 @@ def _megabytes(text: str) -> int:
 
 
 def _seconds(text: str) -> float:
-    return 0.0 if text == "0" else positive(text)
+    return 0.0 if text == "0" else positive_arg(text)
 
 
 def _model_path(model: str) -> str:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from saeclamp_saes.cli.arg_types import count, positive
+from saeclamp_saes.cli.arg_types import count_arg, positive_arg
 from saeclamp_saes.cli.output import print_json
 from saeclamp_server.calibration.errors import CalibrationError
 from saeclamp_server.calibration.green_zone import Criteria, least_prompts
@@ -97,10 +97,10 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
         "--plain", action="store_true", help="continue the prompts as text, for a model without chat template"
     )
     group.add_argument(
-        "--tokens", type=count, default=MAX_TOKENS, metavar="N", help="of an answer (default %(default)s)"
+        "--tokens", type=count_arg, default=MAX_TOKENS, metavar="N", help="of an answer (default %(default)s)"
     )
     group.add_argument(
-        "--sampled", type=count, default=0, metavar="N", help="besides greedy answers, N sampled at temperature 0.7"
+        "--sampled", type=count_arg, default=0, metavar="N", help="besides greedy answers, N sampled at temperature 0.7"
     )
     group.add_argument(
         "--concept",
@@ -124,7 +124,7 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
         metavar="[FEATURE=]VALUE",
         help="scale of the strengths; default: from the feature book, else the labels",
     )
-    group.add_argument("--at-once", type=count, default=AT_ONCE, metavar="N", help="requests (default %(default)s)")
+    group.add_argument("--at-once", type=count_arg, default=AT_ONCE, metavar="N", help="requests (default %(default)s)")
 
 
 def _add_judging(parser: argparse.ArgumentParser) -> None:
@@ -141,7 +141,7 @@ def _add_judging(parser: argparse.ArgumentParser) -> None:
         ("--min-gain", "min_gain", "in hits, that the feature must reach at a fluent strength"),
     ):
         value = getattr(Criteria, field)
-        group.add_argument(option, type=positive, default=value, metavar="X", help=f"{what} (default %(default)s)")
+        group.add_argument(option, type=positive_arg, default=value, metavar="X", help=f"{what} (default %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -335,7 +335,7 @@ def _by_feature(given: Sequence[Given[T]], option: str) -> Mapping[str | None, T
 
 
 def _strengths(text: str) -> tuple[float, ...]:
-    return tuple(sorted({positive(part) for part in text.split(",")}))
+    return tuple(sorted({positive_arg(part) for part in text.split(",")}))
 
 
 def _words(text: str) -> Given[WordSet]:
@@ -348,7 +348,7 @@ def _words(text: str) -> Given[WordSet]:
 
 def _scale(text: str) -> Given[float]:
     feature, value = _split(text)
-    return feature, positive(value)
+    return feature, positive_arg(value)
 
 
 def _split(text: str) -> tuple[str | None, str]:

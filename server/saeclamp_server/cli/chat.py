@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from saeclamp_saes.cli.arg_types import count
+from saeclamp_saes.cli.arg_types import count_arg
 from saeclamp_server.cli.chat_columns import ChatColumn, Dialogue
 from saeclamp_server.cli.chat_commands import COMMANDS, NOT_STEERED, helped, run_chat_command
 from saeclamp_server.cli.line_editing import editable_lines, is_typed, lines
@@ -44,7 +44,9 @@ def register(commands: Any) -> None:
     parser.add_argument("--prompted", metavar="TEXT", help="a third column, whose system message says this")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="X", help="default %(default)s")
     parser.add_argument("--repetition-penalty", type=float, default=1.1, metavar="X", help="default %(default)s")
-    parser.add_argument("--max-tokens", type=count, default=200, metavar="N", help="of an answer (default %(default)s)")
+    parser.add_argument(
+        "--max-tokens", type=count_arg, default=200, metavar="N", help="of an answer (default %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="shared by the columns (default %(default)s)")
     parser.set_defaults(run=_run)
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from saeclamp_saes.cli.arg_types import count
+from saeclamp_saes.cli.arg_types import count_arg
 from saeclamp_server.cli.progress import progress_shown
 from saeclamp_server.cli.server_client import add_command, warn
 from saeclamp_server.cli.steering_flags import add_steering, add_variant, done_by, steering_with_variant, value_of
@@ -36,7 +36,7 @@ def register(commands: Any) -> None:
     compare.add_argument("--prompted", metavar="TEXT", help="a third column, whose system message says this")
     compare.add_argument("--seeds", type=_seeds, default=(0,), metavar="N,...", help="an answer for each (default 0)")
     compare.add_argument(
-        "--max-tokens", type=count, default=100, metavar="N", help="of an answer (default %(default)s)"
+        "--max-tokens", type=count_arg, default=100, metavar="N", help="of an answer (default %(default)s)"
     )
     compare.add_argument("--temperature", type=float, default=0.0, metavar="X", help="default %(default)s")
     compare.add_argument("--top-p", type=float, default=1.0, metavar="X", help="default %(default)s")

@@ -7,25 +7,25 @@ from typing import Any
 
 from saeclamp_saes import SAEEntry
 from saeclamp_saes.errors import LabelError
-from saeclamp_saes.labelling.label_file import OpenLabels
+from saeclamp_saes.labelling.label_file import LabelFile
 from saeclamp_saes.labelling.table import labels_path
 
 
 async def labels_matching_weights(
     engine: Any, saes: Mapping[str, SAEEntry], report: Callable[[str], None]
-) -> dict[str, OpenLabels]:
+) -> dict[str, LabelFile]:
     """
     Open each labelled SAE's labels.
 
     Those that cannot be read, or are of other weights than the engine holds, are reported and left out.
     """
-    trusted: dict[str, OpenLabels] = {}
+    trusted: dict[str, LabelFile] = {}
     for name, sae in saes.items():
         path = labels_path(sae.path)
         if not path.exists():
             continue
         try:
-            labels = OpenLabels(path)
+            labels = LabelFile(path)
         except LabelError as exc:
             report(f"SAE {name}: its labels are left out. {exc}")
             continue

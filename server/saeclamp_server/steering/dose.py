@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saeclamp_saes import Site
-from saeclamp_saes.clamping import MOVES
+from saeclamp_saes.clamping import UPDATES
 from saeclamp_server.errors import DoseTooLargeError, InvalidSteeringError
 from saeclamp_server.site_norms import Rounding, SiteNorms, rounded
 from saeclamp_server.steering.program import EditSpec
@@ -43,7 +43,7 @@ def dose(edit: EditSpec, norms: SiteNorms, max_act: float | None, site: str, nee
             f"The length of the residual stream could not be measured at {site}, and this server bounds doses.",
             "steering",
         )
-    move, row = MOVES[edit.op](edit.value), norms.rows[edit.index]
+    move, row = UPDATES[edit.op](edit.value), norms.rows[edit.index]
     if max_act is None and abs(move.gain) > 1 and row:
         max_act = stream / row  # what is multiplied may well be as long as the stream
     farthest = max(

@@ -9,7 +9,7 @@ import torch
 from tests.saes.layouts import Written, pickles, tokens
 
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.io.checkpoint import Source
+from saeclamp_saes.io.checkpoint import CheckpointSource
 from saeclamp_saes.loaders import FORMATS, read_sae, read_source
 from saeclamp_saes.options import Options
 from saeclamp_saes.sae import SAE
@@ -24,10 +24,10 @@ def read(path: Path, options: str = "") -> SAE:
     return read_sae(path, Options.parse(options), unpickled=unpickled, extras=extras)
 
 
-def source_of(path: Path, options: str = "") -> Source:
+def source_of(path: Path, options: str = "") -> CheckpointSource:
     """Open a checkpoint without its numbers."""
     unpickled, extras = pickles.load(path)
-    return Source(path, Options.parse(options), shapes_only=True, unpickled=unpickled, extras=extras)
+    return CheckpointSource(path, Options.parse(options), shapes_only=True, unpickled=unpickled, extras=extras)
 
 
 def read_without_numbers(path: Path, options: str = "") -> SAE:

@@ -44,12 +44,12 @@ class EndpointError(LabelError):
     """The endpoint answers no request like this."""
 
 
-class UnansweredError(LabelError):
+class NoAnswerError(LabelError):
     """A request was not answered, or not as it was asked to be."""
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class ExplainEndpoint:
     """Where a model is asked, and how."""
 
     base_url: str
@@ -69,7 +69,7 @@ class Endpoint:
 
 
 @dataclass
-class Usage:
+class TokenUsage:
     """Tokens that were paid for, as the endpoint counts them."""
 
     requests: int = 0
@@ -111,14 +111,14 @@ class _Passing(Exception):
         self.wait = wait
 
 
-class Asker:
+class ExplainClient:
     """Asks one endpoint."""
 
-    def __init__(self, endpoint: Endpoint, http: httpx.AsyncClient) -> None:
+    def __init__(self, endpoint: ExplainEndpoint, http: httpx.AsyncClient) -> None:
         """Raise EndpointError where the endpoint's URL is none."""
         self._endpoint, self._http = endpoint, http
         self._url = _checked(f"{endpoint.base_url.rstrip('/')}/chat/completions")
-        self.usage = Usage()
+        self.usage = TokenUsage()
 
     async def ask(self, system: str, user: str, schema: Mapping[str, Any], parse: Callable[[str], T | None]) -> T:
         """
@@ -135,7 +135,7 @@ class Asker:
             if (found := parse(answer)) is not None:
                 return found
             messages = [*messages[:2], {"role": "assistant", "content": answer}, {"role": "user", "content": AGAIN}]
-        raise UnansweredError(f"the model does not answer as asked, but with {one_line(answer)[:80]!r}")
+        raise NoAnswerError(f"the model does not answer as asked, but with {one_line(answer)[:80]!r}")
 
     async def _answer(self, messages: list[dict[str, str]], schema: Mapping[str, Any]) -> str:
         body = {"model": self._endpoint.model, "messages": messages, **self._endpoint.body}
@@ -153,7 +153,7 @@ class Asker:
             except _Passing as exc:
                 wait = exc.wait if exc.wait is not None else self._backoff(retry)
                 if retry == self._endpoint.retries or wait > LONGEST_WAIT:
-                    raise UnansweredError(f"{self._url}: {exc}") from None
+                    raise NoAnswerError(f"{self._url}: {exc}") from None
             await asyncio.sleep(wait)
             retry += 1
 
@@ -185,7 +185,7 @@ class Asker:
         if response.status in PASSING:
             raise _Passing(_reason(response), _retry_after(response))
         if response.status != 200:
-            raise UnansweredError(f"{self._url}: {_reason(response)}")
+            raise NoAnswerError(f"{self._url}: {_reason(response)}")
         return response
 
     async def _read(self, response: httpx.Response) -> bytes:
@@ -193,7 +193,7 @@ class Asker:
         async for part in response.aiter_bytes():
             body += part
             if len(body) > LONGEST_BODY:
-                raise UnansweredError(f"{self._url}: it sends more than {LONGEST_BODY >> 20} MiB")
+                raise NoAnswerError(f"{self._url}: it sends more than {LONGEST_BODY >> 20} MiB")
         return bytes(body)
 
     def _content(self, response: _Response) -> str:

@@ -14,7 +14,7 @@ FEWEST = 2
 
 
 @dataclass(frozen=True)
-class Material:
+class ExplainMaterial:
     """Of one feature."""
 
     strong: tuple[Example, ...]
@@ -31,7 +31,7 @@ class Material:
         return (*self.strong, *self.weaker)
 
 
-def material_of(feature: Feature) -> Material | None:
+def select_material(feature: Feature) -> ExplainMaterial | None:
     """
     Divide a feature's examples into those to show and those to test on, and take as many pieces without it.
 
@@ -41,7 +41,7 @@ def material_of(feature: Feature) -> Material | None:
     others = _others(feature)[: len(held_out)]
     if min(len(shown), len(held_out), len(others)) < FEWEST:
         return None
-    return Material(
+    return ExplainMaterial(
         strong=tuple(example for example in shown if example.quantile == TOP_QUANTILE),
         weaker=tuple(example for example in shown if example.quantile < TOP_QUANTILE),
         activating=held_out,

@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any
 
 from saeclamp_saes.io.sanitize import one_line
-from saeclamp_saes.labelling.explain.examples import Material, marked, text_of
+from saeclamp_saes.labelling.explain.examples import ExplainMaterial, marked, text_of
 from saeclamp_saes.labelling.table import Example, Feature
 
 EXPLAIN = """\
@@ -51,7 +51,7 @@ MOST_BRACES = 100
 AGAIN = "That was not the JSON that was asked for. Answer with that JSON and nothing else."
 
 
-def explain_prompt(feature: Feature, material: Material) -> str:
+def explain_prompt(feature: Feature, material: ExplainMaterial) -> str:
     """Write what is asked in order to explain a feature: JSON, so that no text can pretend to be something else."""
     marks = _unused_marks(material.shown)
     asked: dict[str, Any] = {

@@ -22,10 +22,10 @@ import numpy as np
 
 from saeclamp_saes.errors import LabelError
 from saeclamp_saes.labelling.explain import prompts as prompts
-from saeclamp_saes.labelling.explain.client import Asker, Endpoint, UnansweredError, Usage
-from saeclamp_saes.labelling.explain.examples import Material, material_of
+from saeclamp_saes.labelling.explain.client import ExplainClient, ExplainEndpoint, NoAnswerError, TokenUsage
+from saeclamp_saes.labelling.explain.examples import ExplainMaterial, select_material
 from saeclamp_saes.labelling.explain.journal import Explained, Journal
-from saeclamp_saes.labelling.table import Explanation, Feature, Labels
+from saeclamp_saes.labelling.table import Explanation, Feature, LabelTable
 from saeclamp_saes.progress import Report, silent
 
 DEFAULTS: dict[str, Any] = {"temperature": 0.0, "max_tokens": 1000}
@@ -39,12 +39,12 @@ FAILED_IN_A_ROW = 10
 
 
 @dataclass(frozen=True)
-class Request:
+class ExplainRequest:
     """What is to be explained."""
 
     labels: Path
     """The file; explanations are written into it"""
-    endpoint: Endpoint
+    endpoint: ExplainEndpoint
     features: Sequence[int] | None = None
     """None: all that are ever active, the highest output score first"""
     most: int | None = None
@@ -56,7 +56,7 @@ class Request:
 
 
 @dataclass
-class Outcome:
+class ExplainResult:
     """What came of it; JSON-able through `dataclasses.asdict`."""
 
     explained: int = 0
@@ -70,19 +70,19 @@ class Outcome:
     """Why, by feature; the same command tries them again"""
     mean_score: float | None = None
     """Of all features asked for that have one"""
-    usage: Usage = field(default_factory=Usage)
+    usage: TokenUsage = field(default_factory=TokenUsage)
 
 
-def explain(request: Request, report: Report = silent) -> Outcome:
+def explain(request: ExplainRequest, report: Report = silent) -> ExplainResult:
     """
     Explain and score features, and write what was found into the labels; stopped at any time, it goes on.
 
     Raises LabelError with a sentence: no labels, no such feature, an endpoint that does not answer. What was explained until
     then is in the labels.
     """
-    labels = Labels.read(request.labels)
+    labels = LabelTable.read(request.labels)
     wanted = _wanted(labels, request)
-    outcome = Outcome()
+    outcome = ExplainResult()
     source = f"llm:{request.endpoint.model}"
     with Journal.open(request.labels, _run(labels, request.endpoint)) as journal:
         todo = list(_todo(labels, wanted, journal, source, request.replace, outcome))
@@ -95,7 +95,7 @@ def explain(request: Request, report: Report = silent) -> Outcome:
     return outcome
 
 
-def _wanted(labels: Labels, request: Request) -> list[int]:
+def _wanted(labels: LabelTable, request: ExplainRequest) -> list[int]:
     if request.features is not None:
         wanted = list(dict.fromkeys(request.features))
         if outside := [index for index in wanted if not 0 <= index < len(labels)]:
@@ -107,7 +107,7 @@ def _wanted(labels: Labels, request: Request) -> list[int]:
     return wanted[: request.most]
 
 
-def _run(labels: Labels, endpoint: Endpoint) -> str:
+def _run(labels: LabelTable, endpoint: ExplainEndpoint) -> str:
     """Hash all that an explanation depends on."""
     depends_on = [
         labels.info.decoder_sha256,
@@ -123,7 +123,7 @@ def _run(labels: Labels, endpoint: Endpoint) -> str:
 
 
 def _todo(
-    labels: Labels, wanted: Sequence[int], journal: Journal, source: str, replace: bool, outcome: Outcome
+    labels: LabelTable, wanted: Sequence[int], journal: Journal, source: str, replace: bool, outcome: ExplainResult
 ) -> Iterator[int]:
     explanations = labels.explanations()
     for index in wanted:
@@ -137,21 +137,21 @@ def _todo(
 
 
 async def _explain_all(
-    labels: Labels,
-    request: Request,
+    labels: LabelTable,
+    request: ExplainRequest,
     todo: Sequence[int],
     journal: Journal,
     source: str,
-    outcome: Outcome,
+    outcome: ExplainResult,
     report: Report,
 ) -> None:
     left, failed_in_a_row = iter(todo), 0
 
-    async def work(asker: Asker) -> None:
+    async def work(asker: ExplainClient) -> None:
         nonlocal failed_in_a_row
         for index in left:  # shared: each worker takes the next
             feature = labels[index]
-            material = material_of(feature)
+            material = select_material(feature)
             try:
                 if material is None:
                     outcome.too_few_examples.append(index)
@@ -159,7 +159,7 @@ async def _explain_all(
                     journal.keep(await _explained(labels, feature, material, asker, source))
                     outcome.explained += 1
                     failed_in_a_row = 0
-            except UnansweredError as exc:
+            except NoAnswerError as exc:
                 outcome.failed[index] = str(exc)
                 failed_in_a_row += 1
                 if failed_in_a_row == FAILED_IN_A_ROW:
@@ -169,7 +169,7 @@ async def _explain_all(
     limits = httpx.Limits(max_connections=request.concurrency)
     # no timeout here, because the asker has one for the whole of an answer
     async with httpx.AsyncClient(timeout=None, limits=limits) as http:
-        asker = Asker(replace(request.endpoint, body={**DEFAULTS, **request.endpoint.body}), http)
+        asker = ExplainClient(replace(request.endpoint, body={**DEFAULTS, **request.endpoint.body}), http)
         outcome.usage = asker.usage
         await _together(work(asker) for _ in range(request.concurrency))
 
@@ -185,7 +185,9 @@ async def _together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
         raise several if ours is None else ours.exceptions[0] from None
 
 
-async def _explained(labels: Labels, feature: Feature, material: Material, asker: Asker, source: str) -> Explained:
+async def _explained(
+    labels: LabelTable, feature: Feature, material: ExplainMaterial, asker: ExplainClient, source: str
+) -> Explained:
     explanation = await asker.ask(
         prompts.EXPLAIN,
         prompts.explain_prompt(feature, material),
@@ -219,9 +221,9 @@ async def _explained(labels: Labels, feature: Feature, material: Material, asker
     )
 
 
-def _write(request: Request, before: Labels, journal: Journal, source: str) -> None:
+def _write(request: ExplainRequest, before: LabelTable, journal: Journal, source: str) -> None:
     """Put what the journal has into the labels, as they are now. Explanations by others stay, unless replaced."""
-    labels = Labels.read(request.labels)
+    labels = LabelTable.read(request.labels)
     if labels.info != before.info:
         raise LabelError(f"{request.labels} was made anew meanwhile; the explanations are in the journal beside it.")
     held = labels.explanations()

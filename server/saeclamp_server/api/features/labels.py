@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from saeclamp_saes import SAEEntry
-from saeclamp_saes.labelling.label_file import OpenLabels
+from saeclamp_saes.labelling.label_file import LabelFile
 from saeclamp_server.api.features.sae_info import ServedSAE
 from saeclamp_server.calibration.errors import CalibrationError
 from saeclamp_server.calibration.storage import CurveFile
@@ -17,7 +17,7 @@ def load_served_saes(
     saes: Mapping[str, SAEEntry],
     norms: Mapping[str, SiteNorms],
     fits: Mapping[str, Mapping[str, Any] | None],
-    labels: Mapping[str, OpenLabels],
+    labels: Mapping[str, LabelFile],
     report: Callable[[str], None],
 ) -> dict[str, ServedSAE]:
     """

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from saeclamp.types import Example, Label, LabelsInfo, Neighbour, StoredFeature, StoredSAE, TokenLogit
 from saeclamp_saes import SAEEntry
-from saeclamp_saes.labelling.label_file import OpenLabels
+from saeclamp_saes.labelling.label_file import LabelFile
 from saeclamp_saes.labelling.table import Example as LabelledExample
 from saeclamp_saes.labelling.table import Feature
 from saeclamp_saes.labelling.table import TokenLogit as LabelledLogit
@@ -31,7 +31,7 @@ class ServedSAE:
     norms: SiteNorms
     fit: Mapping[str, Any] | None = None
     """As measured when the server started: the fields of `evaluation.quick_check.QuickFit`."""
-    labels: OpenLabels | None = None
+    labels: LabelFile | None = None
     """Of the very weights that are served; None: there are none."""
     curves: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     """By index, what calibration wrote of a feature."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from saeclamp_saes.clamping import MOVES, Move
+from saeclamp_saes.clamping import UPDATES, ActivationUpdate
 from saeclamp_server.steering.program import ComparisonSpec, Form, RuleSpec, SteeringProgram
 from saeclamp_server.steering.token_ranges import resolve_ranges
 
@@ -171,9 +171,9 @@ def _checked(sae: str, index: int, loaded: Mapping[str, LoadedWeights]) -> int:
 
 
 def _edits(program: SteeringProgram, loaded: Mapping[str, LoadedWeights], prompt_len: int) -> dict[str, EditTable]:
-    by_sae: dict[str, list[tuple[int, Move, int, int, bool, int, int]]] = {}
+    by_sae: dict[str, list[tuple[int, ActivationUpdate, int, int, bool, int, int]]] = {}
     for number, edit in enumerate(program.edits):
-        feature, move = _checked(edit.sae, edit.index, loaded), MOVES[edit.op](edit.value)
+        feature, move = _checked(edit.sae, edit.index, loaded), UPDATES[edit.op](edit.value)
         if edit.rule is not None and not 0 <= edit.rule < len(program.rules):
             raise ValueError(f"There is no rule {edit.rule}.")
         rule = -1 if edit.rule is None else edit.rule
@@ -184,7 +184,7 @@ def _edits(program: SteeringProgram, loaded: Mapping[str, LoadedWeights], prompt
     return {sae: _edit_columns(edits) for sae, edits in by_sae.items() if edits}
 
 
-def _edit_columns(edits: Sequence[tuple[int, Move, int, int, bool, int, int]]) -> EditTable:
+def _edit_columns(edits: Sequence[tuple[int, ActivationUpdate, int, int, bool, int, int]]) -> EditTable:
     feature, moves, start, end, special, number, rule = zip(*edits, strict=True)
     return EditTable(
         feature=np.array(feature, np.int64),

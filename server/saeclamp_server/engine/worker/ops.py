@@ -16,7 +16,7 @@ from torch import Tensor
 from vllm.utils.torch_utils import direct_register_custom_op
 
 from saeclamp_saes import SAE, Site
-from saeclamp_saes.clamping import PART_BYTES, Acts, Edits, Pairs, parts_of, read_acts, written
+from saeclamp_saes.clamping import PART_BYTES, EditRows, FeaturePairs, ReadActs, decoder_delta, parts_of, read_acts
 from saeclamp_server.engine.worker.edit_stats import EditStats
 from saeclamp_server.engine.worker.prompt_means import PromptMeanRecorder
 from saeclamp_server.engine.worker.recorder import VectorRecorder
@@ -34,7 +34,7 @@ the square of a gated MLP's input, and the sum of squares in a norm, which fp32 
 class SAEStep:
     """What one SAE does in the coming forward. Tensors on the model's device."""
 
-    edits: Mapping[int, Edits]
+    edits: Mapping[int, EditRows]
     """By number of the site: `token` counts the rows that are gathered there, all else is the same at every site."""
     slot: Tensor
     """(num_pairs,) int64, ledger slot of each pair"""
@@ -79,7 +79,7 @@ class LoadedSAE:
     """Where it is not whole on the device."""
     step: SAEStep | None = None
     """None where it touches no token."""
-    before: Acts | None = None
+    before: ReadActs | None = None
     """Read in this forward; carried from where it reads to where it writes."""
 
     @property
@@ -173,10 +173,10 @@ def _read(step_outputs: StepOutputs, loaded: LoadedSAE, step: SAEStep, x: Tensor
     if reads is None:
         loaded.before = read_acts(x, loaded.sae, edits)
     else:
-        both = Pairs(torch.cat((edits.token, reads.token)), torch.cat((edits.feature, reads.feature)))
+        both = FeaturePairs(torch.cat((edits.token, reads.token)), torch.cat((edits.feature, reads.feature)))
         acts, scale = read_acts(x, loaded.sae, both)
         num_edits = len(edits.token)
-        loaded.before = Acts(acts[:num_edits], scale[:num_edits])
+        loaded.before = ReadActs(acts[:num_edits], scale[:num_edits])
         step_outputs.acts[reads.act] = torch.where(reads.is_seen, acts[num_edits:], float("nan"))
     if top is not None:
         step_outputs.top[loaded.name] = strongest_features(loaded.whole, x, top)
@@ -222,27 +222,27 @@ def _edit(state: HookState, number: int, hidden: Tensor, x: Tensor, norms: Tenso
         assert loaded.before is not None, "an SAE reads before it writes"
         edits = step.edits[number]
         if step.verdict is not None:
-            edits = edits._replace(live=edits.live * state.step_outputs.verdicts[step.verdict])
-        change, pushes = written(loaded.sae, edits, loaded.before, len(x), write)
+            edits = edits._replace(mask=edits.mask * state.step_outputs.verdicts[step.verdict])
+        change, pushes = decoder_delta(loaded.sae, edits, loaded.before, len(x), write)
         delta += change
         if write == 0:
             length = norms[edits.token].clamp_min(torch.finfo(torch.float32).tiny)
-            _record(state, step, edits.live, loaded.before.acts, pushes / length)
+            _record(state, step, edits.mask, loaded.before.acts, pushes / length)
     is_sound = (x + delta).norm(dim=1) <= MAX_LENGTH  # which NaN is not
     state.step_outputs.lost[tokens] |= ~is_sound
     edited = torch.where(is_sound[:, None], hidden[tokens].float() + delta, float("nan"))
     hidden.index_copy_(0, tokens, edited.to(hidden.dtype))
 
 
-def _record(state: HookState, step: SAEStep, live: Tensor, acts: Tensor, dose: Tensor) -> None:
-    counts = step.counts * live[:, None]
+def _record(state: HookState, step: SAEStep, mask: Tensor, acts: Tensor, dose: Tensor) -> None:
+    counts = step.counts * mask[:, None]
     measured = counts.sum(dim=1)
     sums = torch.stack((counts[:, 0], counts[:, 1], acts * measured, dose * measured), dim=1)
     peaks = torch.where(measured[:, None] > 0, torch.stack((acts, dose), dim=1), float("-inf"))
     state.edit_stats.add(step.slot, sums, peaks, step.batch_row)
     if step.item is not None:
         state.step_outputs.items[step.item] = torch.where(
-            live[:, None] > 0, torch.stack((acts, dose), dim=1), float("nan")
+            mask[:, None] > 0, torch.stack((acts, dose), dim=1), float("nan")
         )
 
 

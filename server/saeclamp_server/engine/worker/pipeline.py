@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from saeclamp_saes.clamping import Acts
+from saeclamp_saes.clamping import ReadActs
 from saeclamp_server.engine.worker.ops import LoadedSAE
 from saeclamp_server.engine.worker.step_outputs import StepOutputs, TopFeatures
 
@@ -64,7 +64,7 @@ class StageBoundary:
         first_aborts = ints.take(num_rules)
         for loaded in self._with_edits():
             num_pairs = len(loaded.step.slot)  # type: ignore[union-attr]
-            loaded.before = Acts(floats.take(num_pairs), floats.take(num_pairs))
+            loaded.before = ReadActs(floats.take(num_pairs), floats.take(num_pairs))
         for loaded in self._with_top():
             top = loaded.step.top  # type: ignore[union-attr]
             shape = len(top.token), min(top.top_k, loaded.whole.d_sae)  # type: ignore[union-attr]

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from saeclamp_saes.clamping import Distinct, Edits
+from saeclamp_saes.clamping import EditRows, UniqueFeatures
 from saeclamp_server.engine.worker.ops import HookState, LoadedSAE, Reads, SAEStep
 from saeclamp_server.engine.worker.read_plan import RuleRows, TopFeatureRows, plan_rules, plan_top_features
 from saeclamp_server.engine.worker.step_outputs import RuleInputs, StepOutputs, TopFeaturesInputs
@@ -108,7 +108,7 @@ class StepInputBuilder:
         sites = [number for number, state in enumerate(self._sites) if name in state.sae_names]
         return SAEStep(
             edits={
-                number: Edits(gathered[number].get((name, "edits"), nothing), feature, moves, mask, distinct)
+                number: EditRows(gathered[number].get((name, "edits"), nothing), feature, moves, mask, distinct)
                 for number in sites
             },
             slot=self._to_device(sae_pairs.slot),
@@ -154,13 +154,13 @@ class StepInputBuilder:
             batch_row=self._to_device(rows.batch_row),
         )
 
-    def _unique_features(self, feature: NDArray[np.int64], batch_row: NDArray[np.int64]) -> Distinct | None:
+    def _unique_features(self, feature: NDArray[np.int64], batch_row: NDArray[np.int64]) -> UniqueFeatures | None:
         """Find the distinct features of an SAE's pairs, where one product is cheaper than a row for each pair."""
         features, which = np.unique(feature, return_inverse=True)
         num_tokens = len(np.unique(batch_row))
         if num_tokens * len(features) > PRODUCT_PER_PAIR * len(feature):
             return None
-        return Distinct(self._to_device(features), self._to_device(which))
+        return UniqueFeatures(self._to_device(features), self._to_device(which))
 
     def _token_mask(self, batch_row: NDArray[np.int64], special: NDArray[np.bool_], is_special: Tensor) -> Tensor:
         """Whether each token may be touched: is it an ordinary one, or are special ones meant too?"""

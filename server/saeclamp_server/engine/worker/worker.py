@@ -14,9 +14,9 @@ from torch import Tensor
 from vllm.distributed import get_pp_group
 
 from saeclamp_saes import SAE, Options, Site, read_sae
-from saeclamp_saes.evaluation.quick_check import quick_fit
+from saeclamp_saes.evaluation.quick_check import quick_check
 from saeclamp_saes.labelling.table import decoder_sha256
-from saeclamp_saes.library.resolve import hash_of
+from saeclamp_saes.library.resolve import entry_hash
 from saeclamp_saes.lm.token_mask import ordinary
 from saeclamp_server.engine.lifeline import tie_to_server
 from saeclamp_server.engine.worker import decoder_queries
@@ -176,7 +176,7 @@ class SteeringWorker:
             norms = recorded[self._layout.canonical_site(sae.site)][1]
             is_special = self._is_special[ids]
             measured[loaded.name] = {
-                "fit": vars(quick_fit(sae, x, target, position, is_special)),
+                "fit": vars(quick_check(sae, x, target, position, is_special)),
                 "norms": {
                     "of_stream": self._layout.has_resid(sae.site),
                     **_site_norms(sae, x[first], norms[first], position[first], is_special[first]),
@@ -227,7 +227,7 @@ def _vector_bank(place: dict[str, Any], device: torch.device) -> LoadedSAE:
 def _read_checked(sae: dict[str, Any]) -> SAE:
     options = Options.parse(sae["options"])
     loaded = read_sae(Path(sae["path"]), options)
-    if hash_of([Path(path) for path in sae["files"]], options) != sae["sha256"]:
+    if entry_hash([Path(path) for path in sae["files"]], options) != sae["sha256"]:
         raise RuntimeError(f"The files of SAE {sae['name']!r} changed while the server was starting.")
     return loaded
 
