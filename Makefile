@@ -61,6 +61,7 @@ check: $(DEV_INSTALLED) ## Lint, formatting, types and import rules
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy
 	.venv/bin/lint-imports
+	.venv/bin/python client/generate_sync.py --check
 
 lock: ## Choose versions anew (the newest that fit together), for both kinds of machine and for the tools in tests/ecosystem
 	@sh $(CONSTRAINTS)/lock.sh $(PYTHON)

@@ -34,7 +34,7 @@ from saeclamp_saes.library.resolve import SAEEntry, find_sae, open_entry
 from saeclamp_server.calibration.client import GREEDY, AnswerClient, CalibrationDose, Decoding, sampling_decoding
 from saeclamp_server.calibration.managed_server import managed_server
 from saeclamp_server.calibration.metrics import AnswerMetrics, MeasuredAnswer, compare
-from saeclamp_server.calibration.text import WordSet
+from saeclamp_server.calibration.text_metrics import WordSet
 from saeclamp_server.packaged_model import PACKAGED_MODEL, prepared_model
 
 sys.path.append(str(Path(__file__).parent / "bundled"))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from saeclamp_saes import Site
 from saeclamp_saes.lm.documents import Document
-from saeclamp_saes.lm.harvest import Reader
+from saeclamp_saes.lm.harvest import ActivationReader
 from saeclamp_saes.lm.load import load_model
 
 NUM_NOISE = 3
@@ -30,7 +30,7 @@ def difference_of_means(model_folder: str, site: Site, about: Sequence[str], pla
     returns:      (width,) of unit length
     """
     model, tokenizer = load_model(model_folder, "cpu", "float32")
-    reader = Reader(model, tokenizer, (site,), context=512, batch_tokens=1024)
+    reader = ActivationReader(model, tokenizer, (site,), context=512, batch_tokens=1024)
 
     def mean(questions: Sequence[str]) -> Tensor:
         documents = [Document(None, _answered(model, tokenizer, question)) for question in questions]

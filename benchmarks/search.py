@@ -28,7 +28,7 @@ from tests.server.conftest import entry
 
 from saeclamp.types import FeatureQuery
 from saeclamp_saes.labelling.label_file import LabelFile
-from saeclamp_saes.labelling.table import LabelsInfo, TokenLogit, batch_of, write_labels
+from saeclamp_saes.labelling.table import LabelsInfo, TokenLogit, to_batch, write_labels
 from saeclamp_server.api.features import FeatureSearch, ServedSAE, embedding_index
 from saeclamp_server.sentence_encoder import SentenceEncoder
 from saeclamp_server.site_norms import SiteNorms
@@ -78,7 +78,7 @@ def labels(path: Path, num: int, words: Words) -> LabelFile:
         )
 
     write_labels(
-        path, info, (batch_of([row(n) for n in range(first, min(first + PART, num))]) for first in range(0, num, PART))
+        path, info, (to_batch([row(n) for n in range(first, min(first + PART, num))]) for first in range(0, num, PART))
     )
     return LabelFile(path)
 

@@ -12,7 +12,7 @@ import torch
 
 from saeclamp_saes import SAE, Site
 from saeclamp_saes.lm.documents import Document
-from saeclamp_saes.lm.harvest import Reader
+from saeclamp_saes.lm.harvest import ActivationReader
 from saeclamp_saes.lm.load import load_model
 from saeclamp_saes.lm.token_mask import SINK_MULTIPLE
 from saeclamp_server.packaged_model import prepared_model
@@ -28,13 +28,13 @@ def records(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
             yield from map(json.loads, file)
 
 
-def open_reader(sites: Sequence[Site]) -> Reader:
+def open_reader(sites: Sequence[Site]) -> ActivationReader:
     """Open the packaged model to read the stream at some places."""
     model, tokenizer = load_model(str(prepared_model(print)), "cpu", "bfloat16")
-    return Reader(model, tokenizer, tuple(sites), context=256, batch_tokens=1024)
+    return ActivationReader(model, tokenizer, tuple(sites), context=256, batch_tokens=1024)
 
 
-def vectors(reader: Reader, some: Sequence[Document]) -> torch.Tensor:
+def vectors(reader: ActivationReader, some: Sequence[Document]) -> torch.Tensor:
     """
     Read texts, without what is far longer than the median anywhere.
 

@@ -9,7 +9,9 @@ Clamp sparse-autoencoder features of a language model, per request.
 ... )
 """
 
-from saeclamp._client import AsyncClient, Client
+from saeclamp import _notebook as _notebook  # draws answers
+from saeclamp._async.client import AsyncClient
+from saeclamp._async.streaming import AsyncStream, SteeredAsyncStream
 from saeclamp._exceptions import (
     APIConnectionError,
     APIConnectionLostError,
@@ -40,7 +42,8 @@ from saeclamp._responses import (
     SteeredChatCompletion,
     SteeredCompletion,
 )
-from saeclamp._streaming import AsyncStream, SteeredAsyncStream, SteeredStream, Stream
+from saeclamp._sync.client import Client
+from saeclamp._sync.streaming import SteeredStream, Stream
 from saeclamp._version import __version__
 from saeclamp.types import (
     Ablate,

@@ -14,7 +14,7 @@ import httpx
 
 from saeclamp._exceptions import ArgumentTypeError
 from saeclamp.types import Aggregate, Feature
-from saeclamp.types.attribution import TokenLike
+from saeclamp.types.attribute import TokenLike
 from saeclamp.types.refusals import did_you_mean
 
 

@@ -7,6 +7,7 @@ the status line, or a status that says "later". A read timeout is not repeated, 
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 import time
@@ -79,3 +80,13 @@ def _until(date: str | None) -> float | None:
     except ValueError:
         return None
     return max(0.0, moment - time.time())
+
+
+def sleep(seconds: float) -> None:
+    """Wait before a retry. Tests replace it."""
+    time.sleep(seconds)
+
+
+async def sleep_async(seconds: float) -> None:
+    """Wait before a retry. Tests replace it."""
+    await asyncio.sleep(seconds)

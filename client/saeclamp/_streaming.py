@@ -1,30 +1,25 @@
 """
 Server-sent events, as the WHATWG specification has them, and streams of typed chunks on top.
 
-bytes -> SSEDecoder -> Event -> ChunkReader -> chunk. Everything up to the chunk is pure and shared; `Stream` and
-`AsyncStream` only fetch bytes and close the response.
+bytes -> SSEDecoder -> Event -> ChunkReader -> chunk. Everything up to the chunk is pure and shared; the clients'
+streams only fetch bytes and close the response.
 """
 
 from __future__ import annotations
 
-import asyncio
 import re
-import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Generic
 
-import httpx
-
-from saeclamp._exceptions import NotSteeredError, StreamError, lost_connection, stream_error
+from saeclamp._exceptions import NotSteeredError, StreamError, stream_error
 from saeclamp._requests import check_receipt, parse_answer, parse_json
 from saeclamp._responses import ChunkT
 from saeclamp.types import Receipt
 
 if TYPE_CHECKING:
-    from typing import Self
+    pass
 
 # bytes.splitlines would do for bytes, but would hide a "\r\n" that two reads cut in half.
 _LINE_END = re.compile(rb"\r\n|\n|\r")
@@ -140,7 +135,7 @@ class ChunkReader(Generic[ChunkT]):
         return chunk
 
 
-class _StreamState(Generic[ChunkT]):
+class StreamState(Generic[ChunkT]):
     """What a stream knows of its answer so far."""
 
     _reader: ChunkReader[ChunkT]
@@ -161,59 +156,7 @@ class _StreamState(Generic[ChunkT]):
         return self._reader.request_id
 
 
-class Stream(_StreamState[ChunkT]):
-    """
-    Chunks as they arrive; can be iterated once.
-
-    Closes its connection at the end, at an error, on `close()`, at the end of a `with` block, or when garbage.
-    Iterating raises `StreamError`, `NotSteeredError`, `APIConnectionError`, `APIResponseValidationError`.
-    """
-
-    def __init__(self, response: httpx.Response, chunk_type: type[ChunkT], *, expects_receipt: bool) -> None:
-        request_id = response.headers.get("x-request-id")
-        self._reader = ChunkReader(chunk_type, expects_receipt=expects_receipt, request_id=request_id)
-        self._bytes = response.iter_bytes()
-        self._close = weakref.finalize(self, response.close)
-        self._close.atexit = False
-
-    def __iter__(self) -> Iterator[ChunkT]:
-        return self
-
-    def __next__(self) -> ChunkT:
-        chunk = None
-        try:
-            chunk = self._advance()
-        finally:
-            if chunk is None:
-                self.close()
-        if chunk is None:
-            raise StopIteration
-        return chunk
-
-    def _advance(self) -> ChunkT | None:
-        while (chunk := self._reader.next_chunk()) is None and not self._reader.done:
-            try:
-                data = next(self._bytes, None)
-            except httpx.RequestError as exc:
-                raise lost_connection(exc) from exc
-            self._reader.feed(data)
-        return chunk
-
-    def close(self) -> None:
-        """Stop the generation, if it still runs, by closing its connection. Nothing more is read."""
-        self._reader.done = True
-        self._close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class _SteeredState(_StreamState[ChunkT]):
+class SteeredState(StreamState[ChunkT]):
     """What a stream knows of an answer that is to be steered."""
 
     @property
@@ -224,76 +167,3 @@ class _SteeredState(_StreamState[ChunkT]):
                 "The receipt comes with the last chunk: read the stream to its end.", self._reader.request_id
             )
         return self._reader.receipt
-
-
-class SteeredStream(_SteeredState[ChunkT], Stream[ChunkT]):
-    """`Stream` of an answer to a request that asked for steering."""
-
-
-class AsyncStream(_StreamState[ChunkT]):
-    """`Stream` for `async for` and `async with`."""
-
-    def __init__(self, response: httpx.Response, chunk_type: type[ChunkT], *, expects_receipt: bool) -> None:
-        request_id = response.headers.get("x-request-id")
-        self._reader = ChunkReader(chunk_type, expects_receipt=expects_receipt, request_id=request_id)
-        self._response = response
-        self._bytes = response.aiter_bytes()
-        self._close_later = weakref.finalize(self, _close_later, asyncio.get_running_loop(), response)
-        self._close_later.atexit = False
-
-    def __aiter__(self) -> AsyncIterator[ChunkT]:
-        return self
-
-    async def __anext__(self) -> ChunkT:
-        chunk = None
-        try:
-            chunk = await self._advance()
-        finally:
-            if chunk is None:
-                await self.aclose()
-        if chunk is None:
-            raise StopAsyncIteration
-        return chunk
-
-    async def _advance(self) -> ChunkT | None:
-        while (chunk := self._reader.next_chunk()) is None and not self._reader.done:
-            try:
-                data = await anext(self._bytes, None)
-            except httpx.RequestError as exc:
-                raise lost_connection(exc) from exc
-            self._reader.feed(data)
-        return chunk
-
-    async def aclose(self) -> None:
-        """Stop the generation, if it still runs, by closing its connection. Nothing more is read."""
-        self._reader.done = True
-        self._close_later.detach()
-        await self._response.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-
-class SteeredAsyncStream(_SteeredState[ChunkT], AsyncStream[ChunkT]):
-    """`AsyncStream` of an answer to a request that asked for steering."""
-
-
-_closing: set[asyncio.Task[None]] = set()
-"""A loop refers to its tasks weakly; these must live until they are done."""
-
-
-def _close_later(loop: asyncio.AbstractEventLoop, response: httpx.Response) -> None:
-    """Close from a finaliser, which may run in any thread and cannot await."""
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(_start_closing, response)
-
-
-def _start_closing(response: httpx.Response) -> None:
-    task = asyncio.ensure_future(response.aclose())
-    _closing.add(task)
-    task.add_done_callback(_closing.discard)

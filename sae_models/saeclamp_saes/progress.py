@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-Report = Callable[[str, int, int, Mapping[str, float]], None]
+ProgressCallback = Callable[[str, int, int, Mapping[str, float]], None]
 """Gets what is being done, how much is done, of how much, and figures by name."""
 
 
-def silent(doing: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+def no_progress(doing: str, done: int, total: int, figures: Mapping[str, float]) -> None:
     """Tell nothing."""

@@ -64,10 +64,10 @@ class Site(NamedTuple):
         point = next((point for point in POINTS if match and match[1] == point), None)
         if match is None or point is None or (point == "embed" and match[2].strip("0")):
             raise ValueError(f"{text!r} is not a site such as 'resid_post.19'; points: {', '.join(POINTS)}.")
-        return cls.of(point, int(match[2]))
+        return cls.canonical(point, int(match[2]))
 
     @classmethod
-    def of(cls, point: Point, layer: int) -> Site:
+    def canonical(cls, point: Point, layer: int) -> Site:
         """Name the place once: what enters a block is what the block before it leaves."""
         return cls("resid_post", layer - 1) if point == "resid_pre" and layer > 0 else cls(point, layer)
 
@@ -122,7 +122,7 @@ def from_transformer_lens(hook: str) -> Site | None:
         return Site("embed", 0)
     match = re.fullmatch(r"blocks\.(\d{1,4})\.([A-Za-z0-9_.]+)", hook)
     point = TRANSFORMER_LENS.get(match[2]) if match else None
-    return Site.of(point, int(match[1])) if match and point else None
+    return Site.canonical(point, int(match[1])) if match and point else None
 
 
 def from_hugging_face(module: str) -> Site | None:
@@ -138,4 +138,4 @@ def from_hugging_face(module: str) -> Site | None:
     if not rest.endswith(("input", "output")):
         rest = f"{rest}.output" if rest else "output"
     point = HUGGING_FACE.get(rest)
-    return Site.of(point, int(match[1])) if point else None
+    return Site.canonical(point, int(match[1])) if point else None

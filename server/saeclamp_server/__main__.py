@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from saeclamp_saes.errors import SAEError
 from saeclamp_server.cli.args import parse_args
-from saeclamp_server.cli.output import written
+from saeclamp_server.cli.output import run_with_checked_output
 from saeclamp_server.startup.options import ServeOptions
 
 SERVER_EXTRA = (
@@ -29,7 +29,7 @@ TERMINATED = 128 + signal.SIGTERM
 def main() -> None:
     """Run the command line."""
     try:
-        sys.exit(written(_main))
+        sys.exit(run_with_checked_output(_main))
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -1,8 +1,11 @@
-"""vLLM's app, with our request models on the steered endpoints and a guard before the others."""
+"""The HTTP app: vLLM's, with our request models on the steered endpoints, a guard before the others, and our state."""
 
 from __future__ import annotations
 
+import threading
 from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,23 +15,94 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from vllm import envs
-from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.app import build_app as build_vllm_app
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
 from saeclamp_server.api import drain as draining
-from saeclamp_server.api import error_envelope, error_handlers, variants, vectors
+from saeclamp_server.api import error_envelope, error_handlers, metrics, variants, vectors
 from saeclamp_server.api.access import KeyGuard, is_served
 from saeclamp_server.api.body_limit import MEGABYTE, BodyLimit
 from saeclamp_server.api.drain import Drain, DrainGuard
-from saeclamp_server.api.features import finding_router
+from saeclamp_server.api.features import FeatureSearch, load_served_saes
 from saeclamp_server.api.features import router as features
-from saeclamp_server.api.openai import models
+from saeclamp_server.api.features.labels import labels_matching_weights
+from saeclamp_server.api.model_share import CellBudget
+from saeclamp_server.api.openai import early_checks, incomplete_answers, models, responses_and_messages
 from saeclamp_server.api.openai import router as routes
 from saeclamp_server.api.openai.middleware import STEERED_PATHS, SteeringMiddleware
+from saeclamp_server.api.openai.sequence_tracker import SequenceTracker
+from saeclamp_server.api.openai.vllm_model_client import VLLMModelClient
+from saeclamp_server.api.state import AppState, CallServices
 from saeclamp_server.api.steering import router as steering
+from saeclamp_server.engine.client import DecoderQueryClient, PromptMeanClient, ReportFetcher
 from saeclamp_server.errors import RequestError
+from saeclamp_server.startup.plan import ServePlan
+from saeclamp_server.startup.sae_quick_check import check_saes_on_model
+from saeclamp_server.startup.self_test import run_self_test
+from saeclamp_server.startup.vllm_args import sample_ids
+from saeclamp_server.steering import SteeringContext
+from saeclamp_server.steering.admission import Admission
+from saeclamp_server.steering.dose import MAX_DOSE
+from saeclamp_server.variants import VariantRegistry
+from saeclamp_server.vectors import VectorRegistry, VectorStorage, default_folder
 
 _CORS: Any = CORSMiddleware
+
+
+async def build_app(engine: Any, args: Namespace, plan: ServePlan, say: Callable[[str], None]) -> FastAPI:
+    """
+    Check that the engine steers and that SAEs fit, and build the app.
+
+    say: is told what takes time
+    Raises StartupError.
+    """
+    saes, options = plan.saes, plan.options
+    await run_self_test(engine, saes, plan.places)
+    measured = await check_saes_on_model(engine, saes, sample_ids(args), options.allow_unverified, say)
+    norms = {name: of.norms for name, of in measured.items()}
+    labels = await labels_matching_weights(engine, saes, say)
+    vectors = VectorRegistry(
+        plan.places, norms, VectorStorage(options.vectors or default_folder(options.model)), engine
+    )
+    await vectors.load(say)
+    tasks = await engine.get_supported_tasks()
+    drain = Drain()
+    app = build_steering_app(args, tasks, engine.model_config, drain, options.max_body)
+    max_acts = {name: opened.max_acts for name, opened in labels.items()}
+    max_dose = MAX_DOSE if options.max_dose is None else options.max_dose
+    context = SteeringContext(saes, norms, max_acts, max_dose, options.max_dose is not None, vectors)
+    served_saes = load_served_saes(saes, norms, {name: of.fit for name, of in measured.items()}, labels, say)
+    search = FeatureSearch(served_saes, context.max_act)
+    context = replace(context, describe=search.description)
+    # embedding takes minutes for a large SAE, and searches by words until it is done
+    threading.Thread(target=search.prepare, args=(say,), daemon=True).start()
+    admission, sequences = Admission(options.max_features, options.max_waiting, metrics.WAIT.observe), SequenceTracker()
+    metrics.observe_queue(admission)
+    sequences.listen(engine.output_processor)
+    responses_and_messages.listen(engine)
+    vllm = app.state
+    await init_app_state(engine, vllm, args, tasks)
+    await early_checks.check_before_answers(vllm, engine)
+    error_handlers.say_errors_in_messages(vllm)
+    incomplete_answers.say_what_was_cut_short(vllm)
+    models = vllm.openai_serving_models
+    bases = [path.name for path in models.base_model_paths]
+    calls = CallServices(context, admission, sequences, ReportFetcher(engine), plan.trace, bases[0])
+    app.state.saeclamp = AppState(
+        calls=calls,
+        saes=served_saes,
+        search=search,
+        variants=VariantRegistry(plan.store, context, bases, lambda: models.lora_requests),
+        vectors=vectors,
+        model=VLLMModelClient(vllm, calls),
+        decoder=DecoderQueryClient(engine),
+        prompt_means=PromptMeanClient(engine),
+        cells=CellBudget(),
+        drain=drain,
+        vllm=vllm,
+    )
+    return app
 
 
 def build_steering_app(
@@ -39,10 +113,10 @@ def build_steering_app(
 
     max_body: megabytes of the largest body
     """
-    app: FastAPI = build_app(args, supported_tasks, model_config)
+    app: FastAPI = build_vllm_app(args, supported_tasks, model_config)
     app.title, app.openapi_schema = "saeclamp", None
     app.router.routes[:] = [route for route in app.router.routes if is_served(route) and not _is_replaced(route)]
-    for own in (draining, routes, models, features, finding_router, steering, variants, vectors):
+    for own in (draining, routes, models, features, steering, variants, vectors):
         app.include_router(own.router)
     app.add_exception_handler(RequestError, error_handlers.refuse)
     app.add_exception_handler(HTTPException, error_handlers.http_error)

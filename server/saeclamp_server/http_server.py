@@ -26,6 +26,7 @@ from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
 from vllm.entrypoints.launchers.utils.ssl import SSLCertRefresher
 
 from saeclamp_server.api.drain import Drain
+from saeclamp_server.api.state import state_of
 
 LAST_RECEIPTS_S = 5.0
 """How long requests that were ended may take to say so."""
@@ -70,7 +71,7 @@ async def serve_http(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop, number)
     helpers = [
-        asyncio.create_task(_stop(server, told, app.state.drain, engine, drain_s, say)),
+        asyncio.create_task(_stop(server, told, state_of(app).drain, engine, drain_s, say)),
         asyncio.create_task(watchdog_loop(server, engine)),
     ]
     refresher = _certificates(config, args)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
+import shlex
 import signal
 import threading
 import traceback
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
+from saeclamp._requests import API_KEY_VARIABLE
 from saeclamp.types.refusals import listed
 from saeclamp_saes import SAEEntry
+from saeclamp_saes.library.feature_book import FeatureNote
 from saeclamp_server.model_info import StartupError, in_one_line
-from saeclamp_server.startup.announcement import print_ready
 from saeclamp_server.startup.options import ServeOptions
 from saeclamp_server.startup.plan import ServePlan, make_plan
 from saeclamp_server.startup.preflight import cannot_listen, check_address, check_vllm_version
@@ -167,10 +170,10 @@ async def _serve_http(
     log: ServerLog,
     end_at_once: Callable[[int], None],
 ) -> None:
-    from saeclamp_server.assembly import assemble_app
+    from saeclamp_server.app import build_app
     from saeclamp_server.http_server import serve_http
 
-    app = await assemble_app(engine, args, plan, log.say)
+    app = await build_app(engine, args, plan, log.say)
     announcement = asyncio.create_task(print_ready(app.state, args, plan.saes, address, log))
     try:
         await serve_http(app, engine, args, socket, plan.options.drain_s, log.say, end_at_once)
@@ -178,3 +181,42 @@ async def _serve_http(
         announcement.cancel()
         with suppress(asyncio.CancelledError):
             await announcement
+
+
+WITH_KEY = f", where {API_KEY_VARIABLE} has the server's key (export {API_KEY_VARIABLE}=...)"
+
+
+async def print_ready(state: Any, args: Namespace, saes: Mapping[str, SAEEntry], address: str, log: ServerLog) -> None:
+    """Wait until the server answers, then say so."""
+    while not getattr(getattr(state, "server", None), "started", False):
+        await asyncio.sleep(0.05)
+    model = args.served_model_name[0] if args.served_model_name else args.model
+    if not saes:
+        log.say(f"ready on {address}. Upload vectors to {address}/v1/vectors.")
+        return
+    # --api-key of vLLM, or its variable
+    needs_key = bool(getattr(args, "api_key", None) or os.environ.get("VLLM_API_KEY"))
+    log.say(f"ready on {address}. Try{WITH_KEY if needs_key else ''}:\n")
+    log.show(example_request(address, model, next(iter(saes.values())), needs_key))
+
+
+def _value(note: FeatureNote) -> float:
+    return note.best or (note.clamp[1] if note.clamp else 1)
+
+
+def example_request(address: str, model: str, sae: SAEEntry, needs_key: bool = False) -> str:
+    """
+    Write a `curl` that steers, quoted for the shell: names come from files that others have written.
+
+    needs_key: whether the server wants a key; it is not printed, but has its place
+    """
+    note = next((note for note in sae.features.values() if note.max_act is not None), None)
+    feature, value, unit = (note.name, _value(note), "max_act") if note else ("0", 10, "act")
+    body = (
+        f'{{\n  "model": {json.dumps(model)}, "temperature": 0, "repetition_penalty": 1.1, "max_tokens": 60,\n'
+        f'  "messages": [{{"role": "user", "content": "Why is the sky blue?"}}],\n'
+        f'  "steering": {{"interventions": [{{"op": "clamp", "feature": {json.dumps(f"{sae.name}/{feature}")}, '
+        f'"value": {value}, "unit": "{unit}"}}]}}}}'
+    )
+    key = f' -H "Authorization: Bearer ${API_KEY_VARIABLE}"' if needs_key else ""
+    return f"curl {address}/v1/chat/completions{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}\n"

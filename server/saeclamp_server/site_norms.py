@@ -10,17 +10,17 @@ from dataclasses import dataclass
 class SiteNorms:
     """Lengths where an SAE writes (first), as measured in the running engine."""
 
-    stream: float | None
+    median_resid_norm: float | None
     """Median length of the residual stream's vectors, sinks excluded; None where too few tokens were ordinary."""
-    rows: Sequence[float]
+    row_norms: Sequence[float]
     """Of each feature: length that one unit of activation adds, at a token of the median scale."""
-    of_stream: bool = True
+    of_resid: bool = True
     """Whether it is the stream that is measured; else, where that is not at hand, the vector at the site."""
 
     @property
     def rounded_resid_norm(self) -> float | None:
-        """`stream` to four digits, the same at every start, as it is shown and as doses are measured by it."""
-        return None if self.stream is None else rounded(self.stream)
+        """`median_resid_norm` to four digits, the same at every start, as it is shown and as doses are measured by it."""
+        return None if self.median_resid_norm is None else rounded(self.median_resid_norm)
 
 
 NOISE = 1e-5
@@ -34,7 +34,7 @@ def rounded(length: float) -> float:
     return float(f"{length:.4g}")
 
 
-def rounded_the_other_way(length: float) -> float:
+def rounded_other_way(length: float) -> float:
     """Round a length that is as near to two such values as noise is to the one that `rounded` does not give."""
     near = {rounded(length * (1 - NOISE)), rounded(length * (1 + NOISE))} - {rounded(length)}
     return near.pop() if near else rounded(length)

@@ -25,11 +25,11 @@ _computing = ThreadPoolExecutor(NUM_COMPUTING, thread_name_prefix="computing")
 _searching = ThreadPoolExecutor(NUM_SEARCHING, thread_name_prefix="searching")
 
 
-async def computed(work: Callable[P, ResultT], *args: P.args, **kwargs: P.kwargs) -> ResultT:
+async def run_computation(work: Callable[P, ResultT], *args: P.args, **kwargs: P.kwargs) -> ResultT:
     """Run a short piece of arithmetic, when a thread is free. Raises what it raises."""
     return await asyncio.get_running_loop().run_in_executor(_computing, partial(work, *args, **kwargs))
 
 
-async def searched(work: Callable[P, ResultT], *args: P.args, **kwargs: P.kwargs) -> ResultT:
+async def run_search(work: Callable[P, ResultT], *args: P.args, **kwargs: P.kwargs) -> ResultT:
     """Run a search, when a thread is free. Raises what it raises."""
     return await asyncio.get_running_loop().run_in_executor(_searching, partial(work, *args, **kwargs))

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 import pytest
 from tests.client.scripted_server import ScriptedServer
 
-from saeclamp import Client, _transport
+from saeclamp import Client
+from saeclamp._async import transport as async_transport
+from saeclamp._sync import transport
 
 
 @pytest.fixture
@@ -30,6 +32,6 @@ def sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def append(seconds: float) -> None:
         delays.append(seconds)
 
-    monkeypatch.setattr(_transport, "sleep", delays.append)
-    monkeypatch.setattr(_transport, "sleep_async", append)
+    monkeypatch.setattr(transport, "sleep", delays.append)
+    monkeypatch.setattr(async_transport, "sleep_async", append)
     return delays

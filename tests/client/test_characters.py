@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from saeclamp.types import InspectedFeature, InspectedToken, Inspection
-from saeclamp.types.characters import PART, pieces
+from saeclamp.types.token_text import PART, pieces
 
 WAVE = tuple("👋".encode())
 

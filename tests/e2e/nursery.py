@@ -26,7 +26,7 @@ HEAVY = (
     "vllm.entrypoints.launchers.api_server.entry",
     "vllm.v1.engine.core",
     "vllm.model_executor.models.llama",
-    "saeclamp_server.assembly",
+    "saeclamp_server.app",
     "saeclamp_server.engine.scheduler.scheduler",
     "saeclamp_server.launch",
 )

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 import saeclamp
 from saeclamp import Add, AsyncClient, Clamp, Client, Readout, Steering
-from saeclamp.types.characters import pieces
+from saeclamp.types.token_text import pieces
 
 MESSAGES = [{"role": "user", "content": "How can I sleep better?"}]
 PARAMS = {"temperature": 0, "max_tokens": 24}

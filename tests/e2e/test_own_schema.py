@@ -23,7 +23,6 @@ from tests.e2e.serving import Server
 from tests.e2e.tiny_engine import tiny_engine
 
 from saeclamp_server.api import variants, vectors
-from saeclamp_server.api.features import finding_router
 from saeclamp_server.api.features import router as features
 from saeclamp_server.api.steering import router as steering
 
@@ -42,7 +41,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Iter
 def documentation() -> dict[str, Any]:
     """What a server says of our endpoints."""
     app = FastAPI()
-    for part in (features, finding_router, steering, variants, vectors):
+    for part in (features, steering, variants, vectors):
         app.include_router(part.router)
     return app.openapi()
 

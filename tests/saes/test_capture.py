@@ -10,8 +10,8 @@ from tests.saes.tiny_models import ARCHITECTURES, NUM_LAYERS, WIDTH, Architectur
 from torch import Tensor, nn
 
 from saeclamp_saes.errors import VerificationError
-from saeclamp_saes.lm.architectures import LAYOUTS, edited, has_site, num_blocks
-from saeclamp_saes.lm.capture import cross_entropy_with, record
+from saeclamp_saes.lm.architectures import LAYOUTS, apply_edits, has_site, num_blocks
+from saeclamp_saes.lm.capture import edited_cross_entropy, record
 from saeclamp_saes.sites import POINTS, Site
 
 LAST = NUM_LAYERS - 1
@@ -43,9 +43,14 @@ def blocks_of(model: Any) -> Any:
 @torch.no_grad()
 def captured(model: Any, ids: Tensor, edits: dict[Site, Any] | None = None) -> tuple[dict[Site, Tensor], Any]:
     found: dict[Site, Tensor] = {}
-    sites = [Site(point, layer) for point in POINTS for layer in range(NUM_LAYERS) if Site.of(point, layer)[0] == point]
+    sites = [
+        Site(point, layer)
+        for point in POINTS
+        for layer in range(NUM_LAYERS)
+        if Site.canonical(point, layer)[0] == point
+    ]
     taps = {site: lambda x, site=site: found.update({site: x.clone()}) for site in sites if has_site(model, site)}
-    with edited(model, taps | (edits or {})):
+    with apply_edits(model, taps | (edits or {})):
         out = model(input_ids=ids[None], output_hidden_states=True)
     return found, out
 
@@ -87,9 +92,12 @@ def test_places_that_an_architecture_lacks_are_errors(model: Any, architecture: 
     assert has_site(model, Site("mlp_in_no_gain", 1)) is (architecture.without_gain is not None)
     assert all(has_site(model, Site(point, 0)) for point in ("embed", "resid_pre", "resid_post", "attn_z", "mlp_out"))
     assert num_blocks(model) == NUM_LAYERS
-    with pytest.raises(VerificationError, match="layers 0 to 2"), edited(model, {Site("mlp_out", 3): lambda x: None}):
+    with (
+        pytest.raises(VerificationError, match="layers 0 to 2"),
+        apply_edits(model, {Site("mlp_out", 3): lambda x: None}),
+    ):
         pass
-    with pytest.raises(VerificationError, match="only layer 0"), edited(model, {Site("embed", 1): lambda x: None}):
+    with pytest.raises(VerificationError, match="only layer 0"), apply_edits(model, {Site("embed", 1): lambda x: None}):
         pass
 
 
@@ -97,13 +105,15 @@ def test_an_edit_that_changes_nothing_changes_nothing(model: Any) -> None:
     found, out = captured(model, sequences()[0])
     for site in found:
         if site.layer in (0, 1):
-            with edited(model, {site: lambda x: x}), torch.no_grad():
+            with apply_edits(model, {site: lambda x: x}), torch.no_grad():
                 again = model(input_ids=sequences()[0][None]).logits
             assert close(out.logits, again), site
 
 
 def test_hooks_are_gone_afterwards(model: Any) -> None:
-    with edited(model, {Site("resid_mid" if has_site(model, Site("resid_mid", 0)) else "mlp_in", 0): lambda x: 0 * x}):
+    with apply_edits(
+        model, {Site("resid_mid" if has_site(model, Site("resid_mid", 0)) else "mlp_in", 0): lambda x: 0 * x}
+    ):
         pass
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
@@ -117,7 +127,7 @@ def test_what_follows_sees_what_was_put_there(model: Any, architecture: Architec
     clean, _ = captured(model, sequences()[0])
     leaving: list[Tensor] = []
     watch = blocks_of(model)[2].register_forward_pre_hook(lambda _, args: leaving.append(args[0]))
-    with edited(model, {Site(point, 1): lambda x: new}), torch.no_grad():
+    with apply_edits(model, {Site(point, 1): lambda x: new}), torch.no_grad():
         model(input_ids=sequences()[0][None])
     watch.remove()
     assert close(leaving[0], leaves_the_block(blocks_of(model)[1], architecture, clean, {point: new}))
@@ -140,9 +150,9 @@ def leaves_the_block(
 
 
 def test_zero_heads_leave_only_the_projections_bias(model: Any, architecture: Architecture) -> None:
-    with edited(model, {Site("attn_z", 1): torch.zeros_like}), torch.no_grad():
+    with apply_edits(model, {Site("attn_z", 1): torch.zeros_like}), torch.no_grad():
         found: dict[str, Tensor] = {}
-        with edited(model, {Site("attn_out_raw", 1): lambda x: found.update(x=x.clone())}):
+        with apply_edits(model, {Site("attn_out_raw", 1): lambda x: found.update(x=x.clone())}):
             model(input_ids=sequences()[0][None])
     z = torch.zeros(1, 11, captured(model, sequences()[0])[0][Site("attn_z", 1)].shape[-1])
     assert close(found["x"], architecture.o_proj(blocks_of(model)[1], z))
@@ -178,7 +188,7 @@ def test_replacing_touches_only_the_masked_tokens(model: Any) -> None:
     mask[14] = True
 
     def loss(new: Tensor, mask: Tensor = mask) -> float:
-        return cross_entropy_with(model, recording, {site: new}, mask, "", ignore)
+        return edited_cross_entropy(model, recording, {site: new}, mask, "", ignore)
 
     assert loss(vectors, torch.ones_like(mask)) == pytest.approx(recording.cross_entropy, rel=1e-5)
     assert loss(torch.zeros(1, WIDTH), ~torch.ones_like(mask)) == pytest.approx(recording.cross_entropy, rel=1e-6)

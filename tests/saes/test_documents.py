@@ -16,7 +16,7 @@ from torch import nn
 
 from saeclamp_saes.cli import train
 from saeclamp_saes.errors import TrainingError, VerificationError
-from saeclamp_saes.lm.documents import Document, check_sides, data_files, documents, left_out
+from saeclamp_saes.lm.documents import Document, check_sides, data_files, documents, list_skipped
 from saeclamp_saes.lm.harvest import check_documents
 
 LINE = '{"text": "one line of text"}\n'
@@ -28,7 +28,7 @@ def test_json_lines_are_read_whatever_they_are_called_and_texts_called_license_a
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "a.jsonl").write_text(LINE)
     assert [file.name for file in data_files([tmp_path])] == ["README.jsonl", "license-texts.jsonl"]
-    assert [file.name for file in left_out([tmp_path])] == ["LICENSE.txt", "more", "notes.bin", "readme.md"]
+    assert [file.name for file in list_skipped([tmp_path])] == ["LICENSE.txt", "more", "notes.bin", "readme.md"]
 
 
 def test_a_folder_of_descriptions_alone_is_said_to_hold_no_data(tmp_path: Path) -> None:

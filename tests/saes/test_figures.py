@@ -18,18 +18,18 @@ def test_the_first_position_special_tokens_and_sinks_are_left_out() -> None:
     x = rows(1, 2, 3, 2, 21, 2)
     position = torch.tensor([0, 1, 2, 3, 4, 5])
     is_special = torch.tensor([False, False, True, False, False, False])
-    assert token_mask.ordinary(x, position, is_special).tolist() == [False, True, False, True, False, True]
+    assert token_mask.scored_token_mask(x, position, is_special).tolist() == [False, True, False, True, False, True]
 
 
 def test_a_first_position_as_long_as_a_sink_does_not_move_the_median() -> None:
     x = rows(9000, 1, 9000, 1, 10, 11)
     position = torch.tensor([0, 1, 0, 1, 2, 3])
-    kept = token_mask.ordinary(x, position, torch.zeros(6, dtype=torch.bool))
+    kept = token_mask.scored_token_mask(x, position, torch.zeros(6, dtype=torch.bool))
     assert kept.tolist() == [False, True, False, True, True, False]
 
 
 def test_no_token_is_ordinary_where_all_are_first() -> None:
-    kept = token_mask.ordinary(rows(1, 2), torch.tensor([0, 0]), torch.tensor([False, False]))
+    kept = token_mask.scored_token_mask(rows(1, 2), torch.tensor([0, 0]), torch.tensor([False, False]))
     assert kept.tolist() == [False, False]
 
 

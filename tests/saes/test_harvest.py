@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from saeclamp_saes.errors import TrainingError, VerificationError
 from saeclamp_saes.io.vector_files import VectorFile, VectorTable
 from saeclamp_saes.lm.documents import Document, data_files, documents
-from saeclamp_saes.lm.harvest import Cursor, Harvest, Reader, norm_limits, width_of
+from saeclamp_saes.lm.harvest import ActivationReader, ActivationStream, Cursor, d_in_of, norm_limits
 from saeclamp_saes.sites import Site
 
 SHARE = 0.2
@@ -30,17 +30,17 @@ def _small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("saeclamp_saes.lm.harvest.GROUP_TOKENS", 300)
 
 
-def harvest(reader: Reader, data: Path, held_out: bool = False, **options: Any) -> Harvest:
+def harvest(reader: ActivationReader, data: Path, held_out: bool = False, **options: Any) -> ActivationStream:
     how: dict[str, Any] = {
         "held_out_share": SHARE,
         "norm_limits": torch.tensor([float("inf")]),
         "dtype": "bfloat16",
         **options,
     }
-    return Harvest(reader, data_files([data]), held_out=held_out, **how)
+    return ActivationStream(reader, data_files([data]), held_out=held_out, **how)
 
 
-def take_all(harvest: Harvest, cursor: Cursor = START, most: int = 10**9) -> list[Tensor]:
+def take_all(harvest: ActivationStream, cursor: Cursor = START, most: int = 10**9) -> list[Tensor]:
     parts = []
     while len((part := harvest.take(cursor, most))[0]):
         parts.append(part[0])
@@ -48,12 +48,12 @@ def take_all(harvest: Harvest, cursor: Cursor = START, most: int = 10**9) -> lis
     return parts
 
 
-def everything(harvest: Harvest, cursor: Cursor = START, most: int = 10**9) -> Tensor:
+def everything(harvest: ActivationStream, cursor: Cursor = START, most: int = 10**9) -> Tensor:
     return torch.cat(take_all(harvest, cursor, most))[:, 0]
 
 
 @torch.no_grad()
-def slow(reader: Reader, data: Path, held_out: bool = False, limit: float = float("inf")) -> Tensor:
+def slow(reader: ActivationReader, data: Path, held_out: bool = False, limit: float = float("inf")) -> Tensor:
     """The obvious way: one sequence at a time through the whole model, one token at a time into a list."""
     rows = []
     special = reader.tokenizer.all_special_ids
@@ -133,7 +133,7 @@ def test_the_forward_stops_behind_the_layer(tmp_path: Path) -> None:
     for index, layer in enumerate(model.model.layers):
         layer.register_forward_hook(lambda *_, index=index: ran.append(index))
     model.lm_head.register_forward_hook(lambda *_: ran.append(99))
-    assert width_of(reader(model)) == 16
+    assert d_in_of(reader(model)) == 16
     assert ran == [0, 1]
 
 
@@ -198,9 +198,9 @@ def test_values_that_float16_cannot_hold_are_refused(tmp_path: Path) -> None:
 
 def test_a_place_that_the_model_lacks_is_refused() -> None:
     with pytest.raises(VerificationError, match="layers 0 to 2"):
-        width_of(replace(reader(), sites=(Site("resid_post", 3),)))
+        d_in_of(replace(reader(), sites=(Site("resid_post", 3),)))
     with pytest.raises(VerificationError, match="places of a Linear are"):
-        width_of(replace(reader(), model=nn.Linear(2, 2)))
+        d_in_of(replace(reader(), model=nn.Linear(2, 2)))
 
 
 def test_documents_come_from_every_kind_of_file(tmp_path: Path) -> None:

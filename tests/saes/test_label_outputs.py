@@ -19,10 +19,10 @@ from saeclamp_saes.errors import LabelError
 from saeclamp_saes.labelling import neighbours, output_scores
 from saeclamp_saes.labelling.neighbours import measure_neighbours
 from saeclamp_saes.labelling.output_scores import PREFIX, Prefix, measure_outputs
-from saeclamp_saes.lm.architectures import LAYOUTS, edited
-from saeclamp_saes.lm.harvest import Reader
-from saeclamp_saes.lm.logit_lens import FINAL_NORM, LogitLens, edits_stream, writes_to_resid
-from saeclamp_saes.progress import silent
+from saeclamp_saes.lm.architectures import LAYOUTS, apply_edits
+from saeclamp_saes.lm.harvest import ActivationReader
+from saeclamp_saes.lm.logit_lens import FINAL_NORM, LogitLens, edits_resid, writes_to_resid
+from saeclamp_saes.progress import no_progress
 from saeclamp_saes.sae import InputNorm, TopK
 
 IDS = torch.tensor([[2, 3, 4]])
@@ -44,7 +44,7 @@ def logits_with(model: nn.Module, site: Site, new: Tensor) -> Tensor:
     def put(x: Tensor) -> Tensor:
         return torch.cat([x[:, :-1], new[None, None]], dim=1)
 
-    with edited(model, {site: put}):
+    with apply_edits(model, {site: put}):
         logits: Tensor = model(input_ids=IDS).logits[0, -1]
     return logits
 
@@ -82,7 +82,7 @@ def test_the_final_norm_of_every_known_model_is_known() -> None:
 
 
 @torch.no_grad()
-def slow_score(reader: Reader, of: SAE, feature: int, target: float) -> tuple[float, float, list[int]]:
+def slow_score(reader: ActivationReader, of: SAE, feature: int, target: float) -> tuple[float, float, list[int]]:
     """One feature through the whole model, without a cache; ranks by counting."""
     model, ids = reader.model, reader.tokenizer(PREFIX).input_ids
 
@@ -94,7 +94,7 @@ def slow_score(reader: Reader, of: SAE, feature: int, target: float) -> tuple[fl
         return torch.cat([x[:, :-1], new[None, None]], dim=1)
 
     clean = model(input_ids=torch.tensor([ids])).logits[0, -1].softmax(dim=0).tolist()
-    with edited(model, {of.site: clamp}):
+    with apply_edits(model, {of.site: clamp}):
         probabilities = model(input_ids=torch.tensor([ids])).logits[0, -1].softmax(dim=0).tolist()
     lens = LogitLens(model, VOCABULARY).logits(of.W_dec[feature][None])[0].tolist()
     top = sorted(range(VOCABULARY), key=lambda token: -lens[token])[:20]
@@ -118,7 +118,7 @@ def test_output_scores_are_those_of_one_feature_at_a_time(
     monkeypatch.setattr(output_scores, "LOGITS_AT_ONCE", 7 * VOCABULARY)  # batches that do not divide the features
     monkeypatch.setattr(output_scores, "NAMED_SHARE", 0.6)  # a random model is less sure than others
     reading, of = reader(make(name)), sae()
-    found = measure_outputs(tmp_path, of, reading, MAX_ACTS, silent)
+    found = measure_outputs(tmp_path, of, reading, MAX_ACTS, no_progress)
     assert np.isnan(found.score[DEAD])
     assert -1 in np.delete(found.named, DEAD, axis=0)
     for feature in range(D_SAE):
@@ -135,7 +135,7 @@ def test_output_scores_are_those_of_one_feature_at_a_time(
 )
 def test_what_is_amplified_is_what_a_clamp_moves(tmp_path: Path, options: dict[str, Any]) -> None:
     of = replace(sae(), **options)
-    found = measure_outputs(tmp_path, of, reader(), MAX_ACTS, silent)
+    found = measure_outputs(tmp_path, of, reader(), MAX_ACTS, no_progress)
     for feature in (0, 7, 20):
         score, _, _ = slow_score(reader(), of, feature, 2 * float(MAX_ACTS[feature]))
         assert found.score[feature] == pytest.approx(score, rel=1e-3)
@@ -152,7 +152,7 @@ def test_the_prefix_is_not_changed_by_reading_on() -> None:
 
 def test_the_first_and_last_tokens_of_the_lens_are_kept(tmp_path: Path) -> None:
     of = sae()
-    found = measure_outputs(tmp_path, of, reader(), MAX_ACTS, silent)
+    found = measure_outputs(tmp_path, of, reader(), MAX_ACTS, no_progress)
     for feature, logits in enumerate(LogitLens(make("llama"), VOCABULARY).logits(of.W_dec).tolist()):
         order = sorted(range(VOCABULARY), key=lambda token: -logits[token])
         assert found.top[feature].tolist() == order[:20]
@@ -180,7 +180,7 @@ def placed(reads: str, writes: str, **options: Any) -> SAE:
     ],
 )
 def test_only_what_goes_to_the_stream_has_a_lens(name: str, of: SAE, has_lens: bool, has_score: bool) -> None:
-    assert (writes_to_resid(make(name), of), edits_stream(of)) == (has_lens, has_score)
+    assert (writes_to_resid(make(name), of), edits_resid(of)) == (has_lens, has_score)
 
 
 def slow_neighbours(W_dec: Tensor, feature: int) -> list[tuple[int, float]]:
@@ -198,7 +198,7 @@ def test_neighbours_are_the_largest_cosines(tmp_path: Path) -> None:
     W_dec = sae().W_dec
     W_dec[3] = 2.5 * W_dec[9] + 0.01 * W_dec[7]
     W_dec[11] = 0.0
-    found = measure_neighbours(tmp_path, W_dec, silent)
+    found = measure_neighbours(tmp_path, W_dec, no_progress)
     assert found.indices[3][0] == 9
     assert found.cosines[3][0] > 0.999
     for feature in range(D_SAE):
@@ -213,7 +213,7 @@ def test_blocks_of_cosines_give_what_all_at_once_give(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     W_dec, told = sae().W_dec, StopAfter(0)
-    whole = measure_neighbours(tmp_path / "whole", W_dec, silent)
+    whole = measure_neighbours(tmp_path / "whole", W_dec, no_progress)
     monkeypatch.setattr(neighbours, "COSINES_AT_ONCE", at_once)
     blocks = measure_neighbours(tmp_path / "blocks", W_dec, told)
     assert len(told.doing) == -(-24 // max(1, at_once // 24))
@@ -222,5 +222,5 @@ def test_blocks_of_cosines_give_what_all_at_once_give(
 
 
 def test_a_dictionary_of_few_features_has_as_many_neighbours_as_there_are(tmp_path: Path) -> None:
-    assert measure_neighbours(tmp_path / "3", torch.eye(3), silent).indices.shape == (3, 2)
-    assert measure_neighbours(tmp_path / "1", torch.eye(1), silent).indices.shape == (1, 0)
+    assert measure_neighbours(tmp_path / "3", torch.eye(3), no_progress).indices.shape == (3, 2)
+    assert measure_neighbours(tmp_path / "1", torch.eye(1), no_progress).indices.shape == (1, 0)

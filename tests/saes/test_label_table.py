@@ -189,7 +189,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkey
     labels(sae()).write(tmp_path / "labels.parquet")
 
     def batches() -> Any:
-        yield table.batch_of(features())
+        yield table.to_batch(features())
         raise OSError(28, "No space left on device")
 
     with pytest.raises(LabelError, match="No space left on device"):
@@ -207,7 +207,7 @@ def test_labels_lie_beside_the_weights(tmp_path: Path) -> None:
 def test_single_rows_are_read_from_an_open_file_whatever_its_parts(tmp_path: Path) -> None:
     path = tmp_path / "labels.parquet"
     first, *others = features()
-    write_labels(path, labels(sae()).info, [table.batch_of([first]), table.batch_of(others)])
+    write_labels(path, labels(sae()).info, [table.to_batch([first]), table.to_batch(others)])
     opened = LabelFile(path)
     assert (opened.info, len(opened)) == (labels(sae()).info, 4)
     assert opened.max_acts == [None, None, None, 1.5]
@@ -225,6 +225,6 @@ def test_what_is_no_file_of_labels_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "labels.parquet").write_bytes(b"nothing")
     with pytest.raises(LabelError, match="cannot be read as Parquet"):
         LabelFile(tmp_path / "labels.parquet")
-    write_labels(tmp_path / "labels.parquet", labels(sae()).info, [table.batch_of(features()[::-1])])
+    write_labels(tmp_path / "labels.parquet", labels(sae()).info, [table.to_batch(features()[::-1])])
     with pytest.raises(LabelError, match="not in order"):
         LabelFile(tmp_path / "labels.parquet")

@@ -27,8 +27,8 @@ from saeclamp_saes.labelling.examples import (
 )
 from saeclamp_saes.labelling.run import run_labelling
 from saeclamp_saes.labelling.table import LabelTable
-from saeclamp_saes.lm.harvest import Reader
-from saeclamp_saes.progress import silent
+from saeclamp_saes.lm.harvest import ActivationReader
+from saeclamp_saes.progress import no_progress
 from saeclamp_saes.sae import TopK
 
 
@@ -247,10 +247,10 @@ def test_inactive_pieces_depend_on_the_feature_and_its_index_alone() -> None:
 
 
 def record(
-    folder: Path, of: SAE, reader: Reader, data: Path, tokens: int = 10**6, limit: float = 1e9
+    folder: Path, of: SAE, reader: ActivationReader, data: Path, tokens: int = 10**6, limit: float = 1e9
 ) -> ActivationIndex:
     limits = torch.full((len(reader.sites),), limit)
-    return build_index(folder, of, reader, [data / "b.jsonl"], limits, tokens, silent)
+    return build_index(folder, of, reader, [data / "b.jsonl"], limits, tokens, no_progress)
 
 
 def check(found: ActivationIndex, slow: list[list[Token]], num_features: int = D_SAE) -> None:

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from saeclamp_saes.errors import SAEError
 from saeclamp_saes.evaluation import accumulators
 from saeclamp_saes.evaluation import evaluate as measuring
-from saeclamp_saes.evaluation.eval_data import EvalData, survey
+from saeclamp_saes.evaluation.eval_data import EvalData, survey_data
 from saeclamp_saes.evaluation.evaluate import EvaluatedSAE, NamedSAE, evaluate, sites_of
 from saeclamp_saes.evaluation.histograms import Histogram
 from saeclamp_saes.evaluation.verify import verify
 from saeclamp_saes.lm.documents import Document, data_files, documents
-from saeclamp_saes.lm.harvest import Reader, norm_limits
+from saeclamp_saes.lm.harvest import ActivationReader, norm_limits
 from saeclamp_saes.sae import SAE, TopK
 from saeclamp_saes.sites import Site
 
@@ -66,7 +66,7 @@ def sae_at(site: Site = HOME, seed: int = 0, **changes: Any) -> SAE:
     return replace(sae, **changes)
 
 
-def reading(model: nn.Module, *saes: SAE, **options: Any) -> Reader:
+def reading(model: nn.Module, *saes: SAE, **options: Any) -> ActivationReader:
     return replace(reader(model), sites=sites_of(saes), **options)
 
 
@@ -258,14 +258,14 @@ def test_two_tokens_are_enough(model: nn.Module, tmp_path: Path) -> None:
 def test_sequences_for_the_cross_entropies_are_even_and_few(model: nn.Module, tmp_path: Path) -> None:
     source, read = EvalData(plain_texts(tmp_path, 300)), reading(model, sae_at())
     every = [part.ids.tolist() for parts in source.documents(read) for part in parts]
-    found = survey(source, read, 1000)
+    found = survey_data(source, read, 1000)
     chosen = [ids.tolist() for ids in found.chosen]
     assert (found.num_parts, found.num_documents) == (len(every), 300)
     assert 500 <= sum(map(len, chosen)) <= 1000
     step = round(len(every) / len(chosen))
     assert chosen == every[::step][: len(chosen)]
     assert len(every) - step * len(chosen) < step  # up to the end
-    assert [ids.tolist() for ids in survey(source, read, 10**6).chosen] == every
+    assert [ids.tolist() for ids in survey_data(source, read, 10**6).chosen] == every
 
 
 def test_negative_activations_are_counted_apart(model: nn.Module, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from saeclamp_saes.evaluation.histograms import Histogram, counted, quantile_of_counts
+from saeclamp_saes.evaluation.histograms import Histogram, count_by_bin, quantile_of_counts
 
 
 def test_histograms_count_as_numpy_does() -> None:
@@ -17,7 +17,7 @@ def test_histograms_count_as_numpy_does() -> None:
     below, above = int((values < 0.01).sum()), int((values > 100).sum())
     expected[0] += below
     expected[-1] += above
-    assert counted(values, edges).tolist() == expected.tolist()
+    assert count_by_bin(values, edges).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("q", [0.0, 0.05, 0.31, 0.5, 0.95, 1.0])

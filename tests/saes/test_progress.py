@@ -12,7 +12,7 @@ from tests.saes.tiny_models import make
 from tests.saes.tiny_training import corpus, reader, recipe, settings, wanted
 
 from saeclamp_saes.labelling.run import run_labelling
-from saeclamp_saes.lm.harvest import MEDIAN_TOKENS, Reader
+from saeclamp_saes.lm.harvest import MEDIAN_TOKENS, ActivationReader
 from saeclamp_saes.training.activations_store import write_store
 from saeclamp_saes.training.run import train
 
@@ -46,19 +46,19 @@ class Heard:
         return [told for told in self.told if told.doing in doing]
 
 
-Work = Callable[[Path, Path, Reader, Heard], Any]
+Work = Callable[[Path, Path, ActivationReader, Heard], Any]
 """Of data, where to write, a reader and a report."""
 
 
-def training(data: Path, out: Path, reading: Reader, heard: Heard) -> None:
+def training(data: Path, out: Path, reading: ActivationReader, heard: Heard) -> None:
     train(settings(out, pool_tokens=32 * 1000), recipe(), wanted(data), reading, heard)
 
 
-def harvesting(data: Path, out: Path, reading: Reader, heard: Heard) -> None:
+def harvesting(data: Path, out: Path, reading: ActivationReader, heard: Heard) -> None:
     write_store(out, wanted(data), reading, heard)
 
 
-def labelling(data: Path, out: Path, reading: Reader, heard: Heard) -> None:
+def labelling(data: Path, out: Path, reading: ActivationReader, heard: Heard) -> None:
     run_labelling(tiny_labels.settings(out / "labels.parquet", data), tiny_labels.sae(), reading, heard)
 
 

@@ -16,7 +16,7 @@ from tests.saes.tiny_training import corpus, reader, recipe, settings, wanted
 
 from saeclamp_saes.errors import SAEError, TrainingError
 from saeclamp_saes.io.hashes import sha256_of
-from saeclamp_saes.lm.harvest import Reader
+from saeclamp_saes.lm.harvest import ActivationReader
 from saeclamp_saes.training.activations_store import ActivationsStore, write_store
 from saeclamp_saes.training.harvest_config import HarvestConfig
 from saeclamp_saes.training.run import train, train_from
@@ -26,7 +26,7 @@ Work = Callable[..., Any]
 """Of a folder, what is wanted and a reader; a report too, if one is given."""
 
 
-def training(folder: Path, what: HarvestConfig, reading: Reader, *report: Any) -> Any:
+def training(folder: Path, what: HarvestConfig, reading: ActivationReader, *report: Any) -> Any:
     return train(settings(folder), recipe(), what, reading, *report)
 
 

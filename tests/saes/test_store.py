@@ -18,7 +18,7 @@ from tests.saes.tiny_training import corpus, reader, recipe, settings, texts, wa
 from saeclamp_saes import read_sae
 from saeclamp_saes.errors import TrainingError
 from saeclamp_saes.io.hashes import sha256_of
-from saeclamp_saes.lm.harvest import Reader
+from saeclamp_saes.lm.harvest import ActivationReader
 from saeclamp_saes.sites import Site
 from saeclamp_saes.training.activations_store import ActivationsStore, write_store
 from saeclamp_saes.training.checkpoint import load
@@ -54,7 +54,7 @@ def stop(after: int) -> Any:
     return report
 
 
-def two_places(**options: Any) -> Reader:
+def two_places(**options: Any) -> ActivationReader:
     return replace(reader(), sites=SITES, **options)
 
 

@@ -246,7 +246,7 @@ def test_a_recipe_that_makes_no_sense_is_refused(options: dict[str, Any], said: 
 
 @pytest.mark.parametrize(("num_batches", "most"), [(10, 50), (50, 10), (100, 7), (101, 33), (7, 1), (3, 3), (1000, 2)])
 def test_as_many_batches_are_harvested_as_are_used(num_batches: int, most: int) -> None:
-    schedule = Schedule.of(num_batches, most)
+    schedule = Schedule.plan(num_batches, most)
     used = [schedule.used(round_) for round_ in range(schedule.num_refills + 1)]
     assert sum(used) == num_batches
     assert used[-1] == schedule.size <= max(2, most)

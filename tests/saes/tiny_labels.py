@@ -13,7 +13,7 @@ from tests.saes.tiny_training import LAYER
 from saeclamp_saes import SAE, Site
 from saeclamp_saes.labelling.run import LabelSettings
 from saeclamp_saes.lm.documents import data_files, documents
-from saeclamp_saes.lm.harvest import Reader
+from saeclamp_saes.lm.harvest import ActivationReader
 
 SITE = Site("resid_post", LAYER)
 D_SAE, DEAD = 24, 5
@@ -61,7 +61,7 @@ class Token(NamedTuple):
 
 
 @torch.no_grad()
-def tokens_of(reader: Reader, sae: SAE, data: Path, limit: float = float("inf")) -> list[list[Token]]:
+def tokens_of(reader: ActivationReader, sae: SAE, data: Path, limit: float = float("inf")) -> list[list[Token]]:
     """The obvious way: one sequence after the other through the whole model, without stopping it."""
     found: list[list[Token]] = []
     for number, document in enumerate(documents(data_files([data]))):

@@ -14,7 +14,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from saeclamp_saes.lm.harvest import Reader
+from saeclamp_saes.lm.harvest import ActivationReader
 from saeclamp_saes.sites import Site
 from saeclamp_saes.training.config import TrainingConfig
 from saeclamp_saes.training.harvest_config import HarvestConfig
@@ -56,8 +56,8 @@ def corpus(folder: Path, num: int = 60) -> Path:
     return folder
 
 
-def reader(model: nn.Module | None = None, **options: Any) -> Reader:
-    return Reader(
+def reader(model: nn.Module | None = None, **options: Any) -> ActivationReader:
+    return ActivationReader(
         model or make("llama"),
         tokenizer(),
         (Site("resid_post", LAYER),),

@@ -44,8 +44,8 @@ def args(*argv: str) -> Any:
 
 def app(*argv: str) -> FastAPI:
     made = build_steering_app(args(*argv), TASKS, None, Drain(), MAX_BODY)
-    made.state.drain = Drain()
     made.state.engine_client = SimpleNamespace(errored=False, check_health=_healthy)
+    made.state.saeclamp = SimpleNamespace(drain=Drain(), vllm=made.state)
     return made
 
 

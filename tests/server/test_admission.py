@@ -32,7 +32,7 @@ def test_shared_features_take_room_once_and_those_that_wait_enter_in_their_order
         admission, entered = Admission(3, 10), list[str]()
 
         async def ask(name: str, features: frozenset[tuple[str, int]]) -> None:
-            await admission.enter(features)
+            await admission.acquire(features)
             entered.append(name)
 
         await ask("first", some(1, 2))
@@ -58,23 +58,23 @@ def test_shared_features_take_room_once_and_those_that_wait_enter_in_their_order
 def test_who_gives_up_waiting_holds_nothing_and_holds_nobody_up() -> None:
     async def run() -> None:
         admission = Admission(2, 10)
-        await admission.enter(some(1))
-        large = asyncio.create_task(admission.enter(some(2, 3)))
+        await admission.acquire(some(1))
+        large = asyncio.create_task(admission.acquire(some(2, 3)))
         await turn()
-        small = asyncio.create_task(admission.enter(some(2)))
+        small = asyncio.create_task(admission.acquire(some(2)))
         await turn()
         assert admission.num_waiting == 2
         large.cancel()
         await small
         assert (admission.num_in_use, admission.num_waiting) == (2, 0)
         # let in and cancelled in the same turn of the loop
-        late = asyncio.create_task(admission.enter(some(4)))
+        late = asyncio.create_task(admission.acquire(some(4)))
         await turn()
         admission.release(some(1))
         late.cancel()
         await asyncio.gather(late, return_exceptions=True)
         assert admission.num_in_use == 1
-        await admission.enter(some(5))
+        await admission.acquire(some(5))
 
     asyncio.run(run())
 
@@ -82,14 +82,14 @@ def test_who_gives_up_waiting_holds_nothing_and_holds_nobody_up() -> None:
 def test_too_many_waiting_and_too_many_features_are_refused() -> None:
     async def run() -> None:
         admission = Admission(1, 1)
-        await admission.enter(some(1))
-        waiting = asyncio.create_task(admission.enter(some(2)))
+        await admission.acquire(some(1))
+        waiting = asyncio.create_task(admission.acquire(some(2)))
         await turn()
         with pytest.raises(BusyError) as raised:
-            await admission.enter(some(3))
+            await admission.acquire(some(3))
         assert (raised.value.status, raised.value.retry_after_s) == (429, 1)
         with pytest.raises(InvalidSteeringError, match="uses 2 features; this server allows 1"):
-            await admission.enter(some(3, 4))
+            await admission.acquire(some(3, 4))
         admission.release(some(1))
         await waiting
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -49,12 +50,12 @@ def app(work: Work, model: Any = None) -> FastAPI:
 
     @router.post("/long")
     async def long(body: Suggest, request: Request) -> Response:
-        return await event_stream.answered(request, work)
+        return await event_stream.answer_long(request, work)
 
     served = FastAPI()
     served.include_router(router)
     served.add_exception_handler(RequestError, refuse)
-    served.state.model, served.state.room = model or SlowModel(), CellBudget()
+    served.state.saeclamp = SimpleNamespace(model=model or SlowModel(), cells=CellBudget())
     return served
 
 

@@ -14,7 +14,7 @@ from tests.bundled import ENTRY
 from saeclamp_server.calibration.green_zone import Criteria, Point, fluency, judge, least_prompts
 from saeclamp_server.calibration.metrics import AnswerMetrics, Estimate, MeasuredAnswer, compare
 from saeclamp_server.calibration.records import read_points
-from saeclamp_server.calibration.text import WordSet, distinct_2, repetition
+from saeclamp_server.calibration.text_metrics import WordSet, distinct_2, repetition
 
 BRIDGE = WordSet.parse("bridge")
 UNSTEERED = [

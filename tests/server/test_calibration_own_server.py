@@ -150,8 +150,8 @@ def test_a_server_that_dies_in_the_middle_says_why(tmp_path: Path, command: list
 
 def test_a_run_that_is_killed_takes_its_server_with_it(tmp_path: Path, command: list[str]) -> None:
     code = (
-        "import sys, time\nfrom saeclamp_server.calibration.managed_server import last_words, own_server\n"
-        f"with own_server('m', {str(tmp_path)!r}, [], print, {command!r}):\n"
+        "import sys, time\nfrom saeclamp_server.calibration.managed_server import last_words, managed_server\n"
+        f"with managed_server('m', {str(tmp_path)!r}, [], print, {command!r}):\n"
         "    print('ready', flush=True)\n    time.sleep(600)"
     )
     run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

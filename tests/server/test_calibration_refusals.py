@@ -130,8 +130,8 @@ def test_a_malformed_value_is_a_usage_error(folder: Path, more: tuple[str, ...],
 
 
 def test_the_command_line_needs_no_torch_to_explain_itself() -> None:
-    code = "import sys; from saeclamp_server.cli.args import parse\n"
-    code += "try: parse(['calibrate', '--help'])\nexcept SystemExit: pass\n"
+    code = "import sys; from saeclamp_server.cli.args import parse_args\n"
+    code += "try: parse_args(['calibrate', '--help'])\nexcept SystemExit: pass\n"
     code += "assert not {'torch', 'numpy', 'transformers'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ from saeclamp_server import sentence_encoder
 from saeclamp_server.calibration.concept import Concept, background_texts, label_words
 from saeclamp_server.calibration.errors import CalibrationError
 from saeclamp_server.calibration.prompts import Prompts, read_prompts
-from saeclamp_server.calibration.text import WordSet, distinct_2, repetition, tokenize_words
+from saeclamp_server.calibration.text_metrics import WordSet, distinct_2, repetition, tokenize_words
 
 
 def test_words_are_lowercase_and_keep_their_apostrophes() -> None:

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from tests.e2e.checkpoints import make_sae
 
 from saeclamp_server.cli.args import parse_args
+from saeclamp_server.launch import example_request, print_ready
 from saeclamp_server.model_info import StartupError, check_compatible
 from saeclamp_server.startup import preflight
-from saeclamp_server.startup.announcement import example_request, print_ready
 from saeclamp_server.startup.preflight import check_address, check_vllm_version, open_saes, read_model_info
 from saeclamp_server.startup.server_log import ServerLog
 

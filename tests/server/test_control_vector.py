@@ -6,6 +6,7 @@ import argparse
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -78,8 +79,8 @@ class Running:
         for routes in (vector_routes, variant_routes):
             app.include_router(routes.router)
         app.add_exception_handler(RequestError, refuse)
-        app.state.served = served
-        app.state.variants = VariantRegistry(VariantStore(f"sqlite:///{folder}/variants.sqlite3"), served, ["tiny"])
+        variants = VariantRegistry(VariantStore(f"sqlite:///{folder}/variants.sqlite3"), served, ["tiny"])
+        app.state.saeclamp = SimpleNamespace(context=served, variants=variants, vectors=vectors)
         self.client = Client("http://test", http_client=httpx.Client(transport=InProcess(app)))
 
     def take_in(self, file: Path, **flags: Any) -> None:

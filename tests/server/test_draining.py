@@ -20,7 +20,8 @@ class Served:
         self.may_answer = asyncio.Event()
         app = FastAPI()
         app.include_router(drain.router)
-        app.state.drain, app.state.engine_client = self.drain, SimpleNamespace(errored=False)
+        self.engine = SimpleNamespace(errored=False)
+        app.state.saeclamp = SimpleNamespace(drain=self.drain, vllm=SimpleNamespace(engine_client=self.engine))
         app.add_middleware(DrainGuard, drain=self.drain)
         app.add_api_route("/slow", self._slow)
         app.add_api_route("/fails", self._fails)
@@ -84,7 +85,7 @@ def test_a_request_that_fails_or_whose_client_goes_is_no_longer_counted() -> Non
 def test_a_server_whose_engine_has_died_is_not_ready() -> None:
     async def go() -> None:
         served = Served()
-        served.app.state.engine_client.errored = True
+        served.engine.errored = True
         assert (await served.http.get("/ready")).status_code == 503
 
     asyncio.run(go())

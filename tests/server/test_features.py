@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -37,10 +38,9 @@ def app(entry: SAEEntry = ENTRY, labelled: bool = True, said: list[str] | None =
     served.include_router(routes.router)
     served.add_exception_handler(RequestError, refuse)
     max_acts = {name: opened.max_acts for name, opened in labels.items()}
-    served.state.served = SteeringContext({entry.name: entry}, {entry.name: LENGTHS}, max_acts)
-    served.state.served_saes = load_served_saes(
-        {entry.name: entry}, {entry.name: LENGTHS}, {entry.name: FIT}, labels, report
-    )
+    saes = load_served_saes({entry.name: entry}, {entry.name: LENGTHS}, {entry.name: FIT}, labels, report)
+    context = SteeringContext({entry.name: entry}, {entry.name: LENGTHS}, max_acts)
+    served.state.saeclamp = SimpleNamespace(context=context, saes=saes)
     return served
 
 

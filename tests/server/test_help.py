@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from saeclamp.types.suggestion import Suggest
+from saeclamp.types.suggest import Suggest
 from saeclamp_server.cli import args
 
 EMPTY = (None, False, argparse.SUPPRESS, "", [], {}, ())

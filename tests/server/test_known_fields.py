@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from saeclamp_server.api.known_fields import FIELDS, made_up_fields
+from saeclamp_server.api.request_fields import FIELDS, made_up_fields
 from saeclamp_server.api.steering_body import steering_of
 from saeclamp_server.errors import RequestError
 

@@ -12,7 +12,7 @@ import pytest
 from tests.server.variants.making import served
 
 from saeclamp.types import NewVariant, Steering
-from saeclamp_server.api.loaded_names import refuse_loaded_names
+from saeclamp_server.api.stray_names import refuse_loaded_names
 from saeclamp_server.errors import RequestError
 from saeclamp_server.variants import VariantRegistry, VariantStore
 
@@ -33,7 +33,7 @@ def variants(tmp_path: Path) -> Iterator[VariantRegistry]:
 
 
 def check(variants: VariantRegistry | None, body: dict[str, Any], query: bytes = b"") -> None:
-    app = SimpleNamespace(state=SimpleNamespace(served=SERVED, variants=variants))
+    app = SimpleNamespace(state=SimpleNamespace(saeclamp=SimpleNamespace(context=SERVED, variants=variants)))
     asyncio.run(refuse_loaded_names(body, {"query_string": query, "app": app}))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -14,13 +15,12 @@ from tests.server.test_features import LENGTHS, app
 
 from saeclamp_server.api import variants, vectors
 from saeclamp_server.api.error_handlers import refuse
-from saeclamp_server.api.features import finding_router
 from saeclamp_server.api.features import router as features
 from saeclamp_server.api.steering import router as steering
 from saeclamp_server.errors import RequestError
 from saeclamp_server.steering import SteeringContext
 
-ROUTERS = (features, finding_router, steering, variants, vectors)
+ROUTERS = (features, steering, variants, vectors)
 PATHS = {
     "/v1/saes",
     "/v1/saes/{sae}",
@@ -49,9 +49,11 @@ def everything() -> FastAPI:
     for part in ROUTERS:
         served.include_router(part.router)
     served.add_exception_handler(RequestError, refuse)
-    served.state.served = SteeringContext({"bundled": ENTRY}, {"bundled": LENGTHS})
-    served.state.served_saes = app().state.known
-    served.state.model = served.state.search = served.state.directions = served.state.variants = None
+    served.state.saeclamp = SimpleNamespace(
+        context=SteeringContext({"bundled": ENTRY}, {"bundled": LENGTHS}),
+        saes=app().state.saeclamp.saes,
+        **dict.fromkeys(("model", "cells", "search", "decoder", "variants", "vectors", "prompt_means")),
+    )
     return served
 
 

@@ -125,7 +125,7 @@ def test_a_feature_is_described_by_its_label_or_else_by_its_tokens(search: Featu
 def test_no_bundled_feature_is_without_a_description_and_all_places_give_the_same(cache: Path) -> None:
     norms = SiteNorms(10.0, [1.0] * ENTRY.summary.d_sae)
     served_saes = ServedSAE(ENTRY, norms, labels=LabelFile(labels_path(ENTRY.path)))
-    findable = SearchDocuments.of(served_saes)
+    findable = SearchDocuments.build(served_saes)
     descriptions = [findable.description(index) for index in range(len(findable))]
     assert all(descriptions)
     assert sum(findable.label(index) is None for index in range(len(findable))) > 2000

@@ -14,7 +14,7 @@ from tests.server.conftest import entry, report
 from saeclamp import Ablate, Add, After, AtLeast, AtMost, Clamp, FeatureIndex, First, Positions, Roles, Scale, Steering
 from saeclamp.types import Operation, Tokens
 from saeclamp_server.errors import NotAppliedError, RequestError
-from saeclamp_server.site_norms import SiteNorms, rounded, rounded_the_other_way
+from saeclamp_server.site_norms import SiteNorms, rounded, rounded_other_way
 from saeclamp_server.steering import SteeringContext, build_receipt, resolve, roles_used
 from saeclamp_server.steering import dose as doses
 from saeclamp_server.steering.chat_spans import ChatSpans
@@ -207,7 +207,7 @@ def test_what_is_measured_a_little_differently_after_a_restart_is_the_same_progr
     ],
 )
 def test_a_length_near_two_roundings_has_both(length: float, one: float, other: float) -> None:
-    assert (rounded(length), rounded_the_other_way(length)) == (one, other)
+    assert (rounded(length), rounded_other_way(length)) == (one, other)
 
 
 def test_doses_are_measured_by_what_is_shown() -> None:

@@ -132,8 +132,8 @@ def test_a_malformed_number_is_a_usage_error(
 
 
 def test_the_command_line_needs_no_torch_to_explain_itself() -> None:
-    code = "import sys\nfrom saeclamp_server.cli.args import parse\n"
-    code += "try: parse(['train', '--help'])\nexcept SystemExit: pass\n"
+    code = "import sys\nfrom saeclamp_server.cli.args import parse_args\n"
+    code += "try: parse_args(['train', '--help'])\nexcept SystemExit: pass\n"
     code += "assert 'torch' not in sys.modules"
     done: Any = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -292,9 +293,8 @@ class Api:
         app = FastAPI()
         app.include_router(routes.router)
         app.add_exception_handler(RequestError, refuse)
-        app.state.served = SteeringContext(
-            {}, {}, vectors=VectorRegistry(PLACES, LENGTHS, VectorStorage(folder), Engine())
-        )
+        vectors = VectorRegistry(PLACES, LENGTHS, VectorStorage(folder), Engine())
+        app.state.saeclamp = SimpleNamespace(vectors=vectors)
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
 
     async def upload(self, query: str, content: Any, kind: str = routes.CONTENT_TYPE) -> tuple[int, Any]:

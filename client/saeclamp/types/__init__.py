@@ -5,7 +5,15 @@ Requests are frozen and refuse unknown keys, so a misspelt field is an error and
 Receipts keep what they do not know, so that an older client can read a newer server.
 """
 
-from saeclamp.types._base import (
+from saeclamp.types.attribute import (
+    Attribute,
+    AttributedFeature,
+    AttributedPair,
+    AttributedToken,
+    Attribution,
+    Together,
+)
+from saeclamp.types.base import (
     MAX_DEPTH,
     MAX_INTERVENTIONS,
     MAX_KEY,
@@ -18,31 +26,31 @@ from saeclamp.types._base import (
     Unit,
     looks_like_steering,
 )
-from saeclamp.types.attribution import (
-    Attribute,
-    AttributedFeature,
-    AttributedPair,
-    AttributedToken,
-    Attribution,
-    Together,
-)
-from saeclamp.types.comparison import MAX_SEEDS, Compare, ComparedAnswer, ComparedToken, Comparison, Difference
-from saeclamp.types.composing import Composable, all_, any_, not_
+from saeclamp.types.compare import MAX_SEEDS, Compare, ComparedAnswer, ComparedToken, Comparison, Difference
 from saeclamp.types.contrast import MAX_TEXTS, Contrast, Contrasted, ContrastedFeature, ContrastExample
-from saeclamp.types.derivation import Derive, DerivedVector, Evidence
+from saeclamp.types.derive import Derive, DerivedVector, Evidence
 from saeclamp.types.errors import ErrorBody, ErrorDetail
+from saeclamp.types.feature_actions import Composable, all_, any_, not_
 from saeclamp.types.features import (
+    MAX_HITS,
+    MAX_QUERY,
     Described,
     Example,
+    FeatureHit,
+    FeatureHits,
+    FeatureQuery,
     Label,
     LabelsInfo,
     Neighbour,
+    Neighbourhood,
+    Neighbourhoods,
+    NeighboursQuery,
     StoredFeature,
     StoredSAE,
     StoredSAEs,
     TokenLogit,
 )
-from saeclamp.types.inspection import Aggregate, Inspect, InspectedFeature, InspectedToken, Inspection
+from saeclamp.types.inspect import Aggregate, Inspect, InspectedFeature, InspectedToken, Inspection
 from saeclamp.types.interventions import (
     Ablate,
     Add,
@@ -55,7 +63,6 @@ from saeclamp.types.interventions import (
     Operation,
     Scale,
 )
-from saeclamp.types.neighbours import Neighbourhood, Neighbourhoods, NeighboursQuery
 from saeclamp.types.progress import Progress
 from saeclamp.types.receipts import (
     ChoiceReadout,
@@ -69,9 +76,8 @@ from saeclamp.types.receipts import (
     TopFeature,
 )
 from saeclamp.types.rules import CONDITIONS, AllOf, AnyOf, Condition, FeatureCondition, Not, Rule, comparisons
-from saeclamp.types.search import MAX_HITS, MAX_QUERY, FeatureHit, FeatureHits, FeatureQuery
 from saeclamp.types.steering import Readout, ReceiptKind, Steering, as_steering, extra_body
-from saeclamp.types.suggestion import (
+from saeclamp.types.suggest import (
     Suggest,
     SuggestedControl,
     SuggestedFeature,
@@ -80,7 +86,7 @@ from saeclamp.types.suggestion import (
     Suggestion,
 )
 from saeclamp.types.tokens import TOKEN_OBJECTS, After, First, Positions, Role, Roles, Tokens
-from saeclamp.types.validation import PlannedIntervention, Validate, Validation
+from saeclamp.types.validate import PlannedIntervention, Validate, Validation
 from saeclamp.types.variants import (
     DeletedVariant,
     ExportedVariant,

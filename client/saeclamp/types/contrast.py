@@ -6,12 +6,11 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
-from saeclamp.types._base import Answer, EndpointRequest
-from saeclamp.types.composing import Composable
-from saeclamp.types.features import Label
-from saeclamp.types.inspection import Aggregate, Messages, Saes, Text
+from saeclamp.types.base import Answer, EndpointRequest
+from saeclamp.types.feature_actions import Composable
+from saeclamp.types.features import MAX_HITS, Label
+from saeclamp.types.inspect import Aggregate, Messages, Saes, Text
 from saeclamp.types.rows import Listing
-from saeclamp.types.search import MAX_HITS
 
 MAX_TEXTS = 256
 """In each set."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saeclamp.types._base import Answer
+from saeclamp.types.base import Answer
 
 
 class ErrorDetail(Answer):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from saeclamp.types._base import RequestModel, Unit, Value
+from saeclamp.types.base import RequestModel, Unit, Value
 from saeclamp.types.tokens import SpecialTokens, Tokens
 
 FEATURE_PATTERN = r"^[^/\s]+/[^/\s]+$"

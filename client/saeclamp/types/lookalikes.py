@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from saeclamp.types._base import Answer
-from saeclamp.types.composing import Composable
+from saeclamp.types.base import Answer
+from saeclamp.types.feature_actions import Composable
 from saeclamp.types.interventions import Operation
 from saeclamp.types.refusals import MAX_SHOWN, shown
 from saeclamp.types.rules import AllOf, AnyOf, FeatureCondition, Not, Rule
 from saeclamp.types.steering import Readout, Steering
-from saeclamp.types.suggestion import Suggestion
+from saeclamp.types.suggest import Suggestion
 from saeclamp.types.variants import Variant
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from saeclamp.types._base import Answer
+from saeclamp.types.base import Answer
 from saeclamp.types.rows import Tabular
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
-from saeclamp.types._base import MAX_DEPTH, MAX_INTERVENTIONS, MAX_TESTS, RequestModel, Unit, Value
+from saeclamp.types.base import MAX_DEPTH, MAX_INTERVENTIONS, MAX_TESTS, RequestModel, Unit, Value
 from saeclamp.types.interventions import Feature, Intervention
 from saeclamp.types.tokens import SpecialTokens, Tokens
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from saeclamp._exceptions import ArgumentTypeError
-from saeclamp.types._base import MAX_INTERVENTIONS, MAX_READ, MAX_RULES, RequestModel, invalid_argument
+from saeclamp.types.base import MAX_INTERVENTIONS, MAX_READ, MAX_RULES, RequestModel, invalid_argument
 from saeclamp.types.interventions import Feature, Intervention, Operation
 from saeclamp.types.rules import Rule
 from saeclamp.types.tokens import SpecialTokens, Tokens

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from saeclamp.types._base import MAX_POSITIONS, RequestModel
+from saeclamp.types.base import MAX_POSITIONS, RequestModel
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, FailFast, Field
 
-from saeclamp.types._base import Answer, EndpointRequest, RequestModel
+from saeclamp.types.base import Answer, EndpointRequest, RequestModel
 from saeclamp.types.rows import Listing
 from saeclamp.types.steering import Steering
 

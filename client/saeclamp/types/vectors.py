@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from saeclamp.types._base import Answer
+from saeclamp.types.base import Answer
 from saeclamp.types.rows import Listing
 
 

@@ -15,7 +15,7 @@ from saeclamp_saes.errors import TrainingError
 from saeclamp_saes.lm.load import DTYPES, context_length, load_model
 
 if TYPE_CHECKING:
-    from saeclamp_saes.lm.harvest import Reader
+    from saeclamp_saes.lm.harvest import ActivationReader
     from saeclamp_saes.training.activations_store import ActivationsStore
     from saeclamp_saes.training.harvest_config import HarvestConfig
 
@@ -76,10 +76,10 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", choices=DTYPES, help="of the model; default: float32 on a CPU, else its own")
 
 
-def open_input(args: argparse.Namespace, layers: Sequence[int], tokens: int) -> tuple[HarvestConfig, Reader]:
+def open_input(args: argparse.Namespace, layers: Sequence[int], tokens: int) -> tuple[HarvestConfig, ActivationReader]:
     """Open the model, and say what is wanted of it. Raises SAEError with a sentence."""
     from saeclamp_saes.lm.documents import check_sides, data_files
-    from saeclamp_saes.lm.harvest import Reader
+    from saeclamp_saes.lm.harvest import ActivationReader
     from saeclamp_saes.lm.provenance import model_hashes
     from saeclamp_saes.sites import Site
     from saeclamp_saes.training.harvest_config import HarvestConfig
@@ -99,11 +99,11 @@ def open_input(args: argparse.Namespace, layers: Sequence[int], tokens: int) -> 
         **drop_unset({"held_out_share": args.held_out, "store": args.store}),
     )
     device = next(model.parameters()).device.type
-    reader = Reader(
+    reader = ActivationReader(
         model,
         tokenizer,
         tuple(Site("resid_post", layer) for layer in layers),
-        context=context_length(model, args.context or Reader.context),
+        context=context_length(model, args.context or ActivationReader.context),
         batch_tokens=args.forward or FORWARD_TOKENS[device],
     )
     return wanted, reader
@@ -111,9 +111,9 @@ def open_input(args: argparse.Namespace, layers: Sequence[int], tokens: int) -> 
 
 def report_skipped(data: Sequence[Path]) -> None:
     """Say, on stderr, what is in the named folders and not read."""
-    from saeclamp_saes.lm.documents import left_out
+    from saeclamp_saes.lm.documents import list_skipped
 
-    if names := list(map(str, left_out(data))):
+    if names := list(map(str, list_skipped(data))):
         more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
         print(f"saeclamp: not read, because it is no data: {', '.join(names[:NAMED])}{more}.", file=sys.stderr)
 

@@ -16,7 +16,7 @@ from saeclamp_saes.lm.load import DTYPES, context_length, load_model
 
 if TYPE_CHECKING:
     from saeclamp_saes.labelling.table import LabelTable
-    from saeclamp_saes.lm.harvest import Reader
+    from saeclamp_saes.lm.harvest import ActivationReader
     from saeclamp_saes.sae import SAE
 
 NUM_BEST = 5
@@ -104,15 +104,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _reader(args: argparse.Namespace, folder: str, sae: SAE) -> Reader:
-    from saeclamp_saes.lm.harvest import Reader
+def _reader(args: argparse.Namespace, folder: str, sae: SAE) -> ActivationReader:
+    from saeclamp_saes.lm.harvest import ActivationReader
 
     model, tokenizer = load_model(folder, args.device, args.dtype)
-    return Reader(
+    return ActivationReader(
         model,
         tokenizer,
         sae.reads,
-        context=context_length(model, args.context or Reader.context),
+        context=context_length(model, args.context or ActivationReader.context),
         batch_tokens=args.forward or FORWARD_TOKENS[next(model.parameters()).device.type],
     )
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from saeclamp_saes.evaluation.evaluate import EvaluatedSAE
     from saeclamp_saes.evaluation.measurement import Measurement
     from saeclamp_saes.library.resolve import SAEAddress
-    from saeclamp_saes.lm.harvest import Reader
+    from saeclamp_saes.lm.harvest import ActivationReader
 
 DESCRIPTION = """\
 Run MODEL over text, and measure what each SAE reconstructs, how often and how strongly its features are active, and what the
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     from saeclamp_saes.evaluation.evaluate import NamedSAE, evaluate, sites_of
     from saeclamp_saes.evaluation.plots import check_matplotlib, write_plots
     from saeclamp_saes.library.resolve import find_sae
-    from saeclamp_saes.lm.harvest import Reader
+    from saeclamp_saes.lm.harvest import ActivationReader
     from saeclamp_saes.loaders import read_sae
 
     if args.plots:
@@ -95,11 +95,11 @@ def run(args: argparse.Namespace) -> int:
     ]
     folder = args.resolve_model(args.model)
     model, tokenizer = load_model(folder, args.device, args.dtype)
-    reader = Reader(
+    reader = ActivationReader(
         model,
         tokenizer,
         sites_of([sae for _, sae in saes]),
-        context=context_length(model, args.context or Reader.context),
+        context=context_length(model, args.context or ActivationReader.context),
         batch_tokens=args.forward or FORWARD_TOKENS[next(model.parameters()).device.type],
     )
     with progress_bar() as report:
@@ -118,7 +118,7 @@ def _source(args: argparse.Namespace) -> EvalData:
     return EvalData(data_files(args.data or [args.text or SAMPLE]), args.held_out, args.tokens)
 
 
-def _state(addresses: Sequence[SAEAddress], model: str, reader: Reader, source: EvalData) -> Path:
+def _state(addresses: Sequence[SAEAddress], model: str, reader: ActivationReader, source: EvalData) -> Path:
     """Where the sums are kept while this runs, under a hash of all that they depend on."""
     from saeclamp_saes.library.resolve import entry_hash
     from saeclamp_saes.library.user_library import library_folder

@@ -10,11 +10,11 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from saeclamp_saes.progress import Report
+    from saeclamp_saes.progress import ProgressCallback
 
 
 @contextmanager
-def progress_bar() -> Iterator[Report]:
+def progress_bar() -> Iterator[ProgressCallback]:
     """Show what is being done on stderr: a bar on a terminal, else nothing."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -19,7 +19,7 @@ from saeclamp_saes.evaluation.report import LEAST
 from saeclamp_saes.training.config import FEATURES_PER_WIDTH, NAMES, TrainingConfig
 
 if TYPE_CHECKING:
-    from saeclamp_saes.progress import Report
+    from saeclamp_saes.progress import ProgressCallback
     from saeclamp_saes.training.export import ExportedSAE
     from saeclamp_saes.training.run_settings import RunSettings
 
@@ -126,17 +126,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _train(args: argparse.Namespace, report: Report) -> ExportedSAE:
-    from saeclamp_saes.lm.harvest import width_of
+def _train(args: argparse.Namespace, report: ProgressCallback) -> ExportedSAE:
+    from saeclamp_saes.lm.harvest import d_in_of
     from saeclamp_saes.training.run import train
 
     if not (args.model and args.data):
         raise TrainingError("Give --model and --data, or --vectors that `saeclamp harvest` kept.")
     wanted, reader = open_input(args, [args.layer], args.tokens)
-    return train(_settings(args), _recipe(args, width_of(reader)), wanted, reader, report)
+    return train(_settings(args), _recipe(args, d_in_of(reader)), wanted, reader, report)
 
 
-def _train_on(args: argparse.Namespace, report: Report) -> ExportedSAE:
+def _train_on(args: argparse.Namespace, report: ProgressCallback) -> ExportedSAE:
     import torch
 
     from saeclamp_saes.sites import Site

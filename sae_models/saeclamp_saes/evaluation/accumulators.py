@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saeclamp_saes.evaluation import metrics
-from saeclamp_saes.evaluation.histograms import activation_edges, counted
+from saeclamp_saes.evaluation.histograms import activation_edges, count_by_bin
 from saeclamp_saes.evaluation.interpretations import token_chunks
 from saeclamp_saes.sae import SAE
 
@@ -94,7 +94,7 @@ class MetricSums:
             self.num_active += acts.count_nonzero(dim=0)
             self.l0_counts += torch.bincount(metrics.l0(acts), minlength=len(self.l0_counts))
             positive = acts[acts > 0].double()
-            self.act_counts += counted(positive, edges)
+            self.act_counts += count_by_bin(positive, edges)
             self.act_total += positive.sum()
             self.act_largest = torch.cat([positive, self.act_largest[None]]).max()
             self.num_negative += (acts < 0).sum()

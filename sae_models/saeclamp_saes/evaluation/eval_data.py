@@ -10,9 +10,9 @@ from torch import Tensor
 
 from saeclamp_saes.errors import VerificationError
 from saeclamp_saes.lm.documents import documents
-from saeclamp_saes.lm.harvest import Part, Reader
+from saeclamp_saes.lm.harvest import ActivationReader, TokenSequence
 from saeclamp_saes.lm.text import SHORTEST
-from saeclamp_saes.progress import Report, silent
+from saeclamp_saes.progress import ProgressCallback, no_progress
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class EvalData:
     tokens: int | None = None
     """At most so many that count, the first ones; None is all."""
 
-    def documents(self, reader: Reader) -> Iterator[list[Part]]:
+    def documents(self, reader: ActivationReader) -> Iterator[list[TokenSequence]]:
         """Yield the sequences of each document, none without a token that counts. Raises TrainingError for bad data."""
         left = self.tokens
         for document in documents(self.files):
@@ -52,7 +52,9 @@ class EvalDataSummary:
     """(length,) int64 token ids each: sequences from all over the source"""
 
 
-def survey(source: EvalData, reader: Reader, most: int, report: Report = silent) -> EvalDataSummary:
+def survey_data(
+    source: EvalData, reader: ActivationReader, most: int, report: ProgressCallback = no_progress
+) -> EvalDataSummary:
     """
     Read a source once without running the model, so that bad data are known at once, and choose sequences evenly from it.
 
@@ -80,14 +82,14 @@ def survey(source: EvalData, reader: Reader, most: int, report: Report = silent)
     return EvalDataSummary(num_documents, num_parts, num_tokens, chosen[::step])
 
 
-def _first(parts: list[Part], most: int) -> tuple[list[Part], int]:
+def _first(parts: list[TokenSequence], most: int) -> tuple[list[TokenSequence], int]:
     """Cut after the token that is the `most`-th to count; returns also how many are then still wanted."""
     kept = []
     for part in parts:
         if not most:
             break
         length = int((part.counts.cumsum(dim=0) <= most).sum())
-        kept.append(Part(part.ids[:length], part.counts[:length]))
+        kept.append(TokenSequence(part.ids[:length], part.counts[:length]))
         most -= int(part.counts[:length].sum())
     return kept, most
 

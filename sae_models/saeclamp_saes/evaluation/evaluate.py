@@ -11,13 +11,20 @@ import torch
 from torch import Tensor
 
 from saeclamp_saes.errors import VerificationError
-from saeclamp_saes.evaluation.eval_data import EvalData, EvalDataSummary, survey
+from saeclamp_saes.evaluation.eval_data import EvalData, EvalDataSummary, survey_data
 from saeclamp_saes.evaluation.measurement import Measurement
 from saeclamp_saes.evaluation.report import Verification
 from saeclamp_saes.evaluation.running_sums import RunningSums
 from saeclamp_saes.evaluation.verify import verify
-from saeclamp_saes.lm.harvest import GROUP_TOKENS, Part, Reader, forwards, norm_limits, width_of
-from saeclamp_saes.progress import Report, silent
+from saeclamp_saes.lm.harvest import (
+    GROUP_TOKENS,
+    ActivationReader,
+    TokenSequence,
+    d_in_of,
+    norm_limits,
+    report_forwards,
+)
+from saeclamp_saes.progress import ProgressCallback, no_progress
 from saeclamp_saes.sae import SAE
 from saeclamp_saes.sites import Site
 
@@ -49,9 +56,9 @@ def sites_of(saes: Sequence[SAE]) -> tuple[Site, ...]:
 
 def evaluate(
     saes: Sequence[NamedSAE],
-    reader: Reader,
+    reader: ActivationReader,
     source: EvalData,
-    report: Report = silent,
+    report: ProgressCallback = no_progress,
     state: Path | None = None,
     save_seconds: float = SAVE_SECONDS,
 ) -> EvaluatedSAE:
@@ -67,19 +74,19 @@ def evaluate(
     device = next(reader.model.parameters()).device
     sums = RunningSums.begin([sae for _, sae in saes], device, state, save_seconds)
     # data with a mistake somewhere are refused here, before the long part
-    found = survey(source, reader, VERIFIED_TOKENS, report)
+    found = survey_data(source, reader, VERIFIED_TOKENS, report)
     verifications = [_verified(named, reader, found, report) for named in saes]
     saes = [NamedSAE(name, sae.to(device, torch.float32)) for name, sae in saes]
     _sum_up(sums, saes, reader, source, found, report)
     results = zip(saes, sums.tallies, verifications, strict=True)
     measured = EvaluatedSAE(
-        found, [Measurement.of(*named, tally, verification) for named, tally, verification in results]
+        found, [Measurement.from_sums(*named, tally, verification) for named, tally, verification in results]
     )
     sums.discard()
     return measured
 
 
-def _check_widths(saes: Sequence[NamedSAE], reader: Reader) -> None:
+def _check_widths(saes: Sequence[NamedSAE], reader: ActivationReader) -> None:
     widths: dict[int, str] = {}
     for name, sae in saes:
         for does, width in (("reads", sae.d_in // len(sae.reads)), ("writes", sae.d_out // len(sae.writes))):
@@ -89,14 +96,16 @@ def _check_widths(saes: Sequence[NamedSAE], reader: Reader) -> None:
             f"Places of different widths cannot be measured at once: {', and '.join(widths.values())}."
         )
     ((width, says),) = widths.items()
-    if (own := width_of(reader)) != width:
+    if (own := d_in_of(reader)) != width:
         raise VerificationError(
             f"{says}, and {', '.join(map(str, reader.sites))} of this model is {own} wide: it was made for another model, "
             "or for another place."
         )
 
 
-def _verified(named: NamedSAE, reader: Reader, found: EvalDataSummary, report: Report) -> Verification:
+def _verified(
+    named: NamedSAE, reader: ActivationReader, found: EvalDataSummary, report: ProgressCallback
+) -> Verification:
     def progress(doing: str, done: int, total: int) -> None:
         report(f"{named.name}: {doing}", done, total, {})
 
@@ -106,15 +115,15 @@ def _verified(named: NamedSAE, reader: Reader, found: EvalDataSummary, report: R
 def _sum_up(
     sums: RunningSums,
     saes: Sequence[NamedSAE],
-    reader: Reader,
+    reader: ActivationReader,
     source: EvalData,
     found: EvalDataSummary,
-    report: Report,
+    report: ProgressCallback,
 ) -> None:
     limits = norm_limits(reader, source.files, report)
     for first, group in _groups(source, reader):
         if first >= sums.num_done:
-            read = forwards(report, "measuring", first, found.num_parts, lambda part: 1)
+            read = report_forwards(report, "measuring", first, found.num_parts, lambda part: 1)
             _add(sums, saes, reader.sites, reader.vectors(group, read), limits)
             sums.commit(first + len(group))
         report("measuring", sums.num_done, found.num_parts, {})
@@ -122,7 +131,7 @@ def _sum_up(
         raise VerificationError("The data have no ordinary tokens to measure.")
 
 
-def _groups(source: EvalData, reader: Reader) -> Iterator[tuple[int, list[Part]]]:
+def _groups(source: EvalData, reader: ActivationReader) -> Iterator[tuple[int, list[TokenSequence]]]:
     """Put sequences together until the model's batches are of like length; with each, how many came before."""
     first, group, num_tokens = 0, [], 0
     for parts in source.documents(reader):

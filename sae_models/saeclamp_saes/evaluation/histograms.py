@@ -65,7 +65,7 @@ def activation_edges() -> list[float]:
     return log_edges(lowest * ACTIVATION_BINS, highest * ACTIVATION_BINS, ACTIVATION_BINS)
 
 
-def counted(values: Tensor, edges: Tensor) -> Tensor:
+def count_by_bin(values: Tensor, edges: Tensor) -> Tensor:
     """
     Count numbers by bin.
 
@@ -86,7 +86,7 @@ def density_histogram(num_active: Tensor, num_tokens: int) -> Histogram:
     """
     density = num_active[num_active > 0].double().cpu() / num_tokens
     edges = log_edges(math.floor(DENSITY_BINS * math.log10(1 / num_tokens)), 0, DENSITY_BINS)
-    return Histogram.trimmed(edges, counted(density, torch.tensor(edges, dtype=torch.float64)).tolist())
+    return Histogram.trimmed(edges, count_by_bin(density, torch.tensor(edges, dtype=torch.float64)).tolist())
 
 
 def quantile_of_counts(counts: Tensor, q: float) -> float:

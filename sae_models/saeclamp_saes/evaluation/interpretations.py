@@ -173,7 +173,7 @@ def _moved(site: Site, step: int) -> Site | None:
 
 
 def _neighbours(site: Site) -> list[Site]:
-    places = [Site.of(point, site.layer) for point in POINTS if point != "embed" or site.layer == 0]
+    places = [Site.canonical(point, site.layer) for point in POINTS if point != "embed" or site.layer == 0]
     places.append(Site("resid_mid", site.layer + 1))
     already = (site, _moved(site, -1), _moved(site, 1))
     return [place for place in places if place not in already]

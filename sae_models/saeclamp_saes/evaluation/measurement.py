@@ -74,7 +74,7 @@ class Measurement:
     """Verdict and cross-entropies, on fewer tokens, evenly from the same data: `verification.num_tokens`"""
 
     @classmethod
-    def of(cls, name: str, sae: SAE, tally: MetricSums, verification: Verification) -> Measurement:
+    def from_sums(cls, name: str, sae: SAE, tally: MetricSums, verification: Verification) -> Measurement:
         """Compute the figures from what was summed; of one token or more."""
         num_tokens = int(tally.num_tokens)
         l0 = float(tally.num_active.sum()) / num_tokens

@@ -49,7 +49,9 @@ def quick_check(sae: SAE, x: Tensor, target: Tensor, position: Tensor, is_specia
     """
     if sae.kind in PARTS:
         return QuickCheck(0, None, None, "it is one layer of several that together make what it writes to.")
-    mask = token_mask.ordinary(x, position, is_special) & token_mask.ordinary(target, position, is_special)
+    mask = token_mask.scored_token_mask(x, position, is_special) & token_mask.scored_token_mask(
+        target, position, is_special
+    )
     x, target = x[mask], target[mask]
     if len(x) < FEWEST_TOKENS:
         return QuickCheck(len(x), None, None, f"only {len(x)} ordinary tokens could be measured.")

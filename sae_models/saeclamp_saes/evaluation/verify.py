@@ -30,7 +30,7 @@ from saeclamp_saes.evaluation.report import (
 from saeclamp_saes.evaluation.threshold import estimate_threshold
 from saeclamp_saes.lm import token_mask
 from saeclamp_saes.lm.architectures import has_site
-from saeclamp_saes.lm.capture import ActivationRecording, Progress, cross_entropy_with, record
+from saeclamp_saes.lm.capture import ActivationRecording, Progress, edited_cross_entropy, record
 from saeclamp_saes.sae import SAE
 from saeclamp_saes.sites import Site
 
@@ -136,7 +136,10 @@ def _may_count(recording: ActivationRecording) -> Tensor:
 
 def _ordinary(recording: ActivationRecording, sites: Collection[Site]) -> Tensor:
     """Tokens that are ordinary at every one of these places: (num_tokens,) bool."""
-    masks = [token_mask.ordinary(recording.vectors[site], recording.position, recording.is_special) for site in sites]
+    masks = [
+        token_mask.scored_token_mask(recording.vectors[site], recording.position, recording.is_special)
+        for site in sites
+    ]
     return torch.stack(masks).all(dim=0)
 
 
@@ -189,7 +192,7 @@ def _cross_entropies(
 
     def run(vectors: Tensor, doing: str) -> float:
         parts = zip(sae.writes, vectors.chunk(len(sae.writes), dim=1), strict=True)
-        return cross_entropy_with(model, recording, dict(parts), mask, doing, progress)
+        return edited_cross_entropy(model, recording, dict(parts), mask, doing, progress)
 
     losses = {
         "clean": recording.cross_entropy,

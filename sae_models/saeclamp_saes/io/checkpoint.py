@@ -161,7 +161,7 @@ class CheckpointSource:
         numbers = [int(match[1]) for hook in hooks if (match := re.search(r"\.(\d{1,4})\.", hook))]
         first = self.options.site(option)
         if first is not None and len(numbers) == len(hooks) and min(numbers) == numbers[0]:
-            return tuple(Site.of(first.point, first.layer + number - numbers[0]) for number in numbers)
+            return tuple(Site.canonical(first.point, first.layer + number - numbers[0]) for number in numbers)
         unknown = next((hook for hook, site in zip(hooks, known, strict=True) if site is None), None)
         return tuple(self._site(option, site, unknown, "where it reads or writes") for site in known)
 

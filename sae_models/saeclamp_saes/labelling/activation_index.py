@@ -20,8 +20,8 @@ from torch import Tensor
 from saeclamp_saes.io.vector_files import allocate
 from saeclamp_saes.labelling.column_store import STATE, ColumnStore, StoredColumn, check_size, damaged
 from saeclamp_saes.lm.documents import documents
-from saeclamp_saes.lm.harvest import GROUP_TOKENS, Part, Reader, forwards
-from saeclamp_saes.progress import Report
+from saeclamp_saes.lm.harvest import GROUP_TOKENS, ActivationReader, TokenSequence, report_forwards
+from saeclamp_saes.progress import ProgressCallback
 from saeclamp_saes.sae import SAE
 
 ENCODED_AT_ONCE = 1 << 26
@@ -103,7 +103,7 @@ class ActivationIndex:
         return np.searchsorted(self.starts, token, side="right") - 1
 
 
-def of_files(firings: ActivationIndex, files: Sequence[Path], chosen: Sequence[Path]) -> NDArray[Any]:
+def sequences_of_files(firings: ActivationIndex, files: Sequence[Path], chosen: Sequence[Path]) -> NDArray[Any]:
     """
     Tell which sequences come from some of the files that were read.
 
@@ -121,7 +121,13 @@ def of_files(firings: ActivationIndex, files: Sequence[Path], chosen: Sequence[P
 
 
 def build_index(
-    folder: Path, sae: SAE, reader: Reader, files: Sequence[Path], limits: Tensor, tokens: int, report: Report
+    folder: Path,
+    sae: SAE,
+    reader: ActivationReader,
+    files: Sequence[Path],
+    limits: Tensor,
+    tokens: int,
+    report: ProgressCallback,
 ) -> ActivationIndex:
     """
     Read the documents, or go on with it.
@@ -139,7 +145,7 @@ def build_index(
             raise damaged(folder / STATE)
         at = dict(columns.state)
     for group in _groups(reader, files, at["document"], tokens - at["read"]) if not at["ended"] else ():
-        read = forwards(report, "reading documents", at["read"], tokens, lambda part: len(part.ids))
+        read = report_forwards(report, "reading documents", at["read"], tokens, lambda part: len(part.ids))
         _append(columns, sae, limits, group, reader.vectors(group.parts, read), at["read"])
         at["read"] += sum(len(part.ids) for part in group.parts)
         at["document"] = group.end
@@ -150,24 +156,24 @@ def build_index(
 
 
 class _FeatureGroup(NamedTuple):
-    parts: list[Part]
+    parts: list[TokenSequence]
     documents: list[int]
     """Of each part"""
     end: int
     """The next document"""
 
 
-def _groups(reader: Reader, files: Sequence[Path], start: int, tokens: int) -> Iterator[_FeatureGroup]:
+def _groups(reader: ActivationReader, files: Sequence[Path], start: int, tokens: int) -> Iterator[_FeatureGroup]:
     """Take documents together, so that sequences of like length run at once. A group depends on where it starts alone."""
     least = max(GROUP_TOKENS, 4 * reader.batch_tokens)
-    parts: list[Part] = []
+    parts: list[TokenSequence] = []
     owners: list[int] = []
     held, at = 0, start
     for document in documents(files, start):
         if tokens <= 0:
             break
         for part in reader.parts(document):
-            cut = Part(part.ids[:tokens], part.counts[:tokens])
+            cut = TokenSequence(part.ids[:tokens], part.counts[:tokens])
             if len(cut.ids):
                 parts.append(cut)
                 owners.append(at)
@@ -209,7 +215,7 @@ def _append(
         num_read += len(part.ids)
 
 
-def _sorted(folder: Path, columns: ColumnStore, d_sae: int, report: Report) -> ActivationIndex:
+def _sorted(folder: Path, columns: ColumnStore, d_sae: int, report: ProgressCallback) -> ActivationIndex:
     feature, token, value = columns["feature"], columns["token"], columns["value"]
     total = len(feature)
     firsts = range(0, total, SORTED_AT_ONCE)

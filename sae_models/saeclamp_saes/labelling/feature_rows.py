@@ -15,7 +15,7 @@ from saeclamp_saes.labelling.activation_index import ActivationIndex
 from saeclamp_saes.labelling.examples import TokenStrings, inactive_examples, top_examples
 from saeclamp_saes.labelling.neighbours import NeighbourTable
 from saeclamp_saes.labelling.output_scores import NUM_SHOWN, PromotedTokens
-from saeclamp_saes.labelling.table import Explanation, Feature, Kind, Neighbour, TokenLogit, batch_of
+from saeclamp_saes.labelling.table import Explanation, Feature, Kind, Neighbour, TokenLogit, to_batch
 from saeclamp_saes.labelling.token_labels import (
     Candidate,
     SplitHalves,
@@ -24,7 +24,7 @@ from saeclamp_saes.labelling.token_labels import (
     next_token_label,
     output_label,
 )
-from saeclamp_saes.progress import Report
+from saeclamp_saes.progress import ProgressCallback
 
 MAX_ACT_QUANTILE = 0.999
 ROWS_AT_ONCE = 256
@@ -44,12 +44,12 @@ class FeatureStats:
     strings: TokenStrings
     explanations: Mapping[int, Explanation]
 
-    def batches(self, report: Report) -> Iterator[Any]:
+    def batches(self, report: ProgressCallback) -> Iterator[Any]:
         """Make all rows, some at a time: pyarrow.RecordBatch."""
         d_sae = self.firings.d_sae
         for first in range(0, d_sae, ROWS_AT_ONCE):
             end = min(first + ROWS_AT_ONCE, d_sae)
-            yield batch_of([self.row(index) for index in range(first, end)])
+            yield to_batch([self.row(index) for index in range(first, end)])
             report("labels and examples", end, d_sae, {})
 
     def row(self, index: int) -> Feature:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from pyarrow.compute import list_value_length
 
-from saeclamp_saes.labelling.table import Feature, LabelsInfo, check_order, feature_of, info_of, readable
+from saeclamp_saes.labelling.table import Feature, LabelsInfo, check_order, read_info, readable, to_feature
 
 
 class LabelFile:
@@ -22,7 +22,7 @@ class LabelFile:
         self.path = path
         with readable(path):
             self._file = pq.ParquetFile(path)
-            self.info: LabelsInfo = info_of(path, self._file.schema_arrow)
+            self.info: LabelsInfo = read_info(path, self._file.schema_arrow)
             columns = self._file.read(["index", "max_act"])
         check_order(path, columns["index"].to_pylist())
         self.max_acts: list[float | None] = columns["max_act"].to_pylist()
@@ -63,4 +63,4 @@ class LabelFile:
         with readable(self.path), self._lock:
             group: Any = self._file.read_row_group(number)
             (row,) = group.slice(index - self._firsts[number], 1).to_pylist()
-        return feature_of(row)
+        return to_feature(row)

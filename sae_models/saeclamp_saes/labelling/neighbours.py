@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saeclamp_saes.labelling.column_store import ColumnStore, StoredColumn
-from saeclamp_saes.progress import Report
+from saeclamp_saes.progress import ProgressCallback
 
 NUM_NEIGHBOURS = 5
 COSINES_AT_ONCE = 1 << 25
@@ -26,7 +26,7 @@ class NeighbourTable(NamedTuple):
     """(d_sae, num) float32"""
 
 
-def measure_neighbours(folder: Path, W_dec: Tensor, report: Report) -> NeighbourTable:
+def measure_neighbours(folder: Path, W_dec: Tensor, report: ProgressCallback) -> NeighbourTable:
     """
     Find every feature's neighbours, or go on with it.
 

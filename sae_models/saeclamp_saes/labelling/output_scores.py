@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from saeclamp_saes.clamping import UPDATES, EditRows, decoder_delta, read_acts
 from saeclamp_saes.labelling.column_store import ColumnStore, StoredColumn
-from saeclamp_saes.lm.architectures import Edit, edited
-from saeclamp_saes.lm.harvest import Reader
-from saeclamp_saes.lm.logit_lens import LogitLens, edits_stream
+from saeclamp_saes.lm.architectures import Edit, apply_edits
+from saeclamp_saes.lm.harvest import ActivationReader
+from saeclamp_saes.lm.logit_lens import LogitLens, edits_resid
 from saeclamp_saes.lm.text import bos_id
-from saeclamp_saes.progress import Report
+from saeclamp_saes.progress import ProgressCallback
 from saeclamp_saes.sae import SAE
 from saeclamp_saes.sites import Site
 
@@ -72,7 +72,9 @@ class PromotedTokens(NamedTuple):
     """(d_sae, 3) int32: of the 20 tokens, the likeliest once it is amplified; -1 for none"""
 
 
-def measure_outputs(folder: Path, sae: SAE, reader: Reader, max_acts: Tensor, report: Report) -> PromotedTokens:
+def measure_outputs(
+    folder: Path, sae: SAE, reader: ActivationReader, max_acts: Tensor, report: ProgressCallback
+) -> PromotedTokens:
     """
     Measure every feature, or go on with it.
 
@@ -82,7 +84,7 @@ def measure_outputs(folder: Path, sae: SAE, reader: Reader, max_acts: Tensor, re
     Raises LabelError for a model whose final norm is not known.
     """
     lens = LogitLens(reader.model, len(reader.tokenizer))
-    prefix = Prefix.read(reader, PREFIX) if edits_stream(sae) else None
+    prefix = Prefix.read(reader, PREFIX) if edits_resid(sae) else None
     columns = ColumnStore(folder, _COLUMNS)
     step = max(1, LOGITS_AT_ONCE // lens.num_tokens)
     for first in range(columns.num_done, sae.d_sae, step):
@@ -131,7 +133,7 @@ class Prefix:
 
     @classmethod
     @torch.no_grad()
-    def read(cls, reader: Reader, text: str) -> Prefix:
+    def read(cls, reader: ActivationReader, text: str) -> Prefix:
         """Run the model over all tokens but the last."""
         ids = [*bos_id(reader.tokenizer), *reader.tokenizer(text, add_special_tokens=False).input_ids]
         tokens = torch.tensor([ids], device=next(reader.model.parameters()).device)
@@ -147,7 +149,7 @@ class Prefix:
         """
         before = copy.deepcopy(self.before)  # which the forward adds to
         before.batch_repeat_interleave(num)
-        with edited(self.model, {site: edit}):
+        with apply_edits(self.model, {site: edit}):
             out = self.model(input_ids=self.last.expand(num, 1), past_key_values=before, use_cache=True)
         logits: Tensor = out.logits[:, -1].float()
         return logits

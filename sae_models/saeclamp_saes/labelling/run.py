@@ -18,7 +18,7 @@ from saeclamp_saes.errors import LabelError, TrainingError
 from saeclamp_saes.io.hashes import tensor_sha256
 from saeclamp_saes.io.work_folder import check_identity, locked
 from saeclamp_saes.labelling import examples, feature_rows, output_scores, token_labels
-from saeclamp_saes.labelling.activation_index import build_index, of_files
+from saeclamp_saes.labelling.activation_index import build_index, sequences_of_files
 from saeclamp_saes.labelling.examples import TokenStrings
 from saeclamp_saes.labelling.feature_rows import FeatureStats, max_acts
 from saeclamp_saes.labelling.neighbours import measure_neighbours
@@ -31,11 +31,11 @@ from saeclamp_saes.labelling.table import (
     write_labels,
 )
 from saeclamp_saes.lm.documents import data_files
-from saeclamp_saes.lm.harvest import Reader, check_documents, norm_limits, width_of
-from saeclamp_saes.lm.logit_lens import edits_stream, writes_to_resid
+from saeclamp_saes.lm.harvest import ActivationReader, check_documents, d_in_of, norm_limits
+from saeclamp_saes.lm.logit_lens import edits_resid, writes_to_resid
 from saeclamp_saes.lm.provenance import data_hashes
 from saeclamp_saes.lm.text import SAMPLE
-from saeclamp_saes.progress import Report, silent
+from saeclamp_saes.progress import ProgressCallback, no_progress
 from saeclamp_saes.sae import SAE
 
 DEFAULT_TOKENS = 1_000_000
@@ -68,7 +68,9 @@ class LabelSettings:
     """Those of the data that examples may be taken from; of none: all"""
 
 
-def run_labelling(settings: LabelSettings, sae: SAE, reader: Reader, report: Report = silent) -> LabelTable:
+def run_labelling(
+    settings: LabelSettings, sae: SAE, reader: ActivationReader, report: ProgressCallback = no_progress
+) -> LabelTable:
     """
     Label every feature, write the file, and return what it holds; or go on with it.
 
@@ -128,9 +130,9 @@ def _explanations(out: Path, sae: SAE) -> dict[int, Explanation]:
     return labels.explanations()
 
 
-def _check_widths(sae: SAE, reader: Reader) -> None:
+def _check_widths(sae: SAE, reader: ActivationReader) -> None:
     for does, sites, width in (("reads", reader.sites, sae.d_in), ("writes", sae.writes, sae.d_out)):
-        own = len(sites) * width_of(replace(reader, sites=sites))
+        own = len(sites) * d_in_of(replace(reader, sites=sites))
         if own != width:
             raise LabelError(
                 f"The SAE {does} vectors of width {width}, and {', '.join(map(str, sites))} of this model is {own} wide: it "
@@ -145,7 +147,7 @@ def _check_identity(work: Path, identity: dict[str, Any]) -> None:
         raise LabelError(f"{exc} To begin anew, delete that folder.") from None
 
 
-def _identity(settings: LabelSettings, sae: SAE, reader: Reader, files: Sequence[Path]) -> dict[str, Any]:
+def _identity(settings: LabelSettings, sae: SAE, reader: ActivationReader, files: Sequence[Path]) -> dict[str, Any]:
     """All that the labels depend on, JSON-able."""
     hashes, quoted = data_hashes(files), _quoted(settings)
     return {
@@ -167,14 +169,20 @@ def _identity(settings: LabelSettings, sae: SAE, reader: Reader, files: Sequence
 
 
 def _measure(
-    work: Path, settings: LabelSettings, sae: SAE, reader: Reader, files: Sequence[Path], limits: Tensor, report: Report
+    work: Path,
+    settings: LabelSettings,
+    sae: SAE,
+    reader: ActivationReader,
+    files: Sequence[Path],
+    limits: Tensor,
+    report: ProgressCallback,
 ) -> FeatureStats:
     firings = build_index(work / "firings", sae, reader, files, limits, settings.tokens, report)
     if not firings.num_tokens:
         shutil.rmtree(work)  # so that the same command with more tokens begins anew
         raise LabelError(f"Of the first {settings.tokens} tokens of the data none counts: read more.")
     if quoted := _quoted(settings):
-        firings = replace(firings, quotable=of_files(firings, files, quoted))
+        firings = replace(firings, quotable=sequences_of_files(firings, files, quoted))
     maxima = max_acts(firings)
     found = None
     if writes_to_resid(reader.model, sae):
@@ -192,7 +200,7 @@ def _measure(
 
 
 def _info(
-    settings: LabelSettings, sae: SAE, reader: Reader, identity: Mapping[str, Any], num_tokens: int
+    settings: LabelSettings, sae: SAE, reader: ActivationReader, identity: Mapping[str, Any], num_tokens: int
 ) -> LabelsInfo:
     return LabelsInfo(
         sae=settings.sae_name,
@@ -219,16 +227,16 @@ def _info(
     )
 
 
-def _warnings(settings: LabelSettings, sae: SAE, reader: Reader) -> Iterator[str]:
+def _warnings(settings: LabelSettings, sae: SAE, reader: ActivationReader) -> Iterator[str]:
     if settings.data == (SAMPLE,):
         yield SMALL_SAMPLE
     if not writes_to_resid(reader.model, sae):
         yield NO_LENS
-    elif not edits_stream(sae):
+    elif not edits_resid(sae):
         yield NO_OUTPUT_SCORE
 
 
-def _device(reader: Reader) -> torch.device:
+def _device(reader: ActivationReader) -> torch.device:
     return next(reader.model.parameters()).device
 
 

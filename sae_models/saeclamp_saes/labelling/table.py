@@ -153,7 +153,7 @@ class LabelTable:
     @classmethod
     def of(cls, info: LabelsInfo, features: Iterable[Feature]) -> LabelTable:
         """Make a table of features, which come by index, from 0."""
-        return cls(info, pa.Table.from_batches([batch_of(list(features))], SCHEMA))
+        return cls(info, pa.Table.from_batches([to_batch(list(features))], SCHEMA))
 
     @classmethod
     def read(cls, path: Path) -> LabelTable:
@@ -172,11 +172,11 @@ class LabelTable:
         if not 0 <= index < len(self):
             raise IndexError(index)
         (row,) = self.table.slice(index, 1).to_pylist()
-        return feature_of(row)
+        return to_feature(row)
 
     def __iter__(self) -> Iterator[Feature]:
         for batch in self.table.to_batches(max_chunksize=256):
-            yield from map(feature_of, batch.to_pylist())
+            yield from map(to_feature, batch.to_pylist())
 
     def with_explanations(self, explanations: Mapping[int, Explanation | None]) -> LabelTable:
         """
@@ -258,7 +258,7 @@ def write_labels(path: Path, info: LabelsInfo, batches: Iterable[Any]) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def batch_of(features: Sequence[Feature]) -> Any:
+def to_batch(features: Sequence[Feature]) -> Any:
     """Make rows of features: pyarrow.RecordBatch of `SCHEMA`."""
     return pa.RecordBatch.from_pylist([asdict(feature) for feature in features], SCHEMA)
 
@@ -279,7 +279,7 @@ def decoder_sha256(sae: SAE) -> str:
 
 def _read(path: Path) -> tuple[LabelsInfo, Any]:
     with readable(path):
-        info = info_of(path, pq.read_schema(path))
+        info = read_info(path, pq.read_schema(path))
         table = pq.read_table(path)
     check_order(path, table["index"].to_pylist())
     return info, table
@@ -302,7 +302,7 @@ def check_order(path: Path, indices: Sequence[int]) -> None:
         raise LabelError(f"{path} is damaged: its features are not in order. Move it away and make new ones.")
 
 
-def info_of(path: Path, schema: Any) -> LabelsInfo:
+def read_info(path: Path, schema: Any) -> LabelsInfo:
     """Read what a file's metadata say of its labels. Raises LabelError where that is not all that it should be."""
     try:
         noted = json.loads((schema.metadata or {}).get(_METADATA, b"{}"))
@@ -326,7 +326,7 @@ def _says_all(info: dict[str, Any]) -> bool:
     )
 
 
-def feature_of(row: dict[str, Any]) -> Feature:
+def to_feature(row: dict[str, Any]) -> Feature:
     """Read a row of the file."""
     for name in ("top_logits", "bottom_logits"):
         if row[name] is not None:

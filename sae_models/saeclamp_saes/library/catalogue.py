@@ -46,12 +46,12 @@ class CatalogueSAE(NamedTuple):
     @property
     def reads(self) -> Site:
         """Where it reads."""
-        return Site.of(self.entry.reads, self.layer)
+        return Site.canonical(self.entry.reads, self.layer)
 
     @property
     def writes(self) -> Site:
         """Where it writes (a cross-layer transcoder: first)."""
-        return Site.of(self.entry.writes, self.layer)
+        return Site.canonical(self.entry.writes, self.layer)
 
 
 @dataclass(frozen=True)
@@ -182,5 +182,5 @@ def _option(value: Any) -> str | dict[int, str]:
 
 
 def _dotted(point: Point, layer: int) -> str:
-    site = Site.of(point, layer)
+    site = Site.canonical(point, layer)
     return f"{site.point}.{site.layer}"

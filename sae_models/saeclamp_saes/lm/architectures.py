@@ -99,7 +99,7 @@ class Block(NamedTuple):
 
 
 @contextmanager
-def edited(model: nn.Module, edits: Mapping[Site, Edit]) -> Iterator[None]:
+def apply_edits(model: nn.Module, edits: Mapping[Site, Edit]) -> Iterator[None]:
     """Read or change vectors while the model runs. Raises VerificationError for a place it does not have."""
     with ExitStack() as stack:
         for site, edit in edits.items():
@@ -111,7 +111,7 @@ def edited(model: nn.Module, edits: Mapping[Site, Edit]) -> Iterator[None]:
 def has_site(model: nn.Module, site: Site) -> bool:
     """Whether the model has that place."""
     try:
-        with edited(model, {site: lambda x: None}):
+        with apply_edits(model, {site: lambda x: None}):
             return True
     except VerificationError:
         return False

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from saeclamp_saes.lm.architectures import Edit, edited
+from saeclamp_saes.lm.architectures import Edit, apply_edits
 from saeclamp_saes.sites import Site
 
 Progress = Callable[[str, int, int], None]
@@ -54,7 +54,7 @@ def record(
         return lambda x: parts[site].append(x[0].float())
 
     loss = 0.0
-    with edited(model, {site: keep(site) for site in sites}):
+    with apply_edits(model, {site: keep(site) for site in sites}):
         for sequence in _reported(sequences, "reading the text", progress):
             loss += _loss(model, sequence)
     ids = torch.cat(list(sequences))
@@ -67,7 +67,7 @@ def record(
     )
 
 
-def cross_entropy_with(
+def edited_cross_entropy(
     model: nn.Module,
     recording: ActivationRecording,
     replacements: Mapping[Site, Tensor],
@@ -85,7 +85,7 @@ def cross_entropy_with(
     for sequence in _reported(recording.sequences, doing, progress):
         here = slice(first, first + len(sequence))
         edits = {site: _put(new[here] if len(new) > 1 else new, mask[here]) for site, new in replacements.items()}
-        with edited(model, edits):
+        with apply_edits(model, edits):
             loss += _loss(model, sequence)
         first += len(sequence)
     return loss / _num_predictions(recording.sequences)

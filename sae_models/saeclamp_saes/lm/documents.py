@@ -69,7 +69,7 @@ def data_files(paths: Sequence[Path]) -> list[Path]:
     return list(found.values())
 
 
-def left_out(paths: Sequence[Path]) -> list[Path]:
+def list_skipped(paths: Sequence[Path]) -> list[Path]:
     """List what is in the named folders and is not read, but for hidden files."""
     folders = dict.fromkeys(path for path in paths if path.is_dir())
     inside = (one for folder in folders for one in sorted(folder.iterdir()))

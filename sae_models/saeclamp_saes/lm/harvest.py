@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from saeclamp_saes.errors import TrainingError
 from saeclamp_saes.io.vector_files import StoreDtype
-from saeclamp_saes.lm.architectures import edited
+from saeclamp_saes.lm.architectures import apply_edits
 from saeclamp_saes.lm.documents import Document, documents
 from saeclamp_saes.lm.load import check_vocabulary
 from saeclamp_saes.lm.text import SHORTEST, bos_id
 from saeclamp_saes.lm.token_mask import SINK_MULTIPLE
-from saeclamp_saes.progress import Report, silent
+from saeclamp_saes.progress import ProgressCallback, no_progress
 from saeclamp_saes.sites import Site
 
 MEDIAN_TOKENS = 4096
@@ -32,11 +32,11 @@ PREFIX_SHARE = 1 / 16
 """Of the conversations, in which the words that the template puts before every one of them count."""
 
 
-class _Reached(Exception):
+class _StopForward(Exception):
     """The forward came to the last place, and what follows is not needed."""
 
 
-class Part(NamedTuple):
+class TokenSequence(NamedTuple):
     """A sequence that the model reads at once."""
 
     ids: Tensor
@@ -50,15 +50,17 @@ class Part(NamedTuple):
         return int(self.counts.sum())
 
 
-Read = Callable[[Sequence[Part]], None]
+Read = Callable[[Sequence[TokenSequence]], None]
 """Gets the sequences of a model's forward, when that is done."""
 
 
-def unheard(parts: Sequence[Part]) -> None:
+def no_read(parts: Sequence[TokenSequence]) -> None:
     """Tell nothing of a forward."""
 
 
-def forwards(report: Report, doing: str, done: int, total: int, size: Callable[[Part], int]) -> Read:
+def report_forwards(
+    report: ProgressCallback, doing: str, done: int, total: int, size: Callable[[TokenSequence], int]
+) -> Read:
     """
     Make what reports each forward, because a group of them takes minutes on a slow machine.
 
@@ -67,7 +69,7 @@ def forwards(report: Report, doing: str, done: int, total: int, size: Callable[[
     """
     so_far = done
 
-    def read(parts: Sequence[Part]) -> None:
+    def read(parts: Sequence[TokenSequence]) -> None:
         nonlocal so_far
         so_far += sum(map(size, parts))
         report(doing, max(0, min(so_far, total)), total, {})
@@ -76,7 +78,7 @@ def forwards(report: Report, doing: str, done: int, total: int, size: Callable[[
 
 
 @dataclass(frozen=True)
-class Reader:
+class ActivationReader:
     """A model, and how it reads documents."""
 
     model: nn.Module
@@ -89,7 +91,7 @@ class Reader:
     batch_tokens: int = 4096
     """Of a forward, padding included"""
 
-    def parts(self, document: Document) -> list[Part]:
+    def parts(self, document: Document) -> list[TokenSequence]:
         """
         Tokenise, as the model's own inputs begin (with BOS, or not; a conversation by the chat template), and cut.
 
@@ -115,9 +117,9 @@ class Reader:
             check_vocabulary(self.model, [part.ids for part in kept])
         return kept
 
-    def _part(self, ids: list[int], skipped: int) -> Part:
+    def _part(self, ids: list[int], skipped: int) -> TokenSequence:
         tokens = torch.tensor(ids)
-        return Part(tokens, (torch.arange(len(ids)) >= max(1, skipped)) & ~torch.isin(tokens, self._special))
+        return TokenSequence(tokens, (torch.arange(len(ids)) >= max(1, skipped)) & ~torch.isin(tokens, self._special))
 
     @cached_property
     def _special(self) -> Tensor:
@@ -143,7 +145,7 @@ class Reader:
             raise TrainingError(f"The model's chat template does not take {which}: {exc}.") from exc
 
     @torch.no_grad()
-    def vectors(self, parts: Sequence[Part], read: Read = unheard) -> list[Tensor]:
+    def vectors(self, parts: Sequence[TokenSequence], read: Read = no_read) -> list[Tensor]:
         """
         Run the model up to the last place, over parts of like length at once.
 
@@ -168,9 +170,9 @@ class Reader:
         def keep(site: Site, x: Tensor) -> None:
             found[site] = x
             if len(found) == len(self.sites):
-                raise _Reached
+                raise _StopForward
 
-        with edited(self.model, {site: partial(keep, site) for site in self.sites}), suppress(_Reached):
+        with apply_edits(self.model, {site: partial(keep, site) for site in self.sites}), suppress(_StopForward):
             self.model(input_ids=ids, use_cache=False)
         return torch.stack([found[site] for site in self.sites], dim=2)
 
@@ -207,7 +209,7 @@ class _Group(NamedTuple):
     end: int
 
 
-class Harvest:
+class ActivationStream:
     """
     The ordinary vectors of the documents of one side, in order, from any cursor on.
 
@@ -217,7 +219,7 @@ class Harvest:
 
     def __init__(
         self,
-        reader: Reader,
+        reader: ActivationReader,
         files: Sequence[Path],
         *,
         held_out: bool,
@@ -236,7 +238,7 @@ class Harvest:
         self._at = -1
         """Index of the next document of `_documents`"""
 
-    def take(self, cursor: Cursor, most: int, read: Read = unheard) -> tuple[Tensor, Cursor]:
+    def take(self, cursor: Cursor, most: int, read: Read = no_read) -> tuple[Tensor, Cursor]:
         """
         Return the next vectors, at most `most`, and the cursor after them; none when the documents are at their end.
 
@@ -259,7 +261,7 @@ class Harvest:
     def _read(self, start: int, read: Read) -> _Group:
         if self._at != start:
             self._documents, self._at = documents(self._files, start), start
-        parts: list[Part] = []
+        parts: list[TokenSequence] = []
         num_tokens = 0
         while num_tokens < max(GROUP_TOKENS, 4 * self._reader.batch_tokens):
             document = next(self._documents, None)
@@ -283,7 +285,7 @@ class Harvest:
         return kept
 
 
-def check_documents(reader: Reader, files: Sequence[Path], report: Report = silent) -> None:
+def check_documents(reader: ActivationReader, files: Sequence[Path], report: ProgressCallback = no_progress) -> None:
     """
     Read all documents without the model, so that a bad line is known before anything long begins.
 
@@ -300,7 +302,7 @@ def check_documents(reader: Reader, files: Sequence[Path], report: Report = sile
             reader.conversation(document)
 
 
-def norm_limits(reader: Reader, files: Sequence[Path], report: Report = silent) -> Tensor:
+def norm_limits(reader: ActivationReader, files: Sequence[Path], report: ProgressCallback = no_progress) -> Tensor:
     """
     Measure the length above which a vector is a sink, at each place: 10 times the median of the first few thousand tokens.
 
@@ -308,7 +310,7 @@ def norm_limits(reader: Reader, files: Sequence[Path], report: Report = silent) 
     Raises TrainingError when the data hold no token that counts.
     """
     norms: list[Tensor] = []
-    read = forwards(report, "measuring lengths", 0, MEDIAN_TOKENS, lambda part: part.num_counting)
+    read = report_forwards(report, "measuring lengths", 0, MEDIAN_TOKENS, lambda part: part.num_counting)
     for document in documents(files):
         norms += [x.float().norm(dim=2).cpu() for x in reader.vectors(reader.parts(document), read)]
         if sum(map(len, norms)) >= MEDIAN_TOKENS:
@@ -318,8 +320,8 @@ def norm_limits(reader: Reader, files: Sequence[Path], report: Report = silent) 
     return SINK_MULTIPLE * torch.cat(norms).median(dim=0).values
 
 
-def width_of(reader: Reader) -> int:
+def d_in_of(reader: ActivationReader) -> int:
     """Width of the vectors. Raises VerificationError where the model has no such place."""
     ids = torch.zeros(2, dtype=torch.int64)
-    (x,) = reader.vectors([Part(ids, ids == 0)])
+    (x,) = reader.vectors([TokenSequence(ids, ids == 0)])
     return x.shape[2]

@@ -32,7 +32,7 @@ def writes_to_resid(model: nn.Module, sae: SAE) -> bool:
     return len(sae.writes) == 1 and (sae.site.point in IN_STREAM or same.get(sae.site.point, False))
 
 
-def edits_stream(sae: SAE) -> bool:
+def edits_resid(sae: SAE) -> bool:
     """Whether it reads the residual stream at one place and writes there, so that a clamp can be tried by itself."""
     points: tuple[str, ...] = ("embed", "resid_pre", "resid_mid", "resid_post")
     return sae.kind == "sae" and sae.reads == sae.writes and len(sae.writes) == 1 and sae.site.point in points

@@ -8,7 +8,7 @@ SINK_MULTIPLE = 10.0
 """A token whose vector is longer than this many times the median is a sink."""
 
 
-def ordinary(x: Tensor, position: Tensor, is_special: Tensor) -> Tensor:
+def scored_token_mask(x: Tensor, position: Tensor, is_special: Tensor) -> Tensor:
     """
     Which tokens count: not the first of a sequence, no special token, no sink.
 

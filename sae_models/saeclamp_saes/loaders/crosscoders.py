@@ -87,7 +87,7 @@ def _sites(source: CheckpointSource, cfg: dict[str, Any], heads: int) -> tuple[S
     points: tuple[Point, ...] = get_args(Point)
     known = next((Site(point, 0) for point in points if point == cfg.get("site")), None)
     first = source.site(known)
-    return tuple(Site.of(first.point, first.layer + head) for head in range(heads))
+    return tuple(Site.canonical(first.point, first.layer + head) for head in range(heads))
 
 
 def _input_scales(source: CheckpointSource, cfg: dict[str, Any], heads: int) -> tuple[float, ...]:

@@ -59,7 +59,7 @@ def read(source: CheckpointSource) -> SAE:
     first = source.site_out(hook_site(cfg, "feature_output_hook", layer))
     return draft.finish(
         source.site(hook_site(cfg, "feature_input_hook", layer)),
-        tuple(Site.of(first.point, first.layer + above) for above in range(num_writes)),
+        tuple(Site.canonical(first.point, first.layer + above) for above in range(num_writes)),
         kind="clt_layer",
         architecture="jumprelu" if jumps else "relu",
         model_name=cfg.get("model_name"),

@@ -27,9 +27,9 @@ from saeclamp_saes.io.work_folder import (
     read_json,
     write_json,
 )
-from saeclamp_saes.lm.harvest import Cursor, Harvest, Reader, forwards, width_of
+from saeclamp_saes.lm.harvest import ActivationReader, ActivationStream, Cursor, d_in_of, report_forwards
 from saeclamp_saes.lm.text import bos_id
-from saeclamp_saes.progress import Report, silent
+from saeclamp_saes.progress import ProgressCallback, no_progress
 from saeclamp_saes.sites import Site
 from saeclamp_saes.training.harvest_config import HarvestConfig, norm_limits_from
 
@@ -86,13 +86,15 @@ class ActivationsStore:
         return VectorFile(path, num_rows, self.width, self.identity["store"], begun=True)
 
 
-def write_store(folder: Path, wanted: HarvestConfig, reader: Reader, report: Report = silent) -> ActivationsStore:
+def write_store(
+    folder: Path, wanted: HarvestConfig, reader: ActivationReader, report: ProgressCallback = no_progress
+) -> ActivationsStore:
     """
     Harvest, or go on with it.
 
     Raises TrainingError with a sentence: a folder that holds another harvest, no data, a full disk.
     """
-    width = width_of(reader)
+    width = d_in_of(reader)
     identity = wanted.identity(reader)
     with atomic_write(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +113,9 @@ def write_store(folder: Path, wanted: HarvestConfig, reader: Reader, report: Rep
     return ActivationsStore.open(folder)
 
 
-def _harvested(folder: Path, wanted: HarvestConfig, reader: Reader, width: int, report: Report) -> dict[str, Any]:
+def _harvested(
+    folder: Path, wanted: HarvestConfig, reader: ActivationReader, width: int, report: ProgressCallback
+) -> dict[str, Any]:
     """Harvest both sides; returns what there is to say of them, JSON-able."""
     most = {HELD_OUT: wanted.most_held_out, TRAINING: wanted.tokens}
     rows: dict[str, list[VectorFile]] = {HELD_OUT: [], TRAINING: []}
@@ -166,7 +170,12 @@ def check_held_out(num_rows: int) -> None:
 
 
 def fill_in_order(
-    rows: Sequence[VectorFile], harvest: Harvest, state_path: Path, most: int, doing: str, report: Report
+    rows: Sequence[VectorFile],
+    harvest: ActivationStream,
+    state_path: Path,
+    most: int,
+    doing: str,
+    report: ProgressCallback,
 ) -> int:
     """
     Harvest one place's vectors into each file, in order, until there are `most` or no more documents.
@@ -183,7 +192,7 @@ def fill_in_order(
                 raise damaged_error(state_path)
     while kept["filled"] < most and not kept["ended"]:
         filled, cursor = kept["filled"], Cursor(*kept["cursor"])
-        read = forwards(report, doing, filled - cursor.skip, most, lambda part: part.num_counting)
+        read = report_forwards(report, doing, filled - cursor.skip, most, lambda part: part.num_counting)
         vectors, cursor = harvest.take(cursor, most - filled, read)
         if len(vectors):
             for index, file in enumerate(rows):

@@ -13,9 +13,9 @@ import torch
 from saeclamp_saes.io.vector_files import StoreDtype
 from saeclamp_saes.io.work_folder import damaged_error, read_json, write_json
 from saeclamp_saes.lm.documents import data_files
-from saeclamp_saes.lm.harvest import Harvest, Reader, check_documents, norm_limits
+from saeclamp_saes.lm.harvest import ActivationReader, ActivationStream, check_documents, norm_limits
 from saeclamp_saes.lm.provenance import data_hashes
-from saeclamp_saes.progress import Report, silent
+from saeclamp_saes.progress import ProgressCallback, no_progress
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class HarvestConfig:
         """Tokens to measure on, at most."""
         return max(2, min(self.held_out_tokens, self.tokens // 10))
 
-    def identity(self, reader: Reader) -> dict[str, Any]:
+    def identity(self, reader: ActivationReader) -> dict[str, Any]:
         """All that the vectors depend on, JSON-able."""
         parameter = next(reader.model.parameters())
         return {
@@ -64,9 +64,9 @@ class HarvestConfig:
             "store": self.store,
         }
 
-    def harvest(self, reader: Reader, limits: torch.Tensor, *, held_out: bool) -> Harvest:
+    def harvest(self, reader: ActivationReader, limits: torch.Tensor, *, held_out: bool) -> ActivationStream:
         """Begin to read one side's documents."""
-        return Harvest(
+        return ActivationStream(
             reader,
             self.files,
             held_out=held_out,
@@ -76,7 +76,9 @@ class HarvestConfig:
         )
 
 
-def norm_limits_from(path: Path, reader: Reader, files: Sequence[Path], report: Report = silent) -> torch.Tensor:
+def norm_limits_from(
+    path: Path, reader: ActivationReader, files: Sequence[Path], report: ProgressCallback = no_progress
+) -> torch.Tensor:
     """
     Measure the lengths above which vectors are sinks, once: afterwards they are in the file.
 

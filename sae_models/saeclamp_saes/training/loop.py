@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from saeclamp_saes.errors import TrainingError
-from saeclamp_saes.lm.harvest import Harvest
-from saeclamp_saes.progress import Report
+from saeclamp_saes.lm.harvest import ActivationStream
+from saeclamp_saes.progress import ProgressCallback
 from saeclamp_saes.training import checkpoint
 from saeclamp_saes.training.architectures import learning_rate
 from saeclamp_saes.training.checkpoint import ResumePoint
@@ -29,9 +29,9 @@ def train_loop(
     settings: RunSettings,
     recipe: TrainingConfig,
     pool: MixingBuffer,
-    harvest: Harvest | None,
+    harvest: ActivationStream | None,
     device: torch.device,
-    report: Report,
+    report: ProgressCallback,
 ) -> tuple[Trainer, ResumePoint]:
     """
     Train to the end, from the checkpoint if there is one.
@@ -109,7 +109,9 @@ def _scale_and_center(pool: MixingBuffer) -> tuple[float, Tensor]:
 class _Lines:
     """Every so many steps a line in the log; the progress after each, with the last line's figures."""
 
-    def __init__(self, log: TrainingLog, settings: RunSettings, recipe: TrainingConfig, report: Report) -> None:
+    def __init__(
+        self, log: TrainingLog, settings: RunSettings, recipe: TrainingConfig, report: ProgressCallback
+    ) -> None:
         self._log, self._every, self._recipe, self._report = log, settings.log_every, recipe, report
         self._since, self._steps = time.monotonic(), 0
         self._figures: dict[str, float] = {}

@@ -16,8 +16,8 @@ from torch import Tensor
 from saeclamp_saes.errors import TrainingError
 from saeclamp_saes.io.vector_files import VectorFile, VectorTable
 from saeclamp_saes.io.work_folder import DamagedFolderError, damaged_error, read_json, write_json
-from saeclamp_saes.lm.harvest import Cursor, Harvest, forwards
-from saeclamp_saes.progress import Report
+from saeclamp_saes.lm.harvest import ActivationStream, Cursor, report_forwards
+from saeclamp_saes.progress import ProgressCallback
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Schedule:
     num_refills: int
 
     @classmethod
-    def of(cls, num_batches: int, most: int) -> Schedule:
+    def plan(cls, num_batches: int, most: int) -> Schedule:
         """Plan a run with a pool of at most `most` batches, refilled by half or less."""
         size = min(num_batches, max(2, most))
         return cls(num_batches, size, -(-(num_batches - size) // max(1, size // 2)))
@@ -88,7 +88,7 @@ class MixingBuffer:
         """Whether the data fit as a whole."""
         return self._state.num_rows is not None
 
-    def fill(self, harvest: Harvest | None, round_: int, report: Report) -> None:
+    def fill(self, harvest: ActivationStream | None, round_: int, report: ProgressCallback) -> None:
         """
         Harvest what is missing for a round. What was interrupted goes on: each vector is taken once.
 
@@ -111,7 +111,7 @@ class MixingBuffer:
         slots = self._slots(round_)
         while (state := self._state).filled < len(slots):
             done = state.filled - state.cursor.skip
-            read = forwards(report, "harvesting", done, len(slots), lambda part: part.num_counting)
+            read = report_forwards(report, "harvesting", done, len(slots), lambda part: part.num_counting)
             vectors, cursor = harvest.take(state.cursor, len(slots) - state.filled, read)
             if len(vectors):
                 self._rows.write(slots[state.filled : state.filled + len(vectors)], vectors[:, 0])

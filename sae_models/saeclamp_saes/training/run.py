@@ -21,9 +21,9 @@ from saeclamp_saes.io.work_folder import (
     locked,
     read_json,
 )
-from saeclamp_saes.lm.harvest import Harvest, Reader, width_of
+from saeclamp_saes.lm.harvest import ActivationReader, ActivationStream, d_in_of
 from saeclamp_saes.lm.text import bos_id
-from saeclamp_saes.progress import Report, silent
+from saeclamp_saes.progress import ProgressCallback, no_progress
 from saeclamp_saes.sites import Site
 from saeclamp_saes.training.activations_store import DOING, HELD_OUT, ActivationsStore, check_held_out, fill_in_order
 from saeclamp_saes.training.batchtopk_threshold import Chunks
@@ -43,13 +43,17 @@ class VectorInput(NamedTuple):
     """What a run is trained and measured on."""
 
     pool: MixingBuffer
-    harvest: Harvest | None
+    harvest: ActivationStream | None
     """That fills the pool"""
     held_out: Chunks
 
 
 def train(
-    settings: RunSettings, recipe: TrainingConfig, wanted: HarvestConfig, reader: Reader, report: Report = silent
+    settings: RunSettings,
+    recipe: TrainingConfig,
+    wanted: HarvestConfig,
+    reader: ActivationReader,
+    report: ProgressCallback = no_progress,
 ) -> ExportedSAE:
     """
     Harvest into a pool, train, calibrate and export; or go on with it.
@@ -57,7 +61,7 @@ def train(
     reader: of one place
     Raises TrainingError with a sentence: a folder that holds another run, data that are too few or no data, a full disk.
     """
-    (site,), width = reader.sites, width_of(reader)
+    (site,), width = reader.sites, d_in_of(reader)
 
     device = next(reader.model.parameters()).device
     _check_memory(recipe, width, device)
@@ -68,7 +72,7 @@ def train(
 
     def vectors() -> VectorInput:
         most = wanted.most_held_out
-        schedule = Schedule.of(recipe.num_steps, settings.pool_tokens // recipe.batch)
+        schedule = Schedule.plan(recipe.num_steps, settings.pool_tokens // recipe.batch)
         # both, so that a disk without room for them is known before anything long begins
         held_out, held_out_state = rows(HELD_OUT, most)
         pool, pool_state = rows(POOL, schedule.size * recipe.batch)
@@ -100,7 +104,7 @@ def train_from(
     stores: Sequence[ActivationsStore],
     site: Site,
     device: torch.device,
-    report: Report = silent,
+    report: ProgressCallback = no_progress,
 ) -> ExportedSAE:
     """
     Train on vectors that were harvested before, calibrate and export; or go on with it.
@@ -123,7 +127,7 @@ def train_from(
         table = VectorTable([store.rows(site).tensor for store in stores])
         check_enough(len(table), recipe.batch)
         held_out = VectorTable([store.held_out(site).tensor for store in each])
-        schedule = Schedule.of(recipe.num_steps, len(table) // recipe.batch)
+        schedule = Schedule.plan(recipe.num_steps, len(table) // recipe.batch)
         return VectorInput(MixingBuffer(table, schedule, recipe.batch, recipe.seed), None, held_out.chunks)
 
     identity = {"model": first.identity["model"], "context": first.identity["context"], "vectors": kept}
@@ -138,7 +142,7 @@ def _run(
     prepends_bos: bool,
     vectors: Callable[[], VectorInput],
     device: torch.device,
-    report: Report,
+    report: ProgressCallback,
 ) -> ExportedSAE:
     if settings.tensorboard:
         check_tensorboard()

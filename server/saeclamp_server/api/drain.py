@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from saeclamp_server.api.access import PUBLIC, route_path
+from saeclamp_server.api.state import state_of
 from saeclamp_server.errors import StoppingError
 
 router = APIRouter()
@@ -73,9 +74,9 @@ class DrainGuard:
 @router.get("/ready", response_model=None)
 async def ready(request: Request) -> JSONResponse:
     """Tell whether requests should be sent here: 200 from the first to the last that is taken, 503 after it."""
-    state = request.app.state
+    state = state_of(request.app)
     if state.drain.is_draining:
         return JSONResponse({"status": "stopping"}, 503, {"Retry-After": str(StoppingError.retry_after_s)})
-    if state.engine_client.errored:
+    if state.vllm.engine_client.errored:
         return JSONResponse({"status": "engine died"}, 503)
     return JSONResponse({"status": "ready"})

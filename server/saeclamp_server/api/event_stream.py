@@ -15,8 +15,9 @@ from saeclamp_server.api.disconnect import cancelled, hung_up
 from saeclamp_server.api.model_client import ModelClient
 from saeclamp_server.api.model_share import ModelShare
 from saeclamp_server.api.progress import ProgressCounter
+from saeclamp_server.api.state import state_of
 from saeclamp_server.errors import RequestError, ServerFailedError
-from saeclamp_server.threads import computed
+from saeclamp_server.threads import run_computation
 
 EVENTS = "text/event-stream"
 OPENS_AFTER_S = 1.0
@@ -39,10 +40,11 @@ Ask = Callable[[ModelClient, ProgressCounter], Awaitable[Answer]]
 """Answers a request with the model, and counts its steps."""
 
 
-async def answered(request: Request, ask: Ask) -> Response:
+async def answer_long(request: Request, ask: Ask) -> Response:
     """Answer as the request's `Accept` wants it. Raises RequestError."""
     counter = ProgressCounter()
-    share = ModelShare(request.app.state.model, request.app.state.room, counter)
+    state = state_of(request.app)
+    share = ModelShare(state.model, state.cells, counter)
     work = asyncio.ensure_future(_written(ask, share, counter))
     try:
         if EVENTS not in request.headers.get("accept", ""):
@@ -58,7 +60,7 @@ async def answered(request: Request, ask: Ask) -> Response:
 
 async def _written(ask: Ask, share: ModelShare, counter: ProgressCounter) -> bytes:
     answer = await ask(share, counter)
-    return (await computed(answer.model_dump_json, by_alias=True)).encode()
+    return (await run_computation(answer.model_dump_json, by_alias=True)).encode()
 
 
 class EventsResponse(Response):

@@ -16,7 +16,7 @@ from saeclamp.types.refusals import did_you_mean, in_plain_words, json_path, sho
 from saeclamp_server.api.disconnect import CLIENT_CLOSED_REQUEST, unless_gone
 from saeclamp_server.api.steering_body import parse_body, steering_of
 from saeclamp_server.errors import BodyTooLargeError, InvalidRequestError
-from saeclamp_server.threads import computed
+from saeclamp_server.threads import run_computation
 
 MAX_BODY = 32 << 20
 """Bytes of a body: 512 texts of 64 kB."""
@@ -26,13 +26,13 @@ MAX_FIELDS = 1000
 """Of one object in a body."""
 
 
-class OwnRequest(Request):
+class StrictRequest(Request):
     """A request whose body is bounded, and parsed once, beside the event loop where it is large."""
 
     @classmethod
-    def of(cls, request: Request) -> OwnRequest:
+    def wrap(cls, request: Request) -> StrictRequest:
         """Take over a request whose body has not been read."""
-        return request if isinstance(request, OwnRequest) else cls(request.scope, request.receive)
+        return request if isinstance(request, StrictRequest) else cls(request.scope, request.receive)
 
     async def body(self) -> bytes:
         """Read the body. What is too large is read to its end, or the refusal might not arrive, and not kept."""
@@ -52,7 +52,7 @@ class OwnRequest(Request):
         if not hasattr(self, "_json"):
             content = await self.body()
             parse = partial(parse_body, content, MAX_FIELDS)
-            self._json = await computed(parse) if len(content) > SMALL else parse()
+            self._json = await run_computation(parse) if len(content) > SMALL else parse()
         return self._json
 
 
@@ -70,7 +70,7 @@ class StrictRoute(APIRoute):
         async def handle(request: Request) -> Response:
             try:
                 if self.body_field is not None:
-                    request = OwnRequest.of(request)
+                    request = StrictRequest.wrap(request)
                     await _check_steering(request)
                 return await handler(request)
             except ClientDisconnect:
@@ -89,7 +89,7 @@ class EndingRoute(StrictRoute):
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
-            request = OwnRequest.of(request)
+            request = StrictRequest.wrap(request)
             try:
                 await request.body()  # before anybody listens for what comes after it
             except ClientDisconnect:
@@ -117,7 +117,7 @@ def strict_router(ends_with_client: bool = False) -> APIRouter:
     return APIRouter(route_class=EndingRoute if ends_with_client else StrictRoute, responses=responses)
 
 
-async def _check_steering(request: OwnRequest) -> None:
+async def _check_steering(request: StrictRequest) -> None:
     try:
         body = await request.json()
     except ValueError:

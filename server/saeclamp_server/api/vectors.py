@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import Request, Response
 
 from saeclamp.types import DeletedVector, StoredVector, StoredVectors
+from saeclamp_server.api.state import state_of
 from saeclamp_server.api.strict_route import strict_router
 from saeclamp_server.errors import InvalidVectorError, UnknownVectorError, VectorTooLargeError
 from saeclamp_server.vectors import MAX_BYTES, VectorRegistry
@@ -33,7 +34,7 @@ async def upload_vector(request: Request, response: Response) -> StoredVector:
         raise InvalidVectorError(
             f"The body is a safetensors file, sent as it is with 'Content-Type: {CONTENT_TYPE}'.", "content-type"
         )
-    vector, is_new = await _held(request).upload(name, await _body(request))
+    vector, is_new = await _registry(request).upload(name, await _body(request))
     response.status_code = 201 if is_new else 200
     return vector.to_wire()
 
@@ -41,7 +42,7 @@ async def upload_vector(request: Request, response: Response) -> StoredVector:
 @router.get("/v1/vectors")
 async def list_vectors(request: Request) -> StoredVectors:
     """List all vectors, and the sites at which they can sit."""
-    vectors = _held(request)
+    vectors = _registry(request)
     return StoredVectors(
         data=tuple(vector.to_wire() for _, vector in sorted(vectors.items())),
         sites=tuple(str(site) for site in vectors.places),
@@ -52,7 +53,7 @@ async def list_vectors(request: Request) -> StoredVectors:
 @router.get("/v1/vectors/{name}")
 async def get_vector(request: Request, name: str) -> StoredVector:
     """Look up one vector."""
-    vectors = _held(request)
+    vectors = _registry(request)
     if name not in vectors:
         raise UnknownVectorError(name, vectors, "name", status=404)
     return vectors[name].to_wire()
@@ -61,13 +62,12 @@ async def get_vector(request: Request, name: str) -> StoredVector:
 @router.delete("/v1/vectors/{name}")
 async def delete_vector(request: Request, name: str) -> DeletedVector:
     """Delete a vector; requests that are running end as they began."""
-    await _held(request).delete(name)
+    await _registry(request).delete(name)
     return DeletedVector(name=name, deleted=True)
 
 
-def _held(request: Request) -> VectorRegistry:
-    vectors: VectorRegistry = request.app.state.served.vectors
-    return vectors
+def _registry(request: Request) -> VectorRegistry:
+    return state_of(request.app).vectors
 
 
 def _name(request: Request) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
 
-from saeclamp_server.calibration.text import WORD, WordSet, tokenize_words
+from saeclamp_server.calibration.text_metrics import WORD, WordSet, tokenize_words
 
 if TYPE_CHECKING:
     from saeclamp_saes.labelling.table import Example, Feature, LabelTable

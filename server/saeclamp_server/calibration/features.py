@@ -15,7 +15,7 @@ from saeclamp_server.calibration.errors import CalibrationError
 
 if TYPE_CHECKING:
     from saeclamp_saes.labelling.table import Feature, LabelTable
-    from saeclamp_server.calibration.text import WordSet
+    from saeclamp_server.calibration.text_metrics import WordSet
 
 MaxActFrom = Literal["--max-act", "feature book", "labels"]
 T = TypeVar("T")

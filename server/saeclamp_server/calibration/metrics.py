@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from saeclamp_server.calibration.text import WordSet, distinct_2, repetition
+from saeclamp_server.calibration.text_metrics import WordSet, distinct_2, repetition
 
 DRAWS = 1000
 BOUNDS = (2.5, 97.5)
@@ -109,7 +109,9 @@ def compare(
     """
     num_prompts = 1 + max(answer.prompt for answer in (*steered, *unsteered))
     draws = np.random.default_rng(0).integers(num_prompts, size=(DRAWS, num_prompts))
-    one, other = (_AnswerScores.of(answers, num_prompts, words, similarity) for answers in (steered, unsteered))
+    one, other = (
+        _AnswerScores.from_answers(answers, num_prompts, words, similarity) for answers in (steered, unsteered)
+    )
     hits = None if words is None else (one.mean("hit"), other.mean("hit"))
     perplexity = one.perplexity(), other.perplexity()
     pairs = one.mean("distinct_2"), other.mean("distinct_2")
@@ -149,7 +151,7 @@ class _AnswerScores:
     nll: Array
 
     @classmethod
-    def of(
+    def from_answers(
         cls,
         answers: Sequence[MeasuredAnswer],
         num_prompts: int,

@@ -14,7 +14,7 @@ from saeclamp_server.calibration.features import CalibrationTarget
 from saeclamp_server.calibration.green_zone import Criteria, Point, Verdict
 from saeclamp_server.calibration.metrics import AnswerMetrics
 from saeclamp_server.calibration.settings import CalibrationSettings
-from saeclamp_server.calibration.text import WordSet
+from saeclamp_server.calibration.text_metrics import WordSet
 
 SHOWN_DIGITS = 3
 """Of a figure, behind the point, in the feature book."""

@@ -24,7 +24,7 @@ from saeclamp_server.calibration.records import (
 )
 from saeclamp_server.calibration.settings import CalibrationSettings
 from saeclamp_server.calibration.storage import UNSTEERED, AnswerJournal, AnswerKey, Answers, CurveFile
-from saeclamp_server.calibration.text import WordSet
+from saeclamp_server.calibration.text_metrics import WordSet
 
 if TYPE_CHECKING:
     from saeclamp_server.sentence_encoder import SentenceEncoder

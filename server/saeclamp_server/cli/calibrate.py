@@ -14,7 +14,7 @@ from saeclamp_saes.cli.output import print_json
 from saeclamp_server.calibration.errors import CalibrationError
 from saeclamp_server.calibration.green_zone import Criteria, least_prompts
 from saeclamp_server.calibration.settings import AT_ONCE, MAX_TOKENS, STRENGTHS, CalibrationSettings
-from saeclamp_server.calibration.text import WordSet
+from saeclamp_server.calibration.text_metrics import WordSet
 
 if TYPE_CHECKING:
     from saeclamp_saes import SAEEntry

@@ -129,7 +129,7 @@ def _search(args: argparse.Namespace, client: Client) -> int:
 
 
 def _show(args: argparse.Namespace, client: Client) -> int:
-    from saeclamp.types.characters import pieces  # here, because `--help` can do without the client
+    from saeclamp.types.token_text import pieces  # here, because `--help` can do without the client
 
     feature = client.features.get(args.feature)
     if args.json:
@@ -153,7 +153,7 @@ def _show(args: argparse.Namespace, client: Client) -> int:
 
 
 def _inspect(args: argparse.Namespace, client: Client) -> int:
-    from saeclamp.types.characters import pieces  # here, because `--help` can do without the client
+    from saeclamp.types.token_text import pieces  # here, because `--help` can do without the client
 
     found = client.features.inspect(
         read_passage_flags(args), features=tuple(args.feature), aggregate=args.aggregate, limit=args.limit

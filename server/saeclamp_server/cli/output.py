@@ -37,7 +37,7 @@ class _Output(io.TextIOWrapper):
             raise _OutputError(exc.strerror) from exc
 
 
-def written(run: Callable[[], int]) -> int:
+def run_with_checked_output(run: Callable[[], int]) -> int:
     """
     Run a command, and see to it that what it prints has left.
 

@@ -16,11 +16,11 @@ from saeclamp_server.steering.program import EditSpec
 
 def resid_norm_to_act(value: float, norms: SiteNorms, index: int, path: str, rounding: Rounding = rounded) -> float:
     """Convert multiples of the stream's median length to the encoder's units. Raises RequestError."""
-    if norms.stream is None:
+    if norms.median_resid_norm is None:
         raise InvalidSteeringError("The length of the residual stream could not be measured at this site.", path)
-    if not norms.rows[index]:
+    if not norms.row_norms[index]:
         raise InvalidSteeringError("This feature's decoder row is empty, so it has no length to measure by.", path)
-    return value * rounding(norms.stream) / rounding(norms.rows[index])
+    return value * rounding(norms.median_resid_norm) / rounding(norms.row_norms[index])
 
 
 MAX_DOSE = 100.0
@@ -43,7 +43,7 @@ def dose(edit: EditSpec, norms: SiteNorms, max_act: float | None, site: str, nee
             f"The length of the residual stream could not be measured at {site}, and this server bounds doses.",
             "steering",
         )
-    move, row = UPDATES[edit.op](edit.value), norms.rows[edit.index]
+    move, row = UPDATES[edit.op](edit.value), norms.row_norms[edit.index]
     if max_act is None and abs(move.gain) > 1 and row:
         max_act = stream / row  # what is multiplied may well be as long as the stream
     farthest = max(

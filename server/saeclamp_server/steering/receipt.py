@@ -47,7 +47,9 @@ def build_receipt(
         model=model,
         sae={name: f"sha256:{sha256}" for name, sha256 in program.saes},
         interventions=tuple(
-            _intervention_receipt(edit, operation, rule, [_EditResult.of(report, number) for report in done], served)
+            _intervention_receipt(
+                edit, operation, rule, [_EditResult.from_report(report, number) for report in done], served
+            )
             for number, (edit, (operation, rule)) in enumerate(zip(program.edits, resolved.interventions, strict=True))
         ),
         fired=_fired(resolved, reports),
@@ -62,7 +64,7 @@ class _EditResult(NamedTuple):
     tally: Mapping[str, float]
 
     @classmethod
-    def of(cls, report: Mapping[str, Any], number: int) -> _EditResult:
+    def from_report(cls, report: Mapping[str, Any], number: int) -> _EditResult:
         return cls(report["prompt"][number], report["tallies"][number])
 
 
@@ -91,7 +93,7 @@ def _intervention_receipt(
             generated=sum(int(tally["generated"]) for tally in tallies),
         ),
         act_before=_summary(tallies, "act", "act"),
-        dose=_summary(tallies, "dose", "token_resid_norm" if served.norms_of(edit).of_stream else "token_site_norm"),
+        dose=_summary(tallies, "dose", "token_resid_norm" if served.norms_of(edit).of_resid else "token_site_norm"),
         approximation=sae and sae.summary.approximation,
     )
 

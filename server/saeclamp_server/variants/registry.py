@@ -24,7 +24,7 @@ from saeclamp_server.errors import (
     VariantReadOnlyError,
     VariantsUnavailableError,
 )
-from saeclamp_server.site_norms import rounded_the_other_way
+from saeclamp_server.site_norms import rounded_other_way
 from saeclamp_server.steering import ResolvedSteering, SteeringContext, resolve, roles_used
 from saeclamp_server.steering.chat_spans import ChatSpans
 from saeclamp_server.variants.names import ModelName, is_alias, near_name
@@ -202,7 +202,7 @@ class VariantRegistry:
         """
         steering = self.steering(version)
         # lengths that were measured again may have come to lie on the other side of where they are rounded
-        for served in (self._served, replace(self._served, rounding=rounded_the_other_way)):
+        for served in (self._served, replace(self._served, rounding=rounded_other_way)):
             try:
                 alone = resolve(steering, served, conversation)
             except RequestError as exc:

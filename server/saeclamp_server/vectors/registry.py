@@ -26,7 +26,7 @@ from saeclamp_server.errors import (
     VectorsFullError,
 )
 from saeclamp_server.site_norms import SiteNorms
-from saeclamp_server.threads import computed
+from saeclamp_server.threads import run_computation
 from saeclamp_server.vector_names import VECTOR
 from saeclamp_server.vectors.sites import VectorSite
 from saeclamp_server.vectors.storage import VectorStorage, check_name
@@ -114,7 +114,7 @@ class VectorRegistry(Mapping[str, RegisteredVector]):
         returns: the vector, and whether it is new
         """
         check_name(name)
-        direction = await computed(SteeringVector.parse, data)
+        direction = await run_computation(SteeringVector.parse, data)
         self._check_fit(direction)
         async with self._changing:
             if name in self._by_name:
@@ -175,7 +175,9 @@ class VectorRegistry(Mapping[str, RegisteredVector]):
             raise VectorsFullError(str(place.site), place.capacity)
         row = free.popleft()
         measured = self._norms[place.bank_name]
-        vector = RegisteredVector(name, direction, SiteNorms(measured.stream, [direction.norm], measured.of_stream))
+        vector = RegisteredVector(
+            name, direction, SiteNorms(measured.median_resid_norm, [direction.norm], measured.of_resid)
+        )
         weakref.finalize(vector, free.append, row).atexit = False
         numbers = direction.signed().numpy().tobytes()
         held = (place.bank_name, row, f"{VECTOR}{name}", direction.sha256, numbers)

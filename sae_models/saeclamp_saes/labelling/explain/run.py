@@ -26,7 +26,7 @@ from saeclamp_saes.labelling.explain.client import ExplainClient, ExplainEndpoin
 from saeclamp_saes.labelling.explain.examples import ExplainMaterial, select_material
 from saeclamp_saes.labelling.explain.journal import Explained, Journal
 from saeclamp_saes.labelling.table import Explanation, Feature, LabelTable
-from saeclamp_saes.progress import Report, silent
+from saeclamp_saes.progress import ProgressCallback, no_progress
 
 DEFAULTS: dict[str, Any] = {"temperature": 0.0, "max_tokens": 1000}
 """Of every request."""
@@ -73,7 +73,7 @@ class ExplainResult:
     usage: TokenUsage = field(default_factory=TokenUsage)
 
 
-def explain(request: ExplainRequest, report: Report = silent) -> ExplainResult:
+def explain(request: ExplainRequest, report: ProgressCallback = no_progress) -> ExplainResult:
     """
     Explain and score features, and write what was found into the labels; stopped at any time, it goes on.
 
@@ -143,7 +143,7 @@ async def _explain_all(
     journal: Journal,
     source: str,
     outcome: ExplainResult,
-    report: Report,
+    report: ProgressCallback,
 ) -> None:
     left, failed_in_a_row = iter(todo), 0
 

@@ -1,7 +1,7 @@
 """
-What is known of the features that this server steers with, for those who look for one, and what the model makes of them.
+Features that this server steers with: what is known of them, for those who look for one, and what the model makes of them.
 
-    router.py finding_router.py   the endpoints
+    router.py            the endpoints
     sae_info.py          one SAE: its feature book, its labels, its calibration curves; as the wire shows them
     labels.py            which of these lie beside an SAE
     description.py       a feature in words, the same wherever it is named

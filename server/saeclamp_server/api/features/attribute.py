@@ -50,7 +50,7 @@ from saeclamp_server.api.model_client import (
 from saeclamp_server.api.progress import ProgressCounter
 from saeclamp_server.errors import InvalidRequestError
 from saeclamp_server.steering import SteeringContext, check_sae_names, resolve
-from saeclamp_server.threads import computed
+from saeclamp_server.threads import run_computation
 
 STEP = 0.125
 """By which share activations are scaled up and down for the linear prediction."""
@@ -95,7 +95,7 @@ async def attribute(
     question = await _attribution_target(request, model)
     (text,) = await read_activations(model, served, [(question.context, question.path)], saes=saes)
     warnings = await _doubts(request, question, model)
-    sums = await computed(sum_activations, text, include_template=True)
+    sums = await run_computation(sum_activations, text, include_template=True)
     tried = await _shortlist(text, sums, question, directions, request.num_features)
     counter.begin("taking features away", 1 + 3 * len(tried))
     changes, predicted, unsteered = await _singly(tried, question, model, served)

@@ -31,7 +31,7 @@ from saeclamp_server.api.model_client import ModelClient, Prompt, gather_first_e
 from saeclamp_server.api.progress import ProgressCounter
 from saeclamp_server.errors import InvalidRequestError
 from saeclamp_server.steering import SteeringContext, check_sae_names
-from saeclamp_server.threads import computed
+from saeclamp_server.threads import run_computation
 
 NUM_EXAMPLES = 3
 MAX_TOKENS = 1 << 20
@@ -56,10 +56,10 @@ async def contrast(
     prompts = await _prompts(request, model)
     counter.begin("reading texts", len(prompts))
     texts = await _read(request, prompts, saes, model, served)
-    table = await computed(TextTable, [text.row for text in texts])
+    table = await run_computation(TextTable, [text.row for text in texts])
     judged = await _judged(table, len(request.positive), request.seed, counter)
     order = np.lexsort((-np.abs(judged.statistic), judged.p))[: request.limit]
-    found = await computed(
+    found = await run_computation(
         lambda: tuple(_found(int(n), table, judged, prompts, saes, request, model, served, search) for n in order)
     )
     return Contrasted(
@@ -99,7 +99,9 @@ async def _read(
 
     async def one(prompt: Prompt, path: str) -> _Text:
         text = await read_text_activations(model, served, prompt, path, saes=saes)
-        row = TextRow.from_sums(await computed(sum_activations, text, request.include_template), request.aggregate)
+        row = TextRow.from_sums(
+            await run_computation(sum_activations, text, request.include_template), request.aggregate
+        )
         count.add(row, path)
         return _Text(row, bool(text.counted(request.include_template).any()), text.is_cut)
 
@@ -113,12 +115,12 @@ async def _judged(table: TextTable, num: int, seed: int, counter: ProgressCounte
     counter.begin("dealing the texts to two sets anew", 2 * len(parts))
     spread = []
     for keys in parts:
-        spread.append(await computed(lambda keys: table.columns(keys).std(axis=0), keys))
+        spread.append(await run_computation(lambda keys: table.columns(keys).std(axis=0), keys))
         counter.step()
     steady = steadiness(np.concatenate(spread) if spread else np.zeros(0))
-    judgement = await computed(MaxTTest, num, total, steady, seed)
+    judgement = await run_computation(MaxTTest, num, total, steady, seed)
     for keys in parts:
-        await computed(lambda keys: judgement.add(table.columns(keys)), keys)
+        await run_computation(lambda keys: judgement.add(table.columns(keys)), keys)
         counter.step()
     return judgement.result()
 

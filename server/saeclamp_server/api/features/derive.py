@@ -15,7 +15,7 @@ from saeclamp_saes import Site
 from saeclamp_server.api.model_client import GenerateRequest, ModelClient, Prompt, PromptRecording, generate_all
 from saeclamp_server.api.progress import ProgressCounter
 from saeclamp_server.errors import InvalidRequestError, ServerFailedError
-from saeclamp_server.threads import computed
+from saeclamp_server.threads import run_computation
 from saeclamp_server.vectors import SteeringVector, VectorRegistry
 
 Floats = NDArray[np.float64]
@@ -50,7 +50,7 @@ async def derive(
     vectors.refuse_taken(request.name, site)
     rows = await _read(request, site, model, streams, counter)
     num = len(request.positive)
-    numbers, evidence = await computed(derived, rows[:num], rows[num:], request.method)
+    numbers, evidence = await run_computation(derived, rows[:num], rows[num:], request.method)
     source = (
         f"{'difference of means' if request.method == 'mean' else 'PCA of differences'} of {num} and {len(rows) - num} "
         f"texts, {'last token' if request.tokens == 'last' else 'all tokens'}; held out: AUC {evidence.auc:.3f}, "

@@ -19,7 +19,7 @@ from saeclamp_server.api.features.text_activations import (
 )
 from saeclamp_server.api.model_client import ModelClient, tokenize_request
 from saeclamp_server.steering import SteeringContext, check_sae_names, find_feature
-from saeclamp_server.threads import computed
+from saeclamp_server.threads import run_computation
 
 DEFAULT_TOP_K = 5
 
@@ -32,7 +32,7 @@ async def inspect(request: Inspect, model: ModelClient, served: SteeringContext,
     wants_all = bool(top_k) or not features
     prompt, path = await tokenize_request(model, request.text, request.messages)
     (text,) = await read_activations(model, served, [(prompt, path)], features, saes if wants_all else ())
-    return await computed(_inspection, text, request, features, top_k, model, served, search)
+    return await run_computation(_inspection, text, request, features, top_k, model, served, search)
 
 
 def _inspection(

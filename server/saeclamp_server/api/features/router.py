@@ -5,14 +5,40 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
-from fastapi import Query, Request
+from fastapi import Query, Request, Response
 
-from saeclamp.types import FeatureHits, FeatureQuery, StoredFeature, StoredSAE, StoredSAEs
-from saeclamp_server.api.features import FeatureSearch, ServedSAE
+from saeclamp.types import (
+    Attribute,
+    Attribution,
+    Contrast,
+    Contrasted,
+    Derive,
+    DerivedVector,
+    FeatureHits,
+    FeatureQuery,
+    Inspect,
+    Inspection,
+    Neighbourhoods,
+    NeighboursQuery,
+    StoredFeature,
+    StoredSAE,
+    StoredSAEs,
+    Suggest,
+    Suggestion,
+)
+from saeclamp_server.api.event_stream import PROGRESS, answer_long
+from saeclamp_server.api.features import ServedSAE
+from saeclamp_server.api.features.attribute import attribute
+from saeclamp_server.api.features.contrast import contrast
+from saeclamp_server.api.features.derive import derive
+from saeclamp_server.api.features.inspect import inspect
+from saeclamp_server.api.features.neighbours import neighbours
+from saeclamp_server.api.features.suggest.suggest import suggest
+from saeclamp_server.api.state import state_of
 from saeclamp_server.api.strict_route import strict_router
 from saeclamp_server.errors import RequestError, UnknownSAEError
-from saeclamp_server.steering import SteeringContext, find_feature
-from saeclamp_server.threads import searched
+from saeclamp_server.steering import find_feature
+from saeclamp_server.threads import run_search
 
 router = strict_router(ends_with_client=True)
 
@@ -20,35 +46,35 @@ router = strict_router(ends_with_client=True)
 @router.get("/v1/saes")
 async def list_saes(request: Request) -> StoredSAEs:
     """List the loaded SAEs."""
-    return StoredSAEs(data=tuple(sae.to_wire() for sae in _known(request).values()))
+    return StoredSAEs(data=tuple(sae.to_wire() for sae in _served_saes(request).values()))
 
 
 @router.get("/v1/saes/{sae}")
 async def get_sae(request: Request, sae: str) -> StoredSAE:
     """Look up one SAE."""
-    known = _known(request)
-    if sae not in known:
-        error = UnknownSAEError(sae, known, "sae")
+    saes = _served_saes(request)
+    if sae not in saes:
+        error = UnknownSAEError(sae, saes, "sae")
         error.status = 404
         raise error
-    return known[sae].to_wire()
+    return saes[sae].to_wire()
 
 
 @router.get("/v1/features")
 async def find_features(request: Request, query: Annotated[FeatureQuery, Query()]) -> FeatureHits:
     """Look for features by words and by meaning, or list them."""
     for name in query.sae:
-        if name not in _known(request):
-            raise UnknownSAEError(name, _known(request), "sae")
-    search: FeatureSearch = request.app.state.search
+        if name not in _served_saes(request):
+            raise UnknownSAEError(name, _served_saes(request), "sae")
+    search = state_of(request.app).search
     await search.until_ready()
-    return await searched(search.find, query)
+    return await run_search(search.find, query)
 
 
 @router.get("/v1/features/{sae}/{feature}")
 async def get_feature(request: Request, sae: str, feature: str) -> StoredFeature:
     """Look up all that is known of a feature, by its index or its name in the feature book."""
-    served: SteeringContext = request.app.state.served
+    served = state_of(request.app).context
     try:
         entry, index = find_feature(f"{sae}/{feature}", served.saes, "feature")
     except RequestError as exc:
@@ -56,11 +82,60 @@ async def get_feature(request: Request, sae: str, feature: str) -> StoredFeature
         raise
 
     def described() -> StoredFeature:
-        return _known(request)[entry.name].feature(index, served.max_act(entry.name, index), served.describe)
+        return _served_saes(request)[entry.name].feature(index, served.max_act(entry.name, index), served.describe)
 
-    return await searched(described)
+    return await run_search(described)
 
 
-def _known(request: Request) -> Mapping[str, ServedSAE]:
-    known: Mapping[str, ServedSAE] = request.app.state.served_saes
-    return known
+def _served_saes(request: Request) -> Mapping[str, ServedSAE]:
+    return state_of(request.app).saes
+
+
+@router.post("/v1/features/inspect", response_model=Inspection)
+async def inspect_features(body: Inspect, request: Request) -> Response:
+    """Say which features are active in a text or a conversation."""
+    state = state_of(request.app)
+    return await answer_long(request, lambda model, counter: inspect(body, model, state.context, state.search))
+
+
+@router.post("/v1/features/contrast", response_model=Contrasted, responses=PROGRESS)
+async def contrast_features(body: Contrast, request: Request) -> Response:
+    """Say which features tell two sets of texts apart."""
+    state = state_of(request.app)
+    return await answer_long(
+        request, lambda model, counter: contrast(body, model, state.context, state.search, counter)
+    )
+
+
+@router.post("/v1/features/attribute", response_model=Attribution, responses=PROGRESS)
+async def attribute_token(body: Attribute, request: Request) -> Response:
+    """Say which features caused a token, by taking them away."""
+    state = state_of(request.app)
+    return await answer_long(
+        request, lambda model, counter: attribute(body, model, state.decoder, state.context, state.search, counter)
+    )
+
+
+@router.post("/v1/vectors/derive", response_model=DerivedVector, responses=PROGRESS)
+async def derive_vector(body: Derive, request: Request) -> Response:
+    """Make a vector of what tells two sets of texts apart."""
+    state = state_of(request.app)
+    return await answer_long(
+        request, lambda model, counter: derive(body, model, state.vectors, state.prompt_means, counter)
+    )
+
+
+@router.post("/v1/features/neighbours", response_model=Neighbourhoods)
+async def neighbouring_features(body: NeighboursQuery, request: Request) -> Response:
+    """Say which features' decoder rows point the same way."""
+    state = state_of(request.app)
+    return await answer_long(
+        request, lambda model, counter: neighbours(body, state.decoder, state.context, state.search)
+    )
+
+
+@router.post("/v1/features/suggest", response_model=Suggestion, responses=PROGRESS)
+async def suggest_steering(body: Suggest, request: Request) -> Response:
+    """Propose a small steering for a wish, tested against unsteered answers and random features, or say that none works."""
+    state = state_of(request.app)
+    return await answer_long(request, lambda model, counter: suggest(body, model, state.context, state.search, counter))

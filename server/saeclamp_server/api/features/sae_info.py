@@ -56,7 +56,7 @@ class ServedSAE:
             model=summary.model_name,
             sha256=f"sha256:{self.entry.sha256}",
             approximation=summary.approximation,
-            resid_norm=self.norms.rounded_resid_norm if self.norms.of_stream else None,
+            resid_norm=self.norms.rounded_resid_norm if self.norms.of_resid else None,
             fit=dict(self.fit) if self.fit else None,
             named=tuple(note.name for note in self.entry.features.values()),
             labels=info

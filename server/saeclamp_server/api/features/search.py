@@ -130,7 +130,7 @@ class FeatureSearch:
         return _nan_to_none(found.output_score[index]) if found else None
 
     def _of(self, sae: str) -> SearchDocuments | None:
-        return next((found for found in self._saes if found.known.entry.name == sae), None)
+        return next((found for found in self._saes if found.sae.entry.name == sae), None)
 
     def _wanted(self, query: FeatureQuery) -> Mask:
         masks = [_passes(sae, query) for sae in self._saes]
@@ -139,7 +139,7 @@ class FeatureSearch:
     def _hit(self, number: int, score: float | None = None, similarity: float | None = None) -> FeatureHit:
         of = int(np.searchsorted(self._starts, number, side="right")) - 1
         sae, index = self._saes[of], number - self._starts[of]
-        name, note = sae.known.entry.name, sae.known.entry.features.get(index)
+        name, note = sae.sae.entry.name, sae.sae.entry.features.get(index)
         return FeatureHit(
             feature=f"{name}/{index}",
             sae=name,
@@ -161,15 +161,15 @@ class FeatureSearch:
 
 def _readable(known: ServedSAE, report: Callable[[str], None]) -> SearchDocuments:
     try:
-        return SearchDocuments.of(known)
+        return SearchDocuments.build(known)
     except LabelError as exc:
         report(f"SAE {known.entry.name}: its features are found by the feature book alone. {exc}")
-        return SearchDocuments.of(known.without_labels())
+        return SearchDocuments.build(known.without_labels())
 
 
 def _passes(sae: SearchDocuments, query: FeatureQuery) -> Mask:
     """Which of an SAE's features a query lets through. NaN, which is unknown, passes no bound."""
-    if query.sae and sae.known.entry.name not in query.sae:
+    if query.sae and sae.sae.entry.name not in query.sae:
         return np.zeros(len(sae), np.bool_)
     passes = np.ones(len(sae), np.bool_)
     if query.min_density is not None:
@@ -179,7 +179,7 @@ def _passes(sae: SearchDocuments, query: FeatureQuery) -> Mask:
     if query.min_output_score is not None:
         passes &= sae.output_score >= query.min_output_score
     if query.green_zone:
-        calibrated = [index for index, note in sae.known.entry.features.items() if note.clamp is not None]
+        calibrated = [index for index, note in sae.sae.entry.features.items() if note.clamp is not None]
         passes &= np.isin(np.arange(len(sae)), calibrated)
     return passes
 

@@ -38,7 +38,7 @@ class FeatureDocument(NamedTuple):
 class SearchDocuments:
     """All features of an SAE; entry i is feature i."""
 
-    known: ServedSAE
+    sae: ServedSAE
     explained: list[Label | None]
     """In prose, from the labels beside the SAE."""
     counted: list[Label | None]
@@ -50,7 +50,7 @@ class SearchDocuments:
     output_score: Floats
 
     @classmethod
-    def of(cls, known: ServedSAE) -> SearchDocuments:
+    def build(cls, known: ServedSAE) -> SearchDocuments:
         """Read the labels' columns. Raises LabelError."""
         labels, num = known.labels, known.entry.summary.d_sae
         nothing: list[Label | None] = [None] * num
@@ -75,7 +75,7 @@ class SearchDocuments:
     def texts(self) -> Iterator[FeatureDocument]:
         """Say what each feature is found by, in order."""
         for index in range(len(self)):
-            note, explained = self.known.entry.features.get(index), self.explained[index]
+            note, explained = self.sae.entry.features.get(index), self.explained[index]
             said = [note.description if note else None, explained.text if explained else None]
             tokens = [*self.tokens[index], *self.promotes[index]]
             yield FeatureDocument(
@@ -86,7 +86,7 @@ class SearchDocuments:
 
     def label(self, index: int) -> Label | None:
         """Choose the best of a feature's labels."""
-        said = feature_book_label(self.known.entry.features.get(index))
+        said = feature_book_label(self.sae.entry.features.get(index))
         return said or self.explained[index] or self.counted[index]
 
     def description(self, index: int) -> str | None:

@@ -17,7 +17,7 @@ from saeclamp_server.api.model_share import MAX_CELLS
 from saeclamp_server.steering import ResolvedSteering, SteeringContext, add_sae_hashes
 from saeclamp_server.steering.program import ReadoutSpec, SteeringProgram
 from saeclamp_server.steering.token_ranges import PROMPT
-from saeclamp_server.threads import computed
+from saeclamp_server.threads import run_computation
 
 NUM_ACTIVE = 512
 """Features of each SAE that are read at a token: more than are active at all but the strangest ones."""
@@ -127,7 +127,7 @@ async def read_text_activations(
     # of a long text fewer are read at each token, so that whatever is read of one text has room
     num = min(NUM_ACTIVE, max(1, MAX_CELLS // max(1, len(prompt.ids) * len(saes)))) if saes else 0
     outcome = await model.run(GenerateRequest(prompt.ids, _reading(served, features, saes, num)), path)
-    return await computed(_activations, prompt, outcome, features, tuple(saes), num)
+    return await run_computation(_activations, prompt, outcome, features, tuple(saes), num)
 
 
 def _reading(served: SteeringContext, features: Sequence[FeatureId], saes: Sequence[str], num: int) -> ResolvedSteering:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from saeclamp.types import Variant
+from saeclamp_server.api.state import state_of
 
 router = APIRouter()
 MODELS_PATH = "/v1/models"
@@ -25,17 +26,18 @@ async def get_model(request: Request, model: str) -> JSONResponse:
     cards = await _cards(request)
     found = next((card for card in cards if card["id"] == model), None)
     if found is None:
-        variant = await request.app.state.variants.of_model(model)
+        variants = state_of(request.app).variants
+        variant = await variants.of_model(model)
         if variant is None:
-            await request.app.state.variants.refuse_unknown(model, ())
+            await variants.refuse_unknown(model, ())
         assert variant is not None, "models have a card"
         found = _card(variant.to_wire()) | {"id": model}
     return JSONResponse(found)
 
 
 async def _cards(request: Request) -> list[dict[str, Any]]:
-    state = request.app.state
-    served = (await state.openai_serving_models.show_available_models()).model_dump()["data"]
+    state = state_of(request.app)
+    served = (await state.vllm.openai_serving_models.show_available_models()).model_dump()["data"]
     listed = await state.variants.listed()
     aliases = [_card(variant) | {"id": variant.alias} for variant in listed if variant.alias]
     return [*served, *map(_card, listed), *aliases]

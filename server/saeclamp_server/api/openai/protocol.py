@@ -12,15 +12,15 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.sampling_params import SamplingParams
 
 from saeclamp.types import Steering
+from saeclamp_server.api.openai.steered_call import SteeredCall
 from saeclamp_server.errors import InvalidSteeringError
-from saeclamp_server.steering.program import EXTRA_ARGS_KEY, SteeringProgram
+from saeclamp_server.steering.program import SteeringProgram
 
 
-class _Steered(BaseModel):
+class SteeredRequestMixin(BaseModel):
     # validated by request_body.steering_of, whose errors name the JSON path; here only for the API's own schema
     steering: SkipValidation[Steering | None] = Field(default=None)
-    _key: str = PrivateAttr(default="")
-    _program: SteeringProgram | None = PrivateAttr(default=None)
+    _call: SteeredCall | None = PrivateAttr(default=None)
     _num_prompts: int = PrivateAttr(default=0)
 
     if TYPE_CHECKING:  # fields of the vLLM class that this is mixed into
@@ -34,10 +34,11 @@ class _Steered(BaseModel):
         """How many sequences the engine runs for each prompt."""
         return int(self.n or 1)
 
-    def carry(self, key: str, program: SteeringProgram) -> None:
-        """Send `program` with this request, its report to be fetched by `key`. Raises RequestError."""
+    def carry(self, call: SteeredCall) -> None:
+        """Have the call's program go with all that is asked of the engine. Raises RequestError."""
+        program = call.resolved.program
         self._refuse_what_cannot_be_steered(program)
-        self._key, self._program = key, program
+        self._call = call
         if program.has_token_output:
             if getattr(self, "echo", False) and not self.return_token_ids:
                 raise InvalidSteeringError(
@@ -63,16 +64,9 @@ class _Steered(BaseModel):
 
     def to_sampling_params(self, *args: Any, **kwargs: Any) -> SamplingParams:
         params: SamplingParams = super().to_sampling_params(*args, **kwargs)  # type: ignore[misc]
-        program = self._program
-        if program is not None:
-            # vLLM asks once for each prompt, in their order
-            payload = {"key": self._key, "prompt": self._num_prompts, "program": program.to_json()}
+        if self._call is not None:
+            self._call.attach(params, self._num_prompts)  # vLLM asks once for each prompt, in their order
             self._num_prompts += 1
-            params.extra_args = {**(params.extra_args or {}), EXTRA_ARGS_KEY: payload}
-            if program.reads_prompt:
-                params.skip_reading_prefix_cache = True
-            if program.delays_output and params.max_tokens is not None:
-                params.max_tokens += 1  # the scheduler drops it, when the one before it has been read
         return params
 
 
@@ -81,7 +75,7 @@ def _chunk(kind: str, answer_id: str, model: str | None, choice: dict[str, Any])
     return head | {"choices": [choice | {"finish_reason": "content_filter"}]}
 
 
-class SteeredChatCompletionRequest(_Steered, ChatCompletionRequest):
+class SteeredChatCompletionRequest(SteeredRequestMixin, ChatCompletionRequest):
     """A chat completion request that may carry `steering`."""
 
     field_names: ClassVar[set[str] | None] = None  # vLLM caches the known keys per class
@@ -97,7 +91,7 @@ class SteeredChatCompletionRequest(_Steered, ChatCompletionRequest):
         )
 
 
-class SteeredCompletionRequest(_Steered, CompletionRequest):
+class SteeredCompletionRequest(SteeredRequestMixin, CompletionRequest):
     """A text completion request that may carry `steering`."""
 
     field_names: ClassVar[set[str] | None] = None

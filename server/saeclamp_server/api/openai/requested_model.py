@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from vllm import envs
 
 from saeclamp.types import Steering
+from saeclamp_server.api.state import AppState
 from saeclamp_server.steering import ResolvedSteering, resolve, roles_used
 from saeclamp_server.steering.chat_spans import ChatSpans
-from saeclamp_server.variants import VariantRegistry
 from saeclamp_server.variants.version import VariantVersion
 
 
@@ -24,12 +23,12 @@ class RequestedModel:
     variant: VariantVersion | None = None
 
     @classmethod
-    async def of(cls, app_state: Any, name: str | None, own: Steering | None) -> RequestedModel:
+    async def find(cls, state: AppState, name: str | None, own: Steering | None) -> RequestedModel:
         """Look a name up. Raises RequestError where neither a model nor a variant has it."""
-        variants: VariantRegistry = app_state.variants
+        variants = state.variants
         variant = await variants.of_model(name) if name else None
         if name and variant is None:
-            adapters = app_state.openai_serving_models.lora_requests
+            adapters = state.vllm.openai_serving_models.lora_requests
             await variants.refuse_unknown(name, adapters, allows_any=envs.VLLM_SKIP_MODEL_NAME_VALIDATION)
         return cls(name, own, variant)
 
@@ -43,15 +42,14 @@ class RequestedModel:
         """The model's name, as vLLM knows it."""
         return self.variant.base if self.variant else self.name
 
-    def roles(self, app_state: Any) -> set[str]:
+    def roles(self, state: AppState) -> set[str]:
         """Collect the roles by which tokens are chosen. Raises RequestError."""
-        of_variant = app_state.variants.steering(self.variant) if self.variant else None
+        of_variant = state.variants.steering(self.variant) if self.variant else None
         return roles_used(self.own) | roles_used(of_variant)
 
-    def resolved(self, app_state: Any, conversation: ChatSpans | None) -> ResolvedSteering:
+    def resolved(self, state: AppState, conversation: ChatSpans | None) -> ResolvedSteering:
         """Join both steerings, and resolve them. Raises RequestError. Something must steer."""
         if self.variant is not None:
-            variants: VariantRegistry = app_state.variants
-            return variants.resolved(self.variant, self.own, conversation)
+            return state.variants.resolved(self.variant, self.own, conversation)
         assert self.own is not None, "it steers"
-        return resolve(self.own, app_state.served, conversation)
+        return resolve(self.own, state.context, conversation)

@@ -19,12 +19,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from saeclamp.types import Receipt, Steering
 from saeclamp_server.api.error_envelope import is_anthropic, path_of, written
-from saeclamp_server.api.openai.cut_short import is_cut_short
+from saeclamp_server.api.openai.incomplete_answers import is_cut_short
 from saeclamp_server.api.openai.receipt_headers import TraceEntry, headers_of
 from saeclamp_server.api.openai.requested_model import RequestedModel
 from saeclamp_server.api.openai.steered_call import SteeredCall
+from saeclamp_server.api.state import state_of
 from saeclamp_server.errors import InvalidSteeringError, NotAppliedError
-from saeclamp_server.steering.program import EXTRA_ARGS_KEY
 
 PATHS = ("/v1/responses", "/v1/messages")
 LAST_EVENTS = ("response.completed", "response.incomplete", "message_stop")
@@ -42,12 +42,8 @@ class _Carried:
 
     def load(self, params: Any) -> None:
         """Put the program into a sequence's sampling parameters."""
-        program = self.call.resolved.program
-        payload = {"key": self.call.key, "prompt": self.num_sequences, "program": program.to_json()}
+        self.call.attach(params, self.num_sequences)
         self.num_sequences += 1
-        params.extra_args = {**(params.extra_args or {}), EXTRA_ARGS_KEY: payload}
-        if program.reads_prompt:
-            params.skip_reading_prefix_cache = True
 
     async def receipt(self) -> Receipt:
         """Ask what was done. Raises NotAppliedError, also where the engine was asked for nothing."""
@@ -74,14 +70,14 @@ def listen(engine: Any) -> None:
 
 async def steered(body: Mapping[str, Any], steering: Steering | None, scope: Scope) -> SteeredCall | None:
     """Begin the call of a body that steers; None for one that does not. Raises RequestError."""
-    app_state, path, model = scope["app"].state, path_of(scope), body.get("model")
-    asked = await RequestedModel.of(app_state, model if isinstance(model, str) else None, steering)
+    state, path, model = state_of(scope["app"]), path_of(scope), body.get("model")
+    asked = await RequestedModel.find(state, model if isinstance(model, str) else None, steering)
     if not asked.steers:
         return None
     if body.get("background"):
         raise InvalidSteeringError("What runs in the background has no receipt, and cannot be steered.", "background")
     entry = TraceEntry(path, Headers(scope=scope).get("x-request-id"), asked.name)
-    call = await SteeredCall.begin(app_state, asked, None, uuid.uuid4().hex, 1, 1, False, entry)
+    call = await SteeredCall.begin(state, asked, None, uuid.uuid4().hex, 1, 1, False, entry)
     program = call.resolved.program
     if program.has_token_output or program.can_abort:
         call.failed("it asks for what has no place here")

@@ -22,14 +22,15 @@ from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
 from saeclamp.types import Steering
 from saeclamp_server.api.error_envelope import path_of
-from saeclamp_server.api.loaded_names import refuse_loaded_names
+from saeclamp_server.api.misplaced_steering import refuse_model_in_query
 from saeclamp_server.api.openai.protocol import SteeredChatCompletionRequest, SteeredCompletionRequest
 from saeclamp_server.api.openai.receipt_headers import TraceEntry, headers_of
 from saeclamp_server.api.openai.requested_model import RequestedModel
 from saeclamp_server.api.openai.responder import with_receipt
 from saeclamp_server.api.openai.steered_call import SteeredCall
-from saeclamp_server.api.outside_body import refuse_model_in_query
+from saeclamp_server.api.state import state_of
 from saeclamp_server.api.steering_body import parse_body, steering_of
+from saeclamp_server.api.stray_names import refuse_loaded_names
 from saeclamp_server.errors import InvalidRequestError, InvalidSteeringError
 from saeclamp_server.steering.chat_spans import ChatSpans, Message, find_message_spans
 
@@ -58,8 +59,8 @@ async def steered_chat_completion(
     request: SteeredChatCompletionRequest, raw_request: Request, steering: SteeringInBody
 ) -> Response:
     """Chat completion, as OpenAI's, with an optional `steering` object."""
-    asked = await RequestedModel.of(raw_request.app.state, request.model, steering)
-    roles = asked.roles(raw_request.app.state)
+    asked = await RequestedModel.find(state_of(raw_request.app), request.model, steering)
+    roles = asked.roles(state_of(raw_request.app))
     conversation = await _located(request, raw_request, roles) if roles else None
     return await _answer(create_chat_completion, request, raw_request, asked, conversation)
 
@@ -69,7 +70,7 @@ async def steered_completion(
     request: SteeredCompletionRequest, raw_request: Request, steering: SteeringInBody
 ) -> Response:
     """Text completion, as OpenAI's, with an optional `steering` object."""
-    asked = await RequestedModel.of(raw_request.app.state, request.model, steering)
+    asked = await RequestedModel.find(state_of(raw_request.app), request.model, steering)
     return await _answer(create_completion, request, raw_request, asked)
 
 
@@ -78,7 +79,7 @@ async def _located(request: SteeredChatCompletionRequest, raw_request: Request, 
     if request.truncate_prompt_tokens is not None:
         raise InvalidSteeringError("A truncated prompt cannot be steered by role.", "truncate_prompt_tokens")
     body = parse_body(await raw_request.body())
-    renderer = raw_request.app.state.openai_serving_chat.online_renderer
+    renderer = state_of(raw_request.app).vllm.openai_serving_chat.online_renderer
 
     async def render(messages: Sequence[Message]) -> Sequence[int]:
         # from the body each time: reading a request's messages uses some of them up
@@ -106,7 +107,7 @@ async def _answer(
     request.model = asked.base
     shows_token_ids = bool(request.return_token_ids)
     call = await SteeredCall.begin(
-        raw_request.app.state,
+        state_of(raw_request.app),
         asked,
         conversation,
         key=uuid.uuid4().hex,
@@ -117,7 +118,7 @@ async def _answer(
     )
     response: Response | None = None
     try:
-        request.carry(call.key, call.resolved.program)
+        request.carry(call)
         response = await handler(request, raw_request)
         if response is not None and response.status_code == 200:
             call.answers_as(_id_of(raw_request))

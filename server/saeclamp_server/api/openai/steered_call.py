@@ -11,11 +11,12 @@ from saeclamp_server.api.openai.readout_writer import ReadoutWriter, name_aborte
 from saeclamp_server.api.openai.receipt_headers import TraceEntry
 from saeclamp_server.api.openai.requested_model import RequestedModel
 from saeclamp_server.api.openai.sequence_tracker import SequenceTracker
-from saeclamp_server.engine.client import Reports
+from saeclamp_server.api.state import AppState, CallServices
 from saeclamp_server.errors import InvalidSteeringError, NotAppliedError
 from saeclamp_server.steering import ResolvedSteering, build_receipt
 from saeclamp_server.steering.admission import requested_features
 from saeclamp_server.steering.chat_spans import ChatSpans
+from saeclamp_server.steering.program import EXTRA_ARGS_KEY
 from saeclamp_server.steering.token_ranges import PROMPT
 from saeclamp_server.variants.version import VariantVersion
 
@@ -27,11 +28,7 @@ MAX_SEQUENCES = 4096
 class SteeredCall:
     """What must be known to say whether a steered answer may leave."""
 
-    app_state: Any
-    """
-    vLLM's app state, plus `served`: Served, `model`: ServedModel, `sequences`: Sequences, `reports`: EngineReports and
-    `admission`: Admission and `trace`: Trace or None.
-    """
+    services: CallServices
     resolved: ResolvedSteering
     key: str
     """Names this call's sequences to the engine."""
@@ -44,7 +41,7 @@ class SteeredCall:
     @classmethod
     async def begin(
         cls,
-        app_state: Any,
+        state: AppState,
         asked: RequestedModel,
         conversation: ChatSpans | None,
         key: str,
@@ -59,41 +56,54 @@ class SteeredCall:
                 f"These are {num_sequences} answers; at most {MAX_SEQUENCES} can be steered at once.", "n"
             )
         with metrics.time_resolution():
-            resolved = asked.resolved(app_state, conversation)
-        sequences: SequenceTracker = app_state.sequences
-        writer = None
+            resolved = asked.resolved(state, conversation)
+        services, writer = state.calls, None
         if resolved.program.has_token_output:
             writer = ReadoutWriter(
                 resolved.steering.readout,
-                app_state.served,
-                sequences,
+                services.context,
+                services.sequences,
                 key,
                 shows_token_ids,
                 resolved.program.shows(PROMPT),
-                app_state.model.text_of,
-                app_state.model.bytes_of,
+                state.model.text_of,
+                state.model.bytes_of,
             )
         entry.spec = resolved.program.spec
-        await app_state.admission.enter(requested_features(resolved.program))
-        sequences.begin(key, num_per_prompt)
-        return cls(app_state, resolved, key, num_sequences, writer, asked, entry)
+        await services.admission.acquire(requested_features(resolved.program))
+        services.sequences.begin(key, num_per_prompt)
+        return cls(services, resolved, key, num_sequences, writer, asked, entry)
 
     @classmethod
     async def begin_resolved(
-        cls, app_state: Any, resolved: ResolvedSteering, key: str, num_sequences: int
+        cls, services: CallServices, resolved: ResolvedSteering, key: str, num_sequences: int
     ) -> SteeredCall:
         """Wait for the turn of steering that needs no writer. Raises RequestError. Whoever begins a call must end it."""
-        await app_state.admission.enter(requested_features(resolved.program))
-        app_state.sequences.begin(key, num_sequences)
-        return cls(app_state, resolved, key, num_sequences, None)
+        await services.admission.acquire(requested_features(resolved.program))
+        services.sequences.begin(key, num_sequences)
+        return cls(services, resolved, key, num_sequences, None)
+
+    def attach(self, params: Any, prompt_index: int) -> None:
+        """
+        Put the program into the sampling parameters of one of the call's prompts: vLLM takes them to the engine.
+
+        params: vLLM's SamplingParams
+        """
+        program = self.resolved.program
+        payload = {"key": self.key, "prompt": prompt_index, "program": program.to_json()}
+        params.extra_args = {**(params.extra_args or {}), EXTRA_ARGS_KEY: payload}
+        if program.reads_prompt:
+            params.skip_reading_prefix_cache = True  # activations at cached positions are not computed
+        if program.delays_output and params.max_tokens is not None:
+            params.max_tokens += 1  # the scheduler drops it, when the one before it has been read
 
     def end(self) -> None:
         """Forget the call, whether or not it was answered; once, however often it is said."""
-        if self.app_state.sequences.end(self.key):
-            self.app_state.admission.leave(requested_features(self.resolved.program))
-            self.app_state.reports.close(self.key)
-            if self.entry is not None and self.app_state.trace is not None:
-                self.app_state.trace.write(self.entry.to_json())
+        if self.services.sequences.end(self.key):
+            self.services.admission.release(requested_features(self.resolved.program))
+            self.services.reports.close(self.key)
+            if self.entry is not None and self.services.trace is not None:
+                self.services.trace.write(self.entry.to_json())
 
     def answers_as(self, answer_id: str) -> None:
         """Note the answer's id."""
@@ -113,8 +123,7 @@ class SteeredCall:
     @property
     def sequences(self) -> SequenceTracker:
         """Those of all calls."""
-        found: SequenceTracker = self.app_state.sequences
-        return found
+        return self.services.sequences
 
     @property
     def wants_receipt(self) -> bool:
@@ -140,10 +149,11 @@ class SteeredCall:
 
     async def receipt(self) -> Receipt:
         """Ask the engine what it did. Raises NotAppliedError unless every sequence was steered."""
-        served_name = self.app_state.openai_serving_models.base_model_paths[0].name
         try:
             reports = await self._reports()
-            written = build_receipt(self.resolved, reports, self.num_sequences, self.app_state.served, served_name)
+            written = build_receipt(
+                self.resolved, reports, self.num_sequences, self.services.context, self.services.model_name
+            )
         except NotAppliedError as exc:
             metrics.FAILURES.inc()
             self.failed(exc.message)
@@ -158,7 +168,7 @@ class SteeredCall:
     async def _reports(self) -> dict[int, dict[str, Any]]:
         """Fetch the engine's reports, by number of the choice. Raises NotAppliedError where it does not answer."""
         try:
-            answers: Reports = await self.app_state.reports.of(self.key)
+            answers = await self.services.reports.fetch(self.key)
         except Exception as exc:  # vLLM raises no class of its own where the engine is stopping or has died
             raise NotAppliedError(f"what it did could not be asked: {exc}") from exc
         choices = self.sequences.choices(self.key)

@@ -19,10 +19,11 @@ from saeclamp_server.api.likelihoods import Likelihoods
 from saeclamp_server.api.model_client import GenerateRequest, GenerateResult, Prompt
 from saeclamp_server.api.openai.steered_call import SteeredCall
 from saeclamp_server.api.openai.token_bytes import bytes_of
+from saeclamp_server.api.state import CallServices
 from saeclamp_server.errors import InvalidRequestError, RequestError
 from saeclamp_server.steering.chat_spans import Message, find_message_spans
-from saeclamp_server.steering.program import ABORTED, EXTRA_ARGS_KEY, RECORD_KEY
-from saeclamp_server.threads import computed
+from saeclamp_server.steering.program import ABORTED, RECORD_KEY
+from saeclamp_server.threads import run_computation
 
 MAX_TEXTS = 2**16
 """Of tokens, kept: decoding one takes longer than reading what is active at it."""
@@ -34,12 +35,12 @@ REFUSED = (VLLMClientError, ValueError)
 class VLLMModelClient:
     """The base model of a server."""
 
-    def __init__(self, app_state: Any) -> None:
-        """app_state: vLLM's, and ours, as `SteeredCall` needs it"""
-        self._state = app_state
-        self._engine = app_state.engine_client
-        self.name: str = app_state.openai_serving_models.base_model_paths[0].name
-        self._renderer = app_state.online_renderer
+    def __init__(self, vllm: Any, calls: CallServices) -> None:
+        """vllm: its state of the app"""
+        self._calls = calls
+        self._engine = vllm.engine_client
+        self.name = calls.model_name
+        self._renderer = vllm.online_renderer
         self._tokenizer = self._engine.get_tokenizer()
         self.text_of: Callable[[int], str] = lru_cache(MAX_TEXTS)(lambda token: self._tokenizer.decode([token]))
         """The text of a token; bytes that are no whole letter show as U+FFFD."""
@@ -93,7 +94,7 @@ class VLLMModelClient:
         """Run one sequence. Cancelled, it ends in the engine too. Raises RequestError."""
         if run.steering is None:
             return await self._generate(run, None, path, heard)
-        call = await SteeredCall.begin_resolved(self._state, run.steering, key=uuid.uuid4().hex, num_sequences=1)
+        call = await SteeredCall.begin_resolved(self._calls, run.steering, key=uuid.uuid4().hex, num_sequences=1)
         try:
             return await self._generate(run, call, path, heard)
         finally:
@@ -116,7 +117,7 @@ class VLLMModelClient:
         (sequence,) = output.outputs
         prompt_logprobs = Likelihoods()
         if run.prompt_logprobs is not None:  # of a long prompt that takes a while
-            prompt_logprobs = await computed(_likelihoods, output.prompt_logprobs)
+            prompt_logprobs = await run_computation(_likelihoods, output.prompt_logprobs)
         return GenerateResult(
             ids=tuple(sequence.token_ids),
             text=sequence.text,
@@ -144,12 +145,7 @@ def _params(run: GenerateRequest, call: SteeredCall | None) -> SamplingParams:
         params.extra_args = {RECORD_KEY: run.recording._asdict()}
         params.skip_reading_prefix_cache = True
     if call is not None:
-        program = call.resolved.program
-        payload = {"key": call.key, "prompt": 0, "program": program.to_json()}
-        params.extra_args = {EXTRA_ARGS_KEY: payload}
-        params.skip_reading_prefix_cache = params.skip_reading_prefix_cache or program.reads_prompt
-        if program.delays_output:
-            params.max_tokens += 1  # the scheduler drops it, when the one before it has been read
+        call.attach(params, 0)
     return params
 
 

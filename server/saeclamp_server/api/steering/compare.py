@@ -21,11 +21,11 @@ from saeclamp_server.api.model_client import (
 from saeclamp_server.api.progress import ProgressCounter
 from saeclamp_server.api.steering.differences import differences
 from saeclamp_server.api.steering.divergence import kl_lower_bound
-from saeclamp_server.calibration.text import distinct_2, repetition
+from saeclamp_server.calibration.text_metrics import distinct_2, repetition
 from saeclamp_server.errors import InvalidRequestError
 from saeclamp_server.steering import ResolvedSteering, SteeringContext, resolve
 from saeclamp_server.steering.chat_spans import ChatSpans
-from saeclamp_server.threads import computed
+from saeclamp_server.threads import run_computation
 
 NUM_LIKELY = 20
 """Tokens of each distribution that are known: as many as vLLM gives unless it is told otherwise."""
@@ -57,7 +57,7 @@ async def compare(
     answers: list[ComparedAnswer] = []
     for (_, seed), outcome, rows in zip(drawn, outcomes, seen, strict=True):
         default = answers[len(answers) % num] if len(answers) >= num else None
-        answers.append(await computed(_answer, seed, outcome, rows, default, model))
+        answers.append(await run_computation(_answer, seed, outcome, rows, default, model))
     unsteered, steered, *prompted = (tuple(answers[start : start + num]) for start in range(0, len(answers), num))
     return Comparison(
         default=unsteered,

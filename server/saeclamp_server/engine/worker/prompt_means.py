@@ -25,7 +25,7 @@ class PromptMean:
 
 
 @dataclass(frozen=True)
-class StepRows:
+class RecordedRows:
     """Rows of the coming forward that a record is made of."""
 
     key: str
@@ -40,7 +40,7 @@ class PromptMeanRecorder:
         """is_special: (num_tokens_in_vocabulary,) bool, on the host"""
         self._is_special, self._device = is_special.numpy(), device
         self._records = OrderedDict[str, PromptMean]()
-        self.takes: dict[str, list[StepRows]] = {}
+        self.takes: dict[str, list[RecordedRows]] = {}
         """Of the coming forward, by the site's name."""
 
     def begin_step(self) -> None:
@@ -61,7 +61,7 @@ class PromptMeanRecorder:
         positions = chosen_positions(prompt_ids, asked["tokens"], self._is_special)
         rows = positions[(positions >= first) & (positions < first + num_tokens)] - first + row
         if len(rows):
-            take = StepRows(asked["key"], torch.from_numpy(rows).to(self._device))
+            take = RecordedRows(asked["key"], torch.from_numpy(rows).to(self._device))
             self.takes.setdefault(asked["site"], []).append(take)
 
     def record(self, key: str, vectors: Tensor) -> None:

@@ -45,7 +45,7 @@ class SliceColumns(NamedTuple):
     first_slot: NDArray[np.int64]
     first_rule_slot: NDArray[np.int64]
     first_act: NDArray[np.int64]
-    """Where the span's activations begin among those of the step: (num_tokens, num_looks), row after row."""
+    """Where the span's activations begin among those of the step: (num_tokens, num_reads), row after row."""
     first_verdict: NDArray[np.int64]
     """Where its verdicts begin: (num_rules, num_tokens), row after row."""
     num_reads: NDArray[np.int64]
@@ -103,10 +103,10 @@ class StepLayout:
 
     def __init__(self, slices: Sequence[RequestSlice]) -> None:
         num_tokens = np.array([req_slice.num_tokens for req_slice in slices], np.int64)
-        self.num_looks = np.array([req_slice.program.num_reads for req_slice in slices], np.int64)
+        self.num_reads = np.array([req_slice.program.num_reads for req_slice in slices], np.int64)
         self.num_items = np.array([req_slice.program.num_items for req_slice in slices], np.int64)
         num_rules = np.array([len(req_slice.program.rules) for req_slice in slices], np.int64)
-        self.first_act, self.num_acts = _laid_out(num_tokens * self.num_looks)
+        self.first_act, self.num_acts = _laid_out(num_tokens * self.num_reads)
         self.first_verdict, self.num_verdicts = _laid_out(num_tokens * num_rules)
         self.first_item, self.all_items = _laid_out(num_tokens * self.num_items)
 
@@ -121,7 +121,7 @@ def slice_columns(slices: Sequence[RequestSlice], layout: StepLayout, which: Seq
     """Columns of some of the spans."""
     columns = np.array([slices[number][1:] for number in which], np.int64).reshape(len(which), 7).T
     chosen = np.array(which, np.int64)
-    laid = (layout.first_act, layout.first_verdict, layout.num_looks, layout.first_item, layout.num_items)
+    laid = (layout.first_act, layout.first_verdict, layout.num_reads, layout.first_item, layout.num_items)
     return SliceColumns._make([*columns, *(column[chosen] for column in laid)])
 
 

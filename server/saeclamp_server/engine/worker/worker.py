@@ -17,7 +17,7 @@ from saeclamp_saes import SAE, Options, Site, read_sae
 from saeclamp_saes.evaluation.quick_check import quick_check
 from saeclamp_saes.labelling.table import decoder_sha256
 from saeclamp_saes.library.resolve import entry_hash
-from saeclamp_saes.lm.token_mask import ordinary
+from saeclamp_saes.lm.token_mask import scored_token_mask
 from saeclamp_server.engine.lifeline import tie_to_server
 from saeclamp_server.engine.worker import decoder_queries
 from saeclamp_server.engine.worker.compiled_program import LoadedWeights, vector_key
@@ -163,9 +163,9 @@ class SteeringWorker:
         measured: dict[str, dict[str, Any]] = {}
         for loaded in self._vector_banks:
             norms = recorded[self._layout.canonical_site(loaded.sae.site)][1]
-            stream = _median(norms[first], position[first], self._is_special[ids[first]])
-            of_stream = self._layout.has_resid(loaded.sae.site)
-            measured[loaded.name] = {"norms": {"of_stream": of_stream, "stream": stream, "rows": []}}
+            median = _median(norms[first], position[first], self._is_special[ids[first]])
+            of_resid = self._layout.has_resid(loaded.sae.site)
+            measured[loaded.name] = {"norms": {"of_resid": of_resid, "median_resid_norm": median, "row_norms": []}}
         for loaded in self._saes:
             # on the CPU: beside a model on a GPU there may be no room for the activations of all features
             sae = loaded.whole.to(torch.device("cpu"))
@@ -178,7 +178,7 @@ class SteeringWorker:
             measured[loaded.name] = {
                 "fit": vars(quick_check(sae, x, target, position, is_special)),
                 "norms": {
-                    "of_stream": self._layout.has_resid(sae.site),
+                    "of_resid": self._layout.has_resid(sae.site),
                     **_site_norms(sae, x[first], norms[first], position[first], is_special[first]),
                 },
             }
@@ -240,15 +240,15 @@ def _site_norms(sae: SAE, x: Tensor, norms: Tensor, position: Tensor, is_special
     norms: (num_tokens,), where it writes first
     """
     rows = sae.W_dec[:, : sae.d_out // len(sae.writes)].norm(dim=1)
-    counted = ordinary(norms[:, None], position, is_special)
+    counted = scored_token_mask(norms[:, None], position, is_special)
     if counted.any():
         rows = rows * sae.input_norm.apply(x[counted])[1].median()
-    return {"stream": _median(norms, position, is_special), "rows": rows.tolist()}
+    return {"median_resid_norm": _median(norms, position, is_special), "row_norms": rows.tolist()}
 
 
 def _median(norms: Tensor, position: Tensor, is_special: Tensor) -> float | None:
     """Median length of ordinary tokens; None where there are none. Each argument is (num_tokens,)."""
-    counted = ordinary(norms[:, None], position, is_special)
+    counted = scored_token_mask(norms[:, None], position, is_special)
     return float(norms[counted].median()) if counted.any() else None
 
 

@@ -13,7 +13,7 @@ from saeclamp_server.api.features.permutation_test import LEVEL, max_t_test
 from saeclamp_server.api.features.text_activations import FeatureId, active_features, read_activations
 from saeclamp_server.api.model_client import GenerateResult, ModelClient
 from saeclamp_server.steering import SteeringContext
-from saeclamp_server.threads import computed, searched
+from saeclamp_server.threads import run_computation, run_search
 
 NUM_FOUND = 12
 """Features that each way of thinking of them may contribute."""
@@ -44,7 +44,7 @@ async def find_candidates(
 ) -> dict[FeatureId, list[str]]:
     """Features, with how they were thought of; those that both ways found come first, then by turns."""
     query = FeatureQuery(query=subject_of(wish), sae=saes, limit=NUM_FOUND)
-    found = await searched(search.find, query)
+    found = await run_search(search.find, query)
     by_search = [FeatureId(hit.sae, hit.index) for hit in found.data]
     texts = [answer.text for answer in (*prompted, *unsteered) if answer.text.strip()]
     num = sum(bool(answer.text.strip()) for answer in prompted)
@@ -55,7 +55,7 @@ async def find_candidates(
     values = np.array([aggregate_acts(text, features, "mean", False) for text in read_texts])
     by_contrast: list[FeatureId] = []
     if 0 < num < len(texts) and features:
-        judged = await computed(max_t_test, values[:num], values[num:])
+        judged = await run_computation(max_t_test, values[:num], values[num:])
         order = np.lexsort((-judged.statistic, judged.p))
         by_contrast = [features[n] for n in order if judged.p[n] <= LEVEL and judged.statistic[n] > 0][:NUM_FOUND]
     ways = {"search": by_search, "contrast": by_contrast}

@@ -22,10 +22,10 @@ from saeclamp_server.api.model_client import (
     generate_all,
     score_answers,
 )
-from saeclamp_server.calibration.text import repetition
+from saeclamp_server.calibration.text_metrics import repetition
 from saeclamp_server.errors import RequestError
 from saeclamp_server.steering import SteeringContext, resolve
-from saeclamp_server.threads import computed
+from saeclamp_server.threads import run_computation
 
 SAMPLING = {"temperature": 0.7, "repetition_penalty": 1.1}
 """Sampled, so that steered and unsteered answers differ by chance alike; greedy ones are all of one kind, and unlike."""
@@ -58,7 +58,7 @@ class TrialArm:
 
     def length(self, served: SteeringContext) -> float:
         """How far it moves the stream where none of its features is active, their rows taken to be orthogonal."""
-        rows = (served.norms[feature.sae].rows[feature.number] for feature in self.features)
+        rows = (served.norms[feature.sae].row_norms[feature.number] for feature in self.features)
         return hypot(*(value * row for value, row in zip(self.values, rows, strict=True)))
 
 
@@ -117,7 +117,7 @@ class Trials:
     async def sentences(self, texts: Sequence[str]) -> Rows:
         """Embed texts: (num_texts, width)."""
         assert self.search.encoder is not None, "it was asked for"
-        rows: Rows = await computed(self.search.encoder.encode, texts)
+        rows: Rows = await run_computation(self.search.encoder.encode, texts)
         return rows
 
     async def perplexity(self, answers: ArmAnswers) -> float:
@@ -155,7 +155,7 @@ def control_arms(
     arms: list[TrialArm] = []
     for number in range(num):
         like = beside[number % len(beside)]
-        length, rows = like.length(served), served.norms[like.features[0].sae].rows
+        length, rows = like.length(served), served.norms[like.features[0].sae].row_norms
         drawn = (TrialArm((one,), (), (length / rows[one.number],)) for one in pools[like.features[0].sae])
         allowed = next((arm for arm in drawn if refusal(arm, served) is None), None)
         arms += [allowed] if allowed else []
@@ -166,7 +166,7 @@ def _drawn(
     sae: str, taken: Set[FeatureId], served: SteeringContext, chance: np.random.Generator
 ) -> Iterator[FeatureId]:
     """Draw features of an SAE that can be controls, each once; those that are known to be active somewhere come first."""
-    rows = served.norms[sae].rows
+    rows = served.norms[sae].row_norms
     pool = [FeatureId(sae, number) for number in chance.permutation(len(rows)).tolist() if rows[number]]
     for is_known in (True, False):
         for feature in pool:

@@ -1,0 +1,114 @@
+"""Which features are active in a text or a conversation, token by token and on the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Field, model_validator
+
+from saeclamp.types.base import MAX_READ, Answer, EndpointRequest
+from saeclamp.types.feature_actions import Composable
+from saeclamp.types.features import MAX_HITS, Label
+from saeclamp.types.interventions import Feature
+from saeclamp.types.receipts import TopFeature
+from saeclamp.types.rows import Tabular
+
+MAX_CHARACTERS = 1_000_000
+"""Of a text; how many tokens there is room for, the server knows."""
+MAX_MESSAGES = 1024
+
+Text = Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)]
+Messages = Annotated[tuple[dict[str, Any], ...], Field(min_length=1, max_length=MAX_MESSAGES)]
+"""As in a chat completion."""
+Aggregate: TypeAlias = Literal["max", "mean", "frequency"]
+"""Of a feature's activations at a text's tokens: the largest, the mean, or the share of tokens at which it is active."""
+Saes = Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_READ)]
+
+
+class PassageSelection(EndpointRequest):
+    """What is asked of one text or conversation."""
+
+    text: Text | None = None
+    messages: Messages | None = None
+
+    @model_validator(mode="after")
+    def _has_one_of_both(self) -> PassageSelection:
+        if (self.text is None) == (self.messages is None):
+            raise ValueError("give one of 'text' and 'messages'")
+        return self
+
+
+class Inspect(PassageSelection):
+    """Body of `POST /v1/features/inspect`: a text or a conversation, and what is to be looked for in it."""
+
+    features: Annotated[tuple[Feature, ...], Field(max_length=MAX_READ)] = ()
+    """Named features; none: whatever is active."""
+    top_k: Annotated[int, Field(strict=True, ge=0, le=MAX_READ)] | None = None
+    """How many of the strongest features are shown at each token; None: 5, or 0 where features are named."""
+    saes: Saes | None = None
+    """Of which SAEs active features are looked for; None for all."""
+    aggregate: Aggregate = "max"
+    """By what features are ordered."""
+    limit: Annotated[int, Field(strict=True, ge=1, le=MAX_HITS)] = 20
+    """How many features are summed up, where none are named."""
+    include_template: Annotated[bool, Field(strict=True)] = False
+    """Whether tokens that the chat template has added count where features are summed up."""
+
+
+class InspectedToken(Answer):
+    """A token, and what is active at it."""
+
+    position: int
+    id: int
+    text: str
+    bytes: tuple[int, ...] | None = None
+    """Of a token that is a part of a character, which `text` shows as U+FFFD: its neighbours have the rest."""
+    role: str | None = None
+    """Whose message it is of."""
+    template: bool = False
+    """Whether the chat template has added it."""
+    read: bool = True
+    """Whether activations are read here: not at the first token and special ones, whose streams are like no other's."""
+    features: Mapping[str, float] = {}
+    """Activations of the named features, as the request names them."""
+    top: Mapping[str, tuple[TopFeature, ...]] = {}
+    """The strongest by SAE, strongest first; only those that are active."""
+
+
+class InspectedFeature(Composable, Answer):
+    """What a feature does in all of the text, in the encoder's units."""
+
+    feature: str
+    sae: str
+    index: int
+    name: str | None = None
+    label: Label | None = None
+    description: str | None = None
+    max: float
+    mean: float
+    """Over all tokens that count, active or not."""
+    frequency: float
+    """Share of them at which it is active."""
+    position: int | None = None
+    """Where it is strongest; None where it is active nowhere."""
+    max_act: float | None = None
+    """Its stored maximum: what `max` may be compared with."""
+    acts: tuple[float, ...] = ()
+    """At each of the text's tokens; 0 also where nothing is read."""
+
+
+class Inspection(Tabular[InspectedFeature], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
+    """What is active in a text."""
+
+    object: str = "inspection"
+    tokens: tuple[InspectedToken, ...]
+    features: tuple[InspectedFeature, ...]
+    """The named ones, or those that are active, the first by `aggregate` first."""
+    aggregate: Aggregate
+    num_counted: int
+    """Tokens over which features are summed up."""
+    warnings: tuple[str, ...] = ()
+
+    def _rows(self) -> Sequence[InspectedFeature]:
+        return self.features
