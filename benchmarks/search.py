@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tests.saes.blank_label import blank_label
-from tests.server.conftest import entry
+from tests.support.blank_label import blank_label
+from tests.support.sae_entries import entry
 
 from saeclamp.types import FeatureQuery
 from saeclamp_saes.labelling.label_file import LabelFile

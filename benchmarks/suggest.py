@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from tests.e2e.checkpoints import make_model, make_sae
-from tests.e2e.serving import serve
+from tests.support.checkpoints import make_model, make_sae
+from tests.support.serving import serve
 
 from saeclamp import Client, Suggestion
 from saeclamp_server.packaged_model import PACKAGED_MODEL, prepared_model

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 import httpx
-from tests.e2e.serving import Server
+from tests.support.serving import Server
 
 PROMPT = "Write a long story about a sailor who comes home after many years and finds that the harbour has changed."
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from benchmarks.overhead.load import prompt
-from tests.bundled import GOLDEN_GATE, LAYER
+from tests.support.bundled import GOLDEN_GATE, LAYER
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

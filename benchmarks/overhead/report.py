@@ -13,7 +13,7 @@ from datetime import date
 
 from benchmarks.overhead.load import PROMPT, Run
 from benchmarks.overhead.settings import BATCH, PLAIN, SETTINGS, WIDE
-from tests.e2e.serving import Server
+from tests.support.serving import Server
 
 from saeclamp_server.packaged_model import PACKAGED_MODEL
 

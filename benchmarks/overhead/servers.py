@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from benchmarks.overhead.settings import ALL_LAYERS, FOUR_LAYERS, NUM_LAYERS, OTHER_LAYERS, PLAIN
 from safetensors.torch import save
-from tests.e2e.checkpoints import make_sae
-from tests.e2e.serving import Server, run_server
+from tests.support.checkpoints import make_sae
+from tests.support.serving import Server, run_server
 
 from saeclamp import Client
 from saeclamp_server.packaged_model import PACKAGED_MODEL, prepared_model

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.overhead.load import Steering
-from tests.bundled import D_SAE, GOLDEN_GATE
+from tests.support.bundled import D_SAE, GOLDEN_GATE
 
 BATCH = 64
 """The size for which targets are set."""

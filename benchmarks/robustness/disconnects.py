@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 from benchmarks.robustness.server import Watch
-from tests.e2e.serving import Server
+from tests.support.serving import Server
 
 NUM_AT_ONCE = 32
 EVERY = 250

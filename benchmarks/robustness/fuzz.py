@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 from benchmarks.robustness.bodies import TAKES_STEERING, draw, mutated
 from benchmarks.robustness.server import Watch
-from tests.e2e.serving import Server
+from tests.support.serving import Server
 
 NUM_AT_ONCE = 16
 PLAIN = {"model": "tiny", "prompt": "the old miller and his sons", "max_tokens": 6, "temperature": 0, "logprobs": 2}

@@ -14,7 +14,7 @@ import psutil
 import torch
 from benchmarks.robustness.server import WIDTH, tiny_server
 from safetensors.torch import save
-from tests.e2e.serving import Server
+from tests.support.serving import Server
 
 GONE_S = 15
 """Within which every process of a killed server must be gone."""

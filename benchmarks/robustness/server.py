@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
-from tests.e2e.checkpoints import make_model, make_sae
-from tests.e2e.serving import Server, serve
+from tests.support.checkpoints import make_model, make_sae
+from tests.support.serving import Server, serve
 
 from saeclamp_server.packaged_model import prepared_model
 

@@ -11,7 +11,7 @@ import httpx
 from benchmarks.robustness.bodies import draw
 from benchmarks.robustness.fuzz import Findings
 from benchmarks.robustness.server import Watch
-from tests.e2e.serving import Server
+from tests.support.serving import Server
 
 NUM_AT_ONCE = 48
 EVERY_S = 10

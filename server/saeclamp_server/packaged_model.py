@@ -8,18 +8,19 @@ manifest each time it is asked for. The same GGUF file and library versions give
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from saeclamp_saes.io.locks import exclusive_lock
+from saeclamp_saes.io.paths import cache_folder
 
 PACKAGED_MODEL = "smollm2-135m-instruct"
 
@@ -101,7 +102,12 @@ def prepared_model(report: Report, *, convert: Convert = convert_gguf, source: P
     if _fault(folder, source) is None:  # needs no lock, so a read-only cache will do
         return folder
     try:
-        with _locked(folder.with_name(f"{folder.name}.lock"), report):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+
+        def wait() -> None:
+            report(f"Another process is preparing {PACKAGED_MODEL}; waiting for it.")
+
+        with exclusive_lock(folder.with_name(f"{folder.name}.lock"), wait):
             # Whoever held the lock before may have converted it meanwhile.
             if fault := _fault(folder, source):
                 _prepare(folder, fault, report, convert, source)
@@ -111,15 +117,6 @@ def prepared_model(report: Report, *, convert: Convert = convert_gguf, source: P
             "Set SAECLAMP_CACHE to a folder with 300 MB of room."
         ) from exc
     return folder
-
-
-def cache_folder() -> Path:
-    """Return where saeclamp keeps what it can make again."""
-    if own := os.environ.get("SAECLAMP_CACHE"):
-        return Path(own).expanduser().absolute()
-    if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return Path(xdg).absolute() / "saeclamp"
-    return Path.home() / ".cache" / "saeclamp"
 
 
 def _fault(folder: Path, source: PackagedFile) -> str | None:
@@ -145,19 +142,6 @@ def _differs(file: Path, known: dict[str, Any]) -> str | None:
     if _sha256(file) != known["sha256"]:
         return f"{file.name} has changed"
     return None
-
-
-@contextmanager
-def _locked(lock: Path, report: Report) -> Iterator[None]:
-    """Hold an exclusive lock, which the kernel drops when this process dies, however it dies."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report(f"Another process is preparing {PACKAGED_MODEL}; waiting for it.")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _prepare(folder: Path, fault: str, report: Report, convert: Convert, source: PackagedFile) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from tests.client.scripted_server import ScriptedServer
+from tests.support.scripted_server import ScriptedServer
 
 from saeclamp import Client
 from saeclamp._async import transport as async_transport

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 
 import httpx
 import pytest
-from tests.client import scripted_server as script
-from tests.client.scripted_server import (
+from tests.support import scripted_server as script
+from tests.support.scripted_server import (
     DONE,
     MODELS,
     RECEIPT,

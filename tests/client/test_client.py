@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.client.scripted_server import MODELS, RECEIPT, ScriptedServer, chat_answer, reply, text_answer
+from tests.support.scripted_server import MODELS, RECEIPT, ScriptedServer, chat_answer, reply, text_answer
 
 import saeclamp
 from saeclamp import (

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.client.scripted_server import ScriptedServer, chat_chunk, hang_up, reply, sse, stall, stream
+from tests.support.scripted_server import ScriptedServer, chat_chunk, hang_up, reply, sse, stall, stream
 
 import saeclamp
 from saeclamp import (

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.client.scripted_server import ScriptedServer, reply
+from tests.support.scripted_server import ScriptedServer, reply
 
 from saeclamp import AsyncClient, Client, NotFoundError
 

@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 import pytest
-from tests.client.scripted_server import ScriptedServer, reply, stream, stream_for_ever
+from tests.support.scripted_server import ScriptedServer, reply, stream, stream_for_ever
 
 from saeclamp import (
     APIConnectionError,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.client.scripted_server import ScriptedServer
+from tests.support.scripted_server import ScriptedServer
 
 from saeclamp import (
     Ablate,

@@ -7,7 +7,7 @@ from email.utils import formatdate
 
 import httpx
 import pytest
-from tests.client.scripted_server import MODELS, ScriptedServer, chat_answer, hang_up, reply
+from tests.support.scripted_server import MODELS, ScriptedServer, chat_answer, hang_up, reply
 
 from saeclamp import APIConnectionError, APIStatusError, Client, InternalServerError, RateLimitError
 from saeclamp._retries import backoff, delay_after_error, delay_after_status

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 import pytest
-from tests.client.scripted_server import RECEIPT
+from tests.support.scripted_server import RECEIPT
 
 from saeclamp import FeatureHit, FeatureHits, MissingPackageError, Receipt, SaeclampError
 from saeclamp.types import (

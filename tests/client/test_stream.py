@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 
 import pytest
-from tests.client import scripted_server as script
-from tests.client.scripted_server import DONE, RECEIPT, ScriptedServer, chat_chunk, reply, sse, text_answer
+from tests.support import scripted_server as script
+from tests.support.scripted_server import DONE, RECEIPT, ScriptedServer, chat_chunk, reply, sse, text_answer
 
 from saeclamp import (
     APIConnectionError,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.client.scripted_server import ScriptedServer, reply
+from tests.support.scripted_server import ScriptedServer, reply
 
 from saeclamp import Add, AsyncClient, BadRequestError, Client, NotFoundError, Steering
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.e2e.checkpoints import make_sae
-from tests.e2e.serving import Server, serve
-from tests.reference import ReferenceModel, ReferenceSAE
+from tests.oracles.reference import ReferenceModel, ReferenceSAE
+from tests.support.checkpoints import make_sae
+from tests.support.serving import Server, serve
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from saeclamp_saes.library.reference import BUNDLED

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.bundled import ENTRY
-from tests.saes import tiny_training
-from tests.saes.tiny_models import make
+from tests.support import tiny_training
+from tests.support.bundled import ENTRY
+from tests.support.tiny_models import make
 
 from saeclamp.types import Steering
 from saeclamp_saes.labelling.schema import SCHEMA

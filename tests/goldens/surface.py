@@ -12,8 +12,8 @@ from fastapi.routing import APIRoute
 from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
-from tests.bundled import ENTRY
-from tests.refusal_table import REFUSALS
+from tests.support.bundled import ENTRY
+from tests.support.refusal_table import REFUSALS
 
 from saeclamp import types
 from saeclamp_server.api import metrics

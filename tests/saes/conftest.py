@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.e2e.checkpoints import make_sae
-from tests.saes.layouts import goodfire
+from tests.saes.loaders.layouts import goodfire
+from tests.support.checkpoints import make_sae
 
 from saeclamp_saes.conversion import convert
 

@@ -10,29 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.e2e.checkpoints import make_sae
-from tests.reference import ReferenceSAE, clamped, moved
+from tests.oracles.reference import ReferenceSAE, clamped, moved
+from tests.support.checkpoints import make_sae
+from tests.support.tiny_saes import ARCHITECTURES, D_IN, D_SAE, NUM_TOKENS
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from saeclamp_saes import SAE, Site, clamping, read_sae
 from saeclamp_saes.clamping import EditRows, UniqueFeatures, decoder_delta, read_acts
-
-D_IN, D_SAE, NUM_TOKENS = 48, 96, 7
-
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "relu": {"architecture": "standard"},
-    "relu without pre-bias": {"architecture": "standard", "apply_b_dec_to_input": False},
-    "jumprelu": {"architecture": "jumprelu"},
-    "topk": {"architecture": "topk", "k": 9},
-    "abstopk": {"architecture": "abstopk", "k": 9},
-    "gated": {"architecture": "gated"},
-    "layer norm": {"architecture": "jumprelu", "normalize_activations": "layer_norm"},
-    "layer norm and topk": {"architecture": "topk", "k": 9, "normalize_activations": "layer_norm"},
-    "constant norm": {"architecture": "standard", "normalize_activations": "constant_norm_rescale"},
-    "transcoder": {"architecture": "transcoder", "hooks": ("mlp.hook_in", "hook_mlp_out")},
-    "jumprelu skip transcoder": {"architecture": "jumprelu_skip_transcoder", "hooks": ("mlp.hook_in", "hook_mlp_out")},
-}
 
 
 def edits_of(moves: list[tuple[int, int, str, float]], mask: list[float] | None = None) -> EditRows:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from saeclamp_server.packaged_model import MANIFEST, PackagedFile, PackagedModelError, cache_folder, prepared_model
+from saeclamp_saes.io.paths import cache_folder
+from saeclamp_server.packaged_model import MANIFEST, PackagedFile, PackagedModelError, prepared_model
 
 GGUF = b"a very small model"
 WEIGHTS = b"weights of " + GGUF

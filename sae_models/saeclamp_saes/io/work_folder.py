@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from saeclamp_saes.errors import TrainingError
+from saeclamp_saes.io.locks import exclusive_lock
 
 RUN = "run.json"
 """In the folder of a training run, beside the SAE's own folder; says with what it began."""
@@ -29,11 +29,11 @@ class DamagedFolderError(TrainingError):
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep a second process away, as long as this one lives."""
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TrainingError(f"Another process is at work in {folder}.") from None
+
+    def refuse() -> None:
+        raise TrainingError(f"Another process is at work in {folder}.")
+
+    with exclusive_lock(folder / "lock", refuse):
         yield
 
 

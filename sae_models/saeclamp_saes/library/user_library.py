@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from saeclamp_saes.errors import SAELibraryError
+from saeclamp_saes.io.locks import exclusive_lock
+from saeclamp_saes.io.paths import home_folder
 from saeclamp_saes.options import Options
 
 RECORD = "source.json"
@@ -75,13 +77,7 @@ class LibraryRecord:
 
 def library_folder() -> Path:
     """Return the folder that holds the user's SAEs; it need not exist."""
-    if own := os.environ.get("SAECLAMP_HOME"):
-        home = Path(own).expanduser().absolute()
-    elif xdg := os.environ.get("XDG_DATA_HOME"):
-        home = Path(xdg).absolute() / "saeclamp"
-    else:
-        home = Path.home() / ".local" / "share" / "saeclamp"
-    return home / "saes"
+    return home_folder() / "saes"
 
 
 def records() -> Iterator[LibraryRecord]:
@@ -202,12 +198,13 @@ def _read(folder: Path) -> LibraryRecord | None:
 @contextmanager
 def _unfinished_folder(parent: Path) -> Iterator[Path]:
     """Make a temporary folder, deleted at the end unless it was renamed. One left by a process that died is swept out."""
-    with _locked(parent):
+    with exclusive_lock(parent / ".lock"):
         _sweep(parent)
         folder = parent / f"{UNFINISHED}{secrets.token_hex(8)}"
         folder.mkdir()
         alive = os.open(folder, os.O_RDONLY)
-        fcntl.flock(alive, fcntl.LOCK_EX)  # the kernel drops it when this process dies, however it dies
+        # of the folder itself, which no library locks; the kernel drops it when this process dies, however it dies
+        fcntl.flock(alive, fcntl.LOCK_EX)
     try:
         yield folder
     finally:
@@ -230,13 +227,6 @@ def _sweep(parent: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
         finally:
             os.close(handle)
-
-
-@contextmanager
-def _locked(parent: Path) -> Iterator[None]:
-    with (parent / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _taken(name: str) -> str:

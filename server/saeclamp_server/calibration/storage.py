@@ -9,7 +9,6 @@ What a run leaves behind, in one folder:
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -19,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from saeclamp_saes.io.locks import exclusive_lock
 from saeclamp_server.calibration.errors import CalibrationError
 from saeclamp_server.calibration.metrics import MeasuredAnswer
 
@@ -47,19 +47,16 @@ def locked(folder: Path) -> Iterator[None]:
     """Keep a second process out of a folder. Raises CalibrationError where there is one, or it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
     except OSError as exc:
         raise CalibrationError(f"{folder} cannot be used: {exc.strerror}; give another with --out.") from exc
-    try:
-        if not os.access(folder, os.W_OK):
-            raise CalibrationError(f"{folder} cannot be written; give another folder with --out.")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CalibrationError(f"Another calibration is at work in {folder}.") from None
+    if not os.access(folder, os.W_OK):
+        raise CalibrationError(f"{folder} cannot be written; give another folder with --out.")
+
+    def refuse() -> None:
+        raise CalibrationError(f"Another calibration is at work in {folder}.")
+
+    with exclusive_lock(folder / ".calibration.lock", refuse):
         yield
-    finally:
-        os.close(handle)
 
 
 class AnswerJournal:

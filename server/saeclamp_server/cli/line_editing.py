@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
+from saeclamp_saes.io.paths import state_folder
+
 MAX_LINES = 1000
 """That are kept."""
 
 
 def history_file() -> Path:
-    """Find the place where lines are kept: in $XDG_STATE_HOME, or ~/.local/state."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "saeclamp" / "chat_history"
+    """File in which lines are kept."""
+    return state_folder() / "chat_history"
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from saeclamp_server.packaged_model import cache_folder
+from saeclamp_saes.io.paths import cache_folder
 
 KEPT = 20
 """Files of earlier servers that are left."""

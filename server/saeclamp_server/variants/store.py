@@ -6,7 +6,6 @@ What a method that writes has returned from is on the disk: SQLite syncs its wri
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
+from saeclamp_saes.io.paths import data_folder
 from saeclamp_server.variants.tables import aliases, names, versions
 from saeclamp_server.variants.version import VariantVersion
 
@@ -38,9 +38,7 @@ class StoreError(Exception):
 
 def default_url() -> str:
     """Return where variants are kept unless the user says otherwise: they are the user's own, so in no cache."""
-    home = os.environ.get("XDG_DATA_HOME")
-    folder = Path(home) if home and Path(home).is_absolute() else Path.home() / ".local" / "share"
-    return f"sqlite:///{folder / 'saeclamp' / 'variants.sqlite3'}"
+    return f"sqlite:///{data_folder() / 'variants.sqlite3'}"
 
 
 class AliasInUseError(Exception):

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from saeclamp.types.interventions import is_vector_name
+from saeclamp_saes.io.paths import cache_folder
 from saeclamp_server.errors import InvalidVectorError, RequestError, VectorExistsError
-from saeclamp_server.packaged_model import cache_folder, fsync
+from saeclamp_server.packaged_model import fsync
 from saeclamp_server.vectors.vector_file import MAX_BYTES, SteeringVector
 
 SUFFIX = ".safetensors"

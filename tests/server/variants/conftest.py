@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
-from tests.server.variants.making import served
+from tests.support.variants import served
 
 from saeclamp_server.variants import VariantRegistry, VariantStore
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, text
-from tests.server.variants.making import BRIDGE, FOOD, create, run, served
+from tests.support.variants import BRIDGE, FOOD, create, run, served
 
 from saeclamp import InvalidArgumentError
 from saeclamp.types import NewVariant, Steering, VariantExport

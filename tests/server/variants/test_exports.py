@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
-from tests.server.variants.making import BRIDGE, FOOD, create, run, served
+from tests.support.variants import BRIDGE, FOOD, create, run, served
 
 from saeclamp.types import VariantExport
 from saeclamp_server.errors import RequestError

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
-from tests.server.variants.making import version
+from tests.support.variants import version
 
 from saeclamp_server.variants import StoreError, VariantStore, default_url
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.server.conftest import entry
-from tests.server.variants.making import BRIDGE, FOOD, create, run, served, version
+from tests.support.sae_entries import entry
+from tests.support.variants import BRIDGE, FOOD, create, run, served, version
 
 from saeclamp.types import Add, Clamp, FeatureCondition, NewVariant, Roles, Rule, Steering
 from saeclamp_server.errors import RequestError

@@ -7,7 +7,6 @@ its own kind, those with the same `run`.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from saeclamp_saes.errors import LabelError
+from saeclamp_saes.io.locks import exclusive_lock
 
 SUFFIX = ".explained.jsonl"
 
@@ -59,12 +59,15 @@ class Journal:
         Raises LabelError for lines that are none of ours.
         """
         path = labels.with_name(f"{labels.name}{SUFFIX}")
+
+        def refuse() -> None:
+            raise LabelError(f"Another process is explaining the features in {labels}.")
+
         try:
-            with path.open("a+", encoding="utf-8") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise LabelError(f"Another process is explaining the features in {labels}.") from None
+            with (
+                exclusive_lock(path.with_name(f".{path.name}.lock"), refuse),
+                path.open("a+", encoding="utf-8") as file,
+            ):
                 yield cls(file, run, _finished(path, run))
         except OSError as exc:
             raise LabelError(f"{path} cannot be written: {exc.strerror or exc}.") from None

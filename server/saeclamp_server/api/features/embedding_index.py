@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from saeclamp_server.packaged_model import cache_folder
+from saeclamp_saes.io.paths import cache_folder
 from saeclamp_server.sentence_encoder import WEIGHTS_SHA256, SentenceEncoder
 
 FOLDER = "embeddings"

@@ -1,0 +1,136 @@
+"""
+A process that has imported vLLM and forks servers.
+
+A server is three processes, each of which imports vLLM for ten seconds and more; half of what the end-to-end tests take.
+Forked, they begin where the imports end. The whole command, each process with its own imports, is what `test_start_up.py`
+runs.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import json
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+HEAVY = (
+    "vllm.entrypoints.launchers.api_server.entry",
+    "vllm.v1.engine.core",
+    "vllm.model_executor.models.llama",
+    "saeclamp_server.app",
+    "saeclamp_server.engine.scheduler.scheduler",
+    "saeclamp_server.launch",
+)
+
+
+class Forked:
+    """A process that the nursery has forked; of `subprocess.Popen`, what tests need."""
+
+    def __init__(self, nursery: Nursery, pid: int) -> None:
+        self._nursery = nursery
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Return the exit status, or None while it runs."""
+        if self.returncode is None:
+            self.returncode = self._nursery.ask(do="poll", pid=self.pid)
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        """Wait for its end. Raises subprocess.TimeoutExpired."""
+        deadline = time.monotonic() + timeout
+        while (status := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            time.sleep(0.1)
+        return status
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+
+class Nursery:
+    """The process, seen from the tests."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def fork(self, module: str, arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> Forked:
+        """Run `python -m MODULE ARGUMENTS` in a session of its own."""
+        command = {"module": module, "arguments": [*arguments], "log": str(log), "environment": dict(environment)}
+        pid = self.ask(do="fork", **command)
+        return Forked(self, pid)
+
+    def ask(self, **question: Any) -> Any:
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.support.fork_server"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                # threads of OpenMP do not survive a fork, so none may be there before the last one
+                env={**os.environ, "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1"},
+            )
+            atexit.register(self._process.kill)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(question), file=self._process.stdin, flush=True)
+        return json.loads(self._process.stdout.readline())
+
+
+NURSERY = Nursery()
+"""Of these tests; begun when it is first asked."""
+
+
+def main() -> None:
+    """Import what takes long, and fork for everyone who asks; in a fork, run what was asked for."""
+    from saeclamp_server.startup.vllm_args import prepare_environment
+
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what is printed while importing is no answer
+    prepare_environment()
+    for name in HEAVY:
+        importlib.import_module(name)
+    from vllm.platforms import current_platform
+
+    importlib.import_module(f"saeclamp_server.engine.worker.{'cpu' if current_platform.is_cpu() else 'gpu'}_worker")
+    for line in sys.stdin:
+        question = json.loads(line)
+        if question["do"] == "poll":
+            pid, status = os.waitpid(question["pid"], os.WNOHANG)
+            answer: int | None = os.waitstatus_to_exitcode(status) if pid else None
+        else:
+            answer = os.fork()
+            if not answer:
+                answers.close()
+                return _run(question)
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def _run(command: Mapping[str, Any]) -> None:
+    os.setsid()
+    log = os.open(command["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for number, file in enumerate((nothing, log, log)):
+        os.dup2(file, number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(command["environment"])
+    in_this_way = multiprocessing.get_context("fork")
+    multiprocessing.get_context = lambda method=None: in_this_way  # type: ignore[assignment]
+    sys.argv = [command["module"], *command["arguments"]]
+    runpy.run_module(command["module"], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

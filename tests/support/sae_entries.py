@@ -1,0 +1,29 @@
+"""SAE entries without weights, for what is decided before the engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from saeclamp_saes import Options, SAEEntry, Site
+from saeclamp_saes.library.feature_book import FeatureNote
+from saeclamp_saes.loaders import CheckpointSummary
+
+
+def entry(name: str, layer: int, d_sae: int, *notes: FeatureNote) -> SAEEntry:
+    sites = (Site("resid_post", layer),)
+    summary = CheckpointSummary(
+        "saelens", "sae", "jumprelu", sites, sites, 16, 16, d_sae, "native", None, (Path("weights"),)
+    )
+    return SAEEntry(name, Path(name), Options(), f"sha-of-{name}", summary, {note.index: note for note in notes})
+
+
+def report(prompt: int, generated: int, act_sum: float, act_max: float) -> dict[str, Any]:
+    """What the engine tells of a sequence: two more tokens of the prompt were cached."""
+    tally = {"prompt": prompt, "generated": generated, "act_sum": act_sum, "act_max": act_max}
+    return {
+        "failure": None,
+        "prompt": [prompt + 2],
+        "tallies": [{**tally, "dose_sum": 0.4, "dose_max": 0.3}],
+        "fired": [],
+    }
