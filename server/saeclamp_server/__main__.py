@@ -20,7 +20,7 @@ SERVER_EXTRA = (
 )
 SAES_EXTRA = "in a clone of the repository `pip install '.[saes]'` installs what it takes"
 OF_SAES = ("torch", "safetensors", "numpy", "yaml", "rich", "transformers", "pyarrow")
-"""What commands import that read SAEs; those that only speak to a server say that they need nothing."""
+"""Packages that commands import which read SAEs; those that only speak to a server say that they need nothing."""
 
 TERMINATED = 128 + signal.SIGTERM
 """Exit status, as of a process that the signal ended."""
@@ -65,7 +65,7 @@ def _terminate(*_: object) -> None:
     except RuntimeError:
         sys.exit(TERMINATED)
     for task in asyncio.all_tasks(loop):
-        loop.call_soon_threadsafe(task.cancel)
+        loop.call_soon_threadsafe(task.cancel)  # which also wakes a loop that sleeps in its selector
 
 
 def _check_installed(command: str, names: Sequence[str], how: str) -> None:

@@ -83,7 +83,7 @@ async def build_app(engine: Any, args: Namespace, plan: ServePlan, say: Callable
     responses_and_messages.listen(engine)
     vllm = app.state
     await init_app_state(engine, vllm, args, tasks)
-    await early_checks.check_before_answers(vllm, engine)
+    await early_checks.check_before_answers(vllm, engine)  # around `listen`: what is refused does not count as run
     error_handlers.say_errors_in_messages(vllm)
     incomplete_answers.say_what_was_cut_short(vllm)
     models = vllm.openai_serving_models

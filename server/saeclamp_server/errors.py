@@ -1,17 +1,17 @@
 """
-What a request can be refused for.
+Refusals of requests.
 
     RequestError                  any refusal: status, message, JSON path, code
     ├── InvalidRequestError       400  the body or a parameter of one of our own endpoints is malformed
     │   └── BodyTooLargeError     413  it has more bytes than are read
     ├── UnauthorizedError         401  the server has a key, and the request does not carry it
     ├── InvalidSteeringError      400  the `steering` object is malformed, or asks for what cannot be applied
+    │   └── ContradictionError    400  two interventions move one feature of one token
     ├── UnknownSAEError           400  no SAE of that name is loaded
     ├── UnknownFeatureError       400  the SAE has no feature of that name
     ├── FeatureOutOfRangeError    400  the index is outside the SAE
-    │   └── ContradictionError    400  two interventions move one feature of one token
-    ├── DoseTooLargeError         400  the edits are longer than this server allows
-    ├── UnknownVectorError        400  no vector of that name is held; 404 where it is itself what was asked for
+    ├── DoseTooLargeError         400  the dose is larger than this server allows
+    ├── UnknownVectorError        400  no vector of that name is loaded; 404 where it is itself what was asked for
     ├── InvalidVectorError        400  the upload is no vector that could be used here
     │   └── VectorTooLargeError   413  it has more bytes than any vector
     ├── VectorExistsError         400  another vector has that name
@@ -20,6 +20,7 @@ What a request can be refused for.
     ├── UnknownVariantError       404  no variant of that name is kept
     ├── UnknownModelError         404  neither a model nor a variant has that name, but one has a near one
     ├── BareVariantError          404  a variant is named without its model
+    ├── AliasTakenError           400  another variant or a model has that alias
     ├── VariantReadOnlyError      400  the feature book's variants cannot be changed or deleted
     ├── VariantChangedError       400  what a variant was created with is no longer what is served
     ├── VariantsUnavailableError  503  the database of variants does not answer

@@ -29,16 +29,16 @@ from saeclamp_server.api.drain import Drain
 from saeclamp_server.api.state import state_of
 
 LAST_RECEIPTS_S = 5.0
-"""How long requests that were ended may take to say so."""
+"""Seconds that requests which were ended may take to say so."""
 LOOK_S = 0.5
 KEEP_ALIVE = "VLLM_HTTP_TIMEOUT_KEEP_ALIVE"
 KEEP_ALIVE_S = 65
 """
-How long an idle connection stays open. vLLM's 5 seconds are what httpx, and so OpenAI's client, takes too: where both give
-up a connection at the same moment, a request is sent into one that is being closed.
+Seconds that an idle connection stays open. vLLM's 5 are what httpx, and so OpenAI's client, takes too: where both give up
+a connection at the same moment, a request is sent into one that is being closed.
 """
 CLOSE_S = 3
-"""How long connections may take to close when nothing is answered any more."""
+"""Seconds that connections may take to close when nothing is answered any more."""
 
 
 async def serve_http(
@@ -53,7 +53,7 @@ async def serve_http(
     """
     Serve until the first SIGINT or SIGTERM, and then until all requests are answered, or the engine has died.
 
-    drain_s:     for how long
+    drain_s:     seconds that these may take
     say:         is told that the end has begun
     end_at_once: is called with the number of any further signal
     """

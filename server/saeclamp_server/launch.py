@@ -28,9 +28,9 @@ from saeclamp_server.startup.server_log import ServerLog, killed
 PROGRESS_S = 20
 """Seconds between signs of life."""
 STOP_S = 10
-"""How long the engine may take to clean up when the server ends."""
+"""Seconds that the engine may take to clean up when the server ends."""
 NUM_NAMES = 5
-"""Of features, that fit into a line of a terminal."""
+"""Names of features that fit into a line of a terminal."""
 
 
 def launch(options: ServeOptions) -> int:

@@ -1,4 +1,4 @@
-"""Whether an SAE's sites and shapes suit a model, decided from configurations alone."""
+"""Checks of whether an SAE's sites and shapes suit a model, from configurations alone."""
 
 from __future__ import annotations
 
@@ -56,21 +56,21 @@ def in_one_line(message: str) -> str:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model's configuration says."""
+    """The facts of a model's configuration that steering needs."""
 
     path: str
-    """What vLLM is to load."""
+    """Folder or hub name that vLLM is to load."""
     architecture: str
     """One of `SUPPORTED_ARCHITECTURES`."""
     hidden_size: int
     num_layers: int
     z_width: int
-    """All attention heads' outputs side by side."""
+    """Width of all attention heads' outputs side by side."""
     is_float16: bool
-    """Whether the checkpoint is stored in float16, which vLLM's `--dtype auto` would keep."""
+    """True if the checkpoint is stored in float16, which vLLM's `--dtype auto` would keep."""
 
     def width(self, site: Site) -> int:
-        """Return the length of the vectors at a site."""
+        """Return the width of the vectors at a site."""
         return self.z_width if site.point == "attn_z" else self.hidden_size
 
 

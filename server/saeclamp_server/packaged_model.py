@@ -162,7 +162,7 @@ def _prepare(folder: Path, fault: str, report: Report, convert: Convert, source:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    partial.replace(folder)
+    partial.replace(folder)  # atomic, and only after `_seal`: whoever sees the name sees all of it
     fsync(folder.parent)
     report(f"Prepared {PACKAGED_MODEL} in {time.monotonic() - started:.0f} s.")
 

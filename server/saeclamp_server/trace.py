@@ -16,7 +16,7 @@ from typing import Any
 MAX_WAITING = 65_536
 """Lines that wait for a disk that has stopped; those beyond are lost, which is said."""
 CLOSE_S = 10
-"""How long the end of the server waits for the last lines."""
+"""Seconds that the end of the server waits for the last lines."""
 
 
 class TraceError(Exception):
@@ -38,7 +38,7 @@ class Trace:
         self._thread: threading.Thread | None = None
         self._num_lost = 0
         self._is_torn = False
-        """Whether the file ends in a part of a line."""
+        """True if the file ends in a part of a line."""
 
     def write(self, entry: Mapping[str, Any]) -> None:
         """Have a line written, at once or soon."""

@@ -1,6 +1,6 @@
-"""How steering programs name uploaded vectors beside SAEs."""
+"""Names of uploaded vectors in steering programs, beside those of SAEs."""
 
 from __future__ import annotations
 
 VECTOR = "vector:"
-"""What the name of an uploaded vector follows where an edit names it in place of an SAE; its index is 0."""
+"""Prefix of an uploaded vector's name where an edit names it in place of an SAE; its index is 0."""

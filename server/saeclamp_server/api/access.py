@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from saeclamp_server.errors import UnauthorizedError
 
 PUBLIC = frozenset({"/health", "/ping", "/ready"})
-"""Whoever can reach the server may ask whether it runs."""
+"""Paths that need no key: whoever can reach the server may ask whether it runs."""
 
 WITH_KEY = frozenset(
     {
@@ -63,7 +63,7 @@ endpoints, by which whoever calls them can run code in the workers (`/collective
 
 
 def is_served(route: Any) -> bool:
-    """Whether one of vLLM's routes is on the list; a route of a form that is not known here is not."""
+    """Tell whether one of vLLM's routes is on the list; a route of a form that is not known here is not."""
     return getattr(route, "path", None) in PUBLIC | WITH_KEY
 
 
@@ -81,7 +81,7 @@ class APIKeys:
         self._digests = [_digest(key) for key in keys]
 
     def accept(self, headers: Headers) -> bool:
-        """Whether a request has one of the keys; takes as long for a nearly right one as for any other."""
+        """Tell whether a request has one of the keys; takes as long for a nearly right one as for any other."""
         given = _digest(_given(headers))
         matches = [secrets.compare_digest(given, digest) for digest in self._digests]  # all, whichever is the right one
         return any(matches)
@@ -94,6 +94,7 @@ def _given(headers: Headers) -> str:
 
 
 def _digest(key: str) -> bytes:
+    # hashes have one length: of texts that differ in theirs, the time of `compare_digest` tells it
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 

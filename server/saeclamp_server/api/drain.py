@@ -18,7 +18,7 @@ ANSWERED_TO_THE_END = PUBLIC | {"/metrics"}
 
 
 class Drain:
-    """How far a server is from its end: whether it still takes requests, and how many it has."""
+    """The end of a server: whether it still takes requests, and how many it is answering."""
 
     def __init__(self) -> None:
         self.is_draining = False

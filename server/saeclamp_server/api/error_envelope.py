@@ -39,7 +39,7 @@ ANTHROPIC_TYPES = {
 }
 
 _VALUES = re.compile(r" \(parameter=\w+(, value=.*)?\)$", re.DOTALL)
-"""What vLLM adds to messages: the value may be as long as the request."""
+"""Suffix that vLLM adds to messages: the value may be as long as the request."""
 
 
 class ErrorEnvelope:
@@ -56,6 +56,7 @@ class ErrorEnvelope:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and its answer."""
+        # an answer to HEAD has no body to be written anew
         if scope["type"] != "http" or scope["method"] == "HEAD":
             return await self._app(scope, receive, send)
         scope = _named(scope)
@@ -149,7 +150,7 @@ def path_of(scope: Scope) -> str:
 
 
 def is_anthropic(path: str) -> bool:
-    """Whether a path's clients read Anthropic's errors."""
+    """Tell whether a path's clients read Anthropic's errors."""
     return path == ANTHROPIC_PATH or path.startswith(f"{ANTHROPIC_PATH}/")
 
 
@@ -167,7 +168,7 @@ def written(error: Mapping[str, Any], status: int, path: str, request_id: str | 
 
 
 def _is_message(start: Message, path: str) -> bool:
-    """Whether an error says anything: probes such as `/health` answer with a status alone."""
+    """Tell whether an error says anything: probes such as `/health` answer with a status alone."""
     kind = dict(start.get("headers", ())).get(b"content-type", b"")
     return b"json" in kind or (path.startswith("/v1/") and kind.startswith(b"text/plain"))
 

@@ -15,7 +15,7 @@ FIELDS_OF = {
     "stop": ("stop", "stop_sequences"),
     "chat_template_kwargs": ("chat_template_kwargs",),
 }
-"""What vLLM names, and the fields by which endpoints take it, the likeliest first."""
+"""Names that vLLM gives, with the fields by which endpoints take them, the likeliest first."""
 
 ABOUT_OUTPUTS = re.compile(r"structured outputs|grammar|json schema", re.IGNORECASE)
 
@@ -26,7 +26,7 @@ ABOUT_THE_PROMPT = re.compile(
 )
 
 ABOUT_THE_TEMPLATE = re.compile(r"multiple values for|return_dict|object is not")
-"""In messages of vLLM's and, where its handlers trust what they read, of Python's."""
+"""Words in messages of vLLM's and, where its handlers trust what they read, of Python's."""
 
 
 def field_named(message: str, param: Any, fields: Mapping[str, Any]) -> str | None:

@@ -78,8 +78,8 @@ def _path_to(error: Mapping[str, Any], body: Any) -> str:
 
 BROKEN = (AttributeError, LookupError, AssertionError, RecursionError)
 """
-What vLLM's checks of a body end in where they trust what they read, and mistakes of a server too. They are answered by name,
-because the framework ends the connection after any other one.
+Exceptions in which vLLM's checks of a body end where they trust what they read, and mistakes of a server too. They are
+answered by name, because the framework ends the connection after any other one.
 """
 
 

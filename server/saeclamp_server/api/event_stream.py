@@ -21,9 +21,9 @@ from saeclamp_server.threads import run_computation
 
 EVENTS = "text/event-stream"
 OPENS_AFTER_S = 1.0
-"""Until then a refusal has its own HTTP status; afterwards, as the 200 is out, it is an event."""
+"""Seconds until events begin: a refusal before has its own HTTP status, and one after, as the 200 is out, is an event."""
 EVERY_S = 0.5
-"""How often progress is reported, where there is any."""
+"""Seconds between two reports of progress, where there is any."""
 
 PROGRESS: dict[int | str, dict[str, Any]] = {
     200: {
@@ -31,10 +31,10 @@ PROGRESS: dict[int | str, dict[str, Any]] = {
         "content": {EVENTS: {"schema": {"type": "string"}}},
     }
 }
-"""What FastAPI cannot tell from the function."""
+"""OpenAPI responses of an endpoint that may stream, which FastAPI cannot tell from the function."""
 
 SILENT_S = 15
-"""After which it is reported again, as proxies end connections on which nothing is sent."""
+"""Seconds after which it is reported again, as proxies end connections on which nothing is sent."""
 
 Ask = Callable[[ModelClient, ProgressCounter], Awaitable[Answer]]
 """Answers a request with the model, and counts its steps."""
@@ -73,6 +73,7 @@ class EventsResponse(Response):
     media_type = EVENTS
 
     def __init__(self, work: asyncio.Future[bytes], counter: ProgressCounter) -> None:
+        # nginx, which would else keep events until there are more of them, goes by the second one
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._work, self._counter = work, counter

@@ -48,14 +48,14 @@ PROGRAM_WORDS = {
     "extractor",
     "preview",
 }
-"""Of what has features of its own."""
+"""Words for parts of a program that have features of their own."""
 
 VECTOR_WORDS = {"vector", "vectors"}
 STORE_WORDS = {
     *("store", "stores", "db", "database", "databases", "index", "indexes", "search", "query", "queries", "retrieval"),
     *("embedding", "embeddings", "id", "ids", "field", "fields"),
 }
-"""Of where vectors are kept and looked up, which steers nothing."""
+"""Words for where vectors are kept and looked up, which steers nothing."""
 
 ACTIVATION_WORDS = {"activation", "activations"}
 ATTRIBUTE_WORDS = {
@@ -83,7 +83,7 @@ def plain(key: str) -> str:
 
 
 def asks_for_steering(key: str) -> bool:
-    """Whether a key that no request has is one by which someone would ask for steering."""
+    """Tell whether a key that no request has is one by which someone would ask for steering."""
     words = words_of(key)
     known = {*FOREIGN_KEYS, *MISPLACED_KEYS, *FOREIGN_PHRASES}
     if key[:MAX_KEY].lower() in known or "_".join(words) in known or looks_like_steering(key):
@@ -104,15 +104,15 @@ class SteeringKeys:
         self._found: dict[str, tuple[bool, bool]] = {}
 
     def are_certain(self, key: str) -> bool:
-        """Whether a key asks for steering wherever it stands, and so is no word of somebody else's."""
+        """Tell whether a key asks for steering wherever it stands, and so is no word of somebody else's."""
         return self._look_at(key)[0]
 
     def ask(self, key: str) -> bool:
-        """Whether a key asks for steering where nobody else fills an object."""
+        """Tell whether a key asks for steering where nobody else fills an object."""
         return self._look_at(key)[1]
 
     def _look_at(self, key: str) -> tuple[bool, bool]:
-        """Raises InvalidRequestError."""
+        """Judge a key, unless that was done before. Raises InvalidRequestError."""
         if key not in self._found:
             if len(self._found) >= MAX_FIELD_NAMES:
                 raise InvalidRequestError(

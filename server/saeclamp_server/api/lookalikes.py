@@ -93,7 +93,7 @@ def _refuse_key(key: str, value: Any, body: Mapping[str, Any], keys: SteeringKey
     owner = FOREIGN_KEYS.get(key.lower())
     if owner is None and looks_like_steering(key):
         raise InvalidSteeringError(f"Unknown field {shown(key)}. Did you mean 'steering'? {AT_TOP_LEVEL}", key)
-    if value is None or not (keys.ask(key) or "/" in key):
+    if value is None or not (keys.ask(key) or "/" in key):  # features are named with a slash, and fields never
         return
     if "variant" in key.lower():
         raise InvalidSteeringError(f"A top-level {shown(key)} is not understood. {variant_hint(value, body)}", key)
@@ -132,7 +132,7 @@ def messages_in(body: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any
 
 
 def _asks_inside(value: Any, keys: SteeringKeys, is_passed_on: bool) -> bool:
-    """Whether an object, or one within it, asks for steering; `is_passed_on` is that of an object nobody else fills."""
+    """Tell whether an object, or one within it, asks for steering; `is_passed_on` is true of one that nobody else fills."""
     if isinstance(value, str):
         return is_passed_on and '"steering"' in value
     for inner in _objects(value):

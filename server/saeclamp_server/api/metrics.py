@@ -1,4 +1,4 @@
-"""Steering in `/metrics`, beside vLLM's own figures."""
+"""Metrics of steering in `/metrics`, beside vLLM's own."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def observe_queue(admission: Admission) -> None:
 
 @contextmanager
 def time_resolution() -> Iterator[None]:
-    """Time the admission of a request."""
+    """Time how long a request's steering takes to resolve."""
     started = perf_counter()
     yield
     ADMISSION.observe(perf_counter() - started)

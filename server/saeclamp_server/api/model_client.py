@@ -21,40 +21,40 @@ class Prompt:
 
     ids: tuple[int, ...]
     spans: tuple[tuple[str, int, int], ...] | None = None
-    """Of a conversation: role, first position and position after the last one of what each message says. None: a text."""
+    """Role, first position and position after the last one of what each message of a conversation says. None: a text."""
 
     def roles(self) -> list[str | None]:
-        """Whose message each token is of; None where it is the template's, and everywhere in a text."""
+        """Return the role of each token's message; None where it is the template's, and everywhere in a text."""
         found: list[str | None] = [None] * len(self.ids)
         for role, start, end in self.spans or ():
             found[start:end] = [role] * (end - start)
         return found
 
     def is_template(self) -> list[bool]:
-        """Which tokens the chat template has added."""
+        """Tell which tokens the chat template has added."""
         return [self.spans is not None and role is None for role in self.roles()]
 
 
 class TokenActivations(NamedTuple):
-    """What was seen at one token, as in `step_report.ReadoutChunk`."""
+    """Activations and edits at one token, as in `step_report.ReadoutChunk`."""
 
     acts: list[float | None]
-    """The readout's named features, in their order; None: it is a special token."""
+    """Activations of the readout's named features, in their order; None: it is a special token."""
     top: dict[str, Sequence[Sequence[Any]] | None]
     """(index, activation) of each SAE's strongest features, strongest first."""
     edits: list[Sequence[Any]]
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to show: it is a special token, and was not edited."""
+        """True if there is nothing to show: it is a special token, and was not edited."""
         return not self.edits and all(read is None for read in (*self.acts, *self.top.values()))
 
 
 class PromptRecording(NamedTuple):
-    """What of a prompt is to be recorded in the engine."""
+    """An order to record a prompt's residual stream in the engine."""
 
     key: str
-    """By which it is fetched."""
+    """Key by which the recording is fetched."""
     site: str
     tokens: str
     """`last` or `all`"""
@@ -73,13 +73,13 @@ class GenerateRequest:
     """Tokens whose logprobs are wanted at the first generated position."""
     prompt_logprobs: int | None = None
     """
-    How many of the likeliest tokens at each prompt position, beside the prompt's own; None: nothing of either. With them,
-    what is generated has no text.
+    Number of likeliest tokens whose logprobs are wanted at each prompt position, beside the prompt's own token; None: not
+    even that. With them, what is generated has no text.
     """
     logprobs: int | None = None
     """As `prompt_logprobs`, at each generated position."""
     recording: PromptRecording | None = None
-    """Of unsteered runs alone."""
+    """Recording of the prompt; of unsteered runs alone."""
 
     @property
     def num_cells(self) -> int:
@@ -94,26 +94,26 @@ class GenerateRequest:
 
 @dataclass(frozen=True)
 class GenerateResult:
-    """What the engine made of it."""
+    """A sequence that the engine has run."""
 
     ids: tuple[int, ...]
-    """Generated."""
+    """Generated tokens."""
     text: str
     finish_reason: str | None
     readings: Mapping[int, TokenActivations]
-    """By position."""
+    """Activations and edits by position."""
     logprobs: Likelihoods
-    """Of each generated position; empty where none were wanted."""
+    """Logprobs at each generated position; empty where none were wanted."""
     prompt_logprobs: Likelihoods
-    """Of each prompt position, given those before it."""
+    """Logprobs at each prompt position, given the tokens before it."""
     receipt: Receipt | None
 
 
 class ModelClient(Protocol):
-    """What is served, beside OpenAI's endpoints."""
+    """The served model, as our own endpoints use it."""
 
     name: str
-    """Of the base model."""
+    """Name of the base model."""
 
     async def from_text(self, text: str, path: str) -> Prompt:
         """Tokenise a text. Raises RequestError, which names `path`."""
@@ -129,7 +129,7 @@ class ModelClient(Protocol):
         ...
 
     num_tokens: int
-    """In its vocabulary."""
+    """Tokens in its vocabulary."""
 
     def token_ids(self, text: str) -> list[int]:
         """Tokenise a piece of text as it stands, with nothing before or after it."""
@@ -154,7 +154,7 @@ class ModelClient(Protocol):
 
 
 class DecoderQueries(Protocol):
-    """What the engine knows of decoder rows."""
+    """Questions about decoder rows that the engine answers."""
 
     async def nearest(self, sae: str, indices: Sequence[int], count: int) -> list[list[tuple[int, float]]]:
         """Find, of each feature, the `count` others whose decoder rows point the same way: index and cosine."""

@@ -50,7 +50,7 @@ class CellBudget:
             if entry in self._waiting:
                 self._waiting.remove(entry)
                 self._let_in()  # those behind it may fit
-            elif not turn.cancelled():
+            elif not turn.cancelled():  # let in and cancelled before it went on, so nobody else will give it back
                 self._leave(num_cells)
             raise
 
@@ -67,7 +67,7 @@ class CellBudget:
 
 
 class ModelShare:
-    """A `model_client.Model`, for one request."""
+    """A `model_client.ModelClient`, for one request."""
 
     def __init__(self, model: ModelClient, room: CellBudget, counter: ProgressCounter) -> None:
         self.name, self.num_tokens = model.name, model.num_tokens

@@ -1,4 +1,4 @@
-"""What a path that is not served was meant to be: clients put `/v1` before it, or leave it to the base URL, or both."""
+"""Suggestions for a path that is not served: clients put `/v1` before it, or leave it to the base URL, or both."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ def not_found(routes: Iterable[Any], scope: Scope) -> str:
 
 
 def _is_served(routes: Iterable[Any], scope: Scope, path: str) -> bool:
-    """Whether some method is: which, the next answer says."""
+    """Tell whether some method of a path is served: which, the next answer says."""
     asked = {**scope, "path": path, "root_path": ""}
     return any(route.matches(asked)[0] != Match.NONE for route in routes)

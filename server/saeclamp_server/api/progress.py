@@ -1,4 +1,4 @@
-"""How far the work of a request has come, for whoever wants to know. Free of vLLM."""
+"""Progress of a request's work, for whoever wants to know. Free of vLLM."""
 
 from __future__ import annotations
 

@@ -22,12 +22,12 @@ _GENERATION = """
     stream_options structured_outputs suffix temperature thinking_token_budget tokens tool_choice tools top_k
     top_logprobs top_p truncate_prompt_tokens truncation_side use_beam_search user vllm_xargs watermarking
 """
-"""vLLM's, of now and before."""
+"""Fields of vLLM's endpoints that generate, of now and before."""
 
 _OTHERS = """
     apply_softmax item_first items label_token_ids query queries data data_1 data_2 dimensions encoding_format
 """
-"""vLLM's, of endpoints that score or embed."""
+"""Fields of vLLM's endpoints that score or embed."""
 
 _APIS = """
     audio background betas container context_management conversation function_call functions include input instructions
@@ -35,14 +35,14 @@ _APIS = """
     previous_response_id prompt_cache_key prompt_cache_retention reasoning safety_identifier service_tier speed
     stop_sequences store system text thinking truncation verbosity web_search_options
 """
-"""OpenAI's and Anthropic's."""
+"""Fields of OpenAI's and Anthropic's APIs."""
 
 _CLIENTS = """
     activation_checkpointing api_base cache cache_prompt drop_params enable_thinking extra_body extra_headers fallbacks
     feature_flags grammar images json_schema keep_alive layers mirostat models num_retries options plugins provider raw
     route rules_engine slot_id template think timeout transforms typical_p usage vector_store_ids
 """
-"""What popular clients add, and other servers read."""
+"""Fields that popular clients add, and other servers read."""
 
 
 def _names(text: str) -> frozenset[str]:
@@ -70,7 +70,7 @@ _MADE_UP: Mapping[str, frozenset[str]] = {
     "/detokenize": frozenset(),
     "/generative_scoring": frozenset({"query", "items"}),
 }
-"""By the beginning of an endpoint's path: its fields that hold what users make up, where any word may stand."""
+"""Beginning of an endpoint's path to its fields that hold what users make up, where any word may stand."""
 
 _ANYWHERE = frozenset({"queries", "data", "data_1", "data_2"}).union(*_MADE_UP.values())
 

@@ -1,4 +1,4 @@
-"""What the endpoints of one server share: built once, after the engine has been found to steer."""
+"""State that the endpoints of one server share: built once, after the engine has been found to steer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # endpoints import this module; the state holds what they mak
 
 @dataclass(frozen=True)
 class CallServices:
-    """What every steered call needs, also those of our own endpoints: from waiting for its turn to its receipt."""
+    """Services that every steered call needs, also those of our own endpoints: from waiting for its turn to its receipt."""
 
     context: SteeringContext
     admission: Admission
@@ -32,7 +32,7 @@ class CallServices:
     reports: ReportFetcher
     trace: Trace | None
     model_name: str
-    """The base model's, as receipts name it."""
+    """Name of the base model, as receipts have it."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class AppState:
 
     calls: CallServices
     saes: Mapping[str, ServedSAE]
-    """By name."""
+    """Served SAEs by name."""
     search: FeatureSearch
     variants: VariantRegistry
     vectors: VectorRegistry

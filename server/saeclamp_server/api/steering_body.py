@@ -81,6 +81,7 @@ def parse_body(content: bytes, max_fields: int | None = None) -> Any:
         refuse_many_values(content)
     try:
         value = json.loads(content, object_pairs_hook=once, parse_float=number, parse_constant=number)
+        # half of a pair passes the parser as an escape, and breaks whoever writes it later
         if b"\\ud" in content.lower():
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:

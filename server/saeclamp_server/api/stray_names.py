@@ -79,7 +79,7 @@ def _strings_in(value: Any) -> Iterator[str]:
 
 
 def _is_a_full_name(text: str, served: SteeringContext, variants: VariantRegistry) -> bool:
-    """Whether a text is a feature's name with its SAE's, or a variant's with its model's; nobody writes these by chance."""
+    """Tell whether a text is a feature's name with its SAE's, or a variant's with its model's; none is written by chance."""
     sae, slash, feature = text.partition("/")
     return bool(slash and feature and sae in served.saes) or variants.is_of_a_base(text)
 

@@ -1,4 +1,4 @@
-"""How our own endpoints refuse: with OpenAI's error envelope, and a path to the place."""
+"""Refusals of our own endpoints: OpenAI's error envelope, with a path to the place."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from saeclamp_server.threads import run_computation
 MAX_BODY = 32 << 20
 """Bytes of a body: 512 texts of 64 kB."""
 SMALL = 1 << 16
-"""Bytes that are parsed at once."""
+"""Bytes of a body that is still parsed on the event loop."""
 MAX_FIELDS = 1000
-"""Of one object in a body."""
+"""Fields of one object in a body."""
 
 
 class StrictRequest(Request):
@@ -85,7 +85,7 @@ class EndingRoute(StrictRoute):
     """A route whose work ends when its client hangs up: one that finds something out, and changes nothing."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Wrap OwnRoute's handler."""
+        """Wrap StrictRoute's handler."""
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:

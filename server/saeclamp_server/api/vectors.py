@@ -15,12 +15,12 @@ from saeclamp_server.vectors import MAX_BYTES, VectorRegistry
 router = strict_router()
 
 CONTENT_TYPE = "application/octet-stream"
-"""Which a page in a browser cannot send to another site without being allowed to."""
+"""A type that a page in a browser cannot send to another site without being allowed to."""
 UPLOAD: dict[str, Any] = {
     "requestBody": {"required": True, "content": {CONTENT_TYPE: {"schema": {"type": "string", "format": "binary"}}}},
     "parameters": [{"name": "name", "in": "query", "required": True, "schema": {"type": "string"}}],
 }
-"""What FastAPI cannot tell from the function."""
+"""OpenAPI description of the upload, which FastAPI cannot tell from the function."""
 
 
 @router.post(

@@ -1,7 +1,7 @@
 """
 The command line. `args.py` has the options of `serve`; the rest speaks to a running server.
 
-    server_client.py  where the server is, and what becomes of its refusals
+    server_client.py  the flags that say where the server is, and its refusals as sentences
     tables.py         tables and columns as wide as the terminal
     output.py         standard output that is closed or full
     progress.py       bars for what takes longer

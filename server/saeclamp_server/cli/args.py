@@ -74,7 +74,7 @@ def build_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
 
 
 def _saes(serve: argparse.ArgumentParser, known: argparse.Namespace) -> tuple[str, ...]:
-    """SAEs that were asked for; the packaged model has one of its own, unless `none` is wanted."""
+    """List the SAEs that were asked for; the packaged model has one of its own, unless `none` is wanted."""
     has_places = bool(known.vector_site) and known.max_vectors > 0
     saes = known.sae or (["bundled"] if known.model == PACKAGED_MODEL else [])
     saes = [] if saes == [NO_SAE] else saes

@@ -36,7 +36,7 @@ as --enforce-eager. Stopped, it goes on when it is started again with the same c
 
 T = TypeVar("T")
 Given = tuple[str | None, T]
-"""What was given for a feature; None for the only one."""
+"""A feature and the value that was given for it; None for the only feature."""
 
 
 def register(

@@ -26,7 +26,7 @@ PIPED = """Where lines come from a pipe or a file, models' answers alone go to t
 every command but /quit says in a line what it has done, or what is wrong with it;
 the lines below a wrong one are read all the same, and the status is 1 in the end."""
 PER_SECOND = 8
-"""How often the columns are drawn while answers come in."""
+"""Times a second that the columns are drawn while answers come in."""
 
 
 def register(commands: Any) -> None:

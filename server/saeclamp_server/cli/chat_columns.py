@@ -25,7 +25,7 @@ class ChatColumn:
     system: str | None = None
     messages: list[dict[str, str]] = field(default_factory=list)
     answer: str = ""
-    """As far as it has come."""
+    """The answer, as far as it has come."""
     receipt: Receipt | None = None
 
     def reset(self) -> None:
@@ -54,7 +54,7 @@ class ChatColumn:
 
 @dataclass
 class Dialogue:
-    """What is asked of all columns at once."""
+    """All columns of a chat, which are asked at once, and the steering of the steered one."""
 
     client: AsyncClient
     sampling: dict[str, Any]
@@ -102,7 +102,7 @@ class Dialogue:
                 for column in self.columns:
                     group.create_task(column.ask(self.client, question, self.sampling))
         except BaseExceptionGroup as failed:
-            raise failed.exceptions[0] from None
+            raise failed.exceptions[0] from None  # a group is no error that the caller knows to catch
 
     async def clamp(self, feature: str, clamp: Clamp | None) -> Validation | None:
         """
@@ -138,7 +138,7 @@ class Dialogue:
         """
         Let the server say whether it can steer so; of a variant alone it has said so before.
 
-        Raises TerminalError where both can be used, and not together.
+        Raises CommandError where both can be used, and not together.
         """
         from saeclamp import BadRequestError, InvalidArgumentError
 
@@ -159,6 +159,6 @@ class Dialogue:
             ) from exc
 
     def _said(self) -> list[dict[str, str]]:
-        """Messages by whose roles tokens can be chosen: those so far, or any."""
+        """Return messages by whose roles tokens can be chosen: those so far, or any."""
         steered = next((column for column in self.columns if column.steering or column.model), self.columns[0])
         return steered.messages or [{"role": "user", "content": "Hello"}]

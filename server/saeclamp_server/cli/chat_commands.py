@@ -1,4 +1,4 @@
-"""What begins with a slash in a chat."""
+"""Commands of a chat, which begin with a slash."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NOT_STEERED = "Nothing is steered yet: /clamp FEATURE VALUE or /variant NAME doe
 
 
 async def run_chat_command(line: str, dialogue: Dialogue) -> bool:
-    """Do what a line says; returns whether the chat goes on. Raises TerminalError, and what the client raises."""
+    """Do what a line says; returns whether the chat goes on. Raises CommandError, and what the client raises."""
     from saeclamp.types.refusals import did_you_mean, shown  # here, because `--help` can do without the client
 
     command, *words = line.split()
@@ -101,5 +101,5 @@ def _say(text: str) -> None:
 
 
 def _beside() -> TextIO:
-    """Where lines are piped, answers of models alone go to the output."""
+    """Choose the stream for what is said beside answers: where lines are piped, only answers go to the output."""
     return sys.stdout if is_typed() else sys.stderr

@@ -26,20 +26,20 @@ if TYPE_CHECKING:
     from saeclamp.types import Add
 
 MAX_BYTES = 256 << 20
-"""Of a file: 128 layers of a stream four times as wide as any model's today."""
+"""Bytes of a file: 128 layers of a stream four times as wide as any model's today."""
 MAX_SAID = 80
 """Characters that are kept of a word of the file."""
 
 
 class ControlVector(NamedTuple):
-    """A file."""
+    """A file of directions, one for each layer."""
 
     directions: dict[int, NDArray[np.float32]]
-    """By layer: (width,)."""
+    """Layer to its direction: (width,)."""
     model_hint: str | None
     """Kind of the model that it was made for, such as `llama`."""
     layer_count: int | None
-    """In the file's own words; some writers count directions, some layers."""
+    """Count in the file's own words; some writers count directions, some layers."""
     sha256: str
 
 
@@ -56,7 +56,7 @@ def add_import(subcommands: Any) -> None:
 
 
 def read_control_vector(path: Path) -> ControlVector:
-    """Read a file. Raises TerminalError."""
+    """Read a file. Raises CommandError."""
     try:
         import numpy as np
         import safetensors.numpy  # noqa: F401  `safetensors_of` needs it

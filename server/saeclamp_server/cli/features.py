@@ -264,7 +264,7 @@ def _print(
 
 
 def _strongest(tokens: Sequence[InspectedToken], name: str) -> float | None:
-    """Of the tokens that are shown as one."""
+    """Find the strongest activation of a feature among tokens that are shown as one."""
     return max((token.features[name] for token in tokens if name in token.features), key=abs, default=None)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from saeclamp_saes.io.paths import state_folder
 
 MAX_LINES = 1000
-"""That are kept."""
+"""Lines that are kept."""
 
 
 def history_file() -> Path:
@@ -38,7 +38,7 @@ def editable_lines(words: Sequence[str]) -> Iterator[None]:
     with suppress(OSError):  # there is none yet
         readline.read_history_file(path)
     readline.set_history_length(MAX_LINES)
-    readline.set_completer_delims("")
+    readline.set_completer_delims("")  # the slash would else be cut off a command
     readline.set_completer(
         lambda text, number: next(iter([word for word in words if text and word.startswith(text)][number:]), None)
     )
@@ -49,12 +49,12 @@ def editable_lines(words: Sequence[str]) -> Iterator[None]:
         readline.set_completer(None)
         with suppress(OSError):  # a chat does not fail because its lines cannot be kept
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch(mode=0o600)
+            path.touch(mode=0o600)  # before anything is in it, because questions are nobody else's business
             readline.write_history_file(path)
 
 
 def is_typed() -> bool:
-    """Whether lines come from somebody at a terminal."""
+    """Tell whether lines come from somebody at a terminal."""
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 

@@ -1,4 +1,4 @@
-"""What becomes of a command whose standard output is closed, or takes no more: one sentence and status 1."""
+"""The end of a command whose standard output is closed, or takes no more: one sentence and status 1."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run_with_checked_output(run: Callable[[], int]) -> int:
     _open_what_is_closed()
     if output is None:
         return _say("The standard output is closed.")
-    if type(output) is io.TextIOWrapper:
+    if type(output) is io.TextIOWrapper:  # a test's replacement stays as it is
         sys.stdout = _Output(
             output.buffer, encoding=output.encoding, errors=output.errors, line_buffering=output.line_buffering
         )

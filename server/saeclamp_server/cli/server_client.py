@@ -1,4 +1,4 @@
-"""Where the server is, and what becomes of its refusals."""
+"""The server that a command speaks to, and its refusals as sentences for the terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KEY_VARIABLE = "SAECLAMP_API_KEY"
 
 
 class CommandError(SAEError):
-    """What was asked for cannot be done. One sentence for the user."""
+    """A command cannot do what was asked for; the message is one sentence for the user."""
 
 
 def add_server(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +44,7 @@ def add_command(
 
 
 def with_client(ask: Callable[[argparse.Namespace, Client], int]) -> Callable[[argparse.Namespace], int]:
-    """Make a command's `run` of what it does with a client. Refusals become a TerminalError."""
+    """Make a command's `run` of what it does with a client. Refusals become a CommandError."""
 
     def run(args: argparse.Namespace) -> int:
         from saeclamp import Client  # here, because httpx imports half of a terminal, which `--help` can do without
@@ -58,7 +58,7 @@ def with_client(ask: Callable[[argparse.Namespace, Client], int]) -> Callable[[a
 @contextmanager
 def report_refusals(args: argparse.Namespace, start: str = "`saeclamp serve`") -> Iterator[None]:
     """
-    Turn what the client raises into a TerminalError, a sentence.
+    Turn what the client raises into a CommandError, a sentence.
 
     args:  of which `add_server`'s tell where the server is, and whether a key is sent
     start: the command that starts one
@@ -109,7 +109,7 @@ def warn(warnings: Iterable[str]) -> None:
 
 
 def confirmed(args: argparse.Namespace, question: str) -> bool:
-    """Ask before what cannot be undone. Raises TerminalError where there is nobody to ask, and no --yes."""
+    """Ask before what cannot be undone. Raises CommandError where there is nobody to ask, and no --yes."""
     if args.yes:
         return True
     if not sys.stdin.isatty():

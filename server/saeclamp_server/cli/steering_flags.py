@@ -43,7 +43,7 @@ def add_variant(parser: argparse.ArgumentParser) -> None:
 
 
 def steering_from_flags(args: argparse.Namespace) -> Steering | None:
-    """Read the flags; None where none is given. Raises TerminalError, and the client's InvalidArgumentError."""
+    """Read the flags; None where none is given. Raises CommandError, and the client's InvalidArgumentError."""
     from saeclamp.types import Add, Steering, as_steering
 
     moves: list[Operation] = [clamp_of(text) for text in args.clamp]
@@ -57,7 +57,7 @@ def steering_from_flags(args: argparse.Namespace) -> Steering | None:
 
 
 def steering_with_variant(args: argparse.Namespace, client: Client) -> Steering:
-    """Read the flags, and those of a variant with them. Raises TerminalError where nothing is given."""
+    """Read the flags, and those of a variant with them. Raises CommandError where nothing is given."""
     own = steering_from_flags(args)
     if args.variant is None and own is None:
         raise CommandError("Say how it is to be steered: with --clamp, --add, --steering or --variant.")
@@ -84,7 +84,7 @@ def merge_variant(variant: Variant | None, own: Steering | None) -> Steering | N
 
 
 def clamp_of(text: str) -> Clamp:
-    """Read `FEATURE=VALUE`. Raises TerminalError, and the client's InvalidArgumentError."""
+    """Read `FEATURE=VALUE`. Raises CommandError, and the client's InvalidArgumentError."""
     from saeclamp.types import Clamp
 
     return Clamp(**_move(text))

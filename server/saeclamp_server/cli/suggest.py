@@ -1,4 +1,4 @@
-"""What `saeclamp features suggest` prints and saves."""
+"""Output of `saeclamp features suggest`, and its suggestion saved as a variant."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_DESCRIPTION = 2000
 
 
 def check_name(client: Client, name: str) -> None:
-    """Raise TerminalError where nothing could be saved under a name: it is asked before minutes of trying."""
+    """Raise CommandError where nothing could be saved under a name: it is asked before minutes of trying."""
     from saeclamp import NotFoundError
     from saeclamp.types.variants import VARIANT_NAME
 
@@ -39,7 +39,7 @@ def check_name(client: Client, name: str) -> None:
 
 
 def save(client: Client, name: str, found: Suggestion) -> Variant:
-    """Save a suggestion as a variant. Raises TerminalError where nothing was found."""
+    """Save a suggestion as a variant. Raises CommandError where nothing was found."""
     if found.steering is None:
         raise CommandError(f"Nothing was found, so nothing is saved as {name}.")
     description = f"Suggested for: {found.wish}"

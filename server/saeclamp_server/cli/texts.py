@@ -50,7 +50,7 @@ def add_conversation(parser: argparse.ArgumentParser) -> None:
 
 
 def read_passage_flags(args: argparse.Namespace) -> Passage:
-    """Read the text or the conversation. Raises TerminalError where there is none, or more than one."""
+    """Read the text or the conversation. Raises CommandError where there is none, or more than one."""
     conversation = read_conversation_flags(args)
     if (args.text is None) == (conversation is None):
         raise CommandError("Give one text, or a conversation: with --user and its like, or --messages.")
@@ -60,7 +60,7 @@ def read_passage_flags(args: argparse.Namespace) -> Passage:
 
 
 def read_conversation_flags(args: argparse.Namespace) -> list[dict[str, Any]] | None:
-    """Read the conversation; None where none is given. Raises TerminalError."""
+    """Read the conversation; None where none is given. Raises CommandError."""
     if args.messages is None:
         return args.said or None
     if args.said:
@@ -69,7 +69,7 @@ def read_conversation_flags(args: argparse.Namespace) -> list[dict[str, Any]] | 
 
 
 def read_text(file: str) -> str:
-    """Read a file, or the standard input for `-`. Raises TerminalError."""
+    """Read a file, or the standard input for `-`. Raises CommandError."""
     try:
         if file == STANDARD_INPUT:
             return sys.stdin.buffer.read().decode()
@@ -79,7 +79,7 @@ def read_text(file: str) -> str:
 
 
 def read_bytes(file: str) -> bytes:
-    """Read a file as it is, or the standard input for `-`. Raises TerminalError."""
+    """Read a file as it is, or the standard input for `-`. Raises CommandError."""
     try:
         return sys.stdin.buffer.read() if file == STANDARD_INPUT else Path(file).read_bytes()
     except (OSError, ValueError) as exc:
@@ -87,7 +87,7 @@ def read_bytes(file: str) -> bytes:
 
 
 def read_json(file: str) -> Any:
-    """Read a file of JSON, or the standard input for `-`. Raises TerminalError."""
+    """Read a file of JSON, or the standard input for `-`. Raises CommandError."""
     text = read_text(file)
     try:
         return json.loads(text)
@@ -96,7 +96,7 @@ def read_json(file: str) -> Any:
 
 
 def read_passages(file: str) -> list[Passage]:
-    """Read one text a line; of a file that ends in `.jsonl` one JSON string or conversation a line. Raises TerminalError."""
+    """Read one text a line; of a file that ends in `.jsonl` one JSON string or conversation a line. Raises CommandError."""
     lines = [line.strip() for line in read_text(file).splitlines()]
     lines = [line for line in lines if line]
     if not lines:

@@ -102,7 +102,7 @@ def _export(args: argparse.Namespace, client: Client) -> int:
 
 
 def _named(name: str, export: VariantExport) -> list[ExportedVariant]:
-    """Find the versions that are meant by `[<base>:]<name>[@<sha>]`. Raises TerminalError where there is none."""
+    """Find the versions that are meant by `[<base>:]<name>[@<sha>]`. Raises CommandError where there is none."""
     asked, _, sha = name.rpartition(":")[2].partition("@")
     base = name.rpartition(":")[0] or None
     found = [

@@ -1,5 +1,5 @@
 """
-How large the KV cache is on a CPU when the user does not say.
+The size of the KV cache on a CPU, where the user does not say it.
 
 vLLM would take nearly all of the machine's memory for it, whatever the model, and leave none for other programs.
 """
@@ -19,7 +19,7 @@ SHARE = 4
 
 @dataclass(frozen=True)
 class CacheShape:
-    """What the size of a cache follows from."""
+    """The quantities from which the size of a cache follows."""
 
     num_layers: int
     num_kv_heads: int
@@ -31,7 +31,7 @@ class CacheShape:
     max_model_len: int
     max_num_seqs: int
     may_need_less: bool = False
-    """Whether `max_model_len` is to be lowered to what fits (`--max-model-len auto`), or layers keep only a window of it."""
+    """True if `max_model_len` is to be lowered to what fits (`--max-model-len auto`), or layers keep only a window of it."""
 
     @property
     def num_block_bytes(self) -> int:
@@ -75,6 +75,7 @@ def default_cache_size(shape: CacheShape, num_free_bytes: int) -> CacheSize:
     quarter = num_free_bytes // SHARE // shape.num_block_bytes
     if shape.num_blocks(shape.max_num_seqs) <= quarter:
         return CacheSize(shape, shape.num_blocks(shape.max_num_seqs), "as many as may run at once")
+    # one block for the sequence, and the one that vLLM keeps for itself
     least = 2 if shape.may_need_less else shape.num_blocks(1)
     if least <= quarter:
         return CacheSize(shape, quarter, "a quarter of the free memory")

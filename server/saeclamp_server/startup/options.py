@@ -1,4 +1,4 @@
-"""What was asked for on the command line of `serve`."""
+"""Options of the command line of `serve`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MAX_VECTORS = 256
-"""A site. Their rows are allocated at the start: at width 4096, 8 MB a site."""
+"""Vectors of a site. Their rows are allocated at the start: at width 4096, 8 MB a site."""
 
 
 DEFAULT_HOST = "127.0.0.1"
@@ -23,35 +23,35 @@ MAX_BODY = 16
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """What was asked for on the command line."""
+    """Options of the command line, as its parser has read them."""
 
     model: str
     saes: tuple[str, ...]
     vllm_argv: tuple[str, ...]
-    """Passed to vLLM's own parser."""
+    """Arguments for vLLM's own parser."""
     allow_unverified: bool = False
-    """Whether to serve SAEs that do not reconstruct what the model has where they claim to sit."""
+    """True to serve SAEs that do not reconstruct what the model has where they claim to sit."""
     max_dose: float | None = None
-    """Longest edit of a token that a request may ask for, in median lengths of the stream; None for `dose.MAX_DOSE`."""
+    """Largest dose of a token that a request may ask for, in median norms of the stream; None for `dose.MAX_DOSE`."""
     vector_sites: tuple[str, ...] = ()
-    """Where uploaded vectors can sit besides the sites of the SAEs."""
+    """Sites at which uploaded vectors can sit besides those of the SAEs."""
     max_vectors: int = MAX_VECTORS
-    """How many each site holds."""
+    """Vectors that each site holds."""
     max_features: int = MAX_FEATURES
-    """How many distinct features may be in use at once."""
+    """Distinct features that may be in use at once."""
     max_waiting: int = MAX_WAITING
-    """How many requests may wait for features."""
+    """Requests that may wait for features."""
     max_body: int = MAX_BODY
     """Megabytes of the largest body that vLLM's endpoints are given."""
     offload_saes: bool = False
-    """Whether SAEs stay in the host's memory, and only the features in use are on the model's device."""
+    """True to keep SAEs in the host's memory, so that only the features in use are on the model's device."""
     vectors: Path | None = None
-    """Where uploaded vectors are kept; None for a folder of the model in the cache."""
+    """Folder in which uploaded vectors are kept; None for a folder of the model in the cache."""
     drain_s: float = DRAIN_S
-    """How long running requests may take to end when the server is told to stop."""
+    """Seconds that running requests may take to end when the server is told to stop."""
     verbose: bool = False
-    """Whether vLLM's log is to be seen in the terminal."""
+    """True to show vLLM's log in the terminal."""
     variants: str | None = None
     """URL of the database of variants; None for a SQLite file among the user's data."""
     trace: Path | None = None
-    """To which file a line is written for each steered request; None for none."""
+    """File to which a line is written for each steered request; None for none."""

@@ -1,4 +1,4 @@
-"""What is to be served, as it was found before the engine starts: nothing here takes long but a download."""
+"""The plan of a server, made before the engine starts: nothing here takes long but a download."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from saeclamp_server.vectors import VectorSite, vector_sites
 
 
 class ServePlan(NamedTuple):
-    """What is to be served."""
+    """A model with the SAEs, the sites for vectors and the stores that are to be served."""
 
     options: ServeOptions
     model: ModelInfo
     saes: Mapping[str, SAEEntry]
     places: tuple[VectorSite, ...]
-    """Where vectors can sit."""
+    """Sites at which vectors can sit."""
     store: VariantStore
     trace: Trace | None
 
@@ -35,6 +35,7 @@ def make_plan(options: ServeOptions, say: Callable[[str], None]) -> ServePlan:
     say: is told what takes time
     Raises StartupError.
     """
+    # first, because a file that cannot be written is found at once, and all else may download
     trace = _open_trace(options.trace, say) if options.trace is not None else None
     if options.model != PACKAGED_MODEL and "bundled" in options.saes:
         raise StartupError(f"The bundled SAE was trained on {PACKAGED_MODEL} and serves no other model.")

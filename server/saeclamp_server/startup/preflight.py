@@ -57,6 +57,7 @@ def check_address(vllm_argv: Sequence[str]) -> None:
         return
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as tried:
+        # as vLLM will: without it, connections of an earlier server that still close would make the port seem taken
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             tried.bind((address.host, address.port))

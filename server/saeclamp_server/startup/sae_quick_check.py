@@ -18,16 +18,16 @@ from saeclamp_server.steering.program import EXTRA_ARGS_KEY
 CHUNK_TOKENS = 256
 MAX_TOKENS = 2048
 SECONDS = 10.0
-"""After which no further chunk is run; the first one always is."""
+"""Seconds after which no further chunk is run; the first one always is."""
 
 
 class QuickCheckResult(NamedTuple):
-    """Of an SAE, or of a dictionary of vectors."""
+    """Measurements of an SAE, or of a vector bank."""
 
     norms: SiteNorms
-    """By which edits are measured."""
+    """Norms by which edits are measured."""
     fit: Mapping[str, Any] | None
-    """Of an SAE: the fields of `evaluation.quick_check.QuickFit`."""
+    """Fit of an SAE: the fields of `evaluation.quick_check.QuickFit`; None for a vector bank."""
 
 
 async def check_saes_on_model(
@@ -38,14 +38,14 @@ async def check_saes_on_model(
     report: Callable[[str], None],
 ) -> dict[str, QuickCheckResult]:
     """
-    Return what was measured, by the name of the SAE or of the dictionary of vectors.
+    Return what was measured, by the name of the SAE or of the vector bank.
 
     text_ids: token ids of ordinary text, without special tokens
     report:   told a line about each SAE
     Raises StartupError with a hint for an SAE that does not fit, unless unverified ones are allowed.
     """
     chunks = _chunks(text_ids, engine.vllm_config.model_config.max_model_len - 1)
-    rank = data_parallel_ranks(engine)[0]
+    rank = data_parallel_ranks(engine)[0]  # all chunks to one engine: each records only what it runs itself
     await engine.collective_rpc("start_recording")
     started, run = time.monotonic(), []
     for chunk in chunks:
@@ -75,6 +75,7 @@ def _chunks(ids: Sequence[int], max_tokens: int) -> list[list[int]]:
 
 
 async def _prefill(engine: Any, ids: list[int], rank: int | None) -> None:
+    # nothing may come out of the prefix cache, because what is not computed is not recorded
     params = SamplingParams(temperature=0, max_tokens=1, skip_reading_prefix_cache=True)
     name = f"fit-{uuid.uuid4().hex}"
     prompt = {"prompt_token_ids": ids, "cache_salt": f"{EXTRA_ARGS_KEY}:{name}"}

@@ -20,7 +20,7 @@ from saeclamp_server.vectors import VectorSite
 NUM_TOKENS = 12
 NUM_FEATURES = 8
 TOLERANCE = 1e-3
-"""In logprob: above what repeating a forward changes, far below what the probe does."""
+"""Difference of logprobs: above what repeating a forward changes, far below what the probe does."""
 VALUE = 1e4
 """Activation that no SAE reaches, so that the effect is visible whatever the features are."""
 
@@ -29,7 +29,7 @@ async def run_self_test(engine: Any, saes: Mapping[str, SAEEntry], places: Seque
     """
     Raise StartupError unless every SAE's edits change the model's output, and only for the request that asked.
 
-    places: where vectors can sit; whatever is in their first rows is lost
+    places: sites at which vectors can sit; whatever is in their first rows is lost
     """
     probes = {f"SAE {sae.name!r}": await _probe(engine, sae) for sae in saes.values()}
     probes |= {f"vectors at {place.site}": await _vector_probe(engine, place) for place in places}
@@ -71,7 +71,7 @@ def _check(what: str, before: dict[int, float], steered: dict[int, float], repor
     if reports[0]["failure"] is not None:
         raise StartupError(f"Self-test of {what}: {reports[0]['failure']}.")
     touched = [tally["prompt"] for tally in reports[0]["tallies"]]
-    if any(count != NUM_TOKENS - 1 for count in touched):
+    if any(count != NUM_TOKENS - 1 for count in touched):  # position 0 is an attention sink, and is never edited here
         raise StartupError(f"Self-test of {what}: {touched} positions were edited, not {NUM_TOKENS - 1} each.")
     if not _differs(steered, before):
         raise StartupError(f"Self-test of {what}: its edits do not change the model's output.")

@@ -1,4 +1,4 @@
-"""Where a server's words go: its own few to the terminal, vLLM's many to a file, or to the terminal too."""
+"""Output of a server: its own few words to the terminal, vLLM's many to a file, or to the terminal too."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from saeclamp_saes.io.paths import cache_folder
 KEPT = 20
 """Files of earlier servers that are left."""
 TAIL_BYTES = 400_000
-"""How far back the reason of a failed start is looked for."""
+"""Bytes at the end of the log in which the reason of a failed start is looked for."""
 KEPT_LINES = 2000
-"""Of what the engine wrote, that the reason of its death is looked for in; the server's own may be longer than any tail."""
+"""The engine's last lines, in which the reason of its death is looked for; the server's own may be longer than any tail."""
 
 _PREFIX = re.compile(r"^(?:\([\w ]+ pid=\d+\) ?)?(?:[A-Z]+ \d\d-\d\d [\d:.]+ \[[^\]]*\] ?)?")
-"""What vLLM writes before each line: process, level, time and place."""
+"""Prefix that vLLM writes before each line: process, level, time and place."""
 _ENGINES = re.compile(r"^\((?:EngineCore|Worker)\w* pid=\d+\)")
-"""How lines begin that the engine's processes wrote; all others are the server's, which also logs mistakes of clients."""
+"""Beginning of lines that the engine's processes wrote; all others are the server's, which logs clients' mistakes too."""
 _FATAL = "EngineCore encountered a fatal error"
-"""With what an engine begins its last words."""
+"""Words with which an engine begins its last ones."""
 _WORKER_DIED = re.compile(r"^Worker proc \S+ died unexpectedly \(exit code: -(\d+)\)")
 _ERROR = re.compile(r"^((?:\w+\.)*\w+(?:Error|Exception)|AssertionError): (.+)$")
 _CONSEQUENCES = ("Engine core init", "Executor failed", "EngineCore encountered", "WorkerProc init", "cancelled")
@@ -38,7 +38,7 @@ class ServerLog:
 
     def __init__(self) -> None:
         self.path: Path | None = None
-        """The file, once there is one."""
+        """The log file, once there is one."""
         self._errors: TextIO = os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1)
         self._output: TextIO = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
 
@@ -64,7 +64,7 @@ class ServerLog:
             return self.say(f"no log can be written to {folder} ({exc.strerror}), so it follows here.")
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-            os.dup2(file, stream.fileno())
+            os.dup2(file, stream.fileno())  # not `sys.stdout = ...`, because the engine's processes inherit descriptors
         os.close(file)
         self.path = path
         _prune(folder)

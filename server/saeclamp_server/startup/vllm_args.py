@@ -67,7 +67,7 @@ def parse_vllm_args(
     Parse vLLM's flags with its own parser and add what steering needs.
 
     report: told what was chosen for the user
-    places: where vectors can sit
+    places: sites at which vectors can sit
     Raises StartupError.
     """
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
@@ -77,6 +77,7 @@ def parse_vllm_args(
     parser = make_arg_parser(FlexibleArgumentParser(prog="saeclamp serve"))
     parser.usage = "saeclamp serve MODEL [--sae NAME_OR_FOLDER]... [flags of vllm serve; see vllm serve --help]"
     utilization = parser.get_default("gpu_memory_utilization")
+    # no default, by which it shows whether the user gave it
     parser.set_defaults(host=DEFAULT_HOST, enable_request_id_headers=True, gpu_memory_utilization=None)
     parser.error = _refuse_usage
     defaults: Namespace = parser.parse_args([model.path])
@@ -134,8 +135,9 @@ def _worker_config(
     args: Namespace, saes: Mapping[str, SAEEntry], places: Sequence[VectorSite], num_rows: int | None
 ) -> dict[str, Any]:
     """
-    What the worker is told. vLLM hashes it into its compile-cache key, so a graph without hooks is never loaded for one
-    with them.
+    Write the worker's configuration.
+
+    vLLM hashes it into its compile-cache key, so a graph without hooks is never loaded for one with them.
     """
     return {
         CONFIG_KEY: {
@@ -167,7 +169,7 @@ def _worker_config(
 
 def special_ids(tokenizer_path: str, trust_remote_code: bool = False) -> list[int]:
     """
-    Ids of the tokenizer's special tokens: template marks, begin and end of text. They are attention sinks.
+    Return the ids of the tokenizer's special tokens: template marks, begin and end of text. They are attention sinks.
 
     Raises StartupError when there is no tokenizer.
     """
@@ -177,7 +179,7 @@ def special_ids(tokenizer_path: str, trust_remote_code: bool = False) -> list[in
 
 
 def sample_ids(args: Namespace) -> list[int]:
-    """Tokens of the text that SAEs are verified on at start."""
+    """Return the tokens of the text that SAEs are verified on at start."""
     tokenizer = _tokenizer(args.tokenizer or args.model, args.trust_remote_code)
     ids: list[int] = tokenizer(read_text(None), add_special_tokens=False, verbose=False)["input_ids"]
     return ids

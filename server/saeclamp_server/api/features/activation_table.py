@@ -1,4 +1,4 @@
-"""What features count for in many texts, of which the table of all texts and all features is never laid out whole."""
+"""A table of what features count for in many texts, which is kept sparse and never laid out whole."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from saeclamp_server.api.features.text_activations import TextSums
 from saeclamp_server.errors import InvalidRequestError
 
 MAX_PAIRS = 1 << 22
-"""Of a text and a feature that is active in it; each takes 28 bytes."""
+"""Pairs of a text and a feature that is active in it; each takes 28 bytes."""
 
 
 class TextRow(NamedTuple):
-    """What is kept of a text: of each feature that is active in it, by key."""
+    """A text's active features and what they count for in it, by key."""
 
     keys: NDArray[np.int64]
     """(num_active,), ascending"""
@@ -38,7 +38,7 @@ class TextTable:
     def __init__(self, rows: Sequence[TextRow]) -> None:
         self.rows = rows
         self.keys = np.unique(np.concatenate([row.keys for row in rows]))
-        """(num_features,): of all features that are active somewhere, ascending"""
+        """(num_features,): keys of all features that are active somewhere, ascending"""
 
     def columns(self, keys: NDArray[np.int64]) -> NDArray[np.float64]:
         """
@@ -50,7 +50,7 @@ class TextTable:
         for number, row in enumerate(self.rows if len(keys) else ()):
             start, end = np.searchsorted(row.keys, keys[0]), np.searchsorted(row.keys, keys[-1], side="right")
             near = row.keys[start:end]
-            at = np.searchsorted(keys, near)
+            at = np.searchsorted(keys, near)  # never past the end: `near` goes no further than the last key
             is_wanted = keys[at] == near
             values[number, at[is_wanted]] = row.values[start:end][is_wanted]
         return values

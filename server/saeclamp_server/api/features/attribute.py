@@ -1,5 +1,5 @@
 """
-Which features caused a token: each is taken away, and what becomes of the token is measured.
+Attribution of a token to features: each is taken away, and what becomes of the token is measured.
 
 A shortlist is made without running anything twice: features that are active where the token is decided, by how strongly they
 are, and by how well their decoder rows align with the token's logit. Every feature of it is then clamped to 0 at every token
@@ -53,7 +53,7 @@ from saeclamp_server.steering import SteeringContext, check_sae_names, resolve
 from saeclamp_server.threads import run_computation
 
 STEP = 0.125
-"""By which share activations are scaled up and down for the linear prediction."""
+"""Share by which activations are scaled up and down for the linear prediction."""
 MAX_ALIGNED = 4096
 """Features whose decoder rows are compared with the token's logit."""
 CLAIM = (
@@ -135,7 +135,7 @@ async def attribute(
                 change=change,
                 interaction=change - changes[one] - changes[other],
             )
-            for (one, other), change in zip(pairs, joint, strict=False)
+            for (one, other), change in zip(pairs, joint, strict=False)  # the last of `joint` is all of them together
         ),
         together=Together(
             num_features=len(tried),
@@ -254,12 +254,13 @@ async def _singly(
     unsteered, *outcomes = await generate_all(model, [question.run(edit, served) for edit in edits])
     base, values, num = question.value(unsteered), [question.value(outcome) for outcome in outcomes], len(tried)
     changes = [value - base for value in values[:num]]
+    # central differences: the error of one-sided ones is of first order in the step
     slopes = [(more - less) / (2 * STEP) for less, more in zip(values[num : 2 * num], values[2 * num :], strict=True)]
     return changes, [-slope for slope in slopes], unsteered
 
 
 def _pairs(order: Sequence[int]) -> Iterable[tuple[int, int]]:
-    """Pairs of the features that matter most, those of the first ones first."""
+    """Yield pairs of the features that matter most, those of the first ones first."""
     return (
         (one, other) for last in range(1, len(order)) for one, other in ((order[n], order[last]) for n in range(last))
     )

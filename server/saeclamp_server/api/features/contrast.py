@@ -1,4 +1,4 @@
-"""Which features tell two sets of texts apart, and how surely."""
+"""Contrast of two sets of texts: the features that tell them apart, and how surely."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from saeclamp_server.threads import run_computation
 
 NUM_EXAMPLES = 3
 MAX_TOKENS = 1 << 20
-"""Of all texts together."""
+"""Tokens of all texts together."""
 
 Item = str | Sequence[Mapping[str, Any]]
 """A text or a conversation."""
@@ -44,7 +44,7 @@ Item = str | Sequence[Mapping[str, Any]]
 class _Text(NamedTuple):
     row: TextRow
     has_counted: bool
-    """Whether any of its tokens counts."""
+    """True if any of its tokens counts."""
     is_cut: bool
 
 
@@ -113,7 +113,7 @@ async def _judged(table: TextTable, num: int, seed: int, counter: ProgressCounte
     step = num_columns(total)
     parts = [table.keys[start : start + step] for start in range(0, len(table.keys), step)]
     counter.begin("dealing the texts to two sets anew", 2 * len(parts))
-    spread = []
+    spread = []  # of all features, before any is judged: `steadiness` is their median
     for keys in parts:
         spread.append(await run_computation(lambda keys: table.columns(keys).std(axis=0), keys))
         counter.step()

@@ -1,4 +1,4 @@
-"""A vector out of two sets of texts: what tells their streams apart at one site, and how surely."""
+"""A vector out of two sets of texts: what tells their residual streams apart at one site, and how surely."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from saeclamp_server.vectors import SteeringVector, VectorRegistry
 Floats = NDArray[np.float64]
 
 MAX_TOKENS = 1 << 17
-"""Of all texts together."""
+"""Tokens of all texts together."""
 CHANCE = 0.7
 """AUC below which a vector hardly tells the sets apart."""
 AGREEMENT = 0.5
@@ -29,7 +29,7 @@ AGREEMENT = 0.5
 
 
 class PromptMeans(Protocol):
-    """Fetches what the engine has recorded."""
+    """Fetches the means of the residual stream that the engine has recorded of prompts."""
 
     async def fetch(self, keys: Sequence[str]) -> dict[str, bytes]:
         """Fetch the mean vectors of runs, (width,) fp64, as far as they are there."""
@@ -114,6 +114,7 @@ def derived(positive: Floats, negative: Floats, method: str) -> tuple[Floats, Ev
     numbers = _direction(positive, negative, method)
     halves = [(positive[start::2], negative[start::2]) for start in (0, 1)]
     own = [_direction(*half, method) for half in halves]
+    # each half by the vector of the other one, which has not seen its texts
     judged = [_separation(*half, other) for half, other in zip(halves, reversed(own), strict=True)]
     auc, effect = (float(np.mean([one[n] for one in judged])) for n in (0, 1))
     cosine = float(own[0] @ own[1] / (np.linalg.norm(own[0]) * np.linalg.norm(own[1])))
@@ -136,6 +137,7 @@ def derived(positive: Floats, negative: Floats, method: str) -> tuple[Floats, Ev
 
 def _direction(positive: Floats, negative: Floats, method: str) -> Floats:
     means: Floats = positive.mean(axis=0) - negative.mean(axis=0)
+    # less of the mean's own norm is rounding; written so that NaN is refused too
     if not np.linalg.norm(means) > 1e-9 * np.linalg.norm(positive.mean(axis=0)):
         raise InvalidRequestError("The two sets do not differ at this site: are they the same texts?", "negative")
     if method == "mean":

@@ -29,7 +29,7 @@ class EmbeddingIndex:
     """Sentence embeddings of features, numbered as their sentences came. Those without a sentence are near nothing."""
 
     def __init__(self, encoder: SentenceEncoder, rows: Rows) -> None:
-        """rows: (num_features, width), of unit length or zero."""
+        """rows: (num_features, width), of unit norm or zero."""
         # of half the size they are read in half the time, which is what a search takes: cosines are wrong by about 0.002
         self._rows = torch.from_numpy(rows).bfloat16()
         self._embed = lru_cache(NUM_REMEMBERED)(lambda query: torch.from_numpy(encoder.encode([query])[0]))
@@ -55,6 +55,7 @@ class EmbeddingIndex:
         cosines = (self._rows @ self._embed(query).bfloat16()).float()
         cosines[~torch.from_numpy(wanted)] = -1
         best = cosines.topk(min(count, len(cosines))).indices.sort().values
+        # products in bfloat16 choose well enough, but are too coarse to order by
         exact = self.cosines(query, best.tolist())
         order = sorted(zip(exact, best.tolist(), strict=True), key=lambda one: (-one[0], one[1]))
         return [number for cosine, number in order if cosine >= least and wanted[number]]

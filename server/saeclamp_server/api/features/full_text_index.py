@@ -17,7 +17,7 @@ COMMON = frozenset(
 )
 """Words that say nothing of a subject; they are looked for where a query has no others."""
 MAX_WORDS = 32
-"""Of a query; what follows is left out."""
+"""Words of a query; what follows is left out."""
 SAID, TOKENS = "{name said}", "{tokens}"
 """Columns: what people say of a feature, and its tokens."""
 
@@ -26,8 +26,9 @@ class FullTextIndex:
     """Stems of English words, and words of any language as they are. Features are numbered as they were added."""
 
     def __init__(self, texts: Iterable[FeatureDocument]) -> None:
-        self._lock = Lock()
+        self._lock = Lock()  # searches run in several threads, and share this connection
         self._db = sqlite3.connect(":memory:", check_same_thread=False)
+        # neither texts nor places within them are kept, because numbers are all that is asked for
         self._db.execute(
             "CREATE VIRTUAL TABLE words USING fts5("
             "name, said, tokens, content='', detail=column, tokenize='porter unicode61 remove_diacritics 2')"

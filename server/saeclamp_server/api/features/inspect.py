@@ -1,4 +1,4 @@
-"""Which features are active in a text or a conversation."""
+"""Features that are active in a text or a conversation, token by token."""
 
 from __future__ import annotations
 

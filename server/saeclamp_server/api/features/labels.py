@@ -1,4 +1,4 @@
-"""What lies beside the SAEs that are served."""
+"""Labels and calibration curves that lie beside the served SAEs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def load_served_saes(
     report: Callable[[str], None],
 ) -> dict[str, ServedSAE]:
     """
-    Put together what is known of each SAE. Curves that cannot be read are reported, and left out.
+    Put each SAE together with its norms, fit, labels and calibration curves.
+
+    Curves that cannot be read are reported, and left out.
 
     labels: of those that have any
     """

@@ -1,4 +1,4 @@
-"""Which decoder rows point the same way."""
+"""Neighbours of features: those whose decoder rows point the same way."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-Which of many features differ between two sets, beyond what chance does.
+A permutation test of many features at once: which of them differ between two sets, beyond what chance does.
 
 The sets are dealt anew, many times or in every possible way, and the largest difference of any feature is noted each time: a
 feature's p is the share of deals whose largest difference is as large as its own (Westfall and Young's max-T, which corrects
@@ -28,13 +28,13 @@ Floats = NDArray[np.float64]
 
 
 class MaxTResult(NamedTuple):
-    """Of each feature."""
+    """Results of the test; arrays are (num_features,)."""
 
     statistic: Floats
     """Difference of the means by the standard deviation over all texts, which no deal changes."""
     p: Floats
     is_exact: bool
-    """Whether every deal was tried."""
+    """True if every deal was tried."""
     least_p: float
     """The smallest p that so many texts allow."""
 
@@ -55,7 +55,7 @@ class MaxTTest:
 
     def add(self, values: Floats) -> None:
         """
-        Look at some more features.
+        Test some more features.
 
         values: (total, num_features), those of the first set first; at most `num_columns` features
         """
@@ -73,6 +73,7 @@ class MaxTTest:
         # ties are as large: what the same sum in another order gives must not count as smaller
         largest = np.sort(self._largest)
         count = len(largest) - np.searchsorted(largest, np.abs(statistic) * (1 - 1e-9) - 1e-12)
+        # random deals do not have the real one among them, and counting it keeps p from being 0
         p = count / num_ways if is_exact else (1 + count) / (1 + NUM_PERMUTATIONS)
         # dealt the other way round, sets of equal size differ as much
         least = (2 if self._num * 2 == self._total else 1) / num_ways if is_exact else 1 / (1 + NUM_PERMUTATIONS)

@@ -1,4 +1,4 @@
-"""What is known of one SAE and its features: the feature book, labels and calibration curves, as the wire shows them."""
+"""One SAE and its features, as the wire shows them: with feature book, labels and calibration curves."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from saeclamp_server.api.features.description import description
 from saeclamp_server.site_norms import SiteNorms
 
 Describe: TypeAlias = Callable[[str, int], str | None]
-"""By SAE and index."""
+"""Describes a feature in words, given its SAE's name and its index."""
 BOOK = "feature book"
 """Source of a label that the feature book gives."""
 
 
 @dataclass(frozen=True)
 class ServedSAE:
-    """A served SAE and what was found beside it."""
+    """A served SAE with its feature book, labels and calibration curves."""
 
     entry: SAEEntry
     norms: SiteNorms
     fit: Mapping[str, Any] | None = None
-    """As measured when the server started: the fields of `evaluation.quick_check.QuickFit`."""
+    """Fit to the model, as measured when the server started: the fields of `evaluation.quick_check.QuickFit`."""
     labels: LabelFile | None = None
-    """Of the very weights that are served; None: there are none."""
+    """Labels of the very weights that are served; None: there are none."""
     curves: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
-    """By index, what calibration wrote of a feature."""
+    """A feature's index to what calibration wrote of it."""
 
     def without_labels(self) -> ServedSAE:
-        """As if none lay beside it."""
+        """Return it as if no labels lay beside it."""
         return replace(self, labels=None)
 
     def to_wire(self) -> StoredSAE:

@@ -48,9 +48,9 @@ class FeatureSearch:
         self._words: FullTextIndex | None = None
         self._meanings: EmbeddingIndex | None = None
         self.note: str | None = PREPARING
-        """Why meaning takes no part in searches; None: it does."""
+        """Reason why meaning takes no part in searches; None: it does."""
         self.encoder: SentenceEncoder | None = None
-        """Of sentences; None until it is there."""
+        """Encoder of sentences; None until it is loaded."""
         self._is_ready = threading.Event()
         # meaning is ranked while words are: each takes half of a search, most of it outside of Python's lock
         self._beside = ThreadPoolExecutor(thread_name_prefix="meaning")
@@ -110,6 +110,7 @@ class FeatureSearch:
 
     def _by_words(self, query: str, columns: str, wanted: Mask) -> list[int]:
         assert self._words is not None, "it is ready"
+        # where a query filters, those that pass may rank anywhere
         limit = NUM_RANKED if wanted.all() else None
         matches = (number for number in self._words.search(query, columns, limit) if wanted[number])
         return [*islice(matches, NUM_RANKED)]
@@ -168,7 +169,7 @@ def _readable(known: ServedSAE, report: Callable[[str], None]) -> SearchDocument
 
 
 def _passes(sae: SearchDocuments, query: FeatureQuery) -> Mask:
-    """Which of an SAE's features a query lets through. NaN, which is unknown, passes no bound."""
+    """Tell which of an SAE's features a query lets through. NaN, which is unknown, passes no bound."""
     if query.sae and sae.sae.entry.name not in query.sae:
         return np.zeros(len(sae), np.bool_)
     passes = np.ones(len(sae), np.bool_)

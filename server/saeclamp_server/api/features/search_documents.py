@@ -1,4 +1,4 @@
-"""What a feature can be found by, and what is shown of it when it is found."""
+"""Documents by which features are found, with what a hit shows of them."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Floats = NDArray[np.float64]
 
 
 class FeatureDocument(NamedTuple):
-    """What a feature is found by."""
+    """Texts by which a feature is found."""
 
     name: str
     said: str
     """Labels in prose."""
     tokens: str
-    """Those on which it is active and those that it promotes, with blanks between them."""
+    """Tokens on which it is active and those that it promotes, with blanks between them."""
 
     @property
     def sentence(self) -> str:
-        """What its meaning is taken from; empty where nothing is known."""
+        """Sentence that is embedded for its meaning; empty where nothing is known."""
         if self.said:
             return f"{self.name.replace('-', ' ')}: {self.said}" if self.name else self.said
         return " ".join(word for word in f"{self.name} {self.tokens}".split() if any(map(str.isalnum, word)))
@@ -40,9 +40,9 @@ class SearchDocuments:
 
     sae: ServedSAE
     explained: list[Label | None]
-    """In prose, from the labels beside the SAE."""
+    """Labels in prose, from the file beside the SAE."""
     counted: list[Label | None]
-    """The counted label that holds."""
+    """Counted labels that hold."""
     tokens: list[list[str]]
     promotes: list[list[str]]
     density: Floats
@@ -73,7 +73,7 @@ class SearchDocuments:
         return len(self.tokens)
 
     def texts(self) -> Iterator[FeatureDocument]:
-        """Say what each feature is found by, in order."""
+        """Yield the document of each feature, in order."""
         for index in range(len(self)):
             note, explained = self.sae.entry.features.get(index), self.explained[index]
             said = [note.description if note else None, explained.text if explained else None]

@@ -1,4 +1,4 @@
-"""What is active in texts: all features, or named ones, at every token."""
+"""Activations in texts: of all features, or named ones, at every token."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from saeclamp_server.threads import run_computation
 NUM_ACTIVE = 512
 """Features of each SAE that are read at a token: more than are active at all but the strangest ones."""
 INDEX_BITS = 32
-"""Of a key, the lower bits, which are the feature's index; the SAE's number is above them."""
+"""Lower bits of a key, which are the feature's index; the SAE's number is above them."""
 
 
 class FeatureId(NamedTuple):
@@ -36,13 +36,13 @@ class FeatureId(NamedTuple):
 
 
 def feature_of(key: int, saes: Sequence[str]) -> FeatureId:
-    """Name a key of texts of which these SAEs' features were read."""
+    """Return the feature of a key, given the SAEs that were read."""
     return FeatureId(saes[key >> INDEX_BITS], key & ((1 << INDEX_BITS) - 1))
 
 
 @dataclass(frozen=True)
 class TextActivations:
-    """What one text showed. What is active is kept flat: dicts of it would take ten times as much memory."""
+    """Activations in one text, kept flat: dicts of them would take ten times as much memory."""
 
     prompt: Prompt
     is_read: NDArray[np.bool_]
@@ -50,9 +50,9 @@ class TextActivations:
     named: NDArray[np.float64]
     """(num_tokens, num_features), of the named features; 0 where nothing is read"""
     is_cut: bool
-    """Whether at some token as many features of an SAE were active as are read, or more."""
+    """True if at some token as many features of an SAE were active as are read, or more."""
     saes: tuple[str, ...] = ()
-    """Of which all active features are known."""
+    """SAEs of which all active features are known."""
     positions: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     """(num_active,): where each of the following is active, ascending; within a token and an SAE the strongest first"""
     keys: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -61,7 +61,7 @@ class TextActivations:
     """(num_active,)"""
 
     def counted(self, include_template: bool = False) -> NDArray[np.bool_]:
-        """Tokens over which features are summed up: (num_tokens,)."""
+        """Tell which tokens features are summed up over: (num_tokens,)."""
         return self.is_read & (include_template | ~np.array(self.prompt.is_template(), np.bool_))
 
     def key(self, feature: FeatureId) -> int:
@@ -81,7 +81,7 @@ class TextActivations:
 
 
 class TextSums(NamedTuple):
-    """What features do in one text. Each array is (num_features,), by key."""
+    """Features summed up over one text. Each array is (num_features,), by key."""
 
     keys: NDArray[np.int64]
     """Ascending."""
@@ -92,7 +92,7 @@ class TextSums(NamedTuple):
     peak: NDArray[np.float64]
     """The activation that is farthest from 0."""
     position: NDArray[np.int32]
-    """Where that is."""
+    """Its position."""
 
 
 async def read_activations(
@@ -123,7 +123,7 @@ async def read_text_activations(
     features: Sequence[FeatureId] = (),
     saes: Sequence[str] = (),
 ) -> TextActivations:
-    """Read a text, as `read` does."""
+    """Read a text, as `read_activations` does."""
     # of a long text fewer are read at each token, so that whatever is read of one text has room
     num = min(NUM_ACTIVE, max(1, MAX_CELLS // max(1, len(prompt.ids) * len(saes)))) if saes else 0
     outcome = await model.run(GenerateRequest(prompt.ids, _reading(served, features, saes, num)), path)
@@ -198,6 +198,7 @@ def sum_activations(text: TextActivations, include_template: bool = False) -> Te
     peak[numbers[order]], position[numbers[order]] = acts[order], positions[order]
     return TextSums(
         keys,
+        # where it is not active at every token, 0 is among its activations, and may be larger
         np.where(times < num_counted, np.maximum(largest, 0.0), largest),
         np.bincount(numbers, weights=acts, minlength=num) / num_counted,
         times / num_counted,

@@ -13,7 +13,7 @@ from vllm.exceptions import VLLMClientError, VLLMValidationError
 from vllm.v1.serial_utils import MsgpackEncoder
 
 REFUSED = (VLLMClientError, ValueError, TypeError, OverflowError)
-"""How vLLM says that a request is at fault; some of it is older than its own errors."""
+"""Exceptions by which vLLM says that a request is at fault; some are older than its own error classes."""
 
 
 class InvalidParameterError(VLLMValidationError):

@@ -1,5 +1,5 @@
 """
-What vLLM's other generation endpoints say of an answer that the engine ended early, because the server stops.
+Marks of incomplete answers on vLLM's other generation endpoints: the engine ended them early, because the server stops.
 
 vLLM calls it completed on `/v1/responses`, and on `/v1/messages` ends it without a reason, which Anthropic's clients take
 for an answer that is whole. Chat completions have a word for it: `finish_reason: "abort"`.
@@ -43,7 +43,7 @@ def say_what_was_cut_short(state: Any) -> None:
 
 
 def is_cut_short(event: Mapping[str, Any]) -> bool:
-    """Whether an event ends a stream of `/v1/messages` that the engine aborted."""
+    """Tell whether an event ends a stream of `/v1/messages` that the engine aborted."""
     error = event.get("error")
     return event.get("type") == "error" and isinstance(error, dict) and error.get("type") == OVERLOADED
 
@@ -56,6 +56,7 @@ def _in_responses(handler: Any) -> None:
         response = await whole(request, params, results, context, *args, **kwargs)
         if isinstance(response, ResponsesResponse) and _is_aborted(context):
             response.status = "incomplete"
+            # unchecked, because OpenAI's type does not allow this reason
             response.incomplete_details = IncompleteDetails.model_construct(reason=ABORT)
             for item in response.output[-1:]:  # those before it had ended
                 _say_incomplete(item)
@@ -94,7 +95,7 @@ async def _events(events: AsyncIterator[Any]) -> AsyncIterator[Any]:
 
 
 def _is_aborted(context: Any) -> bool:
-    """Whether the engine aborted what a context of vLLM's has collected: the simple one keeps outputs, others the reason."""
+    """Tell whether the engine aborted a vLLM context's answer: the simple context keeps outputs, others the reason."""
     outputs = getattr(getattr(context, "last_output", None), "outputs", None)
     return ABORT in (getattr(context, "finish_reason", None), outputs and outputs[0].finish_reason)
 
@@ -133,6 +134,7 @@ def _in_messages(handler: Any) -> None:
                 yield chunk
 
         async for event in convert_stream(watched()):
+            # in its place, because it would give the stop reason, and `message_stop`, which says success, comes behind it
             if is_aborted and event.startswith("event: message_delta\n"):
                 error = written({"message": MESSAGE}, HTTPStatus.SERVICE_UNAVAILABLE, ANTHROPIC_PATH)
                 yield f"event: error\ndata: {json.dumps(error)}\n\n"
@@ -143,7 +145,7 @@ def _in_messages(handler: Any) -> None:
 
 
 def _aborts(chunk: str) -> bool:
-    """Whether a chunk of a streamed chat completion is the last one of an answer that was aborted."""
+    """Tell whether a chunk of a streamed chat completion is the last one of an answer that was aborted."""
     if f'"{ABORT}"' not in chunk:  # most are not, and need not be parsed
         return False
     try:

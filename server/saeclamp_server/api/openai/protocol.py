@@ -18,7 +18,7 @@ from saeclamp_server.steering.program import SteeringProgram
 
 
 class SteeredRequestMixin(BaseModel):
-    # validated by request_body.steering_of, whose errors name the JSON path; here only for the API's own schema
+    # validated by steering_body.steering_of, whose errors name the JSON path; here only for the API's own schema
     steering: SkipValidation[Steering | None] = Field(default=None)
     _call: SteeredCall | None = PrivateAttr(default=None)
     _num_prompts: int = PrivateAttr(default=0)
@@ -31,7 +31,7 @@ class SteeredRequestMixin(BaseModel):
 
     @property
     def num_per_prompt(self) -> int:
-        """How many sequences the engine runs for each prompt."""
+        """Number of sequences that the engine runs for each prompt."""
         return int(self.n or 1)
 
     def carry(self, call: SteeredCall) -> None:
@@ -81,7 +81,7 @@ class SteeredChatCompletionRequest(SteeredRequestMixin, ChatCompletionRequest):
     field_names: ClassVar[set[str] | None] = None  # vLLM caches the known keys per class
 
     def num_sequences(self) -> int:
-        """How many sequences the engine runs for this request."""
+        """Count the sequences that the engine runs for this request."""
         return self.num_per_prompt
 
     def empty_chunk(self, answer_id: str) -> Callable[[int], dict[str, Any]]:
@@ -97,7 +97,7 @@ class SteeredCompletionRequest(SteeredRequestMixin, CompletionRequest):
     field_names: ClassVar[set[str] | None] = None
 
     def num_sequences(self) -> int:
-        """How many sequences the engine runs for this request."""
+        """Count the sequences that the engine runs for this request."""
         prompt = self.prompt
         num_prompts = len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
         return num_prompts * self.num_per_prompt

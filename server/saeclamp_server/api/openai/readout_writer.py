@@ -1,4 +1,4 @@
-"""What was read and done at each token, beside the tokens of an answer or of a chunk."""
+"""Readouts and edits of each token, written beside the tokens of an answer or of a chunk."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from saeclamp_server.steering.program import ABORTED
 
 @dataclass
 class ReadoutWriter:
-    """Writes a call's readings into its answer, or into the chunks of its stream."""
+    """Writes a call's readouts into its answer, or into the chunks of its stream."""
 
     readout: Readout | None
     served: SteeringContext
     sequences: SequenceTracker
     key: str
     shows_token_ids: bool
-    """Whether the user asked for token ids too; the readout needs them in any case."""
+    """True if the user asked for token ids too; the readout needs them in any case."""
     reads_prompt: bool
     text_of: Callable[[int], str]
-    """Of a token's id."""
+    """Turns a token's id into its text."""
     bytes_of: Callable[[int], tuple[int, ...] | None]
-    """The same, where it is a part of a character."""
+    """Turns a token's id into its bytes, where it is a part of a character."""
     _num_written: dict[int, int] = field(default_factory=dict)
-    """Generated tokens of each choice that have been written of."""
+    """Per choice: number of generated tokens whose readouts have been written."""
 
     def write(self, body: dict[str, Any]) -> None:
         """Add `steering` to each choice of a response or a chunk, whose tokens are in `token_ids`."""
@@ -54,6 +54,7 @@ class ReadoutWriter:
         )
 
     def _token(self, sequence: TrackedSequence, position: int, token_id: int) -> TokenReadout | None:
+        # each is shown once, and a long stream would keep them all
         reading = sequence.readings.pop(position, None)
         if reading is None or reading.is_empty:
             return None

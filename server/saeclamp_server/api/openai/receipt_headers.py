@@ -27,7 +27,7 @@ def headers_of(spec: str, receipt: Receipt | None = None) -> dict[str, str]:
 
 @dataclass
 class TraceEntry:
-    """What is known of a call, until it has ended."""
+    """A call's line of the trace, filled in until the call has ended."""
 
     path: str
     request_id: str | None
@@ -36,10 +36,10 @@ class TraceEntry:
     spec: str = ""
     time: float = field(default_factory=time.time)
     id: str | None = None
-    """The answer's own."""
+    """The answer's id."""
     receipt: Receipt | None = None
     error: str | None = None
-    """Why there is no answer."""
+    """Reason why there is no answer."""
 
     def to_json(self) -> dict[str, Any]:
         """Write a line. A call that ended with neither a receipt nor an error was given up by its client, or by vLLM."""

@@ -1,4 +1,4 @@
-"""What a request names as its model: the base model, or a variant of it, whose steering is added to the request's own."""
+"""The model that a request names: the base model, or a variant of it, whose steering is added to the request's own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class RequestedModel:
 
     name: str | None
     own: Steering | None
-    """The request's steering."""
+    """The request's own steering."""
     variant: VariantVersion | None = None
 
     @classmethod
@@ -34,7 +34,7 @@ class RequestedModel:
 
     @property
     def steers(self) -> bool:
-        """Whether there is any steering."""
+        """True if there is any steering."""
         return self.own is not None or self.variant is not None
 
     @property

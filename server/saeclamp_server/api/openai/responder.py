@@ -15,16 +15,16 @@ ERROR = 'data: {"error"'
 
 
 class Call(Protocol):
-    """What this module needs of a steered call."""
+    """The part of a steered call that this module needs."""
 
     @property
     def wants_receipt(self) -> bool:
-        """Whether the receipt is to be sent."""
+        """True if the receipt is to be sent."""
         ...
 
     @property
     def completes(self) -> bool:
-        """Whether chunks are to show more than vLLM writes into them; else they pass as they are."""
+        """True if chunks are to show more than vLLM writes into them; else they pass as they are."""
         ...
 
     def complete(self, body: dict[str, Any]) -> None:
@@ -36,7 +36,7 @@ class Call(Protocol):
         ...
 
     def aborted(self, receipt: Receipt) -> set[int]:
-        """Choices that a rule has ended."""
+        """Return the choices that a rule has ended."""
         ...
 
     def failed(self, message: str) -> None:
@@ -44,7 +44,7 @@ class Call(Protocol):
         ...
 
     def end(self) -> None:
-        """Forget the call."""
+        """Release the call's admission and tracking. Idempotent."""
         ...
 
 
@@ -96,7 +96,8 @@ def _completed(event: str, call: Call, ended: set[int]) -> str:
 
 
 def _may_be_last(event: str) -> bool:
-    """Does a choice end here, or is this the chunk of usage figures?"""
+    """Tell whether a choice ends in this chunk, or it is the chunk of usage counts."""
+    # by the text that vLLM writes (an unfinished choice has null there), so that most chunks need no parsing
     return event.startswith("data: {") and ('"finish_reason":"' in event or '"choices":[]' in event)
 
 

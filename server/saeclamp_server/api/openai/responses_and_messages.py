@@ -35,7 +35,7 @@ FAILED_EVENTS = ("response.failed", "error")
 
 @dataclass
 class _Carried:
-    """A call whose program goes with all that is asked of the engine meanwhile."""
+    """A call whose program is attached to every sequence that the engine is asked for meanwhile."""
 
     call: SteeredCall
     num_sequences: int = 0
@@ -49,14 +49,16 @@ class _Carried:
         """Ask what was done. Raises NotAppliedError, also where the engine was asked for nothing."""
         if not self.num_sequences:
             raise NotAppliedError("it was asked for nothing.")
+        # how many sequences a handler runs is known only when it has asked for them
         return await replace(self.call, num_sequences=self.num_sequences).receipt()
 
 
+# vLLM's handlers hand nothing of ours down to the engine, but what they call runs in the request's context
 _carried: ContextVar[_Carried | None] = ContextVar("carried", default=None)
 
 
 def listen(engine: Any) -> None:
-    """Let what is asked of the engine while a call is carried go with its program."""
+    """Attach the program of the carried call to every sequence that the engine is asked for."""
     generate = engine.generate
 
     def carrying(prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
@@ -119,7 +121,7 @@ class _Completed:
         self._is_stream = False
         self._held = b""
         self._is_over = False
-        """Whether a stream has said how it ends."""
+        """True once a stream has said how it ends."""
 
     async def send(self, message: Message) -> None:
         """Take what vLLM sends: hold an answer back until it is whole, and of a stream the last event."""
@@ -196,7 +198,7 @@ class _Completed:
         return (head + mark).removeprefix(b"\n") + json.dumps(body).encode()
 
     def _lost(self) -> bytes:
-        """What a stream says that ends without its last event, and so without its receipt."""
+        """Write the error of a stream that ends without its last event, and so without its receipt."""
         if self._is_over:
             return b""
         self._carried.call.failed("The answer ended before its receipt.")

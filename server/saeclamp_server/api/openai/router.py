@@ -105,7 +105,7 @@ async def _answer(
     if not asked.steers:
         return await handler(request, raw_request)
     request.model = asked.base
-    shows_token_ids = bool(request.return_token_ids)
+    shows_token_ids = bool(request.return_token_ids)  # what the user wants: `carry` may set it for the readout's sake
     call = await SteeredCall.begin(
         state_of(raw_request.app),
         asked,

@@ -1,5 +1,5 @@
 """
-Which of the engine's sequences belong to which call, and what was read in them.
+The engine's sequences by call, and the readouts that have arrived of each.
 
 The engine names sequences its own way, and what was read arrives with the tokens. Both are seen where vLLM's output
 processor takes a request and an output, in this process; nothing is asked for step by step.
@@ -47,27 +47,27 @@ class TrackedSequence:
 
     prompt_ids: Sequence[int]
     readings: dict[int, TokenActivations] = field(default_factory=dict)
-    """By position, as far as they have arrived."""
+    """Position to activations and edits there, as far as they have arrived."""
 
 
 @dataclass
 class _TrackedCall:
     num_per_prompt: int
     sequences: dict[int, TrackedSequence] = field(default_factory=dict)
-    """By number of the choice."""
+    """Number of a choice to its sequence."""
     choices: dict[str, int] = field(default_factory=dict)
-    """By the engine's request id."""
+    """The engine's request id to the number of the choice."""
 
 
 class SequenceTracker:
-    """Those of the calls that are being answered."""
+    """Sequences of the calls that are being answered."""
 
     def __init__(self) -> None:
         self._calls: dict[str, _TrackedCall] = {}
         self._of: dict[str, tuple[str, int]] = {}
 
     def listen(self, output_processor: Any) -> None:
-        """See what vLLM's output processor sees."""
+        """Hook into vLLM's output processor, to see each request and each output that it takes."""
         add_request, process_outputs = output_processor.add_request, output_processor.process_outputs
 
         def add(
@@ -99,11 +99,11 @@ class SequenceTracker:
         return call is not None
 
     def choices(self, key: str) -> Mapping[str, int]:
-        """Number of the choice, by the engine's request id."""
+        """Return the number of each choice, by the engine's request id."""
         return self._calls[key].choices
 
     def sequence(self, key: str, choice: int) -> TrackedSequence:
-        """One choice of a call. Raises KeyError for one that the engine never had."""
+        """Return one choice of a call. Raises KeyError for one that the engine never had."""
         return self._calls[key].sequences[choice]
 
     def _add(self, payload: Mapping[str, Any], request_id: str, index: int, prompt_ids: Sequence[int]) -> None:
@@ -118,8 +118,9 @@ class SequenceTracker:
     def _take(self, output: Any) -> None:
         params = {**output.kv_transfer_params}
         readings = params.pop(EXTRA_ARGS_KEY)
+        # readouts only ride in this field: vLLM's own code, and its answer, must find no more than is theirs
         output.kv_transfer_params = params or None
-        if output.request_id not in self._of:
+        if output.request_id not in self._of:  # its call has ended meanwhile
             return
         key, choice = self._of[output.request_id]
         sequence = self._calls[key].sequences[choice]

@@ -26,7 +26,7 @@ MAX_SEQUENCES = 4096
 
 @dataclass(frozen=True)
 class SteeredCall:
-    """What must be known to say whether a steered answer may leave."""
+    """A steered call: its resolved steering, and the services that decide whether its answer may leave."""
 
     services: CallServices
     resolved: ResolvedSteering
@@ -36,7 +36,7 @@ class SteeredCall:
     writer: ReadoutWriter | None
     asked: RequestedModel | None = None
     entry: TraceEntry | None = None
-    """Of the request in the trace; the sequences that our own endpoints run have none."""
+    """The request's line of the trace; None for the sequences that our own endpoints run."""
 
     @classmethod
     async def begin(
@@ -71,6 +71,7 @@ class SteeredCall:
             )
         entry.spec = resolved.program.spec
         await services.admission.acquire(requested_features(resolved.program))
+        # last, so that nothing has to be undone where the wait is refused or cancelled
         services.sequences.begin(key, num_per_prompt)
         return cls(services, resolved, key, num_sequences, writer, asked, entry)
 
@@ -98,7 +99,7 @@ class SteeredCall:
             params.max_tokens += 1  # the scheduler drops it, when the one before it has been read
 
     def end(self) -> None:
-        """Forget the call, whether or not it was answered; once, however often it is said."""
+        """Release the call's admission and tracking, and write its line of the trace. Idempotent."""
         if self.services.sequences.end(self.key):
             self.services.admission.release(requested_features(self.resolved.program))
             self.services.reports.close(self.key)
@@ -117,22 +118,22 @@ class SteeredCall:
 
     @property
     def spec(self) -> str:
-        """Names the resolved steering."""
+        """Hash that names the resolved steering."""
         return self.resolved.program.spec
 
     @property
     def sequences(self) -> SequenceTracker:
-        """Those of all calls."""
+        """Tracker of the sequences of all calls."""
         return self.services.sequences
 
     @property
     def wants_receipt(self) -> bool:
-        """Whether the receipt is to be sent; it is checked in any case."""
+        """True if the receipt is to be sent; it is checked in any case."""
         return self.resolved.steering.receipt != "none"
 
     @property
     def completes(self) -> bool:
-        """Whether responses and chunks are to show more than vLLM writes into them."""
+        """True if responses and chunks are to show more than vLLM writes into them."""
         return self.writer is not None or self.resolved.program.can_abort or self._variant is not None
 
     @property
@@ -140,7 +141,7 @@ class SteeredCall:
         return self.asked.variant if self.asked else None
 
     def complete(self, body: dict[str, Any]) -> None:
-        """Write what a response or a chunk is to show beside vLLM's own."""
+        """Write into a response or a chunk what it is to show beside vLLM's own."""
         if self.writer is not None:
             self.writer.write(body)
         name_aborted(body)
@@ -175,5 +176,5 @@ class SteeredCall:
         return {choices[request_id]: report for request_id, report in answers.items()}
 
     def aborted(self, receipt: Receipt) -> set[int]:
-        """Choices that a rule has ended."""
+        """Return the choices that a rule has ended."""
         return {fired.choice for fired in receipt.fired if fired.rule in self.resolved.aborting}

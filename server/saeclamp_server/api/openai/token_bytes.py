@@ -6,11 +6,12 @@ import re
 from typing import Any
 
 _FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-"""How tokenizers made by sentencepiece write a single byte."""
+"""Form in which tokenizers made by sentencepiece write a single byte."""
 
 
 def _bytes_of_letters() -> dict[str, int]:
-    """How byte-level tokenizers write bytes: printable ones of Latin-1 as they are, all others by letters from 256 on."""
+    """Map byte-level tokenizers' letters to bytes: printable Latin-1 to itself, letters from 256 on to all other bytes."""
+    # GPT-2's table: without blanks and control characters, and without the soft hyphen (0xAD), which shows as nothing
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(0x100) if byte not in shown]
     return {chr(byte): byte for byte in shown} | {chr(0x100 + nth): byte for nth, byte in enumerate(hidden)}

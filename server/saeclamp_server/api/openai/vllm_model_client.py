@@ -1,4 +1,4 @@
-"""`model_client.Model` on vLLM's engine: the same admission, batch and receipts as for completions."""
+"""`model_client.ModelClient` on vLLM's engine: the same admission, batch and receipts as for completions."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from saeclamp_server.steering.program import ABORTED, RECORD_KEY
 from saeclamp_server.threads import run_computation
 
 MAX_TEXTS = 2**16
-"""Of tokens, kept: decoding one takes longer than reading what is active at it."""
+"""Tokens whose texts are kept: decoding one takes longer than reading what is active at it."""
 
 REFUSED = (VLLMClientError, ValueError)
-"""How vLLM refuses what it cannot do; some of it is older than its own errors."""
+"""Exceptions by which vLLM refuses what it cannot do; some are older than its own error classes."""
 
 
 class VLLMModelClient:
     """The base model of a server."""
 
     def __init__(self, vllm: Any, calls: CallServices) -> None:
-        """vllm: its state of the app"""
+        """vllm: vLLM's state of the app"""
         self._calls = calls
         self._engine = vllm.engine_client
         self.name = calls.model_name
@@ -143,7 +143,7 @@ def _params(run: GenerateRequest, call: SteeredCall | None) -> SamplingParams:
     if run.recording is not None:
         assert call is None, "what is recorded is not steered"
         params.extra_args = {RECORD_KEY: run.recording._asdict()}
-        params.skip_reading_prefix_cache = True
+        params.skip_reading_prefix_cache = True  # what is cached is not computed, and could not be recorded
     if call is not None:
         call.attach(params, 0)
     return params

@@ -32,7 +32,7 @@ NUM_LIKELY = 20
 MAX_PROMPT = 1 << 14
 """Tokens of a prompt whose answers are compared: the engine says what it expects at each of them too, for every answer."""
 MAX_EXPONENT = 700.0
-"""Beyond which a perplexity is no number any more."""
+"""Exponent beyond which a perplexity is no finite number any more."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ async def _columns(request: Compare, model: ModelClient, served: SteeringContext
     prompt, _ = await tokenize_request(model, request.text, request.messages, answers=True)
     _refuse_long(prompt, path)
     conversation = None if prompt.spans is None else ChatSpans(len(prompt.ids), prompt.spans)
+    # a comparison shows no readout
     steering = resolve(request.steering.model_copy(update={"readout": None}), served, conversation)
     columns = {"default": ComparedRun(prompt), "steered": ComparedRun(prompt, steering)}
     if request.prompted is not None:

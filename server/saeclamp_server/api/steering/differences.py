@@ -1,5 +1,5 @@
 """
-What two answers do not share: the longest common subsequence of their tokens, bit by bit in whole integers.
+Differences of two answers, by the longest common subsequence of their tokens, bit by bit in whole integers.
 
 Work and memory are bounded by the product of both lengths over the width of a machine word (half a megabyte at 2,048 tokens
 each), whatever the tokens are; difflib's time grows with the cube of the length where tokens repeat.
@@ -31,7 +31,7 @@ def differences(default: Sequence[int], own: Sequence[int]) -> tuple[Difference,
 
 
 def _num_equal(one: Sequence[int], other: Sequence[int]) -> int:
-    """Length of the common beginning."""
+    """Count the tokens of the common beginning."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((count for count, (a, b) in pairs if a != b), min(len(one), len(other)))
 

@@ -1,4 +1,4 @@
-"""How far two next-token distributions are apart, where only their likeliest tokens are known."""
+"""A bound on how far two next-token distributions are apart, where only their likeliest tokens are known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a steering would do, without running anything: the code that completions go through, up to the engine."""
+"""Validation of a steering, without running anything: the code that completions go through, up to the engine."""
 
 from __future__ import annotations
 

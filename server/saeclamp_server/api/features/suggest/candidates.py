@@ -42,7 +42,7 @@ async def find_candidates(
     served: SteeringContext,
     search: FeatureSearch,
 ) -> dict[FeatureId, list[str]]:
-    """Features, with how they were thought of; those that both ways found come first, then by turns."""
+    """Find features, with how they were thought of; those that both ways found come first, then by turns."""
     query = FeatureQuery(query=subject_of(wish), sae=saes, limit=NUM_FOUND)
     found = await run_search(search.find, query)
     by_search = [FeatureId(hit.sae, hit.index) for hit in found.data]

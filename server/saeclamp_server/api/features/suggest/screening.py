@@ -9,7 +9,7 @@ from saeclamp_server.api.features.suggest.trials import TrialArm
 from saeclamp_server.api.features.text_activations import FeatureId
 
 PAIR_SHARE = 0.7
-"""Of its own strength, what a feature of a pair gets: at right angles, both move the stream as far as one did."""
+"""Share of its own strength that a feature of a pair gets: at right angles, both move the stream as far as one did."""
 MAX_PERPLEXITY = 3.0
 """In multiples of unsteered answers'. Sampled answers about something unusual have about 2; text that falls apart, 5."""
 MAX_REPETITION = 0.5
@@ -27,12 +27,12 @@ class ScreenedArm:
 
     @property
     def is_text(self) -> bool:
-        """Whether answers are known to be readable."""
+        """True if answers are known to be readable."""
         return self.perplexity is not None and is_text(self.perplexity, self.repetition)
 
 
 def is_text(perplexity: float, repetition: float) -> bool:
-    """Whether answers are readable."""
+    """Tell whether answers are readable."""
     return perplexity <= MAX_PERPLEXITY and repetition <= MAX_REPETITION
 
 

@@ -34,7 +34,7 @@ from saeclamp_server.steering import SteeringContext, check_sae_names
 
 NUM_CONTROLS = 12
 NUM_READ = 8
-"""Of the clamps that were screened, how many are asked whether their answers still are text: those that gain most."""
+"""Screened clamps whose answers are checked for still being text: those that gain most."""
 
 
 async def suggest(

@@ -1,5 +1,5 @@
 """
-Whether a steering that was picked among many brings answers nearer to a wish than chance and any other change would.
+Tests of whether a steering picked among many brings answers nearer to a wish than chance and any other change would.
 
 Two things could make a useless one look good. Answers differ from draw to draw: a permutation test on questions that had no
 part in picking it asks for that. And whatever moves the stream changes answers, in some direction, at every question alike:
@@ -26,16 +26,16 @@ Floats = NDArray[np.float64]
 
 
 class Superiority(NamedTuple):
-    """What speaks for one steering."""
+    """Evidence for one steering."""
 
     gain: float
     """Mean over questions, against unsteered answers."""
     control: float | None
     """Mean gain of the control arm; None, as the next: it was not asked, because chance alone gains as much."""
     p_baseline: float
-    """How often chance alone gains as much, were steered and unsteered answers alike."""
+    """Probability that chance alone gains as much, were steered and unsteered answers alike."""
     p_controls: float | None
-    """How often a random feature, moved as far, gains as much."""
+    """Probability that a random feature, moved as far, gains as much."""
     p: float
     """The larger of the two, each corrected for having picked the best of many."""
 

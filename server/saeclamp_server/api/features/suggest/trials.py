@@ -57,14 +57,14 @@ class TrialArm:
         )
 
     def length(self, served: SteeringContext) -> float:
-        """How far it moves the stream where none of its features is active, their rows taken to be orthogonal."""
+        """Return how far it moves the stream where none of its features is active, their rows taken to be orthogonal."""
         rows = (served.norms[feature.sae].row_norms[feature.number] for feature in self.features)
         return hypot(*(value * row for value, row in zip(self.values, rows, strict=True)))
 
 
 @dataclass(frozen=True)
 class ArmAnswers:
-    """What an arm answered to some questions; of no arm: unsteered."""
+    """Answers of an arm to some questions; without an arm, unsteered ones."""
 
     prompts: Sequence[Prompt]
     outcomes: Sequence[GenerateResult]
@@ -87,7 +87,7 @@ class Trials:
     max_tokens: int
     seed: int
     target: Rows = field(default_factory=lambda: np.zeros(0, np.float32))
-    """(width,), unit length."""
+    """(width,), unit norm."""
 
     def __post_init__(self) -> None:
         self._seeds = count(self.seed * SEEDS_APART)
@@ -121,7 +121,7 @@ class Trials:
         return rows
 
     async def perplexity(self, answers: ArmAnswers) -> float:
-        """Of the tokens of all answers together, as the unsteered model sees them."""
+        """Measure the perplexity of the tokens of all answers together, as the unsteered model sees them."""
         pairs = [(prompt.ids, outcome.ids) for prompt, outcome in zip(answers.prompts, answers.outcomes, strict=True)]
         seen = await score_answers(self.model, pairs, "wish")
         logprobs = [

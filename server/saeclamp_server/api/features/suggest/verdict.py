@@ -26,7 +26,7 @@ from saeclamp_server.steering import SteeringContext
 LEAST_ADVANTAGE = 0.03
 """Gain over the control arm below which nobody would notice, however sure it is."""
 PAIR_ADVANTAGE = 0.02
-"""What a pair must gain more than a single feature to be worth its second part."""
+"""Gain that a pair must have over a single feature to be worth its second part."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,15 @@ class Attempt:
 
     tried: Sequence[tuple[FeatureCandidate, Sequence[TrialArm]]]
     passed: Sequence[tuple[FeatureCandidate, str]]
-    """Not tried, and why."""
+    """Candidates that were not tried, with the reasons."""
     screened: Sequence[ScreenedArm]
     """Largest gain first."""
     finalists: Sequence[TrialArm]
-    """What was to be put to the test."""
+    """Steerings that were to be put to the test."""
     tested: Sequence[Finalist] = ()
     """As `finalists`; none where there was nothing to test, or nothing to compare with."""
     controls: Sequence[tuple[TrialArm, float]] = field(default_factory=list)
-    """With their gains."""
+    """Control arms with their gains."""
 
     @property
     def num_tried(self) -> int:
