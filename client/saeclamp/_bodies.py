@@ -48,7 +48,7 @@ Prompt: TypeAlias = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]
 Passage: TypeAlias = str | Sequence[Mapping[str, Any]]
 """A text, or the messages of a conversation."""
 VectorFile: TypeAlias = bytes | str | os.PathLike[str]
-"""The content of a safetensors file, or where it is."""
+"""The content of a safetensors file, or its path."""
 
 
 def chat_request(
@@ -85,7 +85,7 @@ def feature_path(feature: str) -> str:
 
 
 def _segment(text: str) -> str:
-    """Refuse what might lead to another path."""
+    """Quote a part of a path; one that might lead to another path is refused."""
     if not text.strip("."):
         raise InvalidArgumentError(f"Nothing can be named {text!r}.")
     return quote(text, safe="")
@@ -181,7 +181,7 @@ def export_body(export: VariantExport | dict[str, Any]) -> dict[str, Any]:
 
 
 def upload_request(name: str, file: VectorFile) -> dict[str, Any]:
-    """What is sent of a vector's file."""
+    """Make the request that uploads a vector's file, but for its path."""
     content = file if isinstance(file, bytes) else Path(file).read_bytes()
     return {"content": content, "params": {"name": name}, "headers": {"content-type": "application/octet-stream"}}
 

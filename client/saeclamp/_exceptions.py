@@ -55,7 +55,7 @@ class ArgumentTypeError(InvalidArgumentError, TypeError):
 
 
 class MissingPackageError(SaeclampError, ImportError):
-    """What was asked for needs a package that is not installed."""
+    """A package is not installed that what was asked for needs."""
 
 
 class APIConnectionError(SaeclampError):
@@ -203,7 +203,7 @@ def _asked(exc: httpx.RequestError) -> str:
 
 
 def _detail(exc: httpx.RequestError) -> str:
-    """Many of httpx's failures have an empty message, so the class is named too."""
+    """Describe a failure: many of httpx's have an empty message, so the class is named too."""
     return f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
 
 

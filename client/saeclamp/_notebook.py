@@ -116,7 +116,7 @@ def _contrasted(found: Contrasted) -> str:
 
 @to_html.register
 def _attribution(found: Attribution) -> str:
-    """What a token's likelihood becomes without each feature."""
+    """Draw what a token's likelihood becomes without each feature."""
     rows = [(one.feature, one.name, _about(one), one.act, one.change, one.predicted) for one in found.data]
     against = f" against {found.against.text!r}" if found.against else ""
     behind = f"behind {found.position} tokens: {found.metric} {found.value:.3f}"
@@ -130,7 +130,7 @@ def _attribution(found: Attribution) -> str:
 
 @to_html.register
 def _suggestion(one: Suggestion) -> str:
-    """What was chosen, how it was tested, an answer with it, and why the others were not."""
+    """Draw what was chosen, how it was tested, an answer with it, and why the others were not."""
     chosen = ", ".join(f"{feature.feature} {feature.name or _about(feature)}" for feature in one.chosen)
     parts = [heading(one.wish, chosen or "nothing found")]
     if one.trials:

@@ -19,7 +19,7 @@ from saeclamp.types.refusals import did_you_mean
 
 
 class CallOptions(TypedDict, total=False):
-    """How a request is sent, as in openai-python."""
+    """Options of how a request is sent, as in openai-python."""
 
     extra_body: Mapping[str, Any] | None
     """Fields that are added to the body."""

@@ -14,7 +14,7 @@ from saeclamp._streaming import SSEDecoder
 from saeclamp.types import Progress
 
 OnProgress: TypeAlias = Callable[[Progress], None]
-"""Is told how far an answer is, about twice a second."""
+"""Callback that is told how far an answer is, about twice a second."""
 
 EVENTS = "text/event-stream"
 
@@ -25,7 +25,7 @@ def wants(progress: OnProgress | None) -> dict[str, str]:
 
 
 def has_events(response: httpx.Response) -> bool:
-    """Whether it is a stream of events; older servers send their answer as it is."""
+    """Tell whether it is a stream of events; older servers send their answer as it is."""
     content_type: str = response.headers.get("content-type", "")
     return content_type.partition(";")[0].strip().lower() == EVENTS
 
@@ -35,7 +35,7 @@ class AnswerReader(Generic[AnswerT]):
 
     def __init__(self, answer_type: type[AnswerT], progress: OnProgress | None, request_id: str | None) -> None:
         self.answer: AnswerT | None = None
-        """Once it has come."""
+        """The answer, once it has come."""
         self._answer_type, self._progress, self._request_id = answer_type, progress, request_id
         self._decoder = SSEDecoder()
 

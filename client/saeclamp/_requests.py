@@ -25,7 +25,7 @@ from saeclamp.types import Operation, Receipt, Steering, as_steering, looks_like
 from saeclamp.types.refusals import shown
 
 SteeringLike: TypeAlias = Steering | dict[str, Any] | Operation | Sequence[Operation]
-"""What `steering=` accepts: the object, its JSON, one intervention, or several."""
+"""Steering as `steering=` accepts it: the object, its JSON, one intervention, or several."""
 
 API_KEY_VARIABLE = "SAECLAMP_API_KEY"
 """The one variable that the client and the command line read a server's key from."""
@@ -42,7 +42,7 @@ class GenerationRequest(Generic[ResponseT, ChunkT]):
 
     path: str
     response_type: type[ResponseT]
-    """One whose receipt is required, where one is expected."""
+    """Type of the answer: one whose receipt is required, where one is expected."""
     chunk_type: type[ChunkT]
     body: dict[str, Any]
     headers: dict[str, str]
@@ -58,11 +58,11 @@ class GenerationRequest(Generic[ResponseT, ChunkT]):
 
     @property
     def stream(self) -> bool:
-        """Whether the answer comes in chunks."""
+        """True if the answer comes in chunks."""
         return bool(self.body["stream"])
 
     def with_model(self, model: str) -> GenerationRequest[ResponseT, ChunkT]:
-        """The same request to the model of that name."""
+        """Return the same request to the model of that name."""
         return replace(self, body={**self.body, "model": model})
 
 
@@ -86,7 +86,7 @@ def build_generation(
     timeout = params.pop("timeout", None)
     checked = _the_steering(steering, extra_body)
     body = params | extra_body
-    _refuse_misspelt_steering(body)
+    _refuse_misspelt_steering(body)  # before `steering` itself is put in, which looks like one too
     if checked is not None:
         body["steering"] = checked.to_json()
     expects_receipt = checked is not None and checked.receipt != "none"
@@ -105,7 +105,7 @@ def _the_steering(steering: SteeringLike | None, extra_body: dict[str, Any]) -> 
 
 
 def _refuse_misspelt_steering(body: Mapping[str, Any]) -> None:
-    """Servers of this API ignore what they do not know, so a misspelling would end in unsteered text."""
+    """Refuse a misspelt `steering`: servers of this API ignore what they do not know, and would answer unsteered."""
     wrong = next((key for key in body if looks_like_steering(key)), None)
     if wrong is not None:
         raise ArgumentTypeError(f"Unknown field {wrong!r}. Did you mean 'steering'?", wrong)
@@ -156,6 +156,7 @@ def parse_generation(call: GenerationRequest[ResponseT, ChunkT], response: httpx
     """Type the answer to a request for text, and refuse it if it should have been steered and does not say so."""
     request_id = response.headers.get("x-request-id")
     body = parse_json(response.content, request_id)
+    # before it is typed, because a missing receipt is no malformed answer
     if call.expects_receipt and isinstance(body, dict) and body.get("steering") is None:
         check_receipt(None, True, request_id)
     answer = parse_answer(call.response_type, body, request_id)
@@ -221,6 +222,7 @@ def server_root(base_url: str) -> str:
 
 def default_headers(api_key: str | None, extra: Mapping[str, str] | None) -> httpx.Headers:
     """Headers of every request. The key falls back to the environment; an empty one sends none."""
+    # stripped, because keys out of files end in a line break, which no header may hold
     key = (os.environ.get(API_KEY_VARIABLE, "") if api_key is None else api_key).strip()
     headers = httpx.Headers({"user-agent": f"saeclamp-python/{__version__}", "accept": "application/json"})
     if key:

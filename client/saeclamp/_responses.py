@@ -1,5 +1,5 @@
 """
-What the server answers. Fields that are not named here are kept as attributes and in `model_extra`.
+Answers of the server. Fields that are not named here are kept as attributes and in `model_extra`.
 
 `text` is the first choice's text, empty where there is none.
 """
@@ -40,7 +40,7 @@ class ToolCall(Answer):
 
 
 class ChatMessage(Answer):
-    """What the model said. May be put into the next request's `messages` as it is."""
+    """A message of the model. May be put into the next request's `messages` as it is."""
 
     role: str
     content: str | None = None
@@ -84,7 +84,7 @@ class ChatChoice(Answer):
     finish_reason: str | None = None
     logprobs: ChatLogprobs | None = None
     steering: ChoiceReadout = Field(default_factory=ChoiceReadout)
-    """What was read; empty where the request had no readout."""
+    """The readout; empty where the request had none."""
 
 
 class TextChoice(Answer):
@@ -95,11 +95,11 @@ class TextChoice(Answer):
     finish_reason: str | None = None
     logprobs: TextLogprobs | None = None
     steering: ChoiceReadout = Field(default_factory=ChoiceReadout)
-    """What was read; empty where the request had no readout."""
+    """The readout; empty where the request had none."""
 
 
 class ChatDelta(Answer):
-    """What a chunk adds to a message."""
+    """The piece that a chunk adds to a message."""
 
     role: str | None = None
     content: str | None = None
@@ -107,14 +107,14 @@ class ChatDelta(Answer):
 
 
 class ChatChunkChoice(Answer):
-    """What a chunk adds to one answer."""
+    """The piece that a chunk adds to one answer."""
 
     index: int
     delta: ChatDelta
     finish_reason: str | None = None
     logprobs: ChatLogprobs | None = None
     steering: ChoiceReadout = Field(default_factory=ChoiceReadout)
-    """What was read; empty where the request had no readout."""
+    """The readout; empty where the request had none."""
 
 
 class _Generation(Answer):
@@ -146,7 +146,7 @@ class SteeredChatCompletion(ChatCompletion):
     """The same to a request that asked for steering. No receipt, no answer: `NotSteeredError` is raised then."""
 
     steering: Receipt
-    """What was done."""
+    """The receipt: what was done."""
 
 
 class ChatCompletionChunk(_Generation):
@@ -156,7 +156,7 @@ class ChatCompletionChunk(_Generation):
 
     @property
     def text(self) -> str:
-        """What this chunk adds to the first choice's text."""
+        """The piece that this chunk adds to the first choice's text."""
         return "".join(choice.delta.content or "" for choice in self.choices if choice.index == 0)
 
 
@@ -175,7 +175,7 @@ class SteeredCompletion(Completion):
     """The same to a request that asked for steering. No receipt, no answer: `NotSteeredError` is raised then."""
 
     steering: Receipt
-    """What was done."""
+    """The receipt: what was done."""
 
 
 class Model(Answer):
@@ -197,7 +197,7 @@ class ModelList(Listing[Model], Answer):  # type: ignore[misc]  # BaseModel's it
 
     @property
     def ids(self) -> list[str]:
-        """What may be passed as `model`."""
+        """Names that may be passed as `model`."""
         return [model.id for model in self.data]
 
 

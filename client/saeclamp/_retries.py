@@ -25,7 +25,7 @@ _RETRIED_ERRORS = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectT
 
 def delay_after_error(exc: httpx.RequestError, attempt: int, max_retries: int) -> float | None:
     """
-    Seconds to wait before the next attempt, or None to give up.
+    Return the seconds to wait before the next attempt, or None to give up.
 
     attempt: how many retries have been made already
     """
@@ -34,7 +34,7 @@ def delay_after_error(exc: httpx.RequestError, attempt: int, max_retries: int) -
 
 
 def delay_after_status(response: httpx.Response, attempt: int, max_retries: int) -> float | None:
-    """Seconds to wait before the next attempt, or None to give up. Reads only the status and the headers."""
+    """Return the seconds to wait before the next attempt, or None to give up. Reads only the status and the headers."""
     if attempt >= max_retries or not _wants_retry(response):
         return None
     asked = _asked_delay(response.headers)
@@ -43,7 +43,9 @@ def delay_after_status(response: httpx.Response, attempt: int, max_retries: int)
 
 def backoff(attempt: int) -> float:
     """Draw from 0.5 s up to a ceiling that doubles with every attempt, 8 s at most."""
+    # the exponent is bounded too, because a float overflows at 2 to the power of 1024
     ceiling = min(MAX_BACKOFF, MIN_DELAY * 2.0 ** min(attempt + 1, 10))
+    # by chance, so that clients that were refused together do not come back together
     return random.uniform(MIN_DELAY, ceiling)
 
 

@@ -1,4 +1,4 @@
-"""Where the server is, and how one HTTP request to it is laid out."""
+"""The server's address and options, and the layout of one HTTP request to it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from saeclamp._responses import ChunkT, ResponseT
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT = 600.0
-"""Seconds."""
+"""Seconds without a byte from the server."""
 DEFAULT_MAX_RETRIES = 2
 CONNECT_TIMEOUT = 5.0
 HEALTH_TIMEOUT = 5.0
-"""Seconds."""
+"""Seconds in which a server must say that it is well."""
 
 LIMITS = httpx.Limits(max_connections=1000, max_keepalive_connections=100)
 """httpx's own 100 connections are fewer than the sequences that a server decodes at once."""
@@ -25,7 +25,7 @@ LIMITS = httpx.Limits(max_connections=1000, max_keepalive_connections=100)
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """Where the server is, and how it is spoken to."""
+    """A server's address, and how it is spoken to."""
 
     root: str
     headers: httpx.Headers

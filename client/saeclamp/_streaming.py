@@ -80,7 +80,7 @@ class SSEDecoder:
             self._data.append(value)
         elif name == "event":
             self._event = value
-        elif name == "id" and "\0" not in value:
+        elif name == "id" and "\0" not in value:  # the specification ignores such an id
             self._id = value
         elif name == "retry" and value.isascii() and value.isdigit():
             self.retry_ms = int(value)
@@ -136,7 +136,7 @@ class ChunkReader(Generic[ChunkT]):
 
 
 class StreamState(Generic[ChunkT]):
-    """What a stream knows of its answer so far."""
+    """The state of a stream's answer so far."""
 
     _reader: ChunkReader[ChunkT]
 
@@ -157,7 +157,7 @@ class StreamState(Generic[ChunkT]):
 
 
 class SteeredState(StreamState[ChunkT]):
-    """What a stream knows of an answer that is to be steered."""
+    """The state of an answer that is to be steered."""
 
     @property
     def steering(self) -> Receipt:

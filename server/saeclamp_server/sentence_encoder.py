@@ -46,7 +46,7 @@ class SentenceEncoder:
         from transformers import AutoModel
         from transformers.utils import logging
 
-        logging.disable_progress_bar()  # the terminal may show one of ours
+        logging.disable_progress_bar()
         return AutoModel.from_pretrained(self._folder, local_files_only=True).eval()
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:

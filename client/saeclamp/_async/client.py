@@ -59,7 +59,7 @@ class AsyncClient:
         self.variants = AsyncVariants(self._transport)
 
     async def health(self) -> bool:
-        """Whether the server answers and can generate. Asks once and waits 5 s; never raises for a broken server."""
+        """Tell whether the server answers and can generate. Asks once and waits 5 s; never raises for a broken server."""
         return await self._transport.health()
 
     async def close(self) -> None:

@@ -40,7 +40,7 @@ class AsyncStream(StreamState[ChunkT]):
         try:
             chunk = await self._advance()
         finally:
-            if chunk is None:
+            if chunk is None:  # at the end, and at whatever ends it early: nobody is sure to close it then
                 await self.aclose()
         if chunk is None:
             raise StopAsyncIteration

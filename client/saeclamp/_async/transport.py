@@ -73,7 +73,7 @@ class AsyncTransport:
 
     async def base_model(self) -> str:
         """Return the base model's name, which is asked for once."""
-        async with self._base_model_lock:
+        async with self._base_model_lock:  # requests that begin at once ask once
             if self._base_model is None:
                 self._base_model = base_model(await self.models())
             return self._base_model

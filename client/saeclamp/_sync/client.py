@@ -58,7 +58,7 @@ class Client:
         self.variants = Variants(self._transport)
 
     def health(self) -> bool:
-        """Whether the server answers and can generate. Asks once and waits 5 s; never raises for a broken server."""
+        """Tell whether the server answers and can generate. Asks once and waits 5 s; never raises for a broken server."""
         return self._transport.health()
 
     def close(self) -> None:

@@ -41,7 +41,7 @@ class Stream(StreamState[ChunkT]):
         try:
             chunk = self._advance()
         finally:
-            if chunk is None:
+            if chunk is None:  # at the end, and at whatever ends it early: nobody is sure to close it then
                 self.close()
         if chunk is None:
             raise StopIteration

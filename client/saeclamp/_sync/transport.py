@@ -74,7 +74,7 @@ class Transport:
 
     def base_model(self) -> str:
         """Return the base model's name, which is asked for once."""
-        with self._base_model_lock:
+        with self._base_model_lock:  # requests that begin at once ask once
             if self._base_model is None:
                 self._base_model = base_model(self.models())
             return self._base_model

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class ForeignSteeringError(InvalidArgumentError):
-    """What was written for another project cannot be said here. The message and `param` name the place."""
+    """Steering that was written for another project cannot be said here. The message and `param` name the place."""
 
 
 def refused(path: str, why: str) -> ForeignSteeringError:

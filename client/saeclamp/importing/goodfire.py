@@ -80,7 +80,7 @@ class _VariantReader:
     def __init__(self, sae: str, per_unit: float) -> None:
         self._sae, self._per_unit = sae, per_unit
         self._moved: dict[str, str] = {}
-        """Of each feature, where it is moved."""
+        """Feature to the place where it is moved."""
 
     def moves(self, item: Mapping[str, Any], path: str) -> tuple[Operation, ...]:
         """Read the edits and interventions of a variant or controller."""

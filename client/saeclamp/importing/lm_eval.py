@@ -27,7 +27,7 @@ def from_lm_eval(text: str, saes: Mapping[tuple[str, str], str]) -> Steering:
     """
     Take the CSV.
 
-    Tabular that add are an `add` in unit `act`, at all tokens, special ones among them.
+    Rows that add are an `add` in unit `act`, at all tokens, special ones among them.
 
     saes: (sparse_model, sae_id or else hookpoint) to the name under which that SAE is served
     Raises ForeignSteeringError for rows that clamp, which set a projection, not an activation; for two rows at one hook
@@ -35,8 +35,9 @@ def from_lm_eval(text: str, saes: Mapping[tuple[str, str], str]) -> Steering:
     """
     moves: list[Add] = []
     lines: dict[str, str] = {}
-    for nth, row in enumerate(csv.DictReader(io.StringIO(text)), 2):
+    for nth, row in enumerate(csv.DictReader(io.StringIO(text)), 2):  # line 1 has the names of the columns
         path = f"line {nth}"
+        # cells beyond the last column come as a list: one empty cell is a comma at the end of the line
         given = {name: value for name, value in row.items() if value not in ("", None, [""])}
         check_fields(given, {*LM_EVAL_COLUMNS, "head_index"}, path)
         if "head_index" in given:

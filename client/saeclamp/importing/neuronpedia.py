@@ -28,9 +28,9 @@ def from_neuronpedia(request: Mapping[str, Any], saes: Mapping[str, str | Stored
     """
     Take the body of `POST /api/steer` or `/api/steer-chat`.
 
-    It adds strength times multiplier times the feature's decoder row, which it has brought to length 1. That is an `add` in
-    unit `act` for an SAE whose decoder rows have length 1, as Gemma Scope's. For any other, give what
-    `client.saes.get(name)` returns in place of the name: then it is an `add` in unit `resid_norm`, of that length whatever
+    It adds strength times multiplier times the feature's decoder row, which it has brought to norm 1. That is an `add` in
+    unit `act` for an SAE whose decoder rows have norm 1, as Gemma Scope's. For any other, give what
+    `client.saes.get(name)` returns in place of the name: then it is an `add` in unit `resid_norm`, of that norm whatever
     the row's. Several entries of one feature are summed, as they are there.
 
     saes: Neuronpedia's source ids, such as `20-gemmascope-res-16k`, to the names under which these SAEs are served, or to
@@ -65,7 +65,7 @@ def from_neuronpedia(request: Mapping[str, Any], saes: Mapping[str, str | Stored
 
 
 def _steers_special_tokens(request: Mapping[str, Any]) -> bool:
-    """Its completions steer every token; its chats leave special ones out unless they are told otherwise."""
+    """Read the flag: completions steer every token, and chats leave special ones out unless they are told otherwise."""
     chosen = request.get("steer_special_tokens")
     if "prompt" not in request:
         return bool(chosen)
@@ -77,7 +77,7 @@ def _steers_special_tokens(request: Mapping[str, Any]) -> bool:
 
 
 def _unit(sae: StoredSAE, path: str) -> tuple[str, str, float]:
-    """Return the name, the unit of a vector of a given length along a decoder row, and the length that a value of 1 has."""
+    """Return the name, the unit of a vector of a given norm along a decoder row, and the norm that a value of 1 has."""
     if sae.unit == "decoder_norm":
         return sae.name, "act", 1.0
     if not sae.resid_norm:

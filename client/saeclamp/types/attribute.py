@@ -1,4 +1,4 @@
-"""Which features caused a token, measured by taking them away."""
+"""Attribution of a token to features, measured by taking them away."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Attribute(PassageSelection):
     """Another token: what is explained then is how much likelier the target is, as a difference of logprobs."""
     saes: Saes | None = None
     num_features: Annotated[int, Field(strict=True, ge=1, le=MAX_INTERVENTIONS)] = 24
-    """How many features are tried, of those that are active in the context."""
+    """Number of features that are tried, of those that are active in the context."""
     num_pairs: Annotated[int, Field(strict=True, ge=0, le=64)] = 6
-    """How many pairs of the features that matter most are tried together."""
+    """Number of pairs, of the features that matter most, that are tried together."""
 
     @model_validator(mode="after")
     def _is_one_question(self) -> Attribute:
@@ -50,7 +50,7 @@ class AttributedToken(Answer):
 
 
 class AttributedFeature(Composable, Answer):
-    """What becomes of the explained value when a feature is taken away."""
+    """A feature, and the change of the explained value when it is taken away."""
 
     feature: str
     sae: str
@@ -61,7 +61,7 @@ class AttributedFeature(Composable, Answer):
     act: float
     """Its largest activation in the context, in the encoder's units."""
     position: int
-    """Where that is."""
+    """Position of that activation."""
     change: float
     """
     Measured: the value when the feature is clamped to 0 at every token of the context, less the unsteered value. Negative:
@@ -72,7 +72,7 @@ class AttributedFeature(Composable, Answer):
 
 
 class AttributedPair(Answer):
-    """What becomes of the value when two features are taken away together."""
+    """Two features, and the change of the value when they are taken away together."""
 
     features: tuple[str, str]
     change: float
@@ -81,7 +81,7 @@ class AttributedPair(Answer):
 
 
 class Together(Answer):
-    """What becomes of the value when all tried features are taken away, and how far single changes explain that."""
+    """The change of the value when all tried features are taken away, and how far single changes explain it."""
 
     num_features: int
     num_active: int
@@ -91,24 +91,24 @@ class Together(Answer):
     predicted: float
     """Sum of the linear predictions."""
     share_explained: float | None
-    """Of the squares of the single changes, what the linear predictions account for; 1: all. None: nothing changed."""
+    """Share of the squares of the single changes that the linear predictions account for; 1: all. None: nothing changed."""
 
 
 class Attribution(Listing[AttributedFeature], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
-    """Which features speak for a token in its context, and which against it; what matters most first."""
+    """The features that speak for a token in its context, and those against it; what matters most first."""
 
     object: str = "attribution"
     target: AttributedToken
     against: AttributedToken | None = None
     position: int
-    """Of the target: as many tokens are its context."""
+    """Position of the target: as many tokens are its context."""
     metric: Literal["logprob", "logprob_difference"]
     value: float
-    """Of the metric, unsteered."""
+    """Value of the metric, unsteered."""
     data: tuple[AttributedFeature, ...]
     pairs: tuple[AttributedPair, ...]
     together: Together
     claim: str
-    """What these figures say, and what they do not."""
+    """Statement of what these figures say, and what they do not."""
     warnings: tuple[str, ...] = ()
     """Such as that another token was probably meant."""

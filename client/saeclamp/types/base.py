@@ -1,4 +1,4 @@
-"""What all parts of a request share: nothing unknown, nothing changed afterwards, numbers within bounds."""
+"""The base of all parts of a request: nothing unknown, nothing changed afterwards, numbers within bounds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_RULES = 16
 """Rules in one request."""
 
 MAX_DEPTH = 32
-"""Of `all`, `any` and `not` within each other."""
+"""Levels of `all`, `any` and `not` within each other."""
 
 MAX_TESTS = 16
 """Comparisons of activations in one rule's condition."""
@@ -49,7 +49,7 @@ Value = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-MAX_VALUE, 
 
 
 def looks_like_steering(key: str) -> bool:
-    """Is this key `steering`, or a near miss of it? What looks like it and is not must be refused, not ignored."""
+    """Tell whether a key is `steering`, or a near miss of it: what looks like it and is not must be refused, not ignored."""
     # what stands behind so many characters is nobody's idea of a field's name, and one key can be as long as a body
     key = key[:MAX_KEY]
     plain = "".join(char for char in unicodedata.normalize("NFKC", key).lower() if char.isalnum())
@@ -88,7 +88,7 @@ class RequestModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     is_whole: ClassVar[bool] = False
-    """Whether it is all of a body or query: its fields are the arguments of a call then, and its own name means nothing."""
+    """True if it is all of a body or query: its fields are the arguments of a call then, and its own name means nothing."""
 
     if not TYPE_CHECKING:  # for type checkers the signature is that of the fields
 
@@ -114,7 +114,7 @@ class EndpointRequest(RequestModel):
     is_whole = True
 
     def to_json(self) -> dict[str, Any]:
-        """As it is sent: without what was left out."""
+        """Return it as it is sent: without what was left out."""
         asked = self.model_dump(mode="json", exclude_defaults=True)
         steering = getattr(self, "steering", None)
         # whose parts are told apart by fields that have their defaults
@@ -134,7 +134,7 @@ class Answer(BaseModel):
         return self._request_id
 
     def _repr_html_(self) -> str | None:
-        """What notebooks show; None where the text of an answer is all there is to show."""
+        """Draw the answer for notebooks; None where its text is all there is to show."""
         return next((drawn for draw in _renderers if (drawn := draw(self)) is not None), None)
 
 

@@ -23,7 +23,7 @@ class Compare(PassageSelection):
 
     steering: Steering
     prompted: Text | None = None
-    """What a prompt would say in place of the steering: a system message, behind one that is there. None: no such column."""
+    """Words of a prompt in place of the steering: a system message, behind one that is there. None: no such column."""
     seeds: Annotated[
         tuple[Annotated[int, Field(strict=True, ge=0, lt=2**32)], ...], Field(min_length=1, max_length=MAX_SEEDS)
     ] = (0,)
@@ -48,7 +48,7 @@ class ComparedToken(Answer):
     id: int
     text: str
     bytes: tuple[int, ...] | None = None
-    """Of a token that is a part of a character, which `text` shows as U+FFFD: its neighbours have the rest."""
+    """Bytes of a token that is a part of a character, which `text` shows as U+FFFD: its neighbours have the rest."""
     logprob: float
     """As its own column saw it."""
     default_logprob: float
@@ -95,7 +95,7 @@ class Comparison(Tabular[ComparedAnswer], Answer):  # type: ignore[misc]  # Base
     steered: tuple[ComparedAnswer, ...]
     prompted: tuple[ComparedAnswer, ...] | None = None
     receipts: tuple[Receipt, ...]
-    """Of the steered answers."""
+    """Receipts of the steered answers."""
 
     @property
     def columns(self) -> dict[str, tuple[ComparedAnswer, ...]]:

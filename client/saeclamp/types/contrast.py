@@ -1,4 +1,4 @@
-"""Which features tell two sets of texts apart."""
+"""Contrast of two sets of texts: the features that tell them apart."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class Contrast(EndpointRequest):
     positive: Texts
     negative: Texts
     saes: Saes | None = None
-    """Of which SAEs; None for all."""
+    """SAEs whose features are compared; None for all."""
     aggregate: Aggregate = "mean"
-    """What one text counts for: of a feature's activations at its tokens."""
+    """Number that one text counts for, out of a feature's activations at its tokens."""
     limit: Annotated[int, Field(strict=True, ge=1, le=MAX_HITS)] = 20
     include_template: Annotated[bool, Field(strict=True)] = False
-    """Whether tokens that the chat template has added count."""
+    """True if tokens that the chat template has added count."""
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**32)] = 0
-    """Of the permutations, where not all of them are tried."""
+    """Seed of the permutations, where not all of them are tried."""
 
 
 class ContrastExample(Answer):
-    """Where a feature is strongest in one of the texts."""
+    """The token of one of the texts at which a feature is strongest."""
 
     text: int
     """Its number in the set in which the feature is larger."""
@@ -71,7 +71,7 @@ class ContrastedFeature(Composable, Answer):
     corrected for the number of features (Westfall and Young's maximum over features).
     """
     significant: bool
-    """Whether `p` is at most 0.05."""
+    """True if `p` is at most 0.05."""
     examples: tuple[ContrastExample, ...] = ()
 
 
@@ -81,9 +81,9 @@ class Contrasted(Listing[ContrastedFeature], Answer):  # type: ignore[misc]  # B
     object: str = "contrast"
     data: tuple[ContrastedFeature, ...]
     num_features: int
-    """That are active in any of the texts, and for whose number `p` is corrected."""
+    """Features that are active in any of the texts, and for whose number `p` is corrected."""
     num_significant: int
     test: str
-    """How `p` was found."""
+    """Description of the test by which `p` was found."""
     warnings: tuple[str, ...] = ()
     """Among them, that the sets are too small to tell."""

@@ -21,9 +21,9 @@ class Derive(EndpointRequest):
 
     name: VectorName
     site: Annotated[str, Field(min_length=1, max_length=64)]
-    """Where it is read and will act, such as `resid_post.12`; vectors must have a place there."""
+    """Site at which it is read and will act, such as `resid_post.12`; vectors must have a place there."""
     positive: SomeTexts
-    """What a positive value pushes towards."""
+    """Texts towards which a positive value pushes."""
     negative: SomeTexts
     method: Literal["mean", "pca"] = "mean"
     """
@@ -35,12 +35,12 @@ class Derive(EndpointRequest):
 
 
 class Evidence(Answer):
-    """How well the vector tells apart what it was not made of: each half of the texts is judged by the other's vector."""
+    """Evidence of the vector on texts that it was not made of: each half of the texts is judged by the other's vector."""
 
     num_positive: int
     num_negative: int
     auc: float
-    """How likely a text of the first set lies farther along the vector than one of the second; 0.5 is chance."""
+    """Probability that a text of the first set lies farther along the vector than one of the second; 0.5 is chance."""
     cohens_d: float
     """Difference of the means along the vector, in pooled standard deviations; the mean of both halves."""
     halves_cosine: float

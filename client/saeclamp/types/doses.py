@@ -1,4 +1,4 @@
-"""How far a token is moved, in words."""
+"""Doses in words: how far a token is moved."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from saeclamp.types.base import Answer
 
 
 class ErrorDetail(Answer):
-    """What went wrong."""
+    """The error itself: a message, its kind, and the place of what is wrong."""
 
     message: str
     type: str

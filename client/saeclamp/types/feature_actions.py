@@ -28,11 +28,11 @@ class Composable:
     feature: str
 
     def above(self, value: float, unit: Unit = "max_act") -> FeatureCondition:
-        """Whether it is more active than that at a token."""
+        """Make the condition that it is more active than that at a token."""
         return FeatureCondition(feature=self.feature, above=value, unit=unit)
 
     def below(self, value: float, unit: Unit = "max_act") -> FeatureCondition:
-        """Whether it is less active than that at a token."""
+        """Make the condition that it is less active than that at a token."""
         return FeatureCondition(feature=self.feature, below=value, unit=unit)
 
     def clamp(self, value: float | None, unit: Unit = "max_act", **options: Unpack[MoveOptions]) -> Clamp:
@@ -65,15 +65,15 @@ class Composable:
 
 
 def all_(*conditions: Condition) -> AllOf:
-    """Hold where all of some conditions hold."""
+    """Make the condition that all of some conditions hold."""
     return AllOf(all=conditions)
 
 
 def any_(*conditions: Condition) -> AnyOf:
-    """Hold where any of some conditions holds."""
+    """Make the condition that any of some conditions holds."""
     return AnyOf(any=conditions)
 
 
 def not_(condition: Condition) -> Not:
-    """Hold where a condition does not."""
+    """Make the condition that a condition does not hold."""
     return Not(not_=condition)

@@ -1,4 +1,4 @@
-"""What the server knows of its SAEs and their features."""
+"""SAEs and their features, as the server describes them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class LabelsInfo(Answer):
-    """Of what an SAE's labels were made."""
+    """The model and the tokens of which an SAE's labels were made."""
 
     model: str
     num_tokens: int
-    """That were counted: no first one of a sequence, no special ones, no sinks."""
+    """Tokens that were counted: no first one of a sequence, no special ones, no sinks."""
     date: str
     warnings: tuple[str, ...] = ()
 
@@ -38,24 +38,24 @@ class StoredSAE(Answer):
     """sae, transcoder, skip_transcoder or clt_layer."""
     architecture: str
     reads: tuple[str, ...]
-    """Where it reads, for example `resid_post 23`."""
+    """Sites at which it reads, for example `resid_post 23`."""
     writes: tuple[str, ...]
-    """Where it writes."""
+    """Sites at which it writes."""
     d_in: int
     d_out: int
     d_sae: int
     unit: str
-    """Of its activations: `native`, as the checkpoint's own code gives them, or `decoder_norm`, along unit decoder rows."""
+    """Unit of its activations: `native`, as the checkpoint's own code has it, or `decoder_norm`, along unit decoder rows."""
     model: str | None = None
-    """What it was trained on, as its checkpoint calls it."""
+    """Model that it was trained on, as its checkpoint calls it."""
     sha256: str
-    """Of its weights, configuration and options, as in receipts."""
+    """Hash of its weights, configuration and options, as in receipts."""
     approximation: str | None = None
     """In what its activations differ from the trained SAE's, because the server was told so."""
     resid_norm: float | None = None
     """Median length of the residual stream where it writes: what a value of 1 in unit `resid_norm` is."""
     fit: dict[str, Any] | None = None
-    """How it reconstructs what this model has there, as measured when the server started."""
+    """Fit: how it reconstructs what this model has there, as measured when the server started."""
     named: tuple[str, ...] = ()
     """Names in its feature book."""
     labels: LabelsInfo | None = None
@@ -69,7 +69,7 @@ class StoredSAEs(Listing[StoredSAE], Answer):  # type: ignore[misc]  # BaseModel
 
     @property
     def names(self) -> list[str]:
-        """What features are named after."""
+        """Names of the SAEs, after which features are named."""
         return [sae.name for sae in self.data]
 
 
@@ -80,7 +80,7 @@ class Label(Answer):
     source: str
     """`feature book`; `input`, `say` or `output` for labels that were counted; else who wrote an explanation."""
     score: float | None = None
-    """Of what the source measures, 0 to 1; None where it measures nothing."""
+    """Score of what the source measures, 0 to 1; None where it measures nothing."""
 
 
 class Described(Protocol):
@@ -96,7 +96,7 @@ class Described(Protocol):
 
 
 class TokenLogit(Answer):
-    """What a feature's decoder row adds to a token's logit, up to the final norm's scale."""
+    """A token, and what a feature's decoder row adds to its logit, up to the final norm's scale."""
 
     token: str
     id: int
@@ -118,7 +118,7 @@ class Example(Answer):
     """A piece of text, and a feature's activations in it."""
 
     quantile: int
-    """Of the positive activations, in ten equal counts: 9 is the strongest tenth. -1: it is not active here."""
+    """Tenth of the positive activations, by equal counts: 9 is the strongest one. -1: it is not active here."""
     tokens: tuple[str, ...]
     acts: tuple[float, ...]
     peak: int
@@ -147,7 +147,7 @@ class StoredFeature(Composable, Answer):
     """Share of the counted tokens at which it is active."""
     num_active: int | None = None
     max_act: float | None = None
-    """What a value of 1 in unit `max_act` is."""
+    """Activation that a value of 1 in unit `max_act` is."""
     top_act: float | None = None
     """The largest activation that was seen."""
     green_zone: tuple[float, float] | None = None
@@ -155,18 +155,18 @@ class StoredFeature(Composable, Answer):
     best: float | None = None
     """The clamp that works best."""
     evidence: dict[str, str | float] | None = None
-    """What these rest on."""
+    """Evidence that these rest on."""
     curve: tuple[dict[str, Any], ...] | None = None
     """Each strength that was tried, and what came of it."""
     output_score: float | None = None
-    """How well amplifying it brings out its own tokens."""
+    """Score of how well amplifying it brings out its own tokens."""
     top_logits: tuple[TokenLogit, ...] | None = None
     bottom_logits: tuple[TokenLogit, ...] | None = None
     neighbours: tuple[Neighbour, ...] | None = None
     examples: tuple[Example, ...] | None = None
-    """Where it is active, strongest first."""
+    """Pieces of text where it is active, strongest first."""
     inactive: tuple[Example, ...] | None = None
-    """Where it is not, drawn by chance."""
+    """Pieces of text where it is not, drawn by chance."""
 
     @property
     def label(self) -> Label | None:
@@ -201,25 +201,25 @@ class Neighbourhoods(Listing[Neighbourhood], Answer):  # type: ignore[misc]  # B
 
 
 class FeatureQuery(RequestModel):
-    """What is looked for, as the parameters of `GET /v1/features`. Without a query, features are listed by number."""
+    """A search for features, as the parameters of `GET /v1/features`. Without a query, features are listed by number."""
 
     is_whole = True
 
     query: Annotated[str, Field(max_length=MAX_QUERY)] = ""
     sae: Annotated[tuple[str, ...], Field(max_length=MAX_HITS)] = ()
-    """Of which SAEs; none named: of all that are loaded."""
+    """SAEs that are searched; none named: all that are loaded."""
     limit: Annotated[int, Field(ge=1, le=MAX_HITS)] = 10
     offset: Annotated[int, Field(ge=0)] = 0
-    """How many are left out at the beginning, for the next page."""
+    """Number of features that are left out at the beginning, for the next page."""
     min_density: Share | None = None
     max_density: Share | None = None
     """Share of tokens at which the feature is active. Features of which it is not known are left out by a bound."""
     min_output_score: Share | None = None
     green_zone: bool = False
-    """Whether only features are wanted whose clamp was calibrated."""
+    """True if only features are wanted whose clamp was calibrated."""
 
     def to_params(self) -> dict[str, Any]:
-        """As parameters of a URL, without what was left out."""
+        """Return the parameters of a URL, without what was left out."""
         given = self.model_dump(exclude_defaults=True)
         return {name: str(value).lower() if isinstance(value, bool) else value for name, value in given.items()}
 
@@ -245,13 +245,13 @@ class FeatureHit(Composable, Answer):
     density: float | None = None
     max_act: float | None = None
     output_score: float | None = None
-    """How well amplifying it brings out its own tokens: low ones rarely steer."""
+    """Score of how well amplifying it brings out its own tokens: low ones rarely steer."""
     green_zone: tuple[float, float] | None = None
     best: float | None = None
     similarity: float | None = None
     """Cosine of the query's and the feature's sentence embeddings."""
     score: float | None = None
-    """By which hits are ordered: the sum of 1 / (60 + rank) over the rankings that hold it. None without a query."""
+    """Score by which hits are ordered: the sum of 1 / (60 + rank) over the rankings that hold it. None without a query."""
 
 
 class FeatureHits(Listing[FeatureHit], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
@@ -260,7 +260,7 @@ class FeatureHits(Listing[FeatureHit], Answer):  # type: ignore[misc]  # BaseMod
     object: str = "list"
     data: tuple[FeatureHit, ...]
     num_found: int
-    """Of all pages. A search ranks 200 features by words, 200 by tokens and 200 by meaning, and ends there."""
+    """Features on all pages. A search ranks 200 features by words, 200 by tokens and 200 by meaning, and ends there."""
     rankings: tuple[str, ...] = ()
     """`words` of what people say, `tokens`, `meaning`: which took part."""
     note: str | None = None

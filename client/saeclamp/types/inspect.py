@@ -1,4 +1,4 @@
-"""Which features are active in a text or a conversation, token by token and on the whole."""
+"""Inspection of a text or a conversation: which features are active, token by token and on the whole."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from saeclamp.types.receipts import TopFeature
 from saeclamp.types.rows import Tabular
 
 MAX_CHARACTERS = 1_000_000
-"""Of a text; how many tokens there is room for, the server knows."""
+"""Characters of a text; how many tokens there is room for, the server knows."""
 MAX_MESSAGES = 1024
 
 Text = Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)]
 Messages = Annotated[tuple[dict[str, Any], ...], Field(min_length=1, max_length=MAX_MESSAGES)]
 """As in a chat completion."""
 Aggregate: TypeAlias = Literal["max", "mean", "frequency"]
-"""Of a feature's activations at a text's tokens: the largest, the mean, or the share of tokens at which it is active."""
+"""A feature's activations at a text's tokens in one number: the largest, the mean, or the share at which it is active."""
 Saes = Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_READ)]
 
 
 class PassageSelection(EndpointRequest):
-    """What is asked of one text or conversation."""
+    """A request about one text or conversation."""
 
     text: Text | None = None
     messages: Messages | None = None
@@ -45,15 +45,15 @@ class Inspect(PassageSelection):
     features: Annotated[tuple[Feature, ...], Field(max_length=MAX_READ)] = ()
     """Named features; none: whatever is active."""
     top_k: Annotated[int, Field(strict=True, ge=0, le=MAX_READ)] | None = None
-    """How many of the strongest features are shown at each token; None: 5, or 0 where features are named."""
+    """Number of strongest features that are shown at each token; None: 5, or 0 where features are named."""
     saes: Saes | None = None
-    """Of which SAEs active features are looked for; None for all."""
+    """SAEs whose active features are looked for; None for all."""
     aggregate: Aggregate = "max"
-    """By what features are ordered."""
+    """Number by which features are ordered."""
     limit: Annotated[int, Field(strict=True, ge=1, le=MAX_HITS)] = 20
-    """How many features are summed up, where none are named."""
+    """Number of features that are summed up, where none are named."""
     include_template: Annotated[bool, Field(strict=True)] = False
-    """Whether tokens that the chat template has added count where features are summed up."""
+    """True if tokens that the chat template has added count where features are summed up."""
 
 
 class InspectedToken(Answer):
@@ -63,13 +63,13 @@ class InspectedToken(Answer):
     id: int
     text: str
     bytes: tuple[int, ...] | None = None
-    """Of a token that is a part of a character, which `text` shows as U+FFFD: its neighbours have the rest."""
+    """Bytes of a token that is a part of a character, which `text` shows as U+FFFD: its neighbours have the rest."""
     role: str | None = None
     """Whose message it is of."""
     template: bool = False
-    """Whether the chat template has added it."""
+    """True if the chat template has added it."""
     read: bool = True
-    """Whether activations are read here: not at the first token and special ones, whose streams are like no other's."""
+    """True if activations are read here: not at the first token and special ones, whose streams are like no other's."""
     features: Mapping[str, float] = {}
     """Activations of the named features, as the request names them."""
     top: Mapping[str, tuple[TopFeature, ...]] = {}
@@ -77,7 +77,7 @@ class InspectedToken(Answer):
 
 
 class InspectedFeature(Composable, Answer):
-    """What a feature does in all of the text, in the encoder's units."""
+    """A feature summed up over all of the text, in the encoder's units."""
 
     feature: str
     sae: str
@@ -91,7 +91,7 @@ class InspectedFeature(Composable, Answer):
     frequency: float
     """Share of them at which it is active."""
     position: int | None = None
-    """Where it is strongest; None where it is active nowhere."""
+    """Position at which it is strongest; None where it is active nowhere."""
     max_act: float | None = None
     """Its stored maximum: what `max` may be compared with."""
     acts: tuple[float, ...] = ()
@@ -99,7 +99,7 @@ class InspectedFeature(Composable, Answer):
 
 
 class Inspection(Tabular[InspectedFeature], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
-    """What is active in a text."""
+    """The features that are active in a text."""
 
     object: str = "inspection"
     tokens: tuple[InspectedToken, ...]

@@ -1,4 +1,4 @@
-"""What is done to features, and to directions that users have uploaded."""
+"""Operations on features, and on directions that users have uploaded."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Feature = Annotated[
 
 
 def is_vector_name(name: str) -> bool:
-    """Whether a vector can have this name: one of dots alone would lead to another path of a URL, or of the disk."""
+    """Tell whether a vector can have this name: one of dots alone would lead to another path of a URL, or of the disk."""
     return re.fullmatch(VECTOR_PATTERN.strip("^$"), name) is not None and name.strip(".") != ""
 
 

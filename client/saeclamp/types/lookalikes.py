@@ -27,7 +27,7 @@ def why_no_steering(value: object) -> str | None:
 
 
 def why_no_intervention(value: object) -> str | None:
-    """The same of a value in a list of interventions."""
+    """Say the same of a value in a list of interventions."""
     if isinstance(value, Operation | Mapping):
         return None
     if isinstance(value, Steering):

@@ -1,4 +1,4 @@
-"""How far a request has come that takes longer."""
+"""Progress of a request that takes longer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Progress(Answer):
 
     type: Literal["progress"] = "progress"
     what: str
-    """What is being done, in a few words. Each such thing is counted by itself, one after the other."""
+    """Name of what is being done, in a few words. Each such thing is counted by itself, one after the other."""
     done: int
     of: int
     """Tokens to be generated, texts to be read, or parts to be computed. It grows where more turns out to be needed."""

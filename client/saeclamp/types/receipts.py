@@ -1,4 +1,4 @@
-"""What the server says of a steered request."""
+"""Receipts and readouts: what the server says of a steered request."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class InterventionReceipt(Answer):
 
     feature: str | None = None
     vector: str | None = None
-    """What was moved, as the request named it."""
+    """Name of what was moved, as the request has it."""
     rule: str | None = None
     """The rule that it belongs to. Its `tokens` are those at which it was carried out."""
     sae: str | None = None
@@ -42,14 +42,14 @@ class InterventionReceipt(Answer):
     """The feature in words, as in `StoredFeature`; None of a vector."""
     layer: int
     site: str | None = None
-    """Where the edit was added, for example `resid_post 23`."""
+    """Site at which the edit was added, for example `resid_post 23`."""
     op: str
     value: float | None = None
     unit: str | None = None
     value_act: float | None = None
     """`value` in the encoder's own units, as applied."""
     factor: float | None = None
-    """Of `scale`."""
+    """Factor of `scale`."""
     tokens: TokenCounts
     act_before: Summary | None = None
     """Activation before the edit, in the encoder's units. None where no position was computed."""
@@ -87,10 +87,10 @@ class TopFeature(Answer):
 
 
 class TokenEdit(Answer):
-    """What one intervention did at one token."""
+    """The edit of one intervention at one token."""
 
     intervention: int
-    """Which of the receipt's interventions."""
+    """Index into the receipt's interventions."""
     act_before: float
     """In the encoder's units."""
     dose: float
@@ -98,15 +98,15 @@ class TokenEdit(Answer):
 
 
 class TokenReadout(Answer):
-    """What was read at one token, and done."""
+    """The activations that were read at one token, and the edits there."""
 
     position: int
     """In the request, its prompt included."""
     token_id: int
     text: str | None = None
-    """Of the token alone; bytes that are no whole letter show as U+FFFD. None from an older server."""
+    """Text of the token alone; bytes that are no whole letter show as U+FFFD. None from an older server."""
     bytes: tuple[int, ...] | None = None
-    """Of a token that is a part of a character, which `text` shows as U+FFFD: its neighbours have the rest."""
+    """Bytes of a token that is a part of a character, which `text` shows as U+FFFD: its neighbours have the rest."""
     features: dict[str, float] = Field(default_factory=dict)
     """Activations by the feature's name in the request, in the encoder's units."""
     top: dict[str, list[TopFeature]] = Field(default_factory=dict)
@@ -132,7 +132,7 @@ class ChoiceReadout(Tabular[TokenReadout], Answer):  # type: ignore[misc]  # Bas
 
 
 class Receipt(Tabular[InterventionReceipt], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
-    """What was resolved and applied; `response.steering`."""
+    """The receipt of a steered request: what was resolved and applied; `response.steering`."""
 
     applied: Annotated[bool, Field(strict=True)]
     spec: str

@@ -141,7 +141,7 @@ def _is_condition(loc: tuple[int | str, ...]) -> bool:
 
 
 def _is_branch(part: int | str) -> bool:
-    """Whether a part of a location names a branch of a union, not a field."""
+    """Tell whether a part of a location names a branch of a union, not a field."""
     return part in OPERATIONS or str(part).startswith("<")
 
 

@@ -36,7 +36,7 @@ class Tabular(_TabularOnlyForTypes[RowT]):
         raise NotImplementedError
 
     def _records(self) -> list[dict[str, Any]]:
-        """As columns have them, before objects within them are laid flat."""
+        """Return the rows as columns have them, before objects within them are laid flat."""
         return [row.model_dump() for row in self._rows()]
 
     def __iter__(self) -> Iterator[RowT]:

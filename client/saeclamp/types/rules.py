@@ -1,4 +1,4 @@
-"""What is to happen where features are active, or are not."""
+"""Rules: what is to happen where features are active, or are not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from saeclamp.types.tokens import SpecialTokens, Tokens
 
 
 class FeatureCondition(RequestModel):
-    """Whether a feature's activation at a token is above, or below, a value; one of the two is given."""
+    """A condition: a feature's activation at a token is above, or below, a value; one of the two is given."""
 
     feature: Feature
     above: Value | None = None
@@ -28,19 +28,19 @@ class FeatureCondition(RequestModel):
 
 
 class AllOf(RequestModel):
-    """Whether all of some conditions hold at a token."""
+    """A condition: all of some conditions hold at a token."""
 
     all: Annotated[tuple[Condition, ...], Field(min_length=1, max_length=MAX_TESTS)]
 
 
 class AnyOf(RequestModel):
-    """Whether any of some conditions holds at a token."""
+    """A condition: any of some conditions holds at a token."""
 
     any: Annotated[tuple[Condition, ...], Field(min_length=1, max_length=MAX_TESTS)]
 
 
 class Not(RequestModel):
-    """Whether a condition does not hold at a token."""
+    """A condition: another one does not hold at a token."""
 
     model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True)
 
@@ -48,7 +48,7 @@ class Not(RequestModel):
 
 
 CONDITIONS: dict[str, type[RequestModel]] = {"feature": FeatureCondition, "all": AllOf, "any": AnyOf, "not": Not}
-"""By the field that each has."""
+"""Field by which a condition is known, to its class."""
 
 
 def _kind_of_condition(value: object) -> str | None:
@@ -68,7 +68,7 @@ Condition: TypeAlias = Annotated[
 
 
 def comparisons(condition: FeatureCondition | AllOf | AnyOf | Not) -> Iterator[FeatureCondition]:
-    """All comparisons in a condition, in the order in which they are written."""
+    """Yield all comparisons in a condition, in the order in which they are written."""
     match condition:
         case FeatureCondition():
             yield condition
@@ -91,7 +91,7 @@ def _depth(condition: FeatureCondition | AllOf | AnyOf | Not) -> int:
 
 class Rule(RequestModel):
     """
-    What is to happen where a condition holds.
+    A rule: what is to happen where a condition holds.
 
     Activations are read from the unedited stream. `then` may move features at the layer where the condition is known (that
     of the last feature it reads) or at a later one. `abort` ends the answer before the token at which the condition holds.
@@ -100,10 +100,10 @@ class Rule(RequestModel):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
     when: Condition
     scope: Literal["token", "rest_of_request"] = "token"
-    """How far `then` reaches: the token at which the condition holds, or that one and all later ones."""
+    """Reach of `then`: the token at which the condition holds, or that one and all later ones."""
     then: Literal["abort"] | Annotated[tuple[Intervention, ...], Field(min_length=1, max_length=MAX_INTERVENTIONS)]
     tokens: Tokens = "all"
-    """Where the condition is looked at."""
+    """Tokens at which the condition is looked at."""
     special_tokens: SpecialTokens = False
 
     @model_validator(mode="after")

@@ -18,13 +18,13 @@ ReceiptKind = Literal["none", "summary", "tokens"]
 
 
 class Readout(RequestModel):
-    """Which activations the response is to show, for each token, as they are before any edit at their layer."""
+    """The activations that the response is to show, for each token, as they are before any edit at their layer."""
 
     features: Annotated[tuple[Feature, ...], Field(max_length=MAX_READ)] = ()
     top_k: Annotated[int, Field(strict=True, ge=0, le=MAX_READ)] = 0
-    """How many of the strongest features of each SAE."""
+    """Number of strongest features of each SAE."""
     saes: Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_READ)] | None = None
-    """Of which SAEs the strongest features are shown; None for all that are loaded."""
+    """SAEs whose strongest features are shown; None for all that are loaded."""
     tokens: Tokens = "generated"
     special_tokens: SpecialTokens = False
 
@@ -60,7 +60,7 @@ class Steering(RequestModel):
         return self
 
     def to_json(self) -> dict[str, Any]:
-        """As it is sent: without what was left out."""
+        """Return it as it is sent: without what was left out."""
         parts = self.model_dump(mode="json", exclude_none=True)
         return {name: part for name, part in parts.items() if part != []}
 

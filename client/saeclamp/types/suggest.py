@@ -22,24 +22,25 @@ class Suggest(EndpointRequest):
     wish: Annotated[str, Field(min_length=3, max_length=MAX_QUERY)]
     """A sentence, such as `talk about the sea`: what a prompt would ask for."""
     saes: Saes | None = None
-    """Of which SAEs; None for all."""
+    """SAEs whose features may be suggested; None for all."""
     num_candidates: Annotated[int, Field(strict=True, ge=1, le=16)] = 6
-    """How many features are tried."""
+    """Number of features that are tried."""
     strengths: Annotated[tuple[Strength, ...], Field(min_length=1, max_length=8)] = (0.5, 0.75, 1.0, 1.5)
     """Clamps that are tried, in multiples of the feature's maximum."""
     max_tokens: Annotated[int, Field(strict=True, ge=8, le=200)] = 40
-    """Of each answer."""
+    """Tokens of each answer."""
+    # the server multiplies it by 2**20, and the engine's seeds end at 2**63
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**31)] = 0
     """Another one samples other answers, and draws other controls."""
 
 
 class SuggestedPoint(Answer):
-    """What a clamp of one strength did to the answers to a few neutral questions: a first look, which proves nothing."""
+    """A clamp of one strength, and what it did to answers to a few neutral questions: a first look, which proves nothing."""
 
     strength: float
     """In multiples of the feature's maximum."""
     gain: float
-    """How much nearer the answers are to the wish than unsteered ones: difference of mean cosines of embeddings."""
+    """Nearness of the answers to the wish, less that of unsteered ones: difference of mean cosines of embeddings."""
     perplexity: float | None = None
     """Under the unsteered model, in multiples of the unsteered answers'; None where the gain was too small to ask."""
     repetition: float
@@ -48,7 +49,7 @@ class SuggestedPoint(Answer):
 
 class SuggestedTrial(Answer):
     """
-    What a steering did to answers to questions that had no part in choosing it.
+    A steering, and what it did to answers to questions that had no part in choosing it.
 
     Its gain is measured against unsteered answers that had no part in choosing what the wish sounds like.
     """
@@ -56,21 +57,21 @@ class SuggestedTrial(Answer):
     features: tuple[str, ...]
     """One, or a pair."""
     strengths: tuple[float, ...]
-    """Of each, in multiples of its maximum."""
+    """Strength of each, in multiples of its maximum."""
     gain: float
     control: float | None = None
     """Mean gain of the control arm: random features that move the stream as far. None, as `p_controls`: it was not asked,
     because nothing gained more than chance does."""
     p_baseline: float
-    """How often chance alone gains as much against the unsteered model; exact, by swapping steered and unsteered answers."""
+    """Probability that chance alone gains as much over unsteered answers; exact, by swapping steered and unsteered ones."""
     p_controls: float | None = None
-    """How often a random feature gains as much; by Student's t for one case against a control sample."""
+    """Probability that a random feature gains as much; by Student's t for one case against a control sample."""
     p: float
     """The larger of the two, corrected for having picked the best of all that was tried."""
     perplexity: float
     repetition: float
     works: bool
-    """Whether `p` is at most 0.05, the gain is large enough to be noticed, and the text has not fallen apart."""
+    """True if `p` is at most 0.05, the gain is large enough to be noticed, and the text has not fallen apart."""
     reason: str | None = None
     """Why it does not work, or another was taken; None for the one that was."""
 
@@ -110,7 +111,7 @@ class Suggestion(Tabular[SuggestedFeature], Answer):  # type: ignore[misc]  # Ba
     chosen: tuple[SuggestedFeature, ...] = ()
     """Features of the steering: one or two; none where nothing was found."""
     best: SuggestedTrial | None = None
-    """How the steering was tested."""
+    """Test of the steering."""
     example: str | None = None
     """Its answer to the first question of the test."""
     trials: tuple[SuggestedTrial, ...] = ()
@@ -120,9 +121,9 @@ class Suggestion(Tabular[SuggestedFeature], Answer):  # type: ignore[misc]  # Ba
     num_tried: int
     """Clamps and pairs of clamps of which the best were put to the test."""
     test: str | None = None
-    """How it was tested, in words; None where nothing was."""
+    """Description of the test; None where nothing was tested."""
     alternatives: tuple[SuggestedFeature, ...] = ()
-    """That were rejected, with reasons; the most promising first."""
+    """Features that were rejected, with reasons; the most promising first."""
     note: str | None = None
     """Why nothing was found."""
 

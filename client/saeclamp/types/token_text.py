@@ -6,19 +6,19 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 PART = "\ufffd"
-"""What decoding a part of a character gives."""
+"""Character that decoding a part of a character gives."""
 
 
 class ShownToken(Protocol):
-    """What a token's text is known by."""
+    """A token's text, and its bytes where it is no whole text."""
 
     @property
     def text(self) -> str | None:
-        """Of the token alone."""
+        """Text of the token alone."""
 
     @property
     def bytes(self) -> tuple[int, ...] | None:
-        """Of a token that is no whole text."""
+        """Bytes of a token that is no whole text."""
 
 
 class Piece(NamedTuple):
@@ -26,7 +26,7 @@ class Piece(NamedTuple):
 
     start: int
     end: int
-    """Behind the last of them."""
+    """Number of the token behind the last of them."""
     text: str
 
 
@@ -40,6 +40,7 @@ def pieces(tokens: Sequence[ShownToken | str]) -> Iterator[Piece]:
     for at, token in enumerate(tokens):
         text = token if isinstance(token, str) else token.text or ""
         raw = None if isinstance(token, str) else token.bytes
+        # where bytes are not known, what decodes to nothing but marks is a part of a character
         if raw is None and (not text or text.strip(PART)):
             if start < at:
                 yield Piece(start, at, _decoded(joined, is_known))
@@ -61,7 +62,7 @@ def _decoded(joined: bytes, is_known: bool) -> str:
 
 
 def _is_cut(joined: bytes) -> bool:
-    """Whether more bytes can make it whole."""
+    """Tell whether more bytes can make it whole."""
     try:
         joined.decode()
     except UnicodeDecodeError as exc:

@@ -1,4 +1,4 @@
-"""Which tokens of a request are meant."""
+"""Tokens of a request, and the ways to choose them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class After(RequestModel):
 
 class Roles(RequestModel):
     """
-    What the messages of these roles say, in a chat completion; with `assistant`, what the model generates too.
+    The content of the messages of these roles, in a chat completion; with `assistant`, what the model generates too.
 
     The chat template's own text around a message belongs to no role.
     """
@@ -43,7 +43,7 @@ class Positions(RequestModel):
 
 
 TOKEN_OBJECTS: dict[str, type[RequestModel]] = {"first": First, "after": After, "roles": Roles, "positions": Positions}
-"""By the one field that each has."""
+"""The one field that an object has, to its class."""
 
 
 def _kind_of_tokens(value: object) -> str | None:
@@ -68,11 +68,11 @@ Tokens = Annotated[
     Discriminator(_kind_of_tokens),
 ]
 """
-Which positions are touched. `prompt` are the positions of the request's prompt, `generated` those of the tokens that the
+Positions that are touched. `prompt` are the positions of the request's prompt, `generated` those of the tokens that the
 model has produced (its first new token is predicted at the last prompt position, so it depends on `prompt` steering).
 Position 0 and special tokens are touched only with `special_tokens`: they are attention sinks.
 """
 
 
 SpecialTokens = Annotated[bool, Field(strict=True)]
-"""Whether position 0 and special tokens are touched where `tokens` has them."""
+"""True if position 0 and special tokens are touched where `tokens` has them."""

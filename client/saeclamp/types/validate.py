@@ -40,18 +40,18 @@ class PlannedIntervention(Answer):
     value_act: float | None = None
     """`value` in the encoder's own units."""
     factor: float | None = None
-    """Of `scale`."""
+    """Factor of `scale`."""
     dose: float | None = None
     """
-    How far it can move a token, in median lengths of the stream: with the feature not active before, or at its maximum. None
-    where lengths could not be measured.
+    Largest dose: how far it can move a token, in median norms of the stream, with the feature not active before, or at its
+    maximum. None where norms could not be measured.
     """
     green_zone: tuple[float, float] | None = None
     """Lowest and highest clamp that was found to work, in multiples of `max_act`."""
 
 
 class Validation(Tabular[PlannedIntervention], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
-    """What a `steering` object would do; one that cannot be applied is an error instead, the same as for a completion."""
+    """The effect that a `steering` object would have. One that cannot be applied is an error, as for a completion."""
 
     object: str = "steering.validation"
     valid: bool = True
@@ -61,7 +61,7 @@ class Validation(Tabular[PlannedIntervention], Answer):  # type: ignore[misc]  #
     rules: tuple[str, ...] = ()
     """Names of the rules."""
     doses: dict[str, float] = Field(default_factory=dict)
-    """By site, how far all interventions there can move a token together."""
+    """Site to how far all interventions there can move a token together."""
     warnings: tuple[str, ...] = ()
 
     def _rows(self) -> Sequence[PlannedIntervention]:

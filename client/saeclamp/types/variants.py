@@ -53,13 +53,13 @@ class Variant(Answer):
     it would be resolved to something else, the variant is refused.
     """
     sha256: str
-    """Of all of the above that users give, and the meaning."""
+    """Hash of all of the above that users give, and of the meaning."""
     created: int
     """Seconds since 1970."""
     read_only: bool = False
-    """Whether it comes from the feature book, and cannot be deleted."""
+    """True if it comes from the feature book, and cannot be deleted."""
     is_new: bool | None = None
-    """Of what `create` returns: False where this version was there before. None where a variant is looked up."""
+    """True if `create` made this version, False where it was there before. None where a variant is looked up."""
 
 
 class VariantList(Listing[Variant], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
@@ -70,7 +70,7 @@ class VariantList(Listing[Variant], Answer):  # type: ignore[misc]  # BaseModel'
 
     @property
     def ids(self) -> list[str]:
-        """What may be passed as `model`."""
+        """Names that may be passed as `model`."""
         return [variant.id for variant in self.data]
 
 
@@ -95,7 +95,7 @@ class ExportedVariant(RequestModel):
     """Checked when it is imported."""
     created: Annotated[int, Field(strict=True, ge=0, le=MAX_CREATED)]
     alias: VariantName | None = None
-    """Of the name, the same at all of its versions."""
+    """Alias of the name, the same at all of its versions."""
 
 
 class VariantExport(Answer):
@@ -104,13 +104,14 @@ class VariantExport(Answer):
     model_config = ConfigDict(extra="forbid")
 
     object: str = "variant.export"
+    # FailFast, because each of ten thousand wrong entries would else write errors of its own
     data: Annotated[tuple[ExportedVariant, ...], Field(max_length=10_000), FailFast()]
 
 
 class ImportedVariants(Answer):
-    """What became of an import."""
+    """The result of an import."""
 
     object: str = "variant.import"
     num_new: int
     num_known: int
-    """That were here before, and are the same."""
+    """Versions that were here before, and are the same."""

@@ -1,4 +1,4 @@
-"""What the server says of a direction that a user has uploaded."""
+"""Directions that users have uploaded, as the server describes them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ class StoredVector(Answer):
     object: str = "vector"
     name: str
     site: str
-    """Where it is read and added, for example `resid_post 12`."""
+    """Site at which it is read and added, for example `resid_post 12`."""
     layer: int
     sign: Literal[1, -1]
     """-1: it is the negative of the uploaded numbers that pushes towards the concept, and that an `add` of 1 adds."""
     source: str
-    """Where it comes from, in the words of who uploaded it."""
+    """Origin, in the words of who uploaded it."""
     norm: float
     """Its length: what an `add` of 1 in unit `act` adds."""
     resid_norm: float | None = None
     """The same as a share of the residual stream's median length at the site; None where that could not be measured."""
     sha256: str
-    """Of its numbers and of what was said of them."""
+    """Hash of its numbers and of what was said of them."""
 
 
 class StoredVectors(Listing[StoredVector], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
@@ -34,13 +34,13 @@ class StoredVectors(Listing[StoredVector], Answer):  # type: ignore[misc]  # Bas
     object: str = "list"
     data: tuple[StoredVector, ...]
     sites: tuple[str, ...] = ()
-    """Where vectors can sit."""
+    """Sites at which vectors can sit."""
     max_vectors: int | None = None
-    """How many each site can hold."""
+    """Vectors that each site can hold."""
 
     @property
     def names(self) -> list[str]:
-        """What may be passed as `vector`."""
+        """Names that may be passed as `vector`."""
         return [vector.name for vector in self.data]
 
 

@@ -1,5 +1,5 @@
 """
-Who may call which endpoint, and with which key.
+Access to endpoints: who may call which, and with which key.
 
 One list says it. An endpoint of vLLM that is not on it is not served at all: its path is a 404, with a key and without one.
 Our own endpoints need the key. Where the server has a key, whatever is not public is a 401 without it, a path that does not
@@ -94,7 +94,7 @@ def _given(headers: Headers) -> str:
 
 
 def _digest(key: str) -> bytes:
-    # hashes have one length: of texts that differ in theirs, the time of `compare_digest` tells it
+    # hashed, because by the time that `compare_digest` takes it shows whether two texts are equally long
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 

@@ -77,7 +77,7 @@ class GenerateRequest:
     even that. With them, what is generated has no text.
     """
     logprobs: int | None = None
-    """As `prompt_logprobs`, at each generated position."""
+    """The same as `prompt_logprobs`, at each generated position."""
     recording: PromptRecording | None = None
     """Recording of the prompt; of unsteered runs alone."""
 

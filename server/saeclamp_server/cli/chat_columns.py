@@ -73,7 +73,7 @@ class Dialogue:
 
     @property
     def steering(self) -> Steering | None:
-        """All that steers, the variant's part among it."""
+        """The steering of the steered column, the variant's part among it."""
         return merge_variant(self.variant, self.own)
 
     def reset(self) -> None:

@@ -48,7 +48,7 @@ def run_with_checked_output(run: Callable[[], int]) -> int:
     _open_what_is_closed()
     if output is None:
         return _say("The standard output is closed.")
-    if type(output) is io.TextIOWrapper:  # a test's replacement stays as it is
+    if type(output) is io.TextIOWrapper:
         sys.stdout = _Output(
             output.buffer, encoding=output.encoding, errors=output.errors, line_buffering=output.line_buffering
         )

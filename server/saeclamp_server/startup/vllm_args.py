@@ -77,7 +77,7 @@ def parse_vllm_args(
     parser = make_arg_parser(FlexibleArgumentParser(prog="saeclamp serve"))
     parser.usage = "saeclamp serve MODEL [--sae NAME_OR_FOLDER]... [flags of vllm serve; see vllm serve --help]"
     utilization = parser.get_default("gpu_memory_utilization")
-    # no default, by which it shows whether the user gave it
+    # None in place of vLLM's utilization, so that it shows whether the user gave one
     parser.set_defaults(host=DEFAULT_HOST, enable_request_id_headers=True, gpu_memory_utilization=None)
     parser.error = _refuse_usage
     defaults: Namespace = parser.parse_args([model.path])

@@ -30,7 +30,7 @@ ALLOWED = frozenset(
         "enable_per_request_metrics", "enable_server_load_tracking", "enable_force_include_usage", "fingerprint_mode",
         "fingerprint_value", "anthropic_disabled_thinking_effort", "generation_config", "override_generation_config",
         "max_logprobs", "logprobs_mode", "seed", "enable_prompt_embeds",
-        # logs and figures
+        # logs and metrics
         "disable_log_stats", "aggregate_engine_logging", "enable_log_requests", "max_log_len", "enable_log_outputs",
         "enable_log_deltas", "log_error_stack", "log_level", "log_config_file", "logging_config", "uvicorn_log_level",
         "disable_uvicorn_access_log", "disable_access_log_for_endpoints", "show_hidden_metrics_for_version",

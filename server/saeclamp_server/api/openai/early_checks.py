@@ -51,6 +51,7 @@ class _Check:
         only another one supports was a 500, or not, depending on who had come first.
         """
         config = self._processor.structured_outputs_config
+        # with Mistral's tokenizers vLLM must choose, because their tools' grammars go to another library
         if config.backend == "auto" and self._processor.model_config.tokenizer_mode != "mistral":
             config.backend = "xgrammar"
 

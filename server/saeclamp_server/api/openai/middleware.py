@@ -24,7 +24,7 @@ from saeclamp_server.errors import InvalidSteeringError, RequestError
 
 STEERED_PATHS = ("/v1/chat/completions", "/v1/completions")
 COUNTING_PATHS = ("/tokenize", "/detokenize", "/v1/messages/count_tokens")
-"""They give the same for a variant as for its base, since steering changes no prompt."""
+"""Endpoints that give the same for a variant as for its base, since steering changes no prompt."""
 _USE = f"use {' or '.join((*STEERED_PATHS, *responses_and_messages.PATHS))}."
 
 

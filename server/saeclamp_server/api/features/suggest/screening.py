@@ -11,7 +11,7 @@ from saeclamp_server.api.features.text_activations import FeatureId
 PAIR_SHARE = 0.7
 """Share of its own strength that a feature of a pair gets: at right angles, both move the stream as far as one did."""
 MAX_PERPLEXITY = 3.0
-"""In multiples of unsteered answers'. Sampled answers about something unusual have about 2; text that falls apart, 5."""
+"""Multiples of unsteered answers' perplexity. Sampled answers about something unusual have about 2; text falling apart, 5."""
 MAX_REPETITION = 0.5
 
 
@@ -22,7 +22,7 @@ class ScreenedArm:
     arm: TrialArm
     gain: float
     perplexity: float | None
-    """In multiples of the unsteered answers'; None where that was not asked."""
+    """Perplexity in multiples of the unsteered answers'; None where that was not asked."""
     repetition: float
 
     @property

@@ -20,7 +20,7 @@ LEVEL = 0.05
 LEAST_CONTROLS = 4
 """Fewer say too little of how far the gains of random features go apart."""
 MAX_QUESTIONS = 16
-"""All ways to flip signs are tried: 2 to the power of this."""
+"""Questions of a test, because all ways to flip their signs are tried: 2 to the power of this."""
 
 Floats = NDArray[np.float64]
 

@@ -45,9 +45,9 @@ class TrialArm:
 
     features: tuple[FeatureId, ...]
     strengths: tuple[float, ...]
-    """In multiples of each one's maximum."""
+    """Clamps in multiples of each feature's maximum."""
     values: tuple[float, ...]
-    """In the encoders' units."""
+    """The same clamps in the encoders' units."""
 
     def steering(self) -> Steering:
         """Write it as it is tried, in activations."""

@@ -74,7 +74,7 @@ class Attempt:
     finalists: Sequence[TrialArm]
     """Steerings that were to be put to the test."""
     tested: Sequence[Finalist] = ()
-    """As `finalists`; none where there was nothing to test, or nothing to compare with."""
+    """Results of `finalists`; none where there was nothing to test, or nothing to compare with."""
     controls: Sequence[tuple[TrialArm, float]] = field(default_factory=list)
     """Control arms with their gains."""
 
