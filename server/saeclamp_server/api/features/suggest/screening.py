@@ -11,7 +11,7 @@ from saeclamp_server.api.features.text_activations import FeatureId
 PAIR_SHARE = 0.7
 """Share of its own strength that a feature of a pair gets: at right angles, both move the stream as far as one did."""
 MAX_PERPLEXITY = 3.0
-"""Multiples of unsteered answers' perplexity. Sampled answers about something unusual have about 2; text falling apart, 5."""
+"""Multiple of unsteered answers' perplexity. Sampled answers about something unusual have about 2; text falling apart, 5."""
 MAX_REPETITION = 0.5
 
 
