@@ -206,7 +206,7 @@ def _heat(tokens: Sequence[InspectedToken], feature: InspectedFeature) -> str:
 
 
 def _examples(examples: Sequence[Example]) -> str:
-    largest = max(example.peak_act for example in examples)
+    largest = max(abs(example.peak_act) for example in examples)  # of either sign where the SAE has both
     rows = [
         [
             number(example.peak_act),

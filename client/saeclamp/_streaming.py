@@ -11,15 +11,12 @@ import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic
+from typing import Generic
 
 from saeclamp._exceptions import NotSteeredError, StreamError, stream_error
 from saeclamp._requests import check_receipt, parse_answer, parse_json
 from saeclamp._responses import ChunkT
 from saeclamp.types import Receipt
-
-if TYPE_CHECKING:
-    pass
 
 # bytes.splitlines would do for bytes, but would hide a "\r\n" that two reads cut in half.
 _LINE_END = re.compile(rb"\r\n|\n|\r")

@@ -89,6 +89,7 @@ class Trace:
             named = None
         if named is None or (named.st_dev, named.st_ino) != (ours.st_dev, ours.st_ino):
             file = os.open(self.path, _FLAGS, 0o600)
+            os.set_blocking(file, True)
             os.close(self._file)
             self._file, self._is_torn = file, False
 

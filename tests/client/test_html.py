@@ -229,6 +229,17 @@ def test_the_examples_of_a_feature_are_as_warm_as_the_strongest_of_them() -> Non
     assert 'rgba(230,159,0,0.50)" title="1.5"' in html
 
 
+def test_the_examples_of_a_feature_of_either_sign_are_as_warm_as_the_farthest_from_zero() -> None:
+    examples = [
+        {"quantile": 9, "tokens": [" sea"], "acts": [1.5], "peak": 0, "peak_act": 1.5},
+        {"quantile": 8, "tokens": [" gull"], "acts": [-3.0], "peak": 0, "peak_act": -3.0},
+    ]
+    bare = ANSWERS[6].model_dump() | {"examples": examples}
+    html = str(StoredFeature.model_validate(bare)._repr_html_())
+    assert '1.00)" title="-3"> gull</span>' in html
+    assert '0.50)" title="1.5"> sea</span>' in html
+
+
 def test_a_suggestion_says_which_steering_is_the_best_and_why_others_were_not_taken() -> None:
     seen = Seen(str(ANSWERS[8]._repr_html_()))
     assert ("best" in seen.text, "works" in seen.text, "why" in seen.text) == (True, True, True)

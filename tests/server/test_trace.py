@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import stat
 import subprocess
 import sys
@@ -111,6 +112,21 @@ def test_a_file_that_was_moved_away_is_followed_by_a_new_one(trace: Trace) -> No
     trace.write({"n": 1})
     trace.close()
     assert (lines(moved), lines(trace.path)) == ([{"n": 0}], [{"n": 1}])
+
+
+def test_a_pipe_that_takes_a_files_place_loses_no_line_to_a_slow_reader(trace: Trace, said: list[str]) -> None:
+    trace.write({"n": -1})
+    wait_for(lambda: trace.path.read_text())
+    trace.path.unlink()
+    os.mkfifo(trace.path)
+    reader = os.open(trace.path, os.O_RDONLY | os.O_NONBLOCK)
+    for number in range(100):  # a pipe takes 64 KiB
+        trace.write({"n": number, "text": "x" * 10_000})
+    wait_for(lambda: select.select([reader], [], [], 0)[0])
+    os.set_blocking(reader, True)
+    with os.fdopen(reader) as pipe:
+        found = [json.loads(pipe.readline())["n"] for _ in range(100)]
+    assert (found, said) == ([*range(100)], [])
 
 
 def test_a_disk_that_hangs_holds_nobody_up(tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,18 +49,18 @@ class _Text(NamedTuple):
 
 
 async def contrast(
-    request: Contrast, model: ModelClient, served: SteeringContext, search: FeatureSearch, counter: ProgressCounter
+    request: Contrast, model: ModelClient, context: SteeringContext, search: FeatureSearch, counter: ProgressCounter
 ) -> Contrasted:
     """Answer `POST /v1/features/contrast`. Raises RequestError."""
-    saes = check_sae_names(request.saes, served, "saes")
+    saes = check_sae_names(request.saes, context, "saes")
     prompts = await _prompts(request, model)
     counter.begin("reading texts", len(prompts))
-    texts = await _read(request, prompts, saes, model, served)
+    texts = await _read(request, prompts, saes, model, context)
     table = await run_computation(TextTable, [text.row for text in texts])
     judged = await _judged(table, len(request.positive), request.seed, counter)
     order = np.lexsort((-np.abs(judged.statistic), judged.p))[: request.limit]
     found = await run_computation(
-        lambda: tuple(_found(int(n), table, judged, prompts, saes, request, model, served, search) for n in order)
+        lambda: tuple(_found(int(n), table, judged, prompts, saes, request, model, context, search) for n in order)
     )
     return Contrasted(
         data=found,
@@ -92,13 +92,13 @@ async def _read(
     prompts: Sequence[tuple[Prompt, str]],
     saes: Sequence[str],
     model: ModelClient,
-    served: SteeringContext,
+    context: SteeringContext,
 ) -> list[_Text]:
     """Read texts, and keep of each what it counts for."""
     count = PairCount()
 
     async def one(prompt: Prompt, path: str) -> _Text:
-        text = await read_text_activations(model, served, prompt, path, saes=saes)
+        text = await read_text_activations(model, context, prompt, path, saes=saes)
         row = TextRow.from_sums(
             await run_computation(sum_activations, text, request.include_template), request.aggregate
         )
@@ -133,7 +133,7 @@ def _found(
     saes: Sequence[str],
     request: Contrast,
     model: ModelClient,
-    served: SteeringContext,
+    context: SteeringContext,
     search: FeatureSearch,
 ) -> ContrastedFeature:
     key, num = int(table.keys[number]), len(request.positive)
@@ -145,7 +145,7 @@ def _found(
         feature=str(feature),
         sae=feature.sae,
         index=feature.number,
-        name=served.name_of(*feature),
+        name=context.name_of(*feature),
         label=search.label(*feature),
         description=search.description(*feature),
         output_score=search.output_score(*feature),

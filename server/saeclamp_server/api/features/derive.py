@@ -147,7 +147,12 @@ def _direction(positive: Floats, negative: Floats, method: str) -> Floats:
     if not np.linalg.norm(centred) > 0:
         return means  # all pairs differ in the very same way
     first: Floats = np.linalg.svd(centred, full_matrices=False)[2][0]
-    return first * (first @ means)  # which also turns it the right way
+    along = first @ means  # which also turns it the right way
+    if not abs(along) > 1e-9 * np.linalg.norm(means):
+        raise InvalidRequestError(
+            "What the pairs differ in most has nothing of what the sets differ in: use the method 'mean'.", "method"
+        )
+    return first * along
 
 
 def _separation(positive: Floats, negative: Floats, direction: Floats) -> tuple[float, float]:

@@ -24,15 +24,15 @@ from saeclamp_server.threads import run_computation
 DEFAULT_TOP_K = 5
 
 
-async def inspect(request: Inspect, model: ModelClient, served: SteeringContext, search: FeatureSearch) -> Inspection:
+async def inspect(request: Inspect, model: ModelClient, context: SteeringContext, search: FeatureSearch) -> Inspection:
     """Answer `POST /v1/features/inspect`. Raises RequestError."""
-    features = [_find(str(feature), served, number) for number, feature in enumerate(request.features)]
+    features = [_find(str(feature), context, number) for number, feature in enumerate(request.features)]
     top_k = request.top_k if request.top_k is not None else 0 if features else DEFAULT_TOP_K
-    saes = check_sae_names(request.saes, served, "saes")
+    saes = check_sae_names(request.saes, context, "saes")
     wants_all = bool(top_k) or not features
     prompt, path = await tokenize_request(model, request.text, request.messages)
-    (text,) = await read_activations(model, served, [(prompt, path)], features, saes if wants_all else ())
-    return await run_computation(_inspection, text, request, features, top_k, model, served, search)
+    (text,) = await read_activations(model, context, [(prompt, path)], features, saes if wants_all else ())
+    return await run_computation(_inspection, text, request, features, top_k, model, context, search)
 
 
 def _inspection(
@@ -41,7 +41,7 @@ def _inspection(
     features: Sequence[FeatureId],
     top_k: int,
     model: ModelClient,
-    served: SteeringContext,
+    context: SteeringContext,
     search: FeatureSearch,
 ) -> Inspection:
     if features:
@@ -52,8 +52,8 @@ def _inspection(
     names = dict(zip(map(str, request.features), range(len(features)), strict=True))
     cut = "At some tokens more features are active than were read; the weakest were left out."
     return Inspection(
-        tokens=_tokens(text, model, names, top_k, served),
-        features=tuple(_summed_up(shown, acts, text.counted(request.include_template), served, search)),
+        tokens=_tokens(text, model, names, top_k, context),
+        features=tuple(_summed_up(shown, acts, text.counted(request.include_template), context, search)),
         aggregate=request.aggregate,
         num_counted=int(text.counted(request.include_template).sum()),
         warnings=(cut,) if text.is_cut else (),
@@ -69,13 +69,13 @@ def _most_active(text: TextActivations, request: Inspect) -> list[FeatureId]:
     return [feature_of(key, text.saes) for key in sums.keys[order].tolist()]
 
 
-def _find(feature: str, served: SteeringContext, number: int) -> FeatureId:
-    sae, index = find_feature(feature, served.saes, f"features[{number}]")
+def _find(feature: str, context: SteeringContext, number: int) -> FeatureId:
+    sae, index = find_feature(feature, context.saes, f"features[{number}]")
     return FeatureId(sae.name, index)
 
 
 def _tokens(
-    text: TextActivations, model: ModelClient, names: Mapping[str, int], top_k: int, served: SteeringContext
+    text: TextActivations, model: ModelClient, names: Mapping[str, int], top_k: int, context: SteeringContext
 ) -> tuple[InspectedToken, ...]:
     roles, template = text.prompt.roles(), text.prompt.is_template()
     return tuple(
@@ -90,7 +90,7 @@ def _tokens(
             features={name: float(text.named[position, number]) for name, number in names.items()}
             if text.is_read[position]
             else {},
-            top=_strongest(text.strongest(position, top_k), served),
+            top=_strongest(text.strongest(position, top_k), context),
         )
         for position, (shown, raw) in enumerate(
             zip(model.token_texts(text.prompt.ids), model.token_bytes(text.prompt.ids), strict=True)
@@ -99,10 +99,10 @@ def _tokens(
 
 
 def _strongest(
-    active: Mapping[str, Sequence[tuple[int, float]]], served: SteeringContext
+    active: Mapping[str, Sequence[tuple[int, float]]], context: SteeringContext
 ) -> dict[str, tuple[TopFeature, ...]]:
     return {
-        sae: tuple(TopFeature(index=index, name=served.name_of(sae, index), act=act) for index, act in rows)
+        sae: tuple(TopFeature(index=index, name=context.name_of(sae, index), act=act) for index, act in rows)
         for sae, rows in active.items()
     }
 
@@ -111,7 +111,7 @@ def _summed_up(
     features: Sequence[FeatureId],
     acts: NDArray[np.float64],
     counted: NDArray[np.bool_],
-    served: SteeringContext,
+    context: SteeringContext,
     search: FeatureSearch,
 ) -> list[InspectedFeature]:
     """acts: (num_tokens, num_features)"""
@@ -125,14 +125,14 @@ def _summed_up(
             feature=str(feature),
             sae=feature.sae,
             index=feature.number,
-            name=served.name_of(*feature),
+            name=context.name_of(*feature),
             label=search.label(*feature),
             description=search.description(*feature),
             max=float(column[peak]),
             mean=float(column.mean()),
             frequency=float((column != 0).mean()),
             position=int(positions[peak]) if column[peak] else None,
-            max_act=served.max_act(*feature),
+            max_act=context.max_act(*feature),
             acts=tuple(whole.tolist()),
         )
         for feature, column, peak, whole in zip(features, kept.T, peaks, acts.T, strict=True)

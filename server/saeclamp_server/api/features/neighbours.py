@@ -9,10 +9,10 @@ from saeclamp_server.steering import SteeringContext, find_feature
 
 
 async def neighbours(
-    request: NeighboursQuery, directions: DecoderQueries, served: SteeringContext, search: FeatureSearch
+    request: NeighboursQuery, directions: DecoderQueries, context: SteeringContext, search: FeatureSearch
 ) -> Neighbourhoods:
     """Answer `POST /v1/features/neighbours`. Raises RequestError."""
-    found = [find_feature(feature, served.saes, f"features[{n}]") for n, feature in enumerate(request.features)]
+    found = [find_feature(feature, context.saes, f"features[{n}]") for n, feature in enumerate(request.features)]
     by_sae: dict[str, list[int]] = {}
     for sae, index in found:
         by_sae.setdefault(sae.name, []).append(index)
@@ -24,11 +24,11 @@ async def neighbours(
     data = tuple(
         Neighbourhood(
             feature=f"{sae.name}/{index}",
-            name=served.name_of(sae.name, index),
+            name=context.name_of(sae.name, index),
             neighbours=tuple(
                 Neighbour(
                     feature=f"{sae.name}/{other}",
-                    name=served.name_of(sae.name, other),
+                    name=context.name_of(sae.name, other),
                     label=search.label(sae.name, other),
                     description=search.description(sae.name, other),
                     cosine=cosine,

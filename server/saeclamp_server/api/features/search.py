@@ -70,6 +70,9 @@ class FeatureSearch:
             self.note = None
         except SentenceEncoderMissingError as exc:
             self.note = f"This is a search by words. {exc}"
+        except Exception as exc:  # noqa: BLE001 - whatever ends this thread, searches must not be told to wait for it
+            self.note = "This is a search by words: features could not be embedded."
+            report(f"features cannot be looked for by meaning: {exc!r}")
 
     async def until_ready(self) -> None:
         """Wait until it can be searched, in no thread: more might wait than there are, and outlast the server."""

@@ -97,7 +97,7 @@ class TextSums(NamedTuple):
 
 async def read_activations(
     model: ModelClient,
-    served: SteeringContext,
+    context: SteeringContext,
     prompts: Sequence[tuple[Prompt, str]],
     features: Sequence[FeatureId] = (),
     saes: Sequence[str] = (),
@@ -111,13 +111,13 @@ async def read_activations(
     Raises RequestError.
     """
     return await gather_first_error(
-        read_text_activations(model, served, prompt, path, features, saes) for prompt, path in prompts
+        read_text_activations(model, context, prompt, path, features, saes) for prompt, path in prompts
     )
 
 
 async def read_text_activations(
     model: ModelClient,
-    served: SteeringContext,
+    context: SteeringContext,
     prompt: Prompt,
     path: str,
     features: Sequence[FeatureId] = (),
@@ -126,15 +126,17 @@ async def read_text_activations(
     """Read a text, as `read_activations` does."""
     # of a long text fewer are read at each token, so that whatever is read of one text has room
     num = min(NUM_ACTIVE, max(1, MAX_CELLS // max(1, len(prompt.ids) * len(saes)))) if saes else 0
-    outcome = await model.run(GenerateRequest(prompt.ids, _reading(served, features, saes, num)), path)
+    outcome = await model.run(GenerateRequest(prompt.ids, _reading(context, features, saes, num)), path)
     return await run_computation(_activations, prompt, outcome, features, tuple(saes), num)
 
 
-def _reading(served: SteeringContext, features: Sequence[FeatureId], saes: Sequence[str], num: int) -> ResolvedSteering:
+def _reading(
+    context: SteeringContext, features: Sequence[FeatureId], saes: Sequence[str], num: int
+) -> ResolvedSteering:
     readout = ReadoutSpec(tuple((sae, index) for sae, index in features), num, tuple(saes), PROMPT)
     # the wire allows fewer features, and is not asked
     steering = Steering.model_construct(readout=WireReadout.model_construct(), interventions=(), rules=())
-    return ResolvedSteering(steering, add_sae_hashes(SteeringProgram((), (), readout=readout), served))
+    return ResolvedSteering(steering, add_sae_hashes(SteeringProgram((), (), readout=readout), context))
 
 
 def _activations(

@@ -17,7 +17,7 @@ class ReadoutWriter:
     """Writes a call's readouts into its answer, or into the chunks of its stream."""
 
     readout: Readout | None
-    served: SteeringContext
+    context: SteeringContext
     sequences: SequenceTracker
     key: str
     shows_token_ids: bool
@@ -67,7 +67,7 @@ class ReadoutWriter:
             features={name: act for name, act in zip(names, reading.acts, strict=True) if act is not None},
             top={
                 sae: [
-                    TopFeature(index=index, name=self.served.name_of(sae, index), act=act) for index, act in strongest
+                    TopFeature(index=index, name=self.context.name_of(sae, index), act=act) for index, act in strongest
                 ]
                 for sae, strongest in reading.top.items()
                 if strongest is not None

@@ -42,11 +42,11 @@ class ComparedRun:
 
 
 async def compare(
-    request: Compare, model: ModelClient, served: SteeringContext, counter: ProgressCounter
+    request: Compare, model: ModelClient, context: SteeringContext, counter: ProgressCounter
 ) -> Comparison:
     """Answer `POST /v1/steering/compare`. Raises RequestError."""
     path = "text" if request.text is not None else "messages"
-    columns = await _columns(request, model, served, path)
+    columns = await _columns(request, model, context, path)
     drawn = [(column, seed) for column in columns.values() for seed in request.seeds]
     counter.begin("answering", len(drawn) * request.max_tokens)
     outcomes = await generate_all(model, [(_draw(column, seed, request), path) for column, seed in drawn])
@@ -67,12 +67,12 @@ async def compare(
     )
 
 
-async def _columns(request: Compare, model: ModelClient, served: SteeringContext, path: str) -> dict[str, ComparedRun]:
+async def _columns(request: Compare, model: ModelClient, context: SteeringContext, path: str) -> dict[str, ComparedRun]:
     prompt, _ = await tokenize_request(model, request.text, request.messages, answers=True)
     _refuse_long(prompt, path)
     conversation = None if prompt.spans is None else ChatSpans(len(prompt.ids), prompt.spans)
     # a comparison shows no readout
-    steering = resolve(request.steering.model_copy(update={"readout": None}), served, conversation)
+    steering = resolve(request.steering.model_copy(update={"readout": None}), context, conversation)
     columns = {"default": ComparedRun(prompt), "steered": ComparedRun(prompt, steering)}
     if request.prompted is not None:
         messages = _told(request.messages or (), request.prompted)

@@ -11,29 +11,31 @@ from saeclamp_server.steering import ResolvedSteering, SteeringContext, possible
 from saeclamp_server.steering.chat_spans import ChatSpans
 
 
-async def validate(request: Validate, model: ModelClient, served: SteeringContext, search: FeatureSearch) -> Validation:
+async def validate(
+    request: Validate, model: ModelClient, context: SteeringContext, search: FeatureSearch
+) -> Validation:
     """Answer `POST /v1/steering/validate`. Raises RequestError."""
     conversation = None
     if request.messages is not None:
         prompt = await model.from_messages(request.messages, "messages", answers=True)
         conversation = ChatSpans(len(prompt.ids), prompt.spans or ())
-    resolved = resolve(request.steering, served, conversation)
-    planned = _planned(resolved, served, search)
+    resolved = resolve(request.steering, context, conversation)
+    planned = _planned(resolved, context, search)
     return Validation(
         spec=resolved.program.spec,
         interventions=planned,
         rules=tuple(rule.name for rule in request.steering.rules),
         doses=_doses(planned),
-        warnings=warnings_before(resolved.program, served),
+        warnings=warnings_before(resolved.program, context),
     )
 
 
 def _planned(
-    resolved: ResolvedSteering, served: SteeringContext, search: FeatureSearch
+    resolved: ResolvedSteering, context: SteeringContext, search: FeatureSearch
 ) -> tuple[PlannedIntervention, ...]:
     planned = []
     for edit, (operation, rule) in zip(resolved.program.edits, resolved.interventions, strict=True):
-        sae = served.saes.get(edit.sae)
+        sae = context.saes.get(edit.sae)
         note = sae.features.get(edit.index) if sae else None
         planned.append(
             PlannedIntervention(
@@ -45,13 +47,13 @@ def _planned(
                 name=note.name if note else None,
                 label=search.label(edit.sae, edit.index) if sae else None,
                 description=search.description(edit.sae, edit.index) if sae else None,
-                site=str(served.site_of(edit)),
+                site=str(context.site_of(edit)),
                 op=operation.op,
                 value=getattr(operation, "value", None),
                 unit=getattr(operation, "unit", None),
                 value_act=None if edit.op == "scale" else edit.value,
                 factor=getattr(operation, "factor", None),
-                dose=possible_dose(edit, served),
+                dose=possible_dose(edit, context),
                 green_zone=note.clamp if note and isinstance(operation, Clamp) else None,
             )
         )

@@ -54,6 +54,13 @@ def test_sets_that_do_not_differ_look_like_chance_however_wide_the_stream_is() -
     assert all("different vectors" in " ".join(one.warnings) for one in judged)
 
 
+def test_a_component_that_has_nothing_of_what_the_sets_differ_in_is_refused() -> None:
+    positive = np.array([[1.0, 3.0], [1.0, -3.0], [1.0, 3.0], [1.0, -3.0]])
+    with pytest.raises(RequestError, match="use the method 'mean'") as refused:
+        derived(positive, np.zeros((4, 2)), "pca")
+    assert refused.value.param == "method"
+
+
 def test_the_same_texts_twice_are_refused() -> None:
     with pytest.raises(RequestError, match="do not differ"):
         derived(noise(6, 1), noise(6, 1), "mean")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from saeclamp_server.api.features.description import description
 from saeclamp_server.api.features.embedding_index import EmbeddingIndex
 from saeclamp_server.api.features.full_text_index import FullTextIndex
 from saeclamp_server.api.features.search_documents import FeatureDocument, SearchDocuments
+from saeclamp_server.sentence_encoder import SentenceEncoder
 from saeclamp_server.site_norms import SiteNorms
 
 INFO = LabelsInfo("small", "0" * 64, "tiny", {}, {}, 1000, {}, (), {}, "2026-01-01")
@@ -207,6 +208,22 @@ def test_without_the_encoder_words_decide_and_that_is_said(monkeypatch: pytest.M
     assert ([hit.feature for hit in answer.data], answer.rankings) == (["bare/2"], ("words", "tokens"))
     assert answer.note is not None
     assert "pip install" in answer.note
+
+
+def test_an_index_that_cannot_be_made_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(sentences: Sequence[str], encoder: SentenceEncoder) -> EmbeddingIndex:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(EmbeddingIndex, "build", fail)
+    served_saes = ServedSAE(entry("bare", 3, 4, FeatureNote(2, "ships", 3.0)), SiteNorms(10.0, [1.0] * 4))
+    search, said = FeatureSearch({"bare": served_saes}, lambda sae, index: None), list[str]()
+    search.prepare(said.append)
+    answer = search.find(FeatureQuery(query="ship"))
+    assert (answer.rankings, answer.note) == (
+        ("words", "tokens"),
+        "This is a search by words: features could not be embedded.",
+    )
+    assert "the disk is gone" in said[0]
 
 
 def test_damaged_labels_leave_the_book(tmp_path: Path, cache: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from saeclamp.types import FeatureQuery
 from saeclamp_server.api.features import FeatureSearch
@@ -39,7 +40,7 @@ async def find_candidates(
     unsteered: Sequence[GenerateResult],
     prompted: Sequence[GenerateResult],
     model: ModelClient,
-    served: SteeringContext,
+    context: SteeringContext,
     search: FeatureSearch,
 ) -> dict[FeatureId, list[str]]:
     """Find features, with how they were thought of; those that both ways found come first, then by turns."""
@@ -49,10 +50,14 @@ async def find_candidates(
     texts = [answer.text for answer in (*prompted, *unsteered) if answer.text.strip()]
     num = sum(bool(answer.text.strip()) for answer in prompted)
     read_texts = await read_activations(
-        model, served, [(await model.from_text(text, "wish"), "wish") for text in texts], saes=saes
+        model, context, [(await model.from_text(text, "wish"), "wish") for text in texts], saes=saes
     )
-    features = [*active_features(read_texts)]
-    values = np.array([aggregate_acts(text, features, "mean", False) for text in read_texts])
+
+    def summed_up() -> tuple[list[FeatureId], NDArray[np.float64]]:
+        active = [*active_features(read_texts)]
+        return active, np.array([aggregate_acts(text, active, "mean", False) for text in read_texts])
+
+    features, values = await run_computation(summed_up)
     by_contrast: list[FeatureId] = []
     if 0 < num < len(texts) and features:
         judged = await run_computation(max_t_test, values[:num], values[num:])

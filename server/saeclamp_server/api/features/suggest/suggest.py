@@ -38,13 +38,13 @@ NUM_READ = 8
 
 
 async def suggest(
-    request: Suggest, model: ModelClient, served: SteeringContext, search: FeatureSearch, counter: ProgressCounter
+    request: Suggest, model: ModelClient, context: SteeringContext, search: FeatureSearch, counter: ProgressCounter
 ) -> Suggestion:
     """Answer `POST /v1/features/suggest`. Raises RequestError."""
-    saes = check_sae_names(request.saes, served, "saes")
+    saes = check_sae_names(request.saes, context, "saes")
     if search.encoder is None:
         raise RequestError(f"Answers cannot be compared with a wish. {search.note or ''}".strip(), None)
-    trials = Trials(model, served, search, request.max_tokens, request.seed)
+    trials = Trials(model, context, search, request.max_tokens, request.seed)
     num_tokens = request.max_tokens + 1
 
     counter.begin("answering neutral questions, with the wish and without", 2 * len(FOR_TARGET) * num_tokens)
@@ -57,19 +57,19 @@ async def suggest(
     trials.target = target / np.linalg.norm(target)
 
     counter.begin("looking for features")
-    ideas = await find_candidates(request.wish, saes, unsteered, prompted, model, served, search)
-    tried, passed = _divided(ideas, request, served)
+    ideas = await find_candidates(request.wish, saes, unsteered, prompted, model, context, search)
+    tried, passed = _divided(ideas, request, context)
     arms = [arm for _, some in tried for arm in some]
 
     counter.begin("trying features on a few questions", (len(arms) + 1) * len(FOR_SCREENING) * num_tokens)
     screened = await _screened(arms, trials)
-    best = [arm for arm in finalists(screened) if refusal(arm, served) is None]
-    controls = control_arms(NUM_CONTROLS, best, ideas.keys(), served, request.seed) if best else []
+    best = [arm for arm in finalists(screened) if refusal(arm, context) is None]
+    controls = control_arms(NUM_CONTROLS, best, ideas.keys(), context, request.seed) if best else []
     attempt = Attempt(tried, passed, screened, best)
     if len(controls) >= LEAST_CONTROLS:
         counter.begin("testing the best of them", (len(best) + 1) * len(FOR_TEST) * num_tokens)
         await _test(attempt, controls, trials, counter)
-    return verdict(request, attempt, served, search)
+    return verdict(request, attempt, context, search)
 
 
 async def _asked(question: str, model: ModelClient, wish: str | None = None) -> Prompt:
@@ -78,22 +78,22 @@ async def _asked(question: str, model: ModelClient, wish: str | None = None) -> 
 
 
 def _divided(
-    ideas: Mapping[FeatureId, Sequence[str]], request: Suggest, served: SteeringContext
+    ideas: Mapping[FeatureId, Sequence[str]], request: Suggest, context: SteeringContext
 ) -> tuple[list[tuple[FeatureCandidate, list[TrialArm]]], list[tuple[FeatureCandidate, str]]]:
     """Choose which are tried, and how strongly, and say of the others why not."""
     tried: list[tuple[FeatureCandidate, list[TrialArm]]] = []
     passed: list[tuple[FeatureCandidate, str]] = []
     # what is known to steer is tried first
-    notes = {feature: served.saes[feature.sae].features.get(feature.number) for feature in ideas}
+    notes = {feature: context.saes[feature.sae].features.get(feature.number) for feature in ideas}
     for feature in sorted(ideas, key=lambda one: (note := notes[one]) is None or note.clamp is None):
-        idea, max_act = FeatureCandidate(feature, tuple(ideas[feature])), served.max_act(*feature)
+        idea, max_act = FeatureCandidate(feature, tuple(ideas[feature])), context.max_act(*feature)
         if max_act is None:
             passed.append((idea, "It has no stored maximum activation, so strengths mean nothing for it."))
         elif len(tried) == request.num_candidates:
             passed.append((idea, f"{request.num_candidates} others were more promising."))
         else:
             arms = [TrialArm((feature,), (strength,), (strength * max_act,)) for strength in request.strengths]
-            refusals = [refusal(arm, served) for arm in arms]
+            refusals = [refusal(arm, context) for arm in arms]
             if all(refusals):
                 passed.append((idea, str(refusals[0])))
             else:

@@ -56,9 +56,9 @@ class TrialArm:
             interventions=tuple(Clamp(feature=str(feature), value=value, unit="act") for feature, value in clamps)
         )
 
-    def length(self, served: SteeringContext) -> float:
+    def length(self, context: SteeringContext) -> float:
         """Return how far it moves the stream where none of its features is active, their rows taken to be orthogonal."""
-        rows = (served.norms[feature.sae].row_norms[feature.number] for feature in self.features)
+        rows = (context.norms[feature.sae].row_norms[feature.number] for feature in self.features)
         return hypot(*(value * row for value, row in zip(self.values, rows, strict=True)))
 
 
@@ -82,7 +82,7 @@ class Trials:
     """The model that is asked, and what answers are compared with."""
 
     model: ModelClient
-    served: SteeringContext
+    context: SteeringContext
     search: FeatureSearch
     max_tokens: int
     seed: int
@@ -94,7 +94,7 @@ class Trials:
 
     async def answered(self, prompts: Sequence[Prompt], arms: Sequence[TrialArm | None]) -> list[list[GenerateResult]]:
         """Answer all questions with each of the arms, in one batch, every answer with a seed of its own."""
-        steerings = [None if arm is None else resolve(arm.steering(), self.served) for arm in arms]
+        steerings = [None if arm is None else resolve(arm.steering(), self.context) for arm in arms]
         runs = [
             GenerateRequest(prompt.ids, steering, self.max_tokens, {**SAMPLING, "seed": next(self._seeds)})
             for steering in steerings
@@ -130,19 +130,19 @@ class Trials:
         return exp(min(MAX_SURPRISE, -fmean(logprobs))) if logprobs else 1.0
 
 
-def refusal(arm: TrialArm, served: SteeringContext) -> str | None:
+def refusal(arm: TrialArm, context: SteeringContext) -> str | None:
     """Say why this server does not steer so, such as by a dose that it does not allow; None: it does."""
     if max(map(abs, arm.values)) > MAX_VALUE:
         return f"It would be clamped to more than {MAX_VALUE:g}."
     try:
-        resolve(arm.steering(), served)
+        resolve(arm.steering(), context)
     except RequestError as exc:
         return str(exc)
     return None
 
 
 def control_arms(
-    num: int, beside: Sequence[TrialArm], taken: Set[FeatureId], served: SteeringContext, seed: int
+    num: int, beside: Sequence[TrialArm], taken: Set[FeatureId], context: SteeringContext, seed: int
 ) -> list[TrialArm]:
     """
     Draw random features, each clamped so that it moves the stream as far as one of the steerings does, by turns.
@@ -151,24 +151,24 @@ def control_arms(
     taken:  features that are not to be drawn, because they were thought of
     """
     chance = np.random.default_rng(seed)
-    pools = {sae: _drawn(sae, taken, served, chance) for sae in sorted({arm.features[0].sae for arm in beside})}
+    pools = {sae: _drawn(sae, taken, context, chance) for sae in sorted({arm.features[0].sae for arm in beside})}
     arms: list[TrialArm] = []
     for number in range(num):
         like = beside[number % len(beside)]
-        length, rows = like.length(served), served.norms[like.features[0].sae].row_norms
+        length, rows = like.length(context), context.norms[like.features[0].sae].row_norms
         drawn = (TrialArm((one,), (), (length / rows[one.number],)) for one in pools[like.features[0].sae])
-        allowed = next((arm for arm in drawn if refusal(arm, served) is None), None)
+        allowed = next((arm for arm in drawn if refusal(arm, context) is None), None)
         arms += [allowed] if allowed else []
     return arms
 
 
 def _drawn(
-    sae: str, taken: Set[FeatureId], served: SteeringContext, chance: np.random.Generator
+    sae: str, taken: Set[FeatureId], context: SteeringContext, chance: np.random.Generator
 ) -> Iterator[FeatureId]:
     """Draw features of an SAE that can be controls, each once; those that are known to be active somewhere come first."""
-    rows = served.norms[sae].row_norms
+    rows = context.norms[sae].row_norms
     pool = [FeatureId(sae, number) for number in chance.permutation(len(rows)).tolist() if rows[number]]
     for is_known in (True, False):
         for feature in pool:
-            if feature not in taken and (served.max_act(*feature) is not None) == is_known:
+            if feature not in taken and (context.max_act(*feature) is not None) == is_known:
                 yield feature

@@ -84,7 +84,7 @@ class Attempt:
         return len(self.screened) + sum(len(arm.features) > 1 for arm in self.finalists)
 
 
-def verdict(request: Suggest, attempt: Attempt, served: SteeringContext, search: FeatureSearch) -> Suggestion:
+def verdict(request: Suggest, attempt: Attempt, context: SteeringContext, search: FeatureSearch) -> Suggestion:
     """Say what was found, and of all else why not."""
     chosen = _chosen(attempt.tested)
     taken = chosen.arm.features if chosen else ()
@@ -95,7 +95,7 @@ def verdict(request: Suggest, attempt: Attempt, served: SteeringContext, search:
         feature = idea.feature
         return SuggestedFeature(
             feature=str(feature),
-            name=served.name_of(*feature),
+            name=context.name_of(*feature),
             label=search.label(*feature),
             description=search.description(*feature),
             output_score=search.output_score(*feature),
