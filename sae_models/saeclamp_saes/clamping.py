@@ -1,5 +1,5 @@
 """
-What moving features does, as tensors in and tensors out.
+The maths of clamping: the change that moving features makes to a vector, as tensors in and tensors out.
 
 Replacing feature i's activation a_i(x) by v inside `decode(encode(x))` and keeping the reconstruction error changes what the
 SAE writes to by `s (v - a_i(x)) W_dec[i]`: the error term, `b_dec` and a skip connection cancel, and s is the token's own
@@ -20,14 +20,14 @@ from saeclamp_saes.sae import SAE, FeatureRows, TopK
 
 PART_BYTES = 64 << 20
 """
-Memory for what is computed in passing: rows gathered for pairs, activations of all features. What takes more is done in
-parts, because an engine's memory is planned without it, and a long prompt with many features would end the engine for all.
+Bytes of one temporary tensor: rows gathered for pairs, activations of all features. Larger work is done in parts, because
+an engine's memory is planned without it, and a long prompt with many features would end the engine for all.
 """
 
 
 class ActivationUpdate(NamedTuple):
     """
-    How far an activation a is moved: by `offset + gain a`, but no further than to between `low` and `high`.
+    The change of an activation a: `offset + gain a`, cut off so that a ends between `low` and `high`.
 
     In the encoder's units. The difference is what is computed, not the new activation, so that adding v adds v, to the last
     bit.
@@ -46,7 +46,7 @@ UPDATES: dict[str, Callable[[float], ActivationUpdate]] = {
     "at_most": lambda value: ActivationUpdate(high=value),
     "scale": lambda factor: ActivationUpdate(gain=factor - 1.0),
 }
-"""By operation"""
+"""`ActivationUpdate` of an operation's value, by the operation's name."""
 
 
 class UniqueFeatures(NamedTuple):
@@ -55,26 +55,26 @@ class UniqueFeatures(NamedTuple):
     features: Tensor
     """(num_distinct,) int64"""
     which: Tensor
-    """(num_pairs,) int64, of each pair"""
+    """(num_pairs,) int64: index of each pair's feature in `features`"""
 
 
 class EditRows(NamedTuple):
-    """Which feature moves at which token: one entry per (token, intervention) pair, all of one SAE."""
+    """Features to move and tokens to move them at: one entry per (token, intervention) pair, all of one SAE."""
 
     token: Tensor
     """(num_pairs,) int64, row of the gathered vectors"""
     feature: Tensor
     """(num_pairs,) int64"""
     moves: Tensor
-    """(num_pairs, 4): a `Move` a row"""
+    """(num_pairs, 4): an `ActivationUpdate` a row"""
     mask: Tensor
     """(num_pairs,), 0 or 1; 0 leaves the token alone"""
     distinct: UniqueFeatures | None = None
-    """Where it is worth a product: then no row is gathered more than once."""
+    """Set where one product is cheaper than a gathered row for each pair; None: rows are gathered."""
 
 
 class FeaturePairs(NamedTuple):
-    """Which feature is looked at at which token, all of one SAE."""
+    """Features to read and tokens to read them at, one entry per pair, all of one SAE."""
 
     token: Tensor
     """(num_pairs,) int64, row of the gathered vectors"""
@@ -89,7 +89,7 @@ class ReadActs(NamedTuple):
     acts: Tensor
     """(num_pairs,)"""
     scale: Tensor
-    """(num_pairs,): what a unit of activation is worth at this token, in lengths of the decoder row"""
+    """(num_pairs,): the token's own scale, by which a unit of activation moves it in norms of the decoder row"""
 
 
 def read_acts(x: Tensor, sae: SAE, edits: EditRows | FeaturePairs, part_bytes: int = PART_BYTES) -> ReadActs:
@@ -130,7 +130,7 @@ def _projected_on_distinct(
 
 
 def _pairs_in(part: slice, distinct: UniqueFeatures) -> Tensor | slice:
-    """Pairs whose feature is in a part of the distinct ones; all of them, without a look, where it is the only part."""
+    """Select the pairs whose feature is in a part of the distinct ones; all pairs, without a search, if it is the only part."""
     if part.start == 0 and part.stop >= len(distinct.features):
         return slice(None)
     is_in: Tensor = (distinct.which >= part.start) & (distinct.which < part.stop)
@@ -150,6 +150,7 @@ def parts_of(num: int, item_bytes: int, part_bytes: int = PART_BYTES) -> list[sl
 def _among_the_largest(
     normed: Tensor, rows: FeatureRows, top_k: TopK, edits: EditRows | FeaturePairs, part_bytes: int
 ) -> Tensor:
+    # each token once, however many pairs read it: TopK needs the whole encoder, which is the expensive part
     tokens, place = torch.unique(edits.token, return_inverse=True)
     acts = torch.zeros(edits.token.shape, dtype=normed.dtype, device=normed.device)
     for part in parts_of(tokens.numel(), rows.bias.numel() * normed.element_size(), part_bytes):
@@ -158,6 +159,7 @@ def _among_the_largest(
         smallest = size.topk(min(top_k.k, size.shape[1]), dim=1).values[:, -1]
         here = ((place >= part.start) & (place < part.stop)).nonzero()[:, 0]
         token, feature = place[here] - part.start, edits.feature[here]
+        # compared with the k-th largest, because only the pairs' own features are needed; features equal to it all count
         kept = torch.where(size[token, feature] >= smallest[token], pre[token, feature], 0.0)
         acts[here] = kept if top_k.signed else kept.clamp_min(0.0)
     return acts
@@ -167,7 +169,7 @@ def decoder_delta(
     sae: SAE, edits: EditRows, before: ReadActs, num_tokens: int, write: int = 0, part_bytes: int = PART_BYTES
 ) -> tuple[Tensor, Tensor]:
     """
-    Return the change at one of the sites the SAE writes to, and each pair's length of it.
+    Return the change at one of the sites the SAE writes to, and the norm of each pair's share of it.
 
     write:      which of `sae.writes`
     part_bytes: as in `read_acts`

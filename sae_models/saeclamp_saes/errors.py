@@ -1,5 +1,5 @@
 """
-What can be wrong with an SAE. Every message is one sentence for the user.
+Errors of SAEs: files, library, measuring, training, labels. Every message is one sentence for the user.
 
     SAEError
     ├── CheckpointError          the files cannot be read exactly
@@ -31,11 +31,11 @@ class OptionError(CheckpointError):
 
 
 class VerificationError(SAEError):
-    """It cannot be measured on this model, or with this text; whether it fits is not known."""
+    """An SAE cannot be measured on this model, or with this text; whether it fits is not known."""
 
 
 class TrainingError(SAEError):
-    """It cannot be trained with these data or settings."""
+    """An SAE cannot be trained with these data or settings."""
 
 
 class LabelError(SAEError):
@@ -43,4 +43,4 @@ class LabelError(SAEError):
 
 
 class SAELibraryError(SAEError):
-    """No such SAE, or its files cannot be used."""
+    """There is no such SAE, or its files cannot be used."""

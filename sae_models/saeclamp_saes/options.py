@@ -1,4 +1,4 @@
-"""What the user says of a checkpoint where its files are silent: `NAME=PATH?key=value&key=value`."""
+"""Options that tell a loader what a checkpoint's files do not say: `NAME=PATH?key=value&key=value`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OPTIONS = {
 
 @dataclass
 class Options:
-    """Parsed options. A reader asks for those it can use; what nobody asked for is an error, never ignored."""
+    """Parsed options. A loader asks for those it can use; what no loader asked for is an error, never ignored."""
 
     values: Mapping[str, str] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
@@ -99,7 +99,7 @@ class Options:
             raise OptionError(f"Option {key}: {exc}") from None
 
     def check_all_used(self) -> None:
-        """Raise OptionError for an option that had no effect on the reading."""
+        """Raise OptionError for an option that no loader asked for."""
         idle = sorted(self.values.keys() - self.used)
         if idle:
             hint = " (to say where it sits, write ?site=resid_post.LAYER)" if "layer" in idle else ""

@@ -1,12 +1,12 @@
-"""How a run tells what it is doing."""
+"""The callback by which a run reports its progress."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
 ProgressCallback = Callable[[str, int, int, Mapping[str, float]], None]
-"""Gets what is being done, how much is done, of how much, and figures by name."""
+"""Takes the name of the work, how much of it is done, of how much, and metrics by name."""
 
 
 def no_progress(doing: str, done: int, total: int, figures: Mapping[str, float]) -> None:
-    """Tell nothing."""
+    """Report nothing."""

@@ -1,4 +1,4 @@
-"""The canonical SAE: what every checkpoint layout is read into."""
+"""The canonical SAE, which every checkpoint layout is read into."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class TopK(NamedTuple):
 
 
 class InputNorm(NamedTuple):
-    """What is done to a token's vector before encoding, and undone after decoding. Constant factors are folded instead."""
+    """Normalisation of a token's vector before encoding, undone after decoding. Constant factors are folded instead."""
 
     center: bool = False
     """Subtract the mean over d_in."""
     scale: Literal["none", "std", "l2"] = "none"
-    """Divide by the unbiased standard deviation (layer norm), or by the length over sqrt(d_in)."""
+    """Divide by the unbiased standard deviation (layer norm), or by the norm over sqrt(d_in)."""
     eps: float = 0.0
     """Added to the standard deviation when dividing; not when multiplying back."""
 
@@ -47,6 +47,7 @@ class InputNorm(NamedTuple):
             return centered / (std + self.eps), std, mean
         if self.scale == "l2":
             length = centered.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
+            # a zero vector stays zero, where 0 / 0 would be NaN
             return centered / length.clamp_min(torch.finfo(x.dtype).tiny), length, mean
         return centered, torch.ones_like(mean), mean
 
@@ -56,7 +57,7 @@ class InputNorm(NamedTuple):
 
 
 class FeatureRows(NamedTuple):
-    """What moving a few features needs, one feature a row."""
+    """The rows of an SAE's tensors that moving a few features needs, one feature a row."""
 
     encoder: Tensor
     """(num_rows, d_in)"""
@@ -97,17 +98,17 @@ class SAE:
     top_k: TopK | None = None
     input_norm: InputNorm = field(default=InputNorm())
     W_skip: Tensor | None = None
-    """(d_in, d_out) of a skip transcoder: what it writes besides its features. Cancels in a clamp."""
+    """(d_in, d_out) of a skip transcoder: added to the output, past the features. Cancels in a clamp."""
     architecture: str = "relu"
     """relu, jumprelu, topk, abstopk or gated: what the checkpoint calls it. Gated is folded into JumpReLU, exactly."""
     unit: Unit = "native"
-    """Of the activations: as the checkpoint's own code gives them, or along decoder rows of unit length."""
+    """Unit of the activations: as the checkpoint's own code gives them, or along decoder rows of norm 1."""
     model_name: str | None = None
     """The model it was trained on, as the checkpoint calls it."""
 
     @property
     def site(self) -> Site:
-        """Where it acts (first)."""
+        """The first site it writes to."""
         return self.writes[0]
 
     @property
@@ -134,7 +135,7 @@ class SAE:
 
     def decode(self, acts: Tensor, x: Tensor | None = None) -> Tensor:
         """
-        Map activations back to what the SAE writes.
+        Map activations to the vectors that the SAE writes.
 
         acts:    (..., d_sae)
         x:       (..., d_in), what was encoded; needed where the token's own scale or a skip connection takes part
@@ -153,7 +154,7 @@ class SAE:
 
     def rows(self, indices: Tensor | Sequence[int] | None = None) -> FeatureRows:
         """
-        What moving the features `indices` needs, and only that; all features, without a copy, for None.
+        Return the rows of the features `indices`; for None those of all features, without a copy.
 
         indices: (num_rows,) int64
         """
@@ -163,7 +164,7 @@ class SAE:
         return FeatureRows(self.W_enc.T[index], self.b_enc[index], self.threshold[index], self.W_dec[index])
 
     def tensors(self) -> dict[str, Tensor]:
-        """All its tensors, by field."""
+        """Return all its tensors, by field."""
         names = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "W_skip")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 

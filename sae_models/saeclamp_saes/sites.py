@@ -1,4 +1,4 @@
-"""Places in a model, in our own terms, and every naming scheme that checkpoints use translated into them."""
+"""Sites: places in a model, under one naming scheme, into which those of checkpoints are translated."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ Point = Literal[
 Vectors of a transformer block.
 
 embed           output of the embedding (layer 0)
-resid_pre       stream as it enters the first block; that of a later block L is `resid_post` L-1
-resid_mid       stream after attention was added, before the MLP's norm
-resid_post      stream as the block leaves it
+resid_pre       residual stream as it enters the first block; that of a later block L is `resid_post` L-1
+resid_mid       residual stream after attention was added, before the MLP's norm
+resid_post      residual stream as the block leaves it
 attn_z          attention heads' outputs side by side, as they enter o_proj
-attn_out        what attention adds to the stream (after its own norm, where an architecture has one)
+attn_out        what attention adds to the residual stream (after its own norm, where an architecture has one)
 attn_out_raw    output of o_proj, before such a norm; the same as `attn_out` where there is none
 mlp_in          what the MLP reads: normed, with the norm's gain
 mlp_in_no_gain  the same without the gain: resid_mid over its root mean square
-mlp_out         what the MLP adds to the stream (after its own norm, where an architecture has one)
+mlp_out         what the MLP adds to the residual stream (after its own norm, where an architecture has one)
 mlp_out_raw     output of down_proj, before such a norm; the same as `mlp_out` where there is none
 """
 
@@ -54,7 +54,7 @@ class Site(NamedTuple):
 
     @property
     def order(self) -> tuple[int, int]:
-        """Smaller for what a forward pass reaches earlier."""
+        """Sort key: smaller for a site that a forward pass reaches earlier."""
         return self.layer, FORWARD.index(self.point)
 
     @classmethod
@@ -62,6 +62,7 @@ class Site(NamedTuple):
         """Read `resid_post 19` or `resid_post.19`. Raises ValueError that lists the points."""
         match = re.fullmatch(r"([a-z_]+)[ .](\d{1,4})", text)
         point = next((point for point in POINTS if match and match[1] == point), None)
+        # there is one embedding, not one a block: only layer 0 of it is a site
         if match is None or point is None or (point == "embed" and match[2].strip("0")):
             raise ValueError(f"{text!r} is not a site such as 'resid_post.19'; points: {', '.join(POINTS)}.")
         return cls.canonical(point, int(match[2]))
@@ -88,7 +89,7 @@ TRANSFORMER_LENS: dict[str, Point] = {
     "hook_mlp_out": "mlp_out",
     "mlp.hook_out": "mlp_out_raw",
 }
-"""By the part of a hook's name after `blocks.<layer>.`: in a HookedTransformer, and in a TransformerBridge."""
+"""Points by the part of a hook's name after `blocks.<layer>.`, in a HookedTransformer or a TransformerBridge."""
 
 HUGGING_FACE: dict[str, Point] = {
     "output": "resid_post",
@@ -111,8 +112,8 @@ HUGGING_FACE: dict[str, Point] = {
     "post_feedforward_layernorm.output": "mlp_out",
 }
 """
-By the part after `model.layers.<layer>.`, or `transformer.h.<layer>.`. `post_attention_layernorm` is missing on purpose: it
-follows attention in sandwich-norm models and precedes the MLP in all others, so the format that meets it must say which.
+Points by the part after `model.layers.<layer>.` or `transformer.h.<layer>.`. `post_attention_layernorm` is missing on
+purpose: it follows attention in sandwich-norm models and precedes the MLP in all others, so the loader that meets it must say which.
 """
 
 
@@ -130,7 +131,9 @@ def from_hugging_face(module: str) -> Site | None:
     if re.fullmatch(r"(model\.)?embed_tokens(\.output)?|(transformer\.)?wte(\.output)?", module):
         return Site("embed", 0)
     match = re.fullmatch(
-        r"(?:model\.|language_model\.|transformer\.|gpt_neox\.)*(?:layers|h)\.(\d{1,4})(?:\.([a-z0-9_.]+))?", module
+        # prefixes may follow each other: multimodal models have model.language_model.layers
+        r"(?:model\.|language_model\.|transformer\.|gpt_neox\.)*(?:layers|h)\.(\d{1,4})(?:\.([a-z0-9_.]+))?",
+        module,
     )
     if match is None:
         return None

@@ -13,8 +13,8 @@ def register(commands: Any, resolve_model: Callable[[str], str]) -> None:
     """
     Add the commands to a command line.
 
-    commands:      what `ArgumentParser.add_subparsers` returned
-    resolve_model: a model's name on the command line -> the folder or hub id that it stands for
+    commands:      result of `ArgumentParser.add_subparsers`
+    resolve_model: maps a model's name on the command line to the folder or hub id that it stands for
     """
     parser = commands.add_parser(
         "sae",
@@ -33,4 +33,4 @@ def register(commands: Any, resolve_model: Callable[[str], str]) -> None:
 
 
 Run = Callable[[argparse.Namespace], int]
-"""What a command's parser sets as `run`: takes the parsed arguments, returns the exit status."""
+"""A command, which its parser sets as `run`: takes the parsed arguments, returns the exit status."""

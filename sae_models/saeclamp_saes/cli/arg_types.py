@@ -1,4 +1,4 @@
-"""Numbers as they are typed on a command line."""
+"""Types of arguments: numbers as they are typed on a command line."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from saeclamp_saes.lm.text import SHORTEST
 
 MULTIPLES = {"": 1, "k": 1000, "M": 1_000_000, "B": 1_000_000_000}
 MOST = 2**53
-"""Up to which floating-point numbers are exact; more than any machine counts to."""
+"""Bound on counts, up to which floating-point numbers are exact."""
 LARGEST_SEED = 2**32 - 1
 
 
 def layer_arg(text: str) -> int:
-    """Read a layer's number. Raises argparse's error, like all here."""
+    """Read a layer's number. Raises ArgumentTypeError, as all functions here do."""
     if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a layer's number")
     return int(text)
@@ -32,7 +32,7 @@ def count_arg(text: str) -> int:
 
 
 def context_arg(text: str) -> int:
-    """Read the length of the longest sequences; shorter ones than the shortest that are read would leave nothing."""
+    """Read the length of the longest sequences, which must be at least `SHORTEST`: shorter sequences are not read."""
     number = count_arg(text)
     if number < SHORTEST:
         raise argparse.ArgumentTypeError(

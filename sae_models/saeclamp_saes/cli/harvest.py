@@ -28,9 +28,9 @@ the model reads once, however many SAEs are trained.
 
 {DATA}"""
 FORWARD_TOKENS = {"cpu": 1024, "cuda": 16_384}
-"""That the model reads at once. On a CPU few are faster, because they stay in the cache."""
+"""Tokens that the model reads at once, by device. On a CPU few are faster, because they stay in the cache."""
 NAMED = 5
-"""Of what is left out, by name."""
+"""Skipped files that are listed by name."""
 
 
 def register(
@@ -39,7 +39,7 @@ def register(
     """
     Add the command to the command line.
 
-    resolve_model: what the user calls a model -> the folder or hub id that it stands for
+    resolve_model: maps a model's name on the command line to the folder or hub id that it stands for
     """
     parser = commands.add_parser(
         "harvest",
@@ -60,7 +60,7 @@ def register(
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
-    """Add the options of how a model reads data."""
+    """Add the options that say how a model reads data."""
     group = parser.add_argument_group("how the data are read")
     group.add_argument("--context", type=context_arg, metavar="N", help="longest sequence (default 512)")
     group.add_argument(
@@ -77,7 +77,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
 
 
 def open_input(args: argparse.Namespace, layers: Sequence[int], tokens: int) -> tuple[HarvestConfig, ActivationReader]:
-    """Open the model, and say what is wanted of it. Raises SAEError with a sentence."""
+    """Load the model, and make the harvest config and a reader. Raises SAEError with a sentence."""
     from saeclamp_saes.lm.documents import check_sides, data_files
     from saeclamp_saes.lm.harvest import ActivationReader
     from saeclamp_saes.lm.provenance import model_hashes
@@ -110,7 +110,7 @@ def open_input(args: argparse.Namespace, layers: Sequence[int], tokens: int) -> 
 
 
 def report_skipped(data: Sequence[Path]) -> None:
-    """Say, on stderr, what is in the named folders and not read."""
+    """List on stderr the files in the named folders that are not read."""
     from saeclamp_saes.lm.documents import list_skipped
 
     if names := list(map(str, list_skipped(data))):
@@ -119,7 +119,7 @@ def report_skipped(data: Sequence[Path]) -> None:
 
 
 def drop_unset(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what the user did not say."""
+    """Leave out options that the user did not give."""
     return {name: value for name, value in options.items() if value is not None}
 
 

@@ -1,4 +1,4 @@
-"""`saeclamp label SAE --model MODEL --data FILES`: what every feature of an SAE reads, and what it does."""
+"""`saeclamp label SAE --model MODEL --data FILES`: labels for every feature of an SAE."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def register(
     """
     Add the command to the command line.
 
-    resolve_model: what the user calls a model -> the folder or hub id that it stands for
+    resolve_model: maps a model's name on the command line to the folder or hub id that it stands for
     """
     parser = commands.add_parser(
         "label",
@@ -118,7 +118,7 @@ def _reader(args: argparse.Namespace, folder: str, sae: SAE) -> ActivationReader
 
 
 def _summary(labels: LabelTable) -> dict[str, Any]:
-    """Say in a few figures what the labels hold; JSON-able."""
+    """Summarise the labels in a few numbers; JSON-able."""
     columns = {name: labels.table[name].to_pylist() for name in ("kind", "density", "num_active", "output_score")}
     scores = columns["output_score"]
     best = sorted((index for index, score in enumerate(scores) if score is not None), key=lambda index: -scores[index])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LABELS = "an SAE, whose labels lie beside it; or a file that `saeclamp label` wrote"
 KEY = "OPENAI_API_KEY"
 MOST_NUMBERS = 10_000_000
-"""Features in a list; more is a slip of the finger."""
+"""Features in a range, at most; more are a slip of the finger."""
 
 IMPORT = """\
 Put labels that Neuronpedia has of this very SAE into its file of labels. Files are its exports, such as
@@ -197,7 +197,7 @@ def _print(args: argparse.Namespace, path: Path, outcome: ExplainResult) -> None
 
 
 def _key(name: str) -> str | None:
-    """Read it from the environment; it is shown nowhere."""
+    """Read the API key from the environment; it is shown nowhere. Raises LabelError."""
     key = os.environ.get(name, "").strip()
     if not (key.isascii() and key.isprintable()):
         raise LabelError(f"What the environment variable {name} holds is no key.")

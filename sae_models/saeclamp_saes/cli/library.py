@@ -1,4 +1,4 @@
-"""`saeclamp sae list | info | add | remove`."""
+"""`saeclamp sae list | info | add | remove`: the user's library and the catalogue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`saeclamp measure SAE --model MODEL`: what an SAE does, in figures and plots, on as much text as one likes."""
+"""`saeclamp measure SAE --model MODEL`: metrics and plots of SAEs, on as much text as one likes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def register(
     """
     Add the command to the command line.
 
-    resolve_model: what the user calls a model -> the folder or hub id that it stands for
+    resolve_model: maps a model's name on the command line to the folder or hub id that it stands for
     """
     parser = commands.add_parser(
         "measure",
@@ -119,7 +119,7 @@ def _source(args: argparse.Namespace) -> EvalData:
 
 
 def _state(addresses: Sequence[SAEAddress], model: str, reader: ActivationReader, source: EvalData) -> Path:
-    """Where the sums are kept while this runs, under a hash of all that they depend on."""
+    """Return the file that keeps the sums while this runs, named by a hash of all that they depend on."""
     from saeclamp_saes.library.resolve import entry_hash
     from saeclamp_saes.library.user_library import library_folder
     from saeclamp_saes.lm.provenance import data_hashes, model_hashes

@@ -1,4 +1,4 @@
-"""Tables: drawn on a terminal, tab-separated where another program reads them."""
+"""Output of commands: tables, drawn on a terminal and tab-separated where another program reads them, and JSON."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 LONG = 24
-"""Characters of a cell beyond which its column is wrapped."""
+"""Characters of a cell beyond which its column may be wrapped."""
 WIDEST = 1000
-"""Columns of a terminal in which every table fits."""
+"""Width of a terminal, in characters, in which every table fits."""
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -48,7 +48,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableT
 
 
 def _records(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
-    """A few lines for each row, where they are too wide for a table."""
+    """Lay out each row as a few lines, for rows that are too wide for a table."""
     facts = []
     for row in rows:
         facts.append((columns[0], row[0]))

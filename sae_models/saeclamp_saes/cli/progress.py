@@ -1,4 +1,4 @@
-"""What long commands have in common: the bar they show, and how they are stopped."""
+"""Helpers of long commands: the progress bar, and ending in a sentence when they are stopped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def progress_bar() -> Iterator[ProgressCallback]:
-    """Show what is being done on stderr: a bar on a terminal, else nothing."""
+    """Show the progress on stderr: a bar on a terminal, else nothing."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

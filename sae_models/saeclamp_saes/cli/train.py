@@ -36,7 +36,7 @@ def register(
     """
     Add the command to the command line.
 
-    resolve_model: what the user calls a model -> the folder or hub id that it stands for
+    resolve_model: maps a model's name on the command line to the folder or hub id that it stands for
     """
     parser = commands.add_parser(
         "train",
@@ -200,6 +200,6 @@ def _print(args: argparse.Namespace, exported: ExportedSAE) -> None:
 
 
 def _named(folder: Path) -> str:
-    """Write what `--sae` takes, named after the run: every run's SAE lies in a folder called sae."""
+    """Return the argument of `--sae`, with a name after the run: every run's SAE lies in a folder called sae."""
     name = folder.parent.name
     return shlex.quote(f"{name}={folder}" if re.fullmatch(r"[\w.-]+", name) else str(folder))

@@ -1,4 +1,4 @@
-"""`saeclamp sae verify SAE --model MODEL`: does the SAE sit where it claims to sit?"""
+"""`saeclamp sae verify SAE --model MODEL`: whether the SAE fits the model at the sites it claims."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 FITS, REFUSED, BAD_INPUT = 0, 1, 2
 """Exit codes."""
 SHOWN_READINGS = 6
+"""Interpretations in the table."""
 
 DESCRIPTION = """\
 Run MODEL over a text, reconstruct what it holds where the SAE reads, and compare with other ways to read the same weights:
@@ -35,7 +36,7 @@ def register(
     """
     Add the command.
 
-    resolve_model: what the user calls a model -> the folder or hub id that it stands for
+    resolve_model: maps a model's name on the command line to the folder or hub id that it stands for
     """
     parser = commands.add_parser(
         "verify",

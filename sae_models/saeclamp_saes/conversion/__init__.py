@@ -1,11 +1,11 @@
 """
 Converting a checkpoint, once, into our own layout: safetensors that can be served instead of a pickle.
 
-1. What is to be read is found and hashed.
-2. A process of its own (`sandbox_launcher`, `sandbox_main`) limits itself, unpickles what has to be (`pickles`), reads the
-   checkpoint as the family it is of, and writes it into a hidden folder beside the destination.
-3. Nothing that process says is believed: what it wrote is opened and checked here, its provenance is added, and the
-   folder is renamed to the destination. Whatever fails or is interrupted before that leaves nothing behind.
+1. The files to read are found and hashed.
+2. A process of its own (`sandbox_launcher`, `sandbox_main`) limits itself, unpickles (`pickles`), reads the checkpoint with
+   its family's loader, and writes it into a hidden folder beside the destination.
+3. Nothing that process says is believed: the files it wrote are opened and checked here, their provenance is added, and the
+   folder is renamed to the destination. A failure or interruption before that leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written."""
+    """A converted SAE: its files, and the layout it was read from."""
 
     path: Path
     """The destination."""
     read_as: str
-    """The family whose layout the source was in."""
+    """Name of the family whose layout the source was in."""
     summary: CheckpointSummary
-    """Of the result."""
+    """Summary of the converted SAE."""
     sha256: str
-    """Of the weights that were written."""
+    """Hex digest of the weights that were written."""
     num_bytes: int
-    """Of them."""
+    """Size of these weights."""
 
 
 def limits_for(num_bytes: int) -> Limits:
     """
-    Say what converting files of this size may take.
+    Return the limits for converting files of this size.
 
     Memory: the file's own mapping, and its tensors in fp32, twice as large if it holds half precision; torch takes some too.
     """
@@ -68,7 +68,7 @@ def limits_for(num_bytes: int) -> Limits:
 
 
 def seconds_for(num_bytes: int) -> int:
-    """How long converting files of this size may take; a gigabyte takes some ten seconds on one core."""
+    """Return the seconds that converting files of this size may take; a gigabyte takes some ten on one core."""
     return 300 + 120 * num_bytes // GIB
 
 
@@ -107,6 +107,7 @@ def convert(
             limits=limits or limits_for(num_bytes),
         )
         run_sandbox(request, Path(room), timeout_seconds or seconds_for(num_bytes))
+        # otherwise the hashes might be those of other files than the sandbox read
         if _stamps(files) != stamps:
             raise CheckpointError(f"{source} was changed while it was converted.")
         conversion = _checked(folder, destination)
@@ -120,7 +121,7 @@ def convert(
 
 @contextmanager
 def _room_beside(destination: Path) -> Iterator[str]:
-    """A hidden folder beside the destination, in folders that are made for it and are gone if nothing comes of it."""
+    """Make a hidden folder beside the destination, and the folders around it, which are removed if nothing is left in them."""
     missing = [folder for folder in destination.parents if not folder.exists()]
     try:
         try:
@@ -139,10 +140,11 @@ def _room_beside(destination: Path) -> Iterator[str]:
 
 
 def _files(source: Path, options: Options) -> Sequence[Path]:
-    """Which files are going to be read: a pickle, or all that a readable checkpoint consists of."""
+    """Find the files that are going to be read: a pickle, or all weights of a readable checkpoint."""
     if not source.exists():
         raise CheckpointError(f"{source.parent} has no {source.name}.")
     try:
+        # a copy of the options, because summarizing marks them as used
         return summarize(source, Options(options.values)).weights
     except PickledError:
         check_torch(torch.__version__)
@@ -158,7 +160,7 @@ def _stamps(files: Sequence[Path]) -> list[tuple[int, int]]:
 
 
 def _checked(folder: Path, destination: Path) -> Conversion:
-    """Believe only what is there: two regular files, in our layout, whose tensors fit the configuration."""
+    """Check the written files: two regular ones, in our layout, whose tensors fit the configuration. Raises CheckpointError."""
     expected = {native.CONFIG, native.WEIGHTS}
     if not stat.S_ISDIR(folder.lstat().st_mode) or {path.name for path in folder.iterdir()} != expected:
         raise CheckpointError(f"Converting to {destination} wrote something else than an SAE.")

@@ -1,5 +1,5 @@
 """
-What a pickled checkpoint holds: tensors by name, and plain values. Only the sandbox's process calls this.
+Loading a pickled checkpoint: tensors by name, and plain values. Only the sandbox's process calls this.
 
 `torch.load(weights_only=True)` refuses code, but passes on whatever shape a file declares: 1.6 KB can stand for a tensor of
 4 TiB, a view of one number or a sparse one. So every tensor is looked at before anything is computed with it.
@@ -25,9 +25,9 @@ from saeclamp_saes.io.tensors import FLOATS, MAY_BE_NAN, check_size, is_finite, 
 OLDEST_TORCH = (2, 10)
 MAX_DEPTH = 8
 MAX_VALUES = 1 << 20
-"""With every reference followed: a kilobyte of pickle can stand for a billion values."""
+"""Bound on values, with every reference followed: a kilobyte of pickle can stand for a billion."""
 INTEGERS = (torch.int64, torch.int32, torch.bool)
-"""Of counters beside the weights: k, the sizes of Matryoshka groups, steps since a feature was active."""
+"""Types of counters beside the weights: k, the sizes of Matryoshka groups, steps since a feature was active."""
 
 
 class Unpickled(NamedTuple):
@@ -55,7 +55,7 @@ def unpickle(path: Path) -> Unpickled:
 
 
 def _without_trainer_state(content: Any) -> Any:
-    """Take the SAE out of a run to resume, which has it in "ae", beside an optimiser as large; what else is there stays."""
+    """Drop the trainer's state from a run to resume, which has the SAE in "ae" and an optimiser as large beside it."""
     inside = content.get(BACKUP) if isinstance(content, Mapping) else None
     if not isinstance(inside, Mapping):
         return content
@@ -63,7 +63,7 @@ def _without_trainer_state(content: Any) -> Any:
 
 
 def check_torch(version: str) -> None:
-    """Raise CheckpointError for a torch whose reading of pickles is known to be unsafe."""
+    """Raise CheckpointError for a torch whose loading of pickles is known to be unsafe."""
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     if numbers < OLDEST_TORCH:
         oldest = ".".join(map(str, OLDEST_TORCH))
@@ -139,7 +139,7 @@ class _Unpickler:
 
 
 def _check(path: Path, tensors: Mapping[str, Tensor], file_size: int) -> None:
-    """Raise CheckpointError unless a file of this size can hold these tensors. Nothing is computed until the last lines."""
+    """Raise CheckpointError unless a file of this size can hold these tensors. No number is read before that is known."""
     for name, tensor in tensors.items():
         if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.layout is not torch.strided or tensor.is_nested:
             raise CheckpointError(f"{path}: {name} is not a dense tensor ({type(tensor).__name__}, {tensor.layout}).")

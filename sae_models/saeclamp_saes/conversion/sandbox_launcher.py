@@ -21,20 +21,21 @@ from saeclamp_saes.conversion.sandbox_main import main
 sys.exit(main(sys.argv[2]))
 """
 """
--I keeps the user's environment, PYTHONPATH and working folder out of the process. So it takes our own path, less what is
-relative: however this package was found (installed, editable, by PYTHONPATH), the very same one is found again.
+Program of the process. Python's -I keeps the user's environment, PYTHONPATH and working folder out of it, so it takes our own
+path without relative entries: however this package was found (installed, editable, by PYTHONPATH), the same one is found.
 """
 MAX_SENTENCE = 2000
 
 
 def run_sandbox(request: ConversionRequest, folder: Path, timeout_seconds: float) -> None:
     """
-    Run a request to its end. Whether it did what it should is for the caller to find out.
+    Run a request to its end. The caller has to check what it wrote.
 
     folder: the process's working folder, home and place for temporary files
     Raises CheckpointError with one sentence when it fails, dies or takes too long. Leaves no process behind.
     """
     path = json.dumps([entry for entry in sys.path if os.path.isabs(entry)])
+    # a file and no pipe: nobody reads while the process is waited for, and a full pipe would stop it
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             [sys.executable, "-I", "-c", BOOT, path, request.to_json()],
@@ -82,7 +83,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _sentence(request: ConversionRequest, code: int, errors: IO[bytes]) -> str:
-    """Say why: what the process said last, in one printable line, or how it ended."""
+    """Give the reason of a failure: the process's last line, made printable, or how it ended."""
     what = request.pickle or request.source
     if code == -signal.SIGXCPU:
         return f"{what} takes more than {request.limits.cpu_seconds} seconds of computing to convert; it was ended."

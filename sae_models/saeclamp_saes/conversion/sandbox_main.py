@@ -28,45 +28,45 @@ from saeclamp_saes.options import Options
 REFUSED = 3
 """Exit code when the last line of stderr is a sentence for the user."""
 OUT_OF_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "std::bad_alloc")
-"""In what torch says when an allocation fails; it has no exception of its own for that."""
+"""Parts of torch's messages when an allocation fails; it has no exception of its own for that."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the process may take."""
+    """Limits on the memory, files and CPU time of the process."""
 
     memory_bytes: int
-    """Beside what its imports take, of address space."""
+    """Address space beyond that of its imports."""
     file_bytes: int
-    """Of the largest file it writes."""
+    """Size of the largest file it may write."""
     cpu_seconds: int
 
 
 @dataclass(frozen=True)
 class ConversionRequest:
-    """What to do."""
+    """A checkpoint to convert, and where to write the result."""
 
     source: str
     pickle: str | None
     """The one file to unpickle, if the checkpoint is a pickle."""
     options: str
     folder: str
-    """Where to write; its parent exists."""
+    """Folder to write, whose parent exists."""
     limits: Limits
 
     def to_json(self) -> str:
-        """Return what `from_json` reads."""
+        """Return the text that `from_json` reads."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> ConversionRequest:
-        """Read it back."""
+        """Read the text of `to_json`."""
         values = json.loads(text)
         return cls(**{**values, "limits": Limits(**values["limits"])})
 
 
 def main(text: str) -> int:
-    """Do what a request says. Returns the exit code."""
+    """Convert as a request says. Returns the exit code."""
     request = ConversionRequest.from_json(text)
     try:
         _confine(request.limits)
@@ -77,13 +77,14 @@ def main(text: str) -> int:
         sentence = f"{request.pickle or request.source} {_reason(exc, request.limits)}."
     else:
         return 0
+    # on a line of its own, whatever a library printed before it without an end of line
     print(f"\n{' '.join(sentence.split())}", file=sys.stderr, flush=True)
     return REFUSED
 
 
 def _confine(limits: Limits) -> None:
     """
-    Give up what is not needed, for good.
+    Lower the process's limits, the hard ones too.
 
     Only our own code and torch's has run until here. Earlier the limit on memory could not be known: torch's libraries take
     half a gigabyte of address space, with CUDA ten.

@@ -1,4 +1,4 @@
-"""What is summed over tokens of an SAE's work. All sums are tensors, so that they can be kept in a file; fp64 or int64."""
+"""Sums over tokens, from which an SAE's metrics are computed. All are tensors, so that a file can keep them; fp64 or int64."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from saeclamp_saes.evaluation.interpretations import token_chunks
 from saeclamp_saes.sae import SAE
 
 WIDEST_GRAM = 8192
-"""Up to this width of what is written, principal components are found: half a gigabyte."""
+"""Widest d_out for which principal components are computed: the fp64 matrix then takes half a gigabyte."""
 
 
 @dataclass
 class MetricSums:
-    """Sums over the tokens so far."""
+    """Sums over the tokens so far, of one SAE."""
 
     num_tokens: Tensor
     """()"""
     num_sinks: Tensor
-    """(), left out"""
+    """() tokens that were left out as sinks"""
     total: Tensor
     """(d_out,) of the vectors to reconstruct"""
     square: Tensor
-    """() of their squared lengths"""
+    """() of their squared norms"""
     gram: Tensor
     """(d_out, d_out) of their outer products; (0, 0) for wide ones"""
     missing: Tensor
@@ -48,7 +48,7 @@ class MetricSums:
 
     @classmethod
     def empty(cls, sae: SAE, device: torch.device) -> MetricSums:
-        """Begin."""
+        """Return sums over no tokens."""
 
         def sums(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
@@ -77,9 +77,9 @@ class MetricSums:
         """
         Add tokens, a part of them at a time.
 
-        x:         (n, d_in) fp32, what the SAE reads
-        target:    (n, d_out) fp32, what it should write
-        num_sinks: tokens that are not among them
+        x:         (n, d_in) fp32, vectors that the SAE reads
+        target:    (n, d_out) fp32, vectors that it should write
+        num_sinks: tokens that were left out of these
         """
         self.num_tokens += len(x)
         self.num_sinks += num_sinks
@@ -100,15 +100,16 @@ class MetricSums:
             self.num_negative += (acts < 0).sum()
 
     def explained_variance(self) -> float | None:
-        """Share of the variance around the tokens' mean that is reconstructed; None where nothing varies."""
+        """Return the share of the variance around the tokens' mean that is reconstructed; None where nothing varies."""
         variance = float(self.square - self.total.square().sum() / self.num_tokens)
         explained = 1 - float(self.missing) / variance if variance > 0 else float("nan")
         return explained if math.isfinite(explained) else None
 
     def pca_explained_variance(self, k: int) -> float | None:
-        """Share that the best k directions explain on these very tokens. None for wide vectors, or where nothing varies."""
+        """Return the share that the best k directions explain on these very tokens; None for wide vectors, or without variance."""
         if not len(self.gram):
             return None
+        # the difference of two large sums, which is why they are kept in fp64
         centered = self.gram - torch.outer(self.total, self.total) / self.num_tokens
         eigenvalues = torch.linalg.eigvalsh(centered).clamp_min(0.0)  # ascending
         share = float(eigenvalues[max(0, len(eigenvalues) - k) :].sum() / eigenvalues.sum())

@@ -1,4 +1,4 @@
-"""The tokens that SAEs are measured on: which documents, in which order, and how many."""
+"""The tokens that SAEs are measured on: documents in their order, cut at a number of tokens."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from saeclamp_saes.progress import ProgressCallback, no_progress
 
 @dataclass(frozen=True)
 class EvalData:
-    """Data files, and what of them is measured on."""
+    """Data files, and the part of them that is measured on."""
 
     files: Sequence[Path]
     held_out: float | None = None
-    """Only the documents that a training run with this share holds out; None is all."""
+    """Share that a training run holds out: only those documents are used; None is all."""
     tokens: int | None = None
-    """At most so many that count, the first ones; None is all."""
+    """Use the first so many tokens that count, at most; None is all."""
 
     def documents(self, reader: ActivationReader) -> Iterator[list[TokenSequence]]:
         """Yield the sequences of each document, none without a token that counts. Raises TrainingError for bad data."""
@@ -42,21 +42,21 @@ class EvalData:
 
 @dataclass(frozen=True)
 class EvalDataSummary:
-    """What is in a source."""
+    """Size of the data, and a sample of their sequences."""
 
     num_documents: int
     num_parts: int
     num_tokens: int
-    """That count"""
+    """Tokens that count."""
     chosen: list[Tensor]
-    """(length,) int64 token ids each: sequences from all over the source"""
+    """(length,) int64 token ids each: sequences evenly from all of the data."""
 
 
 def survey_data(
     source: EvalData, reader: ActivationReader, most: int, report: ProgressCallback = no_progress
 ) -> EvalDataSummary:
     """
-    Read a source once without running the model, so that bad data are known at once, and choose sequences evenly from it.
+    Read the data once without running the model, so that bad ones are known at once, and choose sequences evenly from them.
 
     most: tokens of the chosen sequences
     Raises TrainingError or VerificationError for data that cannot be used, or hold nothing to measure on.
@@ -83,7 +83,7 @@ def survey_data(
 
 
 def _first(parts: list[TokenSequence], most: int) -> tuple[list[TokenSequence], int]:
-    """Cut after the token that is the `most`-th to count; returns also how many are then still wanted."""
+    """Cut after the `most`-th token that counts; return the parts, and how many tokens are then still wanted."""
     kept = []
     for part in parts:
         if not most:

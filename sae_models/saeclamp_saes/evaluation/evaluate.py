@@ -1,4 +1,4 @@
-"""Several SAEs of one model on the same tokens: one pass over the data, which goes on where it was stopped."""
+"""Evaluating several SAEs of one model on the same tokens: one pass over the data, which resumes where it was stopped."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ from saeclamp_saes.sae import SAE
 from saeclamp_saes.sites import Site
 
 VERIFIED_TOKENS = 8192
-"""On which the cross-entropies and the verdict are measured; they need the whole model, and vectors of many places."""
+"""Tokens for the cross-entropies and the verdict, which need the whole model, and vectors of many sites."""
 SAVE_SECONDS = 20.0
+"""Seconds between two writes of the sums."""
 
 
 class NamedSAE(NamedTuple):
-    """An SAE, and what the user calls it."""
+    """An SAE, under the name that the user gave."""
 
     name: str
     sae: SAE
@@ -42,15 +43,15 @@ class NamedSAE(NamedTuple):
 
 @dataclass(frozen=True)
 class EvaluatedSAE:
-    """What was measured, and on what."""
+    """The measurements of all SAEs, and a survey of the data."""
 
     survey: EvalDataSummary
     measurements: list[Measurement]
-    """In the order of the SAEs"""
+    """One for each SAE, in their order."""
 
 
 def sites_of(saes: Sequence[SAE]) -> tuple[Site, ...]:
-    """All places where they read or write, each once: what a Reader for them records."""
+    """List all sites that SAEs read or write, each once, for an `ActivationReader` to record."""
     return tuple(dict.fromkeys(site for sae in saes for site in (*sae.reads, *sae.writes)))
 
 
@@ -65,13 +66,14 @@ def evaluate(
     """
     Measure SAEs on the model's device.
 
-    reader: of the places of `sites_of`
-    state:  a file to keep the sums in while this runs, and to go on from; it must be of the same SAEs, model and data
+    reader: reads the sites of `sites_of`
+    state:  file to keep the sums in while this runs, and to resume from; it must be of the same SAEs, model and data
     Raises VerificationError for an SAE that cannot be measured on the model or a damaged state, TrainingError for data that
     cannot be used.
     """
     _check_widths(saes, reader)
     device = next(reader.model.parameters()).device
+    # a damaged file is refused before the data are read
     sums = RunningSums.begin([sae for _, sae in saes], device, state, save_seconds)
     # data with a mistake somewhere are refused here, before the long part
     found = survey_data(source, reader, VERIFIED_TOKENS, report)
@@ -82,6 +84,7 @@ def evaluate(
     measured = EvaluatedSAE(
         found, [Measurement.from_sums(*named, tally, verification) for named, tally, verification in results]
     )
+    # last, so that after any failure the pass need not be made again
     sums.discard()
     return measured
 
@@ -132,7 +135,7 @@ def _sum_up(
 
 
 def _groups(source: EvalData, reader: ActivationReader) -> Iterator[tuple[int, list[TokenSequence]]]:
-    """Put sequences together until the model's batches are of like length; with each, how many came before."""
+    """Yield groups of sequences, enough for batches of like length, each with the number of sequences before it."""
     first, group, num_tokens = 0, [], 0
     for parts in source.documents(reader):
         for part in parts:

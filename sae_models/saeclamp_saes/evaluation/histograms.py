@@ -10,25 +10,25 @@ import torch
 from torch import Tensor
 
 DENSITY_BINS = 10
-"""A decade."""
+"""Bins per decade."""
 ACTIVATION_BINS = 50
-"""A decade: a bin's edges are 4.7 % apart."""
+"""Bins per decade: a bin's edges are 4.7 % apart."""
 ACTIVATION_DECADES = (-6, 8)
-"""Powers of ten. What is smaller or larger is counted in the first or last bin."""
+"""Powers of ten at the ends. Smaller and larger numbers are counted in the first and last bin."""
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """How many numbers lie in each bin."""
+    """Numbers counted by bin."""
 
     edges: tuple[float, ...]
-    """num_bins + 1, ascending. A bin holds its lower edge; the last one holds both."""
+    """(num_bins + 1,), ascending. A bin includes its lower edge; the last one includes both."""
     counts: tuple[int, ...]
     """(num_bins,)"""
 
     @classmethod
     def trimmed(cls, edges: Sequence[float], counts: Sequence[int]) -> Histogram:
-        """Leave out the empty bins at both ends; no bin is left where there are no numbers."""
+        """Make a histogram without the empty bins at both ends; without any bin where there are no numbers."""
         filled = [index for index, count in enumerate(counts) if count]
         if not filled:
             return cls((), ())
@@ -37,7 +37,7 @@ class Histogram:
 
     def quantile(self, q: float) -> float | None:
         """
-        Interpolate, on the logarithmic axis, the number that a share of all lies below: right to a bin's width.
+        Return the number that a share `q` of all lies below, interpolated on the logarithmic axis: right to a bin's width.
 
         q:       0 to 1
         returns: None where there are no numbers
@@ -52,15 +52,15 @@ class Histogram:
 
 def log_edges(lowest: int, highest: int, bins: int) -> list[float]:
     """
-    Edges from 10^(lowest / bins) to 10^(highest / bins), both with.
+    Return edges from 10^(lowest / bins) to 10^(highest / bins), both included.
 
-    bins: a decade
+    bins: bins per decade
     """
     return [10.0 ** (power / bins) for power in range(lowest, highest + 1)]
 
 
 def activation_edges() -> list[float]:
-    """Edges for activations, whatever their scale."""
+    """Return the edges for activations, the same for every SAE."""
     lowest, highest = ACTIVATION_DECADES
     return log_edges(lowest * ACTIVATION_BINS, highest * ACTIVATION_BINS, ACTIVATION_BINS)
 
@@ -80,7 +80,7 @@ def count_by_bin(values: Tensor, edges: Tensor) -> Tensor:
 
 def density_histogram(num_active: Tensor, num_tokens: int) -> Histogram:
     """
-    Histogram of the shares of tokens on which features are active, from one token on; features that never are, are left out.
+    Make the histogram of features by density, the share of tokens on which one is active; never active ones are left out.
 
     num_active: (d_sae,) int64
     """
@@ -91,9 +91,9 @@ def density_histogram(num_active: Tensor, num_tokens: int) -> Histogram:
 
 def quantile_of_counts(counts: Tensor, q: float) -> float:
     """
-    Find the quantile of whole numbers of which it is known how often each occurs, as `torch.quantile` interpolates it.
+    Find the quantile of whole numbers, given how often each occurs, interpolated as `torch.quantile` does it.
 
-    counts: (n,) int64, of 0, 1, ...; not all 0
+    counts: (n,) int64, how often 0, 1, ... occur; not all 0
     """
     cumulative = counts.cumsum(dim=0)
     rank = q * (int(cumulative[-1]) - 1)

@@ -1,7 +1,7 @@
 """
-Other ways to read the same weights, for the case that the claimed one is wrong.
+Interpretations: other ways to apply the same weights, for the case that the claimed one is wrong.
 
-Each is a mistake that public checkpoints, their configurations or their readers have made, with what would put it right.
+Each is a mistake that public checkpoints, their configurations or their loaders have made, with advice that puts it right.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from saeclamp_saes.sites import POINTS, Site
 ENCODE_BYTES = 256 << 20
 """Memory for the activations of all features at once; more tokens than fit are encoded in parts."""
 COMPARED_TOKENS = 1024
-"""On which all readings are compared."""
+"""Tokens on which all interpretations are compared."""
 TRIED_K = (16, 32, 64, 128, 256, 512)
-"""How many activations published TopK SAEs keep."""
+"""Values of k of published TopK SAEs."""
 LAYER_NORM = InputNorm(center=True, scale="std", eps=1e-5)
 TO_UNIT_LENGTH = InputNorm(scale="l2")
 
 
 @dataclass(frozen=True)
 class Interpretation:
-    """One way to use an SAE's weights."""
+    """One way to apply an SAE's weights."""
 
     name: str
-    """What is different, as in `at resid_post 22`."""
+    """The difference to the claimed one, as in `at resid_post 22`."""
     hint: str
-    """What to do if this is the right one."""
+    """Advice if this is the right one."""
     sae: SAE
     reads: tuple[Site, ...]
     writes: tuple[Site, ...]
     factor_in: float = 1.0
-    """The input is multiplied by this"""
+    """Factor that multiplies the input."""
     factor_out: float = 1.0
-    """and the output divided by this."""
+    """Factor that divides the output."""
 
     changes_activation: bool = False
-    """Whether only the activation function differs, and with it how many features are active."""
+    """True if only the activation function differs, and with it the number of active features."""
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """
@@ -61,7 +61,7 @@ class Interpretation:
         Encode and decode, a part of the tokens at a time.
 
         x:       (num_tokens, d_in)
-        returns: (num_tokens, d_out), and how many features are active per token, on average
+        returns: (num_tokens, d_out), and the mean number of active features per token
         """
         activity = activity_of(self.sae, x * self.factor_in)
         return activity.reconstruction / self.factor_out, float(activity.l0.double().mean())
@@ -77,7 +77,7 @@ def token_chunks(x: Tensor, sae: SAE) -> Sequence[Tensor]:
 
 
 class Activity(NamedTuple):
-    """What the SAE did on the ordinary tokens."""
+    """Reconstructions and active features of an SAE on some tokens."""
 
     reconstruction: Tensor
     """(num_tokens, d_out)"""
@@ -106,11 +106,11 @@ def figure_of(
     reading: Interpretation, x: Tensor, target: Tensor, variances: Tensor, num_components: int
 ) -> InterpretationScore:
     """
-    Measure a reading.
+    Measure an interpretation.
 
-    x, target:      (num_tokens, d_in), (num_tokens, d_out): where it reads and writes
+    x, target:      (num_tokens, d_in), (num_tokens, d_out): vectors at the sites it reads and writes
     variances:      `metrics.principal_variances` of the target
-    num_components: that it is compared with, unless it has another number of active features of its own
+    num_components: principal components to compare with; an interpretation with another activation function has its own
     """
     reconstruction, l0 = reading.use(x)
     return InterpretationScore(
@@ -125,15 +125,15 @@ def figure_of(
 
 
 def declared(sae: SAE) -> Interpretation:
-    """Return the reading that its files and options ask for."""
+    """Return the interpretation that its files and options ask for."""
     return Interpretation("as claimed", "", sae, sae.reads, sae.writes)
 
 
 def at_other_sites(sae: SAE, has_site: Callable[[Site], bool]) -> Iterator[Interpretation]:
     """
-    Yield the same SAE at other places: one block up and down, and the other places of its own block.
+    Yield the same SAE at other sites: one block up and down, and the other sites of its own block.
 
-    Where a transcoder reads and writes is moved together to other blocks, and one at a time within its block.
+    A transcoder's two sites are moved together to other blocks, and one at a time within its block.
     """
     for step in (-1, 1):
         reads, writes = (tuple(_moved(site, step) for site in sites) for sites in (sae.reads, sae.writes))
@@ -150,7 +150,7 @@ def at_other_sites(sae: SAE, has_site: Callable[[Site], bool]) -> Iterator[Inter
 
 def with_other_preprocessing(sae: SAE, x: Tensor, target: Tensor) -> Iterator[Interpretation]:
     """
-    Yield the SAE at its own place with another input, bias or orientation.
+    Yield the SAE at its own sites with another activation function, input, scale, bias or orientation.
 
     x:      (num_tokens, d_in), to estimate scales from
     target: (num_tokens, d_out)
@@ -164,7 +164,7 @@ def with_other_preprocessing(sae: SAE, x: Tensor, target: Tensor) -> Iterator[In
 
 
 def _moved(site: Site, step: int) -> Site | None:
-    """The same place `step` blocks further; None before the first."""
+    """Return the same point `step` blocks further; None before the first."""
     if site.point in ("embed", "resid_pre"):
         return Site("resid_post", 0) if step > 0 else None
     if site.layer + step < 0:
@@ -203,7 +203,7 @@ def _option(sites: tuple[Site, ...]) -> str:
 
 def _other_activations(sae: SAE, l0: float) -> Iterator[Interpretation]:
     """
-    With a TopK that no configuration names, or without the one that is named, or without thresholds.
+    Yield it with a TopK that no configuration names, or without the one that is named, or without thresholds.
 
     l0: features that are active per token, as claimed
     """
@@ -226,7 +226,7 @@ def _other_activations(sae: SAE, l0: float) -> Iterator[Interpretation]:
 
 
 def _other_inputs(sae: SAE) -> Iterator[Interpretation]:
-    """Per token: the mean subtracted, layer norm, unit length, or none of these where the SAE has one."""
+    """Yield it with the input centred, layer-normed or of one norm, or as it is where the SAE normalises it."""
     choices = {
         "with the input centred (x - mean)": (
             InputNorm(center=True),
@@ -248,12 +248,13 @@ def _other_inputs(sae: SAE) -> Iterator[Interpretation]:
         ),
     }
     for name, (norm, hint) in choices.items():
+        # another eps alone is no other interpretation
         if norm[:2] != sae.input_norm[:2]:
             yield replace(declared(sae), name=name, hint=hint, sae=replace(sae, input_norm=norm))
 
 
 def _other_scales(sae: SAE, x: Tensor, target: Tensor) -> Iterator[Interpretation]:
-    """A constant of the training set, forgotten, or applied twice."""
+    """Yield it with a constant factor of the training set, which may have been forgotten or applied twice."""
     if not (x.any() and target.any()):
         return
     mean_in, mean_out = (vectors.shape[1] ** 0.5 / float(vectors.norm(dim=1).mean()) for vectors in (x, target))
@@ -286,7 +287,7 @@ def _other_scales(sae: SAE, x: Tensor, target: Tensor) -> Iterator[Interpretatio
 
 
 def _other_orientations(sae: SAE) -> Iterator[Interpretation]:
-    """With b_dec subtracted from the input or not, and with matrices exchanged or transposed."""
+    """Yield it with b_dec subtracted from the input or not, and with matrices exchanged or transposed."""
     wrong = "its matrices are stored in another orientation: name the right family with ?format=NAME"
     shapes = {"with encoder and decoder exchanged": replace(sae, W_enc=sae.W_dec.T, W_dec=sae.W_enc.T)}
     if sae.d_sae == sae.d_in:
@@ -297,6 +298,7 @@ def _other_orientations(sae: SAE) -> Iterator[Interpretation]:
         yield replace(declared(sae), name=name, hint=wrong, sae=turned)
     if not sae.b_dec.any():
         return
+    # a subtraction of b_dec from the input is folded into b_enc, so it is there that it is tried and undone
     folded = sae.b_dec @ sae.W_enc
     for name, turned in shapes.items():
         if turned.W_enc is not sae.W_enc:  # as if b_dec was subtracted from the input, with the wrong matrix

@@ -1,4 +1,4 @@
-"""What was measured of an SAE, JSON-able."""
+"""The metrics of an SAE, JSON-able."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ FREQUENT_SHARE = 0.01
 
 @dataclass(frozen=True)
 class DensitySummary:
-    """On which share of the tokens the features are active."""
+    """Densities of features: the shares of tokens on which they are active."""
 
     num_never: int
-    """Features that were active on no token; they are in no bin"""
+    """Features that were active on no token; they are in no bin."""
     over_1_percent_share: float
-    """Share of all features that are active on more than 1 % of the tokens"""
+    """Share of all features that are active on more than 1 % of the tokens."""
     over_10_percent_share: float
     median: float | None
-    """Of the features that were active at all"""
+    """Median density of the features that were active at all."""
     histogram: Histogram
-    """Of features, by density"""
+    """Features by density."""
 
 
 @dataclass(frozen=True)
@@ -36,46 +36,46 @@ class ActivationSummary:
     """All positive activations, of all features and tokens together."""
 
     unit: str
-    """`native`, as the SAE's encoder gives them, or `decoder_norm`"""
+    """`native`, as the SAE's encoder gives them, or `decoder_norm`."""
     num: int
     num_negative: int
-    """Left out; only an AbsTopK SAE has them"""
+    """Negative activations, which are left out; only an AbsTopK SAE has them."""
     mean: float | None
     largest: float | None
     percentiles: dict[str, float]
-    """By percentage, to the width of a bin (4.7 %)"""
+    """Percentiles by percentage, right to the width of a bin (4.7 %)."""
     histogram: Histogram
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One SAE on one set of tokens."""
+    """All metrics of one SAE on one set of tokens."""
 
     name: str
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     d_sae: int
     num_tokens: int
-    """That were measured"""
+    """Tokens that were measured."""
     num_sinks: int
-    """Tokens left out because their vector is more than 10 times as long as the median"""
+    """Tokens left out because their vector's norm is more than 10 times the median."""
     explained_variance: float | None
-    """None where nothing varies"""
+    """Share of the variance that is reconstructed; None where nothing varies."""
     pca_explained_variance: float | None
-    """By as many principal components as features are active, chosen on these tokens; None for very wide vectors"""
+    """The same by as many principal components as features are active, chosen on these tokens; None for very wide vectors."""
     l0_mean: float
     l0_p5: float
     l0_p95: float
     dead_share: float
-    """Of features that were active on none of these tokens"""
+    """Share of features that were active on none of these tokens."""
     densities: DensitySummary
     activations: ActivationSummary
     verification: Verification
-    """Verdict and cross-entropies, on fewer tokens, evenly from the same data: `verification.num_tokens`"""
+    """Verdict and cross-entropies, on `verification.num_tokens` tokens: fewer, evenly from the same data."""
 
     @classmethod
     def from_sums(cls, name: str, sae: SAE, tally: MetricSums, verification: Verification) -> Measurement:
-        """Compute the figures from what was summed; of one token or more."""
+        """Compute the metrics from sums over one token or more."""
         num_tokens = int(tally.num_tokens)
         l0 = float(tally.num_active.sum()) / num_tokens
         return cls(
@@ -97,7 +97,7 @@ class Measurement:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON-able values."""
+        """Return JSON-able values."""
         return {**asdict(self), "verification": self.verification.to_json()}
 
 
@@ -122,6 +122,7 @@ def _activations(sae: SAE, tally: MetricSums) -> ActivationSummary:
         num_negative=int(tally.num_negative),
         mean=float(tally.act_total) / num if num else None,
         largest=largest if num else None,
+        # interpolated within a bin, a percentile may lie above the largest
         percentiles={percent: min(value, largest) for percent, value in quantiles.items() if value is not None},
         histogram=histogram,
     )

@@ -1,8 +1,8 @@
 """
-What is measured of a dictionary, as tensors in and numbers out. Sums are in fp64.
+Metrics of an SAE, as tensors in and numbers out. Sums are in fp64.
 
-Every figure is over ordinary tokens. A few sinks (the first position, and tokens whose vector is a hundred times as long as
-others) hold most of the variance and are easily reconstructed, so with them in, an SAE looks far better than it is.
+Every metric is over ordinary tokens. A few sinks (the first position, and tokens whose vector's norm is a hundred times that
+of others) hold most of the variance and are easily reconstructed, so with them in, an SAE looks far better than it is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ DENSE_SHARE = 0.1
 
 def explained_variance(target: Tensor, reconstruction: Tensor) -> float:
     """
-    Share of the variance around the tokens' mean that a reconstruction explains: 1 is perfect, 0 is no better than the mean.
+    Return the share of the variance around the mean that a reconstruction explains: 1 is perfect, 0 no better than the mean.
 
     target:         (num_tokens, d)
     reconstruction: (num_tokens, d)
@@ -30,7 +30,7 @@ def explained_variance(target: Tensor, reconstruction: Tensor) -> float:
 
 def pca_explained_variance(x: Tensor, k: int) -> float:
     """
-    What the best k directions explain on the very tokens they are chosen on: what k numbers a token can do without sparsity.
+    Return the share that the best k directions explain, on the tokens they are chosen on: k numbers a token, without sparsity.
 
     x: (num_tokens, d)
     """
@@ -39,18 +39,19 @@ def pca_explained_variance(x: Tensor, k: int) -> float:
 
 def principal_variances(x: Tensor) -> Tensor:
     """
-    Variance along each principal direction, largest first, (min(num_tokens, d),) fp64.
+    Return the variance along each principal direction, largest first, (min(num_tokens, d),) fp64.
 
     x: (num_tokens, d)
     """
     centered = x.double() - x.double().mean(dim=0)
+    # the smaller one: both have the same eigenvalues, but for zeros
     gram = centered.T @ centered if x.shape[1] <= x.shape[0] else centered @ centered.T
     ascending: Tensor = torch.linalg.eigvalsh(gram)
     return ascending.clamp_min(0.0).flip(0)
 
 
 def share_of(variances: Tensor, k: int) -> float:
-    """Share of the whole that the first k of `principal_variances` are."""
+    """Return the share of the first k of `principal_variances` in their sum."""
     return float(variances[:k].sum() / variances.sum()) if k > 0 else 0.0
 
 
@@ -66,7 +67,7 @@ def l0(acts: Tensor) -> Tensor:
 
 def dead_share(num_active: Tensor) -> float:
     """
-    Share of features that no token activated.
+    Return the share of features that no token activated.
 
     num_active: (d_sae,) int64, on how many tokens each feature was active
     """
@@ -75,7 +76,7 @@ def dead_share(num_active: Tensor) -> float:
 
 def dense_share(num_active: Tensor, num_tokens: int) -> float:
     """
-    Share of features that are active on more than `DENSE_SHARE` of the tokens.
+    Return the share of features that are active on more than `DENSE_SHARE` of the tokens.
 
     num_active: (d_sae,) int64, on how many tokens each feature was active
     """
@@ -83,5 +84,5 @@ def dense_share(num_active: Tensor, num_tokens: int) -> float:
 
 
 def loss_recovered(clean: float, spliced: float, ablated: float) -> float | None:
-    """Share of the loss from ablating a site that an SAE in its place wins back. None where ablating costs nothing."""
+    """Return the share of an ablation's loss that the SAE's reconstruction wins back; None where ablating costs nothing."""
     return (ablated - spliced) / (ablated - clean) if ablated > clean else None

@@ -1,4 +1,4 @@
-"""Two figures for a paper: how dense features are, and how large activations are. No window, and no global state."""
+"""Two plots for a paper: densities of features, and sizes of activations. No window, and no global state."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from saeclamp_saes.evaluation.metrics import DENSE_SHARE
 
 DENSITY_FILE, ACTIVATIONS_FILE = "density.png", "activations.png"
 WIDTH, HEIGHT, DPI = 6.4, 3.9, 200
-"""Inches, and pixels an inch"""
+"""Size of a plot in inches, and pixels an inch."""
 LEFT, RIGHT, BOTTOM, TOP, LINE = 0.7, 0.28, 0.5, 0.64, 0.19
-"""Margins in inches, and what each further SAE adds to the one on top"""
+"""Margins in inches, and the height that each further SAE adds to the one on top."""
 NEVER, GAP = 0.42, 0.12
-"""Inches: the place of features that are never active, and what is between it and the others"""
+"""Inches: width of the bars of features that are never active, and of the gap beside them."""
 ROW = 0.07
-"""Of the height: for a name beside a line, above the highest bar"""
+"""Share of the height that is kept above the highest bar for each name beside a line."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-"""Okabe and Ito's: told apart by people who are colour-blind too, and by their dashes in print"""
+"""Okabe and Ito's colours: the colour-blind can tell them apart, and dashes do in print."""
 FILLED = 0.75
 DASHES = ("-", "--", "-.", ":")
 GREY = "#555555"
@@ -40,7 +40,7 @@ STYLE = {
 }
 
 Draw = Callable[[Sequence[Measurement]], Any]
-"""Makes a Figure of matplotlib."""
+"""Draws a Figure of matplotlib."""
 
 
 def check_matplotlib() -> None:
@@ -72,7 +72,7 @@ def write_plots(folder: Path, measurements: Sequence[Measurement]) -> list[Path]
 
 
 def density_figure(measurements: Sequence[Measurement]) -> Any:
-    """Draw how many features are active on which share of the tokens. Those that never are stand apart, on the left."""
+    """Draw the histogram of features by density. Those that are never active stand apart, on the left."""
     densities = [one.densities for one in measurements]
     figure, add_axes = _figure(len(measurements))
     never = add_axes(0.0, NEVER)
@@ -101,7 +101,7 @@ def density_figure(measurements: Sequence[Measurement]) -> Any:
 
 
 def activations_figure(measurements: Sequence[Measurement]) -> Any:
-    """Draw how large the positive activations of all features are."""
+    """Draw the histogram of the positive activations of all features."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     acts = [one.activations for one in measurements]
@@ -125,7 +125,7 @@ def activations_figure(measurements: Sequence[Measurement]) -> Any:
 
 
 def _figure(num_saes: int) -> tuple[Any, Callable[..., Any]]:
-    """Make an empty figure, and what adds axes to it: from so many inches on, and so many wide, or all that is left."""
+    """Make an empty figure, and a function that adds axes to it: at so many inches, and so many wide (None: the rest)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -145,7 +145,7 @@ def _figure(num_saes: int) -> tuple[Any, Callable[..., Any]]:
 
 
 def _draw(axes: Any, histograms: Sequence[Histogram], scales: Sequence[float]) -> list[Any]:
-    """One SAE's counts as a filled shape, several SAEs' shares as lines."""
+    """Draw one SAE's counts as a filled shape, several SAEs' shares as lines."""
     axes.set_xscale("log")
     drawn = []
     for index, (histogram, scale) in enumerate(zip(histograms, scales, strict=True)):
@@ -159,7 +159,7 @@ def _draw(axes: Any, histograms: Sequence[Histogram], scales: Sequence[float]) -
 
 
 def _scales(whole: Sequence[int]) -> list[float]:
-    """Counts of one, and shares where several are compared."""
+    """Return the factors of the counts: 1 for a single SAE, and shares where several are compared."""
     return [1.0] if len(whole) == 1 else [1 / max(1, num) for num in whole]
 
 
@@ -172,7 +172,7 @@ def _colour(index: int) -> str:
 
 
 def _mark_densities(axes: Any, densities: Sequence[DensitySummary]) -> None:
-    """The 1 % and 10 % lines; of a single SAE also how many features lie above them, and the median."""
+    """Draw the 1 % and 10 % lines; for a single SAE also the shares of features above them, and the median."""
     first, several = densities[0], len(densities) > 1
     above = {FREQUENT_SHARE: first.over_1_percent_share, DENSE_SHARE: first.over_10_percent_share}
     _make_room(axes, 1 if several else 3)
@@ -237,7 +237,7 @@ def _head(
 
 
 def _name(one: Measurement) -> str:
-    """The end of a long path tells SAEs apart."""
+    """Return its name; of a long path the end, which tells SAEs apart."""
     return one.name if len(one.name) <= LONGEST_NAME else f"…{one.name[1 - LONGEST_NAME :]}"
 
 

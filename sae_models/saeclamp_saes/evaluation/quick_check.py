@@ -1,4 +1,4 @@
-"""The quick check, for vectors that somebody else recorded: an SAE at its own place, and other ways to read its input."""
+"""The quick check, on vectors that the caller recorded: an SAE at its own sites, and other ways to read its input."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from saeclamp_saes.lm import token_mask
 from saeclamp_saes.sae import SAE
 
 FEWEST_TOKENS = 16
+"""Ordinary tokens below which nothing is measured."""
 PARTS = ("clt_layer", "crosscoder")
-"""Kinds that make only a part of what they write to."""
+"""Kinds that write only a part of the vectors at their sites, so that a reconstruction has no meaning."""
 
 
 @dataclass(frozen=True)
 class QuickCheck:
-    """What was measured; JSON-able through `vars`."""
+    """Result of the quick check; JSON-able through `vars`."""
 
     num_tokens: int
     explained_variance: float | None
@@ -34,7 +35,7 @@ class QuickCheck:
     l0: float | None
     """Active features per token, on average."""
     problem: str | None
-    """Why the SAE does not fit, or could not be measured, as a sentence. None: it fits."""
+    """Sentence that says why the SAE does not fit, or could not be measured. None: it fits."""
 
 
 @torch.no_grad()
@@ -42,9 +43,9 @@ def quick_check(sae: SAE, x: Tensor, target: Tensor, position: Tensor, is_specia
     """
     Measure an SAE on recorded vectors.
 
-    x:          (num_tokens, d_in), where it reads
-    target:     (num_tokens, d_out), where it writes, before any edit
-    position:   (num_tokens,) int64, in the token's own sequence
+    x:          (num_tokens, d_in), at the sites it reads
+    target:     (num_tokens, d_out), at the sites it writes, before any edit
+    position:   (num_tokens,) int64, place in the token's own sequence
     is_special: (num_tokens,) bool
     """
     if sae.kind in PARTS:
@@ -75,7 +76,7 @@ def quick_check(sae: SAE, x: Tensor, target: Tensor, position: Tensor, is_specia
 
 
 def _compare(sae: SAE, x: Tensor, target: Tensor, l0: float) -> list[InterpretationScore]:
-    """The claimed reading first; all on the same tokens, evenly from the text."""
+    """Measure all interpretations, the claimed one first, on the same tokens, evenly from the text."""
     step = -(-len(x) // COMPARED_TOKENS)
     x, target = x[::step], target[::step]
     variances, num_components = metrics.principal_variances(target), round(l0)

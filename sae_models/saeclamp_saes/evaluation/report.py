@@ -1,4 +1,4 @@
-"""What is found out about an SAE, and when another reading of it refutes the claimed one."""
+"""The verdict on an SAE, and the rule by which another interpretation refutes the claimed one."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 MARGIN = 0.1
-"""Another reading that explains more than this much more of the variance is taken for the right one."""
+"""Another interpretation that explains so much more of the variance is taken for the right one."""
 NEAR_MARGIN = 0.02
-"""The same for another place, where the stream is alike, if it is also this much nearer to what PCA does at that place."""
+"""The same for another site, whose vectors are alike, if it is also this much nearer to PCA's share at that site."""
 LEAST = 0.5
 """An SAE that explains less of the variance than this does not fit."""
 
@@ -18,33 +18,33 @@ ACTIVATION_MARGIN = 0.2
 """Another activation function is right if it is so much further above PCA, with a component for each active feature."""
 
 PLAUSIBLE = 0.25
-"""A reading that explains less than this is no advice, however bad the claimed one is."""
+"""An interpretation that explains less than this is no advice, however bad the claimed one is."""
 
 
 @dataclass(frozen=True)
 class InterpretationScore:
-    """How well the SAE fits when its weights are read in some way."""
+    """The fit of an SAE under one interpretation."""
 
     name: str
     explained_variance: float
     hint: str
     writes: tuple[str, ...]
     pca_explained_variance: float
-    """Of what is to be reconstructed in this reading: places differ in how easy they are."""
+    """Share that PCA explains of this interpretation's target: sites differ in how easy they are."""
     l0: float = 0.0
     """Features that are active per token, on average."""
     changes_activation: bool = False
-    """Whether only the activation function differs. PCA then has as many components as are active in this reading."""
+    """True if only the activation function differs. PCA then has as many components as features are active here."""
 
     def fits_better_than(self, own: InterpretationScore) -> bool:
         """
-        Whether the claimed reading, `own`, is refuted by this one.
+        Tell whether this interpretation refutes the claimed one, `own`.
 
-        Streams of neighbouring layers are alike, and some are easy: an SAE may explain more there than where it was
+        Residual streams of neighbouring layers are alike, and some are easy: an SAE may explain more there than where it was
         trained. More, and more over PCA there, it did nowhere: with 11 SAEs, and with PCA's own directions in each layer of
         SmolLM2, the smaller of the two gains was -0.004 at most where the claim was right. It was above the margin for 14
         of 22 claims that were one layer off; the other 8 were in the first half of the layers, which are the most alike.
-        Where the claimed reading is bad anyway, a better place is named even if it is only easier.
+        Where the claimed interpretation is bad anyway, a better site is named even if it is only easier.
 
         An activation function that lets more features through explains more, whatever was trained: two SAEs that were
         trained with k = 32 explain .82 by 223 features and .60 by 147 as plain ReLUs, more than as what they are. But 223
@@ -66,12 +66,12 @@ class InterpretationScore:
 
     @property
     def over_pca(self) -> float:
-        """How much more it explains than PCA does at its place."""
+        """Explained variance less that of PCA at the same site."""
         return self.explained_variance - self.pca_explained_variance
 
 
 def best_of(own: InterpretationScore, others: Sequence[InterpretationScore]) -> InterpretationScore | None:
-    """The reading that refutes the claimed one best; None if none does."""
+    """Return the interpretation that refutes the claimed one best; None if none does."""
     refuting = [other for other in others if other.fits_better_than(own)]
     if not all(other.changes_activation for other in refuting):
         # of like places the right one need not explain most: it is where least is missing
@@ -82,7 +82,7 @@ def best_of(own: InterpretationScore, others: Sequence[InterpretationScore]) -> 
 
 
 def too_many_active(l0: float, width: int) -> str | None:
-    """Say that no sparse code has so many active features; None for fewer."""
+    """Return a message if more features are active than a vector has numbers, as in no sparse code; else None."""
     if l0 <= width:
         return None
     return (
@@ -93,7 +93,7 @@ def too_many_active(l0: float, width: int) -> str | None:
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Of the model, in nats per token, with different vectors where the SAE writes. Sinks keep their own."""
+    """Cross-entropies of the model, in nats per token, with other vectors at the sites the SAE writes. Sinks keep theirs."""
 
     clean: float
     spliced: float
@@ -108,7 +108,7 @@ class CrossEntropy:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was measured, and the verdict."""
+    """The verdict on an SAE, with the metrics it rests on."""
 
     reads: tuple[str, ...]
     writes: tuple[str, ...]
@@ -116,12 +116,12 @@ class Verification:
     """`ok`, or a sentence that says what is wrong and what to do."""
     warnings: tuple[str, ...]
     num_tokens: int
-    """That were measured."""
+    """Tokens that were measured."""
     num_sinks: int
-    """Tokens left out because their vector is more than 10 times as long as the median."""
+    """Tokens left out because their vector's norm is more than 10 times the median."""
     explained_variance: float
     pca_explained_variance: float
-    """By as many principal components as features are active, chosen on these very tokens: a yardstick from above."""
+    """Share that as many principal components as features are active explain, chosen on these tokens: an upper yardstick."""
     l0_mean: float
     l0_p5: float
     l0_p95: float
@@ -140,7 +140,7 @@ class Verification:
         return self.verdict == "ok"
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON-able values; null for a figure that is not finite."""
+        """Return JSON-able values; null for a metric that is not finite."""
         return {"fits": self.fits, **_finite(asdict(self))}
 
 

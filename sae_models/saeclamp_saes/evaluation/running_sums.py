@@ -1,4 +1,4 @@
-"""The sums of a pass over the data, kept in a file while it runs, so that a stopped one goes on."""
+"""The sums of a pass over the data, kept in a file while it runs, so that a stopped pass can be resumed."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ NUM_DONE = "num_done"
 
 @dataclass
 class RunningSums:
-    """Over the sequences so far."""
+    """Sums over the sequences so far."""
 
     tallies: list[MetricSums]
-    """One for each SAE"""
+    """Sums for each SAE."""
     num_done: int
-    """Sequences"""
+    """Sequences that the sums cover."""
     path: Path | None
-    """The file; None keeps nothing"""
+    """The file; None keeps nothing."""
     save_seconds: float
-    """How often, at most"""
+    """Least number of seconds between two writes of the file."""
     saved: float
-    """When, on the monotonic clock"""
+    """Time of the last write, on the monotonic clock."""
 
     @classmethod
     def begin(cls, saes: Sequence[SAE], device: torch.device, path: Path | None, save_seconds: float) -> RunningSums:
-        """Begin, or go on with what the file holds. Raises VerificationError, with its name, where that is damaged."""
+        """Begin, or resume from the file. Raises VerificationError, with its name, where that is damaged."""
         tallies, num_done = [MetricSums.empty(sae, device) for sae in saes], 0
         if path and path.exists():
             kept = _read(path, _named(tallies, 0), device)
@@ -49,7 +49,7 @@ class RunningSums:
         return cls(tallies, num_done, path, save_seconds, time.monotonic())
 
     def commit(self, num_done: int) -> None:
-        """Note how many sequences the sums are of, now and then in the file. Raises VerificationError for a full disk."""
+        """Note how many sequences the sums cover, and now and then write the file. Raises VerificationError for a full disk."""
         self.num_done = num_done
         if self.path and time.monotonic() - self.saved >= self.save_seconds:
             _write(self.path, _named(self.tallies, num_done))
@@ -67,7 +67,7 @@ def _named(tallies: Sequence[MetricSums], num_done: int) -> dict[str, Tensor]:
 
 
 def _read(path: Path, like: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Read tensors of these names, shapes and types."""
+    """Read tensors of the names, shapes and types in `like`. Raises VerificationError for others."""
     try:
         kept = load_file(path, device=str(device))
     except (OSError, SafetensorError):
@@ -85,7 +85,7 @@ def _damaged(path: Path) -> VerificationError:
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Replace the file, as a whole or not at all."""
+    """Replace the file, as a whole or not at all. Raises VerificationError where it cannot be written."""
     unfinished = path.with_name(f"{path.name}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

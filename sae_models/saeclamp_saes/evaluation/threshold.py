@@ -28,4 +28,5 @@ def estimate_threshold(sae: SAE, x: Tensor) -> float | None:
         largest = values.topk(min(kept + 1, values.numel())).values
     if kept == 0 or largest.numel() <= kept:
         return None
+    # half way between, so that rounding moves neither across
     return float((largest[kept - 1].double() + largest[kept].double()) / 2)

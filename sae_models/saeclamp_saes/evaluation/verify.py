@@ -1,4 +1,4 @@
-"""The verdict on an SAE: its figures on real tokens of a model, and whether another reading of it fits better."""
+"""The verdict on an SAE: its metrics on real tokens of a model, and whether another interpretation fits better."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from saeclamp_saes.sites import Site
 
 FEW_TOKENS = 2000
 ENOUGH_FOR_PCA = 4
-"""Tokens for each dimension, from which on principal components are compared with."""
+"""Least number of tokens per dimension for a comparison with principal components."""
 FEW = "Only {0} tokens were measured; give a longer text for figures that can be relied on."
 
 DENSE = (
@@ -60,8 +60,8 @@ def verify(
     """
     Measure an SAE on a causal language model of transformers, on the model's device.
 
-    sequences:   (length,) int64 token ids each, of `text.sequences_of`
-    special_ids: tokens that are left out, as the server does
+    sequences:   (length,) int64 token ids each, of `text.tokenize_sequences`
+    special_ids: tokens that are left out, as the server leaves them out
     Raises VerificationError when it cannot be measured: another width, no such layer, an unknown architecture.
     """
     if sae.kind == "clt_layer":
@@ -116,7 +116,7 @@ def _warnings(num_tokens: int, width: int, l0: float, explained: float, by_pca: 
 def _fitting_in_width(
     sae: SAE, model: nn.Module, sequence: Tensor, others: list[Interpretation]
 ) -> list[Interpretation]:
-    """Check, on two tokens, that the claimed places exist and are as wide as the SAE, and drop others that are not."""
+    """Check, on two tokens, that the claimed sites exist and are as wide as the SAE; drop other interpretations' that are not."""
 
     def width(places: tuple[Site, ...]) -> int:
         return record(model, [sequence[:2]], places, (), _silent).at(places).shape[1]
@@ -135,7 +135,7 @@ def _may_count(recording: ActivationRecording) -> Tensor:
 
 
 def _ordinary(recording: ActivationRecording, sites: Collection[Site]) -> Tensor:
-    """Tokens that are ordinary at every one of these places: (num_tokens,) bool."""
+    """Select the tokens that are ordinary at every one of these sites: (num_tokens,) bool."""
     masks = [
         token_mask.scored_token_mask(recording.vectors[site], recording.position, recording.is_special)
         for site in sites
@@ -146,7 +146,7 @@ def _ordinary(recording: ActivationRecording, sites: Collection[Site]) -> Tensor
 def _compare(
     sae: SAE, recording: ActivationRecording, others: list[Interpretation], num_components: int
 ) -> tuple[InterpretationScore, ...]:
-    """Measure every reading on the same tokens: at most `COMPARED_TOKENS`, evenly from the text, ordinary at all places."""
+    """Measure all interpretations on the same tokens: at most `COMPARED_TOKENS`, evenly from the text, ordinary at all sites."""
     index = _ordinary(recording, recording.vectors).nonzero()[:, 0]
     index = index[:: max(1, -(-len(index) // COMPARED_TOKENS))]
     x, target = recording.at(sae.reads)[index], recording.at(sae.writes)[index]

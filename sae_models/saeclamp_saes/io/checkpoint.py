@@ -1,4 +1,4 @@
-"""An opened checkpoint: which files it has, what they say, and what the user says where they are silent."""
+"""An opened checkpoint: its weights, its configurations, and the user's options where these are silent."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from saeclamp_saes.options import Options
 from saeclamp_saes.sites import Site
 
 LABELS = "labels.parquet"
-"""What is known of its features; beside an SAE that is one file of several, `NAME.labels.parquet`."""
+"""Name of the file of labels; `NAME.labels.parquet` beside an SAE that is one file of several."""
 
 
 BACKUP = "ae"
 """Name under which dictionary_learning keeps the SAE in a run to resume."""
 TRAINER_STATE = {"step", "steps", "global_step", "epoch", "optimizer", "scheduler", "lr_scheduler"}
-"""In a pickle beside the tensors: what a trainer needs to go on, and no activation depends on."""
+"""Names, in a pickle beside the tensors, of state that a trainer resumes from and no activation depends on."""
 
 
 class CheckpointSource:
@@ -47,9 +47,9 @@ class CheckpointSource:
         """
         Open nothing yet.
 
-        unpickled: tensors that the converter's subprocess has loaded, nested names joined by dots; without it a pickle is
-                   refused
-        extras:    the numbers, texts and nested mappings of those that it found beside the tensors
+        unpickled: by file, tensors that the converter's subprocess has loaded, nested names joined by dots; without it a
+                   pickle is refused
+        extras:    by file, the numbers, texts and nested mappings that it found beside the tensors
         """
         self.path = path
         self.folder = path if path.is_dir() else path.parent
@@ -60,9 +60,9 @@ class CheckpointSource:
         self.opened: list[Path] = []
         """Weights files that were opened, in order."""
         self.approximation: str | None = None
-        """In what the SAE that is read differs from the trained one, because the user asked for it."""
+        """Difference between the SAE that is read and the trained one, where the user asked for one."""
         self.unit_note: str | None = None
-        """In which units a loader of the family gives activations, if in others than here."""
+        """Note on the units in which the family's own code gives activations, if in others than here."""
         self._unpickled = unpickled or {}
         self._extras = extras or {}
         self._used_extras: set[str] = set()
@@ -87,7 +87,7 @@ class CheckpointSource:
 
     @cached_property
     def tensors(self) -> Tensors:
-        """What `weights` holds."""
+        """The tensors in `weights`."""
         return self.open(self.weights)
 
     def open(self, path: Path) -> Tensors:
@@ -103,12 +103,12 @@ class CheckpointSource:
         return NpzFile(path, self.shapes_only) if path.suffix == ".npz" else SafetensorsFile(path, self.shapes_only)
 
     def extra(self, name: str) -> Any:
-        """Read what an unpickled primary file holds besides tensors: a number, text or mapping. None when there is none."""
+        """Read a number, text or mapping that an unpickled primary file holds beside its tensors; None if there is none."""
         self._used_extras.add(name)
         return self._extras.get(self.weights, {}).get(name)
 
     def check_extras(self) -> None:
-        """Raise CheckpointError for something beside the tensors that no reader has asked for: it may change them."""
+        """Raise CheckpointError for a value beside the tensors that no loader has asked for: it may change their meaning."""
         held = self._extras.get(self.weights, {})
         unknown = [name for name in held if held[name] not in (None, {}, []) and name not in self._used_extras]
         unknown = [name for name in unknown if name not in TRAINER_STATE]
@@ -119,7 +119,7 @@ class CheckpointSource:
             )
 
     def has(self, *names: str) -> bool:
-        """Whether the primary file holds all these tensors."""
+        """Tell whether the primary file holds all these tensors."""
         return all(name in self.tensors for name in names)
 
     def config(self, *names: str) -> dict[str, Any] | None:
@@ -134,7 +134,7 @@ class CheckpointSource:
         return None
 
     def layer(self) -> int | None:
-        """Which layer it is of: what the file's name says, else the user. Raises CheckpointError when they disagree."""
+        """Find its layer: from the file's name, else from the user. Raises CheckpointError when they disagree."""
         named, given = parse_layer(self.weights.name), self.options.integer("layer")
         if named is not None and given not in (None, named):
             raise CheckpointError(f"{self.weights} is named after layer {named}, so ?layer={given} cannot be right.")
@@ -142,21 +142,22 @@ class CheckpointSource:
 
     def site(self, known: Site | None, hook: object = None, what: str = "where it reads") -> Site:
         """
-        Where it reads: what the user says, else what the files say. Raises CheckpointError when neither does.
+        Find the site it reads: the user's, else the files'. Raises CheckpointError when neither says.
 
-        hook: what the files call it, for the error, if that is no place that is known
+        known: the site that the files say; None if they say none, or one that is not known
+        hook:  what the files call it, for the error
         """
         return self._site("site", known, hook, what)
 
     def site_out(self, known: Site | None, hook: object = None) -> Site:
-        """Where it writes: what the user says, else what the files say. Raises CheckpointError when neither does."""
+        """Find the site it writes to: the user's, else the files'. Raises CheckpointError when neither says."""
         return self._site("site_out", known, hook, "where it writes")
 
     def sites(self, option: str, hooks: Sequence[str], known: Sequence[Site | None]) -> tuple[Site, ...]:
         """
-        Several places side by side: what the user says of the first, and the others as many layers from it as their hooks.
+        Find several sites side by side: the user's for the first, the others as many layers from it as their hooks are.
 
-        Raises CheckpointError when nobody says.
+        Raises CheckpointError when neither user nor files say.
         """
         numbers = [int(match[1]) for hook in hooks if (match := re.search(r"\.(\d{1,4})\.", hook))]
         first = self.options.site(option)
@@ -176,7 +177,7 @@ class CheckpointSource:
 
 
 def folders_with_weights(path: Path) -> list[str]:
-    """Folders of a training run, one for each SAE, or one for each of its seeds, as sparsify makes them."""
+    """List the folders of a training run: one for each SAE, or one for each of its seeds, as sparsify makes them."""
     files = (file for pattern in ("*/*", "*/seed*/*") for file in path.glob(pattern) if is_weights(file.name))
     return sorted({file.parent.relative_to(path).as_posix() for file in files})
 

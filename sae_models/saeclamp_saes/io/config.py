@@ -14,12 +14,12 @@ from saeclamp_saes.io.tensors import open_regular
 
 MAX_CONFIG_BYTES = 16 << 20
 MAX_YAML_BYTES = 1 << 20
-"""PyYAML reads a megabyte in some seconds."""
+"""Bound on YAML, of which PyYAML reads a megabyte in some seconds."""
 MAX_VALUES = 1 << 21
-"""With every alias written out: nine lines of YAML can stand for a billion values."""
+"""Bound on values, with every alias written out: nine lines of YAML can stand for a billion."""
 
 YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
-"""What PyYAML raises: its own errors, and those of the conversions a tag asks for (`!!int ""` is an IndexError)."""
+"""Exceptions of PyYAML: its own, and those of the conversions a tag asks for (`!!int ""` is an IndexError)."""
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -61,13 +61,14 @@ class _PlainLoader(yaml.SafeLoader):
     """YAML without merge keys, which copy: nested ones take exponential time before anything could count the values."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Refuse what the base class would copy."""
+        """Refuse merge keys, whose mappings the base class would copy."""
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
                 raise yaml.constructor.ConstructorError(None, None, "merge keys (<<) are not read", key.start_mark)
 
 
 def _drop_impossible_numbers(path: Path, config: dict[str, Any]) -> None:
+    # a stack and no recursion: a YAML alias may lead back into its own container, which ends at MAX_VALUES
     waiting: list[Any] = [config]
     num_values = 0
     while waiting:
@@ -86,5 +87,5 @@ def _drop_impossible_numbers(path: Path, config: dict[str, Any]) -> None:
 
 
 def is_unrepresentable(value: Any) -> bool:
-    """Whether a number is NaN, infinite, or too large for 64 bits."""
+    """Tell whether a number is NaN, infinite, or too large for 64 bits."""
     return value.bit_length() > 63 if isinstance(value, int) else isinstance(value, float) and not math.isfinite(value)

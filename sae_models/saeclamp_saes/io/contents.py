@@ -1,4 +1,4 @@
-"""Which files of a folder hold an SAE, and which stand beside it and say nothing of what it computes."""
+"""An SAE's files by their names: the weights, and files beside them that no activation depends on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from saeclamp_saes.errors import CheckpointError
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
 READABLE = (".safetensors", ".npz")
 CHECKPOINTS = "checkpoints"
-"""A folder inside an SAE's: of its weights (Llama Scope), or of earlier steps of the same training."""
+"""A folder inside an SAE's, with its weights (Llama Scope) or with earlier steps of the same training."""
 WHITENING = "activation_whitening.safetensors"
 """A part of SAELens's SAEs that were trained on whitened vectors."""
 
@@ -20,12 +20,12 @@ RUN_STATE = re.compile(
     r"|(?:optimizer|lr_scheduler)_\d+\.pt|rank_\d+_state\.pt|state\.pt"  # sparsify
     r"|optimizer\.(?:pt|bin)|scheduler\.(?:pt|bin)|rng_state(?:_\d+)?\.pth|training_args\.bin"  # transformers
 )
-"""How often features fire, and what a trainer needs to go on: nothing that an activation depends on."""
+"""Names of feature densities and of a trainer's state, which no activation depends on."""
 SHARD = re.compile(r".+-\d{5}-of-\d{5}\.\w+")
 LAYER = re.compile(
     r"(?<![A-Za-z0-9])(?:[Ll]ayers?[_.-]?|blocks?[_.-]?|SAE-l|L(?!0[_.-]\d)|W_(?:enc|dec)_)(\d{1,4})(?![A-Za-z0-9])"
 )
-"""A number that is called a layer's. `L0_71` says how many features are active, not which layer it is."""
+"""The number of a layer in a name. `L0_71` says how many features are active, not which layer it is."""
 
 
 def parse_layer(name: str) -> int | None:
@@ -41,7 +41,7 @@ def parse_layer(name: str) -> int | None:
 
 
 def is_weights(name: str) -> bool:
-    """Whether a file, by its name, may hold an SAE's weights."""
+    """Tell whether a file, by its name, may hold an SAE's weights."""
     return name.endswith(READABLE + PICKLES) and name != WHITENING and RUN_STATE.fullmatch(name) is None
 
 
@@ -49,10 +49,10 @@ def choose_weights(names: Iterable[str], where: object, layer: int | None) -> Se
     """
     Choose the file with the weights among those of one folder that may hold them; an empty list if there are none.
 
-    names:   of `is_weights`
+    names:   names that pass `is_weights`
     where:   the folder, for errors
-    layer:   which to choose where there are several; None if the user does not say
-    returns: one name; of one layer of a cross-layer transcoder its encoder's
+    layer:   the layer to choose where there are several files; None if the user does not say
+    returns: one name; for one layer of a cross-layer transcoder, its encoder's
     Raises CheckpointError when there is no telling which, or when something beside it may be a part of it.
     """
     files = sorted(names)
@@ -60,6 +60,7 @@ def choose_weights(names: Iterable[str], where: object, layer: int | None) -> Se
     readable = [name for name in files if name.endswith(READABLE)]
     several = readable or files
     chosen = several if layer is None or len(several) < 2 else [name for name in several if parse_layer(name) == layer]
+    # a layer of a cross-layer transcoder has a second file, which the loader opens from the name of the first
     chosen = [name for name in chosen if not name.startswith("W_dec_")] or chosen
     if several and not chosen:
         raise CheckpointError(f"{where} has no weights file for layer {layer}.")

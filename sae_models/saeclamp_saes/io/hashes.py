@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 _HASHED_AT_ONCE = 4096
-"""Rows."""
+"""Rows that are copied to the CPU and hashed at once, so that a matrix is not in memory twice."""
 
 
 def sha256_of(path: Path) -> str:
@@ -18,7 +18,7 @@ def sha256_of(path: Path) -> str:
 
 
 def tensor_sha256(tensor: Tensor) -> str:
-    """Hash a tensor's numbers as float32, little-endian, row after row: hex digest."""
+    """Hash a tensor's numbers as float32, little-endian, row after row, and return the hex digest."""
     digest = hashlib.sha256()
     for first in range(0, len(tensor), _HASHED_AT_ONCE):
         digest.update(

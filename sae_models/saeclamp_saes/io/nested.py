@@ -1,4 +1,4 @@
-"""Part of a file that holds more than an SAE: the tensors under one name of a nested pickle."""
+"""The tensors under one name of a nested pickle, as if they were a file of their own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from saeclamp_saes.io.tensors import Tensors
 
 
 class PrefixedTensors(Tensors):
-    """Those tensors of a file whose names begin with a prefix, named without it."""
+    """The tensors of a file whose names begin with a prefix, named without it."""
 
     def __init__(self, whole: Tensors, prefix: str) -> None:
         inside = {name.removeprefix(prefix): entry for name, entry in whole.stored.items() if name.startswith(prefix)}

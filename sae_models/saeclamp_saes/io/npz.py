@@ -27,22 +27,22 @@ from saeclamp_saes.io.tensors import (
 )
 
 MAX_RATIO = 16
-"""Declared size over file size; random weights hardly compress, a bomb does by a thousand."""
+"""Bound on declared size over file size; random weights hardly compress, a bomb does by a thousand."""
 
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "int64", "int32", "bool")}
-"""By numpy's names."""
+"""torch dtypes by numpy's names."""
 
 NPZ_ERRORS = (
     zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, KeyError, EOFError, zlib.error, struct.error
 )  # fmt: skip
-"""What zipfile raises for a damaged, encrypted (RuntimeError) or unsupported archive."""
+"""Exceptions of zipfile for a damaged, encrypted (RuntimeError) or unsupported archive."""
 
 READ_HEADER: dict[tuple[int, int], Callable[[io.BytesIO], Any]] = {
     (1, 0): npy.read_array_header_1_0,
     (2, 0): npy.read_array_header_2_0,
 }
 NPY_ERRORS = (ValueError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError)
-"""What numpy raises for a header that is none."""
+"""Exceptions of numpy for bytes that are no header."""
 
 
 class NpzFile(Tensors):
@@ -70,6 +70,7 @@ class NpzFile(Tensors):
         self._members = {member.filename.removesuffix(".npy"): member for member in members}
         if len(self._members) != len(members):
             raise CheckpointError(f"{path} names a tensor twice.")
+        # the names, before one of them stands in a message
         check_size(path, dict.fromkeys(self._members, ()))
         return {name: _npy_header(path, archive, name, member) for name, member in self._members.items()}
 
@@ -92,6 +93,7 @@ class _CheckedReader(io.FileIO):
     """A file whose zip directory, which zipfile reads in one go whatever its size, must be a small one."""
 
     def __init__(self, file: io.FileIO) -> None:
+        # `open_regular` still needs the file, to see whether it was changed, and closes it
         super().__init__(file.fileno(), closefd=False)
 
     def read(self, size: int | None = -1, /) -> bytes:

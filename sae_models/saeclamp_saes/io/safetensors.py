@@ -24,11 +24,11 @@ DTYPES = {
     "I32": torch.int32,
     "BOOL": torch.bool,
 }
-"""By safetensors' names. An 8-bit float, say, is a quantised matrix without its scales."""
+"""torch dtypes by safetensors' names. Others are refused: an 8-bit float, say, is a quantised matrix without its scales."""
 
 
 def write_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write contiguous tensors, readable to whom the folder is: safetensors leaves a file readable to its owner alone."""
+    """Write contiguous tensors, with the folder's permissions: safetensors makes a file that its owner alone can read."""
     save_file(tensors, path)
     path.chmod(path.parent.stat().st_mode & 0o666)
 
@@ -55,7 +55,7 @@ class SafetensorsFile(Tensors):
 
 def read_header(file: FileIO | BytesIO, size: int) -> tuple[dict[str, TensorEntry], dict[str, Any]]:
     """
-    Read what a file of `size` bytes says of its tensors, and its metadata.
+    Read the header of a file of `size` bytes: its tensors' entries, and its metadata.
 
     Raises ValueError unless the tensors fill it exactly, without gaps or overlaps.
     """
@@ -84,6 +84,7 @@ def _safetensors_entry(name: str, value: Any, start: int) -> TensorEntry:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]}:
             if dtype not in DTYPES:
                 raise ValueError(f"{name!r} holds {dtype[:16]}, which is none of {', '.join(DTYPES)}")
+            # JSON's integers have no bound, and the sizes are multiplied before they can be compared with the file's
             if len(shape) <= 8 and all(type(size) is int and 0 <= size < 1 << 48 for size in shape):
                 entry = TensorEntry(tuple(shape), DTYPES[dtype], start + begin)
                 if begin >= 0 and end - begin == entry.nbytes:
@@ -92,6 +93,7 @@ def _safetensors_entry(name: str, value: Any, start: int) -> TensorEntry:
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # of two entries of one name json keeps the last, and another reader perhaps the first
     value = dict(pairs)
     if len(value) != len(pairs):
         raise ValueError("its header says something twice")
@@ -101,6 +103,7 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _read_exactly(path: Path, file: FileIO, count: int, dtype: torch.dtype) -> Tensor:
     data = torch.empty(count * dtype.itemsize, dtype=torch.uint8)
     left = memoryview(data.numpy().data)
+    # an unbuffered file may give less than it is asked for
     while left:
         num_bytes = file.readinto(left)
         if not num_bytes:

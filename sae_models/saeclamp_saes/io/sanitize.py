@@ -1,12 +1,12 @@
-"""Texts that somebody else wrote, made fit to be kept and shown."""
+"""Texts from files and endpoints, made safe to keep and to show."""
 
 from __future__ import annotations
 
 MAX_LABEL_CHARS = 1000
-"""Characters. What is longer is no label."""
+"""Characters of a label, at most; a longer text is cut."""
 
 
 def one_line(text: str) -> str:
-    """Make one line of it, without control characters (which a terminal would obey), and of bounded length."""
+    """Make a text one line, without control characters (which a terminal would obey), and of bounded length."""
     words = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     return words if len(words) <= MAX_LABEL_CHARS else f"{words[: MAX_LABEL_CHARS - 1]}…"

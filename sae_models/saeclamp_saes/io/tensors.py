@@ -23,16 +23,16 @@ from saeclamp_saes.errors import CheckpointError
 
 MAX_TENSORS = 1024
 MAX_DIMENSION = 1 << 22
-"""The widest published dictionaries have a quarter of this."""
+"""Bound on a tensor's sizes; the widest published SAEs have a quarter of this many features."""
 MAX_HEADER_BYTES = 1 << 20
-"""Of a safetensors header or of a zip's directory; a thousand tensors take a tenth of it."""
+"""Bound on a safetensors header or a zip's directory; a thousand tensors take a tenth of it."""
 CHUNK_BYTES = 16 << 20
-"""Of a tensor that is read at once, so that a matrix is never in memory twice."""
+"""Bytes of a tensor that are read at once, so that a matrix is never in memory twice."""
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 MAY_BE_NAN = {"activation_mean", "activation_std", "activation_global_scale"}
-"""Tensors whose family writes NaN where there is none."""
+"""Tensors in which a family writes NaN for "not set"."""
 
 Shape = tuple[int, ...]
 Stamp = tuple[int, int]
@@ -40,12 +40,12 @@ Stamp = tuple[int, int]
 
 
 class TensorEntry(NamedTuple):
-    """What a container says of one tensor."""
+    """A tensor as its container describes it."""
 
     shape: Shape
     dtype: torch.dtype
     offset: int = 0
-    """Of its first byte, in the file or in the archive's member."""
+    """Byte at which its numbers begin, in the file or in the archive's member."""
 
     @property
     def nbytes(self) -> int:
@@ -54,7 +54,7 @@ class TensorEntry(NamedTuple):
 
 class Tensors(ABC):
     """
-    A file's tensors. Reading gives finite fp32; with `shapes_only`, tensors without numbers on the meta device.
+    The tensors of a file. Reading gives finite fp32; with `shapes_only`, tensors without numbers on the meta device.
 
     Shapes are (leading, ...) as stored. Every method that takes a name raises CheckpointError when the file lacks it.
     """
@@ -68,7 +68,7 @@ class Tensors(ABC):
 
     @abstractmethod
     def _chunks(self, name: str, first: int, count: int, step: int) -> Iterator[Tensor]:
-        """Elements first .. first + count of the flattened tensor, as stored, `step` at a time: (at most step,)."""
+        """Yield elements first .. first + count of the flattened tensor, as stored, `step` at a time: (at most step,)."""
 
     def __contains__(self, name: str) -> bool:
         return name in self.shapes
@@ -134,7 +134,7 @@ class Tensors(ABC):
         return value
 
     def is_nan(self, name: str) -> bool:
-        """Whether any number of a short tensor is NaN, which some families write for none; also with `shapes_only`."""
+        """Tell whether any number of a short tensor is NaN, which some families write for "not set"; also with `shapes_only`."""
         count = math.prod(self._entry(name).shape)
         return any(bool(chunk.isnan().any()) for chunk in self._chunks(name, 0, count, CHUNK_BYTES // 4))
 
@@ -158,7 +158,7 @@ class Tensors(ABC):
                 pass
 
     def _floats(self, name: str, first: int, count: int, multiple: int = 1) -> Iterator[Tensor]:
-        """Finite fp32 elements first .. first + count, a multiple of `multiple` at a time. None with `shapes_only`."""
+        """Yield finite fp32 elements first .. first + count, a multiple of `multiple` at a time; none with `shapes_only`."""
         if self.shapes_only:
             return
         step = max(1, CHUNK_BYTES // 4 // multiple) * multiple
@@ -182,9 +182,9 @@ class Tensors(ABC):
 
 def is_finite(tensor: Tensor) -> bool:
     """
-    Whether there is no NaN or infinity among its numbers, if it has any.
+    Tell whether a tensor is free of NaN and infinity; a tensor on the meta device is.
 
-    By way of the extremes, which NaN spreads to: ten times as fast as `isfinite`, and without a tensor of its answers.
+    It looks at the extremes, which NaN spreads to: ten times as fast as `isfinite`, and without a tensor of its answers.
     """
     rows = tensor.T if tensor.dim() == 2 and tensor.stride(0) == 1 else tensor  # aminmax would copy a transposed matrix
     return tensor.is_meta or all(math.isfinite(extreme) for extreme in torch.aminmax(rows))
@@ -224,13 +224,13 @@ def open_regular(path: Path, expected: Stamp | None = None) -> Iterator[FileIO]:
 
 
 def file_stamp(file: FileIO) -> Stamp:
-    """What changes when a file does."""
+    """Return a file's size and time of change, one of which differs when it was changed."""
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns
 
 
 class LoadedTensors(Tensors):
-    """Tensors that are in memory already: what the converter has unpickled and checked."""
+    """Tensors in memory, which the converter has unpickled and checked."""
 
     def __init__(self, path: Path, tensors: Mapping[str, Tensor], shapes_only: bool = False) -> None:
         super().__init__(path, {name: TensorEntry(tuple(t.shape), t.dtype) for name, t in tensors.items()}, shapes_only)

@@ -21,22 +21,22 @@ STORE_DTYPES: tuple[StoreDtype, ...] = get_args(StoreDtype)
 ROOM_TO_LEAVE = 1 << 28
 """Bytes of a disk that are left free."""
 BYTES = 2
-"""Of a number."""
+"""Bytes of a number: both types are half precision."""
 WRITTEN_AT_ONCE = 1 << 20
-"""Bytes of zeros."""
+"""Bytes of zeros that are written at once, on systems without `posix_fallocate`."""
 CHUNK_BYTES = 1 << 26
-"""Of vectors, in fp32, that are worked on at once."""
+"""Bytes of vectors, in fp32, that are worked on at once."""
 
 
 class VectorFile:
-    """A file of `num_rows` vectors, or more; rows that were never written are zero."""
+    """A memory-mapped file of `num_rows` vectors or more; rows that were never written are zero."""
 
     def __init__(self, path: Path, num_rows: int, width: int, dtype: StoreDtype, *, begun: bool) -> None:
         """
         Open the file, or make it.
 
-        begun: whether vectors were written to it before, so that it must be there, and whole
-        Raises TrainingError when the disk has no room for it, DamagedError where vectors are missing.
+        begun: vectors were written to it before, so that it must be there, and whole
+        Raises TrainingError when the disk has no room for it, DamagedFolderError where vectors are missing.
         """
         size = num_rows * width * BYTES
         if begun:
@@ -52,11 +52,12 @@ class VectorFile:
 
     def write(self, slots: Tensor, vectors: Tensor) -> None:
         """
-        Put vectors where `slots` says, and on the disk.
+        Write vectors to the rows `slots`, and to the disk.
 
         slots:   (n,) int64
         vectors: (n, width), in the file's dtype
         """
+        # what is written must survive a crash: the caller notes next that it is there, and never harvests it again
         self.tensor[slots] = vectors
         # not the map's own flush, which looks at every page of the file
         with self._path.open("rb") as file:
@@ -91,7 +92,7 @@ def allocate(path: Path, size: int) -> None:
 
 
 def truncate(path: Path, num_rows: int, width: int) -> None:
-    """Leave the first vectors of a file, which is not to be written to any more."""
+    """Cut a file to its first vectors. It must not be written to any more."""
     os.truncate(path, num_rows * width * BYTES)
 
 
@@ -112,7 +113,7 @@ class VectorTable:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         """
-        Join.
+        Join vectors of one width.
 
         tensors: (n, width) each
         """
@@ -138,13 +139,13 @@ class VectorTable:
         return out
 
     def near(self, device: torch.device) -> VectorTable:
-        """Copy to a GPU, where that takes no more than a quarter of what is free there."""
+        """Return a copy on a GPU where that takes at most a quarter of its free memory, else the table itself."""
         if device.type != "cuda" or sum(t.nbytes for t in self._tensors) > torch.cuda.mem_get_info(device)[0] // 4:
             return self
         return VectorTable([tensor.to(device) for tensor in self._tensors])
 
     def chunks(self, num_rows: int | None = None) -> Iterator[Tensor]:
-        """Read the first rows, or all, in runs of (n, width) fp32."""
+        """Yield the first rows, or all, in runs of (n, width) fp32."""
         step = max(1, CHUNK_BYTES // (4 * self.width))
         left = len(self) if num_rows is None else num_rows
         for tensor in self._tensors:

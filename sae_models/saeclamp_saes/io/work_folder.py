@@ -1,4 +1,4 @@
-"""A folder that holds one piece of work, on which one process at a time goes on."""
+"""A folder that holds one piece of work, which one process at a time does or resumes."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from saeclamp_saes.errors import TrainingError
 from saeclamp_saes.io.locks import exclusive_lock
 
 RUN = "run.json"
-"""In the folder of a training run, beside the SAE's own folder; says with what it began."""
+"""File of a training run's identity (settings, data, model), beside the SAE's own folder."""
 SAE_FOLDER = "sae"
-"""The SAE's folder in that of its run."""
+"""Name of the SAE's folder inside its run's."""
 LONGEST_SAID = 200
 """Characters of a value in a message."""
 
 
 class DamagedFolderError(TrainingError):
-    """What an earlier start of the work left cannot be used. Nothing of it is removed."""
+    """The state that an earlier start of the work left cannot be used. Nothing of it is removed."""
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep a second process away, as long as this one lives."""
+    """Keep a second process out of the folder while the block runs. Raises TrainingError if one is in it."""
 
     def refuse() -> None:
         raise TrainingError(f"Another process is at work in {folder}.")
@@ -38,14 +38,14 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a file, as a whole or not at all."""
+    """Write a JSON file, replacing it as a whole or not at all."""
     unfinished = path.with_name(f"{path.name}.unfinished")
     unfinished.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     os.replace(unfinished, path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read what `write_json` wrote. Raises DamagedError where that is something else."""
+    """Read an object that `write_json` wrote. Raises DamagedFolderError for anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
@@ -56,7 +56,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def damaged_error(path: Path) -> DamagedFolderError:
-    """Make the error for a file of the work that does not hold what it should."""
+    """Return the error for a file of the work whose content is not as it was written."""
     return DamagedFolderError(
         f"{path} is damaged, and without it this work cannot go on: begin anew in another folder."
     )
@@ -64,7 +64,7 @@ def damaged_error(path: Path) -> DamagedFolderError:
 
 @contextmanager
 def atomic_write(folder: Path) -> Iterator[None]:
-    """Turn what the system says of a folder or disk that cannot be written into a TrainingError."""
+    """Turn errors of the system, for a folder or disk that cannot be written, into a TrainingError."""
     try:
         yield
     except (OSError, SafetensorError) as exc:  # a full disk is either
@@ -74,9 +74,9 @@ def atomic_write(folder: Path) -> Iterator[None]:
 
 def check_identity(path: Path, identity: dict[str, Any]) -> None:
     """
-    Note what the folder is for, or compare with what it is for. Raises TrainingError where that is something else.
+    Write the folder's identity, or compare with the one it has. Raises TrainingError where they differ.
 
-    identity: JSON-able; of what is called data_sha256 the order counts too, because data are read in it
+    identity: JSON-able; in an object called data_sha256 the order counts too, because data are read in it
     """
     if not path.exists():
         if any(path.parent.iterdir()):

@@ -1,5 +1,5 @@
 """
-Which features are active on which tokens: one pass over the documents, kept on disk.
+The activation index: active features of every token, from one pass over the documents, kept on disk.
 
 The pass writes one entry for each active feature of each token, in the order of the text; then the entries are sorted by
 feature. Memory holds one group of documents at a time, and the disk 20 bytes an entry.
@@ -25,9 +25,9 @@ from saeclamp_saes.progress import ProgressCallback
 from saeclamp_saes.sae import SAE
 
 ENCODED_AT_ONCE = 1 << 26
-"""Activations in memory: 256 MB."""
+"""Activations in memory at once: 256 MB."""
 SORTED_AT_ONCE = 1 << 22
-"""Entries."""
+"""Entries that are sorted at once."""
 _COLUMNS = {
     "ids": StoredColumn("<i4"),
     "counts": StoredColumn("?"),
@@ -40,7 +40,7 @@ _COLUMNS = {
 
 
 class FeatureActivations(NamedTuple):
-    """Where a feature is active."""
+    """The tokens on which a feature is active, and its activations there."""
 
     token: NDArray[Any]
     """(n,) int32, places in the stream of tokens, ascending"""
@@ -50,27 +50,27 @@ class FeatureActivations(NamedTuple):
 
 @dataclass(frozen=True)
 class ActivationIndex:
-    """A text as a stream of tokens, and where in it each feature is active."""
+    """A text as a stream of tokens, and the activations of each feature in it."""
 
     ids: NDArray[Any]
     """(num_read,) int32: token ids, sequence after sequence"""
     counts: NDArray[Any]
     """(num_read,) bool: not the first of its sequence, no special token, no sink"""
     starts: NDArray[Any]
-    """(num_sequences + 1,) int64: where sequences begin in the stream, and where the last one ends"""
+    """(num_sequences + 1,) int64: places in the stream at which sequences begin, and at which the last one ends"""
     documents: NDArray[Any]
-    """(num_sequences,) int64: the document of each"""
+    """(num_sequences,) int64: number of each sequence's document"""
     quotable: NDArray[Any]
-    """(num_sequences,) bool: which may be shown as examples"""
+    """(num_sequences,) bool: true for those that may be shown as examples"""
     offsets: NDArray[Any]
-    """(d_sae + 1,) int64: where each feature's entries begin"""
+    """(d_sae + 1,) int64: index of each feature's first entry, and the number of entries"""
     token: NDArray[Any]
-    """(num_entries,) int32"""
+    """(num_entries,) int32: place in the stream"""
     value: NDArray[Any]
-    """(num_entries,) float32"""
+    """(num_entries,) float32: activation there"""
 
     def __getitem__(self, feature: int) -> FeatureActivations:
-        """Return where a feature is active."""
+        """Return a feature's tokens and activations."""
         here = slice(self.offsets[feature], self.offsets[feature + 1])
         return FeatureActivations(np.asarray(self.token[here]), np.asarray(self.value[here]))
 
@@ -80,17 +80,17 @@ class ActivationIndex:
 
     @cached_property
     def num_tokens(self) -> int:
-        """Tokens that count."""
+        """Number of tokens that count."""
         return int(self.counts.sum())
 
     @cached_property
     def num_active(self) -> NDArray[Any]:
-        """On how many tokens each feature is active: (d_sae,) int64."""
+        """Number of tokens on which each feature is active: (d_sae,) int64."""
         return np.diff(self.offsets)
 
     @cached_property
     def quotable_places(self) -> NDArray[Any]:
-        """The places in the stream that may be shown: (n,) int64."""
+        """Places in the stream that may be shown: (n,) int64."""
         places: NDArray[Any] = np.repeat(self.quotable, np.diff(self.starts)).nonzero()[0]
         return places
 
@@ -130,13 +130,13 @@ def build_index(
     report: ProgressCallback,
 ) -> ActivationIndex:
     """
-    Read the documents, or go on with it.
+    Read the documents, or resume an interrupted pass.
 
-    folder: of this step, which is made; what is half done is found there again
+    folder: folder of this step, which is made; it keeps the state to resume from
     sae:    on the model's device
-    limits: (num_sites,), of `norm_limits`: a token whose vector is longer at any place is a sink
-    tokens: to read, at most; the last sequence is cut there
-    Raises LabelError where what was half done is damaged.
+    limits: (num_sites,), from `norm_limits`: a token whose vector's norm is larger at any site is a sink
+    tokens: tokens to read, at most; the last sequence is cut there
+    Raises LabelError where the state is damaged.
     """
     columns = ColumnStore(folder, _COLUMNS)
     at: dict[str, Any] = {"document": 0, "read": 0, "ended": False, "sorted": False}
@@ -158,13 +158,13 @@ def build_index(
 class _FeatureGroup(NamedTuple):
     parts: list[TokenSequence]
     documents: list[int]
-    """Of each part"""
+    """Number of each part's document."""
     end: int
-    """The next document"""
+    """Number of the next document."""
 
 
 def _groups(reader: ActivationReader, files: Sequence[Path], start: int, tokens: int) -> Iterator[_FeatureGroup]:
-    """Take documents together, so that sequences of like length run at once. A group depends on where it starts alone."""
+    """Yield groups of documents, so that sequences of like length run at once. A group depends on its first document alone."""
     least = max(GROUP_TOKENS, 4 * reader.batch_tokens)
     parts: list[TokenSequence] = []
     owners: list[int] = []
@@ -230,6 +230,7 @@ def _sorted(folder: Path, columns: ColumnStore, d_sae: int, report: ProgressCall
         free = offsets[:-1].copy()
         for first in firsts:
             here = slice(first, first + SORTED_AT_ONCE)
+            # stable, so that a feature's tokens stay in the order of the text
             order = np.argsort(feature[here], kind="stable")
             features = feature[here][order]
             run = np.searchsorted(features, features)  # where the run of equal ones begins

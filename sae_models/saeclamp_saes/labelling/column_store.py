@@ -1,4 +1,4 @@
-"""Arrays on disk that grow row by row, so that a long step is stopped and goes on with nothing lost and nothing twice."""
+"""Arrays on disk that grow row by row, so that a long step can be stopped and resumed with no row lost and none twice."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ STATE = "state.json"
 
 
 class StoredColumn(NamedTuple):
-    """A file of rows."""
+    """Type and width of a column, which is a file of rows."""
 
     dtype: str
-    """numpy's, with its byte order"""
+    """Name of numpy's dtype, with its byte order."""
     width: int | None = None
-    """Numbers of a row; None: rows are single numbers, and the array has one dimension"""
+    """Numbers in a row; None: rows are single numbers, and the array has one dimension."""
 
 
 class ColumnStore:
     """
-    Columns of one step, in a folder, with a state that says how far the step has come.
+    Columns of one step, in a folder, with a state that holds the step's progress.
 
-    What was appended counts once it is committed; opening a folder cuts off what was not.
+    Appended rows count once they are committed; opening a folder cuts off those that were not.
     """
 
     def __init__(self, folder: Path, columns: Mapping[str, StoredColumn]) -> None:
-        """Begin, or go on. Raises LabelError where something of what was committed is missing."""
+        """Begin, or resume. Raises LabelError where committed rows are missing."""
         folder.mkdir(exist_ok=True)
         self._folder, self._columns = folder, columns
         noted: dict[str, Any] = {"bytes": dict.fromkeys(columns, 0), "state": {}}
@@ -43,7 +43,7 @@ class ColumnStore:
             check_size(self._path(name), num_bytes)
         self._bytes: dict[str, int] = noted["bytes"]
         self.state: dict[str, Any] = noted["state"]
-        """As it was committed last; empty at first"""
+        """The state that was committed last; empty at first."""
         for name in columns:
             with self._path(name).open("ab") as file:
                 file.truncate(self._bytes[name])
@@ -57,20 +57,20 @@ class ColumnStore:
             self._bytes[name] += len(data)
 
     def commit(self, **state: Any) -> None:
-        """Note that everything so far is whole, with a JSON-able state."""
+        """Note that all rows so far count, with a JSON-able state."""
         write_json(self._noted, {"bytes": self._bytes, "state": state})
         self.state = state
 
     @property
     def num_done(self) -> int:
-        """How many rows the step came to, where its state says `done`. Raises LabelError."""
+        """Number of rows that are done, as the state's `done` says; 0 without it. Raises LabelError."""
         done = self.state.get("done", 0)
         if type(done) is not int:
             raise damaged(self._noted)
         return done
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        """Return a column's rows, read from disk as they are looked at: (num_rows,) or (num_rows, width)."""
+        """Return a column's rows, memory-mapped: (num_rows,) or (num_rows, width)."""
         dtype, width = self._columns[name]
         shape = (-1,) if width is None else (-1, width)
         if not self._bytes[name]:  # which cannot be mapped
@@ -99,7 +99,7 @@ def _read(path: Path, columns: Mapping[str, StoredColumn]) -> dict[str, Any]:
 
 
 def check_size(path: Path, num_bytes: int) -> None:
-    """Check that a file holds what was written to it. Raises LabelError."""
+    """Check that a file has at least the bytes that were written to it. Raises LabelError."""
     size = path.stat().st_size if path.is_file() else 0
     if size < num_bytes:
         raise LabelError(
@@ -109,5 +109,5 @@ def check_size(path: Path, num_bytes: int) -> None:
 
 
 def damaged(path: Path) -> LabelError:
-    """Make the error for a file of a step that does not hold what it should."""
+    """Return the error for a file of a step whose content is not as it was written."""
     return LabelError(f"{path} is damaged. To begin anew, delete the folder {path.parent.parent}.")

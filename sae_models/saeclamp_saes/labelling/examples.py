@@ -1,4 +1,4 @@
-"""Pieces of text in which a feature is active, from its strongest activations to its weakest, and in which it is not."""
+"""Examples: pieces of text with a feature, from its strongest activations to its weakest, and pieces without it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from saeclamp_saes.labelling.activation_index import ActivationIndex, FeatureAct
 from saeclamp_saes.labelling.table import Example
 
 NUM_QUANTILES = 10
+"""Quantiles of a feature's positive activations, of equal count."""
 IN_TOP, IN_EACH = 10, 2
 """Examples of the strongest quantile, and of each other one."""
 BEFORE, AFTER = 12, 6
 """Tokens shown around the peak, where its sequence has them."""
 NUM_INACTIVE = 14
-"""Pieces without the feature: as many as `labels explain` has examples to test on."""
+"""Pieces without the feature, at most: as many as `labels explain` has examples to test on."""
 INACTIVE = -1
-"""Their quantile."""
+"""Quantile of pieces without the feature."""
 TRIES = 512
-"""Places to look for them: up to a density of about 0.15, enough where the active tokens are strewn by chance."""
+"""Places that are tried for them: enough up to a density of about 0.15, if active tokens are strewn by chance."""
 
 TokenStrings = Callable[[int], str]
+"""Maps a token's id to its text."""
 
 
 def top_examples(firings: ActivationIndex, active: FeatureActivations, strings: TokenStrings) -> tuple[Example, ...]:
@@ -52,11 +54,11 @@ def inactive_examples(
     firings: ActivationIndex, active: FeatureActivations, strings: TokenStrings, index: int
 ) -> tuple[Example, ...]:
     """
-    Draw pieces of what may be quoted in which a feature is active on no token, around tokens that count. No two overlap.
+    Draw quotable pieces in which a feature is active on no token, around tokens that count. No two overlap.
 
     A feature that is active nearly everywhere has fewer, or none.
 
-    index: the feature's; the draw depends on it and on the places that may be quoted alone
+    index: index of the feature; the draw depends on it and on the quotable places alone
     """
     quotable = firings.quotable_places
     if not len(quotable):
@@ -83,7 +85,7 @@ def _pick(
     candidates: NDArray[Any], token: NDArray[Any], sequences: NDArray[Any], taken: list[int], most: int
 ) -> list[int]:
     """
-    Pick the first candidates, of sequences that gave none yet; if these are too few, others that are apart from all taken.
+    Pick the first candidates, of sequences that gave none yet; if these are too few, others that do not overlap any taken.
 
     candidates: (n,) indices into token and sequences, best first
     taken:      indices that were picked before
@@ -110,10 +112,10 @@ def _apart(candidates: NDArray[Any], index: int, token: NDArray[Any], sequences:
 
 def _extents(firings: ActivationIndex, peak: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """
-    Return where the pieces around tokens begin and end.
+    Return the beginnings and ends of the pieces around tokens.
 
     peak:    (n,) int, places in the stream
-    returns: (n,) int64; (n,) int64, the place behind the last one
+    returns: (n,) int64, the first place; (n,) int64, the place behind the last one
     """
     sequence = firings.sequence_of(peak)
     first = np.maximum(firings.starts[sequence], peak - BEFORE)

@@ -1,4 +1,4 @@
-"""A feature's row, out of what was measured."""
+"""Rows of the file of labels, made of the measurements of all features."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from saeclamp_saes.progress import ProgressCallback
 
 MAX_ACT_QUANTILE = 0.999
 ROWS_AT_ONCE = 256
-"""Features whose examples are in memory."""
+"""Features whose examples are in memory at once."""
 
 
 @dataclass(frozen=True)
 class FeatureStats:
-    """Everything about all features of an SAE."""
+    """All measurements of an SAE's features, from which rows are made."""
 
     firings: ActivationIndex
     vocabulary: int
     max_acts: NDArray[Any]
-    """(d_sae,) float64, of `max_acts_of`"""
+    """(d_sae,) float64, from the function `max_acts`"""
     outputs: PromotedTokens | None
     neighbours: NeighbourTable
     strings: TokenStrings
     explanations: Mapping[int, Explanation]
 
     def batches(self, report: ProgressCallback) -> Iterator[Any]:
-        """Make all rows, some at a time: pyarrow.RecordBatch."""
+        """Yield all rows as pyarrow.RecordBatch, `ROWS_AT_ONCE` at a time."""
         d_sae = self.firings.d_sae
         for first in range(0, d_sae, ROWS_AT_ONCE):
             end = min(first + ROWS_AT_ONCE, d_sae)

@@ -1,4 +1,4 @@
-"""A file of labels that stays on the disk: rows are read when they are asked for."""
+"""A file of labels whose rows are read from the disk when they are asked for."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from saeclamp_saes.labelling.table import Feature, LabelsInfo, check_order, read
 
 
 class LabelFile:
-    """Labels as they were when the file was opened: another that takes its place is not looked at."""
+    """An open file of labels. It stays the same if another file takes its place on the disk."""
 
     def __init__(self, path: Path) -> None:
-        """Raises LabelError where there is none, or something else than labels, one row a feature in their order."""
+        """Open a file. Raises LabelError where there is none, or something else than labels, one row a feature in their order."""
         self.path = path
         with readable(path):
             self._file = pq.ParquetFile(path)
@@ -26,7 +26,7 @@ class LabelFile:
             columns = self._file.read(["index", "max_act"])
         check_order(path, columns["index"].to_pylist())
         self.max_acts: list[float | None] = columns["max_act"].to_pylist()
-        """By index."""
+        """`max_act` of each feature, by index."""
         groups = self._file.metadata
         sizes = (groups.row_group(number).num_rows for number in range(groups.num_row_groups))
         self._firsts = [0, *accumulate(sizes)]

@@ -1,4 +1,4 @@
-"""Features whose decoder rows point the same way."""
+"""Neighbours: features whose decoder rows point the same way."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from saeclamp_saes.progress import ProgressCallback
 
 NUM_NEIGHBOURS = 5
 COSINES_AT_ONCE = 1 << 25
-"""In memory, 128 MB: a block of rows is compared with all others."""
+"""Cosines in memory at once (128 MB), of a block of rows with all rows."""
 
 
 class NeighbourTable(NamedTuple):
-    """Of every feature, largest cosine first."""
+    """Neighbours of every feature, largest cosine first."""
 
     indices: NDArray[Any]
     """(d_sae, num) int32, without the feature itself"""
@@ -28,9 +28,9 @@ class NeighbourTable(NamedTuple):
 
 def measure_neighbours(folder: Path, W_dec: Tensor, report: ProgressCallback) -> NeighbourTable:
     """
-    Find every feature's neighbours, or go on with it.
+    Find every feature's neighbours, or resume an interrupted search.
 
-    folder: of this step, which is made
+    folder: folder of this step, which is made
     W_dec:  (d_sae, d_out); a row of zeros has cosine 0 with all
     """
     num = min(NUM_NEIGHBOURS, len(W_dec) - 1)

@@ -1,10 +1,10 @@
 """
-Labels from Neuronpedia's exports: JSON lines, packed with gzip or not, one explanation each.
+Importing explanations from Neuronpedia's exports: JSON lines, packed with gzip or not, one explanation each.
 
 A line has `modelId`, `layer` (its name for the SAE), `index` (a number, or one in quotes) and `description`, and it may have
 `typeName`, `explanationModelName`, `createdAt` and `scores`, a list of `value` with `explanationScoreTypeName`. Other keys,
-such as the embedding, are not looked at. Nothing in an export says of which weights it is: that its numbers are those of
-this SAE's features is for the user to know.
+such as the embedding, are not looked at. Nothing in an export identifies the weights: the user has to know that its
+numbers are those of this SAE's features.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from saeclamp_saes.labelling.table import Explanation
 SUFFIXES = (".jsonl", ".jsonl.gz")
 GZIP = b"\x1f\x8b"
 LONGEST_LINE = 1 << 20
-"""Bytes. A line with an embedding has some thousands."""
+"""Bytes of a line, at most; one with an embedding has some thousands."""
 LARGEST_SCORE = 3.4e38
-"""That the labels can hold, as float32."""
+"""Largest score that the labels can hold, as float32."""
 
 
 class NeuronpediaSource(NamedTuple):
@@ -48,33 +48,33 @@ class ExportLine:
     """One explanation of an export."""
 
     where: str
-    """File and line"""
+    """File and line, for messages."""
     place: NeuronpediaSource
     index: int
     text: str
     made_by: str
-    """`<explanation model>/<type>`"""
+    """Maker of the explanation: `<explanation model>/<type>`."""
     scores: Mapping[str, float]
-    """By type"""
+    """Scores by type."""
     created: str
-    """ISO 8601; empty where it does not say"""
+    """Date in ISO 8601; empty where the line gives none."""
 
 
 @dataclass(frozen=True)
 class ImportedLabels:
-    """What an import found; JSON-able through `vars`, but for the explanations."""
+    """Result of an import; JSON-able through `vars`, but for the explanations."""
 
     explanations: Mapping[int, Explanation]
-    """By index, the chosen one of each feature"""
+    """The chosen explanation of each feature, by index."""
     place: str
-    """Whose labels they are: `model/source`"""
+    """Neuronpedia's name of the SAE: `model/source`."""
     num_lines: int
     num_empty: int
-    """Lines without a text, which were left out"""
+    """Lines without a text, which were left out."""
     num_choices: int
-    """Features with several explanations, of which one was chosen"""
+    """Features with several explanations, of which one was chosen."""
     chosen_by: str
-    """How, as half a sentence"""
+    """Rule of that choice, as half a sentence."""
 
 
 def read_exports(
@@ -84,8 +84,8 @@ def read_exports(
     Read exports, and choose one explanation a feature: the best by score, or the newest where there are no scores.
 
     paths:      files, or folders of them
-    place:      `model/source`: only these lines; None: all lines must be of one
-    score_type: of the scores to compare and to keep; None: there must be only one type
+    place:      `model/source`: only its lines are read; None: all lines must be of one
+    score_type: type of the scores to compare and to keep; None: there must be only one type
     Raises LabelError, with file and line, for a line that is no explanation or is of no feature; nothing is half imported.
     """
     lines, num_lines, num_empty = [], 0, 0
@@ -218,7 +218,7 @@ def _score_type(lines: Sequence[ExportLine], wanted: str | None) -> str | None:
 
 
 def _best(choices: Sequence[ExportLine], kind: str | None) -> ExportLine:
-    """Of equal ones the last."""
+    """Choose the line with the best score, then the newest, then the last."""
     scores = [line.scores.get(kind, -math.inf) if kind else -math.inf for line in choices]
     return max(enumerate(choices), key=lambda item: (scores[item[0]], item[1].created, item[0]))[1]
 

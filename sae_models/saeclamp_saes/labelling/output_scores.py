@@ -1,5 +1,5 @@
 """
-What a feature does to the next token: its logit lens, and its output score.
+A feature's effect on the next token: its logit lens, and its output score.
 
 The output score is that of Arad, Mueller and Belinkov, "SAEs Are Good for Steering - If You Select the Right Features"
 (arXiv:2505.20063): the feature is amplified at the last token of a neutral prefix, and of the 20 first tokens t of its logit
@@ -30,20 +30,20 @@ from saeclamp_saes.sae import SAE
 from saeclamp_saes.sites import Site
 
 PREFIX = "From my experience,"
-"""That of the authors' program."""
+"""Neutral prefix of the authors' program."""
 STRENGTH = 2.0
 """
-Times its own max_act is what a feature is clamped to. The authors amplify every feature to ten times the largest activation
-of any, which is far outside of what a model still writes sentences with. On a typical SAE (1,024 features at 80 % of the
-depth) twice max_act moves the stream by half its length, and as many features as the authors report, three in five, score
-below 0.01.
+Multiple of its own max_act that a feature is clamped to. The authors amplify every feature to ten times the largest activation
+of any, which is far beyond the range in which a model still writes sentences. On a typical SAE (1,024 features at 80 % of the
+depth) twice max_act moves the residual stream by half its norm, and as many
+features as the authors report, three in five, score below 0.01.
 """
 NUM_SHOWN, NUM_SCORED = 10, 20
-"""First tokens of the lens: in the labels, and that count for the score."""
+"""Numbers of the lens's first tokens: those in the labels, and those that count for the score."""
 NUM_NAMED, NAMED_SHARE = 3, 0.1
-"""The likeliest of those, that a label names, unless they are less than a tenth as likely as the first."""
+"""Likeliest of those tokens that a label names, and the share of the first one's probability that each must have."""
 LOGITS_AT_ONCE = 1 << 25
-"""128 MB."""
+"""Logits in memory at once: 128 MB."""
 _COLUMNS = {
     "top": StoredColumn("<i4", NUM_SCORED),
     "top_value": StoredColumn("<f4", NUM_SCORED),
@@ -56,7 +56,7 @@ _COLUMNS = {
 
 
 class PromotedTokens(NamedTuple):
-    """Of every feature."""
+    """Logit lens and output score of every feature."""
 
     top: NDArray[Any]
     """(d_sae, 20) int32: tokens with the largest logits, largest first"""
@@ -76,10 +76,10 @@ def measure_outputs(
     folder: Path, sae: SAE, reader: ActivationReader, max_acts: Tensor, report: ProgressCallback
 ) -> PromotedTokens:
     """
-    Measure every feature, or go on with it.
+    Measure every feature, or resume an interrupted measurement.
 
-    folder:   of this step, which is made
-    sae:      that writes to the residual stream, on the model's device
+    folder:   folder of this step, which is made
+    sae:      an SAE that writes to the residual stream, on the model's device
     max_acts: (d_sae,), NaN for features that were never active, which cannot be amplified
     Raises LabelError for a model whose final norm is not known.
     """
@@ -108,7 +108,7 @@ def measure_outputs(
 
 
 class OutputScores(NamedTuple):
-    """Of some features; the fields of `Outputs` with these names."""
+    """Scores of some features; see the fields of `PromotedTokens` with these names."""
 
     score: Tensor
     before: Tensor
@@ -116,18 +116,18 @@ class OutputScores(NamedTuple):
 
     @classmethod
     def unknown(cls, top: Tensor) -> OutputScores:
-        """Say that there are none."""
+        """Return scores that say that there are none."""
         nothing = torch.full(top.shape[:1], nan)
         return cls(nothing, nothing, torch.full((len(top), NUM_NAMED), -1))
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """The beginning of a sentence, read once, of which the last token is then read with many edits at once."""
+    """The beginning of a sentence, read once up to its last token, which is then read with many edits at once."""
 
     model: nn.Module
     before: Any
-    """transformers.Cache of all tokens but the last"""
+    """transformers.Cache of all tokens but the last."""
     last: Tensor
     """(1, 1) int64"""
 
@@ -142,9 +142,9 @@ class Prefix:
     @torch.no_grad()
     def logits(self, num: int, site: Site, edit: Edit) -> Tensor:
         """
-        Run the last token `num` times, edited at a place.
+        Run the last token `num` times, edited at a site.
 
-        edit:    gets (num, 1, width)
+        edit:    takes (num, 1, width)
         returns: (num, vocabulary) fp32, of the next token
         """
         before = copy.deepcopy(self.before)  # which the forward adds to
@@ -160,8 +160,8 @@ def output_scores(prefix: Prefix, sae: SAE, features: Tensor, targets: Tensor, t
     Measure output scores.
 
     features: (n,) int64
-    targets:  (n,), activation that each feature is clamped to at the prefix' last token; NaN gives NaN
-    top:      (n, num_scored) int64, first tokens of each one's lens
+    targets:  (n,), activation that each feature is clamped to at the prefix's last token; NaN gives NaN
+    top:      (n, num_scored) int64, first tokens of each feature's lens
     """
     num = len(features)
     rows = torch.arange(num, device=features.device)
@@ -176,6 +176,7 @@ def output_scores(prefix: Prefix, sae: SAE, features: Tensor, targets: Tensor, t
 
     logits = prefix.logits(num, sae.site, clamp)
     chosen = logits.gather(1, top)
+    # one token of the lens at a time: all at once would take num_scored times the memory of the logits
     rank = torch.stack([(logits > chosen[:, [which]]).sum(dim=1) for which in range(top.shape[1])], dim=1)
     probability = (chosen - logits.logsumexp(dim=1, keepdim=True)).exp()
     best = ((1 - rank / logits.shape[1]) * probability).max(dim=1)

@@ -1,4 +1,4 @@
-"""From an SAE, a model and documents to a file of labels; stopped, it goes on."""
+"""A labelling run, from an SAE, a model and documents to a file of labels; stopped, it can be resumed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from saeclamp_saes.sae import SAE
 
 DEFAULT_TOKENS = 1_000_000
 MOST_TOKENS = 2**31 - 1
-"""That places in the text can be counted to."""
+"""Largest number of tokens, because places in the text are int32."""
 
 SMALL_SAMPLE = (
     "The labels come from the packaged sample text, which is small: rare features have few examples or none, and max_act is "
@@ -52,31 +52,31 @@ NO_OUTPUT_SCORE = "The SAE does not edit the residual stream at the place it rea
 
 @dataclass(frozen=True)
 class LabelSettings:
-    """What is to be labelled, and on what."""
+    """Settings of a labelling run: the SAE, the model, the data and the file."""
 
     out: Path
-    """The file"""
+    """File of labels to write."""
     sae_name: str
     model_name: str
     model_sha256: Mapping[str, str]
-    """Of its weights, by file name"""
+    """Hex digests of its weights, by file name."""
     data: tuple[Path, ...] = (SAMPLE,)
-    """Files and folders"""
+    """Files and folders."""
     tokens: int = DEFAULT_TOKENS
-    """To read, at most"""
+    """Tokens to read, at most."""
     quote: tuple[Path, ...] = ()
-    """Those of the data that examples may be taken from; of none: all"""
+    """Files of the data that examples may be taken from; empty: all."""
 
 
 def run_labelling(
     settings: LabelSettings, sae: SAE, reader: ActivationReader, report: ProgressCallback = no_progress
 ) -> LabelTable:
     """
-    Label every feature, write the file, and return what it holds; or go on with it.
+    Label every feature, write the file, and return its labels; or resume a run.
 
-    The work lies in a folder beside the file until that is written. Explanations in a file of the same weights are kept.
+    The state lies in a folder beside the file until that is written. Explanations in a file of the same weights are kept.
 
-    reader: of the places that the SAE reads
+    reader: reads the sites that the SAE reads
     Raises SAEError with a sentence: labels of other weights in the way, a model or data that do not fit, a full disk.
     """
     check(settings, sae)
@@ -101,7 +101,7 @@ def run_labelling(
 
 
 def check(settings: LabelSettings, sae: SAE) -> None:
-    """Find out before the model takes its time whether the file may be written. Raises LabelError."""
+    """Check, before the model is loaded, that the file may be written. Raises LabelError."""
     if settings.tokens > MOST_TOKENS:
         raise LabelError(f"At most {MOST_TOKENS:,} tokens can be read.")
     if settings.out.is_dir():
@@ -148,7 +148,7 @@ def _check_identity(work: Path, identity: dict[str, Any]) -> None:
 
 
 def _identity(settings: LabelSettings, sae: SAE, reader: ActivationReader, files: Sequence[Path]) -> dict[str, Any]:
-    """All that the labels depend on, JSON-able."""
+    """Return all that the labels depend on, JSON-able."""
     hashes, quoted = data_hashes(files), _quoted(settings)
     return {
         "sae": {

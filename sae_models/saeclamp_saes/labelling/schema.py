@@ -1,4 +1,4 @@
-"""The columns of a file of labels, as Parquet types; `table.Feature` says what they mean."""
+"""The columns of a file of labels, as Parquet types; `table.Feature` documents them."""
 
 from __future__ import annotations
 

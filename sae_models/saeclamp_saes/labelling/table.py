@@ -1,5 +1,5 @@
 """
-Labels of an SAE's features: one Parquet file, one row a feature, whose metadata say of which weights, model and text.
+The file of labels of an SAE's features: Parquet, one row a feature, with the weights, model and text in its metadata.
 
 A feature's number means nothing by itself: labels belong to the very decoder they were measured on, so the file holds that
 decoder's hash, and is refused for any other.
@@ -33,23 +33,23 @@ _VERSION = 2
 
 @dataclass(frozen=True)
 class Example:
-    """A piece of text in which a feature is active, or in which it is not."""
+    """A piece of text with a feature, or without it."""
 
     quantile: int
-    """Of the feature's positive activations, in ten equal counts: 9 holds the strongest tenth. -1: it is not active here"""
+    """Tenth of the feature's positive activations: 9 is the strongest. -1: the feature is not active here."""
     tokens: tuple[str, ...]
     acts: tuple[float, ...]
-    """The feature's activation on each token; 0 on those that do not count (first of a sequence, special, sink)"""
+    """The feature's activation on each token; 0 on those that do not count (first of a sequence, special, sink)."""
     peak: int
-    """Index, among the tokens, of the one that the example was chosen for"""
+    """Index, among the tokens, of the one that the example was chosen for."""
     peak_act: float
     document: int
-    """Its number in the data, from 0"""
+    """Number of the document in the data, from 0."""
 
 
 @dataclass(frozen=True)
 class TokenLogit:
-    """A token, and what a feature's decoder row adds to its logit, up to the final norm's own scale."""
+    """A token, and the amount that a feature's decoder row adds to its logit, up to the final norm's own scale."""
 
     token: str
     id: int
@@ -66,52 +66,52 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A label in prose, made by something else than counting."""
+    """A label in prose, which was not made by counting."""
 
     text: str
     source: str
-    """Who said so: a model's name, or the file's that was imported"""
+    """Its author: `llm:<model>` or `neuronpedia:<model>/<type>`."""
     score: float | None = None
-    """Of what the source measures; None: not measured"""
+    """Score of the source's own kind; None: not measured."""
 
 
 @dataclass(frozen=True)
 class Feature:
-    """All that is known of a feature: a row of the file, whose columns have these names."""
+    """A feature's measurements and labels: a row of the file, whose columns have these names."""
 
     index: int
     density: float
-    """Share of the tokens that count on which it is active"""
+    """Share of the tokens that count on which it is active."""
     num_active: int
-    """On how many of them"""
+    """Number of these tokens."""
     max_act: float | None
-    """99.9th percentile of its positive activations. None: it was never active"""
+    """99.9th percentile of its positive activations. None: it was never active."""
     top_act: float | None
-    """The largest"""
+    """Its largest activation. None: it was never active."""
     kind: Kind
-    """Of the three typed labels below, the one that holds; none where no score passes its bar"""
+    """The one of the three typed labels below that holds; `none` where no score passes its bar."""
     label: str | None
     label_score: float | None
     input_label: str | None
-    """`token " bridge"`: on which tokens it is active"""
+    """Tokens on which it is active: `token " bridge"`."""
     input_score: float | None
     say_label: str | None
-    """`say " the"`: before which token it is active"""
+    """Token before which it is active: `say " the"`."""
     say_score: float | None
     output_label: str | None
-    """`promotes " bridge"`: which tokens become likelier when it is amplified. None: it makes none twice as likely"""
+    """Tokens that become likelier when it is amplified: `promotes " bridge"`. None: none becomes twice as likely."""
     output_score: float | None
-    """How well amplifying it brings out its own tokens, with or without a label"""
+    """Output score: effect of amplifying it on its own tokens, with or without a label."""
     top_logits: tuple[TokenLogit, ...] | None
-    """Largest first. None: not known for this model or SAE"""
+    """Tokens whose logits it raises most, largest first. None: not known for this model or SAE."""
     bottom_logits: tuple[TokenLogit, ...] | None
-    """Smallest first"""
+    """Tokens whose logits it lowers most, smallest first."""
     neighbours: tuple[Neighbour, ...]
-    """Largest cosine first"""
+    """Features whose decoder rows point the same way, largest cosine first."""
     examples: tuple[Example, ...]
-    """Strongest quantile first, and in it the strongest first"""
+    """Pieces with the feature: strongest quantile first, and in it the strongest first."""
     inactive: tuple[Example, ...]
-    """Pieces of text, drawn by chance, in which it is active on no token that counts"""
+    """Pieces of text, drawn by chance, in which it is active on no token that counts."""
     explanation: str | None = None
     explanation_source: str | None = None
     explanation_score: float | None = None
@@ -119,27 +119,27 @@ class Feature:
 
 @dataclass(frozen=True)
 class LabelsInfo:
-    """What labels were made of."""
+    """Metadata of labels: the weights, model, data and settings they were made with."""
 
     sae: str
-    """Its name"""
+    """Name of the SAE."""
     decoder_sha256: str
-    """Of `decoder_sha256`"""
+    """Hex digest from the function `decoder_sha256`."""
     model: str
     model_sha256: Mapping[str, str]
-    """Of its weights, by file name"""
+    """Hex digests of its weights, by file name."""
     data_sha256: Mapping[str, str]
-    """By file name"""
+    """Hex digests of the data, by file name."""
     num_tokens: int
-    """That count: not the first of a sequence, no special token, no sink"""
+    """Tokens that count: not the first of a sequence, no special token, no sink."""
     settings: Mapping[str, Any]
-    """How it was measured, JSON-able"""
+    """Settings of the measurement, JSON-able."""
     warnings: tuple[str, ...]
-    """Sentences"""
+    """Sentences for the user."""
     versions: Mapping[str, str]
-    """Of the packages that took part"""
+    """Versions of packages, by name."""
     date: str
-    """ISO 8601, UTC"""
+    """Time in ISO 8601, UTC."""
 
 
 @dataclass(frozen=True)
@@ -148,11 +148,11 @@ class LabelTable:
 
     info: LabelsInfo
     table: Any
-    """pyarrow.Table, of `SCHEMA`"""
+    """pyarrow.Table with `SCHEMA`."""
 
     @classmethod
     def of(cls, info: LabelsInfo, features: Iterable[Feature]) -> LabelTable:
-        """Make a table of features, which come by index, from 0."""
+        """Make a table of features, which come in order of index, from 0."""
         return cls(info, pa.Table.from_batches([to_batch(list(features))], SCHEMA))
 
     @classmethod
@@ -180,7 +180,7 @@ class LabelTable:
 
     def with_explanations(self, explanations: Mapping[int, Explanation | None]) -> LabelTable:
         """
-        Return a copy in which these features have these explanations (None takes one away); others keep theirs.
+        Return a copy in which these features have these explanations (None removes one); others keep theirs.
 
         explanations: by index
         Raises LabelError for an index that is no feature's.
@@ -201,7 +201,7 @@ class LabelTable:
         return replace(self, table=table)
 
     def explanations(self) -> dict[int, Explanation]:
-        """Return the explanations that there are, by index."""
+        """Return all explanations, by index."""
         columns = ("explanation", "explanation_source", "explanation_score")
         rows = zip(*(self.table[name].to_pylist() for name in columns), strict=True)
         return {
@@ -249,6 +249,7 @@ def write_labels(path: Path, info: LabelsInfo, batches: Iterable[Any]) -> None:
     unfinished = path.with_name(f"{path.name}.unfinished")
     try:
         with pq.ParquetWriter(unfinished, SCHEMA.with_metadata({_METADATA: noted}), compression="zstd") as writer:
+            # each batch becomes a row group, and `LabelFile` reads a whole one to show a feature: so batches are small
             for batch in batches:
                 writer.write_batch(batch)
         os.replace(unfinished, path)
@@ -265,9 +266,9 @@ def to_batch(features: Sequence[Feature]) -> Any:
 
 def labels_path(sae: Path) -> Path:
     """
-    Return where an SAE's labels lie unless told otherwise.
+    Return the default path of an SAE's labels.
 
-    sae: its folder; or its file, beside which others may lie, so its name is part of theirs
+    sae: its folder; or its file, beside which others may lie, so that the labels are named after it
     """
     return sae / LABELS if sae.is_dir() else sae.with_name(f"{sae.stem}.{LABELS}")
 
@@ -287,7 +288,7 @@ def _read(path: Path) -> tuple[LabelsInfo, Any]:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Raise LabelError for what goes wrong when a file of labels is read."""
+    """Turn errors of reading a file of labels into LabelError."""
     try:
         yield
     except FileNotFoundError:
@@ -303,7 +304,7 @@ def check_order(path: Path, indices: Sequence[int]) -> None:
 
 
 def read_info(path: Path, schema: Any) -> LabelsInfo:
-    """Read what a file's metadata say of its labels. Raises LabelError where that is not all that it should be."""
+    """Read a file's metadata. Raises LabelError where they are not those of labels of this version."""
     try:
         noted = json.loads((schema.metadata or {}).get(_METADATA, b"{}"))
     except (ValueError, RecursionError):

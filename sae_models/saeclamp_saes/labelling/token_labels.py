@@ -32,17 +32,17 @@ from saeclamp_saes.labelling.examples import TokenStrings
 from saeclamp_saes.labelling.table import Kind
 
 BARS: dict[Kind, float] = {"input": 0.5, "say": 0.5, "output": 0.1}
-"""Score from which a label holds."""
+"""Least scores with which labels hold."""
 MOST_TOKENS = 5
-"""Of an input label."""
+"""Most tokens of an input label."""
 PROMOTED = 2.0
-"""Times as likely, at least, does a feature make a token that it is said to promote."""
+"""Least factor by which a feature makes a token likelier that it is said to promote."""
 LEAST_ACTIVE = 5
 """Tokens on which a feature must be active in each half, to be labelled by what it reads."""
 
 
 class Candidate(NamedTuple):
-    """A label, whether it holds or not."""
+    """A label with its score, whether it holds or not."""
 
     text: str
     score: float
@@ -57,14 +57,14 @@ class SplitHalves:
 
     @cached_property
     def occurrences(self) -> NDArray[Any]:
-        """How often each token occurs where it counts: (2, vocabulary) int64."""
+        """Number of times that each token occurs where it counts: (2, vocabulary) int64."""
         counted = self.firings.counts.nonzero()[0]
         half = self.firings.sequence_of(counted) % 2
         ids = self.firings.ids[counted]
         return np.stack([np.bincount(ids[half == side], minlength=self.vocabulary) for side in (0, 1)])
 
     def split(self, active: FeatureActivations) -> tuple[FeatureActivations, FeatureActivations]:
-        """Divide a feature's entries."""
+        """Divide a feature's entries between the halves."""
         half = self.firings.sequence_of(active.token) % 2
         even, odd = (FeatureActivations(active.token[half == side], active.value[half == side]) for side in (0, 1))
         return even, odd
@@ -131,12 +131,13 @@ def _input_score(halves: SplitHalves, scoring: FeatureActivations, chosen: NDArr
 
 
 def _by_token(ids: NDArray[Any], values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Sum by token: the tokens, ascending; their mass, in float64; how many entries they have. (n,) each."""
+    """Sum by token. Returns the tokens, ascending; their mass, in float64; their numbers of entries. (n,) each."""
     unique, inverse = np.unique(ids, return_inverse=True)
     return unique, np.bincount(inverse, weights=values), np.bincount(inverse)
 
 
 def _harmonic(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    # tiny, because 0 / 0 should be 0 where both are
     result: NDArray[Any] = 2 * a * b / np.maximum(a + b, np.finfo(np.float64).tiny)
     return result
 

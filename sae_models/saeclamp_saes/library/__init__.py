@@ -1,13 +1,13 @@
 """
-Where SAEs come from: what a user writes becomes files on this machine.
+Finding SAEs: a name or address that a user writes is resolved to files on this machine.
 
-    resolve           an SAE that is served: its address, its summary, its hash, what is known of its features
+    resolve           an SAE that is served: its address, summary, hash and feature book
     reference         how a name is resolved: bundled, library, path, catalogue, hub
     catalogue         public releases, as literal data under releases/
     hub, hub_places   one SAE's files of a hub repository, at a commit
-    listings          what was found on the hub, kept
-    checkpoint_files  which files make up one SAE
-    add               what `saeclamp sae add` does
+    listings          listings of the hub's repositories, kept on disk
+    checkpoint_files  the files that make up one SAE
+    add               adding to the library, for `saeclamp sae add`
     user_library      SAEs that the user has added
     feature_book      names and statistics of features, beside the weights
 

@@ -28,34 +28,33 @@ CONVERTED = "converted"
 """Name of the folder in which a converted SAE is kept."""
 
 NAMES_KEPT = 4
-"""Of the folders around one that is copied: as in `gemma-scope-2b-pt-res/layer_20/width_16k`."""
+"""Most names of folders around a copied SAE that are tried, as in `gemma-scope-2b-pt-res/layer_20/width_16k`."""
 
 
 @dataclass(frozen=True)
 class CheckpointChoice:
-    """Where an SAE's files are on this machine, before they are in the library."""
+    """An SAE's files on this machine, before they are in the library."""
 
     source: str
-    """As the record will say it."""
+    """Address for the record: on the hub, or an absolute path."""
     folder: Path
-    """What `files` are relative to."""
+    """Folder that `files` are relative to."""
     names: tuple[str, ...]
-    """That folder's name, or the names of several around it; the library keeps the first that it is read alike by."""
+    """That folder's name alone, then with folders around it; the library keeps the first under which it is read the same."""
     files: CheckpointFiles
     options: Options
     never_changes: bool
-    """Whether it is the hub client's cache, with which the library can share its files."""
+    """True for the hub client's cache, with which the library can share its files."""
 
     @property
     def path(self) -> Path:
-        """What to read."""
+        """File or folder to read."""
         return self.folder / self.files.path
 
 
 def add(text: str, name: str | None, model: str | None, report: Report) -> LibraryRecord:
     """
-    Add what a text leads to (see `reference`) to the user's library. A pickle is converted, in a process that can do
-    no harm.
+    Add the SAE that a text names (see `reference`) to the user's library. A pickle is converted in a sandbox.
 
     name:  in the library; None for the one that it would be served under
     model: the model it is for; None for what the catalogue or the checkpoint says
@@ -70,6 +69,7 @@ def add(text: str, name: str | None, model: str | None, report: Report) -> Libra
         try:
             path, summary = (_convert if checkpoint.files.is_pickled else _copy)(checkpoint, folder, report)
             beside = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+            # a book that cannot be read is refused now, not when the SAE is served
             read_feature_book(beside, summary.d_sae)
         except CheckpointError as exc:
             raise SAELibraryError(str(exc)) from exc
@@ -82,7 +82,7 @@ def add(text: str, name: str | None, model: str | None, report: Report) -> Libra
 
 
 def listed_summary(summary: CheckpointSummary) -> dict[str, Any]:
-    """What listings show of a summary, as JSON."""
+    """Return the part of a summary that listings show, JSON-able."""
     return {
         "format": summary.format,
         "kind": summary.kind,
@@ -121,7 +121,7 @@ def _from_here(found: SAEReference) -> CheckpointChoice:
 
 
 def _inside_a_run(path: Path, options: Options) -> tuple[Path, Options]:
-    """Find the folder that `?layer=N` chooses in a training run's, and what is left to say of it."""
+    """Find the folder of a training run that `?layer=N` chooses, and return it with the remaining options."""
     if not path.is_dir():
         return path, options
     try:
@@ -134,12 +134,13 @@ def _inside_a_run(path: Path, options: Options) -> tuple[Path, Options]:
 
 
 def _copy(checkpoint: CheckpointChoice, folder: Path, report: Report) -> tuple[str, CheckpointSummary]:
-    """Copy the files, with as many names of the folders they are in as they are read by."""
+    """Copy the files, with as many names of the folders around them as their loader needs."""
     original = summarize(checkpoint.path, checkpoint.options)
     copies = folder / ".copies"
     for file in checkpoint.files.all:
         target = copies / file
         target.parent.mkdir(parents=True, exist_ok=True)
+        # the hub client's snapshots are links to nameless files
         _place((checkpoint.folder / file).resolve(), target, link=checkpoint.never_changes)
     for name in checkpoint.names:
         named = folder / name
@@ -171,7 +172,7 @@ def _place(source: Path, target: Path, link: bool) -> None:
 
 
 def _convert(checkpoint: CheckpointChoice, folder: Path, report: Report) -> tuple[str, CheckpointSummary]:
-    """Convert the pickle in a sandbox. What the options say is then in the files."""
+    """Convert the pickle in a sandbox. The result needs no options: they are in its files."""
     from saeclamp_saes.conversion import convert
 
     report(f"converting {checkpoint.files.weights[-1]} in a sandbox")

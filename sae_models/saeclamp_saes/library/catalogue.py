@@ -1,8 +1,8 @@
 """
-The main public releases: which repositories hold SAEs of which model, where in it they read, and how their files are called.
+The main public releases: repositories with SAEs, the model of each, the sites they read, and their files' names.
 
 The facts are in `releases/*.json`; a release's sets are templates over its layers and a choice (an L0, a trainer's number).
-Nothing there is a promise of what a file holds: that is read from the file.
+It promises nothing of a file's content, which is read from the file.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class CatalogueModel(NamedTuple):
     """A model that releases are for."""
 
     id: str
-    """On the hub."""
+    """Name on the hub."""
     d_model: int
     num_layers: int
     gated: bool
-    """Whether the hub asks for a login and an accepted licence."""
+    """True if the hub asks for a login and an accepted licence."""
 
 
 class CatalogueSAE(NamedTuple):
@@ -41,16 +41,16 @@ class CatalogueSAE(NamedTuple):
     path: str
     """Folder or file in the repository."""
     options: Mapping[str, str]
-    """What its reader has to be told."""
+    """Options that its loader needs."""
 
     @property
     def reads(self) -> Site:
-        """Where it reads."""
+        """Site that it reads."""
         return Site.canonical(self.entry.reads, self.layer)
 
     @property
     def writes(self) -> Site:
-        """Where it writes (a cross-layer transcoder: first)."""
+        """Site that it writes to (the first one of a cross-layer transcoder)."""
         return Site.canonical(self.entry.writes, self.layer)
 
 
@@ -61,30 +61,30 @@ class CatalogueEntry:
     release: str
     model: CatalogueModel
     repository: str
-    """On the hub, `ORG/NAME`."""
+    """Name on the hub, `ORG/NAME`."""
     format: str
-    """Of `loaders.FORMATS`."""
+    """Name of one of `loaders.FORMATS`."""
     reads: Point
     writes: Point
     d_in: int
-    """Width of what it reads."""
+    """Width of the vectors it reads."""
     width: str
-    """As the release writes it, for example 16k; empty where it differs between the choices."""
+    """Number of features as the release writes it, for example 16k; empty where it differs between the choices."""
     d_sae: int | None
     name: str
     """Template of the names, in {layer} and {choice}."""
     path: str
     """Template of the paths in the repository."""
     choices: Mapping[int, tuple[str, ...]]
-    """For each layer; ("",) where there is nothing to choose."""
+    """Choices by layer; ("",) where there is nothing to choose."""
     options: Mapping[str, str | Mapping[int, str]]
-    """What the reader has to be told, for each layer or for all; {site} and {site_out} are where it reads and writes."""
+    """Options that the loader needs, for each layer or for all; {site} and {site_out} stand for its sites."""
     unit: str = "native"
-    """Of its activations: see `sae.Unit`."""
+    """Unit of its activations, see `sae.Unit`."""
     pickled: bool = False
     notes: str = ""
     source: str = field(default="", repr=False)
-    """Where the facts are from."""
+    """Source of the facts."""
 
     def saes(self) -> Iterator[CatalogueSAE]:
         """Expand the templates, layer by layer."""
@@ -98,7 +98,7 @@ class CatalogueEntry:
 
     @property
     def num_saes(self) -> int:
-        """How many SAEs it stands for."""
+        """Number of SAEs it stands for."""
         return sum(len(choices) for choices in self.choices.values())
 
 
@@ -121,7 +121,7 @@ def list_entries() -> tuple[CatalogueEntry, ...]:
 
 @cache
 def list_saes() -> Mapping[str, CatalogueSAE]:
-    """Every SAE of the catalogue, by its id."""
+    """Return every SAE of the catalogue, by its id."""
     return {sae.id: sae for entry in list_entries() for sae in entry.saes()}
 
 

@@ -1,6 +1,6 @@
 """
-Which files of a repository or a folder make up one SAE: its weights, the configurations that say what they are, and what is
-known of its features.
+The files of a repository or a folder that make up one SAE: its weights, the configurations that say how they are read, and
+its labels, calibration and feature book.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from saeclamp_saes.options import Options
 
 CONFIGS = (".json", ".yaml", ".yml")
 SEED = re.compile(r"seed\d+")
-"""A folder of one of several seeds, which sparsify makes inside the module's; the run's configuration is above that."""
+"""Folder of one of several seeds, which sparsify makes inside the module's; the run's configuration is above that."""
 RUN_CONFIGS = ("config.json", "config.yaml", "hyperparams.json")
-"""Those that some families keep in the folder above an SAE's."""
+"""Configurations that some families keep in the folder above an SAE's."""
 
 
 class CheckpointFiles(NamedTuple):
-    """Paths are relative, with '/'."""
+    """The files of one SAE, as relative paths with '/'."""
 
     path: str
-    """What is to be read: a folder or a file."""
+    """Folder or file to read."""
     weights: tuple[str, ...]
     configs: tuple[str, ...]
     notes: tuple[str, ...] = ()
-    """What labelling and calibrating left beside it."""
+    """Labels, calibration and feature book beside it."""
     chosen_by_layer: bool = False
-    """Whether the option `layer` chose the file, and so has done its work."""
+    """True if the option `layer` chose the file, so that the loader must not get it."""
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -49,7 +49,7 @@ class CheckpointFiles(NamedTuple):
 
     @property
     def is_pickled(self) -> bool:
-        """Whether the weights have to be converted first."""
+        """True if the weights have to be converted first."""
         return self.weights[-1].endswith(PICKLES)
 
 
@@ -57,7 +57,7 @@ def select_files(sizes: Mapping[str, int], path: str, layer: int | None = None) 
     """
     Choose the files of the SAE at `path`, a file or a folder ("" for the top).
 
-    sizes: of the files that there are, in bytes
+    sizes: in bytes, by path, of the files that there are
     Raises CheckpointError when there is none, or no telling which.
     """
     is_file = path in sizes
@@ -87,7 +87,7 @@ def select_files(sizes: Mapping[str, int], path: str, layer: int | None = None) 
 
 def local_files(path: Path) -> tuple[Path, str, dict[str, int]]:
     """
-    List what is around a local SAE: its folder, that folder's `checkpoints`, and the folder above.
+    List the files around a local SAE: in its folder, in that folder's `checkpoints`, and in the folder above.
 
     returns: the folder above; the SAE's path relative to it; the files' sizes, by relative path
     """

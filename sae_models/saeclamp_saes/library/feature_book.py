@@ -1,4 +1,4 @@
-"""What is known of an SAE's features: `features.yaml`, beside its weights."""
+"""The feature book: names, maxima and clamps of an SAE's features, in `features.yaml` beside its weights."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from saeclamp_saes.io.checkpoint import LABELS, read_config
 
 FEATURE_BOOK = "features.yaml"
 GROWING = (FEATURE_BOOK, "calibration.json", LABELS)
-"""Files beside an SAE that are no part of it: calibrating and labelling change them."""
+"""Files beside an SAE that are no part of it, because calibrating and labelling change them."""
 NAME = re.compile(r"[\w.+:,()-]{1,200}")
 WIDTH = 120
-"""Of the lines that are written."""
+"""Characters of a line that is written."""
 
 Evidence = Mapping[str, str | float]
 
 
 @dataclass(frozen=True)
 class FeatureNote:
-    """What the feature book says of one feature."""
+    """The feature book's entry for one feature."""
 
     index: int
     name: str
@@ -40,7 +40,7 @@ class FeatureNote:
     """The clamp that works best, in multiples of `max_act`. None: not known."""
     description: str | None = None
     evidence: Evidence | None = None
-    """What `clamp` and `best` rest on."""
+    """Measurements that `clamp` and `best` rest on."""
 
 
 def is_growing_file(name: str) -> bool:
@@ -56,13 +56,13 @@ def read_feature_book(folder: Path, d_sae: int) -> dict[int, FeatureNote]:
 
 def update_feature_book(folder: Path, note: FeatureNote, d_sae: int, source: Path | None = None) -> None:
     """
-    Enter a note into a folder's book, in place of what was there of its feature, as a whole or not at all.
+    Write a note into a folder's book, in place of its feature's old entry; the file is replaced as a whole or not at all.
 
     Other features' entries stay, and so do the book's notes and a feature's fields that this version does not know.
     Comments are lost.
 
-    source: the folder whose book is taken up where this one has none
-    Raises CheckpointError where the book would be one that cannot be read, and leaves it as it was.
+    source: folder whose book is continued where this one has none
+    Raises CheckpointError, and leaves the book as it was, if the new one could not be read.
     """
     path = folder / FEATURE_BOOK
     old = path if path.exists() or source is None else source / FEATURE_BOOK
@@ -83,7 +83,7 @@ def update_feature_book(folder: Path, note: FeatureNote, d_sae: int, source: Pat
 
 
 def _written(note: FeatureNote) -> dict[str, Any]:
-    """Lay a note out for the file."""
+    """Return a note as its entry in the file."""
     entry: dict[str, Any] = {"index": note.index, "name": note.name}
     if note.description is not None:
         entry["description"] = note.description
@@ -144,6 +144,7 @@ def _feature_note(path: Path, item: Any, d_sae: int) -> FeatureNote:
 def _evidence(path: Path, name: str, value: Any) -> Evidence | None:
     if value is None:
         return None
+    # YAML reads an unquoted 2026-01-31 as a date
     if not isinstance(value, dict) or not all(
         isinstance(key, str) and isinstance(item, str | int | float | date) for key, item in value.items()
     ):

@@ -1,9 +1,9 @@
 """
 SAEs on the Hugging Face hub: `hf://ORG/REPO@COMMIT/SUB/PATH`. Only the files of the one SAE are downloaded.
 
-A commit is named by its 40 digits; anything else is a name that can move, and `pinned` asks the hub once where it points.
-What was listed and downloaded once needs no network. The client's cache may hold a part of a repository, and an SAE without
-its configuration, or one layer of many, can be read as another: what there is to choose from is never taken from the cache.
+A commit is named by its 40 digits; anything else is a name that can move, and `pin_revision` asks the hub where it
+points. Listings and files that were fetched once need no network. The client's cache may hold a part of a repository, and an
+SAE without its configuration, or one layer of many, can be read as another: so a listing is never taken from the cache.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class HubReference:
-    """Where an SAE is on the hub."""
+    """Address of an SAE on the hub."""
 
     repository: str
     """`ORG/NAME`"""
@@ -53,7 +53,7 @@ class HubReference:
 
     @property
     def is_pinned(self) -> bool:
-        """Whether it names a commit, whose files never change."""
+        """True if it names a commit, whose files never change."""
         return self.revision is not None and COMMIT.fullmatch(self.revision) is not None
 
 
@@ -95,7 +95,7 @@ def download(reference: HubReference, files: CheckpointFiles) -> Path:
 
 
 class HubUnreachableError(SAELibraryError):
-    """Neither the hub nor a copy of what it holds can be had."""
+    """The hub cannot be reached, and the local cache does not help."""
 
     def __init__(self, reference: HubReference, reason: str) -> None:
         super().__init__(f"{reference} is not in the local cache, and {reason}.")
@@ -104,12 +104,13 @@ class HubUnreachableError(SAELibraryError):
 
 @contextmanager
 def _errors_in_one_sentence(reference: HubReference) -> Iterator[None]:
-    """Translate what the hub client raises."""
+    """Translate the hub client's exceptions into SAELibraryError."""
     errors = _client().errors
     repository, url = reference.repository, f"https://huggingface.co/{reference.repository}"
     login = "log in with `hf auth login` or set HF_TOKEN"
     try:
         yield
+    # subclasses come first: the client counts a gated repository among those not found
     except errors.GatedRepoError as exc:
         raise SAELibraryError(f"{repository} is gated: accept its conditions at {url}, then {login}.") from exc
     except errors.RepositoryNotFoundError as exc:
@@ -138,7 +139,7 @@ def _errors_in_one_sentence(reference: HubReference) -> Iterator[None]:
 
 
 def _listed_by_client(reference: HubReference) -> Mapping[str, int] | None:
-    """Sizes of all the repository's files, which the client keeps when it has downloaded a snapshot."""
+    """Return the sizes of all the repository's files, which the client keeps once it has downloaded a snapshot; else None."""
     client = _client()
     read = getattr(client, "get_cached_repo_tree", None)  # since version 2 of the client
     if read is None:
@@ -150,7 +151,7 @@ def _listed_by_client(reference: HubReference) -> Mapping[str, int] | None:
 
 
 def _listed_by_hub(reference: HubReference) -> Mapping[str, int]:
-    """Sizes of the files around the SAE, which are kept."""
+    """Ask the hub for the sizes of the files around the SAE, and keep them. Raises SAELibraryError."""
     try:
         with _errors_in_one_sentence(reference):
             sizes = dict(_list(reference))
@@ -167,7 +168,7 @@ def _listed_by_hub(reference: HubReference) -> Mapping[str, int]:
 
 
 def _list(reference: HubReference) -> Iterator[tuple[str, int]]:
-    """Sizes of the files in the SAE's folder, in its `checkpoints`, and in the folder above."""
+    """Yield path and size of the files in the SAE's folder, in its `checkpoints`, and in the folder above."""
     path = reference.path
     above = path.rpartition("/")[0]
     # a folder may be called like a file (`v5_32k_layer_0.pt`), so such a name is looked up in the folder above

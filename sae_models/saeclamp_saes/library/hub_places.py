@@ -15,13 +15,13 @@ from saeclamp_saes.library.hub import SCHEME, HubReference
 
 HOST = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/", re.IGNORECASE)
 PAGE = re.compile(r"(?:tree|blob|resolve|raw|commit)/([^/]+)/?")
-"""Between the repository and the path, in a page's address."""
+"""The part of a page's address between the repository and the path."""
 SHOWN = 3
-"""Of several ids."""
+"""Ids that a message shows, at most."""
 
 
 def is_address(text: str) -> bool:
-    """Whether a text is the address of a page of the hub."""
+    """Tell whether a text is the address of a page of the hub."""
     return HOST.match(text) is not None
 
 
@@ -42,7 +42,7 @@ def parse(text: str) -> HubReference | None:
 
 
 def ids_of(reference: HubReference) -> Sequence[str]:
-    """Ids of the catalogue's SAEs at a place: the one that is there, or that a file is of, else all below a folder."""
+    """Find the catalogue's ids at a place: of the SAE that is there, or whose file it is, else of all below the folder."""
     inside = [
         sae for sae in catalogue.list_saes().values() if sae.entry.repository.lower() == reference.repository.lower()
     ]

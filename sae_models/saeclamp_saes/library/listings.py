@@ -1,5 +1,5 @@
 """
-What repositories of the hub hold around an SAE, kept once they were asked: a commit never changes.
+Listings of the files around an SAE on the hub, kept on disk for good, because a commit never changes.
 
     $SAECLAMP_HOME (see `user_library`)
     └── listings/<sha256 of the place>.json

@@ -1,5 +1,5 @@
 """
-What a user may write for an SAE, and where that leads: `[NAME=]WHAT[?key=value&key=value]`.
+Resolving the text that a user writes for an SAE: `[NAME=]WHAT[?key=value&key=value]`.
 
 WHAT is looked up in this order: a bundled SAE; one of the user's library; a file or folder; an id of the catalogue, `ID` or
 `ID@COMMIT`; a place on the hub, `hf://ORG/REPO@COMMIT/SUB/PATH`.
@@ -27,29 +27,30 @@ BUNDLED = {"bundled": Path(__file__).parents[1] / "bundled" / "smollm2-135m-inst
 
 @dataclass(frozen=True)
 class SAEReference:
-    """What a text leads to: a path, or a place on the hub."""
+    """The SAE that a text names: a path, or a place on the hub."""
 
     name: str
-    """To serve it under."""
+    """Name to serve it under."""
     options: Options
-    """What the user says of it, and its record or the catalogue."""
+    """Options of the user, and of its record or the catalogue."""
     path: Path | None = None
     record: LibraryRecord | None = None
-    """If it is in the user's library."""
+    """Its record, if it is in the user's library."""
     reference: HubReference | None = None
     listed: CatalogueSAE | None = None
-    """If it is in the catalogue."""
+    """Its entry, if it is in the catalogue."""
     is_named: bool = False
-    """Whether the user chose the name."""
+    """True if the user chose the name."""
 
     @property
     def catalogue_id(self) -> str | None:
-        """Its id in the catalogue."""
+        """Its id in the catalogue; None if it is not in there."""
         return self.listed.id if self.listed else None
 
 
 def parse_reference(text: str) -> SAEReference:
-    """Find out what a text leads to, without reading or downloading it. Raises SAEError."""
+    """Find the SAE that a text names, without reading or downloading it. Raises SAEError."""
+    # the name of a file may hold a question mark
     where, _, query = (text, "", "") if _exists(text) else text.partition("?")
     name, named, what = _split_name(where)
     if not what.strip():  # as a path it would be the current folder
@@ -73,7 +74,7 @@ def parse_reference(text: str) -> SAEReference:
 
 def in_library(found: SAEReference) -> SAEReference | None:
     """
-    Find what the library holds of a place on the hub, chosen and read as asked: at its commit, or any if it names none.
+    Find the library's SAE from a place on the hub, chosen and read as asked: of its commit, or of any if it names none.
 
     Raises SAELibraryError when it holds several.
     """
@@ -88,7 +89,7 @@ def in_library(found: SAEReference) -> SAEReference | None:
 
 
 def is_servable(name: str) -> bool:
-    """Whether an SAE can be addressed by it, as in `<name>/<feature>`."""
+    """Tell whether an SAE can be addressed by a name, as in `<name>/<feature>`."""
     return bool(name) and name.isprintable() and not any(char in "/?" or char.isspace() for char in name)
 
 
@@ -100,7 +101,7 @@ def _exists(text: str) -> bool:
 
 
 def _split_name(where: str) -> tuple[str, str, str]:
-    """Split `NAME=WHAT`; a folder's own name, and a place on the hub, may hold "=" too."""
+    """Split `NAME=WHAT` into NAME, "=" and WHAT; a folder's own name, and a place on the hub, may hold "=" too."""
     if where.startswith(SCHEME) or where in BUNDLED or _exists(where):
         return "", "", where
     name, named, what = where.partition("=")
@@ -152,7 +153,7 @@ def _refuse_run(path: Path) -> None:
 
 
 def _recorded(record: LibraryRecord, asked: Options, name: str | None = None) -> SAEReference:
-    """Take an SAE from the library. Options may add to those it was added with; if they contradict, SAELibraryError."""
+    """Take an SAE from the library. Options may add to those it was added with. Raises SAELibraryError if they contradict."""
     for key, value in asked.values.items():
         if record.told.get(key, value) != value:
             raise SAELibraryError(
@@ -165,7 +166,7 @@ def _recorded(record: LibraryRecord, asked: Options, name: str | None = None) ->
 
 
 def _is_from(record: LibraryRecord, reference: HubReference, asked: Options) -> bool:
-    """Whether it is that place's SAE, and was told no more than is asked; one that was converted can be told nothing new."""
+    """Tell whether a record is of that place and was added with no other options; a converted one takes no further ones."""
     if not record.source.startswith(SCHEME):
         return False
     source = HubReference.parse(record.source)
@@ -183,7 +184,7 @@ def _name_of(place: str) -> str:
 
 
 def _nothing(where: str, what: str) -> str:
-    """Say that there is no such SAE, what is nearest, and what exists."""
+    """Return the message that there is no such SAE, with the nearest names and those that exist."""
     if what.count("/") and (advice := hub_places.advice(what)):
         return advice
     release, _, rest = what.partition("@")[0].partition("/")
@@ -207,7 +208,7 @@ def _nothing(where: str, what: str) -> str:
 
 
 def _nearest(text: str, names: Iterable[str]) -> str:
-    """Up to three names that look alike, among them those that continue the text."""
+    """List up to three names that continue the text, or else look like it."""
     names = list(names)
     begins = [name for name in names if name.startswith(f"{text}/")]
     return ", ".join((begins or difflib.get_close_matches(text, names, n=3, cutoff=0.6))[:3])

@@ -1,4 +1,4 @@
-"""Names to SAEs: what a user writes becomes an address, and an opened entry with what is known of its features."""
+"""From names to SAEs: a user's text becomes an address, and that an opened entry with its summary and feature book."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from saeclamp_saes.options import Options
 
 
 class SAEAddress(NamedTuple):
-    """Where an SAE is, and how it is to be read."""
+    """Path of an SAE on this machine, and the options it is read with."""
 
     name: str
     """The name it is served under."""
@@ -38,12 +38,12 @@ class SAEEntry:
     path: Path
     options: Options
     sha256: str
-    """Of the weights, and of the configurations and options that say how they are read."""
+    """Hex digest over the weights, and over the configurations and options that their reading depends on."""
     summary: CheckpointSummary
     features: Mapping[int, FeatureNote]
 
     def index_of(self, feature_name: str) -> int | None:
-        """Index of a named feature, None if no feature has that name."""
+        """Return the index of a named feature, None if no feature has that name."""
         return next((note.index for note in self.features.values() if note.name == feature_name), None)
 
 
@@ -51,11 +51,11 @@ def find_sae(text: str, report: hub.Report | None = None) -> SAEAddress:
     """
     Resolve `[NAME=]WHAT[?key=value&key=value]` (see `reference` and `options.OPTIONS`).
 
-    What is on the hub must name a commit, or have been added to the library, which records one: nobody's push changes what
-    is served. An id of the catalogue whose files can be read as they are is added when it is first used. Files at a commit
+    An SAE on the hub must name a commit, or have been added to the library, which records one: nobody's push changes the
+    served SAE. An id of the catalogue whose files can be read as they are is added when it is first used. Files at a commit
     are downloaded unless they are in the hub client's cache.
 
-    report: told what is downloaded
+    report: called with a line for each download
     Raises SAEError with a sentence that says what exists, or what to write.
     """
     found = parse_reference(text)
@@ -91,7 +91,7 @@ def check_numbers(entry: SAEEntry) -> None:
 
 
 def entry_hash(files: Sequence[Path], options: Options) -> str:
-    """Hex digest of an SAE: of its weights, of the configurations that say how they are read, and of the options."""
+    """Return the hex digest of an SAE: of its weights, of the configurations that their reading depends on, of the options."""
     return _hash([sha256_of(path) for path in files], options)
 
 

@@ -35,21 +35,21 @@ UNFINISHED = ".unfinished-"
 
 @dataclass(frozen=True)
 class LibraryRecord:
-    """What the library knows of one of its SAEs."""
+    """The library's record of one of its SAEs."""
 
     name: str
     source: str
-    """Where it is from: `hf://ORG/REPO@COMMIT/PATH`, or an absolute path. With `told`, it leads to these files alone."""
+    """Its origin: `hf://ORG/REPO@COMMIT/PATH`, or an absolute path. With `told`, it leads to these files alone."""
     catalogue: str | None
     """Its id in the catalogue, if it was added by that."""
     model: str | None
     """The model it is for."""
     path: str
-    """What to read, relative to its folder."""
+    """File or folder to read, relative to its folder."""
     told: Mapping[str, str]
-    """The options it was added with, the user's and the catalogue's: what chose it, and what its reader was told."""
+    """Options it was added with, the user's and the catalogue's: those that chose it, and those its loader was given."""
     options: Mapping[str, str]
-    """What its reader has to be told each time."""
+    """Options that its loader needs each time."""
     files: Mapping[str, str]
     """sha256 of every file but the feature book, by path relative to its folder."""
     converted_from: Mapping[str, str]
@@ -61,12 +61,12 @@ class LibraryRecord:
 
     @property
     def address(self) -> str:
-        """What adds it again."""
+        """Text that adds it again."""
         return f"{self.catalogue or self.source}{'?' if self.told else ''}{Options(self.told)}"
 
     @property
     def folder(self) -> Path:
-        """Where it is kept."""
+        """Its folder in the library."""
         return library_folder() / self.name
 
     @property
@@ -81,7 +81,7 @@ def library_folder() -> Path:
 
 
 def records() -> Iterator[LibraryRecord]:
-    """All that the library holds, by name. What cannot be read is passed over; `record` says what is wrong with it."""
+    """Yield the library's records, by name. One that cannot be read is passed over; `record` says what is wrong with it."""
     folder = library_folder()
     for name in sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ():
         with suppress(SAELibraryError):
@@ -95,7 +95,7 @@ def record(name: str) -> LibraryRecord | None:
 
 
 def exists(name: str) -> bool:
-    """Whether the library has a folder with a record of that name, readable or not."""
+    """Tell whether the library has a folder with a record of that name, readable or not."""
     folder = library_folder() / name
     return is_library_name(name) and not folder.is_symlink() and (folder / RECORD).is_file()
 
@@ -107,7 +107,7 @@ def get_record(path: Path) -> LibraryRecord | None:
 
 
 def is_library_name(name: str) -> bool:
-    """Whether it can be a folder's name and an SAE's: letters, digits and . _ + @ : -, no dot first and no two dots."""
+    """Tell whether a name suits a folder and an SAE: letters, digits and . _ + @ : -, no dot first and no two dots."""
     return re.fullmatch(r"\w[\w.+@:-]{0,119}", name) is not None and ".." not in name
 
 
@@ -134,7 +134,7 @@ def check_unchanged(record: LibraryRecord, sha256: Callable[[Path], str]) -> Non
 @contextmanager
 def new_folder(name: str) -> Iterator[Path]:
     """
-    Fill a folder, which gets its name in the library when the block ends well, and is gone when it does not.
+    Make a folder to fill, which gets its name in the library if the block succeeds, and is deleted if it fails.
 
     Raises SAELibraryError when the name is taken, also if another process was faster.
     """
@@ -182,6 +182,7 @@ def _read(folder: Path) -> LibraryRecord | None:
             **{field.name: values[field.name] for field in fields(LibraryRecord) if field.name != "name"},
             name=folder.name,
         )
+        # a TypeError or ValueError, caught below, where these are no mappings
         dict(read.told), dict(read.options)
         inside = [folder / part for part in (read.path, *read.files)]
     except FileNotFoundError:
@@ -198,6 +199,7 @@ def _read(folder: Path) -> LibraryRecord | None:
 @contextmanager
 def _unfinished_folder(parent: Path) -> Iterator[Path]:
     """Make a temporary folder, deleted at the end unless it was renamed. One left by a process that died is swept out."""
+    # a new folder that is not yet locked looks like one that a dead process left, which another process sweeps out
     with exclusive_lock(parent / ".lock"):
         _sweep(parent)
         folder = parent / f"{UNFINISHED}{secrets.token_hex(8)}"
@@ -213,7 +215,7 @@ def _unfinished_folder(parent: Path) -> Iterator[Path]:
 
 
 def _sweep(parent: Path) -> None:
-    """Delete what nobody fills any more. Others may rename or delete theirs at any moment: no lock keeps them from it."""
+    """Delete folders of processes that died. Live ones may rename or delete theirs at any moment, which no lock prevents."""
     for folder in parent.glob(f"{UNFINISHED}*"):
         try:
             handle = os.open(folder, os.O_RDONLY)

@@ -1,1 +1,1 @@
-"""The language model outside of vLLM: loading it, reading its vectors, and the texts that it reads."""
+"""The language model outside of vLLM: loading it, capturing its activations, and the texts that it reads."""

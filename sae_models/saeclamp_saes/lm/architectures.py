@@ -1,4 +1,4 @@
-"""Where the places of `sites.py` are in transformers' models: one table, and the hooks that read and change a place."""
+"""The sites of `sites.py` in transformers' models: a table of modules, and hooks that read and change a site's vectors."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from saeclamp_saes.errors import VerificationError
 from saeclamp_saes.sites import Site
 
 Edit = Callable[[Tensor], Tensor | None]
-"""Gets a place's vectors, (batch, sequence, width), during a forward; returns what replaces them, or None."""
+"""Takes a site's vectors during a forward, (batch, sequence, width); returns their replacement, or None to keep them."""
 
 
 class ModelLayout(NamedTuple):
-    """Names of modules; from `attn_proj` on, inside a block."""
+    """Names of a model's modules; from `attn_proj` on they are relative to a block."""
 
     blocks: str
     embed: str
     attn_proj: str
     """Its input is `attn_z`, its output `attn_out_raw`."""
     attn_out: str
-    """Its output is what attention adds to the stream."""
+    """Its output is what attention adds to the residual stream."""
     mlp_norm: str | None
-    """Its output is `mlp_in`; None where the MLP reads the stream as it is."""
+    """Its output is `mlp_in`; None where the MLP reads the residual stream as it is."""
     mlp: str
     """Its output is `mlp_out_raw`."""
     mlp_out: str
-    """Its output is what the MLP adds to the stream."""
+    """Its output is what the MLP adds to the residual stream."""
 
 
 PRE_NORM = ModelLayout(
@@ -80,11 +80,11 @@ LAYOUTS: dict[str, ModelLayout] = {
         mlp_out="mlp",
     ),
 }
-"""By the model's class."""
+"""Layouts by the name of the model's class."""
 
 
 class Block(NamedTuple):
-    """The modules of one block, found."""
+    """The modules of one block of a loaded model."""
 
     whole: nn.Module
     attn_proj: nn.Module
@@ -93,14 +93,14 @@ class Block(NamedTuple):
     mlp: nn.Module
     mlp_out: nn.Module
     parallel: bool
-    """Attention and MLP both read what enters the block (GPT-NeoX), so there is no stream between them."""
+    """True if attention and MLP both read what enters the block (GPT-NeoX), so that it has no `resid_mid`."""
     eps: float
-    """Of an RMS norm."""
+    """Epsilon of the model's RMS norms; 0 for a model with layer norms, which have their own."""
 
 
 @contextmanager
 def apply_edits(model: nn.Module, edits: Mapping[Site, Edit]) -> Iterator[None]:
-    """Read or change vectors while the model runs. Raises VerificationError for a place it does not have."""
+    """Read or change vectors at sites while the model runs. Raises VerificationError for a site it does not have."""
     with ExitStack() as stack:
         for site, edit in edits.items():
             for handle in _attach(model, site, edit):
@@ -109,7 +109,7 @@ def apply_edits(model: nn.Module, edits: Mapping[Site, Edit]) -> Iterator[None]:
 
 
 def has_site(model: nn.Module, site: Site) -> bool:
-    """Whether the model has that place."""
+    """Tell whether the model has that site."""
     try:
         with apply_edits(model, {site: lambda x: None}):
             return True
@@ -118,7 +118,7 @@ def has_site(model: nn.Module, site: Site) -> bool:
 
 
 def num_blocks(model: nn.Module) -> int:
-    """How many blocks it has. Raises VerificationError for an architecture that is not in the table."""
+    """Return the number of blocks. Raises VerificationError for an architecture that is not in the table."""
     blocks = model.get_submodule(_layout(model).blocks)
     assert isinstance(blocks, nn.ModuleList)
     return len(blocks)
@@ -194,13 +194,14 @@ def _on_output(module: nn.Module, edit: Edit) -> RemovableHandle:
 
 
 def _between_attention_and_mlp(block: Block, edit: Edit) -> list[RemovableHandle]:
-    """The stream there is a sum inside the block's own code, so it is changed through what attention adds to it."""
+    """Edit `resid_mid`, a sum inside the block's own code, by changing what attention adds to it."""
     entering: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         entering[:] = [args[0]]
 
     def hook(_: nn.Module, args: object, attn_out: Tensor) -> Tensor | None:
+        # popped, so that the tensor does not live on after the forward
         mid = entering.pop() + attn_out
         new = edit(mid)
         return None if new is None else attn_out + (new - mid)
@@ -209,7 +210,7 @@ def _between_attention_and_mlp(block: Block, edit: Edit) -> list[RemovableHandle
 
 
 def _before_the_gain(norm: nn.Module, eps: float, edit: Edit) -> RemovableHandle:
-    """What a norm computes before it multiplies by its learned gain (and adds its bias, if it is a layer norm)."""
+    """Edit a norm's vectors before it multiplies by its learned gain (and adds its bias, if it is a layer norm)."""
 
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         x = args[0].float()
@@ -229,5 +230,6 @@ def _with_gain(norm: nn.Module, eps: float, normed: Tensor) -> Tensor:
         return normed * norm.weight + norm.bias
     # a vector of ones comes out as the gain; `forward` itself, so that no hook sees it
     ones = torch.ones_like(normed[..., :1, :])
+    # the norm divides ones by sqrt(1 + eps), which is no part of the gain
     gain: Tensor = norm.forward(ones) * (1.0 + eps) ** 0.5
     return normed * gain

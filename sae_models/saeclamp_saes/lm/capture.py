@@ -1,4 +1,4 @@
-"""Running the model over a text: what its places hold, and what the loss becomes when they hold something else."""
+"""Running the model over a text: the vectors at its sites, and its loss when other vectors stand there."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from saeclamp_saes.lm.architectures import Edit, apply_edits
 from saeclamp_saes.sites import Site
 
 Progress = Callable[[str, int, int], None]
-"""Gets what is being done, how many sequences are done, and of how many."""
+"""Takes the name of the work, how many sequences are done, and of how many."""
 
 
 @dataclass(frozen=True)
 class ActivationRecording:
-    """What one clean run over a text gave."""
+    """Vectors and loss of one clean run over a text."""
 
     sequences: Sequence[Tensor]
     """(length,) int64 token ids each"""
     vectors: Mapping[Site, Tensor]
     """(num_tokens, width) fp32 each, the sequences one after the other"""
     position: Tensor
-    """(num_tokens,) int64, in the token's own sequence"""
+    """(num_tokens,) int64: place in the token's own sequence"""
     is_special: Tensor
     """(num_tokens,) bool"""
     cross_entropy: float
-    """In nats, of every token but the first of its sequence"""
+    """Mean in nats, over every token but the first of its sequence"""
 
     def at(self, sites: Sequence[Site]) -> Tensor:
-        """Return the vectors at several places side by side: (num_tokens, width)."""
+        """Return the vectors at several sites side by side: (num_tokens, width)."""
         return torch.cat([self.vectors[site] for site in sites], dim=1)
 
 
@@ -46,11 +46,12 @@ def record(
     Run the model and keep the vectors at `sites`.
 
     sequences: (length,) int64 token ids each
-    Raises VerificationError for a place the model does not have.
+    Raises VerificationError for a site the model does not have.
     """
     parts: dict[Site, list[Tensor]] = {site: [] for site in sites}
 
     def keep(site: Site) -> Edit:
+        # a batch is one sequence: of several the padding would be recorded too
         return lambda x: parts[site].append(x[0].float())
 
     loss = 0.0
@@ -76,10 +77,10 @@ def edited_cross_entropy(
     progress: Progress,
 ) -> float:
     """
-    Mean cross-entropy, in nats, when other vectors stand at some places.
+    Return the mean cross-entropy, in nats, when other vectors stand at some sites.
 
     replacements: (num_tokens, width), or (1, width) for all tokens alike
-    mask:         (num_tokens,) bool, where to put them; other tokens keep what they have
+    mask:         (num_tokens,) bool, the tokens to replace; others keep their vectors
     """
     loss, first = 0.0, 0
     for sequence in _reported(recording.sequences, doing, progress):
@@ -104,7 +105,7 @@ def _reported(sequences: Sequence[Tensor], doing: str, progress: Progress) -> It
 
 @torch.no_grad()
 def _loss(model: nn.Module, sequence: Tensor) -> float:
-    """Sum, over all tokens but the first, of minus the log probability."""
+    """Return the sum, over all tokens but the first, of minus the log probability."""
     logits = model(input_ids=sequence[None], use_cache=False).logits[0, :-1].float()
     return float(nn.functional.cross_entropy(logits, sequence[1:], reduction="sum"))
 

@@ -3,7 +3,7 @@ Documents, from text files and JSON lines. Free of torch.
 
 A line of JSON is {"text": ...} or {"messages": [{"role", "content"}, ...]}; other keys are not looked at. A text file is a
 document, and a long one is cut at line ends into several. Documents are read in the files' order, and a folder's files by
-name, so shuffle what is sorted by subject: only a pool's worth of tokens is mixed.
+name, so shuffle what is sorted by subject: only a mixing buffer's worth of tokens is mixed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from saeclamp_saes.errors import TrainingError
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.gz", ".txt.gz")
-"""In small letters; capital ones are as good."""
+"""Endings of data files, in small letters; capital ones are read too."""
 LINES_OF_JSON = (".jsonl", ".jsonl.gz")
 LONGEST_PART = 20_000
 """Characters of a text file that make one document; a longer file is several."""
@@ -32,15 +32,16 @@ class Document(NamedTuple):
     text: str | None
     messages: list[dict[str, Any]] | None
     where: str = ""
-    """Its file and line, for messages"""
+    """Its file and line, for messages."""
 
     def is_held_out(self, share: float) -> bool:
-        """Whether it is measured on, and not trained on."""
+        """Tell whether it belongs to the held-out share, which is measured on and not trained on."""
         return self.is_among(share)
 
     def is_among(self, share: float, what_for: str = "") -> bool:
-        """Draw by content, so that two copies of a document are always on the same side."""
+        """Draw by content, so that two copies of a document are always on the same side. Each purpose draws anew."""
         content = self.text if self.messages is None else json.dumps(self.messages, sort_keys=True)
+        # JSON can hold half of a surrogate pair, which UTF-8 proper cannot
         digest = hashlib.sha256(f"{what_for}{content}".encode("utf-8", "surrogatepass")).digest()
         return int.from_bytes(digest[:8], "big") < share * 2**64
 
@@ -77,14 +78,14 @@ def list_skipped(paths: Sequence[Path]) -> list[Path]:
 
 
 def _is_read(path: Path) -> bool:
-    """Whether what is in a folder is data. A description beside them is none; JSON lines are, whatever they are called."""
+    """Tell whether an entry of a folder is data. A README or licence is not, unless it is JSON lines."""
     name = path.name.lower()
     is_description = name.startswith(("readme", "license")) and not name.endswith(LINES_OF_JSON)
     return name.endswith(SUFFIXES) and not is_description and path.is_file()
 
 
 def documents(files: Sequence[Path], start: int = 0) -> Iterator[Document]:
-    """Read every document from the `start`-th on, in order. Raises TrainingError, with the line, for what is none."""
+    """Read every document from the `start`-th on, in order. Raises TrainingError, with the line, for one that is malformed."""
     left = start
     for path in files:
         is_json = path.name.lower().endswith(LINES_OF_JSON)
@@ -99,9 +100,9 @@ def documents(files: Sequence[Path], start: int = 0) -> Iterator[Document]:
 
 def check_sides(files: Sequence[Path], share: float) -> None:
     """
-    Raise TrainingError, before a model is opened, where no document would be left to measure on, or none to train on.
+    Raise TrainingError, before a model is opened, if no document would be held out, or all would be.
 
-    share: of the documents that is held out
+    share: the share of the documents that is held out
     """
     sides: Counter[bool] = Counter()
     for document in documents(files):

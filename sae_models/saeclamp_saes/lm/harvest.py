@@ -1,4 +1,4 @@
-"""The vectors that a model has at some places while it reads documents: only ordinary ones, and each exactly once."""
+"""Activations of a model at some sites while it reads documents: only those of ordinary tokens, and each exactly once."""
 
 from __future__ import annotations
 
@@ -23,17 +23,20 @@ from saeclamp_saes.progress import ProgressCallback, no_progress
 from saeclamp_saes.sites import Site
 
 MEDIAN_TOKENS = 4096
-"""On which the median lengths are measured, once for a run."""
+"""Tokens on which the median norms are measured, once for a run."""
 GROUP_TOKENS = 1 << 14
-"""Of documents that are sorted by length together, at least, so that little is padding."""
+"""Least number of tokens in a group of documents, which is sorted by length so that little is padding."""
 LOOKED_AT = 1000
-"""Documents between two reports while all are looked at."""
+"""Documents between two reports of progress while all are checked."""
 PREFIX_SHARE = 1 / 16
-"""Of the conversations, in which the words that the template puts before every one of them count."""
+"""
+Share of the conversations in which the template's own beginning (a default system prompt) counts: its vectors are the same in
+every conversation.
+"""
 
 
 class _StopForward(Exception):
-    """The forward came to the last place, and what follows is not needed."""
+    """The forward has reached the last site; the layers behind it are not needed."""
 
 
 class TokenSequence(NamedTuple):
@@ -42,30 +45,30 @@ class TokenSequence(NamedTuple):
     ids: Tensor
     """(length,) int64"""
     counts: Tensor
-    """(length,) bool: not the first of the sequence, not a special token, and not said in every conversation"""
+    """(length,) bool: not the first of the sequence, not a special token, and not said in every conversation."""
 
     @property
     def num_counting(self) -> int:
-        """Tokens that count."""
+        """Number of tokens that count."""
         return int(self.counts.sum())
 
 
 Read = Callable[[Sequence[TokenSequence]], None]
-"""Gets the sequences of a model's forward, when that is done."""
+"""Takes the sequences of a model's forward when that is done."""
 
 
 def no_read(parts: Sequence[TokenSequence]) -> None:
-    """Tell nothing of a forward."""
+    """Report nothing of a forward."""
 
 
 def report_forwards(
     report: ProgressCallback, doing: str, done: int, total: int, size: Callable[[TokenSequence], int]
 ) -> Read:
     """
-    Make what reports each forward, because a group of them takes minutes on a slow machine.
+    Return a callback that reports each forward, because a group of them takes minutes on a slow machine.
 
-    done: before the first; what a forward reads beyond `total`, or again, is not told
-    size: what a sequence adds, in the unit of `done` and `total`
+    done: amount before the first forward; what is read beyond `total`, or again, is not reported
+    size: amount that a sequence adds, in the unit of `done` and `total`
     """
     so_far = done
 
@@ -79,21 +82,21 @@ def report_forwards(
 
 @dataclass(frozen=True)
 class ActivationReader:
-    """A model, and how it reads documents."""
+    """A model with its tokenizer, the sites to read, and how documents are cut and batched."""
 
     model: nn.Module
-    """Of transformers, causal"""
+    """Causal model of transformers."""
     tokenizer: Any
     sites: tuple[Site, ...]
-    """Of equal width"""
+    """Sites to read, all of one width."""
     context: int = 512
-    """Longest sequence; what follows in a document starts anew"""
+    """Tokens of the longest sequence; a longer document is cut into several."""
     batch_tokens: int = 4096
-    """Of a forward, padding included"""
+    """Tokens of a forward, padding included."""
 
     def parts(self, document: Document) -> list[TokenSequence]:
         """
-        Tokenise, as the model's own inputs begin (with BOS, or not; a conversation by the chat template), and cut.
+        Tokenise a document, with BOS or the chat template as the model's own inputs have them, and cut it into sequences.
 
         Raises TrainingError for a conversation that the template does not take, VerificationError for a token that the model
         does not know.
@@ -127,7 +130,8 @@ class ActivationReader:
 
     @cached_property
     def _prefix_length(self) -> int:
-        """Tokens that every conversation begins with: those of a template's own system prompt."""
+        """Number of tokens that every conversation begins with: those of a template's own system prompt."""
+        # two conversations that differ in their first word part where the template's own words end
         one, other = (
             self.tokenizer(self.conversation(said), add_special_tokens=False).input_ids
             for said in (Document(None, [{"role": "user", "content": text}]) for text in ("a", "b"))
@@ -147,10 +151,10 @@ class ActivationReader:
     @torch.no_grad()
     def vectors(self, parts: Sequence[TokenSequence], read: Read = no_read) -> list[Tensor]:
         """
-        Run the model up to the last place, over parts of like length at once.
+        Run the model up to the last site, over parts of like length at once.
 
-        read:    is told of each forward
-        returns: (n, num_sites, width) of each part, those that count
+        read:    called after each forward
+        returns: for each part, (n, num_sites, width): the vectors of the tokens that count
         """
         found: list[Tensor] = [torch.empty(0)] * len(parts)
         device = next(self.model.parameters()).device
@@ -195,12 +199,12 @@ def _batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
 
 
 class Cursor(NamedTuple):
-    """Where harvesting goes on."""
+    """The place in the documents from which harvesting goes on."""
 
     document: int = 0
-    """The first of the next group of documents"""
+    """Index of the first document of the next group."""
     skip: int = 0
-    """Vectors of that group that were already kept"""
+    """Vectors of that group that were already taken."""
 
 
 class _Group(NamedTuple):
@@ -211,7 +215,7 @@ class _Group(NamedTuple):
 
 class ActivationStream:
     """
-    The ordinary vectors of the documents of one side, in order, from any cursor on.
+    The ordinary vectors of one side's documents (held out, or not), in order, from any cursor on.
 
     Documents are run in groups of some thousand tokens. A group depends on its first document alone, so an interrupted
     harvest that goes on from a cursor finds the very same vectors.
@@ -236,13 +240,13 @@ class ActivationStream:
         self._group: _Group | None = None
         self._documents: Iterator[Document] = iter(())
         self._at = -1
-        """Index of the next document of `_documents`"""
+        """Index of the next document of `_documents`; -1 before the first read."""
 
     def take(self, cursor: Cursor, most: int, read: Read = no_read) -> tuple[Tensor, Cursor]:
         """
         Return the next vectors, at most `most`, and the cursor after them; none when the documents are at their end.
 
-        read:    is told of each forward
+        read:    called after each forward
         returns: (n, num_sites, width), in the dtype to keep
         """
         while True:
@@ -254,6 +258,7 @@ class ActivationStream:
             left = group.vectors[cursor.skip :]
             if len(left) > most:
                 return left[:most], cursor._replace(skip=cursor.skip + most)
+            # the next group at once: a cursor at the end of this one would have it read again after a restart
             cursor = Cursor(group.end)
             if len(left):
                 return left, cursor
@@ -276,7 +281,7 @@ class ActivationStream:
         return _Group(start, torch.cat(found) if found else torch.empty(0, 0, 0), self._at)
 
     def _ordinary(self, x: Tensor) -> Tensor:
-        """Leave out what is a sink at any of the places."""
+        """Leave out tokens that are a sink at any of the sites."""
         x = x.float()
         x = x[(x.norm(dim=2) <= self._norm_limits.to(x.device)).all(dim=1)]
         kept = x.to(self._dtype).cpu()
@@ -287,9 +292,9 @@ class ActivationStream:
 
 def check_documents(reader: ActivationReader, files: Sequence[Path], report: ProgressCallback = no_progress) -> None:
     """
-    Read all documents without the model, so that a bad line is known before anything long begins.
+    Check all documents without running the model, so that a bad line is known before anything long begins.
 
-    What a template refuses is nearly always an order of roles, so of equal orders one conversation is formatted.
+    A template that refuses a conversation nearly always refuses its order of roles, so one of each order is formatted.
     Raises TrainingError, with the line.
     """
     formatted: set[tuple[str, ...]] = set()
@@ -304,7 +309,7 @@ def check_documents(reader: ActivationReader, files: Sequence[Path], report: Pro
 
 def norm_limits(reader: ActivationReader, files: Sequence[Path], report: ProgressCallback = no_progress) -> Tensor:
     """
-    Measure the length above which a vector is a sink, at each place: 10 times the median of the first few thousand tokens.
+    Measure the norm above which a vector is a sink, at each site: 10 times the median of the first few thousand tokens.
 
     returns: (num_sites,)
     Raises TrainingError when the data hold no token that counts.
@@ -317,11 +322,12 @@ def norm_limits(reader: ActivationReader, files: Sequence[Path], report: Progres
             break
     if not sum(map(len, norms)):
         raise TrainingError(f"The data hold no document of {SHORTEST} tokens or more.")
+    # the median, because sinks would move a mean
     return SINK_MULTIPLE * torch.cat(norms).median(dim=0).values
 
 
 def d_in_of(reader: ActivationReader) -> int:
-    """Width of the vectors. Raises VerificationError where the model has no such place."""
+    """Return the width of the vectors. Raises VerificationError where the model has no such site."""
     ids = torch.zeros(2, dtype=torch.int64)
     (x,) = reader.vectors([TokenSequence(ids, ids == 0)])
     return x.shape[2]

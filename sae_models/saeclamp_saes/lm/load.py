@@ -1,4 +1,4 @@
-"""Loading a language model to measure on. The one file here that imports transformers; all that is heavy, when called."""
+"""Loading a language model to measure on. The one module that imports transformers; heavy imports wait for the call."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def load_model(model: str, device: Device | None = None, dtype: Dtype = "auto") 
 
 
 def max_length_of(model: Any) -> int | None:
-    """How many tokens the model takes; None if it does not say."""
+    """Return the longest input that the model takes, in tokens; None if its configuration does not say."""
     length = getattr(model.config, "max_position_embeddings", None)
     return length if isinstance(length, int) and length > 0 else None
 
 
 def context_length(model: Any, wanted: int) -> int:
-    """Longest sequence to read: what is wanted, or what the model takes if that is less."""
+    """Return the longest sequence to read: the wanted length, or the model's own limit if that is less."""
     return min(wanted, max_length_of(model) or wanted)
 
 

@@ -1,7 +1,7 @@
 """
-The logit lens: what a direction of the residual stream adds to each token's logit, by the direct path alone.
+The logit lens: the amount that a direction of the residual stream adds to each token's logit, by the direct path alone.
 
-The final norm divides by a length that depends on the token, so values are known up to that common factor, and only their
+The final norm divides by a norm that depends on the token, so values are known up to that common factor, and only their
 order means something. Its gain is folded in, and a layer norm's centring too.
 """
 
@@ -20,20 +20,20 @@ FINAL_NORM = {
     "GPT2LMHeadModel": "transformer.ln_f",
     "GPTNeoXForCausalLM": "gpt_neox.final_layer_norm",
 }
-"""By the model's class."""
+"""Name of the final norm's module, by the model's class."""
 IN_STREAM = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 """Points whose vectors are the residual stream, or are added to it as they are."""
 
 
 def writes_to_resid(model: nn.Module, sae: SAE) -> bool:
-    """Whether what the SAE writes is, or is added to, the residual stream, at one place."""
+    """Tell whether the SAE writes at one site, to the residual stream or to vectors that are added to it."""
     layout = LAYOUTS[type(model).__name__]
     same = {"attn_out_raw": layout.attn_proj == layout.attn_out, "mlp_out_raw": layout.mlp == layout.mlp_out}
     return len(sae.writes) == 1 and (sae.site.point in IN_STREAM or same.get(sae.site.point, False))
 
 
 def edits_resid(sae: SAE) -> bool:
-    """Whether it reads the residual stream at one place and writes there, so that a clamp can be tried by itself."""
+    """Tell whether the SAE reads and writes the residual stream at one site, so that a clamp can be tried by itself."""
     points: tuple[str, ...] = ("embed", "resid_pre", "resid_mid", "resid_post")
     return sae.kind == "sae" and sae.reads == sae.writes and len(sae.writes) == 1 and sae.site.point in points
 
@@ -45,7 +45,7 @@ class LogitLens:
         """
         Read the weights.
 
-        num_tokens: of the tokenizer; a vocabulary that is padded beyond it has no tokens there
+        num_tokens: size of the tokenizer; the rows of a vocabulary that is padded beyond it stand for no tokens
         Raises LabelError for a model whose final norm is not known.
         """
         name = type(model).__name__
@@ -65,7 +65,7 @@ class LogitLens:
         """
         Apply the lens.
 
-        directions: (n, width) fp32, of the residual stream
+        directions: (n, width) fp32, in the residual stream
         returns:    (n, num_tokens) fp32, up to a factor
         """
         if self._centers:

@@ -1,4 +1,4 @@
-"""What an SAE was made of, by hash."""
+"""Hashes of the model and the data that an SAE was made of."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def model_hashes(model: str) -> dict[str, str]:
     """
     Hash a model's weights: sha256 by file name.
 
-    model: a folder, or the name of one on the hub that was downloaded
+    model: a folder, or the name of a model on the hub that was downloaded
     """
     folder = Path(model)
     if not folder.is_dir():
@@ -25,7 +25,7 @@ def model_hashes(model: str) -> dict[str, str]:
 
 def data_hashes(files: Sequence[Path]) -> dict[str, str]:
     """
-    Hash data files: sha256 by name; the folder's too, where two are called the same.
+    Hash data files: sha256 by name, or by the whole path where two have the same name.
 
     Raises TrainingError, with its name, for one that cannot be read.
     """

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SAMPLE = Path(__file__).parent / "sample.txt"
 SEQUENCE_LENGTH = 256
 SHORTEST = 16
-"""A remainder shorter than this is dropped: its tokens have too little context to be like others."""
+"""Tokens of the shortest sequence; a shorter remainder is dropped, because its tokens have too little context."""
 DEFAULT_TOKENS = 4096
 
 
@@ -39,9 +39,9 @@ def tokenize_sequences(
     """
     Cut a text into sequences of token ids, (length,) int64 each, that begin as the model's own inputs do (with BOS, or not).
 
-    tokenizer:  of transformers
-    num_tokens: of the text, at most; what it holds beyond is not used
-    max_length: of a sequence, where the model takes no longer ones
+    tokenizer:  a tokenizer of transformers
+    num_tokens: tokens of the text to use, at most
+    max_length: tokens of a sequence, at most, where the model takes no longer ones
     Raises VerificationError for a text that is too short to say anything.
     """
     import torch  # here, because the command line shows these constants before torch is needed
@@ -57,6 +57,7 @@ def tokenize_sequences(
 
 
 def bos_id(tokenizer: Any) -> list[int]:
-    """Return the BOS that the model's own inputs begin with, for a tokenizer of transformers that adds one, or nothing."""
+    """Return the BOS that the model's own inputs begin with, as a list; empty for a tokenizer that adds none."""
+    # of an empty text only what the tokenizer adds is left, which may be an EOS instead
     begin: list[int] = tokenizer("").input_ids[:1]
     return begin if begin == [tokenizer.bos_token_id] else []

@@ -81,10 +81,10 @@ FORMATS = tuple(
 
 @dataclass(frozen=True)
 class CheckpointSummary:
-    """What can be known of a checkpoint without reading its weights."""
+    """The facts of a checkpoint that can be known without reading its weights."""
 
     format: str
-    """The family whose layout it is."""
+    """Name of the family whose layout it is."""
     kind: Kind
     architecture: str
     reads: tuple[Site, ...]
@@ -97,20 +97,20 @@ class CheckpointSummary:
     """The model it was trained on, as the checkpoint calls it."""
     weights: tuple[Path, ...]
     configs: tuple[Path, ...] = ()
-    """Configurations that say how it is read."""
+    """Configurations that its reading depends on."""
     approximation: str | None = None
-    """In what its activations differ from the trained SAE's, because the user asked for it."""
+    """Difference between its activations and the trained SAE's, where the user asked for one."""
     unit_note: str | None = None
-    """In which units a loader of the family gives activations, if in others than here."""
+    """Note on the units in which the family's own code gives activations, if in others than here."""
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All that decides what the SAE computes."""
+        """All files that its computation depends on."""
         return (*self.weights, *self.configs)
 
     @property
     def site(self) -> Site:
-        """Where it acts (first)."""
+        """The first site it writes to."""
         return self.writes[0]
 
 
@@ -124,7 +124,7 @@ def read_sae(
     """
     Read a checkpoint file or folder.
 
-    unpickled, extras: for the converter, which loads pickles in a process of its own (see `Source`)
+    unpickled, extras: for the converter, which loads pickles in a process of its own (see `CheckpointSource`)
     Raises CheckpointError with one sentence when it is no layout we know, or one that cannot be read exactly.
     """
     return read_source(CheckpointSource(path, options, unpickled=unpickled, extras=extras))[1]
@@ -172,7 +172,7 @@ def detect(source: CheckpointSource) -> Loader:
 
 
 def read_source(source: CheckpointSource) -> tuple[Loader, SAE]:
-    """Read an opened checkpoint; without numbers if it was opened so. Raises CheckpointError."""
+    """Read an opened checkpoint; without numbers if it was opened with `shapes_only`. Raises CheckpointError."""
     layout = detect(source)
     sae = _with_threshold(source, _with_activation(source, layout.read(source)))
     source.options.check_all_used()
@@ -185,6 +185,7 @@ def read_source(source: CheckpointSource) -> tuple[Loader, SAE]:
 
 def _with_activation(source: CheckpointSource, sae: SAE) -> SAE:
     """Keep each token's k largest, where the user says that the files are silent or wrong on that."""
+    # a loader that asked for the option has followed it already
     if sae.top_k is not None or "activation" in source.options.used or "activation" not in source.options.values:
         return sae
     source.options.text("activation", "topk")

@@ -1,4 +1,4 @@
-"""A checkpoint on its way to the canonical SAE: the exact folds of everything that is constant."""
+"""The builder of the canonical SAE: exact folds of everything that is constant in a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from saeclamp_saes.sae import SAE, InputNorm, Kind, TopK, Unit
 from saeclamp_saes.sites import Site
 
 CHUNK_ELEMENTS = 1 << 22
-"""Of a matrix that is worked on in fp64 at once (32 MiB)."""
+"""Elements of a matrix that are worked on in fp64 at once (32 MiB)."""
 GATE_TOLERANCE = 1e-4
-"""Of a pre-activation, what the fold of a gate may lose: with b_mag and encoder rows of order 1, exp(r_mag) above 1e-3."""
+"""Share of a pre-activation that folding a gate may lose: with b_mag and encoder rows of order 1, exp(r_mag) > 1e-3."""
 
 
 @dataclass
@@ -25,8 +25,8 @@ class SAEBuilder:
     """
     An SAE's tensors, changed in place by folds. Matrices are fp32 rows, one feature a row; vectors are fp64.
 
-    A fold is about the computation as the draft then stands, so what the checkpoint's code does last, right before its
-    dot product, is folded first.
+    A fold changes the computation as the builder then stands, so the step that the checkpoint's code does last, right
+    before its dot product, is folded first.
     """
 
     encoder: Tensor
@@ -41,6 +41,7 @@ class SAEBuilder:
     """(d_sae,); None for a plain ReLU"""
 
     def __post_init__(self) -> None:
+        # folds are sums over whole rows, and may follow each other: they are rounded once, at the end
         self.b_enc, self.b_dec = self.b_enc.double(), self.b_dec.double()
         self.threshold = None if self.threshold is None else self.threshold.double()
 
@@ -106,7 +107,7 @@ class SAEBuilder:
 
     def scale_activations(self, factor: Tensor | float) -> SAEBuilder:
         """
-        Measure activations in other units, without changing what the SAE computes. Not for TopK with unequal factors,
+        Measure activations in other units, without changing the SAE's output. Not for TopK with unequal factors,
         which would choose other features.
 
         factor: (d_sae,) positive, or one for all
@@ -120,7 +121,7 @@ class SAEBuilder:
         return self
 
     def decoder_norms(self) -> Tensor:
-        """Length of each decoder row, (d_sae,) fp64; 1 for an empty row, which nothing can be divided by."""
+        """Return the norm of each decoder row, (d_sae,) fp64; 1 for a row of zeros, so that it can be divided by."""
         norms = row_norms(self.decoder)
         return torch.where(norms > 0, norms, 1.0)
 
@@ -164,10 +165,10 @@ class SAEBuilder:
 
 
 def row_norms(matrix: Tensor) -> Tensor:
-    """Length of each row, (rows,) fp64."""
+    """Return the norm of each row, (rows,) fp64."""
     return torch.cat([part.double().norm(dim=1) for part in row_chunks(matrix)])
 
 
 def row_chunks(matrix: Tensor) -> Iterator[Tensor]:
-    """Split a matrix into runs of rows that fit in memory once more in fp64."""
+    """Split a matrix into runs of rows that are small enough to be copied to fp64."""
     return iter(torch.split(matrix, max(1, CHUNK_ELEMENTS // max(1, matrix.shape[1]))))

@@ -21,7 +21,7 @@ TENSORS = {"W_enc", "W_dec", "b_enc", "b_dec"}
 
 
 def recognise(source: CheckpointSource) -> bool:
-    """The four matrices of a file whose own configuration names an activation."""
+    """Recognise the four tensors of a file whose own configuration names an activation."""
     if source.tensors.shapes.keys() != TENSORS or len(source.tensors.shapes["W_enc"]) != 2:
         return False
     cfg = source.config(f"{source.weights.stem}_cfg.json") or {}
@@ -29,7 +29,7 @@ def recognise(source: CheckpointSource) -> bool:
 
 
 def read(source: CheckpointSource) -> SAE:
-    """Read the weights and fold the bias that the input loses. Raises CheckpointError."""
+    """Read the weights and fold the bias that is subtracted from the input. Raises CheckpointError."""
     tensors, name = source.tensors, f"{source.weights.stem}_cfg.json"
     cfg, path = source.config(name), source.weights.with_name(name)
     if cfg is None:

@@ -5,7 +5,8 @@ W_enc (heads, d_in, d_sae), W_dec (d_sae, heads, d_in), b_enc (d_sae,), b_dec (h
 ReLU of the sum over heads; nothing is subtracted. Every head's input was multiplied by a factor of its own that no file
 holds; it is folded in. `<n>_cfg.json` beside `<n>.pt` gives `site`, and head n is layer n; `cfg.json` beside `cc_weights.pt`
 gives `hook_point`, the same for both models: base first, chat second.
-Both families train on TransformerLens models: neelnanda's as `from_pretrained` makes them, which centres gpt2's stream.
+Both families train on TransformerLens models: neelnanda's as `from_pretrained` makes them, which centres gpt2's residual
+stream.
 Source: crosscoders/utils.py of neelnanda-io/Crosscoders; crosscoder.py of ckkissane/crosscoder-model-diff-replication, and
 the factors of its analysis.
 """
@@ -27,16 +28,16 @@ from saeclamp_saes.sites import Point, Site, from_transformer_lens
 
 NAME = "crosscoder"
 TENSORS = {"W_enc": 3, "W_dec": 3, "b_enc": 1, "b_dec": 2}
-"""Tensors and their numbers of dimensions."""
+"""Numbers of dimensions, by tensor."""
 
 RELEASED = ("gemma-2-2b", "blocks.14.hook_resid_pre", "cc_weights")
 """`model_name`, `hook_point` and file of ckkissane/crosscoder-gemma-2-2b-model-diff."""
 RELEASED_SCALES = (0.2758961493232058, 0.24422852496546169)
-"""Of gemma-2-2b and gemma-2-2b-it: sqrt(d_in) over the mean norm of the vectors it was trained on."""
+"""Factors for gemma-2-2b and gemma-2-2b-it: sqrt(d_in) over the mean norm of the vectors it was trained on."""
 
 
 def recognise(source: CheckpointSource) -> bool:
-    """The four tensors, by number of dimensions."""
+    """Recognise the four tensors, by number of dimensions."""
     return {name: len(shape) for name, shape in source.tensors.shapes.items()} == TENSORS
 
 
@@ -74,7 +75,7 @@ def read(source: CheckpointSource) -> SAE:
 
 
 def _stacked_encoder(tensors: Tensors, heads: int, d_in: int, d_sae: int) -> Tensor:
-    """Rows (d_sae, heads * d_in), one head read at a time."""
+    """Read the encoder's rows, (d_sae, heads * d_in), one head at a time."""
     encoder = torch.empty(d_sae, heads * d_in, device="meta" if tensors.shapes_only else "cpu")
     for head in range(heads):
         encoder[:, head * d_in : (head + 1) * d_in] = tensors.part("W_enc", head).T

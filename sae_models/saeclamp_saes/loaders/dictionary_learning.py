@@ -10,7 +10,7 @@ features; AutoEncoderTopK keeps each token's k largest, although it may carry a 
 `AutoEncoder.from_pretrained` by default goes on to measure along unit rows.
 A run's backup has the SAE in `ae`, and `norm_factor`: its biases and threshold are those of inputs over that factor, until
 the last save multiplies them by it. The fork's BatchTopKSAE subtracts activation_mean and multiplies by
-activation_global_scale, which is target_rms over the length of activation_std; NaN means that it does not.
+activation_global_scale, which is target_rms over the norm of activation_std; NaN means that it does not.
 Source: dictionary.py, training.py, trainers/top_k.py, batch_top_k.py, matryoshka_batch_top_k.py.
 """
 
@@ -37,14 +37,14 @@ CONFIG = "config.json"
 
 
 class DictionaryConfig(NamedTuple):
-    """One of the package's classes."""
+    """What sets one of the package's classes apart."""
 
     activation: str
     """relu, jumprelu, gated, topk or batchtopk"""
     b_dec: str = "b_dec"
     """Name of the decoder's bias."""
     subtracts: bool = True
-    """Whether that bias is subtracted from the input."""
+    """True if that bias is subtracted from the input."""
 
 
 CLASSES = {
@@ -61,7 +61,7 @@ NORM_FACTOR = "norm_factor"
 NORMALISATION = ("activation_mean", "activation_std", "activation_global_scale", "target_rms")
 """Buffers of the fork's BatchTopKSAE."""
 FORK_EPS = 1e-8
-"""Added to the scale when it is divided by, not when it is multiplied by."""
+"""Added to the scale where decoded vectors are divided by it, not where the input is multiplied by it."""
 
 UNITS = {
     "AutoEncoder": "AutoEncoder.from_pretrained measures along decoder rows of unit length, unless it is told not to: its "
@@ -69,7 +69,7 @@ UNITS = {
     "GatedAutoEncoder": "the crosscoder fork's code gives these times the length of the feature's decoder row",
     "JumpReluAutoEncoder": "the crosscoder fork's code gives these times the length of the feature's decoder row",
 }
-"""Where a loader gives activations in other units than the ones that are stored."""
+"""Notes on classes for which some code gives activations in other units than the stored ones."""
 
 TELLING = {
     "gate_bias": "GatedAutoEncoder",
@@ -81,7 +81,7 @@ TELLING = {
 
 
 def recognise(source: CheckpointSource) -> bool:
-    """Its trainer's configuration; without one, names that only its classes have."""
+    """Recognise its trainer's configuration, or without one, tensors that only its classes have."""
     names = _tensors(source).shapes
     if "dict_class" in _trainer(source):
         return "encoder.weight" in names or "W_enc" in names
@@ -105,9 +105,11 @@ def read(source: CheckpointSource) -> SAE:
         architecture = "topk" if top_k else "jumprelu"
     elif draft.threshold is not None:
         draft.threshold = draft.threshold * factor
+    # before b_dec is subtracted from the input, because a backup's b_dec is too small by the factor too
     draft.b_enc, draft.b_dec = draft.b_enc * factor, draft.b_dec * factor
     if dictionary.subtracts:
         draft.subtract_from_input(draft.b_dec)
+    # the checkpoint's code normalises first, so it is folded last
     _fold_normalisation(tensors, draft)
     source.unit_note = UNITS.get(name)
     return draft.finish(
@@ -131,7 +133,7 @@ def _trainer(source: CheckpointSource) -> dict[str, Any]:
 
 
 def _norm_factor(source: CheckpointSource) -> float:
-    """Return what a backup's biases are multiplied by; 1 for an SAE that was saved for use."""
+    """Return the factor that a backup's biases are multiplied by; 1 for an SAE that was saved for use."""
     if source.extra(BACKUP) is None:
         return 1.0
     known = (*TRAINER_STATE, BACKUP, NORM_FACTOR)
@@ -163,7 +165,7 @@ def _fold_normalisation(tensors: Tensors, draft: SAEBuilder) -> None:
 
 
 def _class_of(source: CheckpointSource, tensors: Tensors) -> str:
-    """Class of a file whose configuration is missing."""
+    """Find the class of a file whose configuration is missing. Raises CheckpointError."""
     for tensor, name in TELLING.items():
         if tensor in tensors:
             return name
@@ -213,9 +215,9 @@ def _top_k_or_threshold(
     source: CheckpointSource, tensors: Tensors, dictionary: DictionaryConfig, draft: SAEBuilder, factor: float
 ) -> TopK | None:
     """
-    Return how many activations are kept, or set the draft's threshold and return None.
+    Return the TopK, or set the builder's threshold and return None.
 
-    factor: of a stored threshold
+    factor: multiplies a stored threshold
     """
     usual = "topk" if dictionary.activation == "topk" else "jumprelu"
     activation = source.options.text("activation", "jumprelu", "topk") or usual

@@ -4,8 +4,8 @@ End-to-end SAEs of Apollo Research: pickles, of one run with several SAEs or, as
 A run's `samples_<n>.pt` beside `final_config.yaml` holds, for a hook such as blocks.5.hook_resid_pre,
 blocks-5-hook_resid_pre.encoder.0.weight (d_sae, d_in), .encoder.0.bias, .decoder.weight (d_in, d_sae), .decoder.bias; choose
 with `?layer=5` or `?site=`. A published `<name>.pt` beside `<name>.yaml` holds one SAE's encoder.weight and so on.
-relu(x W_enc + b_enc); each feature's decoder vector is divided by its length whenever it is used. The model is loaded with
-TransformerLens's `from_pretrained`, which centres gpt2's stream.
+relu(x W_enc + b_enc); each feature's decoder vector is divided by its norm whenever it is used. The model is loaded with
+TransformerLens's `from_pretrained`, which centres gpt2's residual stream.
 Source: models/sparsifiers.py, models/transformers.py, loader.py and scripts/upload_to_hf.py of ApolloResearch/e2e_sae.
 """
 
@@ -27,13 +27,13 @@ PUBLISHED = {"encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"}
 
 
 def recognise(source: CheckpointSource) -> bool:
-    """Tensors called after hooks, or the published four beside a run's configuration."""
+    """Recognise tensors called after hooks, or the published four beside a run's configuration."""
     names = source.tensors.shapes.keys()
     return any(name.endswith(ENCODER) for name in names) or (names == PUBLISHED and bool(_config(source).get("saes")))
 
 
 def read(source: CheckpointSource) -> SAE:
-    """Read one SAE and divide its decoder's vectors by their lengths. Raises CheckpointError."""
+    """Read one SAE and divide its decoder's vectors by their norms. Raises CheckpointError."""
     tensors, cfg = source.tensors, _config(source)
     known, prefix, encoder = _choose(source, cfg)
     d_sae, d_in = matrix_shape(tensors, f"{prefix}{encoder}.weight")
@@ -54,7 +54,7 @@ def _config(source: CheckpointSource) -> dict[str, Any]:
 
 
 def _choose(source: CheckpointSource, cfg: dict[str, Any]) -> tuple[Site | None, str, str]:
-    """Return where the chosen SAE reads, what its tensors' names begin with, and what its encoder is called."""
+    """Return the site of the chosen SAE, the prefix of its tensors' names, and the name of its encoder."""
     hooks = [name.removesuffix(ENCODER) for name in sorted(source.tensors.shapes) if name.endswith(ENCODER)]
     if not hooks:
         saes = cfg.get("saes")

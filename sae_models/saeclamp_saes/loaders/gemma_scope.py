@@ -3,8 +3,8 @@ Gemma Scope of Gemma 2: `layer_20/width_16k/average_l0_71/params.npz`, without a
 
 W_enc (d_in, d_sae), W_dec (d_sae, d_out), b_enc, b_dec, threshold (d_sae,). A JumpReLU, on the vectors as they are. Which
 vectors is said by the release alone, a folder above, such as `gemma-scope-2b-pt-res` or the Hub's
-`models--google--gemma-scope-2b-pt-res`: res is the stream after the block, mlp what the MLP adds to it (after its second
-norm), att the heads' outputs as they enter o_proj; transcoders read the normed stream without the norm's gain. SAEs in
+`models--google--gemma-scope-2b-pt-res`: res is the residual stream after the block, mlp what the MLP adds to it (after its
+second norm), att the heads' outputs as they enter o_proj; transcoders read the normed stream without the norm's gain. SAEs in
 `embedding` were trained on rows of the embedding before Gemma multiplies them by sqrt(d_model).
 Source: the release's tutorial; loading/pretrained_sae_loaders.py of sae-lens 6.54, which leaves an embedding's b_dec as it
 is stored.
@@ -33,11 +33,11 @@ POINTS: dict[str, tuple[Point, Point]] = {
     "att": ("attn_z", "attn_z"),
     "transcoders": ("mlp_in_no_gain", "mlp_out"),
 }
-"""Where each release reads and writes."""
+"""Points that a release reads and writes, by the last part of its name."""
 
 
 class CheckpointName(NamedTuple):
-    """What the path says."""
+    """The facts in a checkpoint's path."""
 
     release: str | None
     model_name: str | None
@@ -46,7 +46,7 @@ class CheckpointName(NamedTuple):
 
 
 def recognise(source: CheckpointSource) -> bool:
-    """The five tensors in an npz, beside no configuration."""
+    """Recognise the five tensors in an npz, beside no configuration."""
     alone = source.config("config.json", "cfg.json", "config.yaml") is None
     return source.weights.suffix == ".npz" and alone and set(source.tensors.shapes) == set(TENSORS)
 
@@ -91,7 +91,7 @@ def parse_name(path: Path) -> CheckpointName:
 
 
 def _sites(source: CheckpointSource, named: CheckpointName) -> tuple[Site, Site, Kind]:
-    """Where it reads and writes, by the user or else by the path, which alone tells transcoders from SAEs if it can."""
+    """Find its sites and kind: sites from the user, else from the path; the kind from the path if that names a release."""
     site = source.options.site("site")
     if named.release not in (None, "transcoders"):
         site = site or _known(source, named)[0]
@@ -110,7 +110,7 @@ def _sites(source: CheckpointSource, named: CheckpointName) -> tuple[Site, Site,
 
 
 def _known(source: CheckpointSource, named: CheckpointName) -> tuple[Site, Site]:
-    """Where the release, and the layer by the path or by the user, say that it reads and writes."""
+    """Find its sites from the release, and from the layer that the path or the user names."""
     if named.embedding and named.release == "res":
         return Site("embed", 0), Site("embed", 0)
     layer = named.layer if named.layer is not None else source.options.integer("layer")

@@ -5,7 +5,7 @@ mlp_out and transcoder; `clt/width_262k_l0_big` and `crosscoder/layer_5_9_12_15_
 
 w_enc (d_in, d_sae), w_dec (d_sae, d_out), b_enc, b_dec, threshold (d_sae,), affine_skip_connection (d_in, d_out) where
 `affine_connection` is set. A JumpReLU, on the vectors as they are. attn_out is what enters o_proj; transcoders read what
-the MLP reads, with the norm's gain, and write what it adds to the stream, after its second norm.
+the MLP reads, with the norm's gain, and write what it adds to the residual stream, after its second norm.
 A CLT's and a crosscoder's files hold an encoder for one layer and w_dec (d_sae, layers, d_out) with a slot for every layer
 of the set, whatever the file's own: `width` counts the features of all files, so it is d_sae times layers. Features write
 to their own layer and later ones; the slots before are padding. b_dec and the skip connection are of the file's own layer.
@@ -37,11 +37,11 @@ HOOKS = {
     "mlp_out": ("post_feedforward_layernorm.output",),
     "transcoder": ("pre_feedforward_layernorm.output", "post_feedforward_layernorm.output"),
 }
-"""What the folders are named after, for repositories without configurations."""
+"""Hooks by the folder's name, for repositories without configurations."""
 
 
 def recognise(source: CheckpointSource) -> bool:
-    """Lower-case names, which no other family has."""
+    """Recognise the lower-case names, which no other family has."""
     return source.has("w_enc", "w_dec", "b_enc", "b_dec", "threshold")
 
 
@@ -111,7 +111,7 @@ def _finish(
 
 
 def _check(source: CheckpointSource, cfg: dict[str, Any], encoder: Shape, decoder: Shape, d_out: int) -> bool:
-    """Check names and shapes. Returns whether there is a skip connection."""
+    """Check names and shapes. Returns True if there is a skip connection."""
     d_in, d_sae = encoder
     required: dict[str, Shape] = {"w_enc": encoder, "w_dec": decoder, "b_dec": (d_out,)}
     required |= {"b_enc": (d_sae,), "threshold": (d_sae,)}
@@ -129,7 +129,7 @@ def _site(hook: Any) -> Site | None:
 
 
 def _config_of(source: CheckpointSource) -> dict[str, Any]:
-    """Take from the folders' names what a missing configuration would say."""
+    """Derive a missing configuration's hooks from the folders' names."""
     match = re.search(rf"({'|'.join(HOOKS)})(?:_all)?/layer_(\d+)_[^/]+$", source.weights.absolute().parent.as_posix())
     hooks = HOOKS[match[1]] if match else ()
     keys = ("hf_hook_point_in", "hf_hook_point_out")

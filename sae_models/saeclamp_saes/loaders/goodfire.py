@@ -2,7 +2,7 @@
 Goodfire: one pickle, such as `Llama-3.1-8B-Instruct-SAE-l19.pth`, without a configuration.
 
 encoder_linear.weight (d_sae, d_in), encoder_linear.bias, decoder_linear.weight (d_in, d_sae), decoder_linear.bias. A plain
-ReLU of the stream after the block that the name gives; nothing is subtracted or normalised.
+ReLU of the residual stream after the block that the name gives; nothing is subtracted or normalised.
 Source: the model cards' own SparseAutoEncoder.
 """
 
@@ -17,7 +17,7 @@ TENSORS = ("encoder_linear.weight", "encoder_linear.bias", "decoder_linear.weigh
 
 
 def recognise(source: CheckpointSource) -> bool:
-    """Nobody else calls their layers so."""
+    """Recognise the layers' names, which no other family has."""
     return source.has(*TENSORS)
 
 

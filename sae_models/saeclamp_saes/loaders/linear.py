@@ -1,4 +1,4 @@
-"""What families with two `nn.Linear` layers share: a weight is (out, in), so the decoder's features are its columns."""
+"""Helpers for families with two `nn.Linear` layers: a weight is (out, in), so the decoder's features are its columns."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from saeclamp_saes.loaders.builder import SAEBuilder
 from saeclamp_saes.sites import Site
 
 PUBLISHED = re.compile(r"(.+)-SAE-l(\d{1,4})\.\w+")
-"""What Goodfire and qresearch call their files: `<model>-SAE-l19.pt`."""
+"""File names of Goodfire and qresearch: `<model>-SAE-l19.pt`."""
 
 
 def matrix_shape(tensors: Tensors, name: str) -> Shape:
-    """Shape of a stored matrix, (rows, columns). Raises CheckpointError when it is none."""
+    """Return the shape of a stored matrix, (rows, columns). Raises CheckpointError if it is no matrix."""
     shape = tensors.shapes.get(name, ())
     if len(shape) != 2:
         raise CheckpointError(f"{tensors.path} lacks the matrix {name}.")
@@ -34,12 +34,12 @@ def read_linear(tensors: Tensors, encoder: str, b_enc: str, decoder: str, b_dec:
 
 
 def parse_site(file_name: str) -> Site | None:
-    """Translate `<model>-SAE-l19.pt` into the stream after block 19; None for another name."""
+    """Translate `<model>-SAE-l19.pt` into the residual stream after block 19; None for another name."""
     match = PUBLISHED.fullmatch(file_name)
     return Site("resid_post", int(match[2])) if match else None
 
 
 def parse_model(file_name: str) -> str | None:
-    """Model in `<model>-SAE-l19.pt`; None for another name."""
+    """Find the model in `<model>-SAE-l19.pt`; None for another name."""
     match = PUBLISHED.fullmatch(file_name)
     return match[1] if match else None

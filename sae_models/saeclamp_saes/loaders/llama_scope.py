@@ -1,12 +1,11 @@
 """
 Llama Scope: `Llama3_1-8B-Base-L15R-8x/hyperparams.json` and `checkpoints/final.safetensors`, of LXR, LXA, LXM and LXTC.
 
-encoder.weight (d_sae, d_model), encoder.bias, decoder.weight (d_model, d_sae), decoder.bias. What is read and what is
-written has a mean length each, "in" and "out", and was scaled to sqrt(d_model) in training. The one threshold is of the
-folded SAE: it gates activations that are lengths along unit decoder rows, in the model's own scale. `top_k` is of training
-only.
+encoder.weight (d_sae, d_model), encoder.bias, decoder.weight (d_model, d_sae), decoder.bias. Vectors that are read and
+written have a mean norm each, "in" and "out", and were scaled to sqrt(d_model) in training. The one threshold is that of the
+folded SAE: it gates activations measured along unit decoder rows, in the model's own scale. `top_k` is of training only.
 Source: lm_saes/sae.py of OpenMOSS's Language-Model-SAEs (initialisation for inference). An activation of sae-lens is this
-one times sqrt(d_model) / norm, over the length of the stored decoder row, which it takes for 1.
+one times sqrt(d_model) / norm, over the norm of the stored decoder row, which it takes for 1.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from saeclamp_saes.sae import SAE
 
 NAME = "llama_scope"
 CONFIG = ("hyperparams.json", "../hyperparams.json")
-"""The weights are a folder below."""
+"""Places of the configuration, from the weights' folder, which is one below that of the SAE."""
 
 PUBLISHED = {
     "act_fn": "jumprelu",
@@ -35,11 +34,11 @@ PUBLISHED = {
     "use_glu_encoder": False,
     "apply_decoder_bias_to_pre_encoder": False,
 }
-"""What all published ones share, and what is folded below."""
+"""Settings that all published SAEs share, and that `read` relies on."""
 
 
 def recognise(source: CheckpointSource) -> bool:
-    """Hyperparameters with one threshold, and linear layers."""
+    """Recognise hyperparameters with one threshold, beside linear layers."""
     return "jump_relu_threshold" in (source.config(*CONFIG) or {}) and source.has("encoder.weight", "decoder.weight")
 
 
@@ -59,6 +58,7 @@ def read(source: CheckpointSource) -> SAE:
         raise CheckpointError(f"{path}: d_model is {d_model}; the weights have {draft.decoder.shape[1]}.")
     draft.scale_sides(math.sqrt(d_model) / length_in, math.sqrt(d_model) / length_out)
     draft.scale_activations(draft.decoder_norms())
+    # set last, because it is the threshold of the folded SAE
     draft.threshold = torch.full_like(draft.b_enc, threshold)
     hook_in, hook_out = cfg.get("hook_point_in"), cfg.get("hook_point_out")
     reads = hook_site(source, "site", hook_in)

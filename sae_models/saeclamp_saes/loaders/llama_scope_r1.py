@@ -2,11 +2,11 @@
 Llama-Scope-R1-Distill: `<data mix>/L15R/config.json` and `sae_weights.safetensors`.
 
 encoder.weight (d_sae, d_model), encoder.bias, decoder.weight (d_model, d_sae), decoder.bias, log_jumprelu_threshold
-(d_sae,), and dataset_average_activation_norm.<hook>, the mean length of the vectors there. They are scaled to a mean length
-of sqrt(d_model), and decoded ones scaled back; activations and thresholds are those of scaled vectors. What is gated is the
-pre-activation times the length of its decoder row, where `sparsity_include_decoder_norm` says so.
+(d_sae,), and dataset_average_activation_norm.<hook>, the mean norm of the vectors there. They are scaled to a mean norm
+of sqrt(d_model), and decoded ones scaled back; activations and thresholds are those of scaled vectors. The gate sees the
+pre-activation times the norm of its decoder row, where `sparsity_include_decoder_norm` says so.
 Source: lm_saes/sae.py of OpenMOSS's Language-Model-SAEs; loading/pretrained_sae_loaders.py of sae-lens 6.54, which calls the
-scaling factor `norm_scaling_factor` and leaves out the decoder's length, so it agrees for rows of unit length.
+scaling factor `norm_scaling_factor` and leaves out the decoder's norm, so it agrees for rows of norm 1.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CONFIG = "config.json"
 
 
 def recognise(source: CheckpointSource) -> bool:
-    """OpenMOSS's configuration beside linear layers and a threshold."""
+    """Recognise OpenMOSS's configuration beside linear layers and a threshold."""
     cfg = source.config(CONFIG)
     return cfg is not None and "hook_point_in" in cfg and source.has("encoder.weight", "log_jumprelu_threshold")
 
@@ -53,6 +53,7 @@ def read(source: CheckpointSource) -> SAE:
         b_dec=tensors.tensor("decoder.bias", (d_model,)),
         threshold=tensors.tensor("log_jumprelu_threshold", (d_sae,)).double().exp(),
     )
+    # by the stored rows' norms, so before the scale is folded into them
     if draft.threshold is not None and cfg.get("sparsity_include_decoder_norm", True):
         draft.threshold = draft.threshold / draft.decoder_norms()
     draft.scale_input(_input_scale(source, cfg, hook, d_model))
@@ -60,7 +61,7 @@ def read(source: CheckpointSource) -> SAE:
 
 
 def _input_scale(source: CheckpointSource, cfg: dict[str, Any], hook: Any, d_model: int) -> float:
-    """Find the scaling factor: the user's, else that of the mean length in the weights or in the configuration."""
+    """Find the scaling factor: the user's, else that of the mean norm in the weights or in the configuration."""
     if cfg.get("norm_activation", "dataset-wise") != "dataset-wise":
         return norm_factor(source, cfg, hook)
     given = source.options.number("input_scale")

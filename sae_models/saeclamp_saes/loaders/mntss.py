@@ -28,7 +28,7 @@ NAME = "mntss"
 
 
 def recognise(source: CheckpointSource) -> bool:
-    """Tensors that end in a layer's number."""
+    """Recognise a tensor `W_enc_<layer>`."""
     return _layer(source) is not None
 
 
@@ -72,7 +72,7 @@ def _layer(source: CheckpointSource) -> int | None:
 
 
 def _decoder(source: CheckpointSource, layer: int, d_sae: int, d_model: int) -> tuple[Tensor, int]:
-    """Return what the layer's features write to all layers from it up, side by side, and how many layers that is."""
+    """Return the layer's decoder, its blocks for all layers from it up side by side, and how many layers these are."""
     name = f"W_dec_{layer}"
     tensors = source.open(source.weights.with_name(f"{name}.safetensors"))
     shape = tensors.shapes.get(name, ())

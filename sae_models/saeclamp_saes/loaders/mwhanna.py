@@ -27,14 +27,14 @@ NAME = "mwhanna"
 CONFIG = "config.yaml"
 TRAINER_CONFIGS = ("wandb-config.yaml", "wanb-config.yaml")  # one repository misspells it
 TRAINED_ON = {"feature_input_hook": "mlp.hook_in", "feature_output_hook": "hook_mlp_out"}
-"""What mwhanna's Qwen3 sets read and write."""
+"""Hooks that mwhanna's Qwen3 sets read and write."""
 
 TENSORS = {"W_enc", "W_dec", "b_enc", "b_dec"}
 THRESHOLD = "activation_function.threshold"
 
 
 def recognise(source: CheckpointSource) -> bool:
-    """Both matrices (d_sae, d_model), beside this family's configuration, or beside none but under a name of its own."""
+    """Recognise matrices (d_sae, d_model), beside this family's configuration, or beside none under one of its names."""
     shapes = source.tensors.shapes
     if not TENSORS <= shapes.keys() <= TENSORS | {THRESHOLD, "W_skip"}:
         return False
@@ -42,6 +42,7 @@ def recognise(source: CheckpointSource) -> bool:
         return False
     if _config(source) is not None:
         return True
+    # square matrices have the same shape in families that store them the other way round
     square = shapes["b_enc"] == shapes["b_dec"]
     own = THRESHOLD in shapes or re.fullmatch(r"layer_\d{1,4}\.\w+", source.weights.name) is not None
     return own and not square and source.config("cfg.json", "config.json") is None
@@ -74,7 +75,7 @@ def read(source: CheckpointSource) -> SAE:
 
 
 def resid_norm(tensors: Tensors, name: str) -> int:
-    """Length of a stored vector. Raises CheckpointError when it is none."""
+    """Return the size of a stored vector. Raises CheckpointError if it is no vector."""
     shape = tensors.shapes.get(name, ())
     if len(shape) != 1:
         raise CheckpointError(f"{tensors.path} lacks the vector {name}.")
@@ -96,7 +97,7 @@ def read_threshold(tensors: Tensors, name: str, d_sae: int) -> Tensor:
 
 
 def hook_site(cfg: dict[str, Any], key: str, layer: int | None) -> Site | None:
-    """Translate one of the two hooks of a `config.yaml`, for a layer; None where it says nothing that we know."""
+    """Translate one of the two hooks of a `config.yaml`, for a layer; None for a hook that is not known."""
     return None if layer is None else from_transformer_lens(f"blocks.{layer}.{cfg.get(key)}")
 
 

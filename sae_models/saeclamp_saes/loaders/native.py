@@ -26,12 +26,12 @@ WEIGHTS = "sae_weights.safetensors"
 
 
 def recognise(source: CheckpointSource) -> bool:
-    """Our configuration says so."""
+    """Recognise our own configuration by its `format`."""
     return (source.config(CONFIG) or {}).get("format") == NAME
 
 
 def read(source: CheckpointSource) -> SAE:
-    """Read what `write` wrote. Raises CheckpointError."""
+    """Read an SAE that `write` wrote. Raises CheckpointError."""
     cfg, tensors = source.config(CONFIG) or {}, source.tensors
     path = source.folder / CONFIG
     if cfg.get("version") != VERSION:

@@ -29,13 +29,13 @@ LOCATIONS: dict[str, Point] = {
     "resid_delta_attn": "attn_out",
     "resid_delta_mlp": "mlp_out",
 }
-"""What the stream is after each half of a block, and what each half adds to it."""
+"""Points by the folder's name: the residual stream after each half of a block, and what each half adds to it."""
 
 LAYER_NORM = InputNorm(center=True, scale="std", eps=1e-5)
 
 
 def recognise(source: CheckpointSource) -> bool:
-    """Biases with names of their own."""
+    """Recognise the biases, whose names no other family has."""
     return source.has("pre_bias", "latent_bias", "encoder.weight")
 
 
@@ -55,6 +55,7 @@ def read(source: CheckpointSource) -> SAE:
         b_dec=pre_bias,
     )
     return draft.subtract_from_input(pre_bias).finish(
+        # the path is not asked where the user says: it may name a place that is refused
         source.site(None if source.options.text("site") else _site(source)),
         architecture="topk" if top_k else "relu",
         top_k=top_k,

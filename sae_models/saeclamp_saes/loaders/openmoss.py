@@ -5,11 +5,11 @@ SAE, transcoder: W_E (d_model, d_sae), b_E, W_D (d_sae, d_model), b_D, activatio
 CLT: all of it once a layer, W_E (layers, d_model, d_sae), but W_D.<i> (i + 1, d_sae, d_model) holds what layers 0 .. i write
 to layer i. Crosscoder: all of it once a place; the places' encodings are summed, and each place gates the sum anew.
 
-Vectors are first brought to a mean length of sqrt(d_model) (norm_activation "dataset-wise"), and decoded ones brought back;
-the mean lengths are scalars beside the weights, and without meaning where norm_activation is "inference". With
-`sparsity_include_decoder_norm` a pre-activation is multiplied by the length of its decoder row, activated, then divided by
-it. TopK chooses by that length, so all these are read as lengths along unit rows; with a CLT's TopK, along rows that are of
-unit length before its outputs are brought back, each by its own factor.
+Vectors are first brought to a mean norm of sqrt(d_model) (norm_activation "dataset-wise"), and decoded ones brought back;
+the mean norms are scalars beside the weights, and without meaning where norm_activation is "inference". With
+`sparsity_include_decoder_norm` a pre-activation is multiplied by the norm of its decoder row, activated, then divided by
+it. TopK chooses by that product, so all these activations are read along unit rows; with a CLT's TopK, along rows that have
+norm 1 before its outputs are brought back, each by its own factor.
 Source: models/sparse_dictionary.py, sae.py, clt.py, crosscoder.py and activation_functions.py of llamascopium. There,
 `standardize_parameters_of_dataset_norm` leaves an SAE's thresholds as they are, which changes its gates; it is not followed.
 """
@@ -39,7 +39,7 @@ BATCHED = ("batchtopk", "layertopk", "batchlayertopk")
 
 
 class OpenMossEntry(NamedTuple):
-    """What a file holds of one SAE, as stored, and where it reads and writes."""
+    """One SAE of a file, as stored, and the hooks that it reads and writes."""
 
     draft: SAEBuilder
     log_threshold: Tensor | None
@@ -50,7 +50,7 @@ class OpenMossEntry(NamedTuple):
 
 
 def recognise(source: CheckpointSource) -> bool:
-    """A configuration with `sae_type`; Llama Scope R1's has it too, beside linear layers."""
+    """Recognise a configuration with `sae_type`; Llama Scope R1's has it too, beside linear layers."""
     return isinstance((source.config(CONFIG) or {}).get("sae_type"), str) and "encoder.weight" not in source.tensors
 
 
@@ -68,9 +68,11 @@ def read(source: CheckpointSource) -> SAE:
     weighted = bool(cfg.get("sparsity_include_decoder_norm", True))
     if weighted:
         draft.scale_activations(draft.decoder_norms())
+    # thresholds are those of pre-activations times the stored rows' norms, so they come after this scaling
     draft.threshold = None if log_threshold is None else log_threshold.double().exp()
     factors_out = _scale_sides(source, cfg, draft, hooks_in, hooks_out)
     if weighted:
+        # one factor for all features of a TopK: unequal ones would change which it chooses
         draft.scale_activations(draft.decoder_norms() if top_k is None else 1 / factors_out[0])
     if cfg.get("act_fn") in BATCHED:
         draft.threshold = torch.full_like(draft.b_enc, source.options.number("threshold") or 0.0)
@@ -86,7 +88,7 @@ def read(source: CheckpointSource) -> SAE:
 
 
 def norm_factor(source: CheckpointSource, cfg: dict[str, Any], hook: Any) -> float:
-    """Return what vectors at a hook are multiplied by, and divided by after decoding. Raises CheckpointError."""
+    """Return the factor that vectors at a hook are multiplied by, and decoded ones divided by. Raises CheckpointError."""
     kind, path = cfg.get("norm_activation", "dataset-wise"), source.folder / CONFIG
     if kind in ("inference", "none"):
         return 1.0
@@ -99,13 +101,13 @@ def norm_factor(source: CheckpointSource, cfg: dict[str, Any], hook: Any) -> flo
 
 
 def mean_norms(source: CheckpointSource, hooks: Sequence[Any]) -> dict[str, Shape]:
-    """Name the scalars that a file holds beside its weights, with their shapes."""
+    """List the mean norms that a file holds beside its weights: names and shapes."""
     names = [f"{MEAN_LENGTH}{hook}" for hook in hooks]
     return {name: source.tensors.shapes[name] for name in names if name in source.tensors}
 
 
 def hook_site(source: CheckpointSource, option: str, hook: Any) -> Site:
-    """Find a hook of TransformerLens; what the user says comes first. Raises CheckpointError."""
+    """Find the site of a TransformerLens hook; the user's option comes first. Raises CheckpointError."""
     site = source.options.site(option) or (from_transformer_lens(hook) if isinstance(hook, str) else None)
     if site is None:
         raise CheckpointError(
@@ -174,7 +176,7 @@ def _read_crosscoder(source: CheckpointSource, cfg: dict[str, Any], d_model: int
 
 
 def _written(source: CheckpointSource, cfg: dict[str, Any], sites: Sequence[Site]) -> list[int]:
-    """Choose which of a crosscoder's places to write to: only a ReLU opens at all of them together."""
+    """Choose the places that a crosscoder writes to: all with a ReLU; with a gate at each place, the one that the user names."""
     if cfg.get("act_fn", "relu") == "relu":
         return list(range(len(sites)))
     chosen = source.options.site("site_out")

@@ -2,7 +2,7 @@
 Qwen-Scope: `layer<n>.sae.pt` files, one a block, in a repository called `SAE-Res-<model>-W<width>K-L0_<k>`.
 
 W_enc (d_sae, d_in), W_dec (d_in, d_sae), b_enc, b_dec: both matrices the other way round than SAELens stores them. TopK of
-the stream after the block; nothing is subtracted or normalised. `config.json` gives k and the base model; where it was not
+the residual stream after the block; nothing is subtracted or normalised. `config.json` gives k and the base model; where it was not
 downloaded, so does the repository's name.
 Source: the model cards, arXiv 2605.11887, and loading/pretrained_sae_loaders.py of sae-lens 6.54.
 """
@@ -22,11 +22,11 @@ NAME = "qwen_scope"
 CONFIG = "config.json"
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
 LAYER = re.compile(r"layer(\d{1,4})\.sae\.")
-"""How a file's name begins."""
+"""Beginning of a file's name."""
 
 
 def recognise(source: CheckpointSource) -> bool:
-    """Turned matrices, beside this family's configuration, or beside none at all but under a name of its own."""
+    """Recognise turned matrices, beside this family's configuration, or beside none under one of its names."""
     shapes = source.tensors.shapes
     if shapes.keys() != set(TENSORS):
         return False

@@ -54,7 +54,7 @@ SCALER = "activation_scaler.json"
 
 
 def recognise(source: CheckpointSource) -> bool:
-    """W_enc and W_dec beside a `cfg.json` that gives d_sae."""
+    """Recognise W_enc and W_dec beside a `cfg.json` that gives d_sae."""
     cfg = source.config(CONFIG)
     return (
         cfg is not None and source.weights.suffix == ".safetensors" and "d_sae" in cfg and source.has("W_enc", "W_dec")
@@ -98,7 +98,7 @@ def read(source: CheckpointSource) -> SAE:
 
 
 def _metadata(cfg: dict[str, Any]) -> dict[str, Any]:
-    """Version 6 nests what version 5 kept flat."""
+    """Return the metadata, which version 6 nests and version 5 kept flat."""
     nested = cfg.get("metadata")
     return nested if isinstance(nested, dict) else cfg
 
@@ -130,7 +130,7 @@ def _architecture(cfg: dict[str, Any], path: Path) -> tuple[Kind, str]:
 
 
 def _check_k(source: CheckpointSource, cfg: dict[str, Any], activation: str) -> None:
-    """Refuse to guess between a ReLU and a k that no ReLU has."""
+    """Raise CheckpointError for a ReLU whose configuration gives a k, unless the user says which of the two is meant."""
     kwargs = cfg.get("activation_fn_kwargs")
     k = cfg.get("k") or (kwargs.get("k") if isinstance(kwargs, dict) else None)
     if activation != "relu" or not k or source.options.values.get("activation") == "topk":
@@ -175,7 +175,7 @@ def _draft(source: CheckpointSource, activation: str, d_in: int, d_sae: int, d_o
 
 
 def _input_norm(source: CheckpointSource, cfg: dict[str, Any], draft: SAEBuilder) -> InputNorm:
-    """Fold a constant factor; return what depends on the token."""
+    """Fold a constant factor; return the normalisation that depends on the token."""
     # mistral-7b-res-wg's files are silent about theirs, which sae-lens's registry adds
     chosen = source.options.text("normalize", *INPUT_NORMS)
     kind = chosen or cfg.get("normalize_activations")
@@ -197,7 +197,7 @@ def _input_norm(source: CheckpointSource, cfg: dict[str, Any], draft: SAEBuilder
 
 
 def _check_beside(source: CheckpointSource, kind: object) -> None:
-    """Refuse what training leaves beside an SAE whose normalisation is not yet in its weights, if it claims to have none."""
+    """Refuse a scaler or whitening file, which training leaves, beside an SAE that claims to have no normalisation."""
     held = "a factor" if (source.config(SCALER) or {}).get("scaling_factor") is not None else ""
     file = SCALER if held else WHITENING if (source.weights.parent / WHITENING).is_file() else ""
     if file:
@@ -235,7 +235,7 @@ def _input_scale(source: CheckpointSource) -> float:
 
 
 def _centering(cfg: dict[str, Any]) -> bool | None:
-    """Whether training centred what blocks write; None where the files are silent, as before version 4."""
+    """Tell whether training centred what blocks write; None where the files are silent, as before version 4."""
     kwargs = _metadata(cfg).get("model_from_pretrained_kwargs")
     return bool(kwargs.get("center_writing_weights", False)) if isinstance(kwargs, dict) else None
 

@@ -32,7 +32,7 @@ UNSUPPORTED = ("embed_skip", "gram_lookup", "normalize_io")
 
 
 def recognise(source: CheckpointSource) -> bool:
-    """An nn.Linear encoder with a bare decoder matrix, which only this family has."""
+    """Recognise an nn.Linear encoder with a bare decoder matrix, which only this family has."""
     return source.config(CONFIG) is not None and source.has("encoder.weight", "encoder.bias", "W_dec", "b_dec")
 
 
@@ -78,7 +78,7 @@ def _check(cfg: dict[str, Any], path: Path) -> None:
 
 
 def _run_config(source: CheckpointSource) -> dict[str, Any]:
-    """Configuration of the training run, which lies above the modules' folders."""
+    """Read the configuration of the training run, which lies above the modules' folders; empty if there is none."""
     folder = source.weights.absolute().parent
     path = (folder.parent if SEED.fullmatch(folder.name) else folder).parent / "config.json"
     if not path.is_file():
@@ -88,7 +88,7 @@ def _run_config(source: CheckpointSource) -> dict[str, Any]:
 
 
 def _kind(cfg: dict[str, Any], run: dict[str, Any]) -> Kind:
-    """Newer files say `transcode` either way; in earlier ones a skip connection, or the run, tells a transcoder."""
+    """Find the kind. Newer files say `transcode` either way; in earlier ones a skip connection, or the run, tells a transcoder."""
     skips = bool(cfg.get("skip_connection"))
     stated = cfg.get("transcode")
     if not (skips or run.get("transcode") if stated is None else stated):

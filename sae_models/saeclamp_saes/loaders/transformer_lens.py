@@ -1,4 +1,4 @@
-"""What TransformerLens did to a model before an SAE was trained on its vectors."""
+"""Centring: TransformerLens may have changed a model before an SAE was trained on its vectors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from saeclamp_saes.io.checkpoint import CheckpointSource
 from saeclamp_saes.sites import Point, Site
 
 LAYER_NORM_MODELS = ("gpt2", "pythia", "gpt-neo", "gpt-j", "opt-", "gelu-", "solu-", "attn-only-", "tiny-stories")
-"""A part of the names of models with layer norm: those whose written vectors `center_writing_weights` centres."""
+"""Parts of the names of models with layer norm: those whose written vectors `center_writing_weights` centres."""
 
 CENTERED: tuple[Point, ...] = (
     "embed",
@@ -19,7 +19,7 @@ CENTERED: tuple[Point, ...] = (
     "mlp_out",
     "mlp_out_raw",
 )
-"""What blocks write, and its sum. After a layer norm, and inside the heads, centring makes no difference."""
+"""Vectors that blocks write, and their sum. After a layer norm, and inside the heads, centring makes no difference."""
 
 
 def is_centered(
@@ -28,8 +28,8 @@ def is_centered(
     """
     Tell whether the SAE saw the vectors at `site` less their mean over d_in (`center_writing_weights`).
 
-    stated:  what the files say
-    default: what the family's code did with models that have a layer norm, where the files are silent; None: not known
+    stated:  whether the files say so; None: they are silent
+    default: whether the family's code centred models that have a layer norm; None: not known
     Raises CheckpointError when it matters and nobody says.
     """
     if site.point not in CENTERED:

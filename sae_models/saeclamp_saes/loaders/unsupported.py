@@ -1,4 +1,4 @@
-"""Checkpoints that are known and cannot be used, each with the reason, so that nobody looks for an option that helps."""
+"""Checkpoints that are known and cannot be used, each refused with the reason, so that nobody looks for an option that helps."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _is_temporal(source: CheckpointSource) -> bool:
 
 
 def _check_kept_elsewhere(source: CheckpointSource) -> None:
-    """A set of transcoders may be a list of other repositories' files."""
+    """Raise CheckpointError for a set of transcoders that only lists other repositories' files."""
     cfg = read_config(source.path / CONFIG) if (source.path / CONFIG).is_file() else {}
     entries = cfg.get("transcoders")
     if not isinstance(entries, list) or not entries:

@@ -1,4 +1,4 @@
-"""What makes activations sparse, each kind as a function of the encoder's output, with gradients."""
+"""Activation functions, which make an encoder's output sparse, with gradients."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def relu(pre: Tensor) -> Tensor:
-    """Keep what is positive."""
+    """Keep positive numbers."""
     return pre.relu()
 
 
@@ -25,7 +25,7 @@ def top_k(pre: Tensor, k: int) -> Tensor:
 
 def batch_top_k(pre: Tensor, k: int) -> Tensor:
     """
-    Keep the n k largest of a batch, where positive: k a token on average, more where a token needs more.
+    Keep the n * k largest of a batch, where positive: k a token on average, more where a token needs more.
 
     pre: (n, d_sae)
     """
@@ -38,7 +38,7 @@ def batch_top_k(pre: Tensor, k: int) -> Tensor:
 
 class JumpReLU(torch.autograd.Function):
     """
-    Keep what is above a feature's threshold.
+    Keep activations above their feature's threshold.
 
     The threshold's gradient is that of the expectation over the batch, estimated by a rectangular kernel
     (Rajamanoharan et al. 2024, arXiv 2407.14435).
@@ -59,7 +59,7 @@ class JumpReLU(torch.autograd.Function):
 
 
 class CountActive(torch.autograd.Function):
-    """The number of features above their thresholds, per token; its gradient is that of `JumpReLU`, to thresholds alone."""
+    """Number of features above their thresholds, per token; its gradient is estimated as in `JumpReLU`, for thresholds alone."""
 
     @staticmethod
     def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:

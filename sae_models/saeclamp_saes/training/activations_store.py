@@ -1,8 +1,8 @@
 """
-Vectors of several places of a model, kept on disk to train on as often as one likes.
+The activations store: vectors of several sites of a model, kept on disk to train on as often as one likes.
 
-A folder: `harvest.json` says of what, and each place has a folder with the vectors to train on and those held out. Row n is
-of the same token at every place.
+It is a folder: `harvest.json` holds what the vectors depend on, and each site has a folder with the vectors to train on and
+those held out. Row n is of the same token at every site.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ DOING = {TRAINING: "harvesting", HELD_OUT: "harvesting held-out documents"}
 
 @dataclass(frozen=True)
 class ActivationsStore:
-    """A finished harvest."""
+    """A finished harvest on disk."""
 
     folder: Path
     identity: dict[str, Any]
-    """What was harvested, JSON-able"""
+    """All that the vectors depend on, JSON-able: see `HarvestConfig.identity`."""
     width: int
     num_rows: int
     num_held_out: int
@@ -52,7 +52,7 @@ class ActivationsStore:
 
     @classmethod
     def open(cls, folder: Path) -> ActivationsStore:
-        """Open one. Raises TrainingError where there is none, an unfinished one, or a damaged one."""
+        """Open a store. Raises TrainingError where there is none, an unfinished one, or a damaged one."""
         if not (folder / IDENTITY).exists():
             raise TrainingError(f"{folder} holds no harvested vectors.")
         if not (folder / COMPLETE).exists():
@@ -66,15 +66,15 @@ class ActivationsStore:
 
     @property
     def sites(self) -> list[Site]:
-        """The places."""
+        """Sites of the vectors."""
         return [Site.parse(site) for site in self.identity["sites"]]
 
     def rows(self, site: Site) -> VectorFile:
-        """Vectors to train on. Raises TrainingError for a place that was not harvested, or a file that was cut short."""
+        """Open the vectors to train on. Raises TrainingError for a site that was not harvested, or a file that was cut short."""
         return self._rows(site, TRAINING, self.num_rows)
 
     def held_out(self, site: Site) -> VectorFile:
-        """Vectors to measure on."""
+        """Open the held-out vectors. Raises TrainingError as `rows` does."""
         return self._rows(site, HELD_OUT, self.num_held_out)
 
     def _rows(self, site: Site, side: str, num_rows: int) -> VectorFile:
@@ -90,7 +90,7 @@ def write_store(
     folder: Path, wanted: HarvestConfig, reader: ActivationReader, report: ProgressCallback = no_progress
 ) -> ActivationsStore:
     """
-    Harvest, or go on with it.
+    Harvest into a folder, or resume a harvest.
 
     Raises TrainingError with a sentence: a folder that holds another harvest, no data, a full disk.
     """
@@ -103,11 +103,13 @@ def write_store(
             if not (folder / COMPLETE).exists():
                 try:
                     complete = _harvested(folder, wanted, reader, width, report)
+                # nothing of a damaged folder is removed, because the user may be able to put it back
                 except DamagedFolderError:
                     raise
                 except SAEError:
                     _clear_unless_begun(folder, reader.sites)
                     raise
+                # before the files are cut: a store with a tail is whole, and cut files of an unfinished harvest are damaged
                 write_json(folder / COMPLETE, complete)
                 _give_back(folder, reader.sites, complete)
     return ActivationsStore.open(folder)
@@ -116,7 +118,7 @@ def write_store(
 def _harvested(
     folder: Path, wanted: HarvestConfig, reader: ActivationReader, width: int, report: ProgressCallback
 ) -> dict[str, Any]:
-    """Harvest both sides; returns what there is to say of them, JSON-able."""
+    """Harvest both sides; return their widths and numbers of rows, JSON-able."""
     most = {HELD_OUT: wanted.most_held_out, TRAINING: wanted.tokens}
     rows: dict[str, list[VectorFile]] = {HELD_OUT: [], TRAINING: []}
     # all of them, so that a disk without room is known before anything long begins
@@ -125,6 +127,7 @@ def _harvested(
         path, begun = _folder(folder, site) / f"{side}.rows", _state(folder, side).exists()
         rows[side].append(VectorFile(path, most[side], width, wanted.store, begun=begun))
     limits = norm_limits_from(folder / LIMITS, reader, wanted.files, report)
+    # held-out documents first, so that it is known before the long part if there are too few
     num = {}
     for side in (HELD_OUT, TRAINING):
         harvest = wanted.harvest(reader, limits, held_out=side == HELD_OUT)
@@ -142,14 +145,14 @@ def _harvested(
 
 
 def _give_back(folder: Path, sites: Sequence[Site], complete: dict[str, Any]) -> None:
-    """Give back the room of the vectors that documents were too few for."""
+    """Cut the files to the rows that were filled, where the documents were too few for all."""
     for site in sites:
         for side, num_rows in ((TRAINING, complete["num_rows"]), (HELD_OUT, complete["num_held_out"])):
             truncate(_folder(folder, site) / f"{side}.rows", num_rows, complete["width"])
 
 
 def _clear_unless_begun(folder: Path, sites: Sequence[Site]) -> None:
-    """Leave nothing of what was refused before there was a vector to train on, so that the folder can be named again."""
+    """Remove what was refused before there was a vector to train on, so that the folder can be named again."""
     state = _state(folder, TRAINING)
     if state.exists() and read_json(state).get("filled"):
         return
@@ -178,9 +181,9 @@ def fill_in_order(
     report: ProgressCallback,
 ) -> int:
     """
-    Harvest one place's vectors into each file, in order, until there are `most` or no more documents.
+    Harvest one site's vectors into each file, in order, until there are `most` or no more documents.
 
-    What was interrupted goes on. Returns how many there are.
+    An interrupted harvest is resumed from `state_path`. Returns the number of rows.
     """
     kept: dict[str, Any] = {"filled": 0, "cursor": Cursor(), "ended": False}
     if state_path.exists():
@@ -204,7 +207,7 @@ def fill_in_order(
 
 
 def _state(folder: Path, side: str) -> Path:
-    """Where it is noted how far a side has come."""
+    """Return the file with the progress of a side."""
     return folder / f"{side}.json"
 
 

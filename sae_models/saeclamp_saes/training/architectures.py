@@ -13,10 +13,10 @@ from saeclamp_saes.training.config import Name, TrainingConfig
 from saeclamp_saes.training.training_sae import TrainingSAE
 
 LONG = 50_000
-"""Steps from which on a run's learning rate is the literature's."""
+"""Least number of steps of a run that uses the literature's learning rate."""
 MOST_HURRIED = 8.0
 """
-Largest multiple in a shorter run. Measured at layer 23 of SmolLM2-135M, 2,048 features, k 32, 391 steps: of multiples of 1,
+Largest multiple of that learning rate, in a shorter run. Measured at layer 23 of SmolLM2-135M, 2,048 features, k 32, 391 steps: of multiples of 1,
 2.1, 4.4 and 8.8 the largest is the best. 2,930 steps of 4,096 features were well served by 4.5.
 """
 
@@ -24,26 +24,26 @@ Sparsity = Literal["token", "batch", "threshold", "penalty"]
 
 
 class Architecture(NamedTuple):
-    """How an SAE is trained, and what it is afterwards."""
+    """Traits of a kind of SAE: how it is trained and saved."""
 
     sparsity: Sparsity
-    """By the k largest of a token or of a batch, by a learned threshold, or by a penalty on the activations."""
+    """Source of the sparsity: the k largest of a token or of a batch, a learned threshold, or a penalty on activations."""
     revives: bool
-    """Whether dead features take part in a loss of their own."""
+    """True if dead features get a loss of their own (AuxK)."""
     unit_rows: bool
-    """Whether the decoder's rows are held at unit length."""
+    """True if the decoder's rows are kept at norm 1."""
     saved_as: Literal["jumprelu", "topk", "standard"]
-    """SAELens's name."""
+    """SAELens's name for the saved SAE."""
     calibrated: bool
-    """Whether one threshold for all features is chosen after training, for k active features a token on average."""
+    """True if one threshold for all features is chosen after training, for k active features a token on average."""
     lr: float
-    """Of a run of `LONG` steps or more."""
+    """Learning rate of a run of `LONG` steps or more."""
     scaled_lr: bool
-    """Whether `lr` is for 2^14 features and falls with the square root of their number."""
+    """True if `lr` is for 2^14 features and falls with the square root of their number."""
     hurries: bool
-    """Whether a shorter run gets a multiple."""
+    """True if a shorter run gets a multiple of `lr`."""
     beta1: float
-    """Of Adam"""
+    """Adam's first beta."""
 
 
 ARCHITECTURES: dict[Name, Architecture] = {
@@ -54,11 +54,11 @@ ARCHITECTURES: dict[Name, Architecture] = {
     "jumprelu": Architecture("threshold", True, True, "jumprelu", False, 2e-4, True, False, 0.0),
     "relu": Architecture("penalty", False, False, "standard", False, 3e-4, False, False, 0.9),
 }
-"""BatchTopK: Bussmann et al. 2024, arXiv 2412.06410. ReLU with L1 is the textbook's, and by most measures the worst."""
+"""Traits by name. BatchTopK: Bussmann et al. 2024, arXiv 2412.06410. ReLU with L1 is by most measures the worst."""
 
 
 class ForwardOutput(NamedTuple):
-    """Of a batch."""
+    """Loss, activations and reconstruction of a batch."""
 
     loss: Tensor
     acts: Tensor
@@ -69,7 +69,7 @@ class ForwardOutput(NamedTuple):
 
 def forward(recipe: TrainingConfig, dictionary: TrainingSAE, x: Tensor, step: int, is_dead: Tensor) -> ForwardOutput:
     """
-    Encode, decode and weigh a batch.
+    Encode and decode a batch, and compute its loss.
 
     x:       (n, d_in), scaled
     is_dead: (d_sae,) bool
@@ -91,7 +91,7 @@ def forward(recipe: TrainingConfig, dictionary: TrainingSAE, x: Tensor, step: in
 
 def training_activations(recipe: TrainingConfig, dictionary: TrainingSAE, pre: Tensor, step: int) -> Tensor:
     """
-    Activations as in training.
+    Compute the activations as in training.
 
     pre:     (n, d_sae)
     returns: (n, d_sae)
@@ -109,7 +109,7 @@ def training_activations(recipe: TrainingConfig, dictionary: TrainingSAE, pre: T
 
 
 def learning_rate(recipe: TrainingConfig) -> float:
-    """Full learning rate: the user's, or the architecture's for a run of that length."""
+    """Return the full learning rate: the user's, or the architecture's for a run of that length."""
     architecture = ARCHITECTURES[recipe.architecture]
     if recipe.lr is not None:
         return recipe.lr
@@ -119,7 +119,7 @@ def learning_rate(recipe: TrainingConfig) -> float:
 
 
 def optimizer(recipe: TrainingConfig, dictionary: TrainingSAE) -> torch.optim.Adam:
-    """Adam, for what the architecture learns."""
+    """Return Adam over the parameters that the architecture learns."""
     architecture = ARCHITECTURES[recipe.architecture]
     learned = [
         parameter

@@ -13,8 +13,9 @@ from saeclamp_saes.evaluation.interpretations import token_chunks
 from saeclamp_saes.sae import SAE
 
 Chunks = Callable[[], Iterator[Tensor]]
-"""Gives the held-out vectors, (n, d_in) fp32 each, as often as it is called."""
+"""Yields the held-out vectors, (n, d_in) fp32 each, anew each time it is called."""
 HALF = 1 << 16
+"""Values of one half of the bits of an fp32 number."""
 
 
 def fit_threshold(sae: SAE, chunks: Chunks, k: int) -> SAE:
@@ -24,7 +25,7 @@ def fit_threshold(sae: SAE, chunks: Chunks, k: int) -> SAE:
     It is half way between the last activation that is kept and the first that is not, so that rounding moves neither across.
     Both are found exactly, and in little memory, however many activations there are: positive fp32 numbers are ordered as
     their bits are, so the upper half of one's bits is counted out in one pass, and the lower half in another.
-    Where so many activations are not even positive, all that are positive are kept, as they are in training.
+    Where fewer activations are positive than that, all positive ones are kept, as they are in training.
     Raises TrainingError where none is.
     """
     plain = replace(sae, threshold=torch.zeros_like(sae.threshold))
@@ -49,7 +50,7 @@ def fit_threshold(sae: SAE, chunks: Chunks, k: int) -> SAE:
 
 
 def _counts(sae: SAE, chunks: Chunks, part: Callable[[Tensor], Tensor]) -> Tensor:
-    """Count positive activations by a half of their bits: (65536,) int64."""
+    """Count positive activations by a half of their bits, which `part` takes from int32: (65536,) int64."""
     counts = torch.zeros(HALF, dtype=torch.int64)
     for chunk in chunks():
         for x in token_chunks(chunk.to(sae.W_enc.device), sae):
@@ -60,7 +61,7 @@ def _counts(sae: SAE, chunks: Chunks, part: Callable[[Tensor], Tensor]) -> Tenso
 
 
 def _last(counts: Tensor, wanted: int) -> tuple[int, int]:
-    """Return where the `wanted`-th largest is, and how many are larger than all that is there."""
+    """Return the index of the count with the `wanted`-th largest, and the sum of the counts above it."""
     from_above = counts.flip(0).cumsum(0)
     index = int(torch.searchsorted(from_above, wanted))
     return HALF - 1 - index, int(from_above[index] - counts.flip(0)[index])

@@ -1,4 +1,4 @@
-"""A file to go on from."""
+"""The checkpoint of a run, from which it is resumed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from saeclamp_saes.training.trainer import Trainer
 
 
 class ResumePoint(NamedTuple):
-    """Where in the data a run is, and the scale of its vectors."""
+    """A run's place in the data, and the scale of its vectors."""
 
     scale: float
-    """What vectors are multiplied by, for a root mean square length of 1"""
+    """Factor that gives the vectors a root mean square norm of 1."""
     round: int = 0
     used: int = 0
-    """Rows of this round's order"""
+    """Rows of this round's order that were used."""
 
 
 def save(path: Path, trainer: Trainer, place: ResumePoint) -> None:
@@ -34,7 +34,7 @@ def save(path: Path, trainer: Trainer, place: ResumePoint) -> None:
 
 
 def load(path: Path, trainer: Trainer, device: torch.device) -> ResumePoint:
-    """Put a checkpoint into a new trainer. Raises DamagedError for a file that is none."""
+    """Put a checkpoint into a new trainer. Raises DamagedFolderError for a file that is none."""
     try:
         with safe_open(path, "pt", device=str(device)) as file:
             counters = file.metadata()

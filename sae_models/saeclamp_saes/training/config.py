@@ -1,4 +1,4 @@
-"""What is trained, and how. Free of torch, so that the command line shows these defaults without it."""
+"""The training config. Free of torch, so that the command line shows these defaults without it."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ from saeclamp_saes.errors import TrainingError
 Name = Literal["batchtopk", "matryoshka", "topk", "jumprelu", "relu"]
 NAMES: tuple[Name, ...] = get_args(Name)
 CALIBRATED: tuple[Name, ...] = ("batchtopk", "matryoshka")
-"""Those that get one threshold for all features after training."""
+"""Architectures that get one threshold for all features after training."""
 
 FEATURES_PER_WIDTH = 8
-"""Times the model's width, unless the user says how many features."""
+"""Features per number of the model's width, unless the user says how many features."""
 LONGEST_DEAD_WINDOW = 10_000_000
-"""Tokens; the usual one, for runs of billions. In a short run it would never pass, and nothing would revive."""
+"""Tokens; the usual window, for runs of billions. In a short run it would never pass, and no feature would revive."""
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The same recipe, data and model give the same SAE; on a CPU, to the last bit."""
+    """Settings that decide the SAE: with the same data and model it is the same, on a CPU to the last bit."""
 
     d_sae: int
     architecture: Name = "batchtopk"
     k: int = 32
     """Active features a token, on average; of a JumpReLU, the target. Not used by ReLU."""
     tokens: int = 5_000_000
-    """To train on. More than the data has means to read them again."""
+    """Tokens to train on. If the data have fewer, they are read again."""
     batch: int = 2048
-    """Tokens"""
+    """Tokens of a step."""
     lr: float | None = None
-    """None is the architecture's own."""
+    """Learning rate; None is the architecture's own."""
     l1: float = 0.06
-    """Of ReLU: the penalty's weight, for vectors scaled to a root mean square length of 1."""
+    """Weight of the penalty of a ReLU, for vectors scaled to a root mean square norm of 1."""
     smallest_group: int | None = None
-    """Of Matryoshka: features in the first group that reconstructs alone; None is 1/32 of all. Each is twice as large as
-    the one before. What the data are most about is one broad feature of a small group, and several of a large one."""
+    """Features of the first Matryoshka group, which reconstructs alone; None is 1/32 of all. Each group is twice as large as
+    the one before. The main subject of the data becomes one broad feature of a small group, and several of a large one."""
     seed: int = 0
     annealed: float = 0.0
     """Share of the steps over which k falls from four times its value. 0 is none."""
     warm_up: float = 0.05
     """Share of the steps over which the learning rate rises, and the weight of a sparsity penalty."""
     longest_warm_up: int = 1000
-    """Steps, of the learning rate"""
+    """Bound on the steps of the learning rate's warm-up."""
     decay: float = 0.2
-    """Share of the steps, the last, over which the learning rate falls to zero"""
+    """Share of the steps, at the end, over which the learning rate falls to zero."""
     revival: float = 1 / 32
-    """Weight of the loss that revives dead features (AuxK)"""
+    """Weight of the loss that revives dead features (AuxK)."""
     clip: float = 1.0
-    """Longest gradient"""
+    """Norm that gradients are clipped to."""
     bandwidth: float = 1e-3
-    """Of the kernel with which a JumpReLU's threshold is learned, for vectors scaled to a length of 1"""
+    """Width of the kernel with which a JumpReLU's threshold is learned, for vectors scaled to a root mean square norm of 1."""
 
     def __post_init__(self) -> None:
         if self.architecture not in NAMES:
@@ -82,7 +82,7 @@ class TrainingConfig:
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """Numbers of features, of which the first ones reconstruct alone; ascending, the last are all."""
+        """Numbers n, ascending, for which the first n features reconstruct alone; the last n is all of them."""
         if self.architecture != "matryoshka":
             return (self.d_sae,)
         groups = [self.smallest_group or max(1, self.d_sae // 32)]
@@ -96,16 +96,16 @@ class TrainingConfig:
         return min(LONGEST_DEAD_WINDOW, max(self.batch, self.tokens // 16))
 
     def rate(self, step: int) -> float:
-        """Of the full learning rate, in that step (counted from 0)."""
+        """Return the share of the full learning rate in that step (counted from 0)."""
         warm_up = max(1, min(self.longest_warm_up, round(self.warm_up * self.num_steps)))
         decay = max(1, round(self.decay * self.num_steps))
         return min(1.0, (step + 1) / warm_up, (self.num_steps - step) / decay)
 
     def penalty(self, step: int) -> float:
-        """Of the full weight of a sparsity penalty, in that step."""
+        """Return the share of the full weight of a sparsity penalty in that step."""
         return min(1.0, (step + 1) / max(1, round(self.warm_up * self.num_steps)))
 
     def k_at(self, step: int) -> int:
-        """Active features a token in that step."""
+        """Return the number of active features a token in that step."""
         left = 1 - step / max(1, round(self.annealed * self.num_steps))
         return min(self.d_sae, round(self.k * (1 + 3 * max(0.0, left)))) if self.annealed else self.k

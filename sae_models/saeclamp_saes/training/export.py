@@ -1,4 +1,4 @@
-"""The files that are served: SAELens 6's layout, with the scale folded, and what was measured on what is in them."""
+"""Export of a trained SAE in SAELens 6's layout, with the scale folded, and with metrics of the very numbers in the files."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ SAVE_DTYPES: tuple[SaveDtype, ...] = get_args(SaveDtype)
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
 SAE_LENS_VERSION = "6.54.12"
-"""Version of SAELens whose layout this is."""
+"""Version of SAELens whose layout is written."""
 COMPARED = 4096
 """Held-out vectors on which rounding is measured."""
 
 
 @dataclass(frozen=True)
 class ExportedSAE:
-    """What was written, and measured as it would be read."""
+    """An exported SAE, with metrics of the SAE that its files are read into."""
 
     folder: Path
     model_name: str
     figures: HeldOutMetrics
     rounding_error: float
     """
-    How far rounding to the stored type moves reconstructions of held-out vectors: root mean square distance over root mean
-    square length. 0 in float32.
+    Change of held-out reconstructions by rounding to the stored type: root mean square distance over root mean square norm.
+    0 in float32.
     """
 
 
 def fold_norms(dictionary: TrainingSAE, scale: float, architecture: str) -> dict[str, Tensor]:
     """
-    Tensors by SAELens's names, for the model's own vectors, with decoder rows of unit length.
+    Return tensors by SAELens's names, for the model's own vectors, with decoder rows of norm 1.
 
-    scale: what vectors were multiplied by in training; activations are divided by it, like the vectors
+    scale: factor of the vectors in training; activations are divided by it, like the vectors
     """
     tensors = {name: tensor.detach().clone() for name, tensor in dictionary.state_dict().items()}
     norms = tensors["W_dec"].norm(dim=1)
@@ -66,7 +66,7 @@ def fold_norms(dictionary: TrainingSAE, scale: float, architecture: str) -> dict
 
 
 def reread(tensors: dict[str, Tensor], site: Site, architecture: str, k: int) -> SAE:
-    """Make the canonical SAE of folded tensors, as the reader of the files does."""
+    """Make the canonical SAE of folded tensors, as the loader of the files does."""
     tensors = {name: tensor.float() for name, tensor in tensors.items()}
     draft = SAEBuilder(
         encoder=tensors["W_enc"].T.contiguous(),
@@ -91,10 +91,10 @@ def export(
     metadata: dict[str, Any],
 ) -> ExportedSAE:
     """
-    Round, calibrate, measure and write; in this order, so that threshold and figures are those of what is in the files.
+    Round, calibrate, measure and write; in this order, so that threshold and metrics are those of the numbers in the files.
 
     chunks:   held-out vectors
-    metadata: of the configuration; JSON-able. The configuration comes last, so a folder with one is complete.
+    metadata: JSON-able, for the configuration, which is written last: a folder with one is complete
     Raises TrainingError for numbers that the type cannot hold.
     """
     how = ARCHITECTURES[recipe.architecture]

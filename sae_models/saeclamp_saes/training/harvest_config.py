@@ -1,4 +1,4 @@
-"""What is to be harvested, and the parts of it that do not depend on where it is kept."""
+"""The harvest config: the data, how much of them is kept, and the identity of the vectors."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from saeclamp_saes.progress import ProgressCallback, no_progress
 
 @dataclass(frozen=True)
 class HarvestConfig:
-    """Documents, and what of them is kept."""
+    """The data of a harvest, and how much of them is kept, in which type."""
 
     data: tuple[Path, ...]
-    """Files and folders"""
+    """Files and folders."""
     model_name: str
-    """As it stands in an SAE's configuration"""
+    """Name for an SAE's configuration."""
     model_sha256: Mapping[str, str]
-    """Of its weights, by file name"""
+    """Hex digests of its weights, by file name."""
     tokens: int
-    """To train on"""
+    """Tokens to train on."""
     held_out_share: float = 0.05
-    """Of the documents"""
+    """Share of the documents that is held out."""
     held_out_tokens: int = 500_000
-    """At most; and at most a tenth of those to train on"""
+    """Bound on held-out tokens; they are also at most a tenth of those to train on."""
     store: StoreDtype = "bfloat16"
-    """How vectors are kept"""
+    """Type of the stored vectors."""
 
     @cached_property
     def files(self) -> list[Path]:
-        """The files of the data. Raises TrainingError."""
+        """All files of the data. Raises TrainingError."""
         return data_files(self.data)
 
     @property
     def most_held_out(self) -> int:
-        """Tokens to measure on, at most."""
+        """Bound on the tokens to measure on."""
         return max(2, min(self.held_out_tokens, self.tokens // 10))
 
     def identity(self, reader: ActivationReader) -> dict[str, Any]:
-        """All that the vectors depend on, JSON-able."""
+        """Return all that the vectors depend on, JSON-able."""
         parameter = next(reader.model.parameters())
         return {
             "model": {"name": self.model_name, "sha256": dict(self.model_sha256)},
@@ -65,7 +65,7 @@ class HarvestConfig:
         }
 
     def harvest(self, reader: ActivationReader, limits: torch.Tensor, *, held_out: bool) -> ActivationStream:
-        """Begin to read one side's documents."""
+        """Return the stream of one side's vectors, from the first document on."""
         return ActivationStream(
             reader,
             self.files,
@@ -80,7 +80,7 @@ def norm_limits_from(
     path: Path, reader: ActivationReader, files: Sequence[Path], report: ProgressCallback = no_progress
 ) -> torch.Tensor:
     """
-    Measure the lengths above which vectors are sinks, once: afterwards they are in the file.
+    Read the norms above which vectors are sinks from a file, or measure them and write it.
 
     returns: (num_sites,)
     Raises TrainingError for data that hold a bad line anywhere, with the line, or no token that counts.

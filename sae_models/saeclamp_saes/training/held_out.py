@@ -1,4 +1,4 @@
-"""What an SAE does on held-out vectors, in one pass over as many as there are."""
+"""Metrics of an SAE on held-out vectors, as many as there are, in two passes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from saeclamp_saes.training.batchtopk_threshold import Chunks
 
 @dataclass(frozen=True)
 class HeldOutMetrics:
-    """Measured on held-out documents, sinks left out; JSON-able."""
+    """Metrics on held-out documents, sinks left out; JSON-able."""
 
     num_tokens: int
     explained_variance: float
     pca_explained_variance: float
-    """By as many principal components as features are active, chosen on these very tokens: a yardstick from above"""
+    """Share that as many principal components as features are active explain, chosen on these tokens: an upper yardstick."""
     l0: float
     dead_share: float
-    """Features that were active on none of these tokens"""
+    """Share of features that were active on none of these tokens."""
     dense_share: float
-    """Features that were active on more than 10 % of them"""
+    """Share of features that were active on more than 10 % of them."""
 
 
 @torch.no_grad()
@@ -43,6 +43,7 @@ def evaluate_held_out(sae: SAE, chunks: Chunks) -> HeldOutMetrics:
             acts = sae.encode(x)
             missing += float((x - sae.decode(acts, x)).double().square().sum())
             num_active += acts.count_nonzero(dim=0)
+            # centred by the mean of the first pass: sums of squares less the mean's would lose digits
             centered = x.double() - mean
             gram += centered.T @ centered
     l0 = float(num_active.sum()) / num_tokens

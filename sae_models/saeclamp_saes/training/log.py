@@ -1,5 +1,5 @@
 """
-The figures of a run: `log.csv`, and if wanted the same for TensorBoard.
+The log of a run: its metrics in `log.csv`, and if wanted for TensorBoard.
 
 Columns: step; tokens trained on; loss; explained_variance of the batch, l0 and dead (a share) in training; learning rate;
 tokens_per_second since the line before.

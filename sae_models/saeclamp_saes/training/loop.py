@@ -1,4 +1,4 @@
-"""Training through the rounds of a pool, with a log, and checkpoints to go on from."""
+"""Training through the rounds of a mixing buffer, with a log, and checkpoints to resume from."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def train_loop(
     """
     Train to the end, from the checkpoint if there is one.
 
-    Raises TrainingError when the loss is no longer finite, DamagedError for a checkpoint that cannot be read.
+    Raises TrainingError when the loss is no longer finite, DamagedFolderError for a checkpoint that cannot be read.
     """
     path = settings.out / CHECKPOINT
     if not path.exists():
@@ -59,7 +59,7 @@ def train_loop(
 
 @contextmanager
 def _tf32(device: torch.device) -> Iterator[None]:
-    """Multiply in TF32 on a GPU: enough for gradients, and not for what is measured afterwards."""
+    """Multiply in TF32 on a GPU: exact enough for gradients, but not for the metrics that are measured afterwards."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if device.type == "cuda" else before)
     try:
@@ -77,7 +77,7 @@ def _round(
     device: torch.device,
     log: _Lines,
 ) -> ResumePoint:
-    """Train on what a round uses; return the beginning of the next."""
+    """Train on the vectors of a round; return the beginning of the next."""
     order = pool.order(place.round)
     table = pool.table.near(device)
     for used in range(place.used, len(order), recipe.batch):
@@ -92,7 +92,7 @@ def _round(
 
 
 def _scale_and_center(pool: MixingBuffer) -> tuple[float, Tensor]:
-    """Return what gives the pool's vectors a root mean square length of 1, and the mean of the scaled ones, (width,)."""
+    """Return the factor that gives the vectors a root mean square norm of 1, and the mean of the scaled ones, (width,)."""
     total, squares = torch.zeros(pool.table.width, dtype=torch.float64), 0.0
     for chunk in pool.table.chunks(pool.num_rows):
         # fp64 for the sums over millions of vectors only: converting every number would take minutes
@@ -107,7 +107,7 @@ def _scale_and_center(pool: MixingBuffer) -> tuple[float, Tensor]:
 
 
 class _Lines:
-    """Every so many steps a line in the log; the progress after each, with the last line's figures."""
+    """Writes a line of the log every so many steps, and reports each step with the last line's metrics."""
 
     def __init__(
         self, log: TrainingLog, settings: RunSettings, recipe: TrainingConfig, report: ProgressCallback
@@ -115,7 +115,7 @@ class _Lines:
         self._log, self._every, self._recipe, self._report = log, settings.log_every, recipe, report
         self._since, self._steps = time.monotonic(), 0
         self._figures: dict[str, float] = {}
-        """Of the last line"""
+        """Metrics of the last line."""
 
     def step(self, number: int, measured: StepMetrics) -> None:
         self._steps += 1
@@ -125,7 +125,9 @@ class _Lines:
 
     def _write(self, number: int, measured: StepMetrics) -> None:
         rate = self._steps * self._recipe.batch / max(1e-9, time.monotonic() - self._since)
+        # only for a line, because reading a number waits for the device
         figures = {name: float(value) for name, value in measured._asdict().items()}
+        # this way round, so that NaN is caught too
         if not figures["loss"] < float("inf"):
             lower = "--l1 or --lr" if self._recipe.architecture == "relu" else "--lr"
             raise TrainingError(f"Training diverged, because the loss is not finite: lower {lower}.")

@@ -1,4 +1,4 @@
-"""What is minimised. Every loss is a mean over the tokens of a batch, in units of the scaled vectors' squared length."""
+"""The losses of training. Each is a mean over the tokens of a batch, in units of the scaled vectors' squared norm."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from saeclamp_saes.training.training_sae import TrainingSAE
 
 def squared_error(x: Tensor, reconstruction: Tensor) -> Tensor:
     """
-    Mean squared length of what is missing.
+    Return the mean squared norm of the error.
 
     x, reconstruction: (n, d_in)
     """
@@ -22,7 +22,7 @@ def squared_error(x: Tensor, reconstruction: Tensor) -> Tensor:
 
 def matryoshka_mse(dictionary: TrainingSAE, x: Tensor, acts: Tensor, groups: Sequence[int]) -> tuple[Tensor, Tensor]:
     """
-    Mean error over the reconstructions by the first features of each group, and the reconstruction by the last group.
+    Return the mean error over the reconstructions by each group's first features, and the last group's reconstruction.
 
     Source: Bussmann et al. 2025, arXiv 2503.17547 (Matryoshka). With all features as the only group it is the plain error.
     x:      (n, d_in)
@@ -38,7 +38,7 @@ def matryoshka_mse(dictionary: TrainingSAE, x: Tensor, acts: Tensor, groups: Seq
 
 def weighted_l1(dictionary: TrainingSAE, acts: Tensor) -> Tensor:
     """
-    Sum of a token's activations, each times its decoder row's length, so that short activations of long rows gain nothing.
+    Return the sum of a token's activations, each times its decoder row's norm: small activations of long rows gain nothing.
 
     acts: (n, d_sae)
     """
@@ -48,7 +48,7 @@ def weighted_l1(dictionary: TrainingSAE, acts: Tensor) -> Tensor:
 
 def l0_target_loss(num_active: Tensor, k: int) -> Tensor:
     """
-    Squared relative distance of the mean number of active features from k.
+    Return the squared relative distance of the mean number of active features from k.
 
     num_active: (n,)
     """
@@ -58,11 +58,11 @@ def l0_target_loss(num_active: Tensor, k: int) -> Tensor:
 
 def auxk_loss(dictionary: TrainingSAE, pre: Tensor, missing: Tensor, is_dead: Tensor) -> Tensor:
     """
-    Share of the missing variance that dead features fail to explain (AuxK), from at most d_in / 2 of them a token.
+    Return the share of the error's variance that dead features fail to explain (AuxK), at most d_in / 2 of them a token.
 
     Source: Gao et al. 2024, arXiv 2406.04093.
     pre:     (n, d_sae)
-    missing: (n, d_in), what the reconstruction lacks, without gradient
+    missing: (n, d_in), error of the reconstruction, without gradient
     is_dead: (d_sae,) bool
     """
     dead = is_dead.nonzero()[:, 0]
@@ -71,5 +71,6 @@ def auxk_loss(dictionary: TrainingSAE, pre: Tensor, missing: Tensor, is_dead: Te
         return missing.new_zeros(())
     values, indices = pre[:, dead].topk(most, dim=1)
     acts = torch.zeros_like(pre[:, dead]).scatter(1, indices, values.relu())
+    # a perfect reconstruction would be 0 / 0
     variance = squared_error(missing, missing.mean(dim=0)).clamp_min(torch.finfo(torch.float32).tiny)
     return squared_error(missing, acts @ dictionary.W_dec[dead]) / variance

@@ -1,8 +1,8 @@
 """
-Vectors to train on, in a random order: a pool of bounded size on disk, refilled where it was used up.
+The mixing buffer: vectors to train on in a random order, of bounded number, on disk, refilled where they were used up.
 
-A run is rounds. In each the pool is shuffled, a part of it is used, and what was used is replaced by new vectors; the last
-round uses all that is left. Data that fit into the pool as a whole are harvested once and used again and again.
+A run consists of rounds. In each the buffer is shuffled, a part of it is used, and the used vectors are replaced by new ones;
+the last round uses all that is left. Data that fit into the buffer as a whole are harvested once and used again and again.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from saeclamp_saes.progress import ProgressCallback
 
 @dataclass(frozen=True)
 class Schedule:
-    """How many batches each round uses, so that just as many vectors are harvested as are trained on."""
+    """Numbers of batches that the rounds use, chosen so that as many vectors are harvested as are trained on."""
 
     num_batches: int
-    """Of the run"""
+    """Batches of the run."""
     size: int
-    """Of the pool, in batches"""
+    """Batches that the buffer holds."""
     num_refills: int
 
     @classmethod
     def plan(cls, num_batches: int, most: int) -> Schedule:
-        """Plan a run with a pool of at most `most` batches, refilled by half or less."""
+        """Plan a run with a buffer of at most `most` batches, refilled by half or less."""
         size = min(num_batches, max(2, most))
         return cls(num_batches, size, -(-(num_batches - size) // max(1, size // 2)))
 
     def used(self, round_: int) -> int:
-        """Batches that a round uses: equal parts, then all."""
+        """Return the batches that a round uses: equal parts of the buffer, in the last round all of it."""
         if round_ >= self.num_refills:
             return self.size
         rest = self.num_batches - self.size
@@ -46,21 +46,21 @@ class Schedule:
 
 @dataclass
 class _State:
-    """What the pool's file holds, written after the vectors themselves."""
+    """Progress of the buffer's file, written after the vectors themselves."""
 
     round: int = 0
     filled: int = 0
-    """Vectors that were put in for this round"""
+    """Vectors that were put in for this round."""
     cursor: Cursor = field(default=Cursor())
     num_rows: int | None = None
-    """When the data fit as a whole: how many vectors they are"""
+    """Number of vectors of data that fit as a whole; None for others."""
 
 
 class MixingBuffer:
-    """The pool of a run. All that it does is determined by the seed, the data and the round."""
+    """The mixing buffer of a run. Its content and order depend on the seed, the data and the round alone."""
 
     def __init__(self, table: VectorTable, schedule: Schedule, batch: int, seed: int) -> None:
-        """Make a pool of all the vectors there are."""
+        """Make a buffer that holds all vectors from the start."""
         self.table = table
         self.schedule = schedule
         self._batch = batch
@@ -71,7 +71,7 @@ class MixingBuffer:
 
     @classmethod
     def filled(cls, rows: VectorFile, state_path: Path, schedule: Schedule, batch: int, seed: int) -> MixingBuffer:
-        """Make a pool that is filled by a harvest, as far as it was filled before."""
+        """Make a buffer that a harvest fills, from the state of an earlier start if there is one."""
         pool = cls(VectorTable([rows.tensor]), schedule, batch, seed)
         pool._rows, pool._state_path, pool._state = rows, state_path, _State()
         if state_path.exists():
@@ -80,20 +80,20 @@ class MixingBuffer:
 
     @property
     def num_rows(self) -> int:
-        """Vectors in the pool."""
+        """Vectors in the buffer."""
         return self.schedule.size * self._batch if self._state.num_rows is None else self._state.num_rows
 
     @property
     def has_all(self) -> bool:
-        """Whether the data fit as a whole."""
+        """True if the data fit as a whole."""
         return self._state.num_rows is not None
 
     def fill(self, harvest: ActivationStream | None, round_: int, report: ProgressCallback) -> None:
         """
-        Harvest what is missing for a round. What was interrupted goes on: each vector is taken once.
+        Harvest the vectors that a round lacks. An interrupted harvest is resumed: each vector is taken once.
 
         Rounds come in order, and the one before must have been used up: its vectors are overwritten.
-        Raises TrainingError when the data are too few for a batch, DamagedError for a round that the pool cannot come to.
+        Raises TrainingError when the data are too few for a batch, DamagedFolderError for a round that the buffer cannot come to.
         """
         if self.has_all:
             return
@@ -128,14 +128,15 @@ class MixingBuffer:
         self._commit(_State(0, num_rows, Cursor(), num_rows))
 
     def order(self, round_: int) -> Tensor:
-        """Which rows a round uses, in which order: (n,) int64, n a multiple of the batch."""
+        """Return the rows that a round uses, in their order: (n,) int64, n a multiple of the batch."""
+        # seeds are further apart than runs have rounds, so that no two runs share an order
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + round_)
         order = torch.randperm(self.num_rows, generator=generator)
         used = self.num_rows // self._batch if self.has_all else self.schedule.used(round_)
         return order[: used * self._batch]
 
     def _slots(self, round_: int) -> Tensor:
-        """Which rows are filled for a round: all for the first, then those that the round before used up."""
+        """Return the rows to fill for a round: all for the first, then those that the round before used up."""
         return torch.arange(self.num_rows) if round_ == 0 else self.order(round_ - 1).sort().values
 
     def _commit(self, state: _State) -> None:

@@ -1,4 +1,4 @@
-"""A run from vectors to files, in a folder of its own; started again, it goes on where it was stopped."""
+"""A training run from vectors to files, in a folder of its own; started again, it resumes where it was stopped."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ LIMITS, POOL = "limits.json", "pool"
 
 
 class VectorInput(NamedTuple):
-    """What a run is trained and measured on."""
+    """The vectors that a run is trained and measured on."""
 
     pool: MixingBuffer
     harvest: ActivationStream | None
-    """That fills the pool"""
+    """Stream that fills the mixing buffer; None if it holds all vectors from the start."""
     held_out: Chunks
 
 
@@ -56,9 +56,9 @@ def train(
     report: ProgressCallback = no_progress,
 ) -> ExportedSAE:
     """
-    Harvest into a pool, train, calibrate and export; or go on with it.
+    Harvest into a mixing buffer, train, calibrate and export; or resume a run.
 
-    reader: of one place
+    reader: reads one site
     Raises TrainingError with a sentence: a folder that holds another run, data that are too few or no data, a full disk.
     """
     (site,), width = reader.sites, d_in_of(reader)
@@ -107,7 +107,7 @@ def train_from(
     report: ProgressCallback = no_progress,
 ) -> ExportedSAE:
     """
-    Train on vectors that were harvested before, calibrate and export; or go on with it.
+    Train on vectors that were harvested before, calibrate and export; or resume a run.
 
     stores: of one model; one that is named twice counts twice
     Raises TrainingError with a sentence: a folder that holds another run, vectors that are too few or of another model.
@@ -189,7 +189,7 @@ def _run(
 
 
 def _check_memory(recipe: TrainingConfig, width: int, device: torch.device) -> None:
-    """Raise TrainingError, before anything long begins, for an SAE that cannot be held while it is trained."""
+    """Raise TrainingError, before anything long begins, for an SAE that is too large to be trained in this memory."""
     # both matrices, their gradients and Adam's two moments; a batch's activations and their gradients; fp32
     needed = 4 * (4 * 2 * width + 2 * recipe.batch) * recipe.d_sae
     if device.type == "cuda":
@@ -205,14 +205,15 @@ def _check_memory(recipe: TrainingConfig, width: int, device: torch.device) -> N
 
 
 def _remove_vectors(folder: Path) -> None:
-    """Remove the vectors and how far they came, so that what is exported again begins to harvest anew."""
+    """Remove the vectors and the progress of their harvest: a run that is exported again begins to harvest anew."""
     for name in (POOL, HELD_OUT):
+        # the progress first: without it vectors are made anew, but progress without its vectors is damage
         for suffix in ("json", "rows"):
             (folder / f"{name}.{suffix}").unlink(missing_ok=True)
 
 
 def _clear_unless_begun(folder: Path) -> None:
-    """Leave nothing of what was refused before training began, so that the folder can be named again."""
+    """Remove what was refused before training began, so that the folder can be named again."""
     if not (folder / CHECKPOINT).exists():
         _remove_vectors(folder)
         for name in (RUN, LIMITS, "lock"):

@@ -1,4 +1,4 @@
-"""What a run is asked for, besides its recipe."""
+"""Settings of a run besides its training config."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from saeclamp_saes.training.export import SaveDtype
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Everything of a run but its recipe and what is harvested."""
+    """Settings of a run besides its training config and its harvest config."""
 
     out: Path
-    """Its folder"""
+    """Folder of the run."""
     pool_tokens: int = 1_000_000
-    """How many vectors are kept on disk, at most, and shuffled"""
+    """Vectors in the mixing buffer, at most."""
     dtype: SaveDtype = "float32"
-    """Of the finished SAE's files"""
+    """Type of the numbers in the finished SAE's files."""
     command: str = ""
-    """Noted in the configuration"""
+    """Command line, noted in the SAE's configuration."""
     log_every: int = 50
-    """Steps"""
+    """Steps between two lines of the log."""
     save_every: int = 250
-    """Steps"""
+    """Steps between two checkpoints."""
     tensorboard: bool = False
     keep_vectors: bool = False

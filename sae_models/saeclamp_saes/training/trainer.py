@@ -1,4 +1,4 @@
-"""One step of training, and all that it changes."""
+"""The trainer: one step of training, and the state that it changes."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from saeclamp_saes.training.training_sae import TrainingSAE
 
 
 class StepMetrics(NamedTuple):
-    """Of a step's batch; tensors of no dimension, so that nothing waits for the device."""
+    """Metrics of a step's batch; tensors of no dimension, so that nothing waits for the device."""
 
     loss: Tensor
     explained_variance: Tensor
     l0: Tensor
     dead: Tensor
-    """Share of all features"""
+    """Share of all features that are dead."""
 
 
 class Trainer:
-    """Parameters, Adam's state and what is counted: all that a checkpoint holds."""
+    """Parameters, Adam's state and counters: all that a checkpoint holds."""
 
     def __init__(self, recipe: TrainingConfig, center: Tensor) -> None:
         """
-        Begin.
+        Begin a training.
 
         center: (d_in,) mean of the scaled vectors, on the device to train on
         """
@@ -36,7 +36,7 @@ class Trainer:
         self.dictionary = TrainingSAE(center, recipe.d_sae, recipe.seed)
         self._optimizer = optimizer(recipe, self.dictionary)
         self._idle = torch.zeros(recipe.d_sae, dtype=torch.int64, device=center.device)
-        """Tokens since each feature was last active"""
+        """(d_sae,) int64, tokens since each feature was last active"""
 
     def step(self, x: Tensor) -> StepMetrics:
         """
@@ -51,6 +51,7 @@ class Trainer:
         out.loss.backward()  # type: ignore[no-untyped-call]
         if architecture.unit_rows:
             self.dictionary.turn_only()
+        # after turn_only: the part that it removes would count towards the norm
         nn.utils.clip_grad_norm_(self.dictionary.parameters(), self.recipe.clip)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe) * self.recipe.rate(self.step_number)
@@ -70,14 +71,14 @@ class Trainer:
             )
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that training changes, by name, but for the step's number."""
+        """Return everything that training changes, by name, but for the step's number."""
         tensors = {f"dictionary.{name}": tensor for name, tensor in self.dictionary.state_dict().items()}
         for index, slots in self._optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{name}": tensor for name, tensor in slots.items()}
         return {**tensors, "idle": self._idle}
 
     def load(self, tensors: dict[str, Tensor], step_number: int) -> None:
-        """Go on from `state()` of that step."""
+        """Take over `state()` of that step."""
         self.step_number = step_number
         self._idle = tensors["idle"].to(self._idle.device)
         prefix = "dictionary."

@@ -1,4 +1,4 @@
-"""The parameters that are trained, for vectors scaled to a root mean square length of 1."""
+"""The training SAE: the parameters that are trained, for vectors scaled to a root mean square norm of 1."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 FIRST_THRESHOLD = 1e-3
-"""Of a JumpReLU"""
+"""Threshold with which a JumpReLU begins."""
 
 
 class TrainingSAE(nn.Module):
@@ -14,9 +14,9 @@ class TrainingSAE(nn.Module):
 
     def __init__(self, center: Tensor, d_sae: int, seed: int) -> None:
         """
-        Begin with random directions of unit length as the decoder's rows and as the encoder's columns.
+        Begin with random directions of norm 1 as the decoder's rows and as the encoder's columns.
 
-        center: (d_in,), where the decoder's bias begins
+        center: (d_in,), initial bias of the decoder
         """
         super().__init__()
         rows = torch.randn(d_sae, len(center), generator=torch.Generator().manual_seed(seed))
@@ -34,7 +34,7 @@ class TrainingSAE(nn.Module):
 
     def pre(self, x: Tensor) -> Tensor:
         """
-        Map vectors to what is activated: (x - b_dec) @ W_enc + b_enc.
+        Map vectors to pre-activations: (x - b_dec) @ W_enc + b_enc.
 
         x:       (n, d_in)
         returns: (n, d_sae)
@@ -44,12 +44,12 @@ class TrainingSAE(nn.Module):
 
     @torch.no_grad()
     def turn_only(self) -> None:
-        """Take from the decoder rows' gradient what would change their length."""
+        """Remove from the decoder rows' gradient the part along the rows, which would change their norms."""
         grad = self.W_dec.grad
         assert grad is not None
         grad -= (grad * self.W_dec).sum(dim=1, keepdim=True) * self.W_dec
 
     @torch.no_grad()
     def to_unit_rows(self) -> None:
-        """Set decoder rows to unit length."""
+        """Scale the decoder rows to norm 1."""
         self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny))

@@ -1,1 +1,1 @@
-"""Labels that another language model writes."""
+"""Explanations of features that another language model writes."""

@@ -1,9 +1,9 @@
 """
-Asking a language model behind an OpenAI-compatible endpoint, until it answers as it was asked to.
+The client of a language model behind an OpenAI-compatible endpoint, which asks until the answer has the wanted form.
 
     LabelError
-    ├── EndpointError     no request will be answered: stop
-    └── UnansweredError   this one was not, after all tries
+    ├── EndpointError   no request will be answered: stop
+    └── NoAnswerError   this request was not answered, after all tries
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ HOPELESS = {401: "the key is wrong or missing", 403: "it does not allow that", 4
 PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 """Statuses after which the same request may succeed."""
 LONGEST_WAIT = 600.0
-"""Seconds. An endpoint that asks for a longer pause is not waited for."""
+"""Longest pause in seconds. An endpoint that asks for a longer one is not waited for."""
 LONGEST_BACKOFF = 60.0
 LAST_PORT = 65535
 LONGEST_BODY = 4 << 20
-"""Bytes of what an endpoint sends; an answer has some thousands."""
+"""Bytes of a response, at most; an answer has some thousands."""
 LONGEST_ANSWER = 100_000
-"""Characters. Of a longer answer the end is read: models think aloud before they answer."""
+"""Characters of an answer. Of a longer one the end is read: models think aloud before they answer."""
 ASKED_TIMES = 3
-"""Until an answer is of the wanted form."""
+"""Times that a question is put, until an answer has the wanted form."""
 
 
 class EndpointError(LabelError):
-    """The endpoint answers no request like this."""
+    """The endpoint will answer no request with these settings."""
 
 
 class NoAnswerError(LabelError):
@@ -50,22 +50,22 @@ class NoAnswerError(LabelError):
 
 @dataclass(frozen=True)
 class ExplainEndpoint:
-    """Where a model is asked, and how."""
+    """The endpoint of a model, and the settings of its requests."""
 
     base_url: str
-    """As for OpenAI's clients: `/chat/completions` comes behind it"""
+    """URL as for OpenAI's clients: `/chat/completions` is appended."""
     model: str
     api_key: str | None = field(default=None, repr=False)
     timeout: float = 120.0
-    """Seconds for a whole answer"""
+    """Seconds for a whole answer."""
     retries: int = 6
-    """After failures that may pass"""
+    """Retries after failures that may pass."""
     first_wait: float = 1.0
-    """Seconds before the first retry, where the endpoint does not say; doubled each time"""
+    """Seconds before the first retry, where the endpoint names none; doubled each time."""
     structured: bool = False
-    """Whether it can hold an answer to a JSON schema"""
+    """True if it can force an answer into a JSON schema."""
     body: Mapping[str, Any] = field(default_factory=dict)
-    """Of every request, besides its messages; null takes a default away"""
+    """Fields of every request besides its messages; null removes a default."""
 
 
 @dataclass
@@ -73,14 +73,14 @@ class TokenUsage:
     """Tokens that were paid for, as the endpoint counts them."""
 
     requests: int = 0
-    """That were answered"""
+    """Requests that were answered."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     uncounted: int = 0
-    """Answers that did not say"""
+    """Answers that gave no numbers of tokens."""
 
     def add(self, usage: object) -> None:
-        """Add what an answer says of itself."""
+        """Add the `usage` of an answer."""
         self.requests += 1
         said = usage if isinstance(usage, dict) else {}
         prompt, completion = said.get("prompt_tokens"), said.get("completion_tokens")
@@ -92,7 +92,7 @@ class TokenUsage:
 
 
 class _Response(NamedTuple):
-    """What an endpoint sent, read to its end."""
+    """A response, read to its end."""
 
     status: int
     headers: httpx.Headers
@@ -104,7 +104,7 @@ class _Response(NamedTuple):
 
 
 class _Passing(Exception):
-    """A failure that may pass, and after how many seconds the endpoint says so."""
+    """A failure that may pass, with the seconds to wait if the endpoint names them."""
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
         super().__init__(reason)
@@ -112,7 +112,7 @@ class _Passing(Exception):
 
 
 class ExplainClient:
-    """Asks one endpoint."""
+    """A client of one endpoint, which counts the tokens it uses."""
 
     def __init__(self, endpoint: ExplainEndpoint, http: httpx.AsyncClient) -> None:
         """Raise EndpointError where the endpoint's URL is none."""
@@ -125,8 +125,8 @@ class ExplainClient:
         Ask until the answer can be parsed.
 
         schema: JSON schema of the answer
-        parse:  an answer -> what it says, or None where it is not what was asked for
-        Raises EndpointError or UnansweredError.
+        parse:  maps an answer to its content, or to None where it has not the wanted form
+        Raises EndpointError or NoAnswerError.
         """
         messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
         answer = ""
@@ -177,6 +177,7 @@ class ExplainClient:
         except httpx.UnsupportedProtocol as exc:
             raise EndpointError(f"{self._url} is no address: {exc}.") from None
         except httpx.HTTPError as exc:
+            # an endpoint that has never answered is no endpoint; one that has may be starting again
             if isinstance(exc, httpx.ConnectError) and not self.usage.requests:
                 raise EndpointError(f"{self._url} cannot be reached: {exc}.") from None
             raise _Passing(one_line(str(exc)) or type(exc).__name__) from None
@@ -226,7 +227,7 @@ def _reason(response: _Response) -> str:
 
 
 def _retry_after(response: _Response) -> float | None:
-    """Seconds, or a date, as HTTP has it; None where there is neither."""
+    """Return the seconds of a Retry-After header, which may hold a date instead; None where there is neither."""
     value = response.headers.get("retry-after", "")
     try:
         seconds = float(value)

@@ -1,4 +1,4 @@
-"""What an explainer is shown of a feature, and what its explanation is tested on."""
+"""Division of a feature's examples: those that an explainer is shown, and those that its explanation is tested on."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from dataclasses import dataclass
 from saeclamp_saes.labelling.table import Example, Feature
 
 TOP_QUANTILE, LOWEST_SHOWN = 9, 4
-"""Examples of the strongest quantile and down to the middle are shown; those to test on are of all quantiles."""
+"""Quantiles from which examples are shown, the strongest and the lowest; those to test on are of all quantiles."""
 FEWEST = 2
-"""Examples to show, and to test on, and pieces without the feature; with fewer it is not explained."""
+"""Least number of examples to show, of examples to test on, and of pieces without the feature."""
 
 
 @dataclass(frozen=True)
 class ExplainMaterial:
-    """Of one feature."""
+    """Examples to explain one feature by, and to test the explanation on."""
 
     strong: tuple[Example, ...]
-    """Shown: of the strongest quantile"""
+    """Shown examples, of the strongest quantile."""
     weaker: tuple[Example, ...]
-    """Shown: of the quantiles from there to the middle"""
+    """Shown examples, of the quantiles from there to the middle."""
     activating: tuple[Example, ...]
-    """Held out"""
+    """Held-out examples, in which the feature is active."""
     others: tuple[Example, ...]
-    """Pieces of text in which the feature is not active, as many where there are"""
+    """Pieces of text in which the feature is not active, as many if there are enough."""
 
     @property
     def shown(self) -> tuple[Example, ...]:
@@ -35,7 +35,7 @@ def select_material(feature: Feature) -> ExplainMaterial | None:
     """
     Divide a feature's examples into those to show and those to test on, and take as many pieces without it.
 
-    None: it has too few.
+    returns: None for a feature with too few
     """
     shown, held_out = _divided(feature.examples)
     others = _others(feature)[: len(held_out)]
@@ -50,12 +50,12 @@ def select_material(feature: Feature) -> ExplainMaterial | None:
 
 
 def text_of(example: Example) -> str:
-    """Return its text."""
+    """Return an example's text."""
     return "".join(example.tokens)
 
 
 def marked(example: Example, marks: tuple[str, str]) -> str:
-    """Return its text, with marks around tokens on which the feature is at least half as active as at its peak."""
+    """Return an example's text, with marks around tokens on which the feature is at least half as active as at its peak."""
     opening, closing = marks
     parts, is_open = [], False
     for token, act in zip(example.tokens, example.acts, strict=True):
@@ -68,7 +68,7 @@ def marked(example: Example, marks: tuple[str, str]) -> str:
 
 
 def _divided(examples: Sequence[Example]) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """Of each quantile every second one is shown; a text that is shown is not tested on."""
+    """Show every second example of each quantile, and hold out the others, unless their text is shown."""
     shown: list[Example] = []
     held_out: list[Example] = []
     seen: dict[int, int] = {}
@@ -81,7 +81,7 @@ def _divided(examples: Sequence[Example]) -> tuple[tuple[Example, ...], tuple[Ex
 
 
 def _others(feature: Feature) -> tuple[Example, ...]:
-    """Return the pieces without it, each text once, that do not read like one of its examples: it saw what stood before."""
+    """Return the pieces without it, each text once, but none with an example's text: the model also saw the text before it."""
     texts = {text_of(example) for example in feature.examples}
     by_text = {text_of(piece): piece for piece in feature.inactive}
     return tuple(piece for text, piece in by_text.items() if text not in texts)

@@ -1,8 +1,8 @@
 """
-What was explained so far, in JSON lines beside the labels: kept when a feature is finished, and never thrown away.
+The journal of explanations, in JSON lines beside the labels: a line is written when a feature is finished, and kept for good.
 
-A line holds what the labels have no place for: how the score came about, and what it cost. A run goes on with the lines of
-its own kind, those with the same `run`.
+A line also holds the counts behind the score, for which the labels have no place. A run resumes from the lines of its own
+kind, those with the same `run`.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ class Explained:
     explanation: str
     source: str
     score: float
-    """Balanced accuracy: the mean of the shares of `activating` and of `others` that were told right. 0.5 is chance"""
+    """Balanced accuracy: the mean of the shares of `activating` and of `others` that were told right. 0.5 is chance."""
     activating: int
-    """Held-out examples of the feature that were asked about"""
+    """Held-out examples of the feature that were asked about."""
     activating_found: int
     others: int
-    """Pieces of text without the feature that were asked about"""
+    """Pieces of text without the feature that were asked about."""
     others_found: int
-    """Taken for the feature's, wrongly"""
+    """Pieces of `others` that were wrongly taken for the feature's."""
     num_shown: int
-    """Examples that the explainer saw"""
+    """Examples that the explainer was shown."""
 
 
 class Journal:
@@ -47,15 +47,15 @@ class Journal:
     def __init__(self, file: TextIO, run: str, finished: dict[int, Explained]) -> None:
         self._file, self._run = file, run
         self.finished = finished
-        """By index"""
+        """Finished features of the same run, by index."""
 
     @classmethod
     @contextmanager
     def open(cls, labels: Path, run: str) -> Iterator[Journal]:
         """
-        Open the journal of a file of labels, which no second process can while this one has it.
+        Open the journal of a file of labels, which no second process can while this one has it open.
 
-        run: what the lines to go on with were made with
+        run: hash of all that an explanation depends on; lines with another one are passed over
         Raises LabelError for lines that are none of ours.
         """
         path = labels.with_name(f"{labels.name}{SUFFIX}")
@@ -73,7 +73,7 @@ class Journal:
             raise LabelError(f"{path} cannot be written: {exc.strerror or exc}.") from None
 
     def keep(self, explained: Explained) -> None:
-        """Write a line, whole and to the disk."""
+        """Write a feature's line, whole and to the disk."""
         self._file.write(json.dumps({"run": self._run, **asdict(explained)}, ensure_ascii=False) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())

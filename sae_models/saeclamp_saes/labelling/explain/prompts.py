@@ -1,4 +1,4 @@
-"""What a language model is asked about a feature, and what its answers must be. Free of the network."""
+"""Prompts about a feature for a language model, and the parsing of its answers. Free of the network."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ EXPLANATION = {
     "required": ["explanation"],
     "additionalProperties": False,
 }
-"""JSON schema of an answer"""
+"""JSON schema of an answer to `EXPLAIN`."""
 MATCHES = {
     "type": "object",
     "properties": {"matches": {"type": "array", "items": {"type": "integer"}}},
     "required": ["matches"],
     "additionalProperties": False,
 }
-"""JSON schema of an answer"""
+"""JSON schema of an answer to `DETECT`."""
 MOST_BRACES = 100
-"""Of an answer, the last of them, at which an object may begin; each costs a look at all that follows."""
+"""Opening braces of an answer, from its end, at which an object is tried; each may cost parsing all that follows."""
 AGAIN = "That was not the JSON that was asked for. Answer with that JSON and nothing else."
 
 
 def explain_prompt(feature: Feature, material: ExplainMaterial) -> str:
-    """Write what is asked in order to explain a feature: JSON, so that no text can pretend to be something else."""
+    """Write the prompt to explain a feature: JSON, so that no text can pretend to be something else."""
     marks = _unused_marks(material.shown)
     asked: dict[str, Any] = {
         "marks": marks,
@@ -65,7 +65,7 @@ def explain_prompt(feature: Feature, material: ExplainMaterial) -> str:
 
 
 def detect_prompt(explanation: str, examples: Sequence[Example]) -> str:
-    """Write what is asked in order to find the texts, numbered from 1, that an explanation matches."""
+    """Write the prompt to find the texts, numbered from 1, that an explanation matches."""
     texts = [{"number": number, "text": text_of(example)} for number, example in enumerate(examples, 1)]
     return json.dumps({"description": explanation, "texts": texts}, ensure_ascii=False, indent=1)
 

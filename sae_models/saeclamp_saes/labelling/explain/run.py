@@ -29,56 +29,56 @@ from saeclamp_saes.labelling.table import Explanation, Feature, LabelTable
 from saeclamp_saes.progress import ProgressCallback, no_progress
 
 DEFAULTS: dict[str, Any] = {"temperature": 0.0, "max_tokens": 1000}
-"""Of every request."""
+"""Fields of every request, unless the user sets others."""
 CHOICE = 2
-"""Of how texts are chosen from the labels: a number for each way, since explanations and scores depend on it."""
+"""Version of the way in which texts are chosen from the labels, since explanations and scores depend on it."""
 ASKED_AT_ONCE = 10
 """Texts in one request of detection."""
 FAILED_IN_A_ROW = 10
-"""Features after which it is not the features' fault."""
+"""Failed features in a row after which the run ends, because the endpoint is at fault and not the features."""
 
 
 @dataclass(frozen=True)
 class ExplainRequest:
-    """What is to be explained."""
+    """The features to explain, and the endpoint that explains them."""
 
     labels: Path
-    """The file; explanations are written into it"""
+    """File of labels, which explanations are written into."""
     endpoint: ExplainEndpoint
     features: Sequence[int] | None = None
-    """None: all that are ever active, the highest output score first"""
+    """Indices; None: all features that are ever active, the highest output score first."""
     most: int | None = None
-    """Of them, at most"""
+    """Number of them to explain, at most."""
     concurrency: int = 8
-    """Features at a time"""
+    """Features at a time."""
     replace: bool = False
-    """Explain those too that have an explanation, of another run or from elsewhere"""
+    """True to explain features too that have an explanation, of another run or from elsewhere."""
 
 
 @dataclass
 class ExplainResult:
-    """What came of it; JSON-able through `dataclasses.asdict`."""
+    """Result of a run; JSON-able through `dataclasses.asdict`."""
 
     explained: int = 0
-    """Features, now"""
+    """Features that this run explained."""
     before: int = 0
-    """Features that an earlier run of the same kind explained"""
+    """Features that an earlier run of the same kind explained."""
     kept: int = 0
-    """Features that keep another explanation"""
+    """Features that keep another explanation."""
     too_few_examples: list[int] = field(default_factory=list)
     failed: dict[int, str] = field(default_factory=dict)
-    """Why, by feature; the same command tries them again"""
+    """Reason of the failure, by feature; the same command tries them again."""
     mean_score: float | None = None
-    """Of all features asked for that have one"""
+    """Mean score of all features asked for that have one."""
     usage: TokenUsage = field(default_factory=TokenUsage)
 
 
 def explain(request: ExplainRequest, report: ProgressCallback = no_progress) -> ExplainResult:
     """
-    Explain and score features, and write what was found into the labels; stopped at any time, it goes on.
+    Explain and score features, and write explanations into the labels; stopped at any time, it can be resumed.
 
-    Raises LabelError with a sentence: no labels, no such feature, an endpoint that does not answer. What was explained until
-    then is in the labels.
+    Raises LabelError with a sentence: no labels, no such feature, an endpoint that does not answer. Explanations until then
+    are in the labels.
     """
     labels = LabelTable.read(request.labels)
     wanted = _wanted(labels, request)
@@ -175,7 +175,7 @@ async def _explain_all(
 
 
 async def _together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Run them at the same time; the first of our errors ends them all, and is raised alone."""
+    """Run coroutines at the same time; the first LabelError ends them all, and is raised alone."""
     try:
         async with asyncio.TaskGroup() as group:
             for work in works:
@@ -195,6 +195,7 @@ async def _explained(
         prompts.explanation_in,
     )
     asked = [(example, True) for example in material.activating] + [(example, False) for example in material.others]
+    # by the feature, so that a repeated run asks the same questions
     random.Random(f"{labels.info.decoder_sha256} {feature.index} order").shuffle(asked)
     found = {True: 0, False: 0}
     for first in range(0, len(asked), ASKED_AT_ONCE):
@@ -222,7 +223,7 @@ async def _explained(
 
 
 def _write(request: ExplainRequest, before: LabelTable, journal: Journal, source: str) -> None:
-    """Put what the journal has into the labels, as they are now. Explanations by others stay, unless replaced."""
+    """Write the journal's explanations into the labels as they are now. Those by others stay, unless they are to be replaced."""
     labels = LabelTable.read(request.labels)
     if labels.info != before.info:
         raise LabelError(f"{request.labels} was made anew meanwhile; the explanations are in the journal beside it.")
