@@ -130,7 +130,7 @@ def _projected_on_distinct(
 
 
 def _pairs_in(part: slice, distinct: UniqueFeatures) -> Tensor | slice:
-    """Select the pairs whose feature is in a part of the distinct ones; all pairs, without a search, if it is the only part."""
+    """Select the pairs whose feature is in a part of the distinct ones; all, without a search, if there is no other part."""
     if part.start == 0 and part.stop >= len(distinct.features):
         return slice(None)
     is_in: Tensor = (distinct.which >= part.start) & (distinct.which < part.stop)

@@ -113,7 +113,8 @@ HUGGING_FACE: dict[str, Point] = {
 }
 """
 Points by the part after `model.layers.<layer>.` or `transformer.h.<layer>.`. `post_attention_layernorm` is missing on
-purpose: it follows attention in sandwich-norm models and precedes the MLP in all others, so the loader that meets it must say which.
+purpose: it follows attention in sandwich-norm models and precedes the MLP in all others, so the loader that meets it must
+say which.
 """
 
 

@@ -121,7 +121,7 @@ def convert(
 
 @contextmanager
 def _room_beside(destination: Path) -> Iterator[str]:
-    """Make a hidden folder beside the destination, and the folders around it, which are removed if nothing is left in them."""
+    """Make a hidden folder beside the destination, and the folders around it; those that stay empty are removed."""
     missing = [folder for folder in destination.parents if not folder.exists()]
     try:
         try:
@@ -160,7 +160,7 @@ def _stamps(files: Sequence[Path]) -> list[tuple[int, int]]:
 
 
 def _checked(folder: Path, destination: Path) -> Conversion:
-    """Check the written files: two regular ones, in our layout, whose tensors fit the configuration. Raises CheckpointError."""
+    """Check the written files: two regular ones, in our layout, with fitting tensors. Raises CheckpointError."""
     expected = {native.CONFIG, native.WEIGHTS}
     if not stat.S_ISDIR(folder.lstat().st_mode) or {path.name for path in folder.iterdir()} != expected:
         raise CheckpointError(f"Converting to {destination} wrote something else than an SAE.")

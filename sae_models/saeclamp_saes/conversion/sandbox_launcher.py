@@ -21,8 +21,8 @@ from saeclamp_saes.conversion.sandbox_main import main
 sys.exit(main(sys.argv[2]))
 """
 """
-Program of the process. Python's -I keeps the user's environment, PYTHONPATH and working folder out of it, so it takes our own
-path without relative entries: however this package was found (installed, editable, by PYTHONPATH), the same one is found.
+Program of the process. Python's -I keeps the user's environment, PYTHONPATH and working folder out of it, so it takes our
+own path without relative entries: however this package was found (installed, editable, by PYTHONPATH), the same is found.
 """
 MAX_SENTENCE = 2000
 

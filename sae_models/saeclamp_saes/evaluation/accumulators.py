@@ -1,4 +1,4 @@
-"""Sums over tokens, from which an SAE's metrics are computed. All are tensors, so that a file can keep them; fp64 or int64."""
+"""Sums over tokens, from which metrics are computed. All are tensors, so that a file can keep them; fp64 or int64."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class MetricSums:
         return explained if math.isfinite(explained) else None
 
     def pca_explained_variance(self, k: int) -> float | None:
-        """Return the share that the best k directions explain on these very tokens; None for wide vectors, or without variance."""
+        """Return the share that the best k directions explain here; None for wide vectors, or where nothing varies."""
         if not len(self.gram):
             return None
         # the difference of two large sums, which is why they are kept in fp64

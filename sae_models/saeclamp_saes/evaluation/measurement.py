@@ -62,7 +62,7 @@ class Measurement:
     explained_variance: float | None
     """Share of the variance that is reconstructed; None where nothing varies."""
     pca_explained_variance: float | None
-    """The same by as many principal components as features are active, chosen on these tokens; None for very wide vectors."""
+    """The same by as many principal components as features are active, chosen on these tokens; None for wide vectors."""
     l0_mean: float
     l0_p5: float
     l0_p95: float

@@ -30,7 +30,7 @@ def explained_variance(target: Tensor, reconstruction: Tensor) -> float:
 
 def pca_explained_variance(x: Tensor, k: int) -> float:
     """
-    Return the share that the best k directions explain, on the tokens they are chosen on: k numbers a token, without sparsity.
+    Return the share that the best k directions explain on the tokens they are chosen on: k numbers a token, not sparse.
 
     x: (num_tokens, d)
     """

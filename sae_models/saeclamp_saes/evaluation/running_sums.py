@@ -49,7 +49,7 @@ class RunningSums:
         return cls(tallies, num_done, path, save_seconds, time.monotonic())
 
     def commit(self, num_done: int) -> None:
-        """Note how many sequences the sums cover, and now and then write the file. Raises VerificationError for a full disk."""
+        """Note how many sequences are summed, and now and then write the file. Raises VerificationError for a full disk."""
         self.num_done = num_done
         if self.path and time.monotonic() - self.saved >= self.save_seconds:
             _write(self.path, _named(self.tallies, num_done))

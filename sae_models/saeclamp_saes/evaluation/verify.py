@@ -116,7 +116,7 @@ def _warnings(num_tokens: int, width: int, l0: float, explained: float, by_pca: 
 def _fitting_in_width(
     sae: SAE, model: nn.Module, sequence: Tensor, others: list[Interpretation]
 ) -> list[Interpretation]:
-    """Check, on two tokens, that the claimed sites exist and are as wide as the SAE; drop other interpretations' that are not."""
+    """Check, on two tokens, that the claimed sites exist and have the SAE's widths; drop interpretations whose do not."""
 
     def width(places: tuple[Site, ...]) -> int:
         return record(model, [sequence[:2]], places, (), _silent).at(places).shape[1]
@@ -146,7 +146,7 @@ def _ordinary(recording: ActivationRecording, sites: Collection[Site]) -> Tensor
 def _compare(
     sae: SAE, recording: ActivationRecording, others: list[Interpretation], num_components: int
 ) -> tuple[InterpretationScore, ...]:
-    """Measure all interpretations on the same tokens: at most `COMPARED_TOKENS`, evenly from the text, ordinary at all sites."""
+    """Measure all interpretations on the same tokens: `COMPARED_TOKENS` at most, evenly chosen, ordinary at all sites."""
     index = _ordinary(recording, recording.vectors).nonzero()[:, 0]
     index = index[:: max(1, -(-len(index) // COMPARED_TOKENS))]
     x, target = recording.at(sae.reads)[index], recording.at(sae.writes)[index]

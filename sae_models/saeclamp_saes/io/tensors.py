@@ -134,7 +134,7 @@ class Tensors(ABC):
         return value
 
     def is_nan(self, name: str) -> bool:
-        """Tell whether any number of a short tensor is NaN, which some families write for "not set"; also with `shapes_only`."""
+        """Tell whether a short tensor has a NaN, which some families write for "not set"; also with `shapes_only`."""
         count = math.prod(self._entry(name).shape)
         return any(bool(chunk.isnan().any()) for chunk in self._chunks(name, 0, count, CHUNK_BYTES // 4))
 

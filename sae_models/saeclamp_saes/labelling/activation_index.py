@@ -164,7 +164,7 @@ class _FeatureGroup(NamedTuple):
 
 
 def _groups(reader: ActivationReader, files: Sequence[Path], start: int, tokens: int) -> Iterator[_FeatureGroup]:
-    """Yield groups of documents, so that sequences of like length run at once. A group depends on its first document alone."""
+    """Yield groups of documents, so that sequences of like length run at once. A group depends only on where it starts."""
     least = max(GROUP_TOKENS, 4 * reader.batch_tokens)
     parts: list[TokenSequence] = []
     owners: list[int] = []

@@ -18,7 +18,7 @@ class LabelFile:
     """An open file of labels. It stays the same if another file takes its place on the disk."""
 
     def __init__(self, path: Path) -> None:
-        """Open a file. Raises LabelError where there is none, or something else than labels, one row a feature in their order."""
+        """Open a file. Raises LabelError where there is none, or it does not hold labels, one row a feature in order."""
         self.path = path
         with readable(path):
             self._file = pq.ParquetFile(path)

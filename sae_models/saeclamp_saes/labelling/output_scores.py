@@ -33,10 +33,10 @@ PREFIX = "From my experience,"
 """Neutral prefix of the authors' program."""
 STRENGTH = 2.0
 """
-Multiple of its own max_act that a feature is clamped to. The authors amplify every feature to ten times the largest activation
-of any, which is far beyond the range in which a model still writes sentences. On a typical SAE (1,024 features at 80 % of the
-depth) twice max_act moves the residual stream by half its norm, and as many
-features as the authors report, three in five, score below 0.01.
+Multiple of its own max_act that a feature is clamped to. The authors amplify every feature to ten times the largest
+activation of any, which is far beyond the range in which a model still writes sentences. On a typical SAE (1,024 features at
+80 % of the depth) twice max_act moves the residual stream by half its norm, and as many features as the authors report,
+three in five, score below 0.01.
 """
 NUM_SHOWN, NUM_SCORED = 10, 20
 """Numbers of the lens's first tokens: those in the labels, and those that count for the score."""

@@ -40,7 +40,7 @@ class CheckpointChoice:
     folder: Path
     """Folder that `files` are relative to."""
     names: tuple[str, ...]
-    """That folder's name alone, then with folders around it; the library keeps the first under which it is read the same."""
+    """Names of that folder, each with one more folder around; the library keeps the first that reads the same."""
     files: CheckpointFiles
     options: Options
     never_changes: bool

@@ -139,7 +139,7 @@ def _errors_in_one_sentence(reference: HubReference) -> Iterator[None]:
 
 
 def _listed_by_client(reference: HubReference) -> Mapping[str, int] | None:
-    """Return the sizes of all the repository's files, which the client keeps once it has downloaded a snapshot; else None."""
+    """Return the sizes of all the repository's files if the client has kept them, as it does for a whole snapshot."""
     client = _client()
     read = getattr(client, "get_cached_repo_tree", None)  # since version 2 of the client
     if read is None:

@@ -153,7 +153,7 @@ def _refuse_run(path: Path) -> None:
 
 
 def _recorded(record: LibraryRecord, asked: Options, name: str | None = None) -> SAEReference:
-    """Take an SAE from the library. Options may add to those it was added with. Raises SAELibraryError if they contradict."""
+    """Take an SAE from the library. Options may add to its own. Raises SAELibraryError if they contradict these."""
     for key, value in asked.values.items():
         if record.told.get(key, value) != value:
             raise SAELibraryError(

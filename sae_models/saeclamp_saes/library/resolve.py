@@ -91,7 +91,7 @@ def check_numbers(entry: SAEEntry) -> None:
 
 
 def entry_hash(files: Sequence[Path], options: Options) -> str:
-    """Return the hex digest of an SAE: of its weights, of the configurations that their reading depends on, of the options."""
+    """Return an SAE's hex digest: over weights, configurations that their reading depends on, and options."""
     return _hash([sha256_of(path) for path in files], options)
 
 

@@ -85,7 +85,7 @@ def _is_read(path: Path) -> bool:
 
 
 def documents(files: Sequence[Path], start: int = 0) -> Iterator[Document]:
-    """Read every document from the `start`-th on, in order. Raises TrainingError, with the line, for one that is malformed."""
+    """Read every document from the `start`-th on, in order. Raises TrainingError, with the line, for a malformed one."""
     left = start
     for path in files:
         is_json = path.name.lower().endswith(LINES_OF_JSON)

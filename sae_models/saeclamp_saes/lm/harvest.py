@@ -30,8 +30,8 @@ LOOKED_AT = 1000
 """Documents between two reports of progress while all are checked."""
 PREFIX_SHARE = 1 / 16
 """
-Share of the conversations in which the template's own beginning (a default system prompt) counts: its vectors are the same in
-every conversation.
+Share of the conversations in which the template's own beginning (a default system prompt) counts: its vectors are the same
+in every conversation.
 """
 
 

@@ -5,8 +5,8 @@ W_enc (heads, d_in, d_sae), W_dec (d_sae, heads, d_in), b_enc (d_sae,), b_dec (h
 ReLU of the sum over heads; nothing is subtracted. Every head's input was multiplied by a factor of its own that no file
 holds; it is folded in. `<n>_cfg.json` beside `<n>.pt` gives `site`, and head n is layer n; `cfg.json` beside `cc_weights.pt`
 gives `hook_point`, the same for both models: base first, chat second.
-Both families train on TransformerLens models: neelnanda's as `from_pretrained` makes them, which centres gpt2's residual
-stream.
+Both families train on TransformerLens models: neelnanda's as `from_pretrained` makes them, with gpt2's residual stream
+centred.
 Source: crosscoders/utils.py of neelnanda-io/Crosscoders; crosscoder.py of ckkissane/crosscoder-model-diff-replication, and
 the factors of its analysis.
 """

@@ -37,7 +37,7 @@ CONFIG = "config.json"
 
 
 class DictionaryConfig(NamedTuple):
-    """What sets one of the package's classes apart."""
+    """Traits of one of the package's classes."""
 
     activation: str
     """relu, jumprelu, gated, topk or batchtopk"""

@@ -1,11 +1,11 @@
 """
 Gemma Scope of Gemma 2: `layer_20/width_16k/average_l0_71/params.npz`, without a configuration.
 
-W_enc (d_in, d_sae), W_dec (d_sae, d_out), b_enc, b_dec, threshold (d_sae,). A JumpReLU, on the vectors as they are. Which
-vectors is said by the release alone, a folder above, such as `gemma-scope-2b-pt-res` or the Hub's
+W_enc (d_in, d_sae), W_dec (d_sae, d_out), b_enc, b_dec, threshold (d_sae,). A JumpReLU, on the vectors as they are. The site
+is said by the release alone, a folder above, such as `gemma-scope-2b-pt-res` or the Hub's
 `models--google--gemma-scope-2b-pt-res`: res is the residual stream after the block, mlp what the MLP adds to it (after its
-second norm), att the heads' outputs as they enter o_proj; transcoders read the normed stream without the norm's gain. SAEs in
-`embedding` were trained on rows of the embedding before Gemma multiplies them by sqrt(d_model).
+second norm), att the heads' outputs as they enter o_proj; transcoders read the normed residual stream without the norm's
+gain. SAEs in `embedding` were trained on rows of the embedding before Gemma multiplies them by sqrt(d_model).
 Source: the release's tutorial; loading/pretrained_sae_loaders.py of sae-lens 6.54, which leaves an embedding's b_dec as it
 is stored.
 """

@@ -176,7 +176,7 @@ def _read_crosscoder(source: CheckpointSource, cfg: dict[str, Any], d_model: int
 
 
 def _written(source: CheckpointSource, cfg: dict[str, Any], sites: Sequence[Site]) -> list[int]:
-    """Choose the places that a crosscoder writes to: all with a ReLU; with a gate at each place, the one that the user names."""
+    """Choose the places that a crosscoder writes to: all with a ReLU, which opens at all of them; else the user's."""
     if cfg.get("act_fn", "relu") == "relu":
         return list(range(len(sites)))
     chosen = source.options.site("site_out")

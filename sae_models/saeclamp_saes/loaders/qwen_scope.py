@@ -2,8 +2,8 @@
 Qwen-Scope: `layer<n>.sae.pt` files, one a block, in a repository called `SAE-Res-<model>-W<width>K-L0_<k>`.
 
 W_enc (d_sae, d_in), W_dec (d_in, d_sae), b_enc, b_dec: both matrices the other way round than SAELens stores them. TopK of
-the residual stream after the block; nothing is subtracted or normalised. `config.json` gives k and the base model; where it was not
-downloaded, so does the repository's name.
+the residual stream after the block; nothing is subtracted or normalised. `config.json` gives k and the base model; where it
+was not downloaded, so does the repository's name.
 Source: the model cards, arXiv 2605.11887, and loading/pretrained_sae_loaders.py of sae-lens 6.54.
 """
 

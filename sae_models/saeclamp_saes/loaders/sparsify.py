@@ -88,7 +88,7 @@ def _run_config(source: CheckpointSource) -> dict[str, Any]:
 
 
 def _kind(cfg: dict[str, Any], run: dict[str, Any]) -> Kind:
-    """Find the kind. Newer files say `transcode` either way; in earlier ones a skip connection, or the run, tells a transcoder."""
+    """Find the kind, by `transcode`; in earlier files, which lack it, by a skip connection or the run's configuration."""
     skips = bool(cfg.get("skip_connection"))
     stated = cfg.get("transcode")
     if not (skips or run.get("transcode") if stated is None else stated):

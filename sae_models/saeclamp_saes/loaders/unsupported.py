@@ -1,4 +1,4 @@
-"""Checkpoints that are known and cannot be used, each refused with the reason, so that nobody looks for an option that helps."""
+"""Checkpoints that are known and cannot be used, refused with the reason, so that nobody looks for an option that helps."""
 
 from __future__ import annotations
 

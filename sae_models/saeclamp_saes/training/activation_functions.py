@@ -59,7 +59,7 @@ class JumpReLU(torch.autograd.Function):
 
 
 class CountActive(torch.autograd.Function):
-    """Number of features above their thresholds, per token; its gradient is estimated as in `JumpReLU`, for thresholds alone."""
+    """Number of features above their thresholds, per token; its gradient is that of `JumpReLU`, for thresholds alone."""
 
     @staticmethod
     def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:

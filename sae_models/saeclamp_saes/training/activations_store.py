@@ -70,7 +70,7 @@ class ActivationsStore:
         return [Site.parse(site) for site in self.identity["sites"]]
 
     def rows(self, site: Site) -> VectorFile:
-        """Open the vectors to train on. Raises TrainingError for a site that was not harvested, or a file that was cut short."""
+        """Open the vectors to train on. Raises TrainingError for a site that was not harvested, or a file cut short."""
         return self._rows(site, TRAINING, self.num_rows)
 
     def held_out(self, site: Site) -> VectorFile:

@@ -16,8 +16,8 @@ LONG = 50_000
 """Least number of steps of a run that uses the literature's learning rate."""
 MOST_HURRIED = 8.0
 """
-Largest multiple of that learning rate, in a shorter run. Measured at layer 23 of SmolLM2-135M, 2,048 features, k 32, 391 steps: of multiples of 1,
-2.1, 4.4 and 8.8 the largest is the best. 2,930 steps of 4,096 features were well served by 4.5.
+Largest multiple of that learning rate, in a shorter run. Measured at layer 23 of SmolLM2-135M, 2,048 features, k 32, 391
+steps: of multiples of 1, 2.1, 4.4 and 8.8 the largest is the best. 2,930 steps of 4,096 features were well served by 4.5.
 """
 
 Sparsity = Literal["token", "batch", "threshold", "penalty"]

@@ -51,7 +51,7 @@ class TrainingConfig:
     clip: float = 1.0
     """Norm that gradients are clipped to."""
     bandwidth: float = 1e-3
-    """Width of the kernel with which a JumpReLU's threshold is learned, for vectors scaled to a root mean square norm of 1."""
+    """Width of the kernel that estimates a JumpReLU threshold's gradient, for vectors scaled to a norm of 1."""
 
     def __post_init__(self) -> None:
         if self.architecture not in NAMES:

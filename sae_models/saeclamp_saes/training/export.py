@@ -1,4 +1,4 @@
-"""Export of a trained SAE in SAELens 6's layout, with the scale folded, and with metrics of the very numbers in the files."""
+"""Export of a trained SAE in SAELens 6's layout, with the scale folded, and with metrics of the numbers in the files."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """
 The mixing buffer: vectors to train on in a random order, of bounded number, on disk, refilled where they were used up.
 
-A run consists of rounds. In each the buffer is shuffled, a part of it is used, and the used vectors are replaced by new ones;
+A run consists of rounds. In each the buffer is shuffled, a part of it is used, and the used vectors are replaced by others;
 the last round uses all that is left. Data that fit into the buffer as a whole are harvested once and used again and again.
 """
 
@@ -93,7 +93,7 @@ class MixingBuffer:
         Harvest the vectors that a round lacks. An interrupted harvest is resumed: each vector is taken once.
 
         Rounds come in order, and the one before must have been used up: its vectors are overwritten.
-        Raises TrainingError when the data are too few for a batch, DamagedFolderError for a round that the buffer cannot come to.
+        Raises TrainingError when the data are too few for a batch, DamagedFolderError for a round that is not the next.
         """
         if self.has_all:
             return

@@ -81,7 +81,7 @@ def _divided(examples: Sequence[Example]) -> tuple[tuple[Example, ...], tuple[Ex
 
 
 def _others(feature: Feature) -> tuple[Example, ...]:
-    """Return the pieces without it, each text once, but none with an example's text: the model also saw the text before it."""
+    """Return the pieces without it, each text once, but none with an example's text: the model saw more than that."""
     texts = {text_of(example) for example in feature.examples}
     by_text = {text_of(piece): piece for piece in feature.inactive}
     return tuple(piece for text, piece in by_text.items() if text not in texts)

@@ -1,5 +1,5 @@
 """
-The journal of explanations, in JSON lines beside the labels: a line is written when a feature is finished, and kept for good.
+The journal of explanations, JSON lines beside the labels: a line is written when a feature is finished, and kept for good.
 
 A line also holds the counts behind the score, for which the labels have no place. A run resumes from the lines of its own
 kind, those with the same `run`.

@@ -195,7 +195,7 @@ async def _explained(
         prompts.explanation_in,
     )
     asked = [(example, True) for example in material.activating] + [(example, False) for example in material.others]
-    # by the feature, so that a repeated run asks the same questions
+    # seeded by the feature, so that a repeated run asks the same
     random.Random(f"{labels.info.decoder_sha256} {feature.index} order").shuffle(asked)
     found = {True: 0, False: 0}
     for first in range(0, len(asked), ASKED_AT_ONCE):
@@ -223,7 +223,7 @@ async def _explained(
 
 
 def _write(request: ExplainRequest, before: LabelTable, journal: Journal, source: str) -> None:
-    """Write the journal's explanations into the labels as they are now. Those by others stay, unless they are to be replaced."""
+    """Write the journal's explanations into the labels as they are now. Those by others stay unless `replace` is set."""
     labels = LabelTable.read(request.labels)
     if labels.info != before.info:
         raise LabelError(f"{request.labels} was made anew meanwhile; the explanations are in the journal beside it.")
