@@ -118,7 +118,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
 
 @exit_resumable
 def run(args: argparse.Namespace) -> int:
-    """Train, print the figures, and return the exit code. Raises SAEError with a sentence."""
+    """Train, print the metrics, and return the exit code. Raises SAEError with a sentence."""
     train = _train_on if args.vectors else _train
     with progress_bar() as report:
         exported = train(args, report)

@@ -1,5 +1,5 @@
 """
-The process in which an untrusted checkpoint is read and written anew: it limits itself, works, and says a line if it fails.
+The process in which an untrusted checkpoint is read and rewritten: it limits itself, works, and prints a line if it fails.
 
 `conversion.convert` starts it, believes nothing it says, and checks what it wrote.
 """

@@ -155,7 +155,7 @@ def _add(
     within = x.norm(dim=2) <= limits.to(x.device)
     for (_, sae), tally in zip(saes, sums.tallies, strict=True):
         reads, writes = ([sites.index(site) for site in places] for places in (sae.reads, sae.writes))
-        # an SAE's own places decide, so that its figures are the same beside any other SAE
+        # an SAE's own sites decide, so that its metrics are the same beside any other SAE
         mask = within[:, [*reads, *writes]].all(dim=1)
         kept = x[mask]
         tally.add(sae, kept[:, reads].flatten(1), kept[:, writes].flatten(1), int((~mask).sum()))

@@ -57,9 +57,9 @@ class VectorFile:
         slots:   (n,) int64
         vectors: (n, width), in the file's dtype
         """
-        # what is written must survive a crash: the caller notes next that it is there, and never harvests it again
         self.tensor[slots] = vectors
-        # not the map's own flush, which looks at every page of the file
+        # at once, because the caller notes next that they are there, and never harvests them again; and not by the map's own
+        # flush, which looks at every page of the file
         with self._path.open("rb") as file:
             os.fdatasync(file.fileno())
 

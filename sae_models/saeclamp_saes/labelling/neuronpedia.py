@@ -3,8 +3,8 @@ Importing explanations from Neuronpedia's exports: JSON lines, packed with gzip 
 
 A line has `modelId`, `layer` (its name for the SAE), `index` (a number, or one in quotes) and `description`, and it may have
 `typeName`, `explanationModelName`, `createdAt` and `scores`, a list of `value` with `explanationScoreTypeName`. Other keys,
-such as the embedding, are not looked at. Nothing in an export identifies the weights: the user has to know that its
-numbers are those of this SAE's features.
+such as the embedding, are not looked at. Nothing in an export identifies the weights: the user has to know that its numbers
+are those of this SAE's features.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """
 SAEs on the Hugging Face hub: `hf://ORG/REPO@COMMIT/SUB/PATH`. Only the files of the one SAE are downloaded.
 
-A commit is named by its 40 digits; anything else is a name that can move, and `pin_revision` asks the hub where it
-points. Listings and files that were fetched once need no network. The client's cache may hold a part of a repository, and an
-SAE without its configuration, or one layer of many, can be read as another: so a listing is never taken from the cache.
+A commit is named by its 40 digits; anything else is a name that can move, and `pin_revision` asks the hub where it points.
+Listings and files that were fetched once need no network. The client's cache may hold a part of a repository, and an SAE
+without its configuration, or one layer of many, can be read as another: so a listing is never taken from the cache.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ class ActivationReader:
 
 
 def _in_unicode(text: str) -> str:
-    """Put the replacement character for halves of a surrogate pair, which JSON can hold and a tokenizer cannot read."""
+    """Replace halves of a surrogate pair, which JSON can hold and a tokenizer cannot read."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

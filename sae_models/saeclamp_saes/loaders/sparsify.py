@@ -4,8 +4,8 @@ EleutherAI's sparsify: a folder per module, such as `layers.5.mlp`, with `cfg.js
 encoder.weight (d_sae, d_in), encoder.bias, W_dec (d_sae, d_in), b_dec; W_skip (out, in) with `skip_connection`. TopK after
 `x - b_dec`, or after x itself with `transcode`; decode adds W_skip x, of the x that nothing was subtracted from. The name of
 the folder is the module, whose output is read and written; a transcoder reads its input. A run with several seeds keeps
-them in `layers.5/seed0` and the like. Early transcoders were saved
-without `transcode` and do subtract b_dec: their skip connection, or the run's `config.json` one folder up, tells them.
+them in `layers.5/seed0` and the like. Early transcoders were saved without `transcode` and do subtract b_dec: their skip
+connection, or the run's `config.json` one folder up, tells them.
 Source: sparsify/sparse_coder.py, config.py, fused_encoder.py, and sae/sae.py for `signed`.
 """
 

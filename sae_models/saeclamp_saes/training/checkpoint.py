@@ -34,7 +34,7 @@ def save(path: Path, trainer: Trainer, place: ResumePoint) -> None:
 
 
 def load(path: Path, trainer: Trainer, device: torch.device) -> ResumePoint:
-    """Put a checkpoint into a new trainer. Raises DamagedFolderError for a file that is none."""
+    """Load a checkpoint into a new trainer. Raises DamagedFolderError for a file that is none."""
     try:
         with safe_open(path, "pt", device=str(device)) as file:
             counters = file.metadata()

@@ -24,7 +24,7 @@ class TrainingLog:
     """A run's log, with a line every so many steps."""
 
     def __init__(self, folder: Path, step: int, tensorboard: bool = False) -> None:
-        """Begin, or go on from a step: lines of later ones, whose steps will be done again, are dropped."""
+        """Begin, or resume from a step: lines of later steps, which will be done again, are dropped."""
         self._path = folder / "log.csv"
         lines = self._path.read_text(encoding="utf-8").splitlines()[1:] if self._path.exists() else []
         # a line that was cut off is among the later ones: a checkpoint follows its lines
