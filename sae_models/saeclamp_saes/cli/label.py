@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         out=args.out or labels_path(address.path),
         sae_name=address.name,
         model_name=Path(args.model).name if Path(args.model).is_dir() else args.model,
-        model_sha256=model_hashes(folder),
+        model_sha256={},
         **drop_unset(
             {
                 "data": args.data and tuple(args.data),
@@ -98,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
     )
     check(settings, sae)
     reader = _reader(args, folder, sae)
+    settings = replace(settings, model_sha256=model_hashes(folder))  # which loading may only now have downloaded
     with progress_bar() as report:
         labels = run_labelling(settings, sae, reader, report)
     _print(args, settings.out, _summary(labels))

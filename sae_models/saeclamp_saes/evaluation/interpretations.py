@@ -102,7 +102,7 @@ def activity_of(sae: SAE, x: Tensor) -> Activity:
     return Activity(torch.cat(decoded), torch.cat(counts), num_active)
 
 
-def figure_of(
+def score(
     reading: Interpretation, x: Tensor, target: Tensor, variances: Tensor, num_components: int
 ) -> InterpretationScore:
     """

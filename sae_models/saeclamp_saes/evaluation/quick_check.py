@@ -12,7 +12,7 @@ from saeclamp_saes.evaluation.interpretations import (
     COMPARED_TOKENS,
     activity_of,
     declared,
-    figure_of,
+    score,
     with_other_preprocessing,
 )
 from saeclamp_saes.evaluation.report import LEAST, InterpretationScore, best_of, too_many_active
@@ -21,8 +21,11 @@ from saeclamp_saes.sae import SAE
 
 FEWEST_TOKENS = 16
 """Ordinary tokens below which nothing is measured."""
-PARTS = ("clt_layer", "crosscoder")
-"""Kinds that write only a part of the vectors at their sites, so that a reconstruction has no meaning."""
+PROBLEMS = {
+    "clt_layer": "it is one layer of several that together make what it writes to.",
+    "crosscoder": "a crosscoder's file may hold one layer of several that together make what it writes to.",
+}
+"""Kinds of which a part alone may be there, so that a reconstruction has no meaning; and why."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ def quick_check(sae: SAE, x: Tensor, target: Tensor, position: Tensor, is_specia
     position:   (num_tokens,) int64, place in the token's own sequence
     is_special: (num_tokens,) bool
     """
-    if sae.kind in PARTS:
-        return QuickCheck(0, None, None, "it is one layer of several that together make what it writes to.")
+    if sae.kind in PROBLEMS:
+        return QuickCheck(0, None, None, PROBLEMS[sae.kind])
     mask = token_mask.scored_token_mask(x, position, is_special) & token_mask.scored_token_mask(
         target, position, is_special
     )
@@ -81,6 +84,6 @@ def _compare(sae: SAE, x: Tensor, target: Tensor, l0: float) -> list[Interpretat
     x, target = x[::step], target[::step]
     variances, num_components = metrics.principal_variances(target), round(l0)
     return [
-        figure_of(reading, x, target, variances, num_components)
+        score(reading, x, target, variances, num_components)
         for reading in (declared(sae), *with_other_preprocessing(sae, x, target))
     ]

@@ -15,7 +15,7 @@ from saeclamp_saes.evaluation.interpretations import (
     activity_of,
     at_other_sites,
     declared,
-    figure_of,
+    score,
     with_other_preprocessing,
 )
 from saeclamp_saes.evaluation.report import (
@@ -156,7 +156,7 @@ def _compare(
         x, target = recording.at(reading.reads)[index], recording.at(reading.writes)[index]
         if reading.writes not in variances:
             variances[reading.writes] = metrics.principal_variances(target)
-        return figure_of(reading, x, target, variances[reading.writes], num_components)
+        return score(reading, x, target, variances[reading.writes], num_components)
 
     found = [measure(reading) for reading in (*others, *with_other_preprocessing(sae, x, target))]
     return measure(declared(sae)), *sorted(found, key=lambda figure: -figure.explained_variance)

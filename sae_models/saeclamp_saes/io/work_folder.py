@@ -63,7 +63,7 @@ def damaged_error(path: Path) -> DamagedFolderError:
 
 
 @contextmanager
-def atomic_write(folder: Path) -> Iterator[None]:
+def reporting_disk_errors(folder: Path) -> Iterator[None]:
     """Turn errors of the system, for a folder or disk that cannot be written, into a TrainingError."""
     try:
         yield

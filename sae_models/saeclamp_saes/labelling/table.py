@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from saeclamp_saes.errors import LabelError
 from saeclamp_saes.io.checkpoint import LABELS
 from saeclamp_saes.io.hashes import tensor_sha256
-from saeclamp_saes.io.sanitize import one_line
+from saeclamp_saes.io.sanitize import first_line, one_line
 from saeclamp_saes.labelling.schema import SCHEMA
 from saeclamp_saes.sae import SAE
 
@@ -294,7 +294,7 @@ def readable(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise LabelError(f"There are no labels at {path}: make them with `saeclamp label`.") from None
     except (OSError, pa.ArrowException) as exc:
-        raise LabelError(f"{path} cannot be read as Parquet: {str(exc).splitlines()[0]}") from None
+        raise LabelError(f"{path} cannot be read as Parquet: {first_line(exc)}") from None
 
 
 def check_order(path: Path, indices: Sequence[int]) -> None:

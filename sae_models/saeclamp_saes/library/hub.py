@@ -18,6 +18,7 @@ from typing import Any
 
 from saeclamp_saes.errors import CheckpointError, SAELibraryError
 from saeclamp_saes.io.contents import PICKLES, READABLE
+from saeclamp_saes.io.sanitize import first_line
 from saeclamp_saes.library import listings
 from saeclamp_saes.library.checkpoint_files import SEED, CheckpointFiles, select_files
 
@@ -126,14 +127,14 @@ def _errors_in_one_sentence(reference: HubReference) -> Iterator[None]:
     except errors.OfflineModeIsEnabled as exc:
         raise HubUnreachableError(reference, _offline() or "the hub client is offline") from exc
     except errors.HFValidationError as exc:
-        raise SAELibraryError(f"{str(reference)!r} is not a place on the hub: {_first_line(exc)}.") from exc
+        raise SAELibraryError(f"{str(reference)!r} is not a place on the hub: {first_line(exc)}.") from exc
     except errors.HfHubHTTPError as exc:
         status = exc.response.status_code
         if status in (401, 403):
             raise SAELibraryError(f"The hub refuses {repository} (status {status}): {login}.") from exc
         raise HubUnreachableError(reference, f"the hub answered with status {status}") from exc
     except errors.HTTPError as exc:  # the HTTP library's own: no connection, or one that broke
-        raise HubUnreachableError(reference, f"the hub cannot be reached ({_first_line(exc)})") from exc
+        raise HubUnreachableError(reference, f"the hub cannot be reached ({first_line(exc)})") from exc
     except OSError as exc:
         raise SAELibraryError(f"{reference} cannot be kept in {_client().constants.HF_HUB_CACHE}: {exc}.") from exc
 
@@ -221,7 +222,3 @@ def _client() -> Any:
             "SAEs on the hub need the package huggingface_hub: `pip install huggingface_hub`."
         ) from exc
     return huggingface_hub
-
-
-def _first_line(exc: Exception) -> str:
-    return str(exc).strip().partition("\n")[0].rstrip(".")[:200]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from saeclamp_saes.errors import VerificationError
+from saeclamp_saes.io.sanitize import first_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,7 +44,7 @@ def load_model(model: str, device: Device | None = None, dtype: Dtype = "auto") 
         loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
     # no such folder or name; a configuration or tokenizer that is not known; files that are cut short or do not fit
     except (OSError, ValueError, RuntimeError, SafetensorError) as exc:
-        raise VerificationError(f"The model {model!r} cannot be loaded: {str(exc).strip().splitlines()[0]}") from exc
+        raise VerificationError(f"The model {model!r} cannot be loaded: {first_line(exc)}") from exc
     return loaded.to(device).eval(), tokenizer
 
 

@@ -8,10 +8,13 @@ from pathlib import Path
 from saeclamp_saes.errors import TrainingError
 from saeclamp_saes.io.hashes import sha256_of
 
+WEIGHTS = ("*.safetensors", "*.bin")
+"""Patterns of the files that transformers reads a model's weights from, in its order."""
+
 
 def model_hashes(model: str) -> dict[str, str]:
     """
-    Hash a model's weights: sha256 by file name.
+    Hash a model's weights: sha256 by file name, of pickles only where there is nothing else.
 
     model: a folder, or the name of a model on the hub that was downloaded
     """
@@ -19,8 +22,9 @@ def model_hashes(model: str) -> dict[str, str]:
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
-        folder = Path(snapshot_download(model, allow_patterns=["*.safetensors"], local_files_only=True))
-    return {path.name: sha256_of(path) for path in sorted(folder.glob("*.safetensors"))}
+        folder = Path(snapshot_download(model, allow_patterns=[*WEIGHTS], local_files_only=True))
+    files = next((found for pattern in WEIGHTS if (found := sorted(folder.glob(pattern)))), [])
+    return {path.name: sha256_of(path) for path in files}
 
 
 def data_hashes(files: Sequence[Path]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """
 Published checkpoint layouts, one a file. Each is recognised by its content and read into the canonical SAE.
 
-A layout's module has NAME, `recognise(source)`, which looks at names, shapes and configuration, and `read(source)`, which
+A layout's module has NAME, `matches(source)`, which looks at names, shapes and configuration, and `read(source)`, which
 must also work when the tensors have shapes but no numbers (`source.shapes_only`).
 """
 
@@ -50,12 +50,12 @@ class Loader(NamedTuple):
     """One family's layout."""
 
     name: str
-    recognise: Callable[[CheckpointSource], bool]
+    matches: Callable[[CheckpointSource], bool]
     read: Callable[[CheckpointSource], SAE]
 
 
 FORMATS = tuple(
-    Loader(module.NAME, module.recognise, module.read)
+    Loader(module.NAME, module.matches, module.read)
     for module in (
         native,
         saelens,
@@ -158,7 +158,7 @@ def detect(source: CheckpointSource) -> Loader:
     named = source.options.text("format", *(layout.name for layout in FORMATS))
     if named is not None:
         return next(layout for layout in FORMATS if layout.name == named)
-    fitting = [layout for layout in FORMATS if layout.recognise(source)]
+    fitting = [layout for layout in FORMATS if layout.matches(source)]
     if not fitting:
         names = ", ".join(sorted(source.tensors.shapes)[:8])
         raise CheckpointError(

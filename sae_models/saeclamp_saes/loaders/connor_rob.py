@@ -20,7 +20,7 @@ NAME = "connor_rob"
 TENSORS = {"W_enc", "W_dec", "b_enc", "b_dec"}
 
 
-def recognise(source: CheckpointSource) -> bool:
+def matches(source: CheckpointSource) -> bool:
     """Recognise the four tensors of a file whose own configuration names an activation."""
     if source.tensors.shapes.keys() != TENSORS or len(source.tensors.shapes["W_enc"]) != 2:
         return False

@@ -36,7 +36,7 @@ RELEASED_SCALES = (0.2758961493232058, 0.24422852496546169)
 """Factors for gemma-2-2b and gemma-2-2b-it: sqrt(d_in) over the mean norm of the vectors it was trained on."""
 
 
-def recognise(source: CheckpointSource) -> bool:
+def matches(source: CheckpointSource) -> bool:
     """Recognise the four tensors, by number of dimensions."""
     return {name: len(shape) for name, shape in source.tensors.shapes.items()} == TENSORS
 
@@ -49,7 +49,7 @@ def read(source: CheckpointSource) -> SAE:
             f"{source.path} has no {source.weights.stem}_cfg.json or cfg.json beside it, without which nothing says "
             "what its heads read."
         )
-    if not recognise(source):
+    if not matches(source):
         raise CheckpointError(f"{tensors.path} lacks a crosscoder's W_enc, W_dec, b_enc and b_dec.")
     heads, d_in, d_sae = tensors.shapes["W_enc"]
     tensors.expect(

@@ -80,7 +80,7 @@ TELLING = {
 """Tensors that only one class has."""
 
 
-def recognise(source: CheckpointSource) -> bool:
+def matches(source: CheckpointSource) -> bool:
     """Recognise its trainer's configuration, or without one, tensors that only its classes have."""
     names = _tensors(source).shapes
     if "dict_class" in _trainer(source):

@@ -26,7 +26,7 @@ ENCODER = ".encoder.0.weight"
 PUBLISHED = {"encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"}
 
 
-def recognise(source: CheckpointSource) -> bool:
+def matches(source: CheckpointSource) -> bool:
     """Recognise tensors called after hooks, or the published four beside a run's configuration."""
     names = source.tensors.shapes.keys()
     return any(name.endswith(ENCODER) for name in names) or (names == PUBLISHED and bool(_config(source).get("saes")))

@@ -45,7 +45,7 @@ class CheckpointName(NamedTuple):
     embedding: bool
 
 
-def recognise(source: CheckpointSource) -> bool:
+def matches(source: CheckpointSource) -> bool:
     """Recognise the five tensors in an npz, beside no configuration."""
     alone = source.config("config.json", "cfg.json", "config.yaml") is None
     return source.weights.suffix == ".npz" and alone and set(source.tensors.shapes) == set(TENSORS)

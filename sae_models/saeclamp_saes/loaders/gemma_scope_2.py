@@ -40,7 +40,7 @@ HOOKS = {
 """Hooks by the folder's name, for repositories without configurations."""
 
 
-def recognise(source: CheckpointSource) -> bool:
+def matches(source: CheckpointSource) -> bool:
     """Recognise the lower-case names, which no other family has."""
     return source.has("w_enc", "w_dec", "b_enc", "b_dec", "threshold")
 

@@ -16,7 +16,7 @@ NAME = "goodfire"
 TENSORS = ("encoder_linear.weight", "encoder_linear.bias", "decoder_linear.weight", "decoder_linear.bias")
 
 
-def recognise(source: CheckpointSource) -> bool:
+def matches(source: CheckpointSource) -> bool:
     """Recognise the layers' names, which no other family has."""
     return source.has(*TENSORS)
 

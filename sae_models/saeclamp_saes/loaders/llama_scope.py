@@ -37,7 +37,7 @@ PUBLISHED = {
 """Settings that all published SAEs share, and that `read` relies on."""
 
 
-def recognise(source: CheckpointSource) -> bool:
+def matches(source: CheckpointSource) -> bool:
     """Recognise hyperparameters with one threshold, beside linear layers."""
     return "jump_relu_threshold" in (source.config(*CONFIG) or {}) and source.has("encoder.weight", "decoder.weight")
 

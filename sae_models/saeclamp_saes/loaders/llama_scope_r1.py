@@ -25,7 +25,7 @@ NAME = "llama_scope_r1"
 CONFIG = "config.json"
 
 
-def recognise(source: CheckpointSource) -> bool:
+def matches(source: CheckpointSource) -> bool:
     """Recognise OpenMOSS's configuration beside linear layers and a threshold."""
     cfg = source.config(CONFIG)
     return cfg is not None and "hook_point_in" in cfg and source.has("encoder.weight", "log_jumprelu_threshold")

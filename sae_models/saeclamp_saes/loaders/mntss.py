@@ -20,14 +20,14 @@ from saeclamp_saes.errors import CheckpointError
 from saeclamp_saes.io.checkpoint import CheckpointSource
 from saeclamp_saes.io.tensors import Shape
 from saeclamp_saes.loaders.builder import SAEBuilder
-from saeclamp_saes.loaders.mwhanna import CONFIG, hook_site, read_threshold, resid_norm
+from saeclamp_saes.loaders.mwhanna import CONFIG, hook_site, read_threshold, vector_size
 from saeclamp_saes.sae import SAE
 from saeclamp_saes.sites import Site
 
 NAME = "mntss"
 
 
-def recognise(source: CheckpointSource) -> bool:
+def matches(source: CheckpointSource) -> bool:
     """Recognise a tensor `W_enc_<layer>`."""
     return _layer(source) is not None
 
@@ -40,7 +40,7 @@ def read(source: CheckpointSource) -> SAE:
     if source.layer() not in (None, layer):
         raise CheckpointError(f"{source.weights} holds layer {layer}, not layer {source.layer()}.")
     encoder, cfg = source.tensors, source.config(CONFIG) or {}
-    d_sae, d_model = resid_norm(encoder, f"b_enc_{layer}"), resid_norm(encoder, f"b_dec_{layer}")
+    d_sae, d_model = vector_size(encoder, f"b_enc_{layer}"), vector_size(encoder, f"b_dec_{layer}")
     if f"W_skip_{layer}" in encoder:
         raise CheckpointError(f"{source.weights}: a cross-layer transcoder with a skip connection is not supported.")
     required: dict[str, Shape] = {f"W_enc_{layer}": (d_sae, d_model), f"b_enc_{layer}": (d_sae,)}

@@ -33,7 +33,7 @@ TENSORS = {"W_enc", "W_dec", "b_enc", "b_dec"}
 THRESHOLD = "activation_function.threshold"
 
 
-def recognise(source: CheckpointSource) -> bool:
+def matches(source: CheckpointSource) -> bool:
     """Recognise matrices (d_sae, d_model), beside this family's configuration, or beside none under one of its names."""
     shapes = source.tensors.shapes
     if not TENSORS <= shapes.keys() <= TENSORS | {THRESHOLD, "W_skip"}:
@@ -51,7 +51,7 @@ def recognise(source: CheckpointSource) -> bool:
 def read(source: CheckpointSource) -> SAE:
     """Read one layer's weights. Raises CheckpointError."""
     tensors, cfg = source.tensors, _config(source) or {}
-    d_sae, d_model = resid_norm(tensors, "b_enc"), resid_norm(tensors, "b_dec")
+    d_sae, d_model = vector_size(tensors, "b_enc"), vector_size(tensors, "b_dec")
     required: dict[str, Shape] = {"W_enc": (d_sae, d_model), "W_dec": (d_sae, d_model)}
     required |= {"b_enc": (d_sae,), "b_dec": (d_model,)}
     tensors.expect(required, {THRESHOLD: (d_sae,), "W_skip": (d_model, d_model)})
@@ -74,7 +74,7 @@ def read(source: CheckpointSource) -> SAE:
     )
 
 
-def resid_norm(tensors: Tensors, name: str) -> int:
+def vector_size(tensors: Tensors, name: str) -> int:
     """Return the size of a stored vector. Raises CheckpointError if it is no vector."""
     shape = tensors.shapes.get(name, ())
     if len(shape) != 1:

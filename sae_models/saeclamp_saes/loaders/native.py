@@ -25,7 +25,7 @@ CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
 
 
-def recognise(source: CheckpointSource) -> bool:
+def matches(source: CheckpointSource) -> bool:
     """Recognise our own configuration by its `format`."""
     return (source.config(CONFIG) or {}).get("format") == NAME
 
@@ -48,7 +48,7 @@ def read(source: CheckpointSource) -> SAE:
         "decoder_rows": (d_sae, d_out),
         "decoder_bias": (d_out,),
     }
-    has_skip = kind == "skip_transcoder" or (kind in ("clt_layer", "sae") and "skip" in tensors)
+    has_skip = kind == "skip_transcoder" or (kind != "transcoder" and "skip" in tensors)
     skip = {"skip": (d_in, d_out)} if has_skip else {}
     tensors.expect({**required, **skip})
     draft = SAEBuilder(

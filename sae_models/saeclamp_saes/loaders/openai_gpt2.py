@@ -34,7 +34,7 @@ LOCATIONS: dict[str, Point] = {
 LAYER_NORM = InputNorm(center=True, scale="std", eps=1e-5)
 
 
-def recognise(source: CheckpointSource) -> bool:
+def matches(source: CheckpointSource) -> bool:
     """Recognise the biases, whose names no other family has."""
     return source.has("pre_bias", "latent_bias", "encoder.weight")
 

@@ -49,7 +49,7 @@ class OpenMossEntry(NamedTuple):
     kind: Kind
 
 
-def recognise(source: CheckpointSource) -> bool:
+def matches(source: CheckpointSource) -> bool:
     """Recognise a configuration with `sae_type`; Llama Scope R1's has it too, beside linear layers."""
     return isinstance((source.config(CONFIG) or {}).get("sae_type"), str) and "encoder.weight" not in source.tensors
 

@@ -22,7 +22,7 @@ OTHERS_CONFIGS = ("hyperparams.json", "../hyperparams.json", "config.json", "cfg
 """Configurations of Llama Scope (a folder above its weights), dictionary_learning and OpenMOSS, SAELens, e2e_sae."""
 
 
-def recognise(source: CheckpointSource) -> bool:
+def matches(source: CheckpointSource) -> bool:
     """Recognise the four tensors under the published name, beside no configuration (e2e_sae's is named like the weights)."""
     weights = source.weights
     foreign = [weights.with_suffix(".yaml"), *(weights.parent / name for name in OTHERS_CONFIGS)]

@@ -25,7 +25,7 @@ LAYER = re.compile(r"layer(\d{1,4})\.sae\.")
 """Beginning of a file's name."""
 
 
-def recognise(source: CheckpointSource) -> bool:
+def matches(source: CheckpointSource) -> bool:
     """Recognise turned matrices, beside this family's configuration, or beside none under one of its names."""
     shapes = source.tensors.shapes
     if shapes.keys() != set(TENSORS):

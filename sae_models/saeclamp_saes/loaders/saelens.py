@@ -53,7 +53,7 @@ WHITENED = "covariance_whitening"
 SCALER = "activation_scaler.json"
 
 
-def recognise(source: CheckpointSource) -> bool:
+def matches(source: CheckpointSource) -> bool:
     """Recognise W_enc and W_dec beside a `cfg.json` that gives d_sae."""
     cfg = source.config(CONFIG)
     return (

@@ -31,7 +31,7 @@ UNSUPPORTED = ("embed_skip", "gram_lookup", "normalize_io")
 """Flags of experiments whose equations need more than this module's vectors."""
 
 
-def recognise(source: CheckpointSource) -> bool:
+def matches(source: CheckpointSource) -> bool:
     """Recognise an nn.Linear encoder with a bare decoder matrix, which only this family has."""
     return source.config(CONFIG) is not None and source.has("encoder.weight", "encoder.bias", "W_dec", "b_dec")
 

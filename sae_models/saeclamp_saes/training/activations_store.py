@@ -20,11 +20,11 @@ from saeclamp_saes.errors import SAEError, TrainingError
 from saeclamp_saes.io.vector_files import VectorFile, truncate
 from saeclamp_saes.io.work_folder import (
     DamagedFolderError,
-    atomic_write,
     check_identity,
     damaged_error,
     locked,
     read_json,
+    reporting_disk_errors,
     write_json,
 )
 from saeclamp_saes.lm.harvest import ActivationReader, ActivationStream, Cursor, d_in_of, report_forwards
@@ -96,7 +96,7 @@ def write_store(
     """
     width = d_in_of(reader)
     identity = wanted.identity(reader)
-    with atomic_write(folder):
+    with reporting_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         check_identity(folder / IDENTITY, identity)
         with locked(folder):

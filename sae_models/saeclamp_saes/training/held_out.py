@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from saeclamp_saes.errors import TrainingError
 from saeclamp_saes.evaluation import metrics
 from saeclamp_saes.evaluation.interpretations import token_chunks
 from saeclamp_saes.sae import SAE
@@ -46,6 +47,8 @@ def evaluate_held_out(sae: SAE, chunks: Chunks) -> HeldOutMetrics:
             # centred by the mean of the first pass: sums of squares less the mean's would lose digits
             centered = x.double() - mean
             gram += centered.T @ centered
+    if not gram.trace() > 0:
+        raise TrainingError("The held-out vectors do not vary, so nothing can be explained of them: give other data.")
     l0 = float(num_active.sum()) / num_tokens
     eigenvalues = torch.linalg.eigvalsh(gram).clamp_min(0.0)  # ascending
     return HeldOutMetrics(

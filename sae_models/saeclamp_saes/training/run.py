@@ -16,10 +16,10 @@ from saeclamp_saes.io.work_folder import (
     RUN,
     SAE_FOLDER,
     DamagedFolderError,
-    atomic_write,
     check_identity,
     locked,
     read_json,
+    reporting_disk_errors,
 )
 from saeclamp_saes.lm.harvest import ActivationReader, ActivationStream, d_in_of
 from saeclamp_saes.lm.text import bos_id
@@ -154,7 +154,7 @@ def _run(
         "dtype": settings.dtype,
     }
     finished = settings.out / SAE_FOLDER / CONFIG
-    with atomic_write(settings.out):
+    with reporting_disk_errors(settings.out):
         settings.out.mkdir(parents=True, exist_ok=True)
         check_identity(settings.out / RUN, identity)
         with locked(settings.out):

@@ -7,6 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from saeclamp_saes.io.sanitize import first_line
 from saeclamp_server.cli.server_client import CommandError, add_command, add_yes, confirmed, warn
 from saeclamp_server.cli.steering_flags import add_steering, saved_as, steering_from_flags
 from saeclamp_server.cli.tables import print_facts, print_json, print_table
@@ -122,7 +123,7 @@ def _import(args: argparse.Namespace, client: Client) -> int:
     try:
         export = VariantExport.model_validate(read_json(args.file))
     except ValidationError as exc:
-        raise CommandError(f"{args.file} is no export of variants: {str(exc).splitlines()[0]}") from exc
+        raise CommandError(f"{args.file} is no export of variants: {first_line(exc)}") from exc
     taken = client.variants.import_(export)
     print(f"{taken.num_new} new, {taken.num_known} known.")
     return 0

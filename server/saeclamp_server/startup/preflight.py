@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from saeclamp_saes import SAEEntry, SAEError, check_numbers, find_sae, open_entry
+from saeclamp_saes.io.sanitize import first_line
 from saeclamp_server.model_info import SUPPORTED_ARCHITECTURES, ModelInfo, StartupError
 from saeclamp_server.startup.options import DEFAULT_HOST
 from saeclamp_server.vector_names import VECTOR
@@ -103,12 +104,8 @@ def _model_config(model: str) -> Any:
     except (OSError, ValueError, json.JSONDecodeError) as exc:
         raise StartupError(
             f"No model {model!r}: it is not a local model folder, and could not be read from the model hub "
-            f"({_first_line(exc)})."
+            f"({first_line(exc)})."
         ) from exc
-
-
-def _first_line(exc: Exception) -> str:
-    return str(exc).strip().partition("\n")[0].rstrip(".")[:200]
 
 
 def open_saes(names_or_paths: Sequence[str], report: Callable[[str], None] | None = None) -> dict[str, SAEEntry]:

@@ -21,6 +21,7 @@ from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from saeclamp_saes.io.paths import data_folder
+from saeclamp_saes.io.sanitize import first_line
 from saeclamp_server.variants.tables import aliases, names, versions
 from saeclamp_server.variants.version import VariantVersion
 
@@ -177,7 +178,7 @@ class VariantStore:
                 yield connection
         except SQLAlchemyError as exc:
             reason = getattr(exc, "orig", None) or exc
-            raise StoreError(f"The database of variants cannot be used: {str(reason).splitlines()[0]}.") from exc
+            raise StoreError(f"The database of variants cannot be used: {first_line(reason)}.") from exc
 
 
 def _engine(url: str) -> Engine:

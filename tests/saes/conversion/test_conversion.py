@@ -38,6 +38,8 @@ from saeclamp_saes.conversion import Limits, convert
 from saeclamp_saes.conversion.pickles import check_torch
 from saeclamp_saes.errors import CheckpointError
 from saeclamp_saes.loaders import native, summarize
+from saeclamp_saes.sae import SAE, Kind
+from saeclamp_saes.sites import Site
 
 
 def slow_pickle(path: Path) -> Path:
@@ -83,6 +85,19 @@ def test_what_is_converted_computes_what_its_family_computes(
     assert sorted(path.name for path in conversion.path.iterdir()) == ["cfg.json", "sae_weights.safetensors"]
     with safe_open(conversion.path / "sae_weights.safetensors", framework="pt") as file:
         assert "encoder_rows" in file.keys()  # noqa: SIM118 (no dict)
+
+
+@pytest.mark.parametrize("kind", ["sae", "skip_transcoder", "clt_layer", "crosscoder"])
+def test_a_skip_connection_is_read_back_as_it_was_written(kind: Kind, tmp_path: Path) -> None:
+    site, generator = (Site("resid_post", 1),), torch.Generator().manual_seed(0)
+    shapes = {"W_enc": (4, 6), "b_enc": (6,), "W_dec": (6, 4), "b_dec": (4,), "W_skip": (4, 4)}
+    drawn = {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
+    sae = SAE(site, site, threshold=torch.zeros(6), kind=kind, **drawn)
+    native.write(sae, tmp_path, {})
+    again = read_sae(tmp_path)
+    assert again.kind == kind
+    assert again.W_skip is not None
+    assert torch.equal(again.W_skip, drawn["W_skip"])
 
 
 def test_the_configuration_says_where_it_came_from(tmp_path: Path) -> None:

@@ -288,6 +288,12 @@ def test_the_recipe_knows_which_architectures_are_calibrated() -> None:
     assert {name for name, how in ARCHITECTURES.items() if how.calibrated} == set(CALIBRATED)
 
 
+def test_held_out_vectors_that_do_not_vary_are_refused() -> None:
+    x = torch.ones(50, 6)
+    with pytest.raises(TrainingError, match="do not vary"):
+        evaluate_held_out(plain_sae(), lambda: iter([x]))
+
+
 def test_figures_in_portions_are_those_of_the_whole() -> None:
     x = torch.randn(700, 6, generator=torch.Generator().manual_seed(4)) + 3
     sae = fit_threshold(plain_sae(), lambda: iter([x]), 3)

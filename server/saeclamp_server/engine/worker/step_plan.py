@@ -61,7 +61,7 @@ class EditPairs(NamedTuple):
     """Row of the step's token batch."""
     feature: NDArray[np.int64]
     moves: NDArray[np.float32]
-    """(num_pairs, 4): a `Move` a row."""
+    """(num_pairs, 4): an `ActivationUpdate` a row."""
     special: NDArray[np.bool_]
     """Is the token touched even if it is a special one?"""
     slot: NDArray[np.int64]

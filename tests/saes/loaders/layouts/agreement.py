@@ -37,7 +37,7 @@ def read_without_numbers(path: Path, options: str = "") -> SAE:
 
 def recognised(path: Path, options: str = "") -> list[str]:
     """Names of the formats that take the checkpoint for theirs."""
-    return [layout.name for layout in FORMATS if layout.recognise(source_of(path, options))]
+    return [layout.name for layout in FORMATS if layout.matches(source_of(path, options))]
 
 
 def refusal(path: Path, options: str = "") -> str:
