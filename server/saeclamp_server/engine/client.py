@@ -1,4 +1,4 @@
-"""API process: calls to the workers of every process of the engine, and what becomes of their answers."""
+"""API process: calls to the workers of all engines, and how their answers become one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 Reports: TypeAlias = dict[str, dict[str, Any]]
-"""Of sequences, by request id: the fields of `engine.worker.request_states.SteeringReport`."""
+"""Fields of `engine.worker.request_states.SteeringReport`, by request id; an API call with n choices has n of these."""
 
 
 async def call_all_workers(engine: Any, method: str, *args: Any) -> list[list[Any]]:
@@ -16,6 +16,7 @@ async def call_all_workers(engine: Any, method: str, *args: Any) -> list[list[An
 
     `engine.collective_rpc` calls all of them too, but returns what the first engine's workers said, and no more.
     """
+    # the arguments of vLLM's own `collective_rpc_async`: method, timeout, args, kwargs
     results: list[list[Any]] = await engine.engine_core.call_utility_all_async(
         "collective_rpc", method, None, args, None
     )
@@ -23,7 +24,7 @@ async def call_all_workers(engine: Any, method: str, *args: Any) -> list[list[An
 
 
 class DecoderQueryClient:
-    """`model_client.Directions`, asked of the workers."""
+    """`api.model_client.DecoderQueries`, answered by the workers, which have the weights."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
@@ -33,64 +34,73 @@ class DecoderQueryClient:
         found: list[list[list[tuple[int, float]]]] = await self._engine.collective_rpc(
             "nearest_features", args=(sae, [*indices], count)
         )
-        return found[0]
+        return found[0]  # every worker reads every SAE whole, so each has the same answer
 
     async def alignment(self, sae: str, indices: Sequence[int], token_ids: Sequence[int]) -> list[list[float]] | None:
-        """Find what decoder rows add to logits, from the worker that has these."""
+        """Find what decoder rows add to logits; None where no worker can tell."""
         found: list[list[list[float]] | None] = await self._engine.collective_rpc(
             "logit_alignment", args=(sae, [*indices], [*token_ids])
         )
+        # the unembedding is at the last pipeline stage, and one worker of a tensor-parallel group gathers the logits
         return next((rows for rows in found if rows is not None), None)
 
 
 class PromptMeanClient:
-    """`features.derive.Streams`, asked of the workers."""
+    """`api.features.derive.PromptMeans`, fetched from the workers."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
 
     async def fetch(self, keys: Sequence[str]) -> dict[str, bytes]:
-        """Fetch what was recorded; one stage of one engine has it, all workers of a tensor-parallel group alike."""
+        """
+        Fetch recorded prompt means, (width,) fp64 as bytes, by key.
+
+        One pipeline stage of one engine has a record, and all workers of its tensor-parallel group have it alike.
+        """
         engines = await call_all_workers(self._engine, "recorded_prompt_means", [*keys])
         return {key: mean for workers in engines for worker in workers for key, mean in worker.items()}
 
 
 class ReportFetcher:
     """
-    Fetches what the engine reports on calls that have ended, and has forgotten what nobody will ask for.
+    Fetches the steering reports of API calls that have ended, and has the workers drop reports that nobody will fetch.
 
-    A call to the workers waits for the step that runs, so calls that end together, or while one is made, share the next one.
+    A call to the workers waits for the step that runs, so API calls that end together, or while one is made, share the
+    next one.
     """
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
         self._one_at_a_time = asyncio.Lock()
         self._keys: list[str] = []
-        """Of the fetch that has not begun."""
+        """Keys of API calls that the next call to the workers asks for."""
         self._abandoned: list[str] = []
-        """Likewise."""
+        """Keys of API calls that the next call to the workers gives up."""
         self._collected: set[str] = set()
+        """Keys of API calls whose reports have been fetched, and that have not been closed."""
         self._next: asyncio.Task[list[list[dict[str, Reports]]]] | None = None
+        """The call to the workers that has not begun, and takes further keys."""
 
     async def fetch(self, key: str) -> Reports:
         """
-        Fetch the reports on the sequences of an API call, as if one process had run them.
+        Fetch the reports on the sequences of an API call, joined over pipeline stages.
 
         Raises what the call to the workers raises.
         """
         self._keys.append(key)
-        engines = await asyncio.shield(self._fetch_soon())  # others wait for it too, should this call's client go
+        # shielded, because other API calls wait for the same task, should this one's client go
+        engines = await asyncio.shield(self._fetch_soon())
         tensor_parallel = self._engine.vllm_config.parallel_config.tensor_parallel_size
         reports: Reports = {}
         for workers in engines:
-            # every worker of a tensor-parallel group makes the same edits
+            # vLLM numbers workers stage by stage, and every worker of a tensor-parallel group makes the same edits
             stages = [worker[key] for worker in workers[::tensor_parallel]]
             reports |= {request_id: _join_stages([stage[request_id] for stage in stages]) for request_id in stages[0]}
         self._collected.add(key)
         return reports
 
     def close(self, key: str) -> None:
-        """End a call. If its reports were not fetched, the engine forgets them, also where sequences still run."""
+        """End an API call. If its reports were not fetched, the workers drop them, also where sequences still run."""
         if key in self._collected:
             self._collected.remove(key)
         else:
@@ -100,6 +110,7 @@ class ReportFetcher:
     def _fetch_soon(self) -> asyncio.Task[list[list[dict[str, Reports]]]]:
         if self._next is None:
             self._next = asyncio.create_task(self._fetch())
+            # nobody awaits the task where it was started by `close`
             self._next.add_done_callback(_retrieve_exception)
         return self._next
 
@@ -107,6 +118,7 @@ class ReportFetcher:
         async with self._one_at_a_time:
             keys, self._keys = self._keys, []
             abandoned, self._abandoned = self._abandoned, []
+            # before the call, not after it: keys that come while it is made belong to the next one
             self._next = None
             return await call_all_workers(self._engine, "steering_reports", keys, abandoned)
 
@@ -119,16 +131,16 @@ def _retrieve_exception(task: asyncio.Task[Any]) -> None:
 
 def _join_stages(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
-    Join what the pipeline stages report of a request, as in `request_states.SteeringReport`.
+    Join the pipeline stages' reports on one request into one `request_states.SteeringReport`.
 
-    An edit is made at one stage, and a rule is judged at one; the others have nothing of it.
+    An edit is made at one stage, and a rule is evaluated at one; the other stages have counted nothing of it.
     """
     failed = next((stage for stage in stages if stage["failure"] is not None), None)
     if failed is not None:
         return failed
     return {
         "failure": None,
-        # of a rule's edit it is what was counted, where it was made
+        # for a rule's edit this is a count, which is 0 at all stages but the one that made it
         "prompt": [max(counts) for counts in _by_entry(stages, "prompt")],
         "tallies": [
             max(tally, key=lambda one: one["prompt"] + one["generated"]) for tally in _by_entry(stages, "tallies")
@@ -142,6 +154,6 @@ def _by_entry(stages: Sequence[dict[str, Any]], name: str) -> Iterator[tuple[Any
 
 
 def data_parallel_ranks(engine: Any) -> list[int | None]:
-    """Name each data-parallel engine as `generate` takes it; a single one has no name."""
+    """List the `data_parallel_rank` of each engine, as `generate` takes it; None for a single one."""
     num = engine.vllm_config.parallel_config.data_parallel_size
     return [None] if num == 1 else [*range(num)]

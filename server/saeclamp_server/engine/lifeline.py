@@ -23,52 +23,56 @@ from typing import Any, NoReturn
 import psutil
 
 ENDS_WITH = "SAECLAMP_SERVER"
-"""Variable of the environment that all processes of a server inherit: its id, and a word that no other server has."""
+"""Variable of the environment that all processes of a server inherit: the server's process id, and a random word."""
 
 LOOK_S = 0.5
-"""Seconds between looks at the server."""
+"""Seconds between two checks that the server is alive."""
 RELEASED = signal.SIGUSR1
-"""What the server sends the engine and its workers before vLLM ends them by SIGTERM; others it ends at once."""
+"""Signal that the server sends the engine and its workers before vLLM ends them by SIGTERM."""
 TRACKER = "multiprocessing.resource_tracker"
-"""In the command of the process that frees shared memory when all others have gone, and then goes too."""
+"""Part of the command of the process that frees shared memory when all others have gone, and then goes too."""
 
 
 def become_server() -> None:
-    """Server process: name it to those that are started from now on."""
+    """Server process: make it known to the processes that it starts from now on."""
+    # the random word: a process id is used again, and then a later process would be taken for this server
     os.environ[ENDS_WITH] = f"{os.getpid()}-{secrets.token_hex(8)}"
 
 
 def release(engine: Any) -> None:
-    """Server process: let the engine and its workers be ended by the next SIGTERM."""
+    """Server process: let the next SIGTERM end the engine and its workers."""
     manager = engine.engine_core.resources.engine_manager
     for one in manager.processes if manager is not None else ():
         with suppress(psutil.Error):
             process = psutil.Process(one.pid)
+            # workers too: vLLM's engine ends them by SIGTERM in its turn, and waits for them
             for each in (process, *process.children(recursive=True)):
+                # SIGUSR1 would end the tracker, which has no handler for it
                 if not _is_tracker(each):
                     each.send_signal(RELEASED)
 
 
 def kill_descendants() -> None:
-    """Server process: end all processes that it has started, at once."""
+    """Server process: kill all processes that it has started."""
     for process in psutil.Process().children(recursive=True):
         _kill(process)
 
 
 _has_begun = threading.Event()
+"""Set when the process has its first request or step; per process."""
 
 
 def begin_serving() -> None:
     """
-    Engine or worker process: take no signal for an end from now on, unless the server says so.
+    Engine or worker process: ignore SIGINT and SIGTERM from now on, until the server has released the process.
 
-    Not before: an engine that fails while it starts ends its workers by SIGTERM, and waits for them.
+    Not earlier: an engine that fails while it starts ends its workers by SIGTERM, and waits for them.
     """
     _has_begun.set()
 
 
 class _Shield:
-    """A signal's handler that does what it did before until serving begins, and once the server has released the process."""
+    """A signal handler that passes the signal on before serving has begun and once the server has released the process."""
 
     def __init__(self, before: Callable[[int, FrameType | None], Any], is_released: threading.Event) -> None:
         self._before, self._is_released = before, is_released
@@ -79,17 +83,24 @@ class _Shield:
 
 
 def tie_to_server() -> None:
-    """Engine or worker process: end when the server has ended; and see `begin_serving`. Once is enough."""
+    """
+    Engine or worker process: end when the server has ended, and shield the process from signals (see `begin_serving`).
+
+    Idempotent.
+    """
+    # Python sets signal handlers in the main thread alone
     if ENDS_WITH not in os.environ or threading.current_thread() is not threading.main_thread():
         return
     if isinstance(signal.getsignal(signal.SIGTERM), _Shield):
         return
     is_released = threading.Event()
-    # of the server's loop, where the process was forked: what is signalled here would be told there, as a second signal
+    # a forked process has inherited the descriptor by which the server's event loop hears of signals: a signal to this
+    # process would reach the server as one of its own
     signal.set_wakeup_fd(-1)
     signal.signal(RELEASED, lambda number, frame: is_released.set())
     for number in (signal.SIGINT, signal.SIGTERM):
         before = signal.getsignal(number)
+        # SIG_DFL, SIG_IGN and handlers that were not set from Python are not callable
         if callable(before):
             signal.signal(number, _Shield(before, is_released))
     atexit.register(_leave_at_once, is_released)
@@ -97,13 +108,14 @@ def tie_to_server() -> None:
 
 
 def _leave_at_once(is_released: threading.Event) -> None:
-    """Leave the rest to the system: vLLM has freed what must be, and Python takes seconds to free all objects one by one."""
+    """Skip the interpreter's end: vLLM has freed what must be, and Python takes seconds to free all objects one by one."""
     if is_released.is_set():
         leave(0)
 
 
 def leave(status: int) -> NoReturn:
-    """Any of these processes: end when all that matters is done; libraries complain of what is left at a slower end."""
+    """Any of these processes: end at once, after all that matters is done; a slower end makes libraries complain."""
+    # `os._exit` flushes nothing
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
@@ -113,21 +125,26 @@ def leave(status: int) -> NoReturn:
 def _end_with_server() -> None:
     mark = os.environ[ENDS_WITH]
     server_id = int(mark.partition("-")[0])
+    # looked up while the server is there: later the orphaned engine has another parent. By its parent, because a forked
+    # engine shows no mark: of a process the system shows the environment that its program was started with
     engine = _engine_of_worker(server_id)
     try:
         server = psutil.Process(server_id)
+        # `is_running` compares start times, so a new process with the old id is not taken for the server
         while server.is_running() and server.status() != psutil.STATUS_ZOMBIE:
             time.sleep(LOOK_S)
     except psutil.NoSuchProcess:
         pass
     others = [process for process in psutil.process_iter() if process.pid != os.getpid() and _is_marked(process, mark)]
+    # every process ends all others: an engine without a scheduler yet is not tied, and what libraries start never is
     for process in (*engine, *others):
         _kill(process)
+    # not `leave`: whatever the main thread waits for, it ends
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _engine_of_worker(server_id: int) -> list[psutil.Process]:
-    """Look up a worker's engine; none in the engine itself, nor where the server has gone by now."""
+    """Look up a worker's engine process; none in the engine itself, nor where the server has gone by now."""
     try:
         parent = psutil.Process(os.getppid())
         return [parent] if parent.ppid() == server_id else []

@@ -1,4 +1,8 @@
-"""From worker process to EngineCore, each step: which requests failed, what their tokens showed, where rules end them."""
+"""
+From worker process to EngineCore, with each step's sampled tokens: failures, readouts, and where rules end an answer.
+
+Attributes on vLLM's own messages carry it, so it arrives in order and costs no call of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +10,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIPED = "saeclamp_wiped"
-"""Attribute of vLLM's `SchedulerOutput`: ids of the blocks that are to be zero before this step."""
+"""Attribute of vLLM's `SchedulerOutput`: ids of the KV blocks that the worker must zero before this step."""
 
 ATTRIBUTE = "saeclamp_told"
-"""Of vLLM's `ModelRunnerOutput`: it goes where the sampled tokens go, with them."""
+"""Attribute of vLLM's `ModelRunnerOutput`: the `RequestStepReport` of each request that has one, by request id."""
 
 
 @dataclass(frozen=True)
 class ReadoutChunk:
-    """What was read at some positions of a request, ascending."""
+    """Readout of some positions of a request, ascending; one entry per position in each field."""
 
     positions: list[int]
     acts: list[list[float | None]]
-    """Of each position, the readout's named features; None where a special token was not to be looked at."""
+    """(num_positions, num_features): activations of the named features; None at special tokens that are left out."""
     top: dict[str, list[list[tuple[int, float]] | None]]
-    """By SAE, of each position: (index, activation) of the strongest features that are active; None as in `acts`."""
+    """By SAE, per position: (index, activation) of the strongest features that are active; None as in `acts`."""
     edits: list[list[tuple[int, float, float]]]
-    """Of each position: (number of the edit, activation before, dose) of the edits that were made; empty unless itemised."""
+    """Per position: (number of the edit, activation before, dose) of the edits that were made; empty unless itemised."""
 
     def between(self, start: int, end: int | None) -> ReadoutChunk:
-        """Those at positions from `start` (included) to `end` (excluded; None: all)."""
+        """Select the positions from `start` (included) to `end` (excluded; None: without end)."""
         kept = [n for n, at in enumerate(self.positions) if at >= start and (end is None or at < end)]
         return ReadoutChunk(
             [self.positions[n] for n in kept],
@@ -36,7 +40,8 @@ class ReadoutChunk:
 
     @classmethod
     def concat(cls, parts: Sequence[ReadoutChunk]) -> ReadoutChunk:
-        """One after the other."""
+        """Concatenate chunks, at least one, in the order of their positions."""
+        # every chunk of a request names all SAEs of its readout, also where it shows none of their features
         saes = dict.fromkeys(sae for part in parts for sae in part.top)
         return cls(
             [at for part in parts for at in part.positions],
@@ -48,13 +53,13 @@ class ReadoutChunk:
 
 @dataclass(frozen=True)
 class RequestStepReport:
-    """What one request's tokens of a step showed."""
+    """Report on one request's tokens of a step."""
 
     position: int
-    """Of the first token."""
+    """Position of the step's first token of this request."""
     num_tokens: int
     abort: int | None = None
     """First position at which a rule ends the answer; None: none has."""
     readout: ReadoutChunk | None = None
     failure: str | None = None
-    """Why the request cannot be steered. Nothing else is told then."""
+    """Why the request cannot be steered. No other field has a meaning then."""

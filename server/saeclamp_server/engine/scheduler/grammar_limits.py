@@ -1,9 +1,9 @@
 """
 EngineCore process: bounds on grammars of structured outputs, so that no request's grammar holds up the steps of all.
 
-What a grammar allows next is worked out between two steps, while every request waits: a regular expression of some hundred
-characters can need minutes for each token. So a grammar is tried before it is let in, in a process that is ended when its
-time is over, because a thread within a library cannot be; and it is watched while it is used.
+vLLM works out between two steps which tokens a grammar allows next, while every request waits: a regular expression of some
+hundred characters can need minutes for each token. So a grammar is tried before it is let in, in a process of its own that
+is killed when its time is over, because a thread within a library cannot be killed; and it is watched while it is used.
 """
 
 from __future__ import annotations
@@ -27,45 +27,48 @@ logger = init_logger(__name__)
 COMPILE_S = 10
 """Seconds of processor time that compiling a grammar may take."""
 STUCK_S = 60
-"""After which a trial is ended that takes no time, but waits for something."""
+"""Seconds after which a trial is ended that uses no processor time, but waits for something."""
 TRIED = 8
-"""Tokens of a trial."""
+"""Tokens that a trial generates at random."""
 MAX_TOKEN_S = 0.25
 """Seconds of processor time that each token may take."""
 FAR_TOO_LONG = 4
-"""Times that, after which a request that runs is ended."""
+"""Multiple of `MAX_TOKEN_S` after which a running request is ended; more than 1, as a busy machine may take longer once."""
 MAX_MEMORY = 1 << 30
-"""Bytes that a trial may take."""
+"""Bytes of memory that a trial may take."""
 NUM_KNOWN = 1024
-"""Grammars that have passed and need no trial again."""
+"""Number of grammars that are remembered as passed, and need no further trial."""
 
 _TOO_SLOW = 3
-"""Exit status of a trial."""
+"""Exit status of a trial whose grammar is too slow, or too large."""
 
 Create = Callable[[Any], Any]
-"""From vLLM's request to its grammar, compiled."""
+"""Function from vLLM's request to its compiled grammar."""
 
 
 class GrammarTooSlowError(ValueError):
-    """A grammar that would hold up others."""
+    """The grammar would hold up other requests."""
 
 
 def limit_grammars(manager: Any, fail: Callable[[str], None]) -> None:
     """
     Have vLLM's manager of structured outputs try each grammar first, and watch it afterwards.
 
-    fail: is told the id of a running request whose grammar has become too slow
+    fail: called with the id of a running request whose grammar has become too slow
     """
     create, known = manager._create_grammar, dict[bytes, None]()
 
     def limited(request: Any) -> Any:
+        # vLLM calls this in threads of a pool, so a trial holds up no step, and several may run at once
         kind, text = request.structured_output_request.structured_output_key
+        # hashed, because a grammar may be large; and a text may hold lone surrogates, which UTF-8 has no bytes for
         key = hashlib.sha256(f"{kind} {text}".encode("utf-8", "surrogatepass")).digest()
         if key not in known:
             try_grammar(lambda: create(request), lambda: manager.backend.allocate_token_bitmask(1))
             known[key] = None
             while len(known) > NUM_KNOWN:
                 known.pop(next(iter(known)), None)  # another thread may have been faster
+        # wrapped one by one: the methods are those of a backend's class, which other requests share
         grammar = create(request)
         grammar.fill_bitmask = _timed(grammar.fill_bitmask, request.request_id, fail)
         grammar.accept_tokens = _timed(grammar.accept_tokens, request.request_id, fail)
@@ -76,12 +79,13 @@ def limit_grammars(manager: Any, fail: Callable[[str], None]) -> None:
 
 def try_grammar(create: Callable[[], Any], allocate: Callable[[], torch.Tensor]) -> None:
     """
-    Compile a grammar and walk some tokens in a process of its own. What is wrong with the grammar shows when it is used.
+    Compile a grammar and generate some tokens, in a process of its own. Errors in the grammar are left to its real use.
 
-    create:   compiles it
+    create:   compiles the grammar
     allocate: makes a mask of one row, a bit for each token
     Raises GrammarTooSlowError.
     """
+    # forked, not spawned: `create` needs vLLM's backend, which this process alone has
     child = os.fork()
     if child == 0:
         _walk_and_leave(create, allocate)
@@ -94,13 +98,15 @@ def try_grammar(create: Callable[[], Any], allocate: Callable[[], torch.Tensor])
 
 
 def _walk_and_leave(create: Callable[[], Any], allocate: Callable[[], torch.Tensor]) -> None:
-    """End this process: by itself, by the alarm, which no library holds up, or for want of memory."""
+    """Run the trial and end this process: by itself, by a timer's signal, or for want of memory."""
     status = 0
     try:
+        # the default action is the kernel's: a handler of Python's would wait until the library returns
         for number in (signal.SIGPROF, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_PROF, COMPILE_S)
         signal.setitimer(signal.ITIMER_REAL, STUCK_S)
+        # beyond what the fork has inherited, which counts as this process's own
         taken = psutil.Process().memory_info().data
         resource.setrlimit(resource.RLIMIT_DATA, (taken + MAX_MEMORY, taken + MAX_MEMORY))
         os.closerange(3, 1 << 16)  # what is closed elsewhere meanwhile must not stay open here
@@ -108,13 +114,17 @@ def _walk_and_leave(create: Callable[[], Any], allocate: Callable[[], torch.Tens
     except MemoryError:
         status = _TOO_SLOW
     finally:
-        os._exit(status)  # whatever else went wrong: of a grammar's own faults the real compilation tells, in words
+        # whatever else went wrong: a grammar's own faults are told by the real compilation, in words. `_exit`, because the
+        # engine's exit handlers are not this process's to run
+        os._exit(status)
 
 
 def _is_slow(grammar: Any, mask: torch.Tensor) -> bool:
-    """Walk along tokens that the grammar allows."""
+    """Tell whether compiling is over in time and a token is not: generate tokens that the grammar allows, at random."""
+    # seeded: a grammar that is tried again is walked along the same tokens
     chance = random.Random(0)
     for _ in range(TRIED):
+        # a token that never ends is ended by the timer; one that is merely slow, by the clock below
         signal.setitimer(signal.ITIMER_PROF, FAR_TOO_LONG * MAX_TOKEN_S)
         began = time.thread_time()
         grammar.fill_bitmask(mask, 0)
@@ -131,9 +141,9 @@ def _is_slow(grammar: Any, mask: torch.Tensor) -> bool:
 
 def _set_bits(words: torch.Tensor) -> list[int]:
     """
-    Number the bits that are set in (num_words,) int32, of which the lowest bit of the first is 0.
+    List the numbers of the bits that are set in (num_words,) int32; the lowest bit of the first word is number 0.
 
-    By numpy: torch's threads are not there after a fork, and are waited for.
+    In numpy, because torch would wait for threads that a forked process does not have.
     """
     bits = np.unpackbits(words.numpy().view(np.uint8), bitorder="little")
     numbers: list[int] = np.flatnonzero(bits).tolist()
@@ -142,6 +152,7 @@ def _set_bits(words: torch.Tensor) -> list[int]:
 
 def _timed(call: Callable[..., Any], request_id: str, fail: Callable[[str], None]) -> Callable[..., Any]:
     def timed(*args: Any) -> Any:
+        # of this thread alone: what other threads do meanwhile is not the grammar's doing
         began = time.thread_time()
         result = call(*args)
         if time.thread_time() - began > FAR_TOO_LONG * MAX_TOKEN_S:

@@ -1,8 +1,9 @@
 """
-EngineCore process: what saeclamp adds to vLLM's scheduler.
+EngineCore process: vLLM's scheduler, for steered requests.
 
-Blocks of the prefix cache are shared by what was computed alike; tokens leave when what the worker tells of them allows it;
-a request that cannot be steered, or that a rule ends, is ended here.
+It gives steered requests their own hashes of KV blocks, so that they share only what was computed under the same edits;
+holds generated tokens back until a step report says that the model has read them; and ends requests that cannot be steered,
+or that a rule ends.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from saeclamp_server.engine.step_report import ATTRIBUTE, WIPED, RequestStepRepo
 from saeclamp_server.steering.program import ABORTED, EXTRA_ARGS_KEY, SteeringProgram
 
 REASONS: dict[Any, Finish] = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
+"""vLLM's reasons, as the output gate names them; all further ones are `other` to it."""
 
 
 class GatedRequest:
-    """A request whose tokens may wait, and what of vLLM's output waits with them."""
+    """A request with an output gate, and the parts of vLLM's outputs that wait with its tokens."""
 
     def __init__(self, program: SteeringProgram, request: Request) -> None:
         max_tokens = request.max_tokens - program.delays_output  # the API adds one, to be read and dropped
@@ -38,11 +40,12 @@ class GatedRequest:
         self._waiting: list[EngineCoreOutput] = []
 
     def keep_output(self, output: EngineCoreOutput) -> None:
-        """Keep what an output that does not leave holds beside its tokens."""
+        """Keep an output that does not leave, for what it carries besides tokens."""
         self._waiting.append(output)
 
     def merge_into(self, output: EngineCoreOutput) -> None:
-        """Give an output what waited, which is of the first step: logprobs of the prompt, figures, events."""
+        """Move what the kept outputs carry into one that leaves: logprobs of the prompt, prefill statistics, events."""
+        # vLLM gives prompt logprobs and prefill statistics once, with a request's first output
         for earlier in self._waiting:
             output.new_prompt_logprobs_tensors = (
                 earlier.new_prompt_logprobs_tensors or output.new_prompt_logprobs_tensors
@@ -53,22 +56,24 @@ class GatedRequest:
 
 
 class SteeringSchedulerMixin:
-    """Mixed into vLLM's schedulers."""
+    """Steering, mixed into vLLM's schedulers."""
 
     requests: dict[str, Request]
     grammar_compile_error_reqs: set[str]
-    """vLLM ends these at the next step."""
+    """vLLM's: ids of requests that it ends at the next step."""
     structured_output_manager: Any
     sched_step_seq: int
     processed_step_seq: int
 
     def __init__(self, *args: Any, block_size: int, hash_block_size: int | None = None, **kwargs: Any) -> None:
         super().__init__(*args, block_size=block_size, hash_block_size=hash_block_size, **kwargs)  # type: ignore[call-arg]
+        # vLLM hashes in units of their own where groups of layers have blocks of different sizes
         self._hashed_tokens = hash_block_size or block_size
+        # per engine, so that hashes of edited blocks cannot be computed from outside; see `BlockEdits`
         self._secret = secrets.token_bytes(32)
         self._gated: dict[str, GatedRequest] = {}
         # a request may leave while its step runs, and whether that step has left NaN in its blocks is known only afterwards:
-        # with this, vLLM gives them to nobody else before
+        # with this, vLLM gives the blocks to nobody else before. vLLM itself sets it for KV connectors alone
         self.defer_block_free = True
         self._tainted = TaintedBlocks(self.kv_cache_manager)  # type: ignore[attr-defined]
         limit_grammars(self.structured_output_manager, self.grammar_compile_error_reqs.add)
@@ -77,15 +82,18 @@ class SteeringSchedulerMixin:
         begin_serving()
         params = request.sampling_params
         if params is not None and params.extra_args and EXTRA_ARGS_KEY in params.extra_args:
+            # before vLLM looks for cached blocks by the request's hashes
             self._add_steered(request, params.extra_args[EXTRA_ARGS_KEY])
         super().add_request(request)  # type: ignore[misc]
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         scheduler_output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        # after scheduling, which frees blocks of preempted requests and may give them away in this very step
         setattr(scheduler_output, WIPED, self._tainted.take())
         return scheduler_output
 
     def _free_request_blocks(self, request: Request) -> None:
+        # asked before vLLM frees or defers: then it has forgotten which blocks were the request's
         if not self._request_blocks_can_be_freed(request):  # type: ignore[attr-defined]
             self._tainted.note_leaving(request.request_id, self.sched_step_seq)
         super()._free_request_blocks(request)  # type: ignore[misc]
@@ -96,6 +104,7 @@ class SteeringSchedulerMixin:
         self._tainted.sweep()
 
     def _add_steered(self, request: Request, payload: Any) -> None:
+        # vLLM has hashed the prompt when it made the request, without the edits
         hasher = request._block_hasher
         unsteered, request.block_hashes = request.block_hashes, []
         try:
@@ -113,6 +122,7 @@ class SteeringSchedulerMixin:
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> dict[int, EngineCoreOutputs]:
         report: dict[str, RequestStepReport] = getattr(model_runner_output, ATTRIBUTE, {})
+        # these three before vLLM's own update, which cuts tokens, forgets ended requests and gives their blocks back
         num_rejected = _num_rejected(scheduler_output, model_runner_output)
         clients = {name: self.requests[name].client_index for name in report if name in self.requests}
         lost = [block for name in report if report[name].failure is not None for block in self._tainted.ids_of(name)]
@@ -123,11 +133,13 @@ class SteeringSchedulerMixin:
         self._tainted.forget_left(self.processed_step_seq)
         if not report and not self._gated:
             return outputs
+        # vLLM makes no output for a request that has no new token, but the gate may let one go then, or a rule may end it
         by_request = {output.request_id: output for part in outputs.values() for output in part.outputs}
         for name, client in clients.items():
             output = by_request.get(name)
             if report[name].failure is not None:
                 last = output or EngineCoreOutput(request_id=name, new_token_ids=[])
+                # what a failed step has sampled may come from NaN
                 last.new_token_ids, last.new_logprobs = [], None
                 self._replace_output(outputs, client, output, self._finish_request(last, None))
             elif name in self._gated:
@@ -139,7 +151,7 @@ class SteeringSchedulerMixin:
     def _gate(
         self, name: str, report: RequestStepReport, num_rejected: int, output: EngineCoreOutput | None
     ) -> list[EngineCoreOutput]:
-        """What leaves of a held request after a step: nothing, an output, or an output and the end."""
+        """Pass a step's output through the request's gate: returns nothing, an output, or an output and the end."""
         gated = self._gated[name]
         tokens = output.new_token_ids if output else []
         rows = _rows(output.new_logprobs if output else None, len(tokens))
@@ -153,10 +165,12 @@ class SteeringSchedulerMixin:
         leaving.new_token_ids = [waiting.token for waiting in released.waiting]
         leaving.new_logprobs = _concat_rows(released.waiting)
         if released.readout is not None:
+            # a field of arbitrary content, which vLLM takes from here to the API process
             leaving.kv_transfer_params = {**(leaving.kv_transfer_params or {}), EXTRA_ARGS_KEY: vars(released.readout)}
         gated.merge_into(leaving)
         if released.finish == "aborted":
             return self._finish_request(leaving, ABORTED)
+        # vLLM's own reason is of the one token more that was computed: it may have stopped there, where the answer was full
         if released.finish == "length":
             leaving.finish_reason, leaving.stop_reason = FinishReason.LENGTH, None
         return [leaving]
@@ -181,20 +195,22 @@ class SteeringSchedulerMixin:
         output: EngineCoreOutput | None,
         leaving: Sequence[EngineCoreOutput],
     ) -> None:
-        """Put what leaves in the place of vLLM's output."""
+        """Put the outputs that leave in the place of vLLM's output."""
         if output is None and leaving:
             outputs.setdefault(client, EngineCoreOutputs()).outputs.extend(leaving)
         elif output is not None:
             part = outputs[client].outputs
+            # by identity: `==` would compare arrays of logprobs
             at = next(n for n, other in enumerate(part) if other is output)
             part[at : at + 1] = leaving
 
 
 def _num_rejected(scheduler_output: Any, model_runner_output: Any) -> dict[str, int]:
-    """How many of each request's drafts the model did not take; before vLLM cuts the tokens behind a stop."""
+    """Count the drafts of each request that the model rejected, by request id; before vLLM cuts the tokens behind a stop."""
     sampled, index = model_runner_output.sampled_token_ids, model_runner_output.req_id_to_index
     drafts: Mapping[str, list[int]] = scheduler_output.scheduled_spec_decode_tokens
     return {
+        # one token more than the accepted drafts is sampled: the model's own, behind the last accepted one
         name: len(tokens) - max(len(sampled[index[name]]) - 1, 0)
         for name, tokens in drafts.items()
         if sampled and name in index
@@ -223,7 +239,7 @@ class SteeringAsyncScheduler(SteeringSchedulerMixin, AsyncScheduler):
 
 
 def make_scheduler(*args: Any, vllm_config: Any, **kwargs: Any) -> Scheduler:
-    """Make the one that vLLM's configuration asks for; vLLM calls this as if it were the scheduler's class."""
+    """Make the scheduler that vLLM's configuration asks for; vLLM calls this as if it were the scheduler's class."""
     tie_to_server()  # the engine's process may have no worker in it
     kind = SteeringAsyncScheduler if vllm_config.scheduler_config.async_scheduling else SteeringScheduler
     return kind(*args, vllm_config=vllm_config, **kwargs)

@@ -1,4 +1,4 @@
-"""EngineCore process: blocks of the KV cache that hold what failed requests computed, until they are wiped."""
+"""EngineCore process: KV blocks that failed requests have written, until they are wiped."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 class TaintedBlocks:
     """
-    Keeps tainted blocks from being read by others.
+    Tainted blocks, which may hold NaN: kept out of the prefix cache, and listed for wiping when they are free.
 
-    They leave the prefix cache at once. A block that other requests still hold stays as it is: they have the same edits and
-    fail too. When nobody holds it any more, it is to be wiped before the next step, in which it may belong to somebody else.
+    They leave the prefix cache at once. A block that other requests still refer to stays as it is: they have the same edits
+    and fail too. When nobody refers to it any more, it must be wiped before the next step, in which it may be given away.
     """
 
     def __init__(self, kv_cache_manager: Any) -> None:
@@ -20,32 +20,33 @@ class TaintedBlocks:
         self._tainted: set[int] = set()
         self._to_wipe: list[int] = []
         self._left: dict[str, tuple[int, list[int]]] = {}
-        """Blocks of requests that ended while a step of theirs was running, and that step's number."""
+        """By request id, of requests that ended while a step of theirs was running: that step's number, and their blocks."""
 
     def ids_of(self, request_id: str) -> list[int]:
-        """List the blocks of a request, also of one that has ended while a step of its was running."""
+        """List the block ids of a request, also of one that has ended while a step of its was running."""
         loaded = self._left.get(request_id)
         if loaded is not None:
             return loaded[1]
         return [block for group in self._manager.get_block_ids(request_id) for block in group]
 
     def note_leaving(self, request_id: str, step: int) -> None:
-        """Remember the blocks of a request that ends before the outcome of its last step, with that number, is known."""
+        """Remember the blocks of a request that ends before the outcome of its last step, `step`, is known."""
         self._left[request_id] = (step, self.ids_of(request_id))
 
     def forget_left(self, step: int) -> None:
-        """Forget those of requests whose last step is known to have gone well."""
+        """Forget the blocks of requests that ended during a step up to this one, whose outcome is known now."""
         self._left = {name: left for name, left in self._left.items() if left[0] > step}
 
     def taint(self, block_ids: Iterable[int]) -> None:
-        """Take blocks out of circulation."""
+        """Mark blocks as tainted, and take them out of the prefix cache."""
+        # the null block stands for no block, in any request's table
         ids = {block for block in block_ids if not self._manager.block_pool.blocks[block].is_null}
         self._manager.evict_blocks(ids)
         self._tainted |= ids
         self.sweep()
 
     def sweep(self) -> None:
-        """Mark for wiping what nobody holds any more; to be called whenever blocks are given back."""
+        """List tainted blocks for wiping that nobody refers to any more; to be called whenever blocks are given back."""
         free = [block for block in self._tainted if not self._manager.block_pool.blocks[block].ref_cnt]
         if free:
             self._manager.evict_blocks({*free})  # a sharer may have cached it again
@@ -53,6 +54,6 @@ class TaintedBlocks:
             self._to_wipe += free
 
     def take(self) -> list[int]:
-        """Return what is to be wiped before the next step, once."""
+        """Return the ids of the blocks to be wiped before the next step, each once."""
         taken, self._to_wipe = self._to_wipe, []
         return taken

@@ -1,17 +1,21 @@
 """
 Worker process: the model, the SAEs and the edits.
 
-A step, from top to bottom:
+A step, from top to bottom, with the modules that take part:
 
     worker.py            loads SAEs and vectors, hooks the model's layers       cpu_worker, gpu_worker, hooks, vector_bank
-    model_runner.py      wraps vLLM's runner: what happens before and behind each forward
-    request_states.py    requests that run, each with its compiled program      compiled_program, slot_pool
-    step_plan.py         tokens of the step to the programs of their requests   read_plan
-    step_inputs.py       what every SAE and site is to do, on the device        row_cache
-    ops.py               reads activations, decides rules, edits, counts        rule_state, edit_stats, recorder
-    step_outputs.py      what was seen, on the device                           pipeline, for the next pipeline stage
-    collect.py           what was seen, told to the scheduler with the tokens
+    model_runner.py      wraps methods of vLLM's V1 runner, before and behind each forward
+    request_states.py    running requests, each with its compiled program       compiled_program, slot_pool
+    step_plan.py         (token, edit) and (token, read) pairs of the step      read_plan
+    step_inputs.py       the pairs as tensors on the device, by SAE and site    row_cache
+    ops.py               reads activations, evaluates rules, edits, counts      rule_state, edit_stats, recorder
+    step_outputs.py      activations, verdicts and items, on the device         pipeline, for the next pipeline stage
+    collect.py           step outputs as step reports, sent with the tokens
 
-Asked by our own endpoints: decoder_queries, prompt_means. Around vLLM: kv_wipe, cpu_seed_fix.
+For our own endpoints: decoder_queries, prompt_means. Work-arounds for vLLM: kv_wipe, cpu_seed_fix.
 For CUDA graphs, not used yet: kernel.
+
+Words: a slice is the rows of one request in a step. A read is an activation that a rule or a readout needs. A verdict says
+whether a rule holds at a token. An item is an edit of a token that the answer shows. A slot is a row of counts on the device
+that belongs to one edit or rule of one request.
 """

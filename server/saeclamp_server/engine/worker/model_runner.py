@@ -1,8 +1,8 @@
 """
 Worker process: the adapter to vLLM's V1 model runner (`GPUModelRunner` and its CPU subclass).
 
-After `_prepare_inputs` the batch order of the step is fixed and the token ids are on the device; that is where the step of
-each SAE and site is filled. What the forward has shown leaves with the sampled tokens, in what `sample_tokens` returns.
+After `_prepare_inputs` the batch order of the step is fixed and the token ids are on the device; there the step inputs of
+every SAE and site are built. The step report leaves with the sampled tokens, in what `sample_tokens` returns.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from saeclamp_server.steering.program import EXTRA_ARGS_KEY, RECORD_KEY
 
 
 class RunnerAdapter:
-    """Fills the steps of SAEs and sites for one vLLM V1 runner, whose methods it wraps."""
+    """Builds step inputs and collects step reports for one vLLM V1 runner, whose methods it wraps."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class RunnerAdapter:
         boundaries: tuple[StageBoundary | None, StageBoundary | None],
     ) -> None:
         """
-        sites:      by number, at least one
+        sites:      in the order of their numbers, at least one
         boundaries: to the pipeline stages before and behind this one
         """
         self._runner = runner
@@ -54,12 +54,13 @@ class RunnerAdapter:
         self._requests, self._prompt_means = requests, prompt_means
         self._before, self._behind = boundaries
         self._slices: dict[str, RequestSlice] = {}
-        """Of the step's steered requests, by request id, in the order of the batch; none between steps."""
+        """Slices of the step's steered requests, by request id, in the order of the batch; none between steps."""
         self._layout = StepLayout([])
         self._failures: dict[str, str] = {}
-        """Of the step's requests, by id: why they cannot be steered."""
+        """Reasons why requests of the step cannot be steered, by request id."""
         self._earlier: Tensor | None = None
-        """Where the step's rules that end an answer held at earlier stages; None: at none, or there are none."""
+        """(num_rules,), first positions at which the step's aborting rules held at earlier stages; None without such."""
+        # methods of the instance, not of a subclass: vLLM's workers make the runner themselves
         self._vllm_update_states = runner._update_states
         self._vllm_prepare_inputs = runner._prepare_inputs
         self._vllm_sample_tokens = runner.sample_tokens
@@ -74,21 +75,25 @@ class RunnerAdapter:
         if self._behind is not None:
             self._vllm_execute_model = runner.execute_model
             runner.execute_model = self._execute_model
+        # these are n-gram drafts, the only ones that the server lets in: vLLM schedules synchronously then, so the accepted
+        # tokens are on the host when it books them
         if runner.speculative_config is not None:
             self._edit_stats.is_deferred = self._step_outputs.rule_states.is_deferred = True
             self._vllm_bookkeeping_sync = runner._bookkeeping_sync
             runner._bookkeeping_sync = self._commit_accepted
 
     def _update_states(self, scheduler_output: Any) -> Any:
-        begin_serving()
+        begin_serving()  # at the first step the engine has started
         # before vLLM's own update, which may copy other blocks into those that are wiped
         wipe_blocks(self._runner, getattr(scheduler_output, WIPED, ()))
+        # before slices are made: an id that has ended may come again in this very step, as another request
         self._requests.end(scheduler_output.finished_req_ids)
         return self._vllm_update_states(scheduler_output)
 
     def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: NDArray[np.int32]) -> Any:
         prepared = self._vllm_prepare_inputs(scheduler_output, num_scheduled_tokens)
         self._slices_of_step(num_scheduled_tokens)
+        # at later stages it comes afterwards, with the hidden states
         self._earlier = None
         self._layout = self._input_builder.build([*self._slices.values()], self._runner.input_ids.gpu)
         self._choose_recorded_tokens(num_scheduled_tokens)
@@ -125,10 +130,11 @@ class RunnerAdapter:
                     self._slices[request_id] = req_slice
                 else:
                     self._failures[request_id] = self._requests.failures[request_id][1]
+            # unsteered requests too take rows of the batch
             first_row += num_tokens
 
     def _choose_recorded_tokens(self, num_scheduled_tokens: NDArray[np.int32]) -> None:
-        """Let probes record prompt positions only: not padding, not what was generated."""
+        """Let recorders take prompt positions only: not padding, not generated tokens."""
         if not any(state.recorder.is_recording for state in self._sites):
             return
         batch, rows, first_row = self._runner.input_batch, [], 0
@@ -140,13 +146,16 @@ class RunnerAdapter:
             state.recorder.rows = torch.from_numpy(np.concatenate(rows)).to(self._runner.device)
 
     def _commit_accepted(self, scheduler_output: Any, *args: Any) -> Any:
+        # vLLM's booking appends the sampled tokens to the requests' output
         num_before = {request_id: self._num_output(request_id) for request_id in self._slices}
         booked = self._vllm_bookkeeping_sync(scheduler_output, *args)
         sampled: list[list[int]] = booked[3]
         is_kept = torch.ones(scheduler_output.total_num_scheduled_tokens, dtype=torch.bool)
         for request_id, req_slice in self._slices.items():
             own = sampled[self._runner.input_batch.req_id_to_index[request_id]]
+            # none in a step that computes only a part of the prompt, which has no drafts either
             if own:
+                # the answer's newest token is not counted: it has not been fed yet, or would not have been without drafts
                 end = (
                     req_slice.prompt_len
                     + num_before[request_id]
@@ -166,7 +175,8 @@ class RunnerAdapter:
         return len(self._runner.requests[request_id].output_token_ids)
 
     def _num_kept(self, request_id: str, sampled: Sequence[int], num_before: int) -> int:
-        """Of tokens that were accepted at once, how many stay when the scheduler has looked for the end of the answer."""
+        """Count the tokens that stay of those sampled at once: the scheduler cuts them behind the end of the answer."""
+        # as in vLLM's `check_stop`; the context's length is no bound here, as no drafts are scheduled beyond it
         params = self._runner.requests[request_id].sampling_params
         for number, token in enumerate(sampled, 1):
             if token in params.all_stop_token_ids or num_before + number >= (params.max_tokens or math.inf):
@@ -175,6 +185,7 @@ class RunnerAdapter:
 
     def _gather_intermediate_tensors(self, num_tokens: int, intermediate_tensors: Any, *args: Any) -> Any:
         if intermediate_tensors is not None and self._slices:
+            # before vLLM copies the tensors by their names, of which it knows the model's alone: `unpack` takes ours out
             num_rules = len(abort_rule_slots(self._slices.values()))
             self._earlier = self._before.unpack(intermediate_tensors.tensors, num_rules)  # type: ignore[union-attr]
         return self._vllm_gather(num_tokens, intermediate_tensors, *args)
@@ -187,7 +198,7 @@ class RunnerAdapter:
         return output
 
     def _first_abort_positions(self) -> Tensor:
-        """Where each of the step's rules that end an answer first held, here or at an earlier stage."""
+        """Return the first position at which each of the step's aborting rules held, at this stage or an earlier one."""
         slots = torch.tensor(abort_rule_slots(self._slices.values()), dtype=torch.int64, device=self._runner.device)
         first_aborts = self._step_outputs.rule_states.first(slots)
         return first_aborts if self._earlier is None else torch.minimum(first_aborts, self._earlier)
@@ -195,6 +206,7 @@ class RunnerAdapter:
     def _sample_tokens(self, grammar_output: Any) -> Any:
         if not self._slices and not self._failures:
             return self._vllm_sample_tokens(grammar_output)
+        # taken before vLLM samples, which clears it, and whose booking (`_commit_accepted`) changes the rule states
         state = self._runner.execute_model_state
         last_hidden = None if state is None else state.hidden_states
         see_step = collect_step_report(
@@ -206,6 +218,7 @@ class RunnerAdapter:
         self._forget_step()
         if fetch is None:
             return output
+        # under asynchronous scheduling the next step is prepared meanwhile, so nothing may wait for the device here
         if isinstance(output, AsyncModelRunnerOutput):
             return AsyncOutputWithReport(output, fetch)
         setattr(output, ATTRIBUTE, fetch())
@@ -214,6 +227,7 @@ class RunnerAdapter:
     def _noting_failures(
         self, fetch: Callable[[], dict[str, RequestStepReport]]
     ) -> Callable[[], dict[str, RequestStepReport]]:
+        # looked up now: when a report is fetched asynchronously, its request may have ended here
         keys = {name: span_key for name in self._slices if (span_key := self._requests.key(name)) is not None}
 
         def fetch_and_note() -> dict[str, RequestStepReport]:
@@ -230,13 +244,13 @@ class RunnerAdapter:
 
 
 class AsyncOutputWithReport(AsyncModelRunnerOutput):
-    """vLLM's output that is still on its way from the device, and what goes with it."""
+    """vLLM's output that is still on its way from the device, with the step reports."""
 
     def __init__(self, output: AsyncModelRunnerOutput, fetch: Callable[[], dict[str, RequestStepReport]]) -> None:
         self._output, self._fetch = output, fetch
 
     def get_output(self) -> Any:
-        """Wait for both."""
+        """Wait for the output and the step reports."""
         output = self._output.get_output()
         setattr(output, ATTRIBUTE, self._fetch())
         return output

@@ -1,9 +1,9 @@
 """
-Worker process: pipeline stages: what a forward has shown goes on to the next stage, beside the hidden states.
+Worker process: sends step outputs from one pipeline stage to the next, beside vLLM's hidden states.
 
-Every stage plans the whole step, with the same rows at the same places, and runs the ops of its own layers. What later
-layers need of earlier ones is activations, verdicts of rules, where rules that end the answer held, and the readings of SAEs
-that write at a later stage; what the last stage tells also needs the strongest features, and the edits that are shown.
+Every stage plans the whole step, with the same rows at the same places, and runs the ops of its own layers. Later layers
+need of earlier ones: activations, verdicts of rules, first positions of aborting rules, and the activations of SAEs that
+write at a later stage. The step report, which the last stage makes, also needs the strongest features and the items.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from saeclamp_server.engine.worker.step_outputs import StepOutputs, TopFeatures
 
 FLOATS = "saeclamp_floats"
 INTS = "saeclamp_ints"
-"""Names of what is sent. Two flat tensors, because vLLM sends few at once between processes on a CPU."""
+"""Names of the two tensors that are sent. They are flat, because vLLM sends few at once between processes on a CPU."""
 
 
 class StageBoundary:
-    """The place between two stages. Both of its sides see the same plan, so what is sent needs no description."""
+    """Boundary between two pipeline stages. Both sides have the same plan, so what is sent needs no shapes."""
 
     def __init__(self, layer: int, saes: Sequence[LoadedSAE], step_outputs: StepOutputs) -> None:
-        """`layer` is the first one behind it."""
+        """`layer` is the first one behind the boundary."""
         self._read = [loaded for loaded in saes if loaded.sae.reads[-1].layer < layer]
         self._crossing = [loaded for loaded in self._read if any(site.layer >= layer for site in loaded.sae.writes)]
         self._step_outputs = step_outputs
 
     def pack(self, first_aborts: Tensor) -> dict[str, Tensor]:
         """
-        What was shown in front of the boundary, by name.
+        Pack the step outputs of the stages in front of the boundary, by the tensors' names.
 
-        first_aborts: (num_rules,) int64, of the step's rules that end an answer: the first position at which each held
+        first_aborts: (num_rules,) int64, first position at which each of the step's aborting rules held
         """
         floats, ints = [self._step_outputs.acts, self._step_outputs.verdicts, self._step_outputs.items], [first_aborts]
         for loaded in self._with_edits():
@@ -52,9 +52,9 @@ class StageBoundary:
 
     def unpack(self, sent: dict[str, Tensor], num_rules: int) -> Tensor:
         """
-        Show it behind the boundary too, and take it out of what was sent; return `first_aborts` as in `pack`.
+        Take our tensors out of `sent`, and put them into the step outputs of this stage; return `first_aborts` as in `pack`.
 
-        The step must have been filled. Raises RuntimeError when the other side had another plan.
+        The step inputs must have been built. Raises RuntimeError when the other side had another plan.
         """
         # copies: the next step may be received into the same memory
         floats, ints = _FlatTensorReader(sent.pop(FLOATS).clone()), _FlatTensorReader(sent.pop(INTS).clone())
@@ -82,7 +82,7 @@ class StageBoundary:
 
 
 class _FlatTensorReader:
-    """Takes a flat tensor apart."""
+    """Takes a flat tensor apart, from its beginning."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor, self._next = tensor, 0

@@ -1,6 +1,6 @@
 """
-Worker process: what saeclamp adds to a vLLM worker: SAEs and vectors, hooks where they read and write, and reports
-on request.
+Worker process: a mixin for vLLM's worker, which loads SAEs and vectors, hooks the layers that they read and write, and
+answers calls from the API process.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ class SteeringWorker:
     device: torch.device
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        tie_to_server()
+        tie_to_server()  # first of all: from here on a killed server leaves no worker behind, however long loading takes
         super().__init__(*args, **kwargs)
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """Load the model, then the SAEs, and hook their layers before anything is compiled."""
+        """Load the model, then the SAEs, and hook their layers: before vLLM compiles or captures anything."""
         if self.use_v2_model_runner:
             raise RuntimeError("saeclamp steers vLLM's V1 model runner: set VLLM_USE_V2_MODEL_RUNNER=0.")
         if self.vllm_config.model_config.dtype is torch.float16:
-            # a large edit overflows, and its NaN reaches other requests through recycled cache blocks
+            # a large edit overflows beyond 65504, and its NaN reaches other requests through recycled cache blocks
             raise RuntimeError("float16 is too narrow for steering: use --dtype bfloat16 or float32.")
         super().load_model(*args, **kwargs)  # type: ignore[misc]
         config = self.vllm_config.additional_config[CONFIG_KEY]
@@ -63,9 +63,11 @@ class SteeringWorker:
         vector_banks = [_vector_bank(place, self.device) for place in config["places"]]
         everything = [*saes, *vector_banks]
         edit_stats, step_outputs = EditStats(self.device), StepOutputs(RuleState(self.device))
+        # also those of other pipeline stages: a rule is evaluated at the last site that it reads, wherever that is
         sites = layout.sort_sites([site for loaded in everything for site in (*loaded.sae.reads, *loaded.sae.writes)])
         layout.attach(sites)
         states = [_hook_state(site, everything, edit_stats, step_outputs, layout) for site in sites]
+        # a bank has no hash: it is never named in a program, only its rows are, each with its vector's own hash
         hashes = [*(sae["sha256"] for sae in config["saes"]), *("" for _ in vector_banks)]
         weights_by_name = {
             loaded.name: LoadedWeights(
@@ -93,17 +95,18 @@ class SteeringWorker:
         )
 
     def _load(self, sae: dict[str, Any], layers: range) -> LoadedSAE:
-        """Read an SAE, onto the device if it acts on layers that are here: whole, or some rows of it."""
+        """Read an SAE, and put it on the device if it acts on layers of this process: whole, or as a row cache."""
         whole = _read_checked(sae)
         if not any(site.layer in layers for site in (*whole.reads, *whole.writes)):
             return LoadedSAE(sae["name"], whole)
+        # each activation of a TopK SAE depends on all rows of the encoder
         if sae["num_rows"] is None or whole.top_k is not None:
             return LoadedSAE(sae["name"], whole.to(self.device))
         row_cache = FeatureRowCache(whole, sae["num_rows"], self.device)
         return LoadedSAE(sae["name"], row_cache.sae, row_cache)
 
     def strongest_features(self, name: str, count: int) -> list[int]:
-        """Find the features with the longest decoder rows; a dead feature's may be empty, and could not be seen to act."""
+        """Find the features with the longest decoder rows; a dead feature's row may be zero, and its edit could not be seen."""
         return decoder_queries.longest_rows(self._whole(name), count)
 
     def nearest_features(self, name: str, indices: list[int], count: int) -> list[list[tuple[int, float]]]:
@@ -111,11 +114,11 @@ class SteeringWorker:
         return decoder_queries.nearest_rows(self._whole(name), indices, count)
 
     def logit_alignment(self, name: str, indices: list[int], token_ids: list[int]) -> list[list[float]] | None:
-        """Find what some decoder rows add to some logits by the direct path; None where it is not known here."""
+        """Find what some decoder rows add to some logits by the direct path; None where this worker cannot tell."""
         return decoder_queries.logit_alignment(self.model_runner.get_model(), self._whole(name), indices, token_ids)
 
     def decoder_hash(self, name: str) -> str:
-        """Hash an SAE's decoder, as labels do to say whose they are."""
+        """Hash an SAE's decoder, as label tables do to name the SAE that they belong to."""
         return decoder_sha256(self._whole(name))
 
     def _whole(self, name: str) -> SAE:
@@ -124,20 +127,22 @@ class SteeringWorker:
 
     def load_vector(self, place: str, row: int, name: str, sha256: str, direction: bytes) -> None:
         """
-        Hold a vector in a row that no request refers to any more.
+        Put a vector into a row of a bank that no request refers to any more.
 
-        place:     name of the dictionary
-        name:      as edits name it
-        direction: (width,) fp32
+        place:     name of the vector bank
+        name:      as edits name the vector
+        direction: (width,) fp32, as bytes
         """
         (sae,) = [loaded.sae for loaded in self._vector_banks if loaded.name == place]
         for key in [key for key, one in self._loaded.items() if one.row == (place, row)]:
             del self._loaded[key]
+        # a copy, because torch takes no read-only bytes without a warning
         set_row(sae, row, torch.frombuffer(bytearray(direction), dtype=torch.float32))
         self._loaded[vector_key(name, sha256)] = LoadedWeights(1, sha256, self._loaded[place].site_index, (place, row))
 
     def start_recording(self) -> None:
-        """Record what `quick_check` needs at every site, from now until then."""
+        """Record vectors and norms at every site, until `quick_check` takes them."""
+        # vectors where SAEs are to be checked; where there is only a vector bank, norms are enough
         of_saes = {
             self._layout.canonical_site(site) for one in self._saes for site in (*one.sae.reads, *one.sae.writes)
         }
@@ -147,18 +152,19 @@ class SteeringWorker:
 
     def quick_check(self, chunks: list[list[int]]) -> dict[str, dict[str, Any]]:
         """
-        Measure every SAE and dictionary of vectors on what was recorded, by name, and stop recording; {} where nothing was.
+        Measure every SAE and vector bank on the recorded vectors, by name, and stop recording; {} where nothing was.
 
-        `fit`, of SAEs, is as in `evaluation.quick_check`. `norms` is as in `site_norms`, of the first chunk,
-        which is always run.
+        `fit`, of SAEs, has the fields of `evaluation.quick_check.QuickCheck`; `norms` those of `site_norms.SiteNorms`, for
+        the first chunk.
 
-        chunks: the token ids of the prompts that were run since `start_recording`, in order
+        chunks: token ids of the prompts that were run since `start_recording`, in order
         """
         recorded = _gather_stages({state.site: state.recorder.take() for state in self._states})
         if not recorded:  # another data-parallel engine ran them
             return {}
         ids = torch.tensor([token for chunk in chunks for token in chunk])
         position = torch.tensor([position for chunk in chunks for position in range(len(chunk))])
+        # norms are of the same text at every start, however many chunks the check runs, so that doses stay what they were
         first = slice(len(chunks[0]))
         measured: dict[str, dict[str, Any]] = {}
         for loaded in self._vector_banks:
@@ -185,14 +191,14 @@ class SteeringWorker:
         return measured
 
     def recorded_prompt_means(self, keys: list[str]) -> dict[str, bytes]:
-        """Fetch mean vectors of requests' prompts, (width,) fp64, as far as they were recorded here; forget them."""
+        """Fetch, and drop, mean vectors of requests' prompts as far as they were recorded here: (width,) fp64, as bytes."""
         return dict(self._prompt_means.fetch(keys))
 
     def steering_reports(self, keys: list[str], abandoned: list[str]) -> dict[str, dict[str, dict[str, Any]]]:
         """
-        Report on the requests of some API calls (`request_states.SteeringReport`), by key and request id, and forget them.
+        Return, and drop, the reports of some API calls (`request_states.SteeringReport`), by key and request id.
 
-        abandoned: keys of calls that have ended without anybody asking
+        abandoned: keys of calls whose reports nobody will fetch
         """
         self._requests.abandon(abandoned, self.model_runner.requests.__contains__)
         return {
@@ -204,7 +210,7 @@ class SteeringWorker:
 def _stage_boundaries(
     layers: range, saes: Sequence[LoadedSAE], step_outputs: StepOutputs
 ) -> tuple[StageBoundary | None, StageBoundary | None]:
-    """Make those to the pipeline stages before and behind this one, whose layers are given."""
+    """Make the boundaries to the pipeline stages before and behind this one, which has `layers`."""
     group = get_pp_group()
     return (
         None if group.is_first_rank else StageBoundary(layers.start, saes, step_outputs),
@@ -213,8 +219,9 @@ def _stage_boundaries(
 
 
 def _gather_stages(recorded: dict[Site, Recorded | None]) -> dict[Site, Recorded]:
-    """Join what the pipeline stages have recorded; every stage has the sites of its own layers."""
+    """Join the pipeline stages' recordings; each stage has those of its own layers."""
     group = get_pp_group()
+    # an SAE may read at one stage and write at another
     stages: list[Any] = [None] * group.world_size
     torch.distributed.all_gather_object(stages, recorded, group=group.cpu_group)
     return {site: found for stage in stages for site, found in stage.items() if found is not None}
@@ -227,6 +234,7 @@ def _vector_bank(place: dict[str, Any], device: torch.device) -> LoadedSAE:
 def _read_checked(sae: dict[str, Any]) -> SAE:
     options = Options.parse(sae["options"])
     loaded = read_sae(Path(sae["path"]), options)
+    # compared after reading, so that a file which is replaced meanwhile is noticed
     if entry_hash([Path(path) for path in sae["files"]], options) != sae["sha256"]:
         raise RuntimeError(f"The files of SAE {sae['name']!r} changed while the server was starting.")
     return loaded
@@ -234,20 +242,21 @@ def _read_checked(sae: dict[str, Any]) -> SAE:
 
 def _site_norms(sae: SAE, x: Tensor, norms: Tensor, position: Tensor, is_special: Tensor) -> dict[str, Any]:
     """
-    Most fields of `site_norms.Lengths`.
+    Compute `median_resid_norm` and `row_norms` of `site_norms.SiteNorms`.
 
-    x:       (num_tokens, d_in), where the SAE reads
-    norms: (num_tokens,), where it writes first
+    x:     (num_tokens, d_in), vectors that the SAE reads
+    norms: (num_tokens,), norms where it writes first
     """
     rows = sae.W_dec[:, : sae.d_out // len(sae.writes)].norm(dim=1)
     counted = scored_token_mask(norms[:, None], position, is_special)
     if counted.any():
+        # an SAE that normalises its input adds its rows times each token's own scale
         rows = rows * sae.input_norm.apply(x[counted])[1].median()
     return {"median_resid_norm": _median(norms, position, is_special), "row_norms": rows.tolist()}
 
 
 def _median(norms: Tensor, position: Tensor, is_special: Tensor) -> float | None:
-    """Median length of ordinary tokens; None where there are none. Each argument is (num_tokens,)."""
+    """Compute the median norm of ordinary tokens; None where there are none. Each argument is (num_tokens,)."""
     counted = scored_token_mask(norms[:, None], position, is_special)
     return float(norms[counted].median()) if counted.any() else None
 
