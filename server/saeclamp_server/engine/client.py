@@ -16,7 +16,6 @@ async def call_all_workers(engine: Any, method: str, *args: Any) -> list[list[An
 
     `engine.collective_rpc` calls all of them too, but returns what the first engine's workers said, and no more.
     """
-    # the arguments of vLLM's own `collective_rpc_async`: method, timeout, args, kwargs
     results: list[list[Any]] = await engine.engine_core.call_utility_all_async(
         "collective_rpc", method, None, args, None
     )
@@ -124,7 +123,7 @@ class ReportFetcher:
 
 
 def _retrieve_exception(task: asyncio.Task[Any]) -> None:
-    """Look at how a task ended, so that asyncio does not complain where nobody waited: the engine may be gone by then."""
+    """Retrieve a task's exception, so that asyncio does not complain where nobody waited: the engine may be gone by then."""
     if not task.cancelled():
         task.exception()
 

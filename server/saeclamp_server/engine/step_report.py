@@ -24,7 +24,7 @@ class ReadoutChunk:
     acts: list[list[float | None]]
     """(num_positions, num_features): activations of the named features; None at special tokens that are left out."""
     top: dict[str, list[list[tuple[int, float]] | None]]
-    """By SAE, per position: (index, activation) of the strongest features that are active; None as in `acts`."""
+    """(index, activation) of the strongest features that are active, by SAE and per position; None as in `acts`."""
     edits: list[list[tuple[int, float, float]]]
     """Per position: (number of the edit, activation before, dose) of the edits that were made; empty unless itemised."""
 

@@ -68,7 +68,6 @@ def limit_grammars(manager: Any, fail: Callable[[str], None]) -> None:
             known[key] = None
             while len(known) > NUM_KNOWN:
                 known.pop(next(iter(known)), None)  # another thread may have been faster
-        # wrapped one by one: the methods are those of a backend's class, which other requests share
         grammar = create(request)
         grammar.fill_bitmask = _timed(grammar.fill_bitmask, request.request_id, fail)
         grammar.accept_tokens = _timed(grammar.accept_tokens, request.request_id, fail)

@@ -20,7 +20,7 @@ class TaintedBlocks:
         self._tainted: set[int] = set()
         self._to_wipe: list[int] = []
         self._left: dict[str, tuple[int, list[int]]] = {}
-        """By request id, of requests that ended while a step of theirs was running: that step's number, and their blocks."""
+        """Step number and block ids, by id, of requests that ended while that step of theirs was running."""
 
     def ids_of(self, request_id: str) -> list[int]:
         """List the block ids of a request, also of one that has ended while a step of its was running."""

@@ -1,4 +1,4 @@
-"""Worker process: what a step has shown, fetched from the device and told request by request."""
+"""Worker process: makes the step report of each request, from the step outputs on the device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from saeclamp_server.steering.token_ranges import NO_END
 
 
 def abort_rule_slots(slices: Iterable[RequestSlice]) -> list[int]:
-    """Slots, among the firings, of the rules that end an answer."""
+    """List the slots, in the rule state, of the rules that end an answer."""
     return [slot for req_slice in slices for slot in _aborting(req_slice)]
 
 
@@ -31,18 +31,22 @@ def collect_step_report(
     last_hidden: Tensor | None = None,
 ) -> Callable[[], dict[str, RequestStepReport]] | None:
     """
-    Keep what a forward has shown, and return what fetches it to the host. None where there is nothing to tell.
+    Keep a forward's outputs, and return the function that makes step reports of them, by request id; None without any.
+
+    The function fetches from the device. It may be called later, when the next step's outputs have been allocated.
 
     slices:       of all steered requests of the step, by request id, in the order of the batch
-    layout:      of these
-    first_aborts:      of each of `abort_rule_slots`, the first position at which its rule held
-    failures:    by request id
-    last_hidden: (num_tokens, width), what the model made of the step's tokens
+    layout:       of these slices
+    board:        the step outputs
+    first_aborts: (num_rules,), for each of `abort_rule_slots` the first position at which its rule held
+    failures:     reasons of requests that cannot be steered, by request id
+    last_hidden:  (num_tokens, width), the model's last hidden states
     """
     telling = {request_id: req_slice for request_id, req_slice in slices.items() if req_slice.program.reports_steps}
     editing = {request_id: req_slice for request_id, req_slice in slices.items() if req_slice.program.num_edits}
     if not telling and not editing and not failures:
         return None
+    # references, because the next step replaces the tensors in the step outputs, and leaves these as they are
     acts, items, top = board.acts, board.items, dict(board.top)
     starts = dict(zip(slices, zip(layout.first_act.tolist(), layout.first_item.tolist(), strict=True), strict=True))
     is_lost = _lost(board, last_hidden) if editing else board.lost
@@ -78,13 +82,14 @@ def collect_step_report(
 
 def _lost(board: StepOutputs, last_hidden: Tensor | None) -> Tensor:
     """
-    Find the rows of which nothing can come: (num_rows,) bool, on the device.
+    Find the rows of tokens whose vectors are not finite, or were too long: (num_rows,) bool, on the device.
 
-    What becomes infinite behind an edit stays so: each layer adds to the stream, and attends to the token itself. So the
-    last vector says whether all keys and values of its token are finite.
+    A vector that becomes infinite behind an edit stays so: each layer adds to the residual stream, and attends to the token
+    itself. So the last hidden state tells whether all keys and values of its token are finite.
     """
     if last_hidden is None:
         return board.lost
+    # the batch is longer where unsteered requests and padding follow
     return board.lost | ~last_hidden[: len(board.lost)].isfinite().all(dim=1)
 
 
@@ -104,7 +109,7 @@ def _aborting(req_slice: RequestSlice) -> list[int]:
 
 
 class _TopFeatureReader:
-    """An SAE's rows of strongest features, taken in the order of the batch."""
+    """Hands out an SAE's rows of strongest features, in the order of the batch, which is that of the plan."""
 
     def __init__(self, acts: list[list[float]], index: list[list[int]]) -> None:
         self._acts, self._index, self._next = acts, index, 0
@@ -116,6 +121,7 @@ class _TopFeatureReader:
 
     def _active(self, row: int, top_k: int) -> list[tuple[int, float]] | None:
         acts, index = self._acts[row][:top_k], self._index[row][:top_k]
+        # NaN marks a token that is not to be read; 0 a feature that is not active, but was among the largest
         return None if math.isnan(acts[0]) else [(i, act) for i, act in zip(index, acts, strict=True) if act != 0]
 
 
@@ -123,9 +129,9 @@ def _readout_chunk(
     req_slice: RequestSlice, acts: Any, items: Any, tops: Mapping[str, _TopFeatureReader]
 ) -> ReadoutChunk | None:
     """
-    Read a span's parts of the board.
+    Make the readout of a slice from its parts of the step outputs; None for a request that shows nothing.
 
-    acts:  (num_tokens * num_looks,)
+    acts:  (num_tokens * num_reads,)
     items: (num_tokens * num_items, 2)
     """
     program, readout = req_slice.program, req_slice.program.readout
@@ -133,6 +139,7 @@ def _readout_chunk(
         return None
     items = items.reshape(req_slice.num_tokens, program.num_items, 2)
     is_shown = plan_recorded(req_slice)
+    # edits are shown wherever they were made, also outside the readout's ranges
     at = np.flatnonzero(is_shown | ~np.isnan(items[:, :, 0]).all(axis=1))
     named = acts.reshape(req_slice.num_tokens, program.num_reads)[:, readout.reads if readout else []]
     top: dict[str, list[list[tuple[int, float]] | None]] = {}
@@ -149,5 +156,5 @@ def _readout_chunk(
 
 
 def _edits_made(items: Any) -> list[tuple[int, float, float]]:
-    """`items` are a token's, (num_items, 2)."""
+    """List the edits that were made at a token, from its (num_items, 2) items: number, activation before, dose."""
     return [(edit, act, dose) for edit, (act, dose) in enumerate(items.tolist()) if not math.isnan(act)]

@@ -1,6 +1,6 @@
 """
-Worker process: a program as one engine runs it, in a request with a prompt of a known length. Host-side and free of
-vLLM.
+Worker process: a program compiled for one engine and one length of the prompt: names are checked, token ranges are numbers,
+and edits and reads are sorted by SAE. Host-side and free of vLLM.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from saeclamp_server.steering.program import ComparisonSpec, Form, RuleSpec, Ste
 from saeclamp_server.steering.token_ranges import resolve_ranges
 
 Ranges = list[tuple[int, int]]
-"""From (included) and to (excluded), as absolute positions."""
+"""(from, included; to, excluded) pairs, as absolute positions."""
 
 
 class LoadedWeights(NamedTuple):
-    """An SAE that this engine holds, or a dictionary of vectors, or one of these."""
+    """Weights that this engine has loaded: an SAE, a vector bank, or one vector in a bank."""
 
     d_sae: int
     sha256: str
-    """Of the weights and how they are read."""
+    """Hash of the weights and of the options with which they are read; empty for a bank."""
     site_index: int = 0
     """Number of the site where it reads."""
     row: tuple[str, int] | None = None
-    """Of a vector: the name of its dictionary, and its index there."""
+    """For a vector: the name of its bank, and its row there."""
 
 
 def vector_key(name: str, sha256: str) -> str:
-    """Name one content of a vector among what is held: for a while there may be an older one of the same name."""
+    """Make a vector's key among the loaded weights, with its hash: an older one of the same name may still be in use."""
     return f"{name} {sha256}"
 
 
@@ -42,57 +42,57 @@ class EditTable(NamedTuple):
 
     feature: NDArray[np.int64]
     moves: NDArray[np.float32]
-    """(num_edits, 4): a `Move` a row."""
+    """(num_edits, 4): one `clamping.ActivationUpdate` per row."""
     start: NDArray[np.int64]
     """First position."""
     end: NDArray[np.int64]
     """Position after the last one."""
     special: NDArray[np.bool_]
-    """Are special tokens and position 0 touched too?"""
+    """True if special tokens and position 0 are touched too."""
     edit: NDArray[np.int64]
-    """Which edit of the program this is."""
+    """Number of the edit in the program."""
     rule: NDArray[np.int64]
-    """Which rule must hold; -1: none."""
+    """Number of the rule that must hold; -1: none, the edit is always made."""
 
 
 class ReadTable(NamedTuple):
-    """Activations of one SAE's features that a program looks at, one array element per look and range of positions."""
+    """A program's reads of one SAE's features, one array element per read and range of positions."""
 
     feature: NDArray[np.int64]
     start: NDArray[np.int64]
     end: NDArray[np.int64]
     special: NDArray[np.bool_]
     read: NDArray[np.int64]
-    """Which look of the program this is."""
+    """Number of the read in the program."""
 
 
 class CompiledRule(NamedTuple):
     """A rule of a program."""
 
     form: Form
-    """Of looks, by their number in the rule."""
+    """Condition on comparisons, by their number in the rule."""
     reads: NDArray[np.int64]
-    """(num_comparisons,), which looks of the program it compares."""
+    """(num_comparisons,), numbers of the reads that are compared."""
     bounds: NDArray[np.float32]
     """(num_comparisons,)"""
     above: NDArray[np.bool_]
-    """(num_comparisons,)"""
+    """(num_comparisons,); False: the activation must be below its bound."""
     ranges: Ranges
-    """Where its condition is looked at."""
+    """Positions at which the condition is evaluated."""
     special: bool
     lasting: bool
     aborts: bool
     site_index: int
-    """Number of the site where all its activations are known."""
+    """Number of the last site that it reads, where all its activations are known."""
 
 
 class CompiledReadout(NamedTuple):
-    """What is shown of each token."""
+    """A program's readout: activations that are shown of each token."""
 
     reads: NDArray[np.int64]
-    """(num_features,), which looks of the program are shown."""
+    """(num_features,), numbers of the reads that are shown."""
     saes: tuple[str, ...]
-    """Whose strongest features are shown."""
+    """SAEs whose strongest features are shown."""
     top_k: int
     ranges: Ranges
     special: bool
@@ -103,26 +103,26 @@ class CompiledProgram:
     """A program checked against the SAEs of this engine."""
 
     saes: Mapping[str, EditTable]
-    """By the SAE's name."""
+    """Edits, by the SAE's name."""
     num_edits: int
     reads: Mapping[str, ReadTable]
-    """By the SAE's name."""
+    """Reads, by the SAE's name."""
     num_reads: int
     rules: tuple[CompiledRule, ...]
     readout: CompiledReadout | None
     itemised: bool
-    """Whether each edit of each token is shown."""
+    """True if the answer shows each edit of each token."""
     reports_steps: bool
-    """Whether the scheduler must hear of each step what was seen."""
+    """True if the scheduler needs a report on each step."""
 
     @classmethod
     def compile(cls, program: SteeringProgram, loaded: Mapping[str, LoadedWeights], prompt_len: int) -> CompiledProgram:
         """
-        Sort edits and looks by SAE, and find their positions in a request with a prompt of that length.
+        Sort edits and reads by SAE, and find their positions in a request with a prompt of that length.
 
         loaded: by the SAE's name, or the vector's `vector_key`
-        Raises KeyError for an SAE that this engine does not hold, ValueError for a vector that it does not, for other
-        weights than were resolved against or an index outside the SAE.
+        Raises KeyError for an SAE that this engine has not loaded, ValueError for a vector that it has not, for other
+        weights than the program was resolved against, or an index outside the SAE.
         """
         program = _with_rows(program, loaded)
         for name, sha256 in program.saes:
@@ -144,15 +144,16 @@ class CompiledProgram:
 
     @property
     def num_items(self) -> int:
-        """How many edits of a token are shown, if they are made."""
+        """Number of items per token: edits that are shown, if they are made."""
         return self.num_edits if self.itemised else 0
 
 
 def _with_rows(program: SteeringProgram, loaded: Mapping[str, LoadedWeights]) -> SteeringProgram:
-    """Put its row of a dictionary in the place of each vector."""
+    """Replace each vector by its row of a bank, so that the engine knows features alone."""
     weights = dict(program.saes)
     rows: dict[str, tuple[str, int]] = {}
     for name in {edit.sae for edit in program.edits if edit.vector is not None}:
+        # by name and hash, as the vector may have been deleted and its name given to another since the program was made
         vector = loaded.get(vector_key(name, weights[name]))
         if vector is None or vector.row is None:
             raise ValueError(f"{name!r} is not in the engine as it was when the request began.")
@@ -198,7 +199,7 @@ def _edit_columns(edits: Sequence[tuple[int, ActivationUpdate, int, int, bool, i
 
 
 class _ReadColumns:
-    """Numbers the looks of a program as they are added."""
+    """Collects the reads of a program, numbered as they are added."""
 
     def __init__(self, loaded: Mapping[str, LoadedWeights]) -> None:
         self._loaded = loaded

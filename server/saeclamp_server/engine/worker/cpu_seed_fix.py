@@ -1,5 +1,5 @@
 """
-Worker process: requests with a seed, on a CPU.
+Worker process: a work-around for requests with a seed on a CPU, which would end the engine.
 
 In a step that computes only a part of a prompt, vLLM samples a token all the same, discards it, and winds the request's own
 generator back by the offset of one sample. A CPU generator has no offset: the call raises, and the engine ends with all its
@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 
 def keep_generators_of_partial_prefills(runner: Any) -> None:
-    """Wrap a V1 model runner's methods, so that it draws from a request's generator only the tokens the request is given."""
+    """Wrap a V1 runner's methods, so that it draws from a request's own generator only the tokens that the request gets."""
     sample, bookkeeping = runner._sample, runner._bookkeeping_sync
 
     def _sample(*args: Any) -> Any:
         with _without_partial_prefills(runner):
             return sample(*args)
 
+    # booking too: it is there that vLLM winds generators back
     def _bookkeeping_sync(*args: Any) -> Any:
         with _without_partial_prefills(runner):
             return bookkeeping(*args)
@@ -47,7 +48,7 @@ def without_generators(
     """
     Take the generators of the rows whose sample is discarded out of `generators`, and put them back at the end.
 
-    generators: by row of the batch; the sampler is to read this very object
+    generators:   by row of the batch; changed in place, as the sampler reads this very object
     is_discarded: (num_reqs,)
     """
     aside = {row: generators.pop(row) for row in np.flatnonzero(is_discarded).tolist() if row in generators}

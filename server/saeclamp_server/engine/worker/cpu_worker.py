@@ -1,6 +1,7 @@
 """
-Worker process: the worker for CPUs; a module of its own, because importing vLLM's CPU worker changes the process it
-is imported into.
+Worker process: the worker for CPUs.
+
+A module of its own, because importing vLLM's CPU worker changes the process that it is imported into.
 """
 
 from typing import Any
@@ -16,7 +17,7 @@ class SteeringCPUWorker(SteeringWorker, CPUWorker):
     """vLLM's CPU worker, steered."""
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """Load and hook the model, and keep the engine alive when a request with a seed is computed in parts."""
+        """Load and hook the model, and apply the work-arounds for CPUs."""
         super().load_model(*args, **kwargs)
         keep_generators_of_partial_prefills(self.model_runner)
         if not get_pp_group().is_first_rank:
@@ -24,7 +25,7 @@ class SteeringCPUWorker(SteeringWorker, CPUWorker):
 
 
 def _allocate_intermediate_tensors(runner: Any) -> None:
-    """Make room for what the stage before sends; vLLM does in a dummy run, of which there is none in eager mode."""
+    """Allocate what the stage before sends; vLLM does so in a dummy run, of which there is none on a CPU in eager mode."""
     runner.intermediate_tensors = runner.get_model().make_empty_intermediate_tensors(
         batch_size=runner.max_num_tokens, dtype=runner.dtype, device=runner.device
     )

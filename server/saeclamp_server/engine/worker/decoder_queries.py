@@ -1,4 +1,4 @@
-"""Worker process: questions about an SAE's decoder rows, answered where the weights are."""
+"""Worker process: decoder queries, which are questions about an SAE's decoder rows, answered where the weights are."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def nearest_rows(sae: SAE, indices: Sequence[int], count: int) -> list[list[tupl
     """
     Find the features whose decoder rows point the same way as each of some, by cosine; the nearest first, not itself.
 
-    returns: of each of `indices`, (index, cosine) of `count` others
+    returns: per index, (index, cosine) of `count` others
     """
     asked = _unit_rows(sae.W_dec[list(indices)])
     cosines = torch.cat(
@@ -41,7 +41,7 @@ def nearest_rows(sae: SAE, indices: Sequence[int], count: int) -> list[list[tupl
 
 
 def _unit_rows(rows: Tensor) -> Tensor:
-    """Rows at unit length. An empty row stays empty, and has no direction."""
+    """Scale rows to norm 1. A zero row stays zero, and has cosine 0 with all others."""
     return nn.functional.normalize(rows.float(), dim=1)
 
 
@@ -52,9 +52,10 @@ def logit_alignment(
     """
     Find what some decoder rows add to the logits of some tokens by the direct path, up to the final norm's scale.
 
-    returns: of each of `indices`, of each of `token_ids`; None where that is not known: no unembedding here, a final norm
-             that is not known, or an SAE that does not write to the stream
+    returns: (num_indices, num_token_ids) as lists; None where it is not known: no unembedding in this process, an unknown
+             final norm, or an SAE that does not write to the residual stream
     """
+    # layers behind the SAE are left out (the direct path), so the row must be added to the stream that the final norm reads
     norm = _final_norm(model)
     if norm is None or sae.site.point not in IN_STREAM or len(sae.writes) != 1:
         return None

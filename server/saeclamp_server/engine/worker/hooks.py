@@ -1,9 +1,9 @@
 """
-Worker process: where each of our sites is in vLLM's model classes.
+Worker process: forward hooks that call the op, and the module and tensors of each site in vLLM's model classes.
 
-Most of vLLM's decoder layers return `(hidden, residual)`, whose sum is the stream. Only classes whose forward was checked
-line by line are listed; any other is refused, because reading one summand for the stream gives activations that look right
-and are not.
+Most of vLLM's decoder layers return `(hidden, residual)`, whose sum is the residual stream. Only classes whose forward was
+checked line by line are listed; any other is refused, because reading one summand for the stream gives activations that look
+right and are not.
 """
 
 from __future__ import annotations
@@ -20,28 +20,29 @@ from saeclamp_server.engine.worker.ops import steer_op
 
 
 class Hook(NamedTuple):
-    """One place where the op is called: which module of the layer, before or after it, with which of its tensors."""
+    """A site's forward hook: a module of the layer, before or after it, and the tensors that the op gets."""
 
     module: str
-    """Within the layer; empty for the layer itself."""
+    """Path of the module within the layer; empty for the layer itself."""
     before: bool
+    """True for a hook before the module, which gets its arguments; else after it, with its results."""
     hidden: int | None
-    """Which of the module's arguments (before) or results (after) is edited. None: its one result."""
+    """Index of the argument (before) or result (after) that is edited. None: the module's one result."""
     residual: int | None
-    """Which one, added to it, is the residual stream. None: not at hand."""
+    """Index of the one that, added to it, makes the residual stream. None: not at hand, or `hidden` is the whole stream."""
 
 
 class LayerFamily(NamedTuple):
-    """Decoder layers that are built alike."""
+    """Classes of decoder layers that are built alike."""
 
     layers: str
-    """Path of their list in the model."""
+    """Path of the list of layers in the model."""
     hooks: Mapping[Point, Hook]
-    """In the order in which a layer reaches them."""
+    """Hooks by point, in the order in which a layer reaches them."""
     aliases: Mapping[Point, Point]
-    """Points where nothing stands between one and another."""
+    """Points that are the same vector as another point, which has the hook."""
     norm: str = ""
-    """The norm before the MLP."""
+    """Path of the norm before the MLP, within the layer; empty where no site needs it."""
 
 
 PRE_NORM_ALIASES: dict[Point, Point] = {"embed": "resid_pre", "attn_out_raw": "attn_out", "mlp_out_raw": "mlp_out"}
@@ -50,10 +51,13 @@ LLAMA = LayerFamily(
     # input_layernorm, self_attn, post_attention_layernorm, mlp; returns (mlp_out, residual before it)
     "model.layers",
     {
+        # asked for at layer 0 alone, where there is no residual yet: later ones are the resid_post before
         "resid_pre": Hook("", before=True, hidden=1, residual=None),
         "attn_z": Hook("self_attn.o_proj", before=True, hidden=0, residual=None),
+        # the norm gets the attention's output and the residual, and adds them itself
         "attn_out": Hook("post_attention_layernorm", before=True, hidden=0, residual=1),
         "resid_mid": Hook("post_attention_layernorm", before=True, hidden=0, residual=1),
+        # the norm's second result is the stream that it has normed; the op divides by the root mean square
         "mlp_in_no_gain": Hook("post_attention_layernorm", before=False, hidden=1, residual=None),
         "mlp_in": Hook("mlp", before=True, hidden=0, residual=None),
         "mlp_out": Hook("", before=False, hidden=0, residual=1),
@@ -81,6 +85,7 @@ GEMMA = LayerFamily(
     norm="pre_feedforward_layernorm",
 )
 GPT_OSS = LLAMA._replace(
+    # as LLAMA, but its layers take the hidden states first, before the positions
     hooks={
         **LLAMA.hooks,
         "resid_pre": Hook("", before=True, hidden=0, residual=None),
@@ -125,21 +130,21 @@ FAMILIES: dict[str, LayerFamily] = {
     "GPTNeoXLayer": TRANSFORMERS,
     "Olmo2DecoderLayer": TRANSFORMERS,
 }
-"""By the class of the decoder layers."""
+"""Families, by the name of the decoder layers' class."""
 
 WHOLE_STREAM = {"resid_pre", "resid_mid", "resid_post"}
 """Points whose vector is the sum of both tensors; at the others it is `hidden` alone."""
 
 
 class UnsupportedLayerError(RuntimeError):
-    """The model's decoder layers are not of a class whose sites we know, or have no such site."""
+    """The model's decoder layers are of a class that is not supported, or have no such site."""
 
 
 class SiteHooks:
     """The sites of one loaded model."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Raises UnsupportedLayerError."""
+        """Find the model's decoder layers and their family. Raises UnsupportedLayerError."""
         for path in dict.fromkeys(family.layers for family in FAMILIES.values()):
             try:
                 layers = [*model.get_submodule(path).children()]
@@ -162,7 +167,7 @@ class SiteHooks:
         return range(min(self._layers), max(self._layers) + 1)
 
     def canonical_site(self, site: Site) -> Site:
-        """Return the site under the one name that its place has here. Raises UnsupportedLayerError."""
+        """Return the site under the one name that its vector has in this model. Raises UnsupportedLayerError."""
         point = self._family.aliases.get(site.point, site.point)
         if point not in self._family.hooks:
             raise UnsupportedLayerError(
@@ -171,7 +176,7 @@ class SiteHooks:
         return site._replace(point=point)
 
     def sort_sites(self, sites: Sequence[Site]) -> list[Site]:
-        """Sort distinct places as the forward pass reaches them."""
+        """Return the distinct sites in the order in which a forward pass reaches them, under their canonical names."""
         order = [*self._family.hooks]
         return sorted(
             {self.canonical_site(site) for site in sites}, key=lambda site: (site.layer, order.index(site.point))
@@ -179,10 +184,11 @@ class SiteHooks:
 
     def attach(self, sites: Sequence[Site]) -> None:
         """
-        Call the op at each site of this process's layers, with the site's number in the sequence. Must run before vLLM
-        compiles.
+        Hook the op to each site of this process's layers, with the site's number in the sequence.
 
-        sites: as `sort_sites` returns them, so that the hooks of one module run in the order of their places
+        Must run before vLLM compiles, because the op is traced with the layer.
+
+        sites: as `sort_sites` returns them, so that several hooks of one module run in the order of their sites
         """
         for number, site in enumerate(sites):
             layer = self._layers.get(site.layer)
@@ -196,12 +202,12 @@ class SiteHooks:
                 module.register_forward_hook(_after(hook, number))
 
     def has_resid(self, site: Site) -> bool:
-        """Whether the residual stream is at hand where the site is."""
+        """Tell whether the residual stream is at hand at the site, to measure edits by."""
         place = self.canonical_site(site)
         return place.point in WHOLE_STREAM or self._family.hooks[place.point].residual is not None
 
     def norm_eps(self, site: Site) -> float | None:
-        """Return what the norm before the MLP adds to the mean square, where a site that is here is its bare result."""
+        """Return the epsilon of the norm before the MLP for a site `mlp_in_no_gain` of this process; None for others."""
         if site.point != "mlp_in_no_gain" or site.layer not in self._layers:
             return None
         return float(self._layers[site.layer].get_submodule(self._family.norm).variance_epsilon)  # type: ignore[arg-type]

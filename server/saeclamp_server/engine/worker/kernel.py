@@ -1,12 +1,11 @@
 """
-Worker process: the edit of a site as one Triton kernel for CUDA: one program instance per token, nothing but tensors
-between steps.
+Worker process: the edit of a site as one Triton kernel for CUDA, with one program instance per token. Not used yet.
 
-It does what `clamping.read_acts` and `clamping.written` do for SAEs whose features are read one by one (ReLU, JumpReLU), on
-the sum of `hidden` and `residual`. Its launch depends on nothing that changes from step to step but the number of
-tokens, it allocates nothing and never waits for the device, so it can be captured in a CUDA graph: what a replay
-does is decided by the contents of the buffers, which stay where they are. It must have run once before the capture, with the
-same width and types, because that is when Triton compiles it.
+It computes what `clamping.read_acts` and `clamping.decoder_delta` do for SAEs whose features are read one by one (ReLU,
+JumpReLU), on the sum of `hidden` and `residual`. Its launch depends on nothing that changes from step to step but the number
+of tokens, it allocates nothing and never waits for the device, so it can be captured in a CUDA graph: the contents of the
+buffers, which stay where they are, decide what a replay does. It must have run once before the capture, with the same width
+and types, because that is when Triton compiles it.
 
 Imports neither vllm nor the rest of the server.
 """
@@ -22,36 +21,36 @@ import triton.language as tl
 from torch import Tensor
 
 UNTOUCHED = -1
-"""In `StepBuffers.program_of_token`."""
+"""Value in `StepBuffers.program_of_token` of a token that no program touches."""
 UNCOUNTED, PROMPT, GENERATED = 0, 1, 2
-"""In `StepBuffers.counts_as`."""
+"""Values in `StepBuffers.counts_as`; the last two minus 1 are columns of `EditStatBuffers.sums`."""
 END = torch.iinfo(torch.int64).max
-"""`Entry.last` of a scope without an end."""
+"""`Entry.last` of a range without an end."""
 
 ELEMENTS_PER_WARP = 512
-"""16 a thread: as many loads in flight as leave the three rows that are held at once in registers, up to d = 8192."""
+"""16 per thread: as many loads in flight as leave the three rows that are needed at once in registers, up to d = 8192."""
 MAX_WARPS = 16
 
 
 class Entry(NamedTuple):
-    """One feature's move over one range of positions. An edit of several ranges is several entries with one slot."""
+    """Edit of one feature over one range of positions. An edit of several ranges is several entries with one slot."""
 
     row: int
-    """Of the bank."""
+    """Row of the feature in `FeatureRowTable`."""
     move: tuple[float, float, float, float]
-    """The fields of a `clamping.Move`: offset, gain, low, high."""
+    """The fields of a `clamping.ActivationUpdate`: offset, gain, low, high."""
     slot: int
-    """Of the tallies."""
+    """Slot of the edit in `EditStatBuffers`."""
     first: int = 0
-    """First position in scope."""
+    """First position of the range."""
     last: int = END
     """Position after the last one."""
     special: bool = False
-    """Are special tokens and position 0 touched too?"""
+    """True if special tokens and position 0 are touched too."""
 
 
 class StepBuffers(NamedTuple):
-    """What each token of the batch is, in this step."""
+    """Inputs of a step, per token of the batch."""
 
     program_of_token: Tensor
     """(max_tokens,) int32; UNTOUCHED leaves a token alone, and padding must say so"""
@@ -64,7 +63,7 @@ class StepBuffers(NamedTuple):
 
     @classmethod
     def allocate(cls, max_tokens: int, device: torch.device) -> StepBuffers:
-        """All tokens untouched."""
+        """Make buffers in which no token is touched."""
         return cls(
             torch.full((max_tokens,), UNTOUCHED, dtype=torch.int32, device=device),
             torch.zeros(max_tokens, dtype=torch.int64, device=device),
@@ -74,7 +73,7 @@ class StepBuffers(NamedTuple):
 
     def load(self, program_of_token: Tensor, position: Tensor, is_sink: Tensor, counts_as: Tensor) -> None:
         """
-        Fill in a step; tokens beyond it are left alone.
+        Fill in a step; tokens beyond it become untouched.
 
         Each is (num_tokens,), on any device.
         """
@@ -104,7 +103,7 @@ class ProgramTable(NamedTuple):
 
     @classmethod
     def allocate(cls, max_programs: int, max_entries: int, device: torch.device) -> ProgramTable:
-        """All programs empty."""
+        """Make a table of empty programs."""
         return cls(
             torch.zeros(max_programs + 1, dtype=torch.int32, device=device),
             torch.zeros(max_entries, dtype=torch.int32, device=device),
@@ -116,7 +115,7 @@ class ProgramTable(NamedTuple):
         )
 
     def load(self, programs: Sequence[Sequence[Entry]]) -> None:
-        """Replace all programs. The caller has seen to it that they fit."""
+        """Replace all programs. They must fit into the table."""
         entries = [entry for program in programs for entry in program]
         assert len(programs) < len(self.entry_start), "as many programs as the table was made for"
         assert len(entries) <= len(self.row), "as many entries as the table was made for"
@@ -130,7 +129,7 @@ class ProgramTable(NamedTuple):
 
 
 class FeatureRowTable(NamedTuple):
-    """The features in use at a site, of one SAE or several; a row is what moving one feature needs."""
+    """Rows of the features in use at a site, of one SAE or several."""
 
     W_enc: Tensor
     """(num_rows, d), fp32 or bf16"""
@@ -141,17 +140,17 @@ class FeatureRowTable(NamedTuple):
     W_dec: Tensor
     """(num_rows, d), fp32 or bf16"""
     dec_norm: Tensor
-    """(num_rows,) fp32, lengths of the rows of W_dec"""
+    """(num_rows,) fp32, norms of the rows of W_dec"""
 
     @classmethod
     def from_sae(cls, W_enc: Tensor, b_enc: Tensor, threshold: Tensor, W_dec: Tensor) -> FeatureRowTable:
-        """Hold all rows of an SAE (as in `FeatureRows`) where they are; no copy of the matrices unless they are strided."""
+        """Make a table of all rows of an SAE (see `sae.FeatureRows`); the matrices are copied only if they are strided."""
         dec_norm = torch.linalg.vector_norm(W_dec, dim=1, dtype=torch.float32)
         return cls(W_enc.contiguous(), b_enc.float(), threshold.float(), W_dec.contiguous(), dec_norm)
 
     @classmethod
     def allocate(cls, num_rows: int, d: int, dtype: torch.dtype, device: torch.device) -> FeatureRowTable:
-        """Make room for rows that `load` brings."""
+        """Make a table with room for rows that `load` brings."""
         matrices = [torch.zeros(num_rows, d, dtype=dtype, device=device) for _ in range(2)]
         return cls.from_sae(
             matrices[0], torch.zeros(num_rows, device=device), torch.zeros(num_rows, device=device), matrices[1]
@@ -171,7 +170,7 @@ class FeatureRowTable(NamedTuple):
 
 
 class EditStatBuffers(NamedTuple):
-    """What was done, a slot a row, as `edit_stats.EditStats` holds it."""
+    """Edit stats, one slot per row, as in `edit_stats.EditStats`."""
 
     sums: Tensor
     """(num_slots, 4) fp64: prompt positions, generated positions, activations, doses"""
@@ -180,7 +179,7 @@ class EditStatBuffers(NamedTuple):
 
     @classmethod
     def allocate(cls, num_slots: int, device: torch.device) -> EditStatBuffers:
-        """All zero."""
+        """Make slots that are zero, sums and peaks alike."""
         return cls(
             torch.zeros(num_slots, 4, dtype=torch.float64, device=device),
             torch.zeros(num_slots, 2, dtype=torch.float32, device=device),
@@ -196,7 +195,7 @@ def clamp_residual(
     tallies: EditStatBuffers,
 ) -> None:
     """
-    Edit the stream `hidden + residual` in place, on the summand `hidden`; tokens that no entry touches keep their bits.
+    Edit the residual stream `hidden + residual` in place, on the summand `hidden`; untouched tokens keep their bits.
 
     hidden:   (num_tokens, d), fp32 or bf16
     residual: (num_tokens, d) or None
@@ -236,8 +235,7 @@ def _clamp_token(
     """
     Edit one token.
 
-    The whole vector is held at once, so every activation is of the unedited one, and `hidden` is written after all
-    have been read.
+    The whole vector is in registers, so every activation is of the unedited one: `hidden` is written after all reads.
     """
     token = tl.program_id(0)
     program = tl.load(step.program_of_token + token)
@@ -245,6 +243,7 @@ def _clamp_token(
         return
     column = tl.arange(0, BLOCK)
     inside = column < D
+    # int64: rows times width may exceed what int32 holds
     place = hidden + token.to(tl.int64) * hidden_stride + column
     summand = tl.load(place, mask=inside, other=0.0).to(tl.float32)
     x = summand

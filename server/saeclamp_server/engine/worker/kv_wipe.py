@@ -1,4 +1,4 @@
-"""Worker process: zeros in the KV cache's blocks that a failed request has left."""
+"""Worker process: wiping KV blocks that a failed request has left."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch
 
 def wipe_blocks(runner: Any, block_ids: Sequence[int]) -> None:
     """
-    Fill blocks with zeros. Attention kernels read whole blocks, those slots too that no token has been written to, and NaN
-    times the weight zero of such a slot is NaN: so a NaN that stays in a freed block harms whoever gets the block next.
+    Fill KV blocks with zeros.
+
+    Attention kernels read whole blocks, also slots that no token has been written to, and NaN times the weight zero of such
+    a slot is NaN: so a NaN that stays in a freed block harms whoever gets the block next.
 
     runner: vLLM's V1 model runner
     """

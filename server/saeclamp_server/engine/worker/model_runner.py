@@ -130,7 +130,6 @@ class RunnerAdapter:
                     self._slices[request_id] = req_slice
                 else:
                     self._failures[request_id] = self._requests.failures[request_id][1]
-            # unsteered requests too take rows of the batch
             first_row += num_tokens
 
     def _choose_recorded_tokens(self, num_scheduled_tokens: NDArray[np.int32]) -> None:

@@ -1,4 +1,4 @@
-"""Worker process: the mean of a site's vectors at tokens of one request's prompt, for whoever asked for it."""
+"""Worker process: prompt means: the mean of a site's vectors at tokens of one request's prompt."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 MAX_RECORDS = 1024
-"""That wait to be fetched. Those of clients that have gone make room for later ones: 16 MB at width 4096."""
+"""Records that wait to be fetched, at most; the oldest make room, as clients may have gone. 32 MB at width 4096."""
 
 
 @dataclass
 class PromptMean:
-    """What was seen of one request."""
+    """Running sum of one request's vectors."""
 
     total: Tensor
     """(width,) fp64"""
@@ -26,7 +26,7 @@ class PromptMean:
 
 @dataclass(frozen=True)
 class RecordedRows:
-    """Rows of the coming forward that a record is made of."""
+    """Rows of the coming forward that are added to one request's record."""
 
     key: str
     rows: Tensor
@@ -34,29 +34,29 @@ class RecordedRows:
 
 
 class PromptMeanRecorder:
-    """Of one worker."""
+    """Recorder of prompt means, one per worker."""
 
     def __init__(self, is_special: Tensor, device: torch.device) -> None:
-        """is_special: (num_tokens_in_vocabulary,) bool, on the host"""
+        """`is_special` is (vocab_size,) bool, on the host."""
         self._is_special, self._device = is_special.numpy(), device
         self._records = OrderedDict[str, PromptMean]()
         self.takes: dict[str, list[RecordedRows]] = {}
-        """Of the coming forward, by the site's name."""
+        """Rows to be recorded in the coming forward, by the site's name."""
 
     def begin_step(self) -> None:
-        """Forget the last forward's rows."""
+        """Drop the last forward's rows."""
         self.takes = {}
 
     def point(self, asked: Mapping[str, str], prompt_ids: Sequence[int], row: int, num_tokens: int, first: int) -> None:
         """
-        Find what of a request is recorded in the coming forward.
+        Choose the rows of a request that are recorded in the coming forward.
 
-        asked:      as in `model_client.Recording`
-        row:        of its first token in the batch
-        num_tokens: in this forward
-        first:      position of its first token in the request
+        asked:      fields of `api.model_client.PromptRecording`
+        row:        row of the request's first token in the batch
+        num_tokens: number of its tokens in this forward
+        first:      position of the first of these in the request
         """
-        if first == 0:  # it begins, or begins again
+        if first == 0:  # it begins, or begins again after a preemption, which would count tokens twice
             self._records.pop(asked["key"], None)
         positions = chosen_positions(prompt_ids, asked["tokens"], self._is_special)
         rows = positions[(positions >= first) & (positions < first + num_tokens)] - first + row
@@ -65,7 +65,8 @@ class PromptMeanRecorder:
             self.takes.setdefault(asked["site"], []).append(take)
 
     def record(self, key: str, vectors: Tensor) -> None:
-        """Count vectors in, (num_tokens, width) fp32."""
+        """Add vectors to a record, (num_tokens, width) fp32."""
+        # fp64, so that a prompt has the same mean, to fp32, in however many parts it is computed
         total = vectors.double().sum(dim=0).cpu()
         found = self._records.setdefault(key, PromptMean(torch.zeros_like(total)))
         found.total += total
@@ -74,7 +75,7 @@ class PromptMeanRecorder:
             self._records.popitem(last=False)
 
     def fetch(self, keys: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-        """Yield the means of some records that are here, (width,) fp64, and forget them."""
+        """Yield, and drop, the means of those records that are here: (width,) fp64, as bytes."""
         for key in keys:
             found = self._records.pop(key, None)
             if found is not None:

@@ -1,6 +1,6 @@
 """
-Worker process: which tokens of a step are judged by rules, and which are shown whole. Host-side and free of vLLM,
-like `step_plan`.
+Worker process: the step plan of rules and strongest features, which need all tokens in their ranges. Host-side and free
+of vLLM, like `step_plan`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from saeclamp_server.steering.program import Form
 
 
 class RuleRows(NamedTuple):
-    """Rules of one form that are decided at one site, and their tokens: one array element per (rule, token)."""
+    """Rules of one form that are evaluated at one site, and their tokens: one array element per (rule, token)."""
 
     form: Form
     place: int
@@ -31,16 +31,16 @@ class RuleRows(NamedTuple):
     batch_row: NDArray[np.int64]
     position: NDArray[np.int64]
     start: NDArray[np.int64]
-    """Position of the span's first token: what was seen at it or later in an earlier step is seen anew."""
+    """Position of the slice's first token: from there on, results of an earlier step are void."""
     in_scope: NDArray[np.bool_]
-    """Is the condition looked at here?"""
+    """True if the position is in the rule's ranges."""
     special: NDArray[np.bool_]
-    """Even if the token is a special one?"""
+    """True if the condition is evaluated even if the token is a special one."""
     lasting: NDArray[np.bool_]
     new: NDArray[np.bool_]
-    """Was the position not counted before?"""
+    """True if the position was not counted before."""
     slot: NDArray[np.int64]
-    """Of the rule, among the firings."""
+    """Slot of the rule in the rule state."""
     verdict: NDArray[np.int64]
     """Place of the verdict."""
 
@@ -51,11 +51,11 @@ class TopFeatureRows(NamedTuple):
     batch_row: NDArray[np.int64]
     special: NDArray[np.bool_]
     top_k: int
-    """The most that any of them is shown."""
+    """Largest `top_k` of their requests; each is cut to its own when it is read."""
 
 
 def plan_rules(slices: Sequence[RequestSlice], layout: StepLayout) -> list[RuleRows]:
-    """Group the rules of a step by what is done alike. Raises nothing: placed rules are sound."""
+    """Group the rules of a step by form and site, to evaluate them at once. Raises nothing: compiled rules are sound."""
     groups: dict[tuple[Form, int], list[tuple[int, int]]] = {}
     for number, req_slice in enumerate(slices):
         for nth, rule in enumerate(req_slice.program.rules):
@@ -69,6 +69,7 @@ def _rows(
     req_slice = slice_columns(slices, layout, [number for number, _ in chosen])
     rules = [slices[number].program.rules[nth] for number, nth in chosen]
     nth = np.array([nth for _, nth in chosen], np.int64)
+    # also tokens outside the rule's ranges: a lasting rule that held before holds at them
     of = np.repeat(np.arange(len(rules)), req_slice.num_tokens)
     token = count_within(req_slice.num_tokens)
     position = req_slice.position[of] + token
@@ -99,7 +100,7 @@ def _in_scope(rule: CompiledRule, position: int, num_tokens: int) -> NDArray[np.
 
 
 def within(ranges: Ranges, positions: NDArray[np.int64], special: bool) -> NDArray[np.bool_]:
-    """Whether each position is in one of the ranges; position 0 only with `special`."""
+    """Tell for each position whether it is in one of the ranges; position 0, a sink, only with `special`."""
     inside = np.zeros(len(positions), np.bool_)
     for start, end in ranges:
         inside |= (positions >= start) & (positions < end)
@@ -128,7 +129,7 @@ def plan_top_features(slices: Sequence[RequestSlice]) -> dict[str, TopFeatureRow
 
 
 def plan_recorded(req_slice: RequestSlice) -> NDArray[np.bool_]:
-    """Whether each of a span's tokens is in its readout's scope."""
+    """Tell for each token of a slice whether it is in its readout's ranges: (num_tokens,) bool."""
     readout = req_slice.program.readout
     positions = np.arange(req_slice.position, req_slice.position + req_slice.num_tokens)
     return within(readout.ranges, positions, readout.special) if readout else np.zeros(len(positions), np.bool_)

@@ -1,6 +1,6 @@
 """
-Worker process: the steered requests an engine is running: their programs, what was done for each, and which could
-not be done.
+Worker process: the steered requests that an engine is running, each with its compiled program and its slots, and the reports
+on those that have ended.
 """
 
 from __future__ import annotations
@@ -21,37 +21,40 @@ from saeclamp_server.steering.program import SteeringProgram
 from saeclamp_server.steering.token_ranges import TokenRanges, resolve_ranges
 
 UNCOLLECTED_BYTES = 32 << 20
-"""What reports on ended requests that nobody has fetched may take together; then the oldest are forgotten."""
+"""Memory that reports on ended requests may take together until they are fetched; then the oldest are dropped."""
 MAX_ABANDONED = 1 << 12
-"""Calls of clients that have gone, which are remembered until their requests end here; more than may be running."""
+"""Abandoned API calls that are remembered until their requests end here; more than may be running."""
 
 
 @dataclass
 class SteeringReport:
-    """What became of one request; JSON-able through `vars`."""
+    """Report on one request, made when it has ended; JSON-able through `vars`."""
 
     failure: str | None = None
-    """Why it could not be steered. Its generation was stopped."""
+    """Reason why it could not be steered, and was stopped; None: it was steered."""
     prompt: list[int] = field(default_factory=list)
-    """Per edit: prompt positions in its scope, computed here or found in the prefix cache; of a rule's, those computed."""
+    """
+    Per edit: prompt positions in its token ranges, computed here or found in the prefix cache. For a rule's edit only those
+    at which the rule held when they were computed here.
+    """
     tallies: list[dict[str, float]] = field(default_factory=list)
     """Per edit: the fields of `edit_stats.EditStat`."""
     fired: list[dict[str, Any] | None] = field(default_factory=list)
-    """Per rule: what `RuleState.read` says of it."""
+    """Per rule: as `RuleState.read` returns it; None: it has not held."""
 
     @property
     def num_bytes(self) -> int:
-        """What it takes, roughly: numbers in Python's lists and dictionaries."""
+        """Estimated memory of the report: numbers in Python's lists and dictionaries."""
         num_acts = sum(len(fired["acts"]) for fired in self.fired if fired is not None)
         return 500 + 600 * len(self.tallies) + 400 * len(self.fired) + 40 * num_acts
 
 
 class ScheduledRequest(NamedTuple):
-    """A steered request's part of a step, as the runner tells it."""
+    """A steered request's part of a step, as vLLM's runner has it."""
 
     request_id: str
     payload: Mapping[str, Any]
-    """What the request carries under `EXTRA_ARGS_KEY`: the key of its API call, and its program."""
+    """The request's value under `EXTRA_ARGS_KEY`: the key of its API call, and its program."""
     prompt_ids: Sequence[int]
     first_row: int
     num_tokens: int
@@ -65,16 +68,17 @@ class _Request:
     first_slot: int
     first_rule_slot: int
     prompt: list[int | None]
-    """Per edit: prompt positions in its scope; None where a rule decides."""
+    """Per edit: prompt positions in its token ranges; None for a rule's edit, which is counted on the device."""
     counted: int = 0
+    """Positions below this have been counted in the request's slots."""
 
 
 class RequestStates:
     """
-    Steered requests by the engine's request id.
+    The steered requests, by vLLM's request id.
 
-    A request is admitted when the worker first sees it. A request that cannot be admitted or mapped is remembered as
-    failed; the runner then stops its generation, and its report carries the reason.
+    A request is registered when the worker first sees it. One that cannot be registered or sliced is remembered as failed;
+    the scheduler then stops it, and its report carries the reason.
     """
 
     def __init__(
@@ -92,12 +96,12 @@ class RequestStates:
         self._requests: dict[str, _Request] = {}
         self._ended = _UncollectedReports(uncollected_bytes)
         self._abandoned: dict[str, None] = {}
-        """Keys, the oldest first."""
+        """Keys of abandoned API calls, the oldest first."""
         self.failures: dict[str, tuple[str, str]] = {}
-        """Request id -> (key, reason), of requests that the engine has not ended."""
+        """(key of the API call, reason), by id of failed requests that vLLM has not ended yet."""
 
     def slice_of(self, scheduled: ScheduledRequest) -> RequestSlice | None:
-        """Return the request's span of this step, or None when it has failed."""
+        """Return the request's slice of this step, or None when it has failed."""
         if scheduled.request_id in self.failures:
             return None
         try:
@@ -110,6 +114,7 @@ class RequestStates:
         request = self._requests.get(scheduled.request_id)
         if request is None:
             request = self._requests[scheduled.request_id] = self._register(scheduled.payload, scheduled.prompt_ids)
+        # the largest so far, as a preemption begins at position 0 again
         counted, request.counted = request.counted, max(request.counted, scheduled.position + scheduled.num_tokens)
         return RequestSlice(
             request.program,
@@ -126,7 +131,7 @@ class RequestStates:
         program = SteeringProgram.from_json(payload["program"])
         compiled = CompiledProgram.compile(program, self._loaded, len(prompt_ids))
         ordinary = ~np.isin(np.asarray(prompt_ids, np.int64), self._special_ids)
-        ordinary[:1] = False
+        ordinary[:1] = False  # position 0 is an attention sink, and treated as a special token
         prompt = [_count(ordinary | edit.special, edit.tokens) if edit.rule is None else None for edit in program.edits]
         return _Request(
             payload["key"],
@@ -137,23 +142,24 @@ class RequestStates:
         )
 
     def roll_back(self, request_id: str, end: int) -> None:
-        """Take back what was counted of a request at `end` and behind it: those tokens were drafts, and have gone."""
+        """Count positions from `end` on anew: their tokens were drafts, and have been rejected."""
         request = self._requests.get(request_id)
         if request is not None:
             request.counted = min(request.counted, end)
 
     def key(self, request_id: str) -> str | None:
-        """Name the API call of a request that has been admitted."""
+        """Return the API call's key of a request that has been registered; None for others."""
         request = self._requests.get(request_id)
         return request.key if request else None
 
     def fail(self, request_id: str, key: str, reason: str) -> None:
-        """Remember a failure that a step has shown; the request's later steps are not steered."""
+        """Remember that a step has failed a request; its later steps are not steered."""
         self.failures[request_id] = (key, reason)
 
     def collect(self, keys: Iterable[str]) -> dict[str, dict[str, SteeringReport]]:
-        """Report on every request of some API calls, by their keys and by request id, and forget them."""
+        """Return, and drop, the reports on all requests of some API calls, by key and request id."""
         reports: dict[str, dict[str, SteeringReport]] = {key: {} for key in keys}
+        # the API process may be told of an answer's end before the worker is, which learns of it with the next step
         for request_id, request in [*self._requests.items()]:
             if request.key in reports:
                 reports[request.key][request_id] = self._close(request_id)
@@ -166,7 +172,7 @@ class RequestStates:
         return reports
 
     def end(self, request_ids: Iterable[str]) -> None:
-        """Note that the engine has ended requests: only their reports are kept, if they are still wanted."""
+        """Close requests that vLLM has ended: their slots are released, and only reports are kept that are not abandoned."""
         for request_id in request_ids:
             reports: dict[str, SteeringReport] = {}
             if request_id in self._requests:
@@ -180,13 +186,14 @@ class RequestStates:
                     self._ended.add(key, request_id, report)
 
     def abandon(self, keys: Iterable[str], is_running: Callable[[str], bool]) -> None:
-        """Forget what nobody will ask for: at once, or when the engine ends it."""
+        """Drop the reports of API calls that nobody will fetch: at once, or when vLLM ends their requests."""
         abandoned = {*keys}
         for key in abandoned:
             self._ended.take(key)
         self._abandoned |= dict.fromkeys(abandoned)
         for key in [*islice(self._abandoned, max(0, len(self._abandoned) - MAX_ABANDONED))]:
             del self._abandoned[key]
+        # requests that run keep their slots: the coming steps still write to them
         self.end(
             request_id
             for request_id, key in [
@@ -212,7 +219,7 @@ class RequestStates:
 
 
 class _UncollectedReports:
-    """Reports on requests that the engine has ended and nobody has asked for yet. The oldest make room."""
+    """Reports on ended requests that have not been fetched yet, by the API call's key. The oldest make room."""
 
     def __init__(self, max_bytes: int) -> None:
         self._by_key: dict[str, dict[str, SteeringReport]] = {}
@@ -232,8 +239,9 @@ class _UncollectedReports:
 
 def _count(touched: NDArray[np.bool_], scope: TokenRanges) -> int:
     """
-    Count the positions of a prompt that a scope touches.
+    Count the positions of a prompt that an edit touches.
 
-    touched: (prompt_len,), where it may touch
+    touched: (prompt_len,), positions that it may touch: ordinary tokens, or all
+    scope:   the edit's token ranges
     """
     return sum(int(np.count_nonzero(touched[start:end])) for start, end in resolve_ranges(scope, len(touched)))

@@ -1,4 +1,4 @@
-"""Worker process: where rules held, noted on the device: one slot per rule of each live request. Free of vLLM."""
+"""Worker process: the rule state, kept on the device: one slot per rule of each running request. Free of vLLM."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from saeclamp_server.steering.token_ranges import NO_END
 
 
 class RuleState:
-    """Of each rule: the first position at which it held, the activations there, and at how many it held."""
+    """Per rule: first position at which it held, the activations there, and the number of tokens at which it held."""
 
     def __init__(self, device: torch.device) -> None:
+        # first position, activations there, number of tokens. As wide as the longest rule, since all rules share the tensors
         self._slots = SlotPool(
             [(1, torch.int64, NO_END), (MAX_TESTS, torch.float32, 0.0), (1, torch.int64, 0)],
             device,
         )
         self._nowhere = self._slots.allocate(1)
+        """Slot that is written to in place of none, and never read."""
         self.is_deferred = False
-        """Whether counts wait for `commit_accepted`: some of the tokens may be drafts."""
+        """True if counts wait for `commit_accepted`, as some of the tokens may be drafts."""
         self._loaded: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        """Deferred (slot, position, counts, batch_row) of this step's updates."""
         self.device = device
 
     def allocate(self, num_rules: int) -> int:
@@ -45,20 +48,22 @@ class RuleState:
         batch_row: Tensor,
     ) -> Tensor:
         """
-        Note at which rows rules hold, and return the first position at which each row's rule did, so far.
+        Update the state of rules, and return the first position at which each row's rule has held so far.
 
-        What was noted at or behind a row's `start` is of tokens that are computed again, or that were drafts and are now
-        others: it is forgotten.
+        A first position at or behind a row's `start` is dropped before: that token is computed again, or it was a draft, and
+        another token is there now.
 
-        slot, position, start, batch_row: (num_rows,) int64;  holds, counted: (num_rows,) bool
-        acts: (num_rows, num_comparisons)
-        returns: (num_rows,) int64, `NO_END` where it has not held
+        slot, position, start, batch_row: (num_rows,) int64
+        is_deferred: (num_rows,) bool, True where the condition holds at the row's token
+        counted:     (num_rows,) bool, True where the token was not counted before
+        acts:        (num_rows, num_comparisons)
+        returns:     (num_rows,) int64, `NO_END` where the rule has not held
         """
         first, first_acts, num = self._slots.tensors
         first[slot, 0] = torch.where(first[slot, 0] >= start, NO_END, first[slot, 0])
         first[:, 0].scatter_reduce_(0, slot, torch.where(is_deferred, position, NO_END), "amin")
         is_first = is_deferred & (position == first[slot, 0])
-        # rows that are not the first write to a slot that nobody reads: a selection would need a round trip to the host
+        # rows that are not the first write to the slot that nobody reads: a selection would wait for the device
         first_acts[torch.where(is_first, slot, self._nowhere), : acts.shape[1]] = acts
         if self.is_deferred:
             self._loaded.append((slot, position, is_deferred & counted, batch_row))
@@ -67,19 +72,24 @@ class RuleState:
         return first[slot, 0]
 
     def commit_accepted(self, is_kept: Tensor) -> None:
-        """Count what was held of the tokens that stay, (num_tokens,) bool by row of the batch; forget where drafts held."""
+        """
+        Add deferred counts of accepted tokens, and drop first positions at rejected drafts.
+
+        is_kept: (num_tokens,) bool, by row of the batch
+        """
         first, _, num = self._slots.tensors
         for slot, position, counts, batch_row in self._loaded:
             kept = is_kept[batch_row]
             num[:, 0].index_add_(0, slot, (counts & kept).to(num.dtype))
             is_draft = ~kept & (position == first[slot, 0])
-            # one row of a rule at most is at its first position
+            # one row of a rule at most is at its first position. Where that was rejected, so was all that follows it, so no
+            # later position takes its place
             first[torch.where(is_draft, slot, self._nowhere), 0] = NO_END
         self._loaded = []
 
     def first(self, slots: Tensor) -> Tensor:
         """
-        First positions at which rules held.
+        Return the first positions at which rules held.
 
         slots:   (num_rules,) int64
         returns: (num_rules,) int64, a copy; `NO_END` where a rule has not held
@@ -87,7 +97,7 @@ class RuleState:
         return self._slots.tensors[0][slots, 0]
 
     def read(self, first: int, num_comparisons: list[int]) -> list[dict[str, Any] | None]:
-        """Say of consecutive rules, with as many comparisons, where and how each held; None where it did not."""
+        """Fetch the state of consecutive rules, with these numbers of comparisons; None for a rule that has not held."""
         position, acts, num = self._slots.read(first, len(num_comparisons))
         return [
             {

@@ -1,4 +1,4 @@
-"""Worker process: consecutive slots of tensors that live on the device: given out, given back, grown by doubling."""
+"""Worker process: allocator of consecutive slots, which are rows of tensors on the device that grow by doubling."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ INITIAL_SLOTS = 1024
 
 
 class SlotPool:
-    """Hands out runs of slots. Slots of a length that was given back are given out again first."""
+    """
+    Allocates runs of consecutive slots.
+
+    Runs are reused by requests of the same number of slots, never split or merged: requests have few edits and rules, so few
+    different numbers occur.
+    """
 
     def __init__(self, fills: Sequence[tuple[int, torch.dtype, float]], device: torch.device) -> None:
-        """`fills` is, of each tensor, its width, its type and what an unused slot holds."""
+        """`fills` has, per tensor, its width, its type and the value of an unused slot."""
         self._fills = [fill for _, _, fill in fills]
         self.tensors = [
             torch.full((INITIAL_SLOTS, width), fill, dtype=dtype, device=device) for width, dtype, fill in fills
@@ -24,7 +29,7 @@ class SlotPool:
         self._free: dict[int, list[int]] = {}
 
     def allocate(self, num: int) -> int:
-        """Reserve `num` consecutive slots, as unused ones are, and return the first."""
+        """Reserve `num` consecutive slots, filled like unused ones, and return the first."""
         if self._free.get(num):
             first = self._free[num].pop()
         else:
@@ -40,9 +45,9 @@ class SlotPool:
         return first
 
     def release(self, first: int, num: int) -> None:
-        """Give slots back, for a request with as many."""
+        """Return slots for reuse by a request with as many."""
         self._free.setdefault(num, []).append(first)
 
     def read(self, first: int, num: int) -> list[Tensor]:
-        """Fetch the rows of `num` consecutive slots, (num, width) each."""
+        """Fetch the rows of `num` consecutive slots, (num, width) per tensor; waits for the device."""
         return [tensor[first : first + num].cpu() for tensor in self.tensors]

@@ -1,4 +1,4 @@
-"""Worker process: from what each token of a step gets to tensors on the device: the step of every SAE, site and rule."""
+"""Worker process: the step inputs, which are the step plan as tensors on the device, by SAE, site and rule."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from saeclamp_server.engine.worker.step_plan import (
 )
 
 PRODUCT_PER_PAIR = 16
-"""Entries of a product of all tokens with all distinct features that cost as much as gathering two rows for a pair."""
+"""Entries of a (tokens x distinct features) product that cost as much as gathering the two rows of one pair."""
 
 
 class _StepRows(NamedTuple):
-    """What a step is to do, by SAE."""
+    """A step's plan, by SAE."""
 
     pairs: Mapping[str, EditPairs]
     reads: Mapping[str, ReadPairs]
@@ -37,13 +37,13 @@ class _StepRows(NamedTuple):
 
 
 class StepInputBuilder:
-    """Fills the steps of the SAEs and sites of one worker."""
+    """Builds the step inputs of the SAEs and sites of one worker."""
 
     def __init__(
         self, saes: Sequence[LoadedSAE], sites: Sequence[HookState], step_outputs: StepOutputs, is_special: Tensor
     ) -> None:
         """
-        sites:      by number
+        sites:      in the order of their numbers
         is_special: (vocab_size,) bool, on the model's device
         """
         self._saes = saes
@@ -53,9 +53,9 @@ class StepInputBuilder:
 
     def build(self, slices: Sequence[RequestSlice], input_ids: Tensor) -> StepLayout:
         """
-        Make the coming forward do what its steered requests ask for, nothing for no spans; return where it will lie.
+        Build the inputs of the coming forward, which edits nothing where there are no slices; return the outputs' layout.
 
-        input_ids: (max_num_tokens,) of the step, on the device: under asynchronous scheduling the host does not know the
+        input_ids: (max_num_tokens,), the step's, on the device: under asynchronous scheduling the host does not know the
                    last sampled ones yet
         """
         layout = StepLayout(slices)
@@ -68,6 +68,7 @@ class StepInputBuilder:
         self._step_outputs.begin(layout.num_acts, layout.num_verdicts, rules, layout.all_items, num_rows)
         gathered = [self._gather(number, step_rows) for number in range(len(self._sites))]
         for loaded in self._saes:
+            # also where it has nothing to do: the op must not find the last step's
             loaded.before = None
             loaded.step = None
             if any(loaded.name in part for part in step_rows):
@@ -75,7 +76,11 @@ class StepInputBuilder:
         return layout
 
     def _gather(self, number: int, step_rows: _StepRows) -> _Gathered:
-        """One list of rows for all SAEs of a site, so that their changes are summed before the one rounding."""
+        """
+        Make one list of rows for all SAEs of a site, and return each SAE's place in it.
+
+        One list, so that the SAEs' changes are summed in fp32 before the one rounding to the model's dtype.
+        """
         state = self._sites[number]
         reading = [loaded.name for loaded in state.reads]
         here = {(name, "edits"): step_rows.pairs[name].batch_row for name in state.sae_names if name in step_rows.pairs}
@@ -95,12 +100,14 @@ class StepInputBuilder:
         name, row_cache = loaded.name, loaded.row_cache
         sae_pairs, reads = step_rows.pairs.get(name) or no_pairs(), step_rows.reads.get(name)
         if row_cache is not None:
+            # rows come in on the device's stream, so after the last forward, which may still read what they replace
             row_cache.ensure_resident(
                 np.concatenate((sae_pairs.feature, reads.feature)) if reads else sae_pairs.feature
             )
-            loaded.sae = row_cache.sae
+            loaded.sae = row_cache.sae  # a new one where the cache has grown
             sae_pairs = sae_pairs._replace(feature=row_cache.rows(sae_pairs.feature))
             reads = reads and reads._replace(feature=row_cache.rows(reads.feature))
+        # a mask of pairs, not a selection: how many tokens are special is known on the device alone
         mask = self._token_mask(sae_pairs.batch_row, sae_pairs.special, is_special).float()
         feature, moves = self._to_device(sae_pairs.feature), self._to_device(sae_pairs.moves)
         distinct = self._unique_features(sae_pairs.feature, sae_pairs.batch_row)
@@ -155,7 +162,7 @@ class StepInputBuilder:
         )
 
     def _unique_features(self, feature: NDArray[np.int64], batch_row: NDArray[np.int64]) -> UniqueFeatures | None:
-        """Find the distinct features of an SAE's pairs, where one product is cheaper than a row for each pair."""
+        """Find the distinct features of an SAE's pairs, where one product is cheaper than gathering rows for each pair."""
         features, which = np.unique(feature, return_inverse=True)
         num_tokens = len(np.unique(batch_row))
         if num_tokens * len(features) > PRODUCT_PER_PAIR * len(feature):
@@ -163,7 +170,7 @@ class StepInputBuilder:
         return UniqueFeatures(self._to_device(features), self._to_device(which))
 
     def _token_mask(self, batch_row: NDArray[np.int64], special: NDArray[np.bool_], is_special: Tensor) -> Tensor:
-        """Whether each token may be touched: is it an ordinary one, or are special ones meant too?"""
+        """Tell for each pair whether its token may be touched, as an ordinary one or with `special`: (num_pairs,) bool."""
         return ~is_special[self._to_device(batch_row)] | self._to_device(special)
 
     def _to_device(self, array: NDArray[Any]) -> Tensor:
@@ -171,4 +178,4 @@ class StepInputBuilder:
 
 
 _Gathered = dict[tuple[str, str], Tensor]
-"""Rows of a site's gathered vectors, by SAE and what they are gathered for."""
+"""Rows of a site's gathered vectors, by SAE and purpose: `edits`, `reads` or `top`."""

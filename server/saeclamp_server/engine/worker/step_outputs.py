@@ -1,6 +1,6 @@
 """
-Worker process: what is read in a forward beside the edits, and what follows: activations, verdicts of rules,
-strongest features.
+Worker process: the step outputs, which the ops write in a forward: activations that were read, verdicts of rules, items
+and strongest features.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from saeclamp_server.steering.program import Form
 
 
 class RuleInputs(NamedTuple):
-    """`read_plan.RuleRows` on the model's device, with one row per (rule, token)."""
+    """`read_plan.RuleRows` on the model's device, one row per (rule, token)."""
 
     form: Form
     act: Tensor
@@ -29,7 +29,7 @@ class RuleInputs(NamedTuple):
     position: Tensor
     start: Tensor
     is_seen: Tensor
-    """bool: is the condition looked at at this token?"""
+    """(num_rows,) bool; False where the rule's condition is not evaluated at the token"""
     lasting: Tensor
     counted: Tensor
     slot: Tensor
@@ -58,21 +58,21 @@ class TopFeatures(NamedTuple):
 
 @dataclass
 class StepOutputs:
-    """Filled anew for each forward; the op at each site writes to it."""
+    """Outputs of one forward; the op at each site writes to them."""
 
     rule_states: RuleState
     acts: Tensor = field(default_factory=lambda: torch.empty(0))
-    """(num_acts,) fp32; NaN where nothing was read"""
+    """(num_acts,) fp32, activations that were read; NaN where none was"""
     verdicts: Tensor = field(default_factory=lambda: torch.empty(0))
-    """(num_verdicts,) fp32, 0 or 1; the first is 1"""
+    """(num_verdicts,) fp32: 1 where a rule holds, else 0; the first is 1, for edits without a rule"""
     items: Tensor = field(default_factory=lambda: torch.empty(0, 2))
-    """(num_items, 2) fp32, of edits that are shown: activation before, dose; NaN where none was made"""
+    """(num_items, 2) fp32, for edits that are shown: activation before, dose; NaN where the edit was not made"""
     lost: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
-    """(num_rows,) bool, by row of the batch: whether an edit left no vector that can be gone on with"""
+    """(num_rows,) bool, by row of the batch: True where an edit left a vector that is not finite, or too long"""
     rules: Mapping[int, Sequence[RuleInputs]] = field(default_factory=dict)
-    """By number of the site where they are decided."""
+    """Rules, by number of the site where they are evaluated."""
     top: dict[str, TopFeatures] = field(default_factory=dict)
-    """By SAE."""
+    """Strongest features, by SAE."""
 
     def begin(
         self,
@@ -82,8 +82,9 @@ class StepOutputs:
         num_items: int = 1,
         num_rows: int = 0,
     ) -> None:
-        """Make room for the coming forward, of a batch whose steered requests are in its first `num_rows` rows."""
+        """Allocate the outputs of the coming forward. The batch's steered requests are in its first `num_rows` rows."""
         device = self.rule_states.device
+        # new tensors each time: the step report of the last forward may not have been fetched yet
         self.acts = torch.full((num_acts,), float("nan"), device=device)
         self.items = torch.full((num_items, 2), float("nan"), device=device)
         self.verdicts = torch.zeros(num_verdicts, device=device)
@@ -92,7 +93,7 @@ class StepOutputs:
         self.rules, self.top = rules, {}
 
     def evaluate_rules(self, site: int) -> None:
-        """Judge the rules whose activations are all known at this site."""
+        """Evaluate the rules whose last activation is read at this site."""
         for rule in self.rules.get(site, ()):
             acts = self.acts[rule.act]
             # an activation that was not read, NaN, is neither above nor below; `is_seen` keeps its `not` from holding
@@ -109,6 +110,7 @@ def _holds(form: Form, compared: Tensor) -> Tensor:
     """
     Evaluate a condition at every row.
 
+    form:     the condition, whose numbers are columns of `compared`
     compared: (num_rows, num_comparisons) bool
     returns:  (num_rows,) bool
     """

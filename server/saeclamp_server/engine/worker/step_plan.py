@@ -1,6 +1,6 @@
 """
-Worker process: what each token of a step gets: edits, looks, conditions. Host-side and free of vLLM, so it tests on
-a laptop.
+Worker process: the step plan, which pairs the tokens of a step with the edits and reads of their requests. Host-side and
+free of vLLM, so it tests on a laptop.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ class RequestSlice(NamedTuple):
 
     program: CompiledProgram
     first_row: int
-    """Row of the step's token batch."""
+    """Row of the first token in the step's batch."""
     num_tokens: int
     position: int
     """Absolute position of the first token in its request."""
     prompt_len: int
     counted: int
-    """Positions below this were counted in an earlier step (they are recomputed after a preemption)."""
+    """Positions below this were counted in an earlier step; they are computed again after a preemption."""
     first_slot: int
-    """Ledger slot of the program's first edit; the others follow."""
+    """Slot of the program's first edit in the edit stats; the others follow."""
     first_rule_slot: int = 0
-    """Slot, among the firings, of the program's first rule; the others follow."""
+    """Slot of the program's first rule in the rule state; the others follow."""
 
 
 class SliceColumns(NamedTuple):
-    """The same of many spans, one array element a span."""
+    """The fields of many slices and their places in the layout, one array element per slice."""
 
     first_row: NDArray[np.int64]
     num_tokens: NDArray[np.int64]
@@ -45,12 +45,12 @@ class SliceColumns(NamedTuple):
     first_slot: NDArray[np.int64]
     first_rule_slot: NDArray[np.int64]
     first_act: NDArray[np.int64]
-    """Where the span's activations begin among those of the step: (num_tokens, num_reads), row after row."""
+    """Place of the slice's first activation in the step's; they are (num_tokens, num_reads), row after row."""
     first_verdict: NDArray[np.int64]
-    """Where its verdicts begin: (num_rules, num_tokens), row after row."""
+    """Place of its first verdict; they are (num_rules, num_tokens), row after row."""
     num_reads: NDArray[np.int64]
     first_item: NDArray[np.int64]
-    """Where its items, edits that are shown, begin: (num_tokens, num_items), row after row."""
+    """Place of its first item, an edit that is shown; they are (num_tokens, num_items), row after row."""
     num_items: NDArray[np.int64]
 
 
@@ -61,44 +61,45 @@ class EditPairs(NamedTuple):
     """Row of the step's token batch."""
     feature: NDArray[np.int64]
     moves: NDArray[np.float32]
-    """(num_pairs, 4): an `ActivationUpdate` a row."""
+    """(num_pairs, 4): one `clamping.ActivationUpdate` per row."""
     special: NDArray[np.bool_]
-    """Is the token touched even if it is a special one?"""
+    """True if the token is touched even if it is a special one."""
     slot: NDArray[np.int64]
-    """Ledger slot."""
+    """Slot of the edit in the edit stats."""
     prompt: NDArray[np.bool_]
-    """Is this a prompt position that was not counted before?"""
+    """True for a prompt position that was not counted before."""
     generated: NDArray[np.bool_]
-    """Is this a generated position that was not counted before?"""
+    """True for a generated position that was not counted before."""
     verdict: NDArray[np.int64]
-    """Place of the verdict on which it depends; 0: on none."""
+    """Place of the verdict on which the pair depends; 0: on none."""
     item: NDArray[np.int64]
-    """Place where it is shown; 0: nowhere."""
+    """Place of the pair's item; 0: it is not shown."""
 
 
 def no_pairs() -> EditPairs:
-    """Pairs of an SAE of which nothing is moved."""
+    """Make the empty pairs of an SAE without edits in the step."""
     integers, booleans = np.zeros(0, np.int64), np.zeros(0, np.bool_)
     moves = np.zeros((0, 4), np.float32)
     return EditPairs(integers, integers, moves, booleans, integers, booleans, booleans, integers, integers)
 
 
 class ReadPairs(NamedTuple):
-    """One SAE's (token, feature) pairs of a step that are looked at, one array element per pair."""
+    """One SAE's (token, feature) pairs of a step that are read, one array element per pair."""
 
     batch_row: NDArray[np.int64]
     feature: NDArray[np.int64]
     special: NDArray[np.bool_]
-    """Is the token looked at even if it is a special one?"""
+    """True if the token is read even if it is a special one."""
     act: NDArray[np.int64]
     """Place of the activation."""
 
 
 class StepLayout:
     """
-    Where a step's activations, verdicts and items lie.
+    Places of a step's activations, verdicts and items in the three flat tensors of the step outputs.
 
-    Place 0 of each is taken: it is of no activation, of the verdict `always`, and of edits that are not shown.
+    Place 0 of each is reserved: no activation, the verdict that always holds, and the item of edits that are not shown. So
+    every pair can name a place, and the op needs no branch for those without one.
     """
 
     def __init__(self, slices: Sequence[RequestSlice]) -> None:
@@ -112,13 +113,13 @@ class StepLayout:
 
 
 def _laid_out(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
-    """Lay parts of these sizes one after the other behind place 0: where each begins, and the size of the whole."""
+    """Lay parts of these sizes one after the other behind place 0; return where each begins, and the size of the whole."""
     ends = 1 + np.cumsum(sizes)
     return ends - sizes, int(ends[-1]) if len(sizes) else 1
 
 
 def slice_columns(slices: Sequence[RequestSlice], layout: StepLayout, which: Sequence[int]) -> SliceColumns:
-    """Columns of some of the spans."""
+    """Return the columns of some of the slices, by their numbers."""
     columns = np.array([slices[number][1:] for number in which], np.int64).reshape(len(which), 7).T
     chosen = np.array(which, np.int64)
     laid = (layout.first_act, layout.first_verdict, layout.num_reads, layout.first_item, layout.num_items)
@@ -126,7 +127,7 @@ def slice_columns(slices: Sequence[RequestSlice], layout: StepLayout, which: Seq
 
 
 def pairs_by_sae(slices: Iterable[RequestSlice], layout: StepLayout | None = None) -> dict[str, EditPairs]:
-    """Spread each request's edits over its tokens; SAEs of which nothing is touched are left out."""
+    """Spread each request's edits over its tokens, by SAE; SAEs without a pair are left out."""
     slices = [*slices]
     layout = layout or StepLayout(slices)
     pairs = {
@@ -137,7 +138,7 @@ def pairs_by_sae(slices: Iterable[RequestSlice], layout: StepLayout | None = Non
 
 
 def reads_by_sae(slices: Sequence[RequestSlice], layout: StepLayout) -> dict[str, ReadPairs]:
-    """Spread what each request looks at over its tokens; SAEs of which nothing is looked at are left out."""
+    """Spread each request's reads over its tokens, by SAE; SAEs without a pair are left out."""
     reads = {
         sae: _read_pairs(slice_columns(slices, layout, which), parts)
         for sae, (which, parts) in _by_sae(slices, [req_slice.program.reads for req_slice in slices]).items()
@@ -179,7 +180,9 @@ def _edit_pairs(req_slice: SliceColumns, parts: Sequence[EditTable]) -> EditPair
             req_slice.first_item[of] + token * req_slice.num_items[of] + edits.edit[edit],
         ),
     )
-    touched = (positions > 0) | special  # position 0 is the attention sink
+    # position 0 is the attention sink. Special tokens are left to the device: under asynchronous scheduling the host does
+    # not know yet which token was sampled last
+    touched = (positions > 0) | special
     return EditPairs._make(column[touched] for column in pairs)
 
 
@@ -200,12 +203,15 @@ def _spread(
     req_slice: SliceColumns, num_entries: Sequence[int], start: NDArray[np.int64], end: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """
-    Pair each span's entries with those of its tokens that are in the entry's range: the span, the token within it and the
-    entry of each pair.
+    Pair each slice's entries with those of its tokens that are in the entry's range.
 
-    start, end: (num_entries of all,) absolute positions
-    All spans at once rather than one after the other: a decode step has hundreds of them with a token each.
+    All slices at once rather than one after the other: a decode step has hundreds of them with a token each.
+
+    num_entries: per slice
+    start, end:  (sum of num_entries,) absolute positions
+    returns:     per pair: the slice, the token within it, and the entry
     """
+    # ranges are cut to the slice before they are spread, as all pairs of tokens and ranges would take too much memory
     of_entry = np.repeat(np.arange(len(num_entries)), num_entries)
     first = np.maximum(start, req_slice.position[of_entry])
     last = np.minimum(end, (req_slice.position + req_slice.num_tokens)[of_entry])

@@ -1,8 +1,9 @@
 """
-Worker process: dictionaries of uploaded vectors: SAEs of fixed size, allocated at load, whose features are set one by one.
+Worker process: vector banks, which are SAEs of fixed size, allocated at load, whose features are uploaded vectors.
 
-A vector d is a feature whose activation is the coefficient of the stream's projection on it, x.d / |d|^2, of either sign,
-and whose decoder row is d. So clamping it to c makes d's part of the stream c times d, and ablating it removes that part.
+A vector d is a feature whose activation is the coefficient of the projection of the residual stream x on it, x.d / |d|^2, of
+either sign, and whose decoder row is d. So clamping it to c makes d's part of the stream c times d, and ablating it removes
+that part.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from saeclamp_server.engine.worker.ops import LoadedSAE
 
 
 def make_vector_bank(name: str, site: Site, width: int, capacity: int, device: torch.device) -> LoadedSAE:
-    """Allocate room for `capacity` vectors at a site; rows that are not set yet move nothing."""
+    """Allocate a bank for `capacity` vectors at a site; rows that are not set yet edit nothing."""
     sae = SAE(
         reads=(site,),
         writes=(site,),
@@ -25,6 +26,7 @@ def make_vector_bank(name: str, site: Site, width: int, capacity: int, device: t
         b_enc=torch.zeros(capacity, device=device),
         W_dec=torch.zeros(capacity, width, device=device),
         b_dec=torch.zeros(width, device=device),
+        # no activation function: a projection may have either sign
         threshold=torch.full((capacity,), -math.inf, device=device),
         architecture="vectors",
     )
@@ -33,10 +35,11 @@ def make_vector_bank(name: str, site: Site, width: int, capacity: int, device: t
 
 def set_row(sae: SAE, row: int, direction: Tensor) -> None:
     """
-    Make one feature a vector.
+    Set one feature of a bank to a vector.
 
     direction: (width,) fp32, not zero
     """
+    # in fp64, rounded once, so that the vector's own activation is 1
     exact = direction.double()
     sae.W_enc[:, row] = (exact / exact.square().sum()).to(sae.W_enc)
     sae.W_dec[row] = direction.to(sae.W_dec)

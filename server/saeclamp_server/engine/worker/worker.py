@@ -106,7 +106,7 @@ class SteeringWorker:
         return LoadedSAE(sae["name"], row_cache.sae, row_cache)
 
     def strongest_features(self, name: str, count: int) -> list[int]:
-        """Find the features with the longest decoder rows; a dead feature's row may be zero, and its edit could not be seen."""
+        """Find the features with the longest decoder rows; a dead feature's row may be zero, and show no edit."""
         return decoder_queries.longest_rows(self._whole(name), count)
 
     def nearest_features(self, name: str, indices: list[int], count: int) -> list[list[tuple[int, float]]]:
