@@ -31,40 +31,40 @@ from saeclamp_server.sanitize import escape_to_one_line
 
 T = TypeVar("T")
 MAX_RETRIES = 5
-"""Of a request that the server was too busy for, or that never reached it."""
+"""Retries of a request that the server was too busy for, or that never reached it."""
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How the next token is chosen."""
+    """Parameters by which the next token is chosen."""
 
     name: str
     temperature: float
     repetition_penalty: float
     seeds: tuple[int | None, ...]
-    """One answer each; None for greedy decoding, which needs none."""
+    """Seeds, one answer each; None for greedy decoding, which needs none."""
 
 
 GREEDY = Decoding("greedy", 0, 1.1, (None,))
 
 
 def sampling_decoding(num_seeds: int) -> Decoding:
-    """Sampling, with seeds from 0."""
+    """Make the sampled decoding, with seeds from 0."""
     return Decoding("sampled", 0.7, 1.0, tuple(range(num_seeds)))
 
 
 @dataclass(frozen=True)
 class CalibrationDose:
-    """A feature, and what it is clamped to."""
+    """A feature, and the activation that it is clamped to."""
 
     sae: str
     index: int
     act: float
-    """In the encoder's units."""
+    """Activation in the encoder's units."""
 
     @property
     def clamp(self) -> Clamp:
-        """As it goes over the wire."""
+        """The clamp as the API takes it."""
         return Clamp(feature=FeatureIndex(sae=self.sae, index=self.index), value=self.act, unit="act")
 
 
@@ -75,10 +75,10 @@ class AnswerClient:
         """
         Take a client, which stays the caller's.
 
-        max_tokens: of an answer
-        plain:      whether prompts are texts to be continued; else they are a user's messages
+        max_tokens: largest number of tokens of an answer
+        plain:      True if prompts are texts to be continued; else they are a user's messages
         at_once:    requests that wait for an answer at a time
-        sae_sha256: of the SAE that the server must have
+        sae_sha256: hash of the SAE that the server must have
         """
         self._client = client
         self._max_tokens = max_tokens
@@ -88,7 +88,7 @@ class AnswerClient:
 
     async def check(self, prompt: str, decoding: Decoding, doses: Sequence[CalibrationDose]) -> None:
         """
-        Find out, for a token each, whether the server has the very SAE and takes these doses.
+        Check that the server has the very SAE and takes these doses, with one generated token per dose.
 
         Raises CalibrationError.
         """
@@ -154,7 +154,8 @@ class AnswerClient:
         return answer
 
     async def _nll(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> float:
-        """Negative log-likelihood of an answer after its prompt, unsteered, in nats, summed over its tokens."""
+        """Compute the negative log-likelihood of an answer after its prompt, unsteered, in nats, summed over its tokens."""
+        # the answer's own ids, not its text, which may be tokenised otherwise; and one token more, as the API generates one
         scored = await self._client.completions.create(
             prompt=[*prompt_ids, *ids], max_tokens=1, temperature=0, prompt_logprobs=0
         )
@@ -171,7 +172,7 @@ class AnswerClient:
 
 
 async def engine_version(url: str) -> str | None:
-    """Ask for vLLM's version; None where the server does not tell."""
+    """Ask the server for vLLM's version; None where it does not tell."""
     try:
         async with httpx.AsyncClient(timeout=5, headers=default_headers(None, None)) as http:
             told = (await http.get(f"{server_root(url)}/version")).json()
@@ -181,9 +182,9 @@ async def engine_version(url: str) -> str | None:
 
 
 def _token_ids(answer: ChatCompletion | Completion) -> tuple[list[int], list[int]]:
-    """Read the ids of the prompt, template included, and of the answer."""
+    """Return the token ids of the prompt, with the chat template's, and of the answer."""
     choice = answer.choices[0].model_extra or {}
-    # of a chat the prompt's are beside the choices
+    # vLLM puts the prompt's ids beside the choices for a chat, and into them for a completion
     prompt_ids = (answer.model_extra or {}).get("prompt_token_ids") or choice.get("prompt_token_ids")
     ids = choice.get("token_ids")
     if prompt_ids is None or ids is None:
@@ -197,7 +198,7 @@ def _mean_dose(receipt: Receipt | None) -> float | None:
 
 
 async def _gather_first_error(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run them at the same time; the first error ends them all, and is raised alone."""
+    """Await calls at the same time; the first error cancels the others, and is raised alone."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(call) for call in calls]
@@ -207,7 +208,7 @@ async def _gather_first_error(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T
 
 
 def _sentence(exc: Exception) -> Exception:
-    """Say what went wrong; what nobody foresaw stays what it is."""
+    """Turn an error of the client into a sentence for the user; unforeseen ones stay as they are."""
     if not isinstance(exc, SaeclampError):
         return exc
     said = escape_to_one_line(str(exc))

@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from saeclamp_saes.labelling.table import Example, Feature, LabelTable
 
 NUM_EXAMPLES = 20
-"""Of a feature's strongest examples, that words and texts are taken from."""
+"""Strongest examples of a feature that words and texts are taken from."""
 ACTIVE_SHARE = 0.5
-"""Of an example's peak, from which on the feature counts as active on a word."""
+"""Share of an example's peak activation from which on the feature counts as active on a word."""
 MIN_EXAMPLES = 2
-"""In which it must be active on a word: once is chance."""
+"""Examples in which the feature must be active on a word: once is chance."""
 MIN_LIFT = 5
-"""How many times as common a word must be in its examples as in those of other features."""
+"""Ratio by which a word must be more common in the feature's examples than in those of other features."""
 NUM_BACKGROUND = 300
-"""Features, of each of which one example is read for that."""
+"""Other features that are read for `MIN_LIFT`, one example each."""
 NUM_WORDS = 10
-"""Of each kind that are taken from labels, at most: those it is active on, and those it promotes."""
+"""Words of each kind that are taken from labels, at most: those the feature is active on, and those it promotes."""
 MIN_LETTERS = 3
 MIN_LETTERS_PROMOTED = 4
-"""Shorter ones are too common to tell anything, above all as beginnings."""
+"""Letters of a word. Shorter ones are too common to tell anything, above all as beginnings."""
 COMMON_SHARE = 0.1
-"""Of the unsteered answers, from which on a word taken from labels is a common one."""
+"""Share of the unsteered answers from which on a word of the labels is a common one, and left out."""
 
 WordsFrom = Literal["--concept", "labels"]
 TextsFrom = Literal["labels", "description"]
@@ -37,13 +37,13 @@ TextsFrom = Literal["labels", "description"]
 
 @dataclass(frozen=True)
 class Concept:
-    """What answers are compared with."""
+    """Words and texts that answers are compared with."""
 
     words: tuple[str, ...]
-    """Empty: hits are not counted."""
+    """Words of the concept; empty: hits are not counted."""
     words_from: WordsFrom | None
     texts: tuple[str, ...]
-    """Empty: similarity is not measured."""
+    """Texts about the concept; empty: similarity is not measured."""
     texts_from: TextsFrom | None
 
     @classmethod
@@ -51,12 +51,12 @@ class Concept:
         cls, given: WordSet | None, description: str | None, label: Feature | None, background: Sequence[str] = ()
     ) -> Concept:
         """
-        Collect what there is.
+        Collect the words and texts that there are.
 
-        given:       the user's words, which go before those of the labels
+        given:       the user's words, used instead of those of the labels
         description: of the feature book, which stands in for examples where there are none
         label:       the feature's row in the table of labels
-        background:  texts of other features, from `background_of`
+        background:  texts of other features, from `background_texts`
         """
         words = given.words if given else label_words(label, background) if label else ()
         texts = tuple("".join(example.tokens).strip() for example in _strongest(label)) if label else ()
@@ -78,8 +78,8 @@ class Concept:
 
 
 def background_texts(labels: LabelTable) -> list[str]:
-    """Read the strongest example of some features, evenly spread over the table."""
-    step = -(-len(labels) // NUM_BACKGROUND)
+    """Return the strongest example of each of some features, evenly spread over the table."""
+    step = -(-len(labels) // NUM_BACKGROUND)  # rounded up, so that there are no more
     rows = (labels[index] for index in range(0, len(labels), step))
     return ["".join(example.tokens) for row in rows for example in _strongest(row)[:1]]
 
@@ -94,6 +94,7 @@ def label_words(label: Feature, background: Sequence[str] = ()) -> tuple[str, ..
     examples = _strongest(label)
     counts = Counter(word for example in examples for word in _active_words(example))
     own = {"".join(example.tokens) for example in examples}
+    # the feature's own examples may be among the background
     others = [text for text in background if text not in own]
     known = Counter(word for text in others for word in set(tokenize_words(text)))
     read = [
@@ -114,12 +115,13 @@ def _strongest(label: Feature) -> Sequence[Example]:
 
 
 def _active_words(example: Example) -> list[str]:
-    """Find the words on some token of which the feature is about as active as at the peak: each once, in their order."""
+    """Find the words with a token at which the feature is about as active as at the peak: each once, in their order."""
     ends = list(accumulate(len(token) for token in example.tokens))
     active = {
         position
         for token, end, act in zip(example.tokens, ends, example.acts, strict=True)
         if act >= ACTIVE_SHARE * example.peak_act
+        # without the blank before a word, which would touch the word before
         for position in range(end - len(token.lstrip()), end)
     }
     words = WORD.finditer("".join(example.tokens))

@@ -1,4 +1,4 @@
-"""What can be wrong with a calibration. Every message is one sentence for the user."""
+"""Errors of a calibration. Every message is one sentence for the user."""
 
 from __future__ import annotations
 

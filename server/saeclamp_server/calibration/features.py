@@ -1,4 +1,4 @@
-"""What is to be calibrated: features, the scale of their strengths, and what tells that an answer is about them."""
+"""Features to calibrate, with their maximum activations and concepts."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 MaxActFrom = Literal["--max-act", "feature book", "labels"]
 T = TypeVar("T")
 DIGITS = 9
-"""Of a clamp: as many as tell one float32 from the next, which is what a server computes with."""
+"""Digits of a clamp: as many as tell one float32 from the next, which is what a server computes with."""
 MIN_VALUE = 1.2e-38
-"""Below it float32 loses digits, and in the end is 0."""
+"""Smallest clamp: below it float32 loses digits, and in the end is 0."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class CalibrationTarget:
 
     index: int
     name: str | None
-    """None: it has none, and so gets no entry in the feature book."""
+    """Name in the feature book; None: it has none, and so gets no entry."""
     description: str | None
     max_act: float
     max_act_from: MaxActFrom
@@ -39,19 +39,19 @@ class CalibrationTarget:
 
     @property
     def title(self) -> str:
-        """What it is called in tables and messages."""
+        """Name or index, for tables and messages."""
         return self.name or str(self.index)
 
     def act_at(self, strength: float) -> float:
         """
-        Return what a strength clamps the feature to, in the encoder's units.
+        Return the activation that a strength clamps the feature to, in the encoder's units.
 
         strength: in multiples of max_act
         """
         return float(f"{strength * self.max_act:.{DIGITS}g}")
 
     def check(self, strengths: Sequence[float]) -> None:
-        """Raise CalibrationError for a strength whose clamp no server takes as it is."""
+        """Raise CalibrationError for a strength whose clamp is outside of what a server takes."""
         for strength in strengths:
             if not MIN_VALUE <= (act := self.act_at(strength)) <= MAX_VALUE:
                 raise CalibrationError(
@@ -62,7 +62,7 @@ class CalibrationTarget:
 
 
 def read_book(entry: SAEEntry, out: Path) -> Mapping[int, FeatureNote]:
-    """Return the feature book that a run goes on with: the one in `out`, else the SAE's. Raises SAEError."""
+    """Return the feature book that a run extends: the one in `out`, else the SAE's. Raises SAEError."""
     return read_feature_book(out, entry.summary.d_sae) or entry.features
 
 
@@ -70,7 +70,7 @@ def read_labels(entry: SAEEntry, path: Path | None) -> LabelTable | None:
     """
     Read the SAE's table of labels.
 
-    path: None for where it lies unless told otherwise, and then there need be none
+    path: None for the default place, where there need be none
     Raises SAEError where it cannot be read, or belongs to other weights.
     """
     from saeclamp_saes.labelling.table import labels_path, read_labels
@@ -98,10 +98,10 @@ def resolve(
     """
     Find each feature.
 
-    features: names, indices, or INDEX=NAME, which names one
-    words:    by feature as it was written; None stands for the only one
-    max_acts: likewise
-    similarity: whether answers are to be compared with texts
+    features:   names, indices, or INDEX=NAME, which names one
+    words:      the user's words, by feature as it was written; None stands for the only feature
+    max_acts:   the user's maximum activations, likewise
+    similarity: True if answers are to be compared with texts
     Raises CalibrationError.
     """
     found = [_find(text, entry, book) for text in features]
@@ -111,6 +111,7 @@ def resolve(
     if doubles:
         raise CalibrationError(f"Feature {min(doubles)} is named twice.")
     background = background_texts(labels) if labels else []
+    # all ways to write a feature: the options need not write it as --features did
     keys = [
         {text, text.partition("=")[0], str(index), name} for text, (index, name) in zip(features, found, strict=True)
     ]
@@ -133,6 +134,7 @@ def _target(
     similarity: bool,
 ) -> CalibrationTarget:
     title = name or str(index)
+    # in the order in which they are believed
     scales: dict[MaxActFrom, float | None] = {
         "--max-act": max_act,
         "feature book": note.max_act if note else None,
@@ -179,7 +181,7 @@ def _find(text: str, entry: SAEEntry, book: Mapping[int, FeatureNote]) -> tuple[
 
 
 def _by_feature(given: Mapping[str | None, T], keys: Sequence[set[str | None]], option: str) -> list[T | None]:
-    """Deal out what was given for features: (num_features,), None for a feature without."""
+    """Assign an option's values to features: (num_features,), None for a feature without one."""
     if None in given and len(keys) > 1:
         raise CalibrationError(f"{option} must say which of the features it is for: {option} FEATURE=...")
     unknown = next((name for name in given if name is not None and not any(name in own for own in keys)), None)

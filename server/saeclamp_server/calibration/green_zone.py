@@ -20,25 +20,25 @@ LEVEL = 0.05
 """Probability with which a feature that does nothing may be taken for one that steers."""
 
 ROUNDING = 1e-5
-"""Of the figures that are kept: a curve that is judged again gives the verdict that it gave at first."""
+"""Tolerance for metrics that were rounded to be stored, so that a curve which is judged again gets the same verdict."""
 
 Judge = Literal["words", "similarity"]
 
 
 @dataclass(frozen=True)
 class Criteria:
-    """When a strength is in the green zone. All of it must hold under every decoding."""
+    """Criteria of the green zone. A strength must meet all of them under every decoding."""
 
     judge: Judge | None = None
-    """What a hit is: a word of the concept, or more similarity than 95 % of unsteered answers have. None: words if known."""
+    """Kind of a hit: a word of the concept, or more similarity than 95 % of unsteered answers have. None: words if known."""
     share_of_best: float = SHARE_OF_BEST
-    """Of the largest gain at a fluent strength, to be reached. A gain is a share of answers, less the unsteered ones'."""
+    """Share of the largest gain at a fluent strength to be reached. A gain is the share of hits less that without steering."""
     max_perplexity: float = MAX_PERPLEXITY
-    """Times the unsteered perplexity."""
+    """Largest perplexity, in multiples of the unsteered one."""
     min_distinct_2: float = MIN_DISTINCT_2
-    """Times the unsteered distinct-2."""
+    """Smallest distinct-2, in multiples of the unsteered one."""
     min_gain: float = MIN_GAIN
-    """That the largest gain at a fluent strength must reach, for the feature to steer at all."""
+    """Gain that the best fluent strength must reach for the feature to steer at all."""
 
 
 @dataclass(frozen=True)
@@ -50,31 +50,31 @@ class Point:
     act: float
     """The same in the encoder's units."""
     figures: Mapping[str, AnswerMetrics]
-    """By decoding."""
+    """Metrics of the answers, by decoding."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a curve says."""
+    """Verdict on a curve."""
 
     judge: Judge
     scores: tuple[float, ...]
-    """Of each strength: gain x fluency, the mean over decodings."""
+    """Per strength: gain x fluency, averaged over decodings."""
     green: tuple[bool, ...]
-    """Whether each strength is in the green zone."""
+    """Per strength: True if it is in the green zone."""
     zone: tuple[float, float] | None
     """Lowest and highest strength of the zone. None: there is none."""
     best: float | None
     """The strength of the zone with the highest score."""
     why: str
-    """A sentence."""
+    """Reason, in a sentence."""
     is_told: bool = True
-    """Whether there were prompts enough to tell, either way."""
+    """False if there were too few prompts for a verdict either way."""
 
 
 def least_prompts(num_strengths: int) -> int:
     """
-    Count the prompts without which nothing can be told, however large the gain.
+    Return the number of prompts below which there is no verdict, however large the gain.
 
     If a feature did nothing, the answers to all n prompts would still gain with probability 2**-n (a sign test), and at the
     best of several strengths with as many times that. The bounds of a gain, drawn from the prompts, do not see this: of
@@ -87,7 +87,7 @@ def judge(points: Sequence[Point], criteria: Criteria, num_prompts: int) -> Verd
     """
     Find the longest run of neighbouring strengths that meet the criteria; of two, the one with the higher score.
 
-    points: by rising strength, at least one; each with what the criteria judge by
+    points: by rising strength, at least one; each has the metrics that the criteria need
     """
     by = criteria.judge or _fixed_judge(points[0])
     scores = tuple(_score(point, by) for point in points)
@@ -122,7 +122,7 @@ def judge(points: Sequence[Point], criteria: Criteria, num_prompts: int) -> Verd
 
 def fluency(figures: AnswerMetrics) -> float:
     """
-    1 for answers as fluent as unsteered ones, less for others; 0 where it cannot be measured.
+    Score fluency: 1 for answers as fluent as unsteered ones, less for others; 0 where it cannot be measured.
 
     The ratio of distinct-2, divided by 1 + the nats a token by which the answers are less likely; what is better than
     unsteered counts as equal.

@@ -1,4 +1,4 @@
-"""A `saeclamp serve` for the time of a run, in a process group of its own, which is ended whatever happens."""
+"""A `saeclamp serve` for the time of a run, in a process group of its own, which is killed whatever happens."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from saeclamp_server.sanitize import escape_control_chars
 POLL_S = 0.5
 PROGRESS_S = 20
 STOP_S = 20
-"""How long a server that was told to end may take."""
+"""Seconds that a server may take to end after SIGTERM."""
 
 DYING_S = 2.0
-"""How long a server that does not answer any more may take to be gone."""
+"""Seconds in which a server that does not answer any more ends, if it is dying."""
 
 PR_SET_PDEATHSIG = 1
+"""Linux's `prctl` option: signal that a process gets when its parent has ended."""
 
 MODULE = (sys.executable, "-m", "saeclamp_server")
 
@@ -40,12 +41,12 @@ def managed_server(
     Serve a model with an SAE, and give the server's URL once it answers.
 
     engine_argv: flags of `saeclamp serve`
-    say:         told what is being waited for
-    command:     what stands for `saeclamp`
+    say:         called with messages on the wait for the server
+    command:     the command `saeclamp`
     Raises CalibrationError with the server's last words where it does not start, or ends before the block does.
     """
     port = _free_port()
-    # the last --host and --port count
+    # behind the user's flags: argparse takes the last --host and --port
     flags = [*engine_argv, "--host", "127.0.0.1", "--port", str(port)]
     with tempfile.TemporaryDirectory(prefix="saeclamp-") as folder:
         log = Path(folder) / "server.log"
@@ -65,6 +66,7 @@ def managed_server(
 
 def _start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     environment = {"VLLM_LOGGING_LEVEL": "WARNING", **os.environ}
+    # loaded here: between fork and exec as little as possible may happen
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
     def end_with_parent() -> None:
@@ -84,7 +86,7 @@ def _start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
 
 
 def _is_dying(process: subprocess.Popen[bytes]) -> bool:
-    """Whether it has ended, or does soon: its connections close before it is gone."""
+    """Tell whether the server has ended, or does soon: its connections close before the process is gone."""
     try:
         process.wait(DYING_S)
     except subprocess.TimeoutExpired:
@@ -136,6 +138,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _free_port() -> int:
+    # it may be taken by another process until the server listens; then the start fails, and says so
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

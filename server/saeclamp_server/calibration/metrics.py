@@ -1,8 +1,8 @@
 """
-Steered answers against unsteered ones on the same prompts.
+Metrics of steered answers against unsteered ones to the same prompts.
 
-Every figure is a mean over answers or tokens. Its bounds are those of the middle 95 % of 1,000 draws of the prompts, with
-replacement: all answers to a prompt are drawn together, steered and unsteered alike.
+Every metric is a mean over answers or tokens. Its bounds are those of the middle 95 % of 1,000 bootstrap draws of the
+prompts: all answers to a prompt are drawn together, steered and unsteered alike.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ SIMILAR_FROM = 95
 
 Array = np.ndarray
 Statistic = Callable[[Array], Array]
-"""(num_draws, num_prompts) int, the prompts of each draw -> (num_draws,)"""
+"""Function of draws, (num_draws, num_prompts) int numbers of prompts, that returns a metric of each, (num_draws,)."""
 
 
 @dataclass(frozen=True)
 class MeasuredAnswer:
-    """What the model said, and how likely it would have been unsteered."""
+    """An answer, and its likelihood under the unsteered model."""
 
     prompt: int
-    """Number of the prompt."""
+    """Index of the prompt."""
     text: str
     num_tokens: int
     nll: float
@@ -44,7 +44,7 @@ class MeasuredAnswer:
 
 
 class Estimate(NamedTuple):
-    """A figure and its bounds."""
+    """A metric and its bounds."""
 
     value: float
     low: float
@@ -53,7 +53,7 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class AnswerMetrics:
-    """One strength under one decoding. Gains are differences to the unsteered answers, ratios are to theirs."""
+    """Metrics of one strength under one decoding. Gains are differences to, and ratios are to, the unsteered answers'."""
 
     num_answers: int
     hit: Estimate | None
@@ -63,7 +63,7 @@ class AnswerMetrics:
     """Share of answers more similar to the examples than 95 % of the unsteered ones. None: no examples are known."""
     similar_gain: Estimate | None
     similarity_gain: Estimate | None
-    """Of the mean cosine with the examples."""
+    """Gain of the mean cosine with the examples."""
     perplexity: float | None
     """Under the unsteered model, over all tokens of all answers. None where no answer holds a token."""
     perplexity_ratio: Estimate | None
@@ -76,7 +76,7 @@ class AnswerMetrics:
     dose: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """Lay out for a file: figures with bounds as [value, low, high]."""
+        """Return JSON for a file: metrics with bounds as [value, low, high]."""
         return {
             name: [round(part, 5) for part in value]
             if isinstance(value, Estimate)
@@ -104,10 +104,11 @@ def compare(
     """
     Measure answers against the unsteered answers to the same prompts. Unsteered answers may be measured against themselves.
 
-    words:      of the concept; None where none are known
-    similarity: of texts to the feature's examples, (num_texts,); None where there are none
+    words:      the concept's; None where none are known
+    similarity: computes texts' similarities to the feature's examples, (num_texts,); None where there are none
     """
     num_prompts = 1 + max(answer.prompt for answer in (*steered, *unsteered))
+    # seeded, so that the same answers give the same bounds; the same draws for all metrics and for both sets of answers
     draws = np.random.default_rng(0).integers(num_prompts, size=(DRAWS, num_prompts))
     one, other = (
         _AnswerScores.from_answers(answers, num_prompts, words, similarity) for answers in (steered, unsteered)
@@ -141,10 +142,10 @@ def compare(
 
 @dataclass(frozen=True)
 class _AnswerScores:
-    """Measures of answers, one value an answer; NaN where an answer has none."""
+    """Metrics of single answers, one value per answer; NaN where an answer has none."""
 
     prompts: Array
-    """(num_answers,) int"""
+    """(num_answers,) int, index of each answer's prompt"""
     num_prompts: int
     values: Mapping[str, Array]
     num_tokens: Array
@@ -173,15 +174,15 @@ class _AnswerScores:
         )
 
     def mean(self, name: str) -> Statistic:
-        """Mean over the answers that have the measure."""
+        """Make the mean over the answers that have the metric."""
         return self._mean(self.values[name])
 
     def share_above(self, bar: float) -> Statistic:
-        """Share of answers that are more similar than `bar`."""
+        """Make the share of answers that are more similar than `bar`."""
         return self._mean((self.values["similarity"] > bar).astype(float))
 
     def perplexity(self) -> Statistic:
-        """Of all the answers' tokens together."""
+        """Make the perplexity of all answers' tokens together."""
         nll, count = self._by_prompt(self.nll), self._by_prompt(self.num_tokens)
         return lambda draws: np.exp(_divide(nll[draws].sum(axis=1), count[draws].sum(axis=1)))
 
@@ -213,6 +214,7 @@ def _bounded(statistic: Statistic, draws: Array) -> Estimate | None:
     if value is None:
         return None
     drawn = statistic(draws)
+    # a draw may hold no answer that has the metric
     low, high = np.percentile(drawn[np.isfinite(drawn)], BOUNDS)
     return Estimate(value, float(low), float(high))
 

@@ -13,11 +13,11 @@ PACKAGED = Path(__file__).with_name("prompts.txt")
 
 @dataclass(frozen=True)
 class Prompts:
-    """What every strength is tried on."""
+    """Prompts that every strength is tried on."""
 
     texts: tuple[str, ...]
     origin: str
-    """'packaged', or the file's name."""
+    """Origin: 'packaged', or the file's name."""
 
     @property
     def sha256(self) -> str:

@@ -1,4 +1,4 @@
-"""What is kept of a calibrated feature: its curve, and its entry in the feature book."""
+"""Record of a calibrated feature: its curve, and its entry in the feature book."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from saeclamp_server.calibration.settings import CalibrationSettings
 from saeclamp_server.calibration.text_metrics import WordSet
 
 SHOWN_DIGITS = 3
-"""Of a figure, behind the point, in the feature book."""
+"""Decimals of a metric in the feature book."""
 
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """A feature, its curve, and what the curve says."""
+    """A feature, its curve and the verdict on it."""
 
     target: CalibrationTarget
     points: tuple[Point, ...]
-    """By rising strength."""
+    """Curve, by rising strength."""
     unsteered: Mapping[str, AnswerMetrics]
-    """By decoding."""
+    """Metrics of the unsteered answers, by decoding."""
     verdict: Verdict
     criteria: Criteria
     measured: Mapping[str, Any]
-    """JSON-able: what it was measured with, and when."""
+    """Settings, versions and date of the measurement, from `measurement_record`; JSON-able."""
 
     @property
     def shown(self) -> Point:
-        """The best point; of a feature without one, that of the highest score."""
+        """Best point of the curve; without a green zone, the one with the highest score."""
         scores = self.verdict.scores
         at_best = [point for point in self.points if point.strength == self.verdict.best]
         return at_best[0] if at_best else self.points[scores.index(max(scores))]
 
     def to_json(self) -> dict[str, Any]:
-        """Lay out for the file of curves."""
+        """Return JSON for the file of curves."""
         verdict = self.verdict
         curve = [
             {
@@ -111,7 +111,7 @@ def read_points(record: Mapping[str, Any]) -> list[Point]:
 
 
 def read_unsteered(record: Mapping[str, Any]) -> dict[str, AnswerMetrics]:
-    """Read the unsteered figures that `to_json` wrote."""
+    """Read the unsteered answers' metrics that `to_json` wrote."""
     return {name: AnswerMetrics.from_json(value) for name, value in record["unsteered"].items()}
 
 
@@ -134,10 +134,10 @@ def measurement_record(
     settings: CalibrationSettings, target: CalibrationTarget, words: WordSet | None, server: Mapping[str, Any]
 ) -> dict[str, Any]:
     """
-    Say what a feature was measured with, now.
+    Record the settings, versions and date of a measurement that is made now.
 
-    words:  those that were looked for
-    server: what is known of it
+    words:  words that were looked for in answers
+    server: facts of the server
     """
     concept, used = target.concept, words.words if words else ()
     return {

@@ -1,4 +1,4 @@
-"""What a run prints: a line a point while it goes on, and each feature's curve in the end."""
+"""Output of a run: a line per point while it goes on, and each feature's curve at the end."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from saeclamp_server.sanitize import escape_control_chars
 
 COLUMNS = ("x max", "hit", "similar", "perplexity x", "distinct-2 x", "repeated", "dose", "score", "green")
 SHOWN_LETTERS = 240
-"""Of an answer."""
+"""Characters of an answer that are shown."""
 
 
 def say(message: str) -> None:
-    """Tell the terminal what is going on."""
+    """Print a message on stderr."""
+    # escaped: a name in a label or a file may hold sequences that steer the terminal
     print(f"saeclamp: {escape_control_chars(message)}", file=sys.stderr, flush=True)
 
 
 class CurveProgress(Protocol):
-    """Counts points: told each one, None and None for the unsteered answers."""
+    """Function that counts points: called with each one, and with None and None for the unsteered answers."""
 
     def __call__(self, target: CalibrationTarget | None, point: Point | None) -> None: ...
 
 
 @contextmanager
 def progress(total: int) -> Iterator[CurveProgress]:
-    """Say each point's figures on stderr, one line a point; on a terminal with a bar below them."""
+    """Print each point's metrics on stderr, one line per point; on a terminal with a bar below them."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -58,7 +59,7 @@ def progress(total: int) -> Iterator[CurveProgress]:
 
 def print_curve(calibrated: CalibrationRecord, sample: Mapping[str, Any] | None) -> None:
     """
-    Print a feature's curve, its green zone marked, and what it says.
+    Print a feature's curve with its green zone, and the verdict.
 
     sample: a prompt and its answers; None where none are at hand
     """

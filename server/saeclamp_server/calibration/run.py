@@ -1,4 +1,4 @@
-"""The run: what is not known yet is asked for, and kept as soon as it is there."""
+"""The run: asks for answers that are missing, and stores them as soon as they are there."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
 
 SAME_ACT = 1e-6
-"""Share by which the clamp of a point that was measured earlier, when clamps had fewer digits, may be another one."""
+"""Relative tolerance between a strength's clamp and that of a stored point, as clamps once had fewer digits."""
 
 
 class CalibrationPlan:
-    """Curves of features of an SAE: what is kept of them, what is still to be measured, and what they say."""
+    """Curves of an SAE's features: the stored points, the missing ones, and the verdicts."""
 
     def __init__(self, settings: CalibrationSettings, folder: Path, encoder: SentenceEncoder | None) -> None:
         """
-        Take up what a folder holds.
+        Read the folder's answers and curves.
 
         encoder: None where no feature has texts to compare with
         Raises CalibrationError.
@@ -51,7 +51,7 @@ class CalibrationPlan:
         self._encoder = encoder
 
     def kept(self, target: CalibrationTarget) -> dict[float, Point]:
-        """Points of the feature's curve that were measured as they would be now, by strength."""
+        """Return the stored points of the feature's curve that were measured as they would be now, by strength."""
         record = self._curves.curves.get(target.index)
         if record is None or record["identity"] != self.settings.identity_of(target):
             return {}
@@ -62,13 +62,18 @@ class CalibrationPlan:
         }
 
     def missing(self, target: CalibrationTarget) -> list[float]:
-        """Strengths that have no point yet; of those with the same clamp one."""
+        """List the strengths that have no point yet; of those with the same clamp one."""
         known = {target.act_at(strength) for strength in self.kept(target)}
+        # reversed, so that the lowest of the strengths with one clamp is kept
         by_act = {target.act_at(strength): strength for strength in reversed(self.settings.strengths)}
         return sorted(strength for act, strength in by_act.items() if act not in known)
 
     def words_of(self, target: CalibrationTarget) -> WordSet | None:
-        """Choose the words to look for, once there are unsteered answers. Raises CalibrationError where nothing tells."""
+        """
+        Choose the words to look for, once there are unsteered answers.
+
+        Raises CalibrationError where no word is left, and there are no texts to compare with.
+        """
         texts = [answer.text for some in self.answers[UNSTEERED].values() for answer in some]
         words = target.concept.telling_words(texts)
         if words is None and not target.concept.texts:
@@ -84,7 +89,7 @@ class CalibrationPlan:
         return {name: compare(some, unsteered[name], words, similarity) for name, some in answers.items()}
 
     def judge_again(self, target: CalibrationTarget) -> CalibrationRecord:
-        """Judge a kept curve of which nothing is missing, and keep the verdict. Raises CalibrationError."""
+        """Judge a stored curve without missing points, and store the verdict. Raises CalibrationError."""
         record = self._curves.curves[target.index]
         said = {name: record[name] for name in MEASURED}
         return self.judge(target, self.kept(target), read_unsteered(record), said)
@@ -97,9 +102,9 @@ class CalibrationPlan:
         said: Mapping[str, Any],
     ) -> CalibrationRecord:
         """
-        Judge a whole curve, and keep it with its verdict.
+        Judge a whole curve, and store it with its verdict.
 
-        said: what it was measured with, from `measured`
+        said: from `measurement_record`
         Raises CalibrationError where words are to judge by, and none are left.
         """
         curve, criteria = tuple(points[strength] for strength in sorted(points)), self.settings.criteria
@@ -117,7 +122,7 @@ class CalibrationPlan:
         return calibrated
 
     def record(self, calibrated: CalibrationRecord) -> dict[str, Any]:
-        """Return what is kept of a feature, JSON-able."""
+        """Return the stored record of a feature, JSON-able."""
         return {"index": calibrated.target.index, **self._curves.curves[calibrated.target.index]}
 
     def _sample(self, target: CalibrationTarget, shown: Point) -> dict[str, Any] | None:
@@ -143,10 +148,10 @@ class CalibrationRun:
         report: Callable[[CalibrationTarget | None, Point | None], None],
     ) -> None:
         """
-        Take what it works with.
+        Prepare a run.
 
-        server: what is known of it, to be kept with the curves
-        report: told of each feature's point that is measured; of None and None when the unsteered answers are there
+        server: facts of the server, to be stored with the curves
+        report: called with each feature and point that is measured, and with None and None for the unsteered answers
         """
         self._calibration = calibration
         self._asker = asker
@@ -155,7 +160,7 @@ class CalibrationRun:
 
     async def measure(self, targets: Sequence[CalibrationTarget]) -> list[CalibrationRecord]:
         """
-        Measure what is missing of each feature's curve. Answers are kept as soon as a point has all of its own.
+        Measure the missing points of each feature's curve. Answers are stored as soon as a point has all of its own.
 
         Raises CalibrationError.
         """
@@ -165,7 +170,9 @@ class CalibrationRun:
             for target in targets
             if (missing := self._calibration.missing(target))
         ]
+        # with the largest doses, before anything takes long: a server with a bound refuses them now
         await self._asker.check(settings.prompts.texts[0], settings.decodings[0], doses)
+        # before all others, as common words of the labels are found in them
         await self._answers(UNSTEERED)
         self._report(None, None)
         try:

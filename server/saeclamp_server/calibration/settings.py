@@ -1,4 +1,4 @@
-"""How a run measures."""
+"""Settings of a run, and hashes of those that answers and metrics depend on."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from saeclamp_server.calibration.prompts import Prompts
 
 STRENGTHS = (0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5)
-"""Of a clamp, in multiples of max_act. Most features begin to show, and to break text, between 0.5 and 1."""
+"""Default strengths, in multiples of max_act. Most features begin to show, and to break text, between 0.5 and 1."""
 MAX_TOKENS = 48
 AT_ONCE = 32
 
 ANSWERS = 1
-"""Goes up when answers are kept in another form."""
+"""Version of the form in which answers are stored."""
 MEASURES = 1
-"""Goes up when the same answers would give other figures."""
+"""Version of the metrics: goes up when the same answers would give others."""
 
 
 @dataclass(frozen=True)
 class CalibrationSettings:
-    """How a run measures: what is the same for all its features."""
+    """Settings of a run, the same for all its features."""
 
     sae: SAEEntry
     model: Mapping[str, Any]
@@ -36,16 +36,16 @@ class CalibrationSettings:
     prompts: Prompts
     decodings: tuple[Decoding, ...]
     max_tokens: int
-    """Of an answer."""
+    """Largest number of tokens of an answer."""
     plain: bool
-    """Whether prompts are texts to be continued; else they are a user's messages."""
+    """True if prompts are texts to be continued; else they are a user's messages."""
     strengths: tuple[float, ...]
-    """Rising."""
+    """Strengths, rising."""
     criteria: Criteria
 
     @property
     def asked(self) -> dict[str, Any]:
-        """What answers depend on, JSON-able."""
+        """Settings that answers depend on, JSON-able."""
         prompts = self.prompts
         return {
             "model": dict(self.model),
@@ -58,17 +58,17 @@ class CalibrationSettings:
 
     @property
     def questions(self) -> dict[str, list[tuple[int, int | None]]]:
-        """What is asked at each strength, by decoding and in order: the prompt's number, and the seed."""
+        """Questions of each strength, by decoding and in order: the prompt's index, and the seed."""
         numbers = range(len(self.prompts.texts))
         return {one.name: [(number, seed) for number in numbers for seed in one.seeds] for one in self.decodings}
 
     @property
     def identity(self) -> str:
-        """Hex digest of what answers depend on."""
+        """Hex digest of the settings that answers depend on."""
         return _sha256({"asked": self.asked, "form": ANSWERS})
 
     def identity_of(self, target: CalibrationTarget) -> str:
-        """Hex digest of what a feature's figures depend on, but for the strengths."""
+        """Hash what a feature's metrics depend on, but for the strengths, so that further strengths extend a curve."""
         concept = asdict(target.concept)
         return _sha256({"asked": self.asked, "max_act": target.max_act, "concept": concept, "measures": MEASURES})
 

@@ -1,9 +1,9 @@
 """
-What a run leaves behind, in one folder:
+Files of a run, in one folder:
 
     calibration.json                     the curves, one entry a feature; replaced as a whole or not at all
     features.yaml                        the feature book, with each feature's green zone
-    calibration-answers-<settings>.jsonl the answers so far, a line for each strength; deleted when all is measured
+    calibration-answers-<settings>.jsonl the answers so far, one line per strength; deleted when all is measured
     calibration-answers-<settings>.kept.jsonl the same, after a run that was told to keep them: never deleted
 """
 
@@ -25,17 +25,17 @@ from saeclamp_server.calibration.metrics import MeasuredAnswer
 CURVES = "calibration.json"
 VERSION = 1
 LINE = 160
-"""Characters up to which a value of the file of curves takes one line."""
+"""Characters up to which a value in the file of curves takes one line."""
 
 Answers = Mapping[str, Sequence[MeasuredAnswer]]
-"""By decoding."""
+"""Answers of one strength, by decoding."""
 
 
 class AnswerKey(NamedTuple):
-    """What answers are to; unsteered ones have neither."""
+    """Feature and clamp that answers were steered by; unsteered ones have neither."""
 
     feature: int | None = None
-    """Its index."""
+    """Index of the feature."""
     act: float | None = None
 
 
@@ -45,6 +45,7 @@ UNSTEERED = AnswerKey()
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep a second process out of a folder. Raises CalibrationError where there is one, or it cannot be written."""
+    # the folder itself is locked: a lock on a file in it would be lost when the file is replaced
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
@@ -60,15 +61,15 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 class AnswerJournal:
-    """The answers so far: what is written is kept, even if the process dies in the middle of the next line."""
+    """File of the answers so far. Its lines survive a process that dies in the middle of the next one."""
 
     def __init__(self, folder: Path, settings: str, questions: Mapping[str, Sequence[tuple[int, int | None]]]) -> None:
         """
-        Open, or go on.
+        Read the file, if there is one.
 
-        settings:  hash of all that the answers depend on
-        questions: prompt's number and seed of each answer of a line, by decoding
-        Raises CalibrationError for lines that are none of ours.
+        settings:  hash of the settings that answers depend on
+        questions: prompt's index and seed of each answer of a line, by decoding
+        Raises CalibrationError for lines that hold no answers to these questions.
         """
         name = f"calibration-answers-{settings[:12]}"
         self._kept = folder / f"{name}.kept.jsonl"
@@ -85,7 +86,7 @@ class AnswerJournal:
         return self._answers[key]
 
     def add(self, key: AnswerKey, answers: Answers) -> None:
-        """Keep answers."""
+        """Append answers to the file, and sync it."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(_line(key, answers))
             file.flush()
@@ -93,7 +94,7 @@ class AnswerJournal:
         self._answers[key] = answers
 
     def keep(self) -> None:
-        """Have the file stay, whatever later runs are told."""
+        """Keep the file for good, whatever later runs are told."""
         if self.path.exists():
             os.replace(self.path, self._kept)
         self.path = self._kept
@@ -102,7 +103,7 @@ class AnswerJournal:
         """
         Drop answers that are not needed any more, and the file when no others are left, unless it is to stay.
 
-        done: what has a point of a curve; the rest is of a run that was stopped, and may go on
+        done: keys of answers whose points are in a curve; others are of a run that was stopped, and may go on
         """
         if self.path == self._kept:
             return
@@ -118,6 +119,7 @@ class AnswerJournal:
         whole = 0
         with self.path.open("rb") as file:
             for number, line in enumerate(file, 1):
+                # the last line of a run that was killed while it wrote
                 if not line.endswith(b"\n"):
                     break
                 try:
@@ -129,10 +131,11 @@ class AnswerJournal:
                         "file away."
                     ) from None
                 whole += len(line)
+        # so that the next line is not appended to half a line
         os.truncate(self.path, whole)
 
     def _parsed(self, line: bytes) -> tuple[AnswerKey, Answers]:
-        """Read a line. Raises one of several errors, ValueError among them, where it is none."""
+        """Parse a line. Raises one of several errors, ValueError among them, where it is none of ours."""
         value = json.loads(line)
         answers = {name: [MeasuredAnswer(**one) for one in some] for name, some in value["answers"].items()}
         asked = {name: [(one.prompt, one.seed) for one in some] for name, some in answers.items()}
@@ -156,10 +159,10 @@ class CurveFile:
 
     def __init__(self, folder: Path, sae_sha256: str) -> None:
         """
-        Read what there is.
+        Read the file, if there is one.
 
-        sae_sha256: of the SAE that the curves are of
-        Raises CalibrationError for curves of another, or a file that cannot be read.
+        sae_sha256: hash of the SAE whose curves these are
+        Raises CalibrationError for curves of another SAE, or a file that cannot be read.
         """
         self.path = folder / CURVES
         self.curves: dict[int, dict[str, Any]] = {}

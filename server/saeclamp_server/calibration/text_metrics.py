@@ -1,4 +1,4 @@
-"""What is counted in an answer: words of a concept, bigrams, repetition."""
+"""Metrics of one text: words of a concept, distinct bigrams, repetition."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from saeclamp_server.calibration.errors import CalibrationError
 
 WORD = re.compile(r"\w+(?:['’]\w+)*")
 LAST_WORDS = 20
-"""Of an answer, in which repetition is counted."""
+"""Words at the end of an answer in which repetition is counted."""
 
 
 def tokenize_words(text: str) -> list[str]:
@@ -20,20 +20,20 @@ def tokenize_words(text: str) -> list[str]:
 
 
 def distinct_2(text: str) -> float | None:
-    """Different pairs of neighbouring words, as a share of all pairs. None for a text of fewer than two words."""
+    """Compute the share of different pairs among all pairs of neighbouring words. None for fewer than two words."""
     words = tokenize_words(text)
     pairs = list(pairwise(words))
     return len(set(pairs)) / len(pairs) if pairs else None
 
 
 def repetition(text: str) -> float | None:
-    """Share of the last 20 words that have stood among these before. None for a text without words."""
+    """Compute the share of the last 20 words that have stood among these before. None for a text without words."""
     last = tokenize_words(text)[-LAST_WORDS:]
     return 1 - len(set(last)) / len(last) if last else None
 
 
 class WordSet:
-    """Words and phrases of which a text holds one or none. Case is ignored; `*` at the end stands for any ending."""
+    """Words and phrases to look for in texts. Case is ignored; `*` at the end stands for any ending."""
 
     def __init__(self, words: Sequence[str]) -> None:
         """Take words and phrases. Raises CalibrationError where there are none, or one holds no letter or digit."""
@@ -52,7 +52,7 @@ class WordSet:
         return cls([word.strip() for word in text.split(";") if word.strip()])
 
     def found_in(self, text: str) -> bool:
-        """Whether the text holds one of them, as whole words."""
+        """Tell whether the text holds one of them, as whole words."""
         return self._pattern.search(text) is not None
 
     @cached_property

@@ -1,17 +1,17 @@
 """
 From the wire to a program, and from what the engine did to a receipt.
 
-    context.py       what this server steers with
+    context.py       the steering context: loaded SAEs, uploaded vectors, norms
     units.py         names to features and vectors, units to activations
-    dose.py          how long an edit is beside the stream, and what a server allows
-    chat_spans.py    which tokens of a prompt are whose message
-    token_ranges.py  which tokens are meant, as ranges
+    dose.py          norm of an edit as a share of the residual stream's, and the server's bound
+    chat_spans.py    spans of a chat's messages in its prompt
+    token_ranges.py  token choices as ranges of positions
     resolve.py       a whole `steering` object, its interventions and its contradictions
     rules.py         rules and readouts
-    program.py       what comes of it: JSON on its way to the worker
+    program.py       the resolved program: JSON on its way to the worker
     admission.py     waiting while too many features are in use
-    receipt.py       what was resolved and applied
-    warnings.py      what of it is probably not what was meant
+    receipt.py       the receipt: steering as it was resolved and applied
+    warnings.py      sentences on steering that is probably not what was meant
 
 What cannot be applied ends the request here.
 """

@@ -1,5 +1,5 @@
 """
-How many distinct features may be in use at once; requests that would exceed it wait, in the order they came.
+Admission of requests by the number of distinct features in use: those that would exceed it wait, in the order they came.
 
 A request counts for the features it moves, compares or reads by name; those that several requests share count once. What is
 in use when it begins stays so until it has been answered.
@@ -17,11 +17,11 @@ from saeclamp_server.errors import BusyError, InvalidSteeringError
 from saeclamp_server.steering.program import SteeringProgram
 
 Feature: TypeAlias = tuple[str, int]
-"""SAE and index."""
+"""(SAE, index)"""
 
 
 class Admission:
-    """Counts what is in use, and lets requests in. For one event loop."""
+    """Counts the features in use, and lets requests in. For one event loop."""
 
     def __init__(
         self, capacity: int, max_waiting: int, observe_wait: Callable[[float], None] = lambda seconds: None
@@ -29,7 +29,7 @@ class Admission:
         """
         capacity:     distinct features in use at once
         max_waiting:  requests that may wait; beyond these they are refused
-        observe_wait: told the seconds that each admitted request has waited
+        observe_wait: called with the seconds that each admitted request has waited
         """
         self._capacity, self._max_waiting, self._observe_wait = capacity, max_waiting, observe_wait
         self._in_use: Counter[Feature] = Counter()
@@ -37,7 +37,7 @@ class Admission:
 
     @property
     def num_in_use(self) -> int:
-        """Distinct features that requests in flight use."""
+        """Number of distinct features that requests in flight use."""
         return len(self._in_use)
 
     @property
@@ -46,7 +46,7 @@ class Admission:
 
     async def acquire(self, features: frozenset[Feature]) -> None:
         """
-        Wait until there is room for a request's features, and take it. Whoever has entered must leave.
+        Wait until there is room for a request's features, and count them in. The caller must `release` them.
 
         Raises InvalidSteeringError for more than there ever is room for, BusyError where too many wait.
         """
@@ -55,6 +55,7 @@ class Admission:
                 f"This request uses {len(features)} features; this server allows {self._capacity} at once.", "steering"
             )
         started = perf_counter()
+        # behind those that wait, also where this one would fit: small requests would keep a large one waiting for ever
         if self._waiting or not self._fits(features):
             if len(self._waiting) >= self._max_waiting:
                 raise BusyError(len(self._waiting), self._capacity)
@@ -64,7 +65,7 @@ class Admission:
         self._observe_wait(perf_counter() - started)
 
     def release(self, features: frozenset[Feature]) -> None:
-        """Give up what a request has used, and let in who waits for it."""
+        """Count a request's features out, and let in waiting requests that fit now."""
         self._in_use -= Counter(features)
         self._let_in()
 
@@ -78,6 +79,7 @@ class Admission:
             if entry in self._waiting:
                 self._waiting.remove(entry)
                 self._let_in()  # those behind it may fit
+            # it was let in, and cancelled before it ran again
             elif turn.done() and not turn.cancelled():
                 self.release(features)
             raise
@@ -93,7 +95,7 @@ class Admission:
 
 
 def requested_features(program: SteeringProgram) -> frozenset[Feature]:
-    """All features that a program moves, compares or reads by name."""
+    """Collect the features that a program moves, compares or reads by name."""
     moved = {(edit.sae, edit.index) for edit in program.edits}
     compared = {(comparison.sae, comparison.index) for rule in program.rules for comparison in rule.comparisons}
     return frozenset(moved | compared | set(program.readout.features if program.readout else ()))

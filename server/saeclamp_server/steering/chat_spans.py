@@ -1,8 +1,8 @@
 """
-Where the messages of a chat are in its prompt.
+Spans of a chat's messages in its prompt.
 
-Chat templates are programs, so what they make of a message is not guessed but tried: the chat is rendered once more with
-something else in the message's place, and what then differs is what the message says.
+Chat templates are programs, so a message's span is not guessed but tried: the chat is rendered once more with a placeholder
+as the message's content, and the tokens that then differ are the message.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from saeclamp_server.errors import InvalidSteeringError
 
 PLACEHOLDERS = ("☃ 7", "Zq!")
 """
-What is put in a message's place. Two, which begin and end with different tokens: one of them alone may share its first or
+Contents that are put in a message's place. Two, which begin and end with different tokens: one alone may share its first or
 its last token with the message, which would then seem to be shorter than it is.
 """
 MAX_LOCATED = 256
-"""Messages that are located in one request; each costs two renderings."""
+"""Messages that are located in one request, at most; each costs two renderings."""
 
 Message: TypeAlias = Mapping[str, Any]
 Render: TypeAlias = Callable[[Sequence[Message]], Awaitable[Sequence[int]]]
-"""From messages to the prompt's token ids."""
+"""Function from messages to the prompt's token ids."""
 
 
 @dataclass(frozen=True)
 class ChatSpans:
-    """A chat as its prompt shows it."""
+    """A chat's prompt, with the spans of its messages."""
 
     prompt_len: int
     spans: Sequence[tuple[str, int, int]]
-    """Role, first position and position after the last one of what a message says; ascending and apart."""
+    """(role, first position, position after the last one) of the messages' contents; ascending, without overlap."""
 
 
 async def find_message_spans(messages: Sequence[Message], roles: Collection[str], render: Render) -> ChatSpans:
     """
-    Find what the messages of some roles say in the prompt. Messages without text, such as bare tool calls, are left out.
+    Find the spans of the messages of some roles. Messages without text, such as bare tool calls, are left out.
 
-    Raises InvalidSteeringError where a message cannot be told from what is around it.
+    Raises InvalidSteeringError where a message cannot be told from the template's text around it.
     """
     chosen = [number for number, message in enumerate(messages) if message.get("role") in roles and _says(message)]
     if len(chosen) > MAX_LOCATED:
@@ -52,6 +52,7 @@ async def find_message_spans(messages: Sequence[Message], roles: Collection[str]
         start, end = await _span(messages, number, prompt, render)
         if start == end:  # the template leaves it out
             continue
+        # out of order or overlapping: the template reorders or repeats messages
         if spans and start < spans[-1][2]:
             raise _cannot_tell(number)
         spans.append((str(messages[number]["role"]), start, end))
@@ -73,7 +74,7 @@ async def _span(messages: Sequence[Message], number: int, prompt: Sequence[int],
 
 
 def _num_equal(one: Sequence[int], other: Sequence[int]) -> int:
-    """Length of the common beginning."""
+    """Count the equal tokens at the beginning of both."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((count for count, (a, b) in pairs if a != b), min(len(one), len(other)))
 

@@ -1,4 +1,4 @@
-"""What this server steers with."""
+"""The steering context: SAEs, vectors and measures that requests are resolved against."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from saeclamp_server.vectors import RegisteredVector
 
 @dataclass(frozen=True)
 class SteeringContext:
-    """The loaded SAEs, the uploaded vectors, and what values are measured by."""
+    """The loaded SAEs, the uploaded vectors, and the norms and maxima by which values are measured."""
 
     saes: Mapping[str, SAEEntry]
     norms: Mapping[str, SiteNorms]
-    """By the SAE's name."""
+    """Norms measured at each SAE's site, by the SAE's name."""
     labelled: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     """Largest activations that labels know, by the SAE's name and the feature's index."""
     max_dose: float | None = None
-    """Longest edit of a token, as a multiple of the stream's median length; None is without bound."""
+    """Largest norm of a token's edits, as a multiple of the residual stream's median norm; None is without bound."""
     needs_measure: bool = True
-    """Whether what cannot be measured is beyond that bound; else it is within."""
+    """True if an edit whose dose cannot be measured is refused where there is a bound; else it passes."""
     vectors: Mapping[str, RegisteredVector] = field(default_factory=dict)
-    """By name. They come and go while requests run."""
+    """Uploaded vectors by name. They come and go while requests run."""
 
     describe: Callable[[str, int], str | None] = lambda sae, index: None
-    """Says in words what a feature is, by its SAE's name and its index; None where nothing is known of it."""
+    """Describes a feature in words, by its SAE's name and its index; None where nothing is known of it."""
 
     rounding: Rounding = rounded
-    """Of the lengths by which values are measured."""
+    """Rounding of the norms by which values are measured; variants also try the other way (see `VariantRegistry`)."""
 
     def site_of(self, edit: EditSpec) -> Site:
-        """Where the edit is added, first if at several sites."""
+        """Return the site where the edit is added, the first one if there are several."""
         return self.vectors[edit.vector].site if edit.vector is not None else self.saes[edit.sae].summary.site
 
     def norms_of(self, edit: EditSpec) -> SiteNorms:
-        """By what the edit is measured; a vector is the one row of its own."""
+        """Return the norms by which the edit is measured; those of a vector have one row, its own."""
         return self.vectors[edit.vector].norms if edit.vector is not None else self.norms[edit.sae]
 
     def sha256_of(self, name: str) -> str:
@@ -56,6 +56,7 @@ class SteeringContext:
         note = self.saes[sae].features.get(index)
         if note is not None and note.max_act is not None:
             return note.max_act
+        # labels come from files of other people, so their numbers are checked here
         largest = self.labelled[sae][index] if sae in self.labelled else None
         return largest if largest is not None and math.isfinite(largest) and largest > 0 else None
 

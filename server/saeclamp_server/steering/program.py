@@ -1,11 +1,11 @@
 """
-What one request does to the residual stream: resolved, in the encoder's units, and JSON on its way to the worker.
+The program of a request: its steering, resolved, in the encoder's units, and JSON on its way to the worker.
 
     SteeringProgram
     ├── edits      features that are moved, always or where a rule holds
-    ├── rules      conditions on activations, looked at token by token
-    ├── readout    activations that the answer is to show
-    └── itemised   whether it is to show each edit of each token
+    ├── rules      conditions on activations, evaluated token by token
+    ├── readout    activations that the answer shows
+    └── itemised   True if the answer shows each edit of each token
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from saeclamp_server.steering.token_ranges import ALL, GENERATED, PROMPT, TokenR
 from saeclamp_server.vector_names import VECTOR
 
 EXTRA_ARGS_KEY = "saeclamp"
+"""Key of the program, and of its API call's key, in vLLM's `SamplingParams.extra_args`."""
 RECORD_KEY = "saeclamp_record"
-"""Where the program rides in vLLM's `SamplingParams.extra_args`."""
+"""Key there of an `api.model_client.PromptRecording`."""
 
 ABORTED = "saeclamp:aborted"
 """vLLM's `stop_reason` of an answer that a rule has ended."""
@@ -37,12 +38,12 @@ class EditSpec:
     index: int
     op: EditOp
     value: float
-    """In the units of the SAE's encoder; of `scale`, a factor."""
+    """Activation in the units of the SAE's encoder; for `scale`, a factor."""
     tokens: TokenRanges = ALL
     special: bool = False
-    """Whether special tokens and position 0 are touched too."""
+    """True if special tokens and position 0 are touched too."""
     rule: int | None = None
-    """Which rule must hold; None: no rule, the edit is always made."""
+    """Number of the rule that must hold; None: no rule, the edit is always made."""
 
     @property
     def vector(self) -> str | None:
@@ -51,38 +52,39 @@ class EditSpec:
 
     @property
     def target(self) -> str:
-        """What is moved, for messages."""
+        """Name of the feature or vector that is moved, for messages."""
         return self.sae if self.vector is not None else f"{self.sae}/{self.index}"
 
 
 @dataclass(frozen=True)
 class ComparisonSpec:
-    """Is a feature's activation above a bound, or below it?"""
+    """Comparison of a feature's activation with a bound."""
 
     sae: str
     index: int
     bound: float
-    """In the units of the SAE's encoder."""
+    """Activation in the units of the SAE's encoder."""
     above: bool
+    """True: the activation must be above the bound; False: below it."""
 
 
 Form: TypeAlias = "int | tuple[Literal['all', 'any', 'not'], tuple[Form, ...]]"
-"""How a condition is built from comparisons, which it names by their number."""
+"""Condition as a tree; its leaves are numbers of the rule's comparisons."""
 
 
 @dataclass(frozen=True)
 class RuleSpec:
-    """A condition, and how far it reaches."""
+    """A rule: its condition, where that is evaluated, and where the rule then holds."""
 
     comparisons: tuple[ComparisonSpec, ...]
     form: Form
     tokens: TokenRanges = ALL
-    """Where the condition is looked at."""
+    """Positions at which the condition is evaluated."""
     special: bool = False
     lasting: bool = False
-    """Whether it holds at all tokens after one at which its condition does."""
+    """True if the rule holds at all tokens after one at which its condition does."""
     aborts: bool = False
-    """Whether the answer ends before the token at which it holds."""
+    """True if the answer ends before the first token at which the rule holds."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class ReadoutSpec:
     features: tuple[tuple[str, int], ...] = ()
     """(SAE, index)"""
     top_k: int = 0
-    """How many of the strongest features of each of `saes`."""
+    """Number of strongest features that are shown of each of `saes`."""
     saes: tuple[str, ...] = ()
     tokens: TokenRanges = GENERATED
     special: bool = False
@@ -100,7 +102,7 @@ class ReadoutSpec:
 
 @dataclass(frozen=True)
 class SteeringProgram:
-    """All that one request asks for, and the weights it was resolved against."""
+    """A request's steering, and the weights that it was resolved against."""
 
     edits: tuple[EditSpec, ...]
     saes: tuple[tuple[str, str], ...]
@@ -128,6 +130,7 @@ class SteeringProgram:
     def spec(self) -> str:
         """`sha256:...`, equal exactly for programs that do the same; the order of edits does not matter."""
         canonical = self.to_json()
+        # how much of the edits the answer shows changes nothing of what they do
         del canonical["itemised"]
         canonical["edits"] = sorted(canonical["edits"], key=lambda edit: json.dumps(edit, sort_keys=True))
         return "sha256:" + hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()
@@ -141,32 +144,32 @@ class SteeringProgram:
 
     @property
     def reads_prompt(self) -> bool:
-        """Whether activations at prompt positions are looked at: then these must be computed, not found in a cache."""
+        """True if activations at prompt positions are read: these must be computed, not taken from the prefix cache."""
         return any(can_overlap(rule.tokens, PROMPT) for rule in self.rules) or self.shows(PROMPT)
 
     def shows(self, side: TokenRanges) -> bool:
-        """Whether positions of a side of the request can be among those that the answer shows."""
+        """Tell whether the answer can show positions of a side of the request, `PROMPT` or `GENERATED`."""
         by_readout = self.readout is not None and can_overlap(self.readout.tokens, side)
         return by_readout or (self.itemised and any(can_overlap(edit.tokens, side) for edit in self.edits))
 
     @property
     def has_token_output(self) -> bool:
-        """Whether the answer is to show something of its tokens, one by one."""
+        """True if the answer shows activations or edits token by token."""
         return self.readout is not None or self.itemised
 
     @property
     def reports_steps(self) -> bool:
-        """Whether the scheduler must hear of each step what was seen."""
+        """True if the scheduler needs a report on each step."""
         return self.has_token_output or self.can_abort
 
     @property
     def can_abort(self) -> bool:
-        """Whether a rule can end the answer."""
+        """True if a rule can end the answer."""
         return any(rule.aborts for rule in self.rules)
 
     @property
     def delays_output(self) -> bool:
-        """Whether a generated token may leave only when the model has read it."""
+        """True if a generated token may leave only when the model has read it, one step after it was sampled."""
         return self.can_abort or self.shows(GENERATED)
 
 

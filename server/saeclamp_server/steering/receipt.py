@@ -1,4 +1,4 @@
-"""What was resolved and applied, from the engine's reports."""
+"""The receipt: steering as it was resolved, and as it was applied by the engine's reports."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def build_receipt(
     """
     Write the receipt from the engine's reports on a request's sequences.
 
-    reports: the fields of `engine.worker.request_states.SteeringReport`, by the sequence's number among the choices
+    reports: fields of `engine.worker.request_states.SteeringReport`, by the sequence's number among the choices
+    served:  the steering context
     Raises NotAppliedError unless every sequence was steered: the answer must not leave then.
     """
     failures = [report["failure"] for report in reports.values() if report["failure"] is not None]
@@ -58,7 +59,7 @@ def build_receipt(
 
 
 class _EditResult(NamedTuple):
-    """What one edit did in one sequence."""
+    """Counts of one edit in one sequence."""
 
     prompt: int
     tally: Mapping[str, float]
@@ -100,6 +101,7 @@ def _intervention_receipt(
 
 def _summary(tallies: Sequence[Mapping[str, float]], what: str, unit: str) -> Summary | None:
     measured = sum(tally["prompt"] + tally["generated"] for tally in tallies)
+    # an edit may have touched positions, all of which were found in the prefix cache
     if not measured:
         return None
     return Summary(

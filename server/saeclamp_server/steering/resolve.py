@@ -1,4 +1,4 @@
-"""A whole `steering` object: every part resolved, contradictions and too large doses refused."""
+"""Resolves a whole `steering` object to a program; refuses contradictions and too large doses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from saeclamp_server.vector_names import VECTOR
 from saeclamp_server.vectors import RegisteredVector
 
 MAX_RANGES = 2048
-"""Separate ranges of positions in all interventions of a request."""
+"""Separate ranges of positions in all interventions of a request, at most."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class ResolvedSteering:
     program: SteeringProgram
     """One edit per intervention, in order: those of the request, then those of its rules."""
     vectors: Mapping[str, RegisteredVector] = field(default_factory=dict)
-    """Those that are moved, by name. The engine keeps them as long as this refers to them, deleted or not."""
+    """Vectors that are moved, by name. The engine keeps them as long as this refers to them, deleted or not."""
 
     @property
     def interventions(self) -> list[tuple[Operation, str | None]]:
-        """What each edit of the program was, with the name of its rule."""
+        """Operation that each edit of the program was made from, with the name of its rule."""
         return [(operation, rule) for operation, rule, _ in _interventions(self.steering)]
 
     @property
@@ -46,7 +46,7 @@ class ResolvedSteering:
 
 
 def roles_used(steering: Steering | None) -> set[str]:
-    """Collect the roles by which tokens are chosen."""
+    """Collect the roles by which a steering chooses tokens."""
     if steering is None:
         return set()
     chosen = [operation.tokens for operation, _, _ in _interventions(steering)]
@@ -85,6 +85,7 @@ def resolve(steering: Steering, served: SteeringContext, conversation: ChatSpans
     if served.max_dose is not None:
         _check_doses(edits, paths, meet, served, served.max_dose)
     readout = resolve_readout(steering.readout, served, conversation, "steering.readout")
+    # hashes last, of all names that edits, rules and the readout have brought in
     program = SteeringProgram(tuple(edits), (), rules, readout, itemised=steering.receipt == "tokens")
     program = add_sae_hashes(program, served)
     vectors = {edit.vector: served.vectors[edit.vector] for edit in edits if edit.vector is not None}
@@ -92,12 +93,12 @@ def resolve(steering: Steering, served: SteeringContext, conversation: ChatSpans
 
 
 def add_sae_hashes(program: SteeringProgram, served: SteeringContext) -> SteeringProgram:
-    """Bind a program to the weights that are served of all that it names."""
+    """Bind a program to the hashes of the SAEs and vectors that it names, as they are loaded now."""
     return replace(program, saes=tuple((name, served.sha256_of(name)) for name in sorted(program.sae_names)))
 
 
 def _interventions(steering: Steering) -> list[tuple[Operation, str | None, str]]:
-    """Every intervention, with the name of its rule and its JSON path."""
+    """List all interventions, each with the name of its rule and its JSON path."""
     own = [
         (operation, None, f"steering.interventions[{number}]")
         for number, operation in enumerate(steering.interventions)
@@ -121,12 +122,14 @@ def _edit(
     else:
         assert operation.vector is not None, "the wire takes one of the two"
         vector = find_vector(operation.vector, served.vectors, f"{path}.vector")
+        # the row of the engine's bank that has it is found in the engine, by name and hash
         name, index = f"{VECTOR}{vector.name}", 0
         op, value = _edit_op(operation, lambda value, unit: to_projection(value, unit, served, vector, path))
     return EditSpec(name, index, op, value, scope, operation.special_tokens, rule)
 
 
 def _edit_op(operation: Operation, to_act: Callable[[float, Unit], float]) -> tuple[EditOp, float]:
+    # ablating is the clamp to 0, with one spec for both
     if isinstance(operation, Ablate):
         return "clamp", 0.0
     if isinstance(operation, Scale):
@@ -152,7 +155,7 @@ def _refuse_many_ranges(edits: Sequence[EditSpec]) -> None:
 def _refuse_contradictions(
     edits: Sequence[EditSpec], paths: Sequence[str], meet: NDArray[np.bool_], prompt_len: int | None
 ) -> None:
-    """Two targets for one feature or vector at one token have no defined sum. Two rules may hold at one token."""
+    """Refuse two edits of one feature or vector at one token, whose sum is not defined. Two rules may hold at one token."""
     for second, edit in enumerate(edits):
         for first in np.flatnonzero(meet[second, :second]).tolist():
             other = edits[first]
@@ -168,7 +171,7 @@ def _refuse_contradictions(
 def _check_doses(
     edits: Sequence[EditSpec], paths: Sequence[str], meet: NDArray[np.bool_], served: SteeringContext, max_dose: float
 ) -> None:
-    """Rules count as if they held."""
+    """Refuse too large doses. Edits of rules count as if the rules held."""
     sites = [served.site_of(edit) for edit in edits]
     doses = [
         dose(edit, served.norms_of(edit), served.max_act(edit.sae, edit.index), str(site), served.needs_measure)

@@ -1,4 +1,4 @@
-"""Rules and readouts: what is looked at, and where what follows from it may act."""
+"""Resolves rules and readouts: the activations that they read, and the sites where a rule's edits may act."""
 
 from __future__ import annotations
 
@@ -49,11 +49,12 @@ def _comparison(condition: FeatureCondition, served: SteeringContext, path: str)
 
 def check_rule_order(rule: RuleSpec, edits: list[EditSpec], served: SteeringContext, path: str) -> None:
     """
-    A rule may only act at the layer where its condition is known, or later. Raises RequestError.
+    Refuse a rule that would act at a site before those that its condition reads. Raises RequestError.
 
     edits: those of the rule's `then`, in order
     """
     last = max(rule.comparisons, key=lambda comparison: served.saes[comparison.sae].summary.reads[-1].order)
+    # an SAE that reads at several sites is known at the last of them
     known = served.saes[last.sae].summary.reads[-1]
     for number, edit in enumerate(edits):
         site = served.site_of(edit)

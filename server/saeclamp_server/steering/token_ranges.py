@@ -1,4 +1,4 @@
-"""Which positions of a request an edit touches: ranges whose bounds may wait for the prompt's length."""
+"""Token ranges: positions of a request, with bounds that may depend on the prompt's length."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 PROMPT_END: Literal["prompt_end"] = "prompt_end"
 """The position of the first generated token, wherever that will be."""
 NO_END = 2**62
-"""Beyond every position."""
+"""Position beyond all others. Fits into int64 with room to add to it."""
 
 Bound: TypeAlias = int | Literal["prompt_end"] | None
 Range: TypeAlias = tuple[Bound, Bound]
-"""From (included) and to (excluded), as absolute positions of the request. None is without end."""
+"""(from, included; to, excluded), as absolute positions of the request. None is without end."""
 TokenRanges: TypeAlias = tuple[Range, ...]
-"""Ascending and apart. JSON-able; equal for equal positions."""
+"""Ascending ranges that neither overlap nor touch. JSON-able; equal for equal positions."""
 
 ALL: TokenRanges = ((0, None),)
 PROMPT: TokenRanges = ((0, PROMPT_END),)
@@ -26,7 +26,7 @@ GENERATED: TokenRanges = ((PROMPT_END, None),)
 
 
 def from_positions(positions: Iterable[int]) -> TokenRanges:
-    """Single positions, in runs."""
+    """Make ranges of single positions, with neighbours in one range."""
     runs: list[tuple[int, int]] = []
     for position in sorted(set(positions)):
         if runs and runs[-1][1] == position:
@@ -37,7 +37,7 @@ def from_positions(positions: Iterable[int]) -> TokenRanges:
 
 
 def resolve_ranges(scope: Sequence[Sequence[Bound]], prompt_len: int) -> list[tuple[int, int]]:
-    """The same ranges as numbers, for a prompt of that length; without those that are empty then."""
+    """Return the ranges as numbers, for a prompt of that length; without those that are empty then."""
     ranges = [(_number(start, prompt_len), _number(end, prompt_len)) for start, end in scope]
     return [(start, end) for start, end in ranges if start < end]
 
@@ -49,11 +49,12 @@ def _number(bound: Bound, prompt_len: int) -> int:
 
 
 def can_overlap(one: TokenRanges, other: TokenRanges, prompt_len: int | None = None) -> bool:
-    """Whether two scopes have a position in common, for a prompt of that length; for None, of any."""
+    """Tell whether two token ranges have a position in common, for a prompt of that length; None: of any length."""
     if prompt_len is not None:
         return _overlap(resolve_ranges(one, prompt_len), resolve_ranges(other, prompt_len))
     fixed, waiting = _apart(one)
     other_fixed, other_waiting = _apart(other)
+    # any length does, as these do not depend on it
     if _overlap(resolve_ranges(fixed, 1), resolve_ranges(other_fixed, 1)):
         return True
     pairs = [*product(waiting, other), *product(other_waiting, fixed)]
@@ -61,7 +62,7 @@ def can_overlap(one: TokenRanges, other: TokenRanges, prompt_len: int | None = N
 
 
 def overlap_matrix(scopes: Sequence[TokenRanges], prompt_len: int | None = None) -> NDArray[np.bool_]:
-    """Tell of each two scopes whether they can overlap: (num_scopes, num_scopes). Equal ones are tried once."""
+    """Tell for each two token ranges whether they can overlap: (num_scopes, num_scopes) bool. Equal ones are tried once."""
     numbers = {scope: number for number, scope in enumerate(dict.fromkeys(scopes))}
     distinct = [*numbers]
     meet = np.zeros((len(distinct), len(distinct)), np.bool_)
@@ -72,7 +73,11 @@ def overlap_matrix(scopes: Sequence[TokenRanges], prompt_len: int | None = None)
 
 
 def _overlap(one: Sequence[tuple[int, int]], other: Sequence[tuple[int, int]]) -> bool:
-    """By start: of two ranges that do not meet, the one that ends first meets nothing that follows the other."""
+    """
+    Tell whether two lists of ranges have a position in common.
+
+    Both are walked in order: of two ranges that do not meet, the one that ends first meets nothing that follows the other.
+    """
     mine, others = iter(sorted(one)), iter(sorted(other))
     a, b = next(mine, None), next(others, None)
     while a is not None and b is not None:
@@ -86,13 +91,17 @@ def _overlap(one: Sequence[tuple[int, int]], other: Sequence[tuple[int, int]]) -
 
 
 def _apart(scope: TokenRanges) -> tuple[TokenRanges, TokenRanges]:
-    """Split a scope into the ranges that are the same for every prompt, and the few that wait for its length."""
+    """Split token ranges into those that are the same for every prompt, and the few that depend on its length."""
     waiting = tuple(bounds for bounds in scope if PROMPT_END in bounds)
     return tuple(bounds for bounds in scope if PROMPT_END not in bounds), waiting
 
 
 def _overlap_for_some_length(one: Range, other: Range) -> bool:
-    """Whether there is a prompt's length, 1 or more, for which two ranges have a position in common."""
+    """
+    Tell whether there is a length of the prompt, 1 or more, for which two ranges have a position in common.
+
+    They have if each start is before each end; every such pair bounds the length from below or above.
+    """
     least, most = 1, NO_END
     for start, end in product((one[0], other[0]), (one[1], other[1])):
         if end is None:

@@ -21,11 +21,11 @@ from saeclamp_server.steering.token_ranges import TokenRanges
 from saeclamp_server.vectors import RegisteredVector
 
 MAX_DIGITS = 20
-"""Of an index."""
+"""Digits of an index, at most."""
 
 
 def find_feature(feature: str | FeatureIndex, saes: Mapping[str, SAEEntry], path: str) -> tuple[SAEEntry, int]:
-    """Find a feature by name or number. Raises RequestError."""
+    """Find a feature by `<sae>/<name>` or `<sae>/<index>`. Raises RequestError."""
     sae_name, _, which = str(feature).partition("/")
     if sae_name not in saes:
         raise UnknownSAEError(sae_name, saes, path)
@@ -104,5 +104,6 @@ def to_ranges(tokens: Tokens, conversation: ChatSpans | None, path: str) -> Toke
             if conversation is None:
                 raise InvalidSteeringError("Only the messages of a chat completion have roles.", f"{path}.roles")
             said: TokenRanges = tuple((start, end) for role, start, end in conversation.spans if role in roles)
+            # what is generated is the assistant's next message
             return (*said, *token_ranges.GENERATED) if "assistant" in roles else said
     return {"all": token_ranges.ALL, "prompt": token_ranges.PROMPT, "generated": token_ranges.GENERATED}[str(tokens)]

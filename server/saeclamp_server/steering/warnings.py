@@ -1,7 +1,7 @@
 """
-Steering that is applied as asked, and probably not what was meant.
+Warnings of steering that is applied as asked, but is probably not what was meant.
 
-Before anything is run, of what the values can do; afterwards, of what they did.
+Before anything is run they are about what the values can do; afterwards, about what they did.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from saeclamp_server.steering.dose import dose
 from saeclamp_server.steering.program import EditSpec, SteeringProgram
 
 SAFE_DOSE = 1.0
-"""Edit longer than the residual itself: the model sees more of the edit than of the text."""
+"""Dose above which an edit is longer than the residual itself: the model sees more of the edit than of the text."""
 LEAST_DOSE = 0.02
-"""Share of the residual below which answers stay as they are, as a rule."""
+"""Dose below which answers stay as they are, as a rule."""
 ROUNDING = 1e-6
-"""Relative: a value at the very end of the green zone is in it, whatever its unit."""
+"""Relative tolerance, by which a value at the very end of the green zone is in it, whatever its unit."""
 
 
 def possible_dose(edit: EditSpec, served: SteeringContext) -> float | None:
     """
-    Say how far an edit can move a token, in median lengths of the stream.
+    Return the largest dose of an edit, in median norms of the residual stream.
 
-    returns: None where lengths could not be measured, which matters only where doses are bounded
+    returns: None where norms could not be measured, which matters only where doses are bounded
     """
     return _dose(edit, served, served.max_act(edit.sae, edit.index))
 
 
 def warnings_before(program: SteeringProgram, served: SteeringContext) -> tuple[str, ...]:
-    """Say what is doubtful of values alone, a sentence each."""
+    """Warn of values alone, in one sentence each."""
     weak = [
         f"interventions[{number}] moves a token at which its feature is not active by {dose_in_words(strength)} x the "
         f"stream's median length: below {LEAST_DOSE:g} answers hardly change."
@@ -54,9 +54,9 @@ def warnings_after(
     program: SteeringProgram, reports: Sequence[Mapping[str, Any]], served: SteeringContext
 ) -> tuple[str, ...]:
     """
-    Say what is doubtful of what was done, a sentence each.
+    Warn of the edits as they were made, in one sentence each.
 
-    reports: the fields of `engine.worker.request_states.SteeringReport`, of each sequence
+    reports: fields of `engine.worker.request_states.SteeringReport`, per sequence
     """
     idle, weak, excessive = [], [], []
     for number, edit in enumerate(program.edits):
@@ -64,6 +64,7 @@ def warnings_after(
         measured = sum(tally["prompt"] + tally["generated"] for tally in tallies)
         count = sum(report["prompt"][number] for report in reports) + sum(tally["generated"] for tally in tallies)
         dose = max(tally["dose_max"] for tally in tallies)
+        # a rule that has not held is no mistake
         if not count and edit.rule is None:
             idle.append(f"interventions[{number}] touched no token.")
         if measured and dose < LEAST_DOSE and _is_meant_to_move(edit):
@@ -93,12 +94,12 @@ def _outside_green_zones(program: SteeringProgram, served: SteeringContext) -> I
 
 
 def _is_meant_to_move(edit: EditSpec) -> bool:
-    """Whether an edit moves every token that it touches; the others leave alone what is, or is not, active."""
+    """Tell whether an edit moves every token that it touches; others leave tokens alone by the feature's activation."""
     return edit.op == "add" or (edit.op == "clamp" and bool(edit.value))
 
 
 def _strength(edit: EditSpec, served: SteeringContext) -> float | None:
-    """Measure the value alone, in median lengths of the stream: with the feature not active; None where it says nothing."""
+    """Return the dose with the feature not active, in median norms of the stream; None where it says nothing of the edit."""
     is_bound = edit.op == "at_least" and edit.value > 0
     return _dose(edit, served, None) if _is_meant_to_move(edit) or is_bound else None
 

@@ -1,12 +1,12 @@
 """
 Steering that is saved under a model's name.
 
-    names.py     `<base>:<name>@<sha>`
+    names.py     names of variants: `<base>:<name>@<sha>`
     version.py   a version, and its address
-    tables.py    where versions and names are kept; migrations/ makes and changes these tables
+    tables.py    tables of versions, names and aliases; migrations/ makes and changes them
     store.py     creating, finding, deleting, over SQLite or PostgreSQL
     presets.py   variants that the feature book makes
-    registry.py  all of them, as requests name them: checked against what is served
+    registry.py  all variants, as requests name them, checked against the SAEs and vectors that are loaded
 """
 
 from saeclamp_server.variants.registry import VariantRegistry

@@ -1,4 +1,4 @@
-"""Names of variants, as `model` has them."""
+"""Names of variants, as requests give them in the field `model`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from saeclamp.types.refusals import nearest
 from saeclamp.types.variants import VARIANT_NAME
 
 SHOWN = 12
-"""Digits of a version that its name shows; fewer are not taken."""
+"""Digits of a version's hash that its name shows; fewer are not accepted."""
 _VERSION = re.compile(rf"[0-9a-f]{{{SHOWN},64}}")
 
 
@@ -20,11 +20,11 @@ class ModelName(NamedTuple):
     base: str
     variant: str
     sha256: str | None
-    """The version's first digits; None for the one that the name means now."""
+    """First digits of the version's hash; None for the version that the name means now."""
 
     @classmethod
     def parse(cls, model: str) -> ModelName | None:
-        """Take a name apart; None where it is no variant's. A base may itself have colons."""
+        """Parse a name; None where it cannot be a variant's. A base may itself have colons."""
         base, colon, rest = model.rpartition(":")
         variant, at, sha256 = rest.partition("@")
         if not colon or not base or re.fullmatch(VARIANT_NAME.strip("^$"), variant) is None:
@@ -35,17 +35,17 @@ class ModelName(NamedTuple):
 
     @property
     def id(self) -> str:
-        """Without the version."""
+        """Name without the version."""
         return f"{self.base}:{self.variant}"
 
 
 def is_alias(name: str) -> bool:
-    """Whether it can be a variant's other name: as its own, so without `:` and `@`."""
+    """Tell whether a name can be an alias: of the same form as a variant's own name, so without `:` and `@`."""
     return re.fullmatch(VARIANT_NAME.strip("^$"), name) is not None
 
 
 def version_name(base: str, variant: str, sha256: str) -> str:
-    """Name a version."""
+    """Make the full name of a version."""
     return f"{base}:{variant}@{sha256[:SHOWN]}"
 
 
@@ -59,7 +59,8 @@ def near_name(name: str, bases: Collection[str], variants: Sequence[str]) -> str
     variants: `<base>:<name>`
     """
     base, colon, variant = name.rpartition(":")
-    variants = [*reversed(variants)]  # of two with one name below, the first counts
+    # reversed, because the dictionaries below keep the last of two with one name, and the first is to count
+    variants = [*reversed(variants)]
     if not colon:
         short = {one.rpartition(":")[2]: one for one in variants}
         near = nearest(name, short)

@@ -11,7 +11,7 @@ from saeclamp_server.variants.version import VariantVersion, canonical_json, res
 
 
 def presets(served: SteeringContext, base: str) -> Mapping[str, VariantVersion]:
-    """Make the variants of a base model, by name; of two features with one name, the SAE that was named first has it."""
+    """Make the variants of a base model, by name; of two features with one name, that of the SAE named first gets it."""
     made: dict[str, VariantVersion] = {}
     for name, sae in served.saes.items():
         for note in sae.features.values():

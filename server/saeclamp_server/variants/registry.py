@@ -1,4 +1,4 @@
-"""All variants of a server, as requests name them."""
+"""Registry of a server's variants, as requests name them."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from saeclamp_server.variants.store import AliasInUseError, StoreError, VariantS
 from saeclamp_server.variants.version import VariantVersion, canonical_json, resolved_fingerprint
 
 RESERVED = ("export", "import")
-"""Names that our own endpoints have."""
+"""Names that variants cannot have, because they are paths of our own endpoints."""
 
 ResultT = TypeVar("ResultT")
 
 
 class VariantRegistry:
-    """The feature book's and the users'."""
+    """Variants of the feature book (presets, read-only) and of users (kept in a store)."""
 
     def __init__(
         self,
@@ -50,13 +50,13 @@ class VariantRegistry:
     ) -> None:
         """
         bases:    names under which the model is served
-        adapters: tells the names of vLLM's, which come and go
+        adapters: returns the names of vLLM's LoRA adapters, which come and go
         """
         self._store, self._served, self._bases, self._adapters = store, served, list(bases), adapters
         self._presets = {(base, name): version for base in bases for name, version in presets(served, base).items()}
 
     async def create(self, new: NewVariant) -> tuple[Variant, bool]:
-        """Create a version, or find that it is there. Raises RequestError."""
+        """Create a version; return it, and whether it is new. Raises RequestError."""
         base = self._base(new.base)
         self._refuse_taken(base, new.name)
         version = VariantVersion(
@@ -71,7 +71,7 @@ class VariantRegistry:
         return await self._ask(created)
 
     async def listed(self) -> list[Variant]:
-        """List what every name means: the feature book's, then the users'. Raises RequestError."""
+        """List the version that every name means: the feature book's, then the users'. Raises RequestError."""
 
         def listed() -> list[Variant]:
             own, aliases = self._of_bases(self._store.current()), self._store.all_aliases()
@@ -90,7 +90,7 @@ class VariantRegistry:
         return found
 
     async def described(self, name: str) -> Variant:
-        """Describe what `get` finds. Raises UnknownVariantError."""
+        """Describe the variant that `get` finds, with its alias. Raises UnknownVariantError."""
         found = await self.get(name)
         return found.to_wire((await self._ask(self._store.all_aliases)).get((found.base, found.name)))
 
@@ -106,7 +106,7 @@ class VariantRegistry:
         return parsed.id, num
 
     async def exported(self) -> dict[str, Any]:
-        """Write all versions that users have created."""
+        """Export all versions that users have created."""
 
         def exported() -> dict[str, Any]:
             aliases = self._store.all_aliases()
@@ -116,7 +116,7 @@ class VariantRegistry:
         return await self._ask(exported)
 
     async def import_(self, export: VariantExport) -> tuple[int, int]:
-        """Take in what was exported, all or none; return how many versions are new, and how many were known."""
+        """Import exported versions, all or none; return how many are new, and how many were known."""
 
         def taken_in() -> tuple[int, int]:
             versions, aliases = self._imported(export)
@@ -126,7 +126,7 @@ class VariantRegistry:
         return await self._ask(taken_in)
 
     def _imported(self, export: VariantExport) -> tuple[list[VariantVersion], dict[tuple[str, str], str]]:
-        """Take versions and aliases over. Raises RequestError for what was changed, or is named as something here."""
+        """Parse and check exported versions and aliases. Raises RequestError for changed content or names that are taken."""
         versions, aliases = [], {}
         for number, item in enumerate(export.data):
             version = VariantVersion.imported(item)
@@ -145,9 +145,9 @@ class VariantRegistry:
 
     async def of_model(self, model: str) -> VariantVersion | None:
         """
-        Find the variant that a request names as its model; None where it names none of ours.
+        Find the variant that a request names as its model; None where the name is no variant's.
 
-        Raises UnknownVariantError where it names a variant of this model that there is not.
+        Raises UnknownVariantError for a name of a variant of a served model that does not exist.
         """
         if model in self._bases:
             return None
@@ -160,26 +160,26 @@ class VariantRegistry:
         return found
 
     async def of_bare_name(self, name: str) -> VariantVersion | None:
-        """Find the variant that a name is of without its model's; None for a model's own name."""
+        """Find the variant by a name without its model's; None where there is none, or the name is a model's."""
         parsed = None if name in self._bases or ":" in name else self._parsed(name)
         return await self._find(parsed) if parsed is not None else None
 
     async def all_names(self) -> frozenset[str]:
-        """Collect all that means a variant: names, with their model's and without, and aliases."""
+        """Collect all names of variants, with their model's name and without, and aliases."""
         names, aliases = await self._names(), await self._ask(self._store.all_aliases)
         return frozenset({*(f"{base}:{name}" for base, name in names), *(name for _, name in names), *aliases.values()})
 
     def is_of_a_base(self, model: str) -> bool:
-        """Whether a name is one that a variant of a model that is served could have."""
+        """Tell whether a variant of a served model could have this name."""
         parsed = ModelName.parse(model)
         return parsed is not None and parsed.base in self._bases
 
     async def refuse_unknown(self, model: str, others: Collection[str], allows_any: bool = False) -> None:
         """
-        Raise RequestError for a name that neither a model nor a variant has.
+        Raise RequestError for a name that neither a model nor a variant has, or that is a variant's without its model's.
 
-        others:     names that are in use beside the models' and variants'
-        allows_any: whether a name that is near none of them stands for the model
+        others:     names in use besides those of models and variants
+        allows_any: True if a name that is near none of them stands for the model
         """
         if model in self._bases or model in others:
             return
@@ -198,10 +198,10 @@ class VariantRegistry:
         """
         Resolve a variant, and a request's own steering with it. Raises RequestError.
 
-        conversation: where either chooses tokens by role
+        conversation: needed where either chooses tokens by role
         """
         steering = self.steering(version)
-        # lengths that were measured again may have come to lie on the other side of where they are rounded
+        # norms that were measured again at this start may have come to lie on the other side of where they are rounded
         for served in (self._served, replace(self._served, rounding=rounded_other_way)):
             try:
                 alone = resolve(steering, served, conversation)
@@ -214,6 +214,7 @@ class VariantRegistry:
         if own is None:
             return alone
         try:
+            # with the rounding under which the variant alone has its fingerprint
             return resolve(_merge(own, steering, version), served, conversation)
         except RequestError as exc:
             raise _with_variant_context(exc, own, version) from None
@@ -226,7 +227,7 @@ class VariantRegistry:
             raise VariantChangedError(version.to_wire().version) from exc
 
     def _parsed(self, name: str) -> ModelName | None:
-        """Take a name apart that may lack its model's."""
+        """Parse a name that may lack its model's; then it is of the first model."""
         return ModelName.parse(name if ":" in name else f"{self._bases[0]}:{name}")
 
     async def _find(self, name: ModelName) -> VariantVersion | None:
@@ -236,7 +237,7 @@ class VariantRegistry:
         return await self._ask(self._store.find, *name)
 
     async def _of_alias(self, name: str) -> VariantVersion | None:
-        """Find what an alias means, of a model that is served."""
+        """Find the version that an alias means, if it is of a served model."""
         if not is_alias(name):
             return None
         found = await self._ask(self._store.find_alias, name)
@@ -259,6 +260,7 @@ class VariantRegistry:
 
     async def _ask(self, method: Callable[..., ResultT], *args: Any) -> ResultT:
         try:
+            # the store waits for a disk or a network
             return await run_in_threadpool(method, *args)
         except StoreError as exc:
             raise VariantsUnavailableError(str(exc)) from exc
@@ -296,11 +298,11 @@ class VariantRegistry:
             raise InvalidRequestError(f"{path}: no variant can be named {name!r}.", path)
 
     def _of_bases(self, versions: Iterable[VariantVersion]) -> list[VariantVersion]:
-        """Leave out those of models that this server does not serve, and those whose name a preset has taken."""
+        """Leave out versions of models that this server does not serve, and those whose name a preset has taken."""
         return [one for one in versions if one.base in self._bases and (one.base, one.name) not in self._presets]
 
     def _meaning(self, steering: Steering) -> str:
-        """Resolve a steering, so that what cannot be applied is refused when it is created. Raises RequestError."""
+        """Fingerprint a steering as it resolves now. Raises RequestError, so what cannot be applied is not created."""
         # chosen by role, tokens depend on the conversation; which these are does not matter here
         anywhere = ChatSpans(0, ()) if roles_used(steering) else None
         return resolved_fingerprint(resolve(steering, self._served, anywhere).program)
@@ -320,6 +322,7 @@ def _merge(own: Steering, of_variant: Steering, version: VariantVersion) -> Stee
             f"together at most {MAX_RULES} can be used.",
             "steering.rules",
         )
+    # unchecked: both parts were checked, and together they may have more interventions than one `Steering` may
     return Steering.model_construct(
         interventions=(*own.interventions, *of_variant.interventions),
         rules=(*own.rules, *of_variant.rules),
@@ -329,7 +332,7 @@ def _merge(own: Steering, of_variant: Steering, version: VariantVersion) -> Stee
 
 
 def _with_variant_context(exc: RequestError, own: Steering | None, version: VariantVersion) -> RequestError:
-    """Let a refusal that is about a variant's part of a joined steering, or names one, say so."""
+    """Make a refusal of a joined steering say so where it is about the variant's part, or names one of its interventions."""
     num_own = {"interventions": len(own.interventions) if own else 0, "rules": len(own.rules) if own else 0}
     cannot = f"The variant {version.to_wire().id} cannot be used with this:"
 

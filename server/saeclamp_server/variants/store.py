@@ -1,7 +1,7 @@
 """
 Variants in a database: SQLite by default, PostgreSQL by URL. Any number of API processes may share one.
 
-What a method that writes has returned from is on the disk: SQLite syncs its write-ahead log at every commit.
+When a method that writes has returned, its change is on the disk: SQLite syncs its write-ahead log at every commit.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from saeclamp_server.variants.version import VariantVersion
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_S = 30
-"""How long a process waits for another one that writes."""
+"""Seconds that a process waits for another one that writes."""
 MIGRATION_LOCK = 0x5AEC1A39
-"""Of PostgreSQL's advisory locks, the one that is held while tables are changed."""
+"""Number of the PostgreSQL advisory lock that is taken while tables are changed."""
 _INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
@@ -38,16 +38,16 @@ class StoreError(Exception):
 
 
 def default_url() -> str:
-    """Return where variants are kept unless the user says otherwise: they are the user's own, so in no cache."""
+    """Return the URL of the default database. It is not in a cache folder, because variants are the user's own."""
     return f"sqlite:///{data_folder() / 'variants.sqlite3'}"
 
 
 class AliasInUseError(Exception):
-    """Another variant has the alias."""
+    """The alias belongs to another variant."""
 
 
 class VariantStore:
-    """Versions and what names mean. All methods raise StoreError."""
+    """Versions, names and aliases. All methods raise StoreError."""
 
     def __init__(self, url: str) -> None:
         """
@@ -65,9 +65,9 @@ class VariantStore:
 
     def create(self, version: VariantVersion, alias: str | None = None) -> tuple[VariantVersion, bool]:
         """
-        Keep a version, and let its name mean it. Returns it as it is kept, and whether it is new.
+        Store a version, and let its name mean it. Returns it as it is stored, and whether it is new.
 
-        alias: of the name from now on; None leaves it the one that it has
+        alias: the name's alias from now on; None leaves it as it is
         Raises AliasInUseError too.
         """
         with self._transaction(writes=True) as connection:
@@ -79,11 +79,11 @@ class VariantStore:
 
     def import_(self, imported: Sequence[VariantVersion], with_aliases: Mapping[tuple[str, str], str]) -> int:
         """
-        Keep versions from elsewhere, all or none; those that were here stay as they are. Returns how many are new.
+        Store versions from elsewhere, all or none; those that were here stay as they are. Returns how many are new.
 
         A name comes to mean the last of its versions, as if they had been created one after the other.
 
-        with_aliases: by base and name
+        with_aliases: aliases, by base and name
         Raises AliasInUseError too.
         """
         with self._transaction(writes=True) as connection:
@@ -96,7 +96,7 @@ class VariantStore:
         return num_new
 
     def find(self, base: str, name: str, sha256: str | None = None) -> VariantVersion | None:
-        """Look up what a name means, or its version whose address begins so; None where there is none, or several."""
+        """Find the version that a name means, or the one whose hash begins with `sha256`; None for none, or several."""
         with self._transaction() as connection:
             if sha256 is None:
                 wanted = (names.c.base == base) & (names.c.name == name)
@@ -107,7 +107,7 @@ class VariantStore:
         return found[0] if len(found) == 1 else None
 
     def find_alias(self, alias: str) -> VariantVersion | None:
-        """Look up what the name of an alias means."""
+        """Find the version that an alias's name means."""
         with self._transaction() as connection:
             found = connection.execute(select(aliases.c.base, aliases.c.name).where(aliases.c.alias == alias)).first()
         return self.find(*found) if found is not None else None
@@ -118,31 +118,33 @@ class VariantStore:
             return {(row.base, row.name): row.alias for row in connection.execute(select(aliases))}
 
     def current(self) -> list[VariantVersion]:
-        """List what every name means, by name."""
+        """List the version that every name means, sorted by name."""
         joined = versions.join(names, (names.c.sha256 == versions.c.sha256) & _same_name())
         with self._transaction() as connection:
             rows = connection.execute(select(versions).select_from(joined).order_by(versions.c.base, versions.c.name))
             return [_version(row) for row in rows]
 
     def current_names(self) -> list[tuple[str, str]]:
-        """List base and name of all that means something, by name."""
+        """List base and name of all names, sorted."""
         with self._transaction() as connection:
             rows = connection.execute(select(names.c.base, names.c.name).order_by(names.c.base, names.c.name))
             return [(base, name) for base, name in rows]
 
     def all_versions(self) -> list[VariantVersion]:
-        """List every version; of each name the one that it means last, and the others as they were created."""
+        """List every version, sorted by name; per name in the order of creation, with the one that it means at the end."""
         meant = {(version.base, version.name): version.sha256 for version in self.current()}
         with self._transaction() as connection:
             found = [_version(row) for row in connection.execute(select(versions))]
+        # an import lets a name mean its last version, so this order keeps what names mean
         return sorted(
             found,
             key=lambda one: (one.base, one.name, meant.get((one.base, one.name)) == one.sha256, one.created),
         )
 
     def delete(self, base: str, name: str) -> int:
-        """Forget a name and its versions. Returns how many there were."""
+        """Delete a name, its alias and its versions. Returns the number of versions."""
         with self._transaction(writes=True) as connection:
+            # in the order of the foreign keys: an alias refers to a name, and a name to a version
             connection.execute(aliases.delete().where((aliases.c.base == base) & (aliases.c.name == name)))
             connection.execute(names.delete().where((names.c.base == base) & (names.c.name == name)))
             gone = versions.delete().where((versions.c.base == base) & (versions.c.name == name))
@@ -187,6 +189,7 @@ def _engine(url: str) -> Engine:
         if parsed.get_backend_name() not in _INSERT:
             raise StoreError(f"Variants are kept in SQLite or PostgreSQL, not in {parsed.get_backend_name()}.")
         if parsed.get_backend_name() == "postgresql":
+            # tried before use, because a server drops idle connections
             return create_engine(parsed, pool_pre_ping=True)
         if parsed.database and parsed.database != ":memory:":
             Path(parsed.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
@@ -203,14 +206,14 @@ def _engine(url: str) -> Engine:
 
 
 def _set_up(connection: Any, record: Any) -> None:
-    """SQLite: readers and a writer at once, and commits that are on the disk."""
+    """Set up a connection to SQLite: readers beside a writer, and commits that are on the disk."""
     connection.isolation_level = None  # sqlite3 itself begins no transaction then: `_begin` does
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 
 def _begin(connection: Connection) -> None:
-    """A reader that becomes a writer is refused where another has written meanwhile, so writers say so at once."""
+    """Begin a transaction. SQLite refuses a reader that becomes a writer if another has written, so writers lock at once."""
     writes = connection.get_execution_options().get("saeclamp_writes")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
@@ -218,6 +221,7 @@ def _begin(connection: Connection) -> None:
 def _migrate(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
+    # two processes may open a new database at once: in SQLite `BEGIN IMMEDIATE` keeps the second one waiting
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection

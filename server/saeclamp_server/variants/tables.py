@@ -1,4 +1,4 @@
-"""The tables, as the newest migration leaves them."""
+"""The database's tables, as the newest migration leaves them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ versions = Table(
     Column("meaning", String(71), nullable=False),
     Column("created", BigInteger, nullable=False),
 )
-"""Never updated."""
+"""Versions. Rows are never updated."""
 
 names = Table(
     "saeclamp_variant_names",
@@ -29,7 +29,7 @@ names = Table(
         ["base", "name", "sha256"], [versions.c.base, versions.c.name, versions.c.sha256], name="names_a_version"
     ),
 )
-"""Which version a name means."""
+"""Names, each with the version that it means."""
 
 aliases = Table(
     "saeclamp_variant_aliases",
@@ -40,4 +40,4 @@ aliases = Table(
     UniqueConstraint("base", "name", name="one_alias_each"),
     ForeignKeyConstraint(["base", "name"], [names.c.base, names.c.name], name="is_of_a_name"),
 )
-"""Other names of names, without a colon."""
+"""Aliases: other names of names, without a colon."""

@@ -1,4 +1,4 @@
-"""One version of a variant. What it is addressed by is all that it says."""
+"""One version of a variant, addressed by the hash of its content."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from saeclamp_server.variants.names import version_name
 
 @dataclass(frozen=True)
 class VariantVersion:
-    """What never changes."""
+    """A version of a variant, which never changes."""
 
     base: str
     name: str
     steering: str
-    """JSON, keys sorted."""
+    """Canonical JSON of the steering, keys sorted."""
     description: str
     meaning: str
-    """As in `meaning_of`."""
+    """Fingerprint of the resolved steering (`resolved_fingerprint`)."""
     created: int = 0
     """Seconds since 1970; no part of the address."""
     read_only: bool = False
 
     @property
     def sha256(self) -> str:
-        """Address: equal for equal content under one name."""
+        """Hash of the content and the name, by which the version is addressed."""
         said = [self.base, self.name, self.steering, self.description, self.meaning]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
@@ -40,7 +40,7 @@ class VariantVersion:
         return Steering.model_validate_json(self.steering)
 
     def to_wire(self, alias: str | None = None) -> Variant:
-        """Describe the version. `alias` is its name's."""
+        """Make the API's `Variant`. `alias` is that of its name."""
         return Variant(
             id=f"{self.base}:{self.name}",
             version=version_name(self.base, self.name, self.sha256),
@@ -56,13 +56,13 @@ class VariantVersion:
         )
 
     def to_export(self, alias: str | None = None) -> dict[str, Any]:
-        """Write it as `ExportedVariant`. `alias` is its name's."""
+        """Make an `ExportedVariant` as JSON. `alias` is that of its name."""
         kept = {name: value for name, value in asdict(self).items() if name != "read_only"}
         return {**kept, "steering": json.loads(self.steering), "sha256": self.sha256, "alias": alias}
 
     @classmethod
     def imported(cls, variant: ExportedVariant) -> VariantVersion:
-        """Take over what another server has exported; whoever calls it compares the address."""
+        """Read a version that another server has exported; the caller must compare its hash."""
         return cls(
             variant.base,
             variant.name,
@@ -74,19 +74,20 @@ class VariantVersion:
 
 
 def canonical_json(steering: Steering) -> str:
-    """Write a steering as it is kept."""
+    """Write a steering as canonical JSON, as it is stored and hashed."""
     return json.dumps(steering.to_json(), sort_keys=True)
 
 
 def resolved_fingerprint(program: SteeringProgram) -> str:
     """
-    Hash what a program does, but for positions: those that are chosen by role differ from request to request.
+    Hash a program's effect without its positions, since those that are chosen by role differ from request to request.
 
-    A variant whose meaning changes would no longer be what was created: another SAE under the same name, a feature's name in
-    the book that went to another feature, or a new maximum activation, by which values are measured.
+    A variant whose fingerprint has changed is no longer what was created: there is another SAE under the same name, a
+    feature's name in the book has gone to another feature, or values are measured by a new maximum activation.
     """
     value = program.to_json()
     for part in (*value["edits"], *value["rules"], *([value["readout"]] if value["readout"] else [])):
         del part["tokens"]
+    # how much the answer shows of its edits changes nothing of what they do
     del value["itemised"]
     return "sha256:" + hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -2,9 +2,9 @@
 Directions that users upload, and that requests move by name as they move features.
 
     vector_file.py  a safetensors file to a direction at a site, or a refusal
-    sites.py        where vectors can sit in this server's model
-    storage.py      files that outlast the server
-    registry.py     the vectors that requests can name, each with a row of the engine's
+    sites.py        sites of this server's model that vectors can be added at
+    storage.py      files of vectors, which outlast the server
+    registry.py     the vectors that requests can name, each with a row of the engine's vector bank at its site
 
 Free of vLLM: the engine is told by `collective_rpc`.
 """

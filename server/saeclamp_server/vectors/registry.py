@@ -1,5 +1,5 @@
 """
-The vectors that requests can name. Each is a row of the engine's dictionary at its site.
+Registry of the vectors that requests can name. Each is a row of the engine's vector bank at its site.
 
 A row is free again when nobody refers to its vector any more. Requests refer to those that they move until they have been
 answered, so a vector that is deleted meanwhile stays in the engine until then.
@@ -33,17 +33,17 @@ from saeclamp_server.vectors.storage import VectorStorage, check_name
 from saeclamp_server.vectors.vector_file import SteeringVector
 
 WAITS_S = (0.02, 0.1, 0.5)
-"""Before an upload is refused because its site is full."""
+"""Seconds of the waits before an upload is refused because its site is full."""
 
 
 @dataclass(frozen=True, eq=False)
 class RegisteredVector:
-    """A direction that the engine holds."""
+    """A vector that the engine has loaded."""
 
     name: str
     direction: SteeringVector
     norms: SiteNorms
-    """Those of its site, and its own as the one row."""
+    """Norms at its site, with its own norm as the one row."""
 
     @property
     def site(self) -> Site:
@@ -54,7 +54,7 @@ class RegisteredVector:
         return self.direction.sha256
 
     def to_wire(self) -> StoredVector:
-        """Describe it to users."""
+        """Make the API's `StoredVector`."""
         stream = self.norms.rounded_resid_norm
         return StoredVector(
             name=self.name,
@@ -69,14 +69,14 @@ class RegisteredVector:
 
 
 class VectorRegistry(Mapping[str, RegisteredVector]):
-    """By name. Changed by one task at a time, read by all."""
+    """Uploaded vectors by name. Changed by one task at a time, read by all."""
 
     def __init__(
         self, places: Sequence[VectorSite], norms: Mapping[str, SiteNorms], folder: VectorStorage, engine: Any
     ) -> None:
         """
-        norms: of each place, by the name of its dictionary
-        engine:  vLLM's, of which only `collective_rpc` is used
+        norms:  norms at each site, by the name of its bank
+        engine: vLLM's, of which only `collective_rpc` is used
         """
         self.places = {place.site: place for place in places}
         self._norms = norms
@@ -84,9 +84,9 @@ class VectorRegistry(Mapping[str, RegisteredVector]):
         self._engine = engine
         self._by_name: dict[str, RegisteredVector] = {}
         self._alive = weakref.WeakValueDictionary[tuple[str, str], RegisteredVector]()
-        """All that anybody refers to, deleted ones too, by name and sha256."""
+        """All vectors that anybody refers to, deleted ones too, by (name, sha256)."""
         self._free = {place.site: deque(range(place.capacity)) for place in places}
-        """Rows of each dictionary; the one that has been free longest is taken first."""
+        """Free rows of each bank; the one that has been free longest is taken first."""
         self._changing = asyncio.Lock()
 
     def __getitem__(self, name: str) -> RegisteredVector:
@@ -99,7 +99,7 @@ class VectorRegistry(Mapping[str, RegisteredVector]):
         return len(self._by_name)
 
     async def load(self, report: Callable[[str], None]) -> None:
-        """Take what the folder has. What cannot be used is reported and left out."""
+        """Load the folder's vectors. Those that cannot be used are reported and left out."""
         for name, direction in self._folder.read_all(report):
             try:
                 self._check_fit(direction)
@@ -114,6 +114,7 @@ class VectorRegistry(Mapping[str, RegisteredVector]):
         returns: the vector, and whether it is new
         """
         check_name(name)
+        # in a thread: it may be 4 MB, and all other requests wait for the event loop
         direction = await run_computation(SteeringVector.parse, data)
         self._check_fit(direction)
         async with self._changing:
@@ -122,6 +123,7 @@ class VectorRegistry(Mapping[str, RegisteredVector]):
                     raise VectorExistsError(name, f"at {self._by_name[name].site}")
                 return self._by_name[name], False
             await self._wait_for_room(direction.site)
+            # to the engine first: a vector for which it has no room must not be found in the folder at the next start
             vector = await self._loaded(name, direction)
             await _on_disk(name, self._folder.keep, name, direction)
             self._by_name[name] = vector
@@ -140,6 +142,7 @@ class VectorRegistry(Mapping[str, RegisteredVector]):
         async with self._changing:
             if name not in self._by_name:
                 raise UnknownVectorError(name, self, "name", status=404)
+            # the file first: a vector that could not be removed would be back at the next start
             await _on_disk(name, self._folder.remove, name)
             del self._by_name[name]
 
@@ -167,7 +170,7 @@ class VectorRegistry(Mapping[str, RegisteredVector]):
             gc.collect()  # what ended in an error may be held by its traceback
 
     async def _loaded(self, name: str, direction: SteeringVector) -> RegisteredVector:
-        """Give a vector a row, unless requests still refer to the very same one."""
+        """Load a vector into a free row of the engine, unless requests still refer to the very same one."""
         if (alive := self._alive.get((name, direction.sha256))) is not None:
             return alive
         place, free = self.places[direction.site], self._free[direction.site]
@@ -178,6 +181,7 @@ class VectorRegistry(Mapping[str, RegisteredVector]):
         vector = RegisteredVector(
             name, direction, SiteNorms(measured.median_resid_norm, [direction.norm], measured.of_resid)
         )
+        # the row is given back even if the call below fails. Not at the interpreter's end, when there is no engine any more
         weakref.finalize(vector, free.append, row).atexit = False
         numbers = direction.signed().numpy().tobytes()
         held = (place.bank_name, row, f"{VECTOR}{name}", direction.sha256, numbers)

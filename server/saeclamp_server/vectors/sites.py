@@ -1,4 +1,4 @@
-"""Where vectors can sit: hooks are placed when the model is loaded, before it is compiled, so the sites are fixed then."""
+"""Sites for vectors. They are fixed at the start, because hooks are attached before the model is compiled."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from saeclamp_saes.sites import POINTS
 from saeclamp_server.model_info import SUPPORTED_ARCHITECTURES, ModelInfo, StartupError
 
 ALL = "all"
-"""What a user writes for `resid_post` behind every layer."""
+"""Word of `--vector-site` for `resid_post` behind every layer."""
 
 UNHELD = "mlp_in_no_gain"
-"""A point that SAEs can read, of vectors that the model never holds and that so cannot be edited."""
+"""Point that SAEs can read, but whose vectors exist nowhere in the model, so that they cannot be edited."""
 
 
 class VectorSite(NamedTuple):
@@ -21,12 +21,13 @@ class VectorSite(NamedTuple):
 
     site: Site
     width: int
-    """Length of the vectors there."""
+    """Width of the vectors there."""
     capacity: int
+    """Number of vectors that the site has room for."""
 
     @property
     def bank_name(self) -> str:
-        """Name of the engine's dictionary of them, which no SAE can have."""
+        """Name of the site's vector bank in the engine, which no SAE can have."""
         return f"vectors@{self.site}"
 
 
@@ -42,6 +43,7 @@ def vector_sites(
     sites = {site for text in asked for site in _asked(text, model)}
     sites |= {site for sae in saes.values() for site in (*sae.summary.reads, *sae.summary.writes)}
     held = sorted((site for site in sites if site.point != UNHELD), key=lambda site: site.order)
+    # an SAE's sites are hooked anyhow, so vectors there cost their rows alone
     return tuple(VectorSite(site, model.width(site), capacity) for site in held) if capacity else ()
 
 

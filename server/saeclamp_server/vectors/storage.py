@@ -1,4 +1,4 @@
-"""Vectors on the disk: what was acknowledged is there after any end of the server."""
+"""Files of vectors: one that was acknowledged is there after any end of the server."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ SUFFIX = ".safetensors"
 
 
 def default_folder(model: str) -> Path:
-    """Return where a model's vectors are kept unless the user says otherwise: one folder a model, whoever serves it."""
+    """Return the default folder of a model's vectors: one per model, whoever serves it."""
     name = model
     if Path(model).is_dir():
+        # two local models may have one name, so the hash of the path is added
         path = Path(model).resolve()
         name = f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     return cache_folder() / "vectors" / re.sub(r"[^A-Za-z0-9_.-]+", "--", name)
@@ -36,7 +37,7 @@ def check_name(name: str) -> None:
 
 
 class VectorStorage:
-    """One file a vector. It is made when the first is kept."""
+    """Folder with one file per vector. It is made with the first."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -63,6 +64,7 @@ class VectorStorage:
                 raise VectorExistsError(name, f"kept in {path}")
             return
         self.path.mkdir(parents=True, exist_ok=True)
+        # begun under another name, and renamed: a killed server leaves no half file that the next one reads
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
             with partial.open("wb") as file:
@@ -72,6 +74,7 @@ class VectorStorage:
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+        # a new name is in its folder, and a new folder in its own, only when these are synced
         fsync(self.path)
         fsync(self.path.parent)
 

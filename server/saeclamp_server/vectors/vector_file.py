@@ -1,4 +1,4 @@
-"""A direction in the vectors of one site: read from what a user has uploaded, and written to be kept. Never a pickle."""
+"""Vector files: safetensors with one vector and its metadata, as users upload and the server stores them. Never a pickle."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from saeclamp_saes.io.safetensors import read_header
 from saeclamp_server.errors import InvalidVectorError
 
 MAX_BYTES = 4 << 20
-"""Of a file. The widest models' vectors take a fiftieth of it."""
+"""Bytes of a file, at most. The widest models' vectors take a fiftieth of it."""
 MAX_SOURCE = 2000
-"""Characters of `source`."""
+"""Characters of `source`, at most."""
 SHORTEST, LONGEST = 1e-9, 1e9
-"""Lengths beyond which squares and quotients leave what fp32 can hold."""
+"""Norms beyond which squares and quotients leave what fp32 can hold."""
 
 REQUIRED = ("layer", "site", "sign", "source")
 """Metadata that a file must have."""
 CHECKSUM = "sha256"
-"""Metadata that a file may have, and then must be true: files that were kept have it."""
+"""Metadata that a file may have, and then must be right; files that the server writes have it."""
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SIGNS: dict[str, Literal[1, -1]] = {"+1": 1, "-1": -1}
@@ -38,13 +38,13 @@ SIGNS: dict[str, Literal[1, -1]] = {"+1": 1, "-1": -1}
 
 @dataclass(frozen=True, eq=False)
 class SteeringVector:
-    """What a file holds."""
+    """A vector at a site, with the metadata of its file."""
 
     site: Site
     sign: Literal[1, -1]
-    """Whether it is the numbers as they are that push towards the concept, or their negative."""
+    """1 if the numbers as they are push towards the concept, -1 if their negative does."""
     source: str
-    """Where they come from, in the user's words."""
+    """Origin of the numbers, in the user's words."""
     numbers: Tensor
     """(width,) fp32, as uploaded"""
 
@@ -77,12 +77,12 @@ class SteeringVector:
 
     @cached_property
     def sha256(self) -> str:
-        """Hex digest of the numbers and of what is said of them."""
+        """Hex digest of the numbers and of the metadata."""
         said = json.dumps([str(self.site), self.sign, self.source])
         return hashlib.sha256(said.encode() + b"\0" + self.numbers.numpy().tobytes()).hexdigest()
 
     def signed(self) -> Tensor:
-        """Return what one unit of activation adds, (width,) fp32."""
+        """Return the vector that one unit of activation adds, (width,) fp32."""
         return self.sign * self.numbers
 
     def to_bytes(self) -> bytes:
@@ -109,7 +109,8 @@ class SteeringVector:
 
 
 def _described(metadata: Mapping[str, Any]) -> tuple[Site, Literal[1, -1], str]:
-    """What the metadata say: site, sign and source. Raises InvalidVectorError."""
+    """Parse the metadata: site, sign and source. Raises InvalidVectorError."""
+    # unknown keys are refused, because one of the required ones may be misspelt
     for key in metadata:
         if key not in (*REQUIRED, CHECKSUM):
             raise _refusal(key, f"is not known.{did_you_mean(key, REQUIRED)} Known: {', '.join(REQUIRED)}.")
