@@ -32,7 +32,7 @@ class Criteria:
     judge: Judge | None = None
     """Kind of a hit: a word of the concept, or more similarity than 95 % of unsteered answers have. None: words if known."""
     share_of_best: float = SHARE_OF_BEST
-    """Share of the largest gain at a fluent strength to be reached. A gain is the share of hits less that without steering."""
+    """Share of the largest gain at a fluent strength to be reached. A gain is the share of hits, less the unsteered one."""
     max_perplexity: float = MAX_PERPLEXITY
     """Largest perplexity, in multiples of the unsteered one."""
     min_distinct_2: float = MIN_DISTINCT_2
@@ -48,7 +48,7 @@ class Point:
     strength: float
     """The clamp, in multiples of max_act."""
     act: float
-    """The same in the encoder's units."""
+    """Clamp in the encoder's units."""
     figures: Mapping[str, AnswerMetrics]
     """Metrics of the answers, by decoding."""
 

@@ -38,9 +38,9 @@ class MeasuredAnswer:
     nll: float
     """Negative log-likelihood of the answer's tokens under the unsteered model, in nats, summed."""
     seed: int | None = None
-    """None for a greedy answer."""
+    """Seed of the sampling; None for a greedy answer."""
     dose: float | None = None
-    """Mean length of the edit as a share of the token's residual norm, from the receipt. None: unsteered."""
+    """Mean norm of the edit as a share of the token's residual norm, from the receipt. None: unsteered."""
 
 
 class Estimate(NamedTuple):
@@ -65,10 +65,10 @@ class AnswerMetrics:
     similarity_gain: Estimate | None
     """Gain of the mean cosine with the examples."""
     perplexity: float | None
-    """Under the unsteered model, over all tokens of all answers. None where no answer holds a token."""
+    """Perplexity under the unsteered model, over all tokens of all answers. None where no answer holds a token."""
     perplexity_ratio: Estimate | None
     distinct_2: float | None
-    """Mean over the answers of two words and more. None where there is none."""
+    """Mean over the answers of two or more words. None where there is none."""
     distinct_2_ratio: Estimate | None
     repetition: float | None
     """Mean over the answers that hold a word. None where there is none."""

@@ -56,7 +56,7 @@ class GatedRequest:
 
 
 class SteeringSchedulerMixin:
-    """Steering, mixed into vLLM's schedulers."""
+    """Mixin that makes a scheduler of vLLM's steer."""
 
     requests: dict[str, Request]
     grammar_compile_error_reqs: set[str]
@@ -177,10 +177,10 @@ class SteeringSchedulerMixin:
 
     def _finish_request(self, last: EngineCoreOutput, stop_reason: str | None) -> list[EngineCoreOutput]:
         """
-        End a request now, behind what `last` brings.
+        End a request now, after the tokens of `last`.
 
-        Where that is tokens, the end is an output of its own: vLLM takes the last token of an output that ends for the one
-        that stopped it.
+        Where it has any, the end is an output of its own: vLLM takes the last token of an output that ends for the one that
+        stopped it.
         """
         self.finish_requests(last.request_id, RequestStatus.FINISHED_STOPPED)  # type: ignore[attr-defined]
         end = EngineCoreOutput(request_id=last.request_id, new_token_ids=[]) if last.new_token_ids else last

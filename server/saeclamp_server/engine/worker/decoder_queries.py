@@ -21,7 +21,7 @@ def longest_rows(sae: SAE, count: int) -> list[int]:
 
 def nearest_rows(sae: SAE, indices: Sequence[int], count: int) -> list[list[tuple[int, float]]]:
     """
-    Find the features whose decoder rows point the same way as each of some, by cosine; the nearest first, not itself.
+    Find the features whose decoder rows have the largest cosine with those of `indices`; the nearest first, not itself.
 
     returns: per index, (index, cosine) of `count` others
     """

@@ -29,7 +29,7 @@ class Hook(NamedTuple):
     hidden: int | None
     """Index of the argument (before) or result (after) that is edited. None: the module's one result."""
     residual: int | None
-    """Index of the one that, added to it, makes the residual stream. None: not at hand, or `hidden` is the whole stream."""
+    """Index of the tensor that, added to it, makes the residual stream. None: not at hand, or not needed."""
 
 
 class LayerFamily(NamedTuple):
@@ -141,7 +141,7 @@ class UnsupportedLayerError(RuntimeError):
 
 
 class SiteHooks:
-    """The sites of one loaded model."""
+    """Sites of one loaded model, and the hooks on them."""
 
     def __init__(self, model: nn.Module) -> None:
         """Find the model's decoder layers and their family. Raises UnsupportedLayerError."""

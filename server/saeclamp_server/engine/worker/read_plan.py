@@ -21,7 +21,7 @@ class RuleRows(NamedTuple):
 
     form: Form
     place: int
-    """Number of the site."""
+    """Number of the site where the rules are evaluated."""
     act: NDArray[np.int64]
     """(num_rows, num_comparisons), places of activations"""
     bounds: NDArray[np.float32]
@@ -42,7 +42,7 @@ class RuleRows(NamedTuple):
     slot: NDArray[np.int64]
     """Slot of the rule in the rule state."""
     verdict: NDArray[np.int64]
-    """Place of the verdict."""
+    """Place of the verdict in the step outputs."""
 
 
 class TopFeatureRows(NamedTuple):

@@ -91,7 +91,7 @@ class ReadPairs(NamedTuple):
     special: NDArray[np.bool_]
     """True if the token is read even if it is a special one."""
     act: NDArray[np.int64]
-    """Place of the activation."""
+    """Place of the activation in the step outputs."""
 
 
 class StepLayout:

@@ -38,7 +38,7 @@ from saeclamp_server.engine.worker_config import CONFIG_KEY
 
 
 class SteeringWorker:
-    """Mixed into the platform's worker. vLLM reaches these methods by `collective_rpc`."""
+    """Mixin for the platform's worker. The API process calls its methods by `collective_rpc`."""
 
     vllm_config: Any
     model_runner: Any
