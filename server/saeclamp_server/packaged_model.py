@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saeclamp_saes.io.atomic import fsync
 from saeclamp_saes.io.locks import exclusive_lock
 from saeclamp_saes.io.paths import cache_folder
 
@@ -191,15 +191,6 @@ def _seal(folder: Path, source: PackagedFile) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     for path in (*files, folder / MANIFEST, folder):
         fsync(path)
-
-
-def fsync(path: Path) -> None:
-    """Bring a file, or what is in a folder, to the disk. Raises OSError."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _sha256(file: Path) -> str:

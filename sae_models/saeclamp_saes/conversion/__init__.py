@@ -11,7 +11,6 @@ Converting a checkpoint, once, into our own layout: safetensors that can be serv
 from __future__ import annotations
 
 import json
-import os
 import stat
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from saeclamp_saes.conversion.pickles import check_torch
 from saeclamp_saes.conversion.sandbox_launcher import run_sandbox
 from saeclamp_saes.conversion.sandbox_main import ConversionRequest, Limits
 from saeclamp_saes.errors import CheckpointError, PickledError
+from saeclamp_saes.io.atomic import replace_text
 from saeclamp_saes.io.checkpoint import PICKLES, CheckpointSource, read_config
 from saeclamp_saes.io.hashes import sha256_of
 from saeclamp_saes.io.tensors import file_stamp, open_regular
@@ -190,6 +190,4 @@ def _add_provenance(folder: Path, conversion: Conversion, origins: list[dict[str
         "converted": datetime.now(UTC).date().isoformat(),
         "converted_with": f"torch {torch.__version__}",
     }
-    unfinished = folder.parent / native.CONFIG
-    unfinished.write_text(json.dumps(config | provenance, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, folder / native.CONFIG)
+    replace_text(folder / native.CONFIG, json.dumps(config | provenance, indent=1) + "\n")

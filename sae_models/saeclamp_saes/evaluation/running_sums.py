@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from saeclamp_saes.errors import VerificationError
 from saeclamp_saes.evaluation.accumulators import MetricSums
+from saeclamp_saes.io.atomic import replacing
 from saeclamp_saes.sae import SAE
 
 NUM_DONE = "num_done"
@@ -86,10 +86,9 @@ def _damaged(path: Path) -> VerificationError:
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     """Replace the file, as a whole or not at all. Raises VerificationError where it cannot be written."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, unfinished)
-        os.replace(unfinished, path)
+        with replacing(path) as unfinished:
+            save_file(tensors, unfinished)
     except (OSError, SafetensorError) as exc:  # a full disk is either
         raise VerificationError(f"What was measured so far cannot be kept in {path}: {exc}.") from None

@@ -8,7 +8,6 @@ decoder's hash, and is refused for any other.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from saeclamp_saes.errors import LabelError
+from saeclamp_saes.io.atomic import replacing
 from saeclamp_saes.io.checkpoint import LABELS
 from saeclamp_saes.io.hashes import tensor_sha256
 from saeclamp_saes.io.sanitize import first_line, one_line
@@ -246,17 +246,14 @@ def write_labels(path: Path, info: LabelsInfo, batches: Iterable[Any]) -> None:
     Raises LabelError when it cannot be written.
     """
     noted = json.dumps({"version": _VERSION, "info": asdict(info)})
-    unfinished = path.with_name(f"{path.name}.unfinished")
+    schema = SCHEMA.with_metadata({_METADATA: noted})
     try:
-        with pq.ParquetWriter(unfinished, SCHEMA.with_metadata({_METADATA: noted}), compression="zstd") as writer:
+        with replacing(path) as unfinished, pq.ParquetWriter(unfinished, schema, compression="zstd") as writer:
             # each batch becomes a row group, and `LabelFile` reads a whole one to show a feature: so batches are small
             for batch in batches:
                 writer.write_batch(batch)
-        os.replace(unfinished, path)
     except OSError as exc:
         raise LabelError(f"{path} cannot be written: {exc.strerror or exc}.") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def to_batch(features: Sequence[Feature]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 import yaml
 
 from saeclamp_saes.errors import CheckpointError
+from saeclamp_saes.io.atomic import replace_text
 from saeclamp_saes.io.checkpoint import LABELS, read_config
 
 FEATURE_BOOK = "features.yaml"
@@ -75,11 +75,9 @@ def update_feature_book(folder: Path, note: FeatureNote, d_sae: int, source: Pat
         items.append(item := {})
     item.update(_written(note))
     _notes(path, book, d_sae)
-    unfinished = path.with_name(f"{path.name}.unfinished")
     # flow style where all of an entry is plain values, so that a short one takes a line
     text = yaml.safe_dump(book, sort_keys=False, allow_unicode=True, width=WIDTH, default_flow_style=None)
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    replace_text(path, text)
 
 
 def _written(note: FeatureNote) -> dict[str, Any]:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
+from saeclamp_saes.io.atomic import replace_text
 from saeclamp_saes.library.user_library import library_folder
 
 
@@ -28,9 +27,7 @@ def keep(place: str, sizes: Mapping[str, int]) -> None:
     path = _path(place)
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", dir=path.parent, suffix=".unfinished", delete=False, encoding="utf-8") as file:
-            json.dump({"place": place, "sizes": dict(sizes)}, file, indent=1)
-        os.replace(file.name, path)
+        replace_text(path, json.dumps({"place": place, "sizes": dict(sizes)}, indent=1))
 
 
 def kept(place: str) -> dict[str, int] | None:

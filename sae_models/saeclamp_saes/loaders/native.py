@@ -8,11 +8,11 @@ decoder_rows (d_sae, d_out), decoder_bias (d_out,), and skip (d_in, d_out) for a
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, get_args
 
 from saeclamp_saes.errors import CheckpointError
+from saeclamp_saes.io.atomic import replace_text
 from saeclamp_saes.io.checkpoint import CheckpointSource
 from saeclamp_saes.io.safetensors import write_safetensors
 from saeclamp_saes.loaders.builder import SAEBuilder
@@ -106,9 +106,7 @@ def write(sae: SAE, folder: Path, provenance: dict[str, Any]) -> Path:
         "model_name": sae.model_name,
         **provenance,
     }
-    unfinished = folder / f"{CONFIG}.unfinished"
-    unfinished.write_text(json.dumps(cfg, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, folder / CONFIG)
+    replace_text(folder / CONFIG, json.dumps(cfg, indent=1) + "\n")
     return weights
 
 

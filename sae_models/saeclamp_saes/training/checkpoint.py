@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from saeclamp_saes.io.atomic import replacing
 from saeclamp_saes.io.work_folder import damaged_error
 from saeclamp_saes.training.trainer import Trainer
 
@@ -26,11 +26,10 @@ class ResumePoint(NamedTuple):
 
 def save(path: Path, trainer: Trainer, place: ResumePoint) -> None:
     """Replace the checkpoint, as a whole or not at all."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
     counters = {"step": trainer.step_number, "scale": place.scale.hex(), "round": place.round, "used": place.used}
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in trainer.state().items()}
-    save_file(tensors, unfinished, {name: str(value) for name, value in counters.items()})
-    os.replace(unfinished, path)
+    with replacing(path) as unfinished:
+        save_file(tensors, unfinished, {name: str(value) for name, value in counters.items()})
 
 
 def load(path: Path, trainer: Trainer, device: torch.device) -> ResumePoint:

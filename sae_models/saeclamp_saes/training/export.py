@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from saeclamp_saes.errors import TrainingError
+from saeclamp_saes.io.atomic import replacing
 from saeclamp_saes.io.safetensors import write_safetensors
 from saeclamp_saes.io.work_folder import write_json
 from saeclamp_saes.loaders.builder import SAEBuilder
@@ -120,9 +120,8 @@ def export(
         rounding_error=0.0 if dtype == "float32" else _distance(ready(exact), sae, chunks),
     )
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f"{WEIGHTS}.unfinished"
-    write_safetensors({name: tensor.contiguous().cpu() for name, tensor in rounded.items()}, unfinished)
-    os.replace(unfinished, folder / WEIGHTS)
+    with replacing(folder / WEIGHTS) as unfinished:
+        write_safetensors({name: tensor.contiguous().cpu() for name, tensor in rounded.items()}, unfinished)
     training = {
         **metadata.get("training", {}),
         "held_out": asdict(exported.figures),

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from saeclamp_saes.io.atomic import replace_text
 from saeclamp_saes.io.locks import exclusive_lock
 from saeclamp_server.calibration.errors import CalibrationError
 from saeclamp_server.calibration.metrics import MeasuredAnswer
@@ -111,9 +112,7 @@ class AnswerJournal:
         if self._answers.keys() <= {UNSTEERED}:
             self.path.unlink(missing_ok=True)
             return
-        unfinished = self.path.with_name(f"{self.path.name}.unfinished")
-        unfinished.write_text("".join(_line(key, answers) for key, answers in self._answers.items()), encoding="utf-8")
-        os.replace(unfinished, self.path)
+        replace_text(self.path, "".join(_line(key, answers) for key, answers in self._answers.items()))
 
     def _read(self) -> None:
         whole = 0
@@ -185,9 +184,7 @@ class CurveFile:
         """Replace a feature's curve, and keep the others."""
         self.curves[index] = curve
         value = {"version": VERSION, "features": {str(key): self.curves[key] for key in sorted(self.curves)}}
-        unfinished = self.path.with_name(f"{self.path.name}.unfinished")
-        unfinished.write_text(_laid_out(value) + "\n", encoding="utf-8")
-        os.replace(unfinished, self.path)
+        replace_text(self.path, _laid_out(value) + "\n")
 
 
 def _laid_out(value: Any, indent: int = 0) -> str:

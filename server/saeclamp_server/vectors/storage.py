@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from saeclamp.types.interventions import is_vector_name
+from saeclamp_saes.io.atomic import fsync, replacing
 from saeclamp_saes.io.paths import cache_folder
 from saeclamp_server.errors import InvalidVectorError, RequestError, VectorExistsError
-from saeclamp_server.packaged_model import fsync
 from saeclamp_server.vectors.vector_file import MAX_BYTES, SteeringVector
 
 SUFFIX = ".safetensors"
@@ -64,19 +63,9 @@ class VectorStorage:
                 raise VectorExistsError(name, f"kept in {path}")
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        # begun under another name, and renamed: a killed server leaves no half file that the next one reads
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as file:
-                file.write(direction.to_bytes())
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-        # a new name is in its folder, and a new folder in its own, only when these are synced
-        fsync(self.path)
-        fsync(self.path.parent)
+        with replacing(path) as unfinished:
+            unfinished.write_bytes(direction.to_bytes())
+        fsync(self.path.parent)  # in which the folder may be new
 
     def remove(self, name: str) -> None:
         """Delete a vector's file, if there is one. Raises OSError."""

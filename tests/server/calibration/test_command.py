@@ -81,6 +81,7 @@ def test_the_green_zone_goes_into_the_feature_book(server: Stub, folder: Path) -
     }
     assert book["features"][1:] == yaml.safe_load(BOOK)["features"][1:]
     assert sorted(file.name for file in folder.iterdir()) == [
+        ".calibration.lock",
         "calibration.json", "cfg.json", "features.yaml", "sae_weights.safetensors",
     ]  # fmt: skip
 

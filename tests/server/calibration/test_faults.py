@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -19,6 +18,7 @@ from tests.support.calibration_stub import NUM_PROMPTS, Asked, Stub, curve_of, r
 from tests.support.scripted_server import chat_answer, hang_up, reply
 
 from saeclamp_server.calibration.errors import CalibrationError
+from saeclamp_server.calibration.storage import locked
 
 
 @pytest.fixture
@@ -243,10 +243,5 @@ def test_a_file_of_curves_that_cannot_be_read_is_left_alone(server: Stub, folder
 
 
 def test_two_runs_on_one_folder_do_not_meet(server: Stub, folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    try:
-        with pytest.raises(CalibrationError, match="Another calibration is at work"):
-            run(words(server, folder))
-    finally:
-        os.close(handle)
+    with locked(folder), pytest.raises(CalibrationError, match="Another calibration is at work"):
+        run(words(server, folder))

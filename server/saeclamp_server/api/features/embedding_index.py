@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from saeclamp_saes.io.atomic import replacing
 from saeclamp_saes.io.paths import cache_folder
 from saeclamp_server.sentence_encoder import WEIGHTS_SHA256, SentenceEncoder
 
@@ -83,11 +84,7 @@ def _key(sentences: Sequence[str]) -> str:
 
 def _keep(path: Path, rows: Rows) -> None:
     """Write rows in half precision, as a whole or not at all; a disk that takes nothing costs a repetition."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
+        with replacing(path) as unfinished, unfinished.open("wb") as file:
             np.save(file, rows.astype(np.float16))
-        unfinished.replace(path)
-    except OSError:
-        unfinished.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ or that a rule ends.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -134,7 +134,7 @@ class SteeringSchedulerMixin:
         if not report and not self._gated:
             return outputs
         # vLLM makes no output for a request that has no new token, but the gate may let one go then, or a rule may end it
-        by_request = {output.request_id: output for part in outputs.values() for output in part.outputs}
+        by_request = last_outputs(outputs, clients.keys())
         for name, client in clients.items():
             output = by_request.get(name)
             if report[name].failure is not None:
@@ -203,6 +203,21 @@ class SteeringSchedulerMixin:
             # by identity: `==` would compare arrays of logprobs
             at = next(n for n, other in enumerate(part) if other is output)
             part[at : at + 1] = leaving
+
+
+def last_outputs(outputs: Mapping[int, EngineCoreOutputs], names: Collection[str]) -> dict[str, EngineCoreOutput]:
+    """Find the last output of a step of each of some requests, and take out what was before it."""
+    found: dict[str, EngineCoreOutput] = {}
+    for part in outputs.values():
+        for output in [*part.outputs]:
+            earlier = found.get(output.request_id)
+            if earlier is not None:
+                # vLLM puts the error by which a grammar ends a request behind the tokens of the same step, which would
+                # pass the gate unread
+                part.outputs[:] = [other for other in part.outputs if other is not earlier]
+            if output.request_id in names:
+                found[output.request_id] = output
+    return found
 
 
 def _num_rejected(scheduler_output: Any, model_runner_output: Any) -> dict[str, int]:
