@@ -36,7 +36,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from saeclamp.types.doses import dose_in_words
+from saeclamp.types.dose import dose_in_words
 from saeclamp.types.refusals import did_you_mean, listed, shown
 
 

@@ -25,8 +25,7 @@ import torch
 from saeclamp_saes.errors import CheckpointError
 from saeclamp_saes.io.checkpoint import BACKUP, TRAINER_STATE, CheckpointSource, positive_int
 from saeclamp_saes.io.contents import CHECKPOINTS
-from saeclamp_saes.io.nested import PrefixedTensors
-from saeclamp_saes.io.tensors import Shape, Tensors
+from saeclamp_saes.io.tensors import PrefixedTensors, Shape, Tensors
 from saeclamp_saes.loaders.builder import SAEBuilder
 from saeclamp_saes.loaders.linear import matrix_shape
 from saeclamp_saes.sae import SAE, TopK

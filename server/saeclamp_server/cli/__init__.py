@@ -11,7 +11,7 @@ The command line. `args.py` has the options of `serve`; the rest speaks to a run
     variants.py       `saeclamp variants list | show | create | delete | export | import`
     vectors.py        `saeclamp vectors upload | list | get | delete`
     control_vector.py  `saeclamp vectors import`, which needs the packages gguf and safetensors
-    try_steering.py   `saeclamp validate | compare`
+    steering_trials.py   `saeclamp validate | compare`
     chat.py           `saeclamp chat`: unsteered, steered and prompted answers in columns
     calibrate.py      `saeclamp calibrate`, which may start a server of its own
     demo.py           `make demo`
@@ -23,10 +23,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from saeclamp_server.cli import chat, features, try_steering, variants, vectors
+from saeclamp_server.cli import chat, features, steering_trials, variants, vectors
 
 
 def register(commands: Any) -> None:
     """Add the commands to the command line; `commands` is what `ArgumentParser.add_subparsers` returned."""
-    for command in (features, variants, vectors, try_steering, chat):
+    for command in (features, variants, vectors, steering_trials, chat):
         command.register(commands)

@@ -15,7 +15,7 @@ from itertools import zip_longest
 
 from saeclamp import Clamp, Client, InvalidArgumentError, Receipt
 from saeclamp.types import InterventionReceipt
-from saeclamp.types.doses import dose_in_words
+from saeclamp.types.dose import dose_in_words
 from saeclamp_server.cli.server_client import DEFAULT_URL, KEY_VARIABLE, CommandError, report_refusals
 
 QUESTIONS = (

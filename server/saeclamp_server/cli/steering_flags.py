@@ -129,7 +129,7 @@ def saved_as(variant: Variant) -> str:
 
 def done_by(item: InterventionReceipt) -> str:
     """Say in a line what an intervention did."""
-    from saeclamp.types.doses import dose_in_words  # here, because `--help` can do without the client
+    from saeclamp.types.dose import dose_in_words  # here, because `--help` can do without the client
 
     dose = f", dose {dose_in_words(item.dose.mean)}" if item.dose else ""
     named = f"{item.sae}/{item.name}" if item.sae and item.name else item.feature or item.vector

@@ -144,7 +144,9 @@ def _join_stages(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "tallies": [
             max(tally, key=lambda one: one["prompt"] + one["generated"]) for tally in _by_entry(stages, "tallies")
         ],
-        "fired": [next((one for one in loaded if one is not None), None) for loaded in _by_entry(stages, "fired")],
+        "fired": [
+            next((one for one in of_stages if one is not None), None) for of_stages in _by_entry(stages, "fired")
+        ],
     }
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 WIPED = "saeclamp_wiped"
 """Attribute of vLLM's `SchedulerOutput`: ids of the KV blocks that the worker must zero before this step."""
 
-ATTRIBUTE = "saeclamp_told"
+ATTRIBUTE = "saeclamp_step_reports"
 """Attribute of vLLM's `ModelRunnerOutput`: the `RequestStepReport` of each request that has one, by request id."""
 
 

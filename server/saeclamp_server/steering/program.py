@@ -119,7 +119,7 @@ class SteeringProgram:
     def from_json(cls, value: Mapping[str, Any]) -> SteeringProgram:
         """Raise KeyError, TypeError or ValueError when `value` is not the form that `to_json` writes."""
         return cls(
-            edits=tuple(EditSpec(**_scoped(edit)) for edit in value["edits"]),
+            edits=tuple(EditSpec(**_ranges_of(edit)) for edit in value["edits"]),
             saes=tuple((name, sha256) for name, sha256 in value["saes"]),
             rules=tuple(_rule(rule) for rule in value.get("rules", ())),
             readout=_readout(value.get("readout")),
@@ -175,18 +175,18 @@ class SteeringProgram:
 
 def _rule(value: Mapping[str, Any]) -> RuleSpec:
     comparisons = tuple(ComparisonSpec(**comparison) for comparison in value["comparisons"])
-    return RuleSpec(**_scoped(value) | {"comparisons": comparisons, "form": _form(value["form"])})
+    return RuleSpec(**_ranges_of(value) | {"comparisons": comparisons, "form": _form(value["form"])})
 
 
 def _readout(value: Mapping[str, Any] | None) -> ReadoutSpec | None:
     if value is None:
         return None
-    readout = ReadoutSpec(**_scoped(value))
+    readout = ReadoutSpec(**_ranges_of(value))
     features = tuple((sae, index) for sae, index in readout.features)
     return replace(readout, features=features, saes=tuple(readout.saes))
 
 
-def _scoped(value: Mapping[str, Any]) -> dict[str, Any]:
+def _ranges_of(value: Mapping[str, Any]) -> dict[str, Any]:
     return {**value, "tokens": tuple((start, end) for start, end in value["tokens"])}
 
 

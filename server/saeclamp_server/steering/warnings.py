@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from saeclamp.types.doses import dose_in_words
+from saeclamp.types.dose import dose_in_words
 from saeclamp_server.errors import InvalidSteeringError
 from saeclamp_server.steering.context import SteeringContext
 from saeclamp_server.steering.dose import dose

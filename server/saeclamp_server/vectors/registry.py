@@ -184,8 +184,8 @@ class VectorRegistry(Mapping[str, RegisteredVector]):
         # the row is given back even if the call below fails. Not at the interpreter's end, when there is no engine any more
         weakref.finalize(vector, free.append, row).atexit = False
         numbers = direction.signed().numpy().tobytes()
-        held = (place.bank_name, row, f"{VECTOR}{name}", direction.sha256, numbers)
-        await self._engine.collective_rpc("load_vector", args=held)
+        args = (place.bank_name, row, f"{VECTOR}{name}", direction.sha256, numbers)
+        await self._engine.collective_rpc("load_vector", args=args)
         self._alive[name, direction.sha256] = vector
         return vector
 

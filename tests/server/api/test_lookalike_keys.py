@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from saeclamp.types import Ablate, Add, Clamp, FeatureCondition, First, Readout, Roles, Rule, Scale, Steering
-from saeclamp.types.doses import dose_in_words
+from saeclamp.types.dose import dose_in_words
 from saeclamp_server.cli.steering_flags import in_words
 
 FIRES = FeatureCondition(feature="s/1", above=0.5)

@@ -36,7 +36,7 @@ class GatedRequest:
 
     def __init__(self, program: SteeringProgram, request: Request) -> None:
         max_tokens = request.max_tokens - program.delays_output  # the API adds one, to be read and dropped
-        self.holding: OutputGate[LogprobsLists | None] = OutputGate(program, request.num_prompt_tokens, max_tokens)
+        self.gate: OutputGate[LogprobsLists | None] = OutputGate(program, request.num_prompt_tokens, max_tokens)
         self._waiting: list[EngineCoreOutput] = []
 
     def keep_output(self, output: EngineCoreOutput) -> None:
@@ -156,7 +156,7 @@ class SteeringSchedulerMixin:
         tokens = output.new_token_ids if output else []
         rows = _rows(output.new_logprobs if output else None, len(tokens))
         finish = REASONS.get(output.finish_reason, "other") if output and output.finished else None
-        released = gated.holding.step(report, num_rejected, tokens, rows, finish)
+        released = gated.gate.step(report, num_rejected, tokens, rows, finish)
         if not released.waiting and not released.finish:
             if output is not None:
                 gated.keep_output(output)

@@ -24,9 +24,9 @@ class TaintedBlocks:
 
     def ids_of(self, request_id: str) -> list[int]:
         """List the block ids of a request, also of one that has ended while a step of its was running."""
-        loaded = self._left.get(request_id)
-        if loaded is not None:
-            return loaded[1]
+        left = self._left.get(request_id)
+        if left is not None:
+            return left[1]
         return [block for group in self._manager.get_block_ids(request_id) for block in group]
 
     def note_leaving(self, request_id: str, step: int) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saeclamp_server.engine.step_report import ReadoutChunk, RequestStepReport
-from saeclamp_server.engine.worker.read_plan import plan_recorded
+from saeclamp_server.engine.worker.read_plan import plan_shown
 from saeclamp_server.engine.worker.step_outputs import StepOutputs
 from saeclamp_server.engine.worker.step_plan import RequestSlice, StepLayout
 from saeclamp_server.steering.token_ranges import NO_END
@@ -25,7 +25,7 @@ def abort_rule_slots(slices: Iterable[RequestSlice]) -> list[int]:
 def collect_step_report(
     slices: Mapping[str, RequestSlice],
     layout: StepLayout,
-    board: StepOutputs,
+    step_outputs: StepOutputs,
     first_aborts: Tensor,
     failures: Mapping[str, str],
     last_hidden: Tensor | None = None,
@@ -37,7 +37,7 @@ def collect_step_report(
 
     slices:       of all steered requests of the step, by request id, in the order of the batch
     layout:       of these slices
-    board:        the step outputs
+    step_outputs: the step outputs
     first_aborts: (num_rules,), for each of `abort_rule_slots` the first position at which its rule held
     failures:     reasons of requests that cannot be steered, by request id
     last_hidden:  (num_tokens, width), the model's last hidden states
@@ -47,9 +47,9 @@ def collect_step_report(
     if not telling and not editing and not failures:
         return None
     # references, because the next step replaces the tensors in the step outputs, and leaves these as they are
-    acts, items, top = board.acts, board.items, dict(board.top)
+    acts, items, top = step_outputs.acts, step_outputs.items, dict(step_outputs.top)
     starts = dict(zip(slices, zip(layout.first_act.tolist(), layout.first_item.tolist(), strict=True), strict=True))
-    is_lost = _lost(board, last_hidden) if editing else board.lost
+    is_lost = _lost(step_outputs, last_hidden) if editing else step_outputs.lost
 
     def fetch() -> dict[str, RequestStepReport]:
         report = {request_id: RequestStepReport(0, 0, failure=reason) for request_id, reason in failures.items()}
@@ -80,7 +80,7 @@ def collect_step_report(
     return fetch
 
 
-def _lost(board: StepOutputs, last_hidden: Tensor | None) -> Tensor:
+def _lost(step_outputs: StepOutputs, last_hidden: Tensor | None) -> Tensor:
     """
     Find the rows of tokens whose vectors are not finite, or were too long: (num_rows,) bool, on the device.
 
@@ -88,9 +88,9 @@ def _lost(board: StepOutputs, last_hidden: Tensor | None) -> Tensor:
     itself. So the last hidden state tells whether all keys and values of its token are finite.
     """
     if last_hidden is None:
-        return board.lost
+        return step_outputs.lost
     # the batch is longer where unsteered requests and padding follow
-    return board.lost | ~last_hidden[: len(board.lost)].isfinite().all(dim=1)
+    return step_outputs.lost | ~last_hidden[: len(step_outputs.lost)].isfinite().all(dim=1)
 
 
 def _lost_requests(editing: Mapping[str, RequestSlice], is_lost: NDArray[np.bool_]) -> dict[str, RequestStepReport]:
@@ -138,7 +138,7 @@ def _readout_chunk(
     if readout is None and not program.itemised:
         return None
     items = items.reshape(req_slice.num_tokens, program.num_items, 2)
-    is_shown = plan_recorded(req_slice)
+    is_shown = plan_shown(req_slice)
     # edits are shown wherever they were made, also outside the readout's ranges
     at = np.flatnonzero(is_shown | ~np.isnan(items[:, :, 0]).all(axis=1))
     named = acts.reshape(req_slice.num_tokens, program.num_reads)[:, readout.reads if readout else []]

@@ -224,12 +224,12 @@ class _ReadColumns:
 def _rule(rule: RuleSpec, reads: _ReadColumns, loaded: Mapping[str, LoadedWeights], prompt_len: int) -> CompiledRule:
     ranges = resolve_ranges(rule.tokens, prompt_len)
 
-    def look(comparison: ComparisonSpec) -> int:
+    def read(comparison: ComparisonSpec) -> int:
         return reads.add(comparison.sae, comparison.index, ranges, rule.special)
 
     return CompiledRule(
         form=rule.form,
-        reads=np.array([look(comparison) for comparison in rule.comparisons], np.int64),
+        reads=np.array([read(comparison) for comparison in rule.comparisons], np.int64),
         bounds=np.array([comparison.bound for comparison in rule.comparisons], np.float32),
         above=np.array([comparison.above for comparison in rule.comparisons], np.bool_),
         ranges=ranges,

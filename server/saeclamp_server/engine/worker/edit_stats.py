@@ -45,7 +45,7 @@ class EditStats:
         self._slots = SlotPool([(4, torch.float64, 0.0), (2, torch.float32, -math.inf)], device)
         self.is_deferred = False
         """True if additions wait for `commit_accepted`, as some of the tokens may be drafts."""
-        self._loaded: list[_PendingUpdate] = []
+        self._pending: list[_PendingUpdate] = []
         """Deferred additions of this step."""
 
     def allocate(self, num_edits: int) -> int:
@@ -68,7 +68,7 @@ class EditStats:
         if not self.is_deferred:
             return self._add(slot, sums, peaks)
         assert batch_row is not None, "what waits must say for which token"
-        self._loaded.append(_PendingUpdate(slot, sums, peaks, batch_row))
+        self._pending.append(_PendingUpdate(slot, sums, peaks, batch_row))
 
     def commit_accepted(self, is_kept: Tensor) -> None:
         """
@@ -76,10 +76,10 @@ class EditStats:
 
         is_kept: (num_tokens,) bool, by row of the batch
         """
-        for loaded in self._loaded:
-            kept = is_kept[loaded.batch_row][:, None]
-            self._add(loaded.slot, loaded.sums * kept, torch.where(kept, loaded.peaks, -math.inf))
-        self._loaded = []
+        for pending in self._pending:
+            kept = is_kept[pending.batch_row][:, None]
+            self._add(pending.slot, pending.sums * kept, torch.where(kept, pending.peaks, -math.inf))
+        self._pending = []
 
     def _add(self, slot: Tensor, sums: Tensor, peaks: Tensor) -> None:
         all_sums, all_peaks = self._slots.tensors

@@ -208,10 +208,10 @@ class RunnerAdapter:
         # taken before vLLM samples, which clears it, and whose booking (`_commit_accepted`) changes the rule states
         state = self._runner.execute_model_state
         last_hidden = None if state is None else state.hidden_states
-        see_step = collect_step_report(
+        fetch_report = collect_step_report(
             self._slices, self._layout, self._step_outputs, self._first_abort_positions(), self._failures, last_hidden
         )
-        fetch = see_step and self._noting_failures(see_step)
+        fetch = fetch_report and self._noting_failures(fetch_report)
         output = self._vllm_sample_tokens(grammar_output)
         # told once, at the last stage: a step without tokens returns an output that all such steps share
         self._forget_step()
@@ -227,7 +227,7 @@ class RunnerAdapter:
         self, fetch: Callable[[], dict[str, RequestStepReport]]
     ) -> Callable[[], dict[str, RequestStepReport]]:
         # looked up now: when a report is fetched asynchronously, its request may have ended here
-        keys = {name: span_key for name in self._slices if (span_key := self._requests.key(name)) is not None}
+        keys = {name: key for name in self._slices if (key := self._requests.key(name)) is not None}
 
         def fetch_and_note() -> dict[str, RequestStepReport]:
             report = fetch()

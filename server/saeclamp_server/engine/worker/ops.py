@@ -23,7 +23,7 @@ from saeclamp_server.engine.worker.recorder import VectorRecorder
 from saeclamp_server.engine.worker.row_cache import FeatureRowCache
 from saeclamp_server.engine.worker.step_outputs import StepOutputs, TopFeatures, TopFeaturesInputs, top_features
 
-MAX_LENGTH = 1e12
+MAX_NORM = 1e12
 """
 Norm of an edited vector beyond which its request fails. No model's vectors come near it, and later layers stay finite with
 it: they square it, in a gated MLP and in a norm's sum, and fp32 and bf16 hold numbers up to 3e38.
@@ -236,7 +236,7 @@ def _edit(state: HookState, number: int, hidden: Tensor, x: Tensor, norms: Tenso
             # tiny: a zero vector gives a large dose, not NaN
             length = norms[edits.token].clamp_min(torch.finfo(torch.float32).tiny)
             _record(state, step, edits.mask, loaded.before.acts, pushes / length)
-    is_sound = (x + delta).norm(dim=1) <= MAX_LENGTH  # which NaN is not
+    is_sound = (x + delta).norm(dim=1) <= MAX_NORM  # which NaN is not
     state.step_outputs.lost[tokens] |= ~is_sound
     # added to the summand, not to the vector: the model adds the residual itself
     edited = torch.where(is_sound[:, None], hidden[tokens].float() + delta, float("nan"))

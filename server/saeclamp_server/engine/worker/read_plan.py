@@ -114,7 +114,7 @@ def plan_top_features(slices: Sequence[RequestSlice]) -> dict[str, TopFeatureRow
         readout = req_slice.program.readout
         if readout is None or not readout.top_k:
             continue
-        rows = req_slice.first_row + np.flatnonzero(plan_recorded(req_slice))
+        rows = req_slice.first_row + np.flatnonzero(plan_shown(req_slice))
         for sae in readout.saes:
             if len(rows):
                 found.setdefault(sae, []).append((rows, readout.special, readout.top_k))
@@ -128,7 +128,7 @@ def plan_top_features(slices: Sequence[RequestSlice]) -> dict[str, TopFeatureRow
     }
 
 
-def plan_recorded(req_slice: RequestSlice) -> NDArray[np.bool_]:
+def plan_shown(req_slice: RequestSlice) -> NDArray[np.bool_]:
     """Tell for each token of a slice whether it is in its readout's ranges: (num_tokens,) bool."""
     readout = req_slice.program.readout
     positions = np.arange(req_slice.position, req_slice.position + req_slice.num_tokens)

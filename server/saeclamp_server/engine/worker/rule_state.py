@@ -25,7 +25,7 @@ class RuleState:
         """Slot that is written to in place of none, and never read."""
         self.is_deferred = False
         """True if counts wait for `commit_accepted`, as some of the tokens may be drafts."""
-        self._loaded: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self._pending: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         """Deferred (slot, position, counts, batch_row) of this step's updates."""
         self.device = device
 
@@ -42,7 +42,7 @@ class RuleState:
         slot: Tensor,
         position: Tensor,
         start: Tensor,
-        is_deferred: Tensor,
+        is_met: Tensor,
         acts: Tensor,
         counted: Tensor,
         batch_row: Tensor,
@@ -54,21 +54,21 @@ class RuleState:
         another token is there now.
 
         slot, position, start, batch_row: (num_rows,) int64
-        is_deferred: (num_rows,) bool, True where the condition holds at the row's token
+        is_met:      (num_rows,) bool, True where the condition holds at the row's token
         counted:     (num_rows,) bool, True where the token was not counted before
         acts:        (num_rows, num_comparisons)
         returns:     (num_rows,) int64, `NO_END` where the rule has not held
         """
         first, first_acts, num = self._slots.tensors
         first[slot, 0] = torch.where(first[slot, 0] >= start, NO_END, first[slot, 0])
-        first[:, 0].scatter_reduce_(0, slot, torch.where(is_deferred, position, NO_END), "amin")
-        is_first = is_deferred & (position == first[slot, 0])
+        first[:, 0].scatter_reduce_(0, slot, torch.where(is_met, position, NO_END), "amin")
+        is_first = is_met & (position == first[slot, 0])
         # rows that are not the first write to the slot that nobody reads: a selection would wait for the device
         first_acts[torch.where(is_first, slot, self._nowhere), : acts.shape[1]] = acts
         if self.is_deferred:
-            self._loaded.append((slot, position, is_deferred & counted, batch_row))
+            self._pending.append((slot, position, is_met & counted, batch_row))
         else:
-            num[:, 0].index_add_(0, slot, (is_deferred & counted).to(num.dtype))
+            num[:, 0].index_add_(0, slot, (is_met & counted).to(num.dtype))
         return first[slot, 0]
 
     def commit_accepted(self, is_kept: Tensor) -> None:
@@ -78,14 +78,14 @@ class RuleState:
         is_kept: (num_tokens,) bool, by row of the batch
         """
         first, _, num = self._slots.tensors
-        for slot, position, counts, batch_row in self._loaded:
+        for slot, position, counts, batch_row in self._pending:
             kept = is_kept[batch_row]
             num[:, 0].index_add_(0, slot, (counts & kept).to(num.dtype))
             is_draft = ~kept & (position == first[slot, 0])
             # one row of a rule at most is at its first position. Where that was rejected, so was all that follows it, so no
             # later position takes its place
             first[torch.where(is_draft, slot, self._nowhere), 0] = NO_END
-        self._loaded = []
+        self._pending = []
 
     def first(self, slots: Tensor) -> Tensor:
         """

@@ -98,12 +98,12 @@ class StepOutputs:
             acts = self.acts[rule.act]
             # an activation that was not read, NaN, is neither above nor below; `is_seen` keeps its `not` from holding
             compared = torch.where(rule.above, acts > rule.bounds, acts < rule.bounds)
-            is_deferred = _holds(rule.form, compared) & rule.is_seen
+            is_met = _holds(rule.form, compared) & rule.is_seen
             first = self.rule_states.update(
-                rule.slot, rule.position, rule.start, is_deferred, acts, rule.counted, rule.batch_row
+                rule.slot, rule.position, rule.start, is_met, acts, rule.counted, rule.batch_row
             )
             since = rule.lasting & (rule.position >= first)
-            self.verdicts[rule.verdict] = (is_deferred | since).float()
+            self.verdicts[rule.verdict] = (is_met | since).float()
 
 
 def _holds(form: Form, compared: Tensor) -> Tensor:
@@ -117,10 +117,10 @@ def _holds(form: Form, compared: Tensor) -> Tensor:
     if isinstance(form, int):
         return compared[:, form]
     kind, parts = form
-    loaded = torch.stack([_holds(part, compared) for part in parts])
+    met = torch.stack([_holds(part, compared) for part in parts])
     if kind == "not":
-        return ~loaded[0]
-    return loaded.all(dim=0) if kind == "all" else loaded.any(dim=0)
+        return ~met[0]
+    return met.all(dim=0) if kind == "all" else met.any(dim=0)
 
 
 def top_features(acts: Tensor, top: TopFeaturesInputs) -> TopFeatures:

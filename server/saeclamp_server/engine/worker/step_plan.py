@@ -188,12 +188,12 @@ def _edit_pairs(req_slice: SliceColumns, parts: Sequence[EditTable]) -> EditPair
 
 def _read_pairs(req_slice: SliceColumns, parts: Sequence[ReadTable]) -> ReadPairs:
     reads = ReadTable._make(np.concatenate(column) for column in zip(*parts, strict=True))
-    of, token, look = _spread(req_slice, [len(part.feature) for part in parts], reads.start, reads.end)
+    of, token, read = _spread(req_slice, [len(part.feature) for part in parts], reads.start, reads.end)
     pairs = ReadPairs(
         batch_row=req_slice.first_row[of] + token,
-        feature=reads.feature[look],
-        special=reads.special[look],
-        act=req_slice.first_act[of] + token * req_slice.num_reads[of] + reads.read[look],
+        feature=reads.feature[read],
+        special=reads.special[read],
+        act=req_slice.first_act[of] + token * req_slice.num_reads[of] + reads.read[read],
     )
     touched = (req_slice.position[of] + token > 0) | pairs.special
     return ReadPairs._make(column[touched] for column in pairs)

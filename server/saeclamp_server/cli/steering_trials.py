@@ -45,7 +45,7 @@ def register(commands: Any) -> None:
 
 
 def _validate(args: argparse.Namespace, client: Client) -> int:
-    from saeclamp.types.doses import dose_in_words  # here, because `--help` can do without the client
+    from saeclamp.types.dose import dose_in_words  # here, because `--help` can do without the client
 
     found = client.steering.validate(steering_with_variant(args, client), messages=read_conversation_flags(args))
     if args.json:
