@@ -39,7 +39,7 @@ PREPARE := $(if $(filter smollm2-135m-instruct,$(MODEL)),.venv/bin/python -c \
 HINT = { echo; echo "saeclamp: installing failed, see above. On a CPU, vLLM needs torch==2.13.0+cpu, which pip must be able" \
 	"to see: set PIP_EXTRA_INDEX_URL to PyTorch's CPU wheel index. Then run make again; it goes on from here."; exit 1; } >&2
 
-.PHONY: help serve demo test check lock clean
+.PHONY: help serve demo test quick check lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this
@@ -55,6 +55,9 @@ demo: $(INSTALLED) ## Ask the running server a few questions, unsteered and stee
 
 test: check ## Install what is missing, then run the checks and all tests
 	.venv/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+quick: check ## Run the checks, and the tests that start no engine: for daily work
+	.venv/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not engine" $(ARGS)
 
 check: $(DEV_INSTALLED) ## Lint, formatting, types and import rules
 	.venv/bin/python -m ruff check .

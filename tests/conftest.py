@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
+
+WITH_ENGINES = Path(__file__).parent / "e2e"
 
 # how long a case takes says how busy the machine is
 settings.register_profile("saeclamp", deadline=None)
@@ -26,3 +31,10 @@ def _keep_to_own_cores() -> None:
 
 
 _keep_to_own_cores()
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Mark what starts an engine, so that the rest can be run alone: `make quick`."""
+    for item in items:
+        if WITH_ENGINES in item.path.parents:
+            item.add_marker(pytest.mark.engine)
