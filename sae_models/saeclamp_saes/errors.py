@@ -1,6 +1,7 @@
 """
 Errors of SAEs: files, library, measuring, training, labels. Every message is one sentence for the user.
 
+    UserError                    also of what starts a server or asks one
     SAEError
     ├── CheckpointError          the files cannot be read exactly
     │   ├── PickledError         they are a pickle, which is never loaded here
@@ -14,7 +15,11 @@ Errors of SAEs: files, library, measuring, training, labels. Every message is on
 from __future__ import annotations
 
 
-class SAEError(ValueError):
+class UserError(Exception):
+    """A command cannot do what was asked for; the message is one sentence for the user."""
+
+
+class SAEError(UserError, ValueError):
     """An SAE cannot be used."""
 
 

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from saeclamp_saes.errors import SAEError
+from saeclamp_saes.errors import UserError
 from saeclamp_server.cli.args import parse_args
 from saeclamp_server.cli.output import run_with_checked_output
 from saeclamp_server.startup.options import ServeOptions
@@ -54,7 +54,7 @@ def _run(options: argparse.Namespace) -> int:
         return run(options)
     except asyncio.CancelledError:
         return TERMINATED
-    except SAEError as exc:
+    except UserError as exc:
         sys.exit(f"saeclamp: {exc}")
 
 

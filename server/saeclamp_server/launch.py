@@ -18,6 +18,7 @@ from typing import Any
 from saeclamp._requests import API_KEY_VARIABLE
 from saeclamp.types.refusals import listed
 from saeclamp_saes import SAEEntry
+from saeclamp_saes.errors import UserError
 from saeclamp_saes.library.feature_book import FeatureNote
 from saeclamp_server.model_info import StartupError, in_one_line
 from saeclamp_server.startup.options import ServeOptions
@@ -48,7 +49,7 @@ def launch(options: ServeOptions) -> int:
         for sae in plan.saes.values():
             log.say(_description(sae))
         _serve(plan, log, vllm_version)
-    except StartupError as exc:
+    except UserError as exc:
         log.say(str(exc))
         return 1
     return 0
@@ -84,7 +85,7 @@ def _serve(plan: ServePlan, log: ServerLog, vllm_version: str) -> None:
     threading.Thread(target=_show_progress, args=(started, log.say), daemon=True).start()
     try:
         uvloop.run(_run(args, started, plan, log))
-    except StartupError:
+    except UserError:
         raise
     except Exception as exc:  # the process ends here, and its user is told why
         traceback.print_exc()

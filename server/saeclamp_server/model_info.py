@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from saeclamp_saes import SAEEntry, Site
+from saeclamp_saes.errors import UserError
 from saeclamp_saes.sites import POINTS, Point
 
 _WITH_RMS_NORM = frozenset(POINTS)
@@ -41,7 +42,7 @@ ORDER = (
 """Points of a layer as the forward pass reaches them."""
 
 
-class StartupError(Exception):
+class StartupError(UserError):
     """The server cannot start; the message is one sentence for the terminal."""
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saeclamp_saes.errors import UserError
 from saeclamp_saes.io.atomic import fsync
 from saeclamp_saes.io.locks import exclusive_lock
 from saeclamp_saes.io.paths import cache_folder
@@ -34,7 +35,7 @@ Convert = Callable[[Path, Path], None]
 """Reads a GGUF file (first) and writes the model's files into an existing folder (second)."""
 
 
-class PackagedModelError(Exception):
+class PackagedModelError(UserError):
     """The packaged model cannot be had; the message says what to do."""
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeclamp_saes.errors import SAEError
+from saeclamp_saes.errors import UserError
 from saeclamp_saes.io.hashes import sha256_of
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ MAX_TOKENS = 256
 BATCH = 32
 
 
-class SentenceEncoderMissingError(SAEError):
+class SentenceEncoderMissingError(UserError):
     """The package that carries the encoder is not there, or not as it should be."""
 
 

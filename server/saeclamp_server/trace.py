@@ -13,13 +13,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from saeclamp_saes.errors import UserError
+
 MAX_WAITING = 65_536
 """Lines that wait for a disk that has stopped; those beyond are lost, which is said."""
 CLOSE_S = 10
 """Seconds that the end of the server waits for the last lines."""
 
 
-class TraceError(Exception):
+class TraceError(UserError):
     pass
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeclamp_saes.errors import SAEError, SAELibraryError
+from saeclamp_saes.errors import SAELibraryError
 
 if TYPE_CHECKING:
     from saeclamp_saes.conversion import Conversion
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
                 f"{args.source} is not on this machine: `saeclamp sae add` downloads and converts it."
             )
         conversion = convert(found.path, args.destination, found.options)
-    except SAEError as exc:
+    except UserError as exc:
         print(f"saeclamp: {exc}", file=sys.stderr)
         return 1
     finally:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saeclamp_saes.cli.output import print_json
-from saeclamp_saes.errors import SAEError
+from saeclamp_saes.errors import UserError
 from saeclamp_saes.lm.load import DTYPES, check_vocabulary, load_model, max_length_of
 from saeclamp_saes.lm.text import DEFAULT_TOKENS, read_text, tokenize_sequences
 
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print, and return the exit code."""
     try:
         result = _measure(args)
-    except SAEError as exc:
+    except UserError as exc:
         print(f"saeclamp: {exc}", file=sys.stderr)
         return BAD_INPUT
     if args.json:

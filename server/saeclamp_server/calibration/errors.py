@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from saeclamp_saes.errors import SAEError
+from saeclamp_saes.errors import UserError
 
 
-class CalibrationError(SAEError):
+class CalibrationError(UserError):
     """A feature cannot be calibrated on this server, or with these settings."""

@@ -11,7 +11,7 @@ from saeclamp_saes import cli as sae_commands
 from saeclamp_saes.cli.arg_types import positive_arg
 from saeclamp_server import cli
 from saeclamp_server.cli import calibrate as calibrate_command
-from saeclamp_server.packaged_model import PACKAGED_MODEL, PackagedModelError, prepared_model
+from saeclamp_server.packaged_model import PACKAGED_MODEL, prepared_model
 from saeclamp_server.startup.options import DRAIN_S, MAX_BODY, MAX_FEATURES, MAX_VECTORS, MAX_WAITING, ServeOptions
 
 DESCRIPTION = f"""\
@@ -205,12 +205,7 @@ def _seconds(text: str) -> float:
 
 
 def _model_path(model: str) -> str:
-    """Stand in the packaged model's folder for its name. Raises SAEError."""
+    """Stand in the packaged model's folder for its name. Raises PackagedModelError."""
     if model != PACKAGED_MODEL:
         return model
-    from saeclamp_saes.errors import SAEError
-
-    try:
-        return str(prepared_model(lambda message: print(f"saeclamp: {message}", file=sys.stderr, flush=True)))
-    except PackagedModelError as exc:
-        raise SAEError(str(exc)) from exc
+    return str(prepared_model(lambda message: print(f"saeclamp: {message}", file=sys.stderr, flush=True)))

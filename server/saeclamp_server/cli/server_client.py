@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from saeclamp_saes.errors import SAEError
+from saeclamp_saes.errors import UserError
 from saeclamp_server.cli.tables import terminal_width, wrap
 from saeclamp_server.sanitize import escape_to_one_line
 
@@ -20,7 +20,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 KEY_VARIABLE = "SAECLAMP_API_KEY"
 
 
-class CommandError(SAEError):
+class CommandError(UserError):
     """A command cannot do what was asked for; the message is one sentence for the user."""
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 from saeclamp_saes import SAEEntry
 from saeclamp_server.model_info import ModelInfo, StartupError, check_compatible
-from saeclamp_server.packaged_model import PACKAGED_MODEL, PackagedModelError, prepared_model
+from saeclamp_server.packaged_model import PACKAGED_MODEL, prepared_model
 from saeclamp_server.startup.options import ServeOptions
 from saeclamp_server.startup.preflight import open_saes, read_model_info
-from saeclamp_server.trace import Trace, TraceError
+from saeclamp_server.trace import Trace
 from saeclamp_server.variants import StoreError, VariantStore, default_url
 from saeclamp_server.vectors import VectorSite, vector_sites
 
@@ -33,15 +32,15 @@ def make_plan(options: ServeOptions, say: Callable[[str], None]) -> ServePlan:
     Find, read and check all that can be before the engine starts.
 
     say: is told what takes time
-    Raises StartupError.
+    Raises UserError.
     """
     # first, because a file that cannot be written is found at once, and all else may download
-    trace = _open_trace(options.trace, say) if options.trace is not None else None
+    trace = Trace(options.trace, say) if options.trace is not None else None
     if options.model != PACKAGED_MODEL and "bundled" in options.saes:
         raise StartupError(f"The bundled SAE was trained on {PACKAGED_MODEL} and serves no other model.")
     if options.model == PACKAGED_MODEL:
         saes = open_saes(options.saes, say)  # first, because the model may have to be converted
-        model = read_model_info(_model_path(options.model, say))
+        model = read_model_info(str(prepared_model(say)))
     else:
         model = read_model_info(
             options.model
@@ -52,24 +51,8 @@ def make_plan(options: ServeOptions, say: Callable[[str], None]) -> ServePlan:
     return ServePlan(options, model, saes, places, _open_store(options.variants), trace)
 
 
-def _open_trace(path: Path, say: Callable[[str], None]) -> Trace:
-    try:
-        return Trace(path, say)
-    except TraceError as exc:
-        raise StartupError(str(exc)) from exc
-
-
 def _open_store(url: str | None) -> VariantStore:
     try:
         return VariantStore(url or default_url())
     except StoreError as exc:
         raise StartupError(f"{exc} Name another one with --variants URL.") from exc
-
-
-def _model_path(model: str, say: Callable[[str], None]) -> str:
-    if model != PACKAGED_MODEL:
-        return model
-    try:
-        return str(prepared_model(say))
-    except PackagedModelError as exc:
-        raise StartupError(str(exc)) from exc

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from saeclamp_saes import SAEEntry, SAEError, check_numbers, find_sae, open_entry
+from saeclamp_saes import SAEEntry, check_numbers, find_sae, open_entry
 from saeclamp_saes.io.sanitize import first_line
 from saeclamp_server.model_info import SUPPORTED_ARCHITECTURES, ModelInfo, StartupError
 from saeclamp_server.startup.options import DEFAULT_HOST
@@ -113,15 +113,12 @@ def open_saes(names_or_paths: Sequence[str], report: Callable[[str], None] | Non
     Open every SAE, by the name it is served under.
 
     report: told what is downloaded
-    Raises StartupError.
+    Raises StartupError and SAEError.
     """
     saes: dict[str, SAEEntry] = {}
     for name_or_path in names_or_paths:
-        try:
-            entry = open_entry(find_sae(name_or_path, report))
-            check_numbers(entry)  # before the engine starts
-        except SAEError as exc:
-            raise StartupError(str(exc)) from exc
+        entry = open_entry(find_sae(name_or_path, report))
+        check_numbers(entry)  # before the engine starts
         if entry.name.startswith(VECTOR):
             raise StartupError(
                 f"SAE name {entry.name!r} would be taken for a vector's; name it with --sae NAME=FOLDER."

@@ -20,6 +20,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
+from saeclamp_saes.errors import UserError
 from saeclamp_saes.io.paths import data_folder
 from saeclamp_saes.io.sanitize import first_line
 from saeclamp_server.variants.tables import aliases, names, versions
@@ -33,7 +34,7 @@ MIGRATION_LOCK = 0x5AEC1A39
 _INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
-class StoreError(Exception):
+class StoreError(UserError):
     """The database cannot be used. One sentence for the user."""
 
 

@@ -12,7 +12,7 @@ from tests.support.calibration_stub import Stub, curve_of, run, serving, words, 
 from tests.support.checkpoints import make_sae
 
 from saeclamp_saes import read_sae
-from saeclamp_saes.errors import SAEError
+from saeclamp_saes.errors import UserError
 from saeclamp_saes.labelling.table import Example, Feature, LabelsInfo, LabelTable, TokenLogit, decoder_sha256
 from saeclamp_server.calibration.errors import CalibrationError
 
@@ -94,5 +94,5 @@ def test_words_of_labels_that_every_answer_holds_cannot_judge(
 
 def test_labels_of_other_weights_are_refused(server: Stub, folder: Path, tmp_path: Path) -> None:
     other = make_sae(tmp_path / "other", layer=2, d_in=16, d_sae=24, seed=1)
-    with pytest.raises(SAEError, match="are of other weights"):
+    with pytest.raises(UserError, match="are of other weights"):
         run(words(server, folder, "--examples", str(write_labels(tmp_path, other))))

@@ -14,7 +14,7 @@ import pytest
 from tests.support.calibration_stub import Stub, run, serving, words, write_sae
 from tests.support.scripted_server import ScriptedServer, reply
 
-from saeclamp_saes.errors import SAEError
+from saeclamp_saes.errors import UserError
 from saeclamp_server.calibration.errors import CalibrationError
 from saeclamp_server.cli.args import parse_args
 
@@ -61,7 +61,7 @@ def server(folder: Path) -> Iterator[Stub]:
 def test_what_cannot_be_done_is_refused_before_anything_is_asked(
     server: Stub, folder: Path, features: str, more: tuple[str, ...], says: str
 ) -> None:
-    with pytest.raises(SAEError, match=says):
+    with pytest.raises(UserError, match=says):
         run(words(server, folder, *more, features=features) if more[:1] != ("--",) else [*words(server, folder), *more])
     assert server.asked == []
     assert not list(folder.glob("calibration*"))

@@ -18,9 +18,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tests.support.checkpoints import make_sae
 
+from saeclamp_saes.errors import UserError
 from saeclamp_server.cli.args import parse_args
 from saeclamp_server.launch import example_request, print_ready
-from saeclamp_server.model_info import StartupError, check_compatible
+from saeclamp_server.model_info import check_compatible
 from saeclamp_server.startup import preflight
 from saeclamp_server.startup.preflight import check_address, check_vllm_version, open_saes, read_model_info
 from saeclamp_server.startup.server_log import ServerLog
@@ -115,19 +116,19 @@ def test_other_flags_are_vllms() -> None:
 
 def test_an_sae_of_another_width(model: Path, tmp_path: Path) -> None:
     sae = make_sae(tmp_path / "sae", layer=1, d_in=48)
-    with pytest.raises(StartupError, match=r"reads vectors of width 48 at resid_post 1; .* has width 32"):
+    with pytest.raises(UserError, match=r"reads vectors of width 48 at resid_post 1; .* has width 32"):
         check_compatible(open_saes([str(sae)]), read_model_info(str(model)))
 
 
 def test_an_sae_at_a_layer_that_is_not_there(model: Path, tmp_path: Path) -> None:
     sae = make_sae(tmp_path / "sae", layer=4, d_in=32)
-    with pytest.raises(StartupError, match=r"sits at resid_post 4; .* has layers 0 to 3"):
+    with pytest.raises(UserError, match=r"sits at resid_post 4; .* has layers 0 to 3"):
         check_compatible(open_saes([str(sae)]), read_model_info(str(model)))
 
 
 def test_two_saes_of_one_name(tmp_path: Path) -> None:
     first, second = (make_sae(tmp_path / parent / "sae", layer=1, d_in=32) for parent in ("one", "two"))
-    with pytest.raises(StartupError, match="Two SAEs are named 'sae'"):
+    with pytest.raises(UserError, match="Two SAEs are named 'sae'"):
         open_saes([str(first), str(second)])
     assert list(open_saes([str(first), f"other={second}"])) == ["sae", "other"]
 
@@ -135,7 +136,7 @@ def test_two_saes_of_one_name(tmp_path: Path) -> None:
 def test_an_architecture_whose_stream_we_do_not_know(model: Path) -> None:
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "architectures": ["OPTForCausalLM"], "model_type": "opt"}))
-    with pytest.raises(StartupError, match=r"is a OPTForCausalLM, which cannot be steered yet; supported: Llama"):
+    with pytest.raises(UserError, match=r"is a OPTForCausalLM, which cannot be steered yet; supported: Llama"):
         read_model_info(str(model))
 
 
@@ -149,7 +150,7 @@ def test_only_the_vllm_whose_seams_are_known_is_accepted(
     if fits:
         assert check_vllm_version() == found
     else:
-        with pytest.raises(StartupError, match=rf"{found} is installed; saeclamp works with 0\.32\.x only"):
+        with pytest.raises(UserError, match=rf"{found} is installed; saeclamp works with 0\.32\.x only"):
             check_vllm_version()
 
 
@@ -161,15 +162,15 @@ def test_a_port_that_is_taken_is_refused_before_vllm_is_imported(spelling: list[
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         argv = [part.format(taken.getsockname()[1]) for part in spelling]
-        with pytest.raises(StartupError, match="Address already in use; choose another --port"):
+        with pytest.raises(UserError, match="Address already in use; choose another --port"):
             check_address(argv)
     check_address(argv)
 
 
 def test_a_host_that_is_not_this_machine_is_refused_as_such() -> None:
-    with pytest.raises(StartupError, match=r"Cannot listen on 192\.0\.2\.1:0?.*; choose another --host"):
+    with pytest.raises(UserError, match=r"Cannot listen on 192\.0\.2\.1:0?.*; choose another --host"):
         check_address(["--host", "192.0.2.1"])
-    with pytest.raises(StartupError, match="choose another --host"):
+    with pytest.raises(UserError, match="choose another --host"):
         check_address(["--host", "no.such.host.invalid"])
 
 
@@ -191,12 +192,12 @@ def test_an_address_that_vllm_must_judge_is_left_to_it(argv: list[str]) -> None:
 @pytest.mark.parametrize("argv", [["--port", "99999999"], ["--port=-1"], ["--port", "-1"], ["--port", "65536"]])
 def test_a_port_that_cannot_be_is_refused_with_its_value_and_the_range(argv: list[str]) -> None:
     value = argv[-1].removeprefix("--port=")
-    with pytest.raises(StartupError, match=f"--port {value} is no port: it is a number from 1 to 65535, or 0"):
+    with pytest.raises(UserError, match=f"--port {value} is no port: it is a number from 1 to 65535, or 0"):
         check_address(argv)
 
 
 def test_a_model_without_a_name_is_not_the_current_folder() -> None:
-    with pytest.raises(StartupError, match="The model's name is empty"):
+    with pytest.raises(UserError, match="The model's name is empty"):
         read_model_info("")
 
 
@@ -205,7 +206,7 @@ def test_weights_with_nan_are_refused_before_the_engine_starts(tmp_path: Path) -
     tensors = load_file(sae / "sae_weights.safetensors")
     tensors["W_dec"][3, 4] = float("nan")
     save_file(tensors, sae / "sae_weights.safetensors")
-    with pytest.raises(StartupError, match="W_dec holds NaN or infinity"):
+    with pytest.raises(UserError, match="W_dec holds NaN or infinity"):
         open_saes([str(sae)])
 
 
@@ -254,13 +255,13 @@ def test_sites_that_cannot_be_steered_are_refused(model: Path, tmp_path: Path) -
     late = make_sae(
         tmp_path / "late", layer=1, d_in=32, architecture="transcoder", hooks=("mlp.hook_in", "hook_attn_out")
     )
-    with pytest.raises(StartupError, match="reads mlp_in 1 and writes to attn_out 1, which comes before"):
+    with pytest.raises(UserError, match="reads mlp_in 1 and writes to attn_out 1, which comes before"):
         check_compatible(open_saes([str(late)]), facts)
     no_gain = make_sae(tmp_path / "no-gain", layer=1, d_in=32, hooks=("ln2.hook_normalized",))
-    with pytest.raises(StartupError, match="writes to mlp_in_no_gain 1, a vector that the model never holds"):
+    with pytest.raises(UserError, match="writes to mlp_in_no_gain 1, a vector that the model never holds"):
         check_compatible(open_saes([str(no_gain)]), facts)
     heads = make_sae(tmp_path / "heads", layer=1, d_in=32, hooks=("attn.hook_z",))
-    with pytest.raises(StartupError, match=r"reads vectors of width 32 at attn_z 1; .* has width 64"):
+    with pytest.raises(UserError, match=r"reads vectors of width 32 at attn_z 1; .* has width 64"):
         check_compatible(open_saes([str(heads)]), replace(facts, z_width=64))
 
 

@@ -17,7 +17,7 @@ from tests.support.tiny_models import make
 from tests.support.tiny_training import corpus, tokenizer
 
 from saeclamp_saes import read_sae
-from saeclamp_saes.errors import SAEError
+from saeclamp_saes.errors import UserError
 from saeclamp_saes.io.hashes import sha256_of
 from saeclamp_server.cli.args import parse_args
 
@@ -105,7 +105,7 @@ def test_killed_and_started_again_it_comes_to_the_same(model: Path, tmp_path: Pa
     ],
 )
 def test_what_cannot_be_done_is_refused_in_a_sentence(model: Path, tmp_path: Path, more: list[str], said: str) -> None:
-    with pytest.raises(SAEError, match=said):
+    with pytest.raises(UserError, match=said):
         run(arguments(model, corpus(tmp_path / "data"), tmp_path / "run", *more))
     assert not (tmp_path / "run").exists()
 
@@ -114,7 +114,7 @@ def test_tensorboard_without_its_package_is_refused(model: Path, tmp_path: Path)
     words = arguments(model, corpus(tmp_path / "data"), tmp_path / "run", "--tensorboard")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "torch.utils.tensorboard", None)
-        with pytest.raises(SAEError, match="pip install tensorboard"):
+        with pytest.raises(UserError, match="pip install tensorboard"):
             run(words)
     assert not (tmp_path / "run").exists()
 

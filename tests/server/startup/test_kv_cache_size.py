@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from saeclamp_server.model_info import StartupError
+from saeclamp_saes.errors import UserError
 from saeclamp_server.startup.kv_cache_size import CacheShape, default_cache_size, is_sized_by_user
 
 GIB = 2**30
@@ -52,7 +52,7 @@ def test_a_length_that_is_no_multiple_of_a_block_takes_one_more() -> None:
 
 
 def test_a_sequence_that_cannot_fit_is_refused_with_a_length_that_can() -> None:
-    with pytest.raises(StartupError) as raised:
+    with pytest.raises(UserError) as raised:
         default_cache_size(LARGE, 8 * GIB)
     assert str(raised.value) == (
         "One sequence of 131,072 tokens needs a KV cache of 16.0 GiB, and 8.0 GiB of memory are free; "

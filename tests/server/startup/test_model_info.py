@@ -8,8 +8,9 @@ import pytest
 from tests.support.sae_entries import entry
 
 from saeclamp_saes import SAEEntry, Site
+from saeclamp_saes.errors import UserError
 from saeclamp_saes.sites import Point
-from saeclamp_server.model_info import ModelInfo, StartupError, check_compatible
+from saeclamp_server.model_info import ModelInfo, check_compatible
 
 GPT2 = ModelInfo("/models/gpt2", "GPT2LMHeadModel", hidden_size=16, num_layers=12, z_width=16, is_float16=False)
 OLMO2 = replace(GPT2, path="/models/olmo", architecture="Olmo2ForCausalLM")
@@ -36,7 +37,7 @@ def at(point: Point, layer: int = 3) -> dict[str, SAEEntry]:
 def test_an_sae_that_has_no_place_in_the_model_is_refused(
     saes: dict[str, SAEEntry], model: ModelInfo, says: str
 ) -> None:
-    with pytest.raises(StartupError) as raised:
+    with pytest.raises(UserError) as raised:
         check_compatible(saes, model)
     assert says in str(raised.value)
 

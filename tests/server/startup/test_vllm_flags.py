@@ -11,7 +11,7 @@ import pytest
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from saeclamp_server.model_info import StartupError
+from saeclamp_saes.errors import UserError
 from saeclamp_server.startup.vllm_args import prepare_environment
 from saeclamp_server.startup.vllm_flags import ALLOWED, JUDGED, REFUSED, SOME_VALUES, check_tested_flags
 
@@ -86,21 +86,21 @@ def test_what_was_tried_or_cannot_matter_is_allowed(argv: tuple[str, ...]) -> No
     ],
 )
 def test_what_nobody_tried_is_refused_by_name_with_what_to_do(argv: tuple[str, ...], says: str) -> None:
-    with pytest.raises(StartupError, match=says):
+    with pytest.raises(UserError, match=says):
         judge(*argv)
 
 
 def test_a_file_of_flags_is_judged_like_the_flags(tmp_path: Path) -> None:
     file = tmp_path / "flags.yaml"
     file.write_text("kv-offloading-backend: lmcache\nmax-model-len: 64\n")
-    with pytest.raises(StartupError, match="--kv-offloading-backend lmcache is not"):
+    with pytest.raises(UserError, match="--kv-offloading-backend lmcache is not"):
         check_tested_flags(PARSER.parse_args(["serve", "model", "--config", str(file)][1:]), PLAIN)
 
 
 def test_a_flag_of_another_version_is_refused_at_any_value_but_its_default() -> None:
     defaults = Namespace(**vars(PLAIN), telepathy=False)
     check_tested_flags(Namespace(**vars(PLAIN), telepathy=False), defaults)
-    with pytest.raises(StartupError, match=r"--telepathy is not .* this version of saeclamp does not know it"):
+    with pytest.raises(UserError, match=r"--telepathy is not .* this version of saeclamp does not know it"):
         check_tested_flags(Namespace(**vars(PLAIN), telepathy=True), defaults)
 
 
@@ -108,7 +108,7 @@ def test_the_model_runner_that_cannot_be_steered_is_refused_and_not_replaced(mon
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     for value in ("1", "true"):
         monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", value)
-        with pytest.raises(StartupError, match=f"VLLM_USE_V2_MODEL_RUNNER={value}: .*; unset it"):
+        with pytest.raises(UserError, match=f"VLLM_USE_V2_MODEL_RUNNER={value}: .*; unset it"):
             prepare_environment()
     for value in ("0", ""):
         monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", value)

@@ -16,10 +16,11 @@ import torch
 from fastapi import FastAPI
 from tests.support.vector_files import LENGTHS, PLACES, WIDTH, Engine, file, held, numbers
 
+from saeclamp_saes.errors import UserError
 from saeclamp_server.api import vectors as routes
 from saeclamp_server.api.error_handlers import refuse
 from saeclamp_server.errors import InvalidVectorError, RequestError, UnknownVectorError, VectorsFullError
-from saeclamp_server.model_info import ModelInfo, StartupError
+from saeclamp_server.model_info import ModelInfo
 from saeclamp_server.steering import SteeringContext
 from saeclamp_server.vectors import (
     MAX_BYTES,
@@ -282,7 +283,7 @@ def test_places_are_those_of_saes_and_those_that_are_asked_for(served: SteeringC
     ],
 )
 def test_a_site_that_is_not_there_ends_the_start(asked: str, says: str) -> None:
-    with pytest.raises(StartupError, match=says):
+    with pytest.raises(UserError, match=says):
         vector_sites([asked], 1, {}, MODEL)
 
 
