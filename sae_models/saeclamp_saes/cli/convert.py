@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeclamp_saes.errors import SAELibraryError
+from saeclamp_saes.errors import SAELibraryError, UserError
 
 if TYPE_CHECKING:
     from saeclamp_saes.conversion import Conversion
