@@ -97,6 +97,13 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    _add_served(serve)
+    _add_limits(serve)
+    _add_process(serve)
+    return serve
+
+
+def _add_served(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("model", metavar="MODEL")
     serve.add_argument("--sae", action="append", metavar="NAME_OR_FOLDER", help=SAE_HELP)
     serve.add_argument(
@@ -125,6 +132,9 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="N",
         help=f"how many vectors each site holds (default {MAX_VECTORS}); 0 for none at all",
     )
+
+
+def _add_limits(serve: argparse.ArgumentParser) -> None:
     serve.add_argument(
         "--max-features",
         type=_positive_capacity,
@@ -152,6 +162,9 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="keep SAEs in the host's memory, and on the device only the features in use, up to --max-features of each "
         "(TopK SAEs, whose features depend on each other, stay whole); their strongest features are then read on the host",
     )
+
+
+def _add_process(serve: argparse.ArgumentParser) -> None:
     serve.add_argument(
         "--drain",
         type=_seconds,
@@ -185,7 +198,6 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="append a line of JSON to FILE for each steered request when it has ended: its id, spec and receipt, or why it "
         "has none",
     )
-    return serve
 
 
 def _positive_capacity(text: str) -> int:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from saeclamp_saes.cli.arg_types import count_arg, positive_arg
 from saeclamp_saes.cli.output import print_json
 from saeclamp_server.calibration.errors import CalibrationError
 from saeclamp_server.calibration.green_zone import Criteria, least_prompts
-from saeclamp_server.calibration.settings import AT_ONCE, MAX_TOKENS, STRENGTHS, CalibrationSettings
-from saeclamp_server.calibration.text_metrics import WordSet
+from saeclamp_server.calibration.settings import CalibrationSettings
+from saeclamp_server.cli.calibrate_flags import add_judging, add_measuring, by_feature
 
 if TYPE_CHECKING:
     from saeclamp_saes import SAEEntry
@@ -33,10 +32,6 @@ the feature book, features.yaml.
 
 Without --url a server is started for the time of the run; what stands after `--` are flags of `saeclamp serve` for it, such
 as --enforce-eager. Stopped, it goes on when it is started again with the same command."""
-
-T = TypeVar("T")
-Given = tuple[str | None, T]
-"""A feature and the value that was given for it; None for the only feature."""
 
 
 def register(
@@ -66,8 +61,8 @@ def register(
         metavar="FEATURE,...",
         help="names or indices; INDEX=NAME names one. Repeat for a name with a comma",
     )
-    _add_measuring(parser)
-    _add_judging(parser)
+    add_measuring(parser)
+    add_judging(parser)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="for the results; default: beside the SAE")
     parser.add_argument("--keep-answers", action="store_true", help="do not delete the answers at the end")
     parser.add_argument("--json", action="store_true", help="print the curves as JSON, and nothing else, on stdout")
@@ -80,68 +75,6 @@ def split_engine_flags(argv: list[str]) -> tuple[list[str], list[str]]:
         return argv, []
     at = argv.index("--")
     return argv[:at], argv[at + 1 :]
-
-
-def _add_measuring(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what is measured")
-    default = ",".join(f"{strength:g}" for strength in STRENGTHS)
-    group.add_argument(
-        "--strengths",
-        type=_strengths,
-        default=STRENGTHS,
-        metavar="X,...",
-        help=f"clamps, x max_act (default {default})",
-    )
-    group.add_argument("--prompts", type=Path, metavar="FILE", help="one a line, instead of the packaged ones")
-    group.add_argument(
-        "--plain", action="store_true", help="continue the prompts as text, for a model without chat template"
-    )
-    group.add_argument(
-        "--tokens", type=count_arg, default=MAX_TOKENS, metavar="N", help="of an answer (default %(default)s)"
-    )
-    group.add_argument(
-        "--sampled", type=count_arg, default=0, metavar="N", help="besides greedy answers, N sampled at temperature 0.7"
-    )
-    group.add_argument(
-        "--concept",
-        type=_words,
-        action="append",
-        default=[],
-        metavar="[FEATURE=]WORDS",
-        help="'word;some phrase;begin*' of which an answer about the feature holds one; default: from the labels",
-    )
-    group.add_argument(
-        "--examples", type=Path, metavar="FILE", help="table of labels; default: that beside the SAE, if there is one"
-    )
-    group.add_argument(
-        "--no-similarity", action="store_true", help="do not compare answers with the feature's examples"
-    )
-    group.add_argument(
-        "--max-act",
-        type=_scale,
-        action="append",
-        default=[],
-        metavar="[FEATURE=]VALUE",
-        help="scale of the strengths; default: from the feature book, else the labels",
-    )
-    group.add_argument("--at-once", type=count_arg, default=AT_ONCE, metavar="N", help="requests (default %(default)s)")
-
-
-def _add_judging(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "when a strength is in the green zone (a curve that is kept is judged again at once)"
-    )
-    group.add_argument(
-        "--judge", choices=("words", "similarity"), help="what a hit is; default: words, if any are known"
-    )
-    for option, field, what in (
-        ("--share-of-best", "share_of_best", "of the largest gain in hits at a fluent strength, that it must reach"),
-        ("--max-perplexity", "max_perplexity", "times the unsteered one"),
-        ("--min-distinct-2", "min_distinct_2", "times the unsteered one"),
-        ("--min-gain", "min_gain", "in hits, that the feature must reach at a fluent strength"),
-    ):
-        value = getattr(Criteria, field)
-        group.add_argument(option, type=positive_arg, default=value, metavar="X", help=f"{what} (default %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -201,7 +134,7 @@ def _targets(args: argparse.Namespace, sae: SAEEntry, folder: Path) -> list[Cali
     book = read_book(sae, folder)
     features = split_features(args.features, book)
     labels = read_labels(sae, args.examples)
-    words, scales = _by_feature(args.concept, "--concept"), _by_feature(args.max_act, "--max-act")
+    words, scales = by_feature(args.concept, "--concept"), by_feature(args.max_act, "--max-act")
     targets = resolve(features, sae, book, labels, words, scales, not args.no_similarity)
     for target in targets:
         target.check(args.strengths)
@@ -325,33 +258,3 @@ async def _measure(
         say("waiting for the server's first token ...")
         server = {"vllm": await engine_version(url), "flags": list(args.engine_argv)}
         return await CalibrationRun(calibration, asker, server, report).measure(targets)
-
-
-def _by_feature(given: Sequence[Given[T]], option: str) -> Mapping[str | None, T]:
-    by_feature = dict(given)
-    if len(by_feature) != len(given):
-        raise CalibrationError(f"{option} is given twice for one feature.")
-    return by_feature
-
-
-def _strengths(text: str) -> tuple[float, ...]:
-    return tuple(sorted({positive_arg(part) for part in text.split(",")}))
-
-
-def _words(text: str) -> Given[WordSet]:
-    feature, words = _split(text)
-    try:
-        return feature, WordSet.parse(words)
-    except CalibrationError as exc:
-        raise argparse.ArgumentTypeError(str(exc)) from None
-
-
-def _scale(text: str) -> Given[float]:
-    feature, value = _split(text)
-    return feature, positive_arg(value)
-
-
-def _split(text: str) -> tuple[str | None, str]:
-    """Split FEATURE=VALUE; what holds no `=` is for the only feature."""
-    feature, equals, value = text.partition("=")
-    return (feature, value) if equals else (None, text)
