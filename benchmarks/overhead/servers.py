@@ -16,7 +16,7 @@ from tests.support.serving import Server, run_server
 
 from saeclamp import Client
 from saeclamp_server.packaged_model import PACKAGED_MODEL, prepared_model
-from saeclamp_server.startup.vllm_args import bind_threads, prepare_environment
+from saeclamp_server.startup.vllm_settings import bind_threads, prepare_environment
 
 WIDTH = 576
 

@@ -11,7 +11,9 @@ import httpx
 from saeclamp._requests import GenerationRequest, encode, server_root
 from saeclamp._responses import ChunkT, ResponseT
 
-DEFAULT_BASE_URL = "http://127.0.0.1:8000"
+DEFAULT_PORT = 8000
+"""vLLM's, on which `saeclamp serve` listens too."""
+DEFAULT_BASE_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 DEFAULT_TIMEOUT = 600.0
 """Seconds without a byte from the server."""
 DEFAULT_MAX_RETRIES = 2

@@ -26,7 +26,7 @@ from saeclamp_server.api.body_limit import MEGABYTE, BodyLimit
 from saeclamp_server.api.drain import Drain, DrainGuard
 from saeclamp_server.api.features import FeatureSearch, load_served_saes
 from saeclamp_server.api.features import router as features
-from saeclamp_server.api.features.labels import labels_matching_weights
+from saeclamp_server.api.features.served_saes import labels_matching_weights
 from saeclamp_server.api.model_share import CellBudget
 from saeclamp_server.api.openai import early_checks, incomplete_answers, models, responses_and_messages
 from saeclamp_server.api.openai import router as routes
@@ -37,10 +37,10 @@ from saeclamp_server.api.state import AppState, CallServices
 from saeclamp_server.api.steering import router as steering
 from saeclamp_server.engine.client import DecoderQueryClient, PromptMeanClient, ReportFetcher
 from saeclamp_server.errors import RequestError
-from saeclamp_server.startup.plan import ServePlan
 from saeclamp_server.startup.sae_quick_check import check_saes_on_model
 from saeclamp_server.startup.self_test import run_self_test
-from saeclamp_server.startup.vllm_args import sample_ids
+from saeclamp_server.startup.serve_plan import ServePlan
+from saeclamp_server.startup.vllm_settings import sample_ids
 from saeclamp_server.steering import SteeringContext
 from saeclamp_server.steering.admission import Admission
 from saeclamp_server.steering.dose import MAX_DOSE

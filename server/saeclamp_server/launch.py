@@ -22,8 +22,8 @@ from saeclamp_saes.errors import UserError
 from saeclamp_saes.library.feature_book import FeatureNote
 from saeclamp_server.model_info import StartupError, in_one_line
 from saeclamp_server.startup.options import ServeOptions
-from saeclamp_server.startup.plan import ServePlan, make_plan
 from saeclamp_server.startup.preflight import cannot_listen, check_address, check_vllm_version
+from saeclamp_server.startup.serve_plan import ServePlan, make_plan
 from saeclamp_server.startup.server_log import ServerLog, killed
 
 PROGRESS_S = 20
@@ -63,7 +63,7 @@ def _description(sae: SAEEntry) -> str:
 
 def _serve(plan: ServePlan, log: ServerLog, vllm_version: str) -> None:
     # these set up the process for vLLM, so they come before its import
-    from saeclamp_server.startup.vllm_args import prepare_environment
+    from saeclamp_server.startup.vllm_settings import prepare_environment
 
     prepare_environment()
     if not plan.options.verbose:
@@ -72,7 +72,7 @@ def _serve(plan: ServePlan, log: ServerLog, vllm_version: str) -> None:
     import uvloop
 
     from saeclamp_server.engine.lifeline import become_server, leave
-    from saeclamp_server.startup.vllm_args import bind_threads, count_workers, parse_vllm_args
+    from saeclamp_server.startup.vllm_settings import bind_threads, count_workers, parse_vllm_args
 
     args = parse_vllm_args(plan.options, plan.model, plan.saes, log.say, plan.places)
     where = f"; its log is {log.path}" if log.path else ""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.goldens.kept import KEPT
+from tests.goldens.frozen_formats import KEPT
 from tests.goldens.surface import SURFACE
 
 FOLDER = Path(__file__).with_name("recorded")

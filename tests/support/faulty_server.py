@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import saeclamp_server.startup.vllm_args as settings
+import saeclamp_server.startup.vllm_settings as settings
 from saeclamp_server.__main__ import main
 from saeclamp_server.engine.worker.cpu_worker import SteeringCPUWorker
 from saeclamp_server.engine.worker.request_states import RequestStates, ScheduledRequest

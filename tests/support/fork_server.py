@@ -94,7 +94,7 @@ NURSERY = Nursery()
 
 def main() -> None:
     """Import what takes long, and fork for everyone who asks; in a fork, run what was asked for."""
-    from saeclamp_server.startup.vllm_args import prepare_environment
+    from saeclamp_server.startup.vllm_settings import prepare_environment
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what is printed while importing is no answer

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import httpx
 
 from saeclamp._exceptions import lost_connection
-from saeclamp._finalizers import async_finalizer
 from saeclamp._responses import ChunkT
+from saeclamp._stream_finalizers import async_finalizer
 from saeclamp._streaming import ChunkReader, SteeredState, StreamState
 
 if TYPE_CHECKING:

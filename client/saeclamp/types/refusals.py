@@ -112,7 +112,7 @@ def in_plain_words(error: Mapping[str, Any]) -> str:
     if kind == "union_tag_not_found" and isinstance(given, Mapping):
         return f"the field 'op' is missing: {', '.join(map(str, OPERATIONS))}"
     if kind in ("union_tag_not_found", "model_attributes_type"):
-        from saeclamp.types.lookalikes import why_no_intervention  # which reads all types
+        from saeclamp.types.steering_mistakes import why_no_intervention  # which reads all types
 
         # an object of this package was built in Python, and the answer is in Python's words too
         meant = why_no_intervention(given) if isinstance(given, BaseModel) else None

@@ -85,7 +85,7 @@ def as_steering(
 
     `receipt`, if given, replaces what `steering` asks for. Raises `InvalidArgumentError`.
     """
-    from saeclamp.types.lookalikes import why_no_intervention, why_no_steering  # which read all types
+    from saeclamp.types.steering_mistakes import why_no_intervention, why_no_steering  # which read all types
 
     why = why_no_steering(steering)
     if why is not None:

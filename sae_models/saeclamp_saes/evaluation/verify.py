@@ -27,7 +27,7 @@ from saeclamp_saes.evaluation.report import (
     best_of,
     too_many_active,
 )
-from saeclamp_saes.evaluation.threshold import estimate_threshold
+from saeclamp_saes.evaluation.topk_threshold import estimate_threshold
 from saeclamp_saes.lm import token_mask
 from saeclamp_saes.lm.architectures import has_site
 from saeclamp_saes.lm.capture import ActivationRecording, Progress, edited_cross_entropy, record

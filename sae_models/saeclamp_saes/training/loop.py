@@ -13,12 +13,12 @@ from torch import Tensor
 from saeclamp_saes.errors import TrainingError
 from saeclamp_saes.lm.harvest import ActivationStream
 from saeclamp_saes.progress import ProgressCallback
-from saeclamp_saes.training import checkpoint
+from saeclamp_saes.training import resume_checkpoint
 from saeclamp_saes.training.architectures import learning_rate
-from saeclamp_saes.training.checkpoint import ResumePoint
 from saeclamp_saes.training.config import TrainingConfig
 from saeclamp_saes.training.log import TrainingLog
 from saeclamp_saes.training.mixing_buffer import MixingBuffer
+from saeclamp_saes.training.resume_checkpoint import ResumePoint
 from saeclamp_saes.training.run_settings import RunSettings
 from saeclamp_saes.training.trainer import StepMetrics, Trainer
 
@@ -43,17 +43,17 @@ def train_loop(
         pool.fill(harvest, 0, report)
         scale, center = _scale_and_center(pool)
         trainer, place = Trainer(recipe, center.to(device)), ResumePoint(scale)
-        checkpoint.save(path, trainer, place)
+        resume_checkpoint.save(path, trainer, place)
     else:
         trainer = Trainer(recipe, torch.zeros(pool.table.width, device=device))
-        place = checkpoint.load(path, trainer, device)
+        place = resume_checkpoint.load(path, trainer, device)
     log = _Lines(TrainingLog(settings.out, trainer.step_number, settings.tensorboard), settings, recipe, report)
     while trainer.step_number < recipe.num_steps:
         # the checkpoint is at this round's beginning or within it, so what it would need is not overwritten
         pool.fill(harvest, place.round, report)
         with _tf32(device):
             place = _round(settings, recipe, pool, trainer, place, device, log)
-        checkpoint.save(path, trainer, place)
+        resume_checkpoint.save(path, trainer, place)
     return trainer, place
 
 
@@ -87,7 +87,7 @@ def _round(
         if trainer.step_number == recipe.num_steps:
             break
         if trainer.step_number % settings.save_every == 0:
-            checkpoint.save(settings.out / CHECKPOINT, trainer, place._replace(used=used + recipe.batch))
+            resume_checkpoint.save(settings.out / CHECKPOINT, trainer, place._replace(used=used + recipe.batch))
     return ResumePoint(place.scale, place.round + 1)
 
 

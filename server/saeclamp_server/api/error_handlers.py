@@ -17,7 +17,7 @@ from vllm.exceptions import GenerationError
 from saeclamp.types.refusals import but_not, json_path
 from saeclamp_server.api.error_envelope import STREAM_ERROR, openai_error, path_of, written
 from saeclamp_server.api.metrics import REFUSALS
-from saeclamp_server.api.path_suggestions import not_found
+from saeclamp_server.api.strictness.path_suggestions import not_found
 from saeclamp_server.errors import InvalidRequestError, RequestError
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,13 @@ from pydantic import ValidationError
 
 from saeclamp.types import CONDITIONS, MAX_KEY, Steering
 from saeclamp.types.refusals import PARTS, refusal, shown
-from saeclamp_server.api.lookalike_keys import FOREIGN_KEYS
-from saeclamp_server.api.lookalikes import WRAPPERS, refuse_foreign_shapes, refuse_long_names, refuse_lookalikes
+from saeclamp_server.api.strictness.foreign_keys import FOREIGN_KEYS
+from saeclamp_server.api.strictness.foreign_shapes import (
+    WRAPPERS,
+    refuse_foreign_shapes,
+    refuse_long_names,
+    refuse_lookalikes,
+)
 from saeclamp_server.errors import InvalidRequestError, InvalidSteeringError
 
 MAX_FIELDS = 10_000

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from saeclamp._server_config import DEFAULT_PORT
 from saeclamp_saes import SAEEntry, check_numbers, find_sae, open_entry
 from saeclamp_saes.io.sanitize import first_line
 from saeclamp_server.model_info import SUPPORTED_ARCHITECTURES, ModelInfo, StartupError
@@ -43,7 +44,7 @@ def check_address(vllm_argv: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--host", default=DEFAULT_HOST)
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT)
     parser.add_argument("--uds")
     parser.add_argument("--config")
     try:

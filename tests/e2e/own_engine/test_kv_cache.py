@@ -14,7 +14,7 @@ from tests.support.serving import Server, serve
 from saeclamp_saes import SAEEntry
 from saeclamp_server.startup.options import ServeOptions
 from saeclamp_server.startup.preflight import open_saes, read_model_info
-from saeclamp_server.startup.vllm_args import parse_vllm_args
+from saeclamp_server.startup.vllm_settings import parse_vllm_args
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on GPUs the size is left to vLLM")
 

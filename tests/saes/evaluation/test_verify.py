@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from saeclamp_saes.errors import VerificationError
 from saeclamp_saes.evaluation.report import InterpretationScore, Verification
-from saeclamp_saes.evaluation.threshold import estimate_threshold
+from saeclamp_saes.evaluation.topk_threshold import estimate_threshold
 from saeclamp_saes.evaluation.verify import verify
 from saeclamp_saes.lm.capture import record
 from saeclamp_saes.lm.text import SAMPLE, SEQUENCE_LENGTH, read_text, tokenize_sequences

@@ -20,7 +20,7 @@ from saeclamp_saes.io.hashes import sha256_of
 from saeclamp_saes.lm.harvest import ActivationReader
 from saeclamp_saes.sites import Site
 from saeclamp_saes.training.activations_store import ActivationsStore, write_store
-from saeclamp_saes.training.checkpoint import load
+from saeclamp_saes.training.resume_checkpoint import load
 from saeclamp_saes.training.run import train, train_from
 from saeclamp_saes.training.trainer import Trainer
 

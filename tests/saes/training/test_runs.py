@@ -22,8 +22,8 @@ from saeclamp_saes.errors import TrainingError
 from saeclamp_saes.io.hashes import sha256_of
 from saeclamp_saes.io.vector_files import VectorFile
 from saeclamp_saes.training.architectures import ARCHITECTURES
-from saeclamp_saes.training.checkpoint import load
 from saeclamp_saes.training.config import NAMES, Name, TrainingConfig
+from saeclamp_saes.training.resume_checkpoint import load
 from saeclamp_saes.training.run import train
 from saeclamp_saes.training.trainer import Trainer
 

@@ -3,7 +3,7 @@ Features that this server steers with: what is known of them, for those who look
 
     router.py            the endpoints
     sae_info.py          one SAE: its feature book, its labels, its calibration curves; as the wire shows them
-    labels.py            which of these lie beside an SAE
+    served_saes.py       loading these at the start
     description.py       a feature in words, the same wherever it is named
     search_documents.py  what features are found by, and what a hit shows
     search.py            two rankings made into one: full_text_index.py by words, embedding_index.py by sentence embeddings
@@ -12,8 +12,8 @@ Features that this server steers with: what is known of them, for those who look
     suggest/             from a wish to a steering
 """
 
-from saeclamp_server.api.features.labels import load_served_saes
 from saeclamp_server.api.features.sae_info import ServedSAE
 from saeclamp_server.api.features.search import FeatureSearch
+from saeclamp_server.api.features.served_saes import load_served_saes
 
 __all__ = ["FeatureSearch", "ServedSAE", "load_served_saes"]

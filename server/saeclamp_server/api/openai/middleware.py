@@ -11,15 +11,15 @@ from saeclamp.types import Steering
 from saeclamp_server.api.body_limit import OWN_PATHS, read_messages, replay
 from saeclamp_server.api.error_envelope import path_of
 from saeclamp_server.api.error_handlers import response_of
-from saeclamp_server.api.lookalikes import refuse_lookalikes
 from saeclamp_server.api.metrics import REFUSALS
-from saeclamp_server.api.misplaced_steering import refuse_headers, refuse_model_in_query, refuse_query
 from saeclamp_server.api.openai import responses_and_messages
 from saeclamp_server.api.openai.requested_model import RequestedModel
 from saeclamp_server.api.openai.steered_call import SteeredCall
 from saeclamp_server.api.state import state_of
 from saeclamp_server.api.steering_body import check_encoding, parse_body, refuse_many_values, steering_of
-from saeclamp_server.api.stray_names import refuse_loaded_names
+from saeclamp_server.api.strictness.foreign_shapes import refuse_lookalikes
+from saeclamp_server.api.strictness.misplaced_steering import refuse_headers, refuse_model_in_query, refuse_query
+from saeclamp_server.api.strictness.stray_names import refuse_loaded_names
 from saeclamp_server.errors import InvalidSteeringError, RequestError
 
 STEERED_PATHS = ("/v1/chat/completions", "/v1/completions")

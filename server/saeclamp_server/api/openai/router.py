@@ -22,7 +22,6 @@ from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
 from saeclamp.types import Steering
 from saeclamp_server.api.error_envelope import path_of
-from saeclamp_server.api.misplaced_steering import refuse_model_in_query
 from saeclamp_server.api.openai.protocol import SteeredChatCompletionRequest, SteeredCompletionRequest
 from saeclamp_server.api.openai.receipt_headers import TraceEntry, headers_of
 from saeclamp_server.api.openai.requested_model import RequestedModel
@@ -30,7 +29,8 @@ from saeclamp_server.api.openai.responder import with_receipt
 from saeclamp_server.api.openai.steered_call import SteeredCall
 from saeclamp_server.api.state import state_of
 from saeclamp_server.api.steering_body import parse_body, steering_of
-from saeclamp_server.api.stray_names import refuse_loaded_names
+from saeclamp_server.api.strictness.misplaced_steering import refuse_model_in_query
+from saeclamp_server.api.strictness.stray_names import refuse_loaded_names
 from saeclamp_server.errors import InvalidRequestError, InvalidSteeringError
 from saeclamp_server.steering.chat_spans import ChatSpans, Message, find_message_spans
 

@@ -20,11 +20,11 @@ from vllm.v1.outputs import AsyncModelRunnerOutput
 
 from saeclamp_server.engine.lifeline import begin_serving
 from saeclamp_server.engine.step_report import ATTRIBUTE, WIPED, RequestStepReport
-from saeclamp_server.engine.worker.collect import abort_rule_slots, collect_step_report
 from saeclamp_server.engine.worker.kv_wipe import wipe_blocks
 from saeclamp_server.engine.worker.ops import HookState
-from saeclamp_server.engine.worker.pipeline import StageBoundary
+from saeclamp_server.engine.worker.pipeline_parallel import StageBoundary
 from saeclamp_server.engine.worker.prompt_means import PromptMeanRecorder
+from saeclamp_server.engine.worker.report_builder import abort_rule_slots, collect_step_report
 from saeclamp_server.engine.worker.request_states import RequestStates, ScheduledRequest
 from saeclamp_server.engine.worker.step_inputs import StepInputBuilder
 from saeclamp_server.engine.worker.step_plan import RequestSlice, StepLayout

@@ -18,10 +18,10 @@ from vllm.utils.torch_utils import direct_register_custom_op
 from saeclamp_saes import SAE, Site
 from saeclamp_saes.clamping import PART_BYTES, EditRows, FeaturePairs, ReadActs, decoder_delta, parts_of, read_acts
 from saeclamp_server.engine.worker.edit_stats import EditStats
+from saeclamp_server.engine.worker.feature_row_cache import FeatureRowCache
 from saeclamp_server.engine.worker.prompt_means import PromptMeanRecorder
-from saeclamp_server.engine.worker.recorder import VectorRecorder
-from saeclamp_server.engine.worker.row_cache import FeatureRowCache
 from saeclamp_server.engine.worker.step_outputs import StepOutputs, TopFeatures, TopFeaturesInputs, top_features
+from saeclamp_server.engine.worker.vector_recorder import VectorRecorder
 
 MAX_NORM = 1e12
 """

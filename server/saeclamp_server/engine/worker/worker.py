@@ -22,18 +22,18 @@ from saeclamp_server.engine.lifeline import tie_to_server
 from saeclamp_server.engine.worker import decoder_queries
 from saeclamp_server.engine.worker.compiled_program import LoadedWeights, vector_key
 from saeclamp_server.engine.worker.edit_stats import EditStats
+from saeclamp_server.engine.worker.feature_row_cache import FeatureRowCache
 from saeclamp_server.engine.worker.hooks import WHOLE_STREAM, SiteHooks
 from saeclamp_server.engine.worker.model_runner import RunnerAdapter
 from saeclamp_server.engine.worker.ops import HookState, LoadedSAE, register_site
-from saeclamp_server.engine.worker.pipeline import StageBoundary
+from saeclamp_server.engine.worker.pipeline_parallel import StageBoundary
 from saeclamp_server.engine.worker.prompt_means import PromptMeanRecorder
-from saeclamp_server.engine.worker.recorder import Recorded
 from saeclamp_server.engine.worker.request_states import RequestStates
-from saeclamp_server.engine.worker.row_cache import FeatureRowCache
 from saeclamp_server.engine.worker.rule_state import RuleState
 from saeclamp_server.engine.worker.step_inputs import StepInputBuilder
 from saeclamp_server.engine.worker.step_outputs import StepOutputs
 from saeclamp_server.engine.worker.vector_bank import make_vector_bank, set_row
+from saeclamp_server.engine.worker.vector_recorder import Recorded
 from saeclamp_server.engine.worker_config import CONFIG_KEY
 
 

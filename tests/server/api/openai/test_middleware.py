@@ -13,8 +13,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from saeclamp_server.api.misplaced_steering import refuse_query
 from saeclamp_server.api.openai.middleware import SteeringMiddleware
+from saeclamp_server.api.strictness.misplaced_steering import refuse_query
 from saeclamp_server.errors import RequestError
 
 

@@ -12,8 +12,8 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from saeclamp_saes.errors import UserError
-from saeclamp_server.startup.vllm_args import prepare_environment
-from saeclamp_server.startup.vllm_flags import ALLOWED, JUDGED, REFUSED, SOME_VALUES, check_tested_flags
+from saeclamp_server.startup.tested_flags import ALLOWED, JUDGED, REFUSED, SOME_VALUES, check_tested_flags
+from saeclamp_server.startup.vllm_settings import prepare_environment
 
 PARSER = make_arg_parser(FlexibleArgumentParser())
 PLAIN = PARSER.parse_args(["model"])

@@ -10,11 +10,11 @@ from starlette.types import Scope
 
 from saeclamp.types import MAX_KEY
 from saeclamp.types.refusals import shown
-from saeclamp_server.api.lookalike_keys import plain
-from saeclamp_server.api.lookalikes import AT_TOP_LEVEL, messages_in, variant_hint, wrapped
-from saeclamp_server.api.misplaced_steering import query_fields
-from saeclamp_server.api.request_fields import FIELDS, MESSAGE_FIELDS
 from saeclamp_server.api.state import state_of
+from saeclamp_server.api.strictness.foreign_keys import plain
+from saeclamp_server.api.strictness.foreign_shapes import AT_TOP_LEVEL, messages_in, variant_hint, wrapped
+from saeclamp_server.api.strictness.misplaced_steering import query_fields
+from saeclamp_server.api.strictness.request_fields import FIELDS, MESSAGE_FIELDS
 from saeclamp_server.errors import InvalidSteeringError
 from saeclamp_server.steering import SteeringContext
 from saeclamp_server.variants import VariantRegistry

@@ -12,7 +12,7 @@ import pytest
 from tests.support.variants import served
 
 from saeclamp.types import NewVariant, Steering
-from saeclamp_server.api.stray_names import refuse_loaded_names
+from saeclamp_server.api.strictness.stray_names import refuse_loaded_names
 from saeclamp_server.errors import RequestError
 from saeclamp_server.variants import VariantRegistry, VariantStore
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from saeclamp_server.api.request_fields import FIELDS, made_up_fields
 from saeclamp_server.api.steering_body import steering_of
+from saeclamp_server.api.strictness.request_fields import FIELDS, made_up_fields
 from saeclamp_server.errors import RequestError
 
 GOOD: dict[str, Any] = {"interventions": [{"op": "clamp", "feature": "a/1", "value": 1.0}]}

@@ -9,8 +9,8 @@ from urllib.parse import parse_qsl
 
 from saeclamp.types import MAX_KEY
 from saeclamp.types.refusals import shown
-from saeclamp_server.api.lookalike_keys import SteeringKeys, plain
-from saeclamp_server.api.lookalikes import AT_TOP_LEVEL, WRAPPERS, variant_hint
+from saeclamp_server.api.strictness.foreign_keys import SteeringKeys, plain
+from saeclamp_server.api.strictness.foreign_shapes import AT_TOP_LEVEL, WRAPPERS, variant_hint
 from saeclamp_server.errors import InvalidRequestError, InvalidSteeringError
 
 MAX_QUERY = 1 << 16

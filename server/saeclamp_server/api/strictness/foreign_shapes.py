@@ -13,8 +13,8 @@ from typing import Any
 
 from saeclamp.types import MAX_KEY, Steering, looks_like_steering
 from saeclamp.types.refusals import did_you_mean, shown
-from saeclamp_server.api.lookalike_keys import FOREIGN_KEYS, SteeringKeys, plain
-from saeclamp_server.api.request_fields import MESSAGE_FIELDS, made_up_fields
+from saeclamp_server.api.strictness.foreign_keys import FOREIGN_KEYS, SteeringKeys, plain
+from saeclamp_server.api.strictness.request_fields import MESSAGE_FIELDS, made_up_fields
 from saeclamp_server.errors import InvalidRequestError, InvalidSteeringError
 from saeclamp_server.steering.program import EXTRA_ARGS_KEY, RECORD_KEY
 

@@ -14,7 +14,7 @@ from saeclamp_server.model_info import ModelInfo, StartupError, in_one_line
 from saeclamp_server.packaged_model import PACKAGED_MODEL
 from saeclamp_server.startup.kv_cache_size import cache_shape, default_cache_size, free_memory, is_sized_by_user
 from saeclamp_server.startup.options import DEFAULT_HOST, ServeOptions
-from saeclamp_server.startup.vllm_flags import check_tested_flags
+from saeclamp_server.startup.tested_flags import check_tested_flags
 from saeclamp_server.vectors import VectorSite
 
 STEER_OP = "vllm::saeclamp_steer"

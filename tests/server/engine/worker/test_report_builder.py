@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from saeclamp_server.engine.worker.collect import collect_step_report
 from saeclamp_server.engine.worker.compiled_program import CompiledProgram, LoadedWeights
+from saeclamp_server.engine.worker.report_builder import collect_step_report
 from saeclamp_server.engine.worker.rule_state import RuleState
 from saeclamp_server.engine.worker.step_outputs import StepOutputs, TopFeaturesInputs, top_features
 from saeclamp_server.engine.worker.step_plan import RequestSlice, StepLayout, pairs_by_sae

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from saeclamp_saes import SAE, Site
 from saeclamp_saes.clamping import EditRows, decoder_delta, read_acts
 from saeclamp_saes.sae import InputNorm, TopK
-from saeclamp_server.engine.worker.row_cache import FeatureRowCache
+from saeclamp_server.engine.worker.feature_row_cache import FeatureRowCache
 
 CPU = torch.device("cpu")
 WIDTH, NUM_FEATURES, CAPACITY = 5, 12, 3
