@@ -17,13 +17,14 @@ INSTALLED = {
         "httpcore",
         "httpx",
         "idna",
+        "platformdirs",
         "pydantic",
         "pydantic_core",
         "sniffio",
     ),
     *("typing_extensions", "typing_inspection", "saeclamp", "saeclamp_saes", "saeclamp_server"),
 }
-"""What the client and its two dependencies bring."""
+"""What the client and its three dependencies bring."""
 
 
 class OnlyInstalled:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 
 @contextmanager
 def exclusive_lock(path: Path, when_busy: Callable[[], None] = lambda: None) -> Iterator[None]:
@@ -16,6 +14,9 @@ def exclusive_lock(path: Path, when_busy: Callable[[], None] = lambda: None) -> 
 
     when_busy: is called where another process holds it, before waiting for that; what it raises ends the wait
     """
+    # only here: every command's parser is built of modules that import this one, also where no extra is installed
+    from filelock import FileLock, Timeout
+
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
