@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from itertools import zip_longest
 
 from saeclamp import Clamp, Client, InvalidArgumentError, Receipt
-from saeclamp._server_config import DEFAULT_BASE_URL
 from saeclamp.types import InterventionReceipt
 from saeclamp.types.dose import dose_in_words
-from saeclamp_server.cli.server_client import KEY_VARIABLE, CommandError, report_refusals
+from saeclamp_server.cli.server_client import DEFAULT_URL, KEY_VARIABLE, CommandError, report_refusals
 
 QUESTIONS = (
     "How can I sleep better?",
@@ -83,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__.strip().splitlines()[0] if __doc__ else None,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--url", default=DEFAULT_BASE_URL, help="where the server is: a URL, HOST:PORT or PORT")
+    parser.add_argument("--url", default=DEFAULT_URL, help="where the server is: a URL, HOST:PORT or PORT")
     parser.add_argument("--api-key", metavar="KEY", help=f"if the server wants one; else ${KEY_VARIABLE}")
     parser.add_argument("--max-tokens", type=int, default=60, help="length of an answer")
     parser.add_argument("--feature", default="bundled/golden-gate", help="what to clamp, as <sae>/<name or index>")

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from saeclamp._server_config import DEFAULT_BASE_URL
 from saeclamp_saes.errors import UserError
 from saeclamp_server.cli.tables import terminal_width, wrap
 from saeclamp_server.sanitize import escape_to_one_line
@@ -17,6 +16,7 @@ from saeclamp_server.sanitize import escape_to_one_line
 if TYPE_CHECKING:
     from saeclamp import APIConnectionError, Client
 
+DEFAULT_URL = "http://127.0.0.1:8000"  # as the client's, which is not imported for a help text: httpx takes long
 KEY_VARIABLE = "SAECLAMP_API_KEY"
 
 
@@ -28,8 +28,8 @@ def add_server(parser: argparse.ArgumentParser) -> None:
     """Add the flags that every command has, and say that no more than the client needs to be installed."""
     parser.add_argument(
         "--url",
-        default=DEFAULT_BASE_URL,
-        help=f"where the server is: a URL, HOST:PORT or PORT (default {DEFAULT_BASE_URL})",
+        default=DEFAULT_URL,
+        help=f"where the server is: a URL, HOST:PORT or PORT (default {DEFAULT_URL})",
     )
     parser.add_argument("--api-key", metavar="KEY", help=f"if the server wants one (default: ${KEY_VARIABLE})")
     parser.set_defaults(needs=())
