@@ -86,14 +86,14 @@ async def build_app(engine: Any, args: Namespace, plan: ServePlan, say: Callable
     await early_checks.check_before_answers(vllm, engine)  # around `listen`: what is refused does not count as run
     error_handlers.say_errors_in_messages(vllm)
     incomplete_answers.say_what_was_cut_short(vllm)
-    models = vllm.openai_serving_models
-    bases = [path.name for path in models.base_model_paths]
+    serving = vllm.openai_serving_models
+    bases = [path.name for path in serving.base_model_paths]
     calls = CallServices(context, admission, sequences, ReportFetcher(engine), plan.trace, bases[0])
     app.state.saeclamp = AppState(
         calls=calls,
         saes=served_saes,
         search=search,
-        variants=VariantRegistry(plan.store, context, bases, lambda: models.lora_requests),
+        variants=VariantRegistry(plan.store, context, bases, lambda: serving.lora_requests),
         vectors=vectors,
         model=VLLMModelClient(vllm, calls),
         decoder=DecoderQueryClient(engine),
