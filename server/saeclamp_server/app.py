@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI
@@ -69,12 +68,15 @@ async def build_app(engine: Any, args: Namespace, plan: ServePlan, say: Callable
     tasks = await engine.get_supported_tasks()
     drain = Drain()
     app = build_steering_app(args, tasks, engine.model_config, drain, options.max_body)
-    max_acts = {name: opened.max_acts for name, opened in labels.items()}
-    max_dose = MAX_DOSE if options.max_dose is None else options.max_dose
-    context = SteeringContext(saes, norms, max_acts, max_dose, options.max_dose is not None, vectors)
     served_saes = load_served_saes(saes, norms, {name: of.fit for name, of in measured.items()}, labels, say)
-    search = FeatureSearch(served_saes, context.max_act)
-    context = replace(context, describe=search.description)
+    search = FeatureSearch(served_saes)
+    context = SteeringContext(
+        saes=served_saes,
+        max_dose=MAX_DOSE if options.max_dose is None else options.max_dose,
+        needs_measure=options.max_dose is not None,
+        vectors=vectors,
+        describe=search.description,
+    )
     # embedding takes minutes for a large SAE, and searches by words until it is done
     threading.Thread(target=search.prepare, args=(say,), daemon=True).start()
     admission, sequences = Admission(options.max_features, options.max_waiting, metrics.WAIT.observe), SequenceTracker()
@@ -91,7 +93,6 @@ async def build_app(engine: Any, args: Namespace, plan: ServePlan, say: Callable
     calls = CallServices(context, admission, sequences, ReportFetcher(engine), plan.trace, bases[0])
     app.state.saeclamp = AppState(
         calls=calls,
-        saes=served_saes,
         search=search,
         variants=VariantRegistry(plan.store, context, bases, lambda: serving.lora_requests),
         vectors=vectors,

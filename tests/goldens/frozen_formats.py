@@ -10,6 +10,7 @@ from typing import Any
 
 from tests.support import tiny_training
 from tests.support.bundled import ENTRY
+from tests.support.sae_entries import served_saes
 from tests.support.tiny_models import make
 
 from saeclamp.types import Steering
@@ -72,7 +73,7 @@ BLOCK = 16
 def programs() -> Any:
     """Hash what steerings do: `spec` of receipts, `meaning` and text of variants, blocks of the prefix cache."""
     norms = SiteNorms(100.0, [1.0 + index / 4096 for index in range(ENTRY.summary.d_sae)])
-    served = SteeringContext({ENTRY.name: ENTRY}, {ENTRY.name: norms})
+    served = SteeringContext(served_saes((ENTRY, norms)))
     conversation = ChatSpans(PROMPT_LEN, (("system", 0, 10), ("user", 10, 30), ("assistant", 30, 38)))
     found = {}
     for name, value in STEERINGS.items():

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from tests.support.bundled import ENTRY
 from tests.support.refusal_table import REFUSALS
+from tests.support.sae_entries import served_saes
 
 from saeclamp import types
 from saeclamp_server.api import metrics
@@ -102,7 +103,7 @@ def refusals() -> Any:
     """Refuse the refusal table, as far as that needs neither a model nor vLLM's own checks."""
     second = replace(ENTRY, name="second")
     norms = SiteNorms(100.0, [1.0] * ENTRY.summary.d_sae)
-    served = SteeringContext({ENTRY.name: ENTRY, "second": second}, {ENTRY.name: norms, "second": norms})
+    served = SteeringContext(served_saes((ENTRY, norms), (second, norms)))
     said: dict[str, Any] = {}
     for name, refusal in REFUSALS.items():
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.support.sae_entries import entry
+from tests.support.sae_entries import entry, served_saes
 
 from saeclamp_saes.library.feature_book import FeatureNote
 from saeclamp_server.site_norms import SiteNorms
@@ -13,6 +13,10 @@ from saeclamp_server.steering import SteeringContext
 @pytest.fixture
 def served() -> SteeringContext:
     bridge, food = FeatureNote(4, "bridge", 200.0), FeatureNote(5, "food", None)
-    saes = {"big": entry("big", 8, 100, bridge, food), "small": entry("small", 3, 10)}
     rows = [2.0] * 99 + [0.0]
-    return SteeringContext(saes, {"big": SiteNorms(50.0, rows), "small": SiteNorms(None, rows[:10])})
+    return SteeringContext(
+        served_saes(
+            (entry("big", 8, 100, bridge, food), SiteNorms(50.0, rows)),
+            (entry("small", 3, 10), SiteNorms(None, rows[:10])),
+        )
+    )

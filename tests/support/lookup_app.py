@@ -30,8 +30,6 @@ def app(entry: SAEEntry = ENTRY, labelled: bool = True, said: list[str] | None =
     served = FastAPI()
     served.include_router(routes.router)
     served.add_exception_handler(RequestError, refuse)
-    max_acts = {name: opened.max_acts for name, opened in labels.items()}
     saes = load_served_saes({entry.name: entry}, {entry.name: LENGTHS}, {entry.name: FIT}, labels, report)
-    context = SteeringContext({entry.name: entry}, {entry.name: LENGTHS}, max_acts)
-    served.state.saeclamp = SimpleNamespace(context=context, saes=saes)
+    served.state.saeclamp = SimpleNamespace(context=SteeringContext(saes))
     return served

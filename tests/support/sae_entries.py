@@ -1,4 +1,4 @@
-"""SAE entries without weights, for what is decided before the engine."""
+"""SAE entries without weights, and SAEs that are served, for what is decided before the engine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 from saeclamp_saes import Options, SAEEntry, Site
 from saeclamp_saes.library.feature_book import FeatureNote
 from saeclamp_saes.loaders import CheckpointSummary
+from saeclamp_server.served_sae import ServedSAE
+from saeclamp_server.site_norms import SiteNorms
 
 
 def entry(name: str, layer: int, d_sae: int, *notes: FeatureNote) -> SAEEntry:
@@ -16,6 +18,10 @@ def entry(name: str, layer: int, d_sae: int, *notes: FeatureNote) -> SAEEntry:
         "saelens", "sae", "jumprelu", sites, sites, 16, 16, d_sae, "native", None, (Path("weights"),)
     )
     return SAEEntry(name, Path(name), Options(), f"sha-of-{name}", summary, {note.index: note for note in notes})
+
+
+def served_saes(*saes: tuple[SAEEntry, SiteNorms]) -> dict[str, ServedSAE]:
+    return {entry.name: ServedSAE(entry, norms) for entry, norms in saes}
 
 
 def report(prompt: int, generated: int, act_sum: float, act_max: float) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from tests.support.sae_entries import entry
+from tests.support.sae_entries import entry, served_saes
 
 from saeclamp.types import Add, Clamp, NewVariant, Steering
 from saeclamp_saes.library.feature_book import FeatureNote
@@ -25,11 +25,11 @@ def run(task: Coroutine[Any, Any, ResultT]) -> ResultT:
     return asyncio.run(task)
 
 
-def served(max_act: float = 200.0) -> SteeringContext:
+def served(max_act: float = 200.0, resid_norm: float = 50.0) -> SteeringContext:
     bridge = FeatureNote(4, "bridge", max_act, (1, 2), 1.5, "A bridge.")
     food, unmeasured = FeatureNote(5, "food", None), FeatureNote(6, "plain", 3.0)
     return SteeringContext(
-        {"big": entry("big", 8, 100, bridge, food, unmeasured)}, {"big": SiteNorms(50.0, [2.0] * 100)}
+        served_saes((entry("big", 8, 100, bridge, food, unmeasured), SiteNorms(resid_norm, [2.0] * 100)))
     )
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # endpoints import this module; the state holds what they make
     from saeclamp_server.api.drain import Drain
-    from saeclamp_server.api.features import FeatureSearch, ServedSAE
+    from saeclamp_server.api.features import FeatureSearch
     from saeclamp_server.api.features.derive import PromptMeans
     from saeclamp_server.api.model_client import DecoderQueries
     from saeclamp_server.api.model_share import CellBudget
@@ -40,8 +39,6 @@ class AppState:
     """Everything that requests meet, under one name in the app's state, beside what vLLM keeps there."""
 
     calls: CallServices
-    saes: Mapping[str, ServedSAE]
-    """Served SAEs by name."""
     search: FeatureSearch
     variants: VariantRegistry
     vectors: VectorRegistry
@@ -56,7 +53,7 @@ class AppState:
 
     @property
     def context(self) -> SteeringContext:
-        """The loaded SAEs, the uploaded vectors, and what values are measured by."""
+        """The served SAEs, the uploaded vectors, and what values are measured by."""
         return self.calls.context
 
 

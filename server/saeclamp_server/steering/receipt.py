@@ -72,7 +72,8 @@ class _EditResult(NamedTuple):
 def _intervention_receipt(
     edit: EditSpec, operation: Operation, rule: str | None, done: Sequence[_EditResult], served: SteeringContext
 ) -> InterventionReceipt:
-    site, sae = served.site_of(edit), served.saes.get(edit.sae)
+    site, of = served.site_of(edit), served.saes.get(edit.sae)
+    sae = of and of.entry
     tallies = [tally for _, tally in done]
     return InterventionReceipt(
         feature=None if operation.feature is None else str(operation.feature),

@@ -53,9 +53,9 @@ def check_rule_order(rule: RuleSpec, edits: list[EditSpec], served: SteeringCont
 
     edits: those of the rule's `then`, in order
     """
-    last = max(rule.comparisons, key=lambda comparison: served.saes[comparison.sae].summary.reads[-1].order)
+    last = max(rule.comparisons, key=lambda comparison: served.saes[comparison.sae].entry.summary.reads[-1].order)
     # an SAE that reads at several sites is known at the last of them
-    known = served.saes[last.sae].summary.reads[-1]
+    known = served.saes[last.sae].entry.summary.reads[-1]
     for number, edit in enumerate(edits):
         site = served.site_of(edit)
         if site.order < known.order:

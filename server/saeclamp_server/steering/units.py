@@ -13,6 +13,7 @@ from saeclamp_server.errors import (
     UnknownSAEError,
     UnknownVectorError,
 )
+from saeclamp_server.served_sae import ServedSAE
 from saeclamp_server.steering import token_ranges
 from saeclamp_server.steering.chat_spans import ChatSpans
 from saeclamp_server.steering.context import SteeringContext
@@ -24,12 +25,12 @@ MAX_DIGITS = 20
 """Digits of an index, at most."""
 
 
-def find_feature(feature: str | FeatureIndex, saes: Mapping[str, SAEEntry], path: str) -> tuple[SAEEntry, int]:
+def find_feature(feature: str | FeatureIndex, saes: Mapping[str, ServedSAE], path: str) -> tuple[SAEEntry, int]:
     """Find a feature by `<sae>/<name>` or `<sae>/<index>`. Raises RequestError."""
     sae_name, _, which = str(feature).partition("/")
     if sae_name not in saes:
         raise UnknownSAEError(sae_name, saes, path)
-    sae = saes[sae_name]
+    sae = saes[sae_name].entry
     if len(which) > MAX_DIGITS and which.isascii() and which.isdigit():  # int() raises for thousands of them
         raise FeatureOutOfRangeError(sae_name, f"{which[:MAX_DIGITS]}...", sae.summary.d_sae, path)
     # int() reads any script's digits and would take a sign; an index is plain
@@ -76,7 +77,7 @@ def to_act(value: float, unit: Unit, served: SteeringContext, sae: str, index: i
     if unit == "act":
         return value
     if unit == "resid_norm":
-        return resid_norm_to_act(value, served.norms[sae], index, f"{path}.unit", served.rounding)
+        return resid_norm_to_act(value, served.saes[sae].norms, index, f"{path}.unit", served.rounding)
     max_act = served.max_act(sae, index)
     if max_act is None:
         raise InvalidSteeringError(

@@ -14,7 +14,7 @@ def presets(served: SteeringContext, base: str) -> Mapping[str, VariantVersion]:
     """Make the variants of a base model, by name; of two features with one name, that of the SAE named first gets it."""
     made: dict[str, VariantVersion] = {}
     for name, sae in served.saes.items():
-        for note in sae.features.values():
+        for note in sae.entry.features.values():
             fits = ModelName.parse(f"{base}:{note.name}") is not None
             if note.best is None or note.max_act is None or not fits or note.name in made:
                 continue

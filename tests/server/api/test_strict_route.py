@@ -11,7 +11,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from tests.support.bundled import ENTRY
-from tests.support.lookup_app import LENGTHS, app
+from tests.support.lookup_app import LENGTHS
+from tests.support.sae_entries import served_saes
 
 from saeclamp_server.api import variants, vectors
 from saeclamp_server.api.error_handlers import refuse
@@ -50,8 +51,7 @@ def everything() -> FastAPI:
         served.include_router(part.router)
     served.add_exception_handler(RequestError, refuse)
     served.state.saeclamp = SimpleNamespace(
-        context=SteeringContext({"bundled": ENTRY}, {"bundled": LENGTHS}),
-        saes=app().state.saeclamp.saes,
+        context=SteeringContext(served_saes((ENTRY, LENGTHS))),
         **dict.fromkeys(("model", "cells", "search", "decoder", "variants", "vectors", "prompt_means")),
     )
     return served

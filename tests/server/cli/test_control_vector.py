@@ -74,7 +74,7 @@ class Running:
         norms = {place.bank_name: SiteNorms(50.0, []) for place in places}
         self.engine = Engine()
         vectors = VectorRegistry(places, norms, VectorStorage(folder / "vectors"), self.engine)
-        served = SteeringContext({}, {}, vectors=vectors)
+        served = SteeringContext({}, vectors=vectors)
         app = FastAPI()
         for routes in (vector_routes, variant_routes):
             app.include_router(routes.router)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import permutations
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.sae_entries import entry, report
+from tests.support.blank_label import blank_label
+from tests.support.sae_entries import entry, report, served_saes
 
 from saeclamp import Ablate, Add, After, AtLeast, AtMost, Clamp, FeatureIndex, First, Positions, Roles, Scale, Steering
 from saeclamp.types import Operation, Tokens
+from saeclamp_saes.labelling.label_file import LabelFile
+from saeclamp_saes.labelling.table import LabelsInfo, LabelTable
 from saeclamp_server.errors import NotAppliedError, RequestError
 from saeclamp_server.site_norms import SiteNorms, rounded, rounded_other_way
 from saeclamp_server.steering import SteeringContext, build_receipt, resolve, roles_used
@@ -187,7 +191,7 @@ def test_what_is_measured_a_little_differently_after_a_restart_is_the_same_progr
         resolve(
             asked,
             SteeringContext(
-                {"big": entry("big", 8, 10)}, {"big": SiteNorms(137.258 * (1 + by), [0.981234 * (1 - by)] * 10)}
+                served_saes((entry("big", 8, 10), SiteNorms(137.258 * (1 + by), [0.981234 * (1 - by)] * 10)))
             ),
         ).program
         for by in (0.0, noise)
@@ -282,8 +286,18 @@ def test_a_feature_whose_maximum_is_not_known_may_be_as_long_as_the_stream_where
     assert resolve(steering(Scale(feature="big/9", factor=1.9)), replace(served, max_dose=0.01))
 
 
-def test_a_feature_that_is_not_in_the_book_has_the_maximum_of_its_label(served: SteeringContext) -> None:
-    labelled = replace(served, labelled={"small": [None, 40.0, *[None] * 8], "big": [7.0] * 100})
+def test_a_feature_that_is_not_in_the_book_has_the_maximum_of_its_label(
+    served: SteeringContext, tmp_path: Path
+) -> None:
+    info, saes = LabelsInfo("s", "0" * 64, "tiny", {}, {}, 1000, {}, (), {}, "2026-01-01"), {}
+    for name, max_acts in {"small": [None, 40.0, *[None] * 8], "big": [7.0] * 100}.items():
+        rows = [
+            blank_label(index=index, max_act=max_act, num_active=9, top_act=max_act)
+            for index, max_act in enumerate(max_acts)
+        ]
+        LabelTable.of(info, rows).write(tmp_path / name)
+        saes[name] = replace(served.saes[name], labels=LabelFile(tmp_path / name))
+    labelled = replace(served, saes=saes)
     asked = steering(
         Clamp(feature="small/1", value=0.5), Clamp(feature="big/bridge", value=0.5), Clamp(feature="big/food", value=2)
     )

@@ -52,7 +52,7 @@ DOUBTFUL: list[Any] = [
 
 @pytest.fixture
 def zoned(served: SteeringContext) -> SteeringContext:
-    return replace(served, saes={**served.saes, "big": entry("big", 8, 100, ZONED)})
+    return replace(served, saes={**served.saes, "big": replace(served.saes["big"], entry=entry("big", 8, 100, ZONED))})
 
 
 @pytest.mark.parametrize(("operation", "says"), DOUBTFUL)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.support.sae_entries import entry
+from tests.support.sae_entries import entry, served_saes
 from tests.support.variants import BRIDGE, FOOD, create, run, served, version
 
 from saeclamp.types import Add, Clamp, FeatureCondition, NewVariant, Roles, Rule, Steering
@@ -185,7 +185,7 @@ def test_what_is_missing_of_a_variant_is_not_blamed_on_the_request(url: str) -> 
     create(made, "chef", FOOD)
     version = run(made.get("chef"))
     without = VariantRegistry(
-        store, SteeringContext({"other": entry("other", 3, 10)}, {"other": SiteNorms(50.0, [2.0] * 10)}), ["tiny"]
+        store, SteeringContext(served_saes((entry("other", 3, 10), SiteNorms(50.0, [2.0] * 10)))), ["tiny"]
     )
     own = Steering(interventions=(Clamp(feature="other/7", value=1, unit="act"),))
     for steering in (None, own):
@@ -240,10 +240,7 @@ def test_a_variant_in_lengths_of_the_stream_outlasts_a_restart_that_measures_a_l
 ) -> None:
     pushed = Steering(interventions=(Add(feature="big/food", value=0.3, unit="resid_norm"),))
     store = VariantStore(url)
-    first, second = (
-        VariantRegistry(store, replace(served(), norms={"big": SiteNorms(length, [2.0] * 100)}), ["tiny"])
-        for length in (before, after)
-    )
+    first, second = (VariantRegistry(store, served(resid_norm=length), ["tiny"]) for length in (before, after))
     create(first, "pushed", pushed)
     was = first.resolved(run(first.get("pushed")), None).program
     version = run(second.get("pushed"))
@@ -251,9 +248,7 @@ def test_a_variant_in_lengths_of_the_stream_outlasts_a_restart_that_measures_a_l
     own = Steering(interventions=(Clamp(feature="big/plain", value=1),))
     joined = second.resolved(version, own).program
     assert [edit.value for edit in joined.edits] == [3.0, was.edits[0].value]
-    elsewhere = VariantRegistry(
-        store, replace(served(), norms={"big": SiteNorms(before * 1.001, [2.0] * 100)}), ["tiny"]
-    )
+    elsewhere = VariantRegistry(store, served(resid_norm=before * 1.001), ["tiny"])
     with pytest.raises(RequestError) as refused:
         elsewhere.resolved(version, None)
     assert refused.value.code == "variant_changed"

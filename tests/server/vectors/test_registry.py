@@ -257,7 +257,8 @@ MODEL = ModelInfo("m", "LlamaForCausalLM", 8, 4, 16, False)
 
 def test_places_are_those_of_saes_and_those_that_are_asked_for(served: SteeringContext) -> None:
     model = replace(MODEL, num_layers=9)
-    places = vector_sites(["attn_z.2", "resid_pre.4", "resid_post 8"], 3, served.saes, model)
+    saes = {name: sae.entry for name, sae in served.saes.items()}
+    places = vector_sites(["attn_z.2", "resid_pre.4", "resid_post 8"], 3, saes, model)
     assert [(str(place.site), place.width, place.capacity) for place in places] == [
         ("attn_z 2", 16, 3),
         ("resid_post 3", 8, 3),
@@ -265,7 +266,7 @@ def test_places_are_those_of_saes_and_those_that_are_asked_for(served: SteeringC
     ]
     everywhere = vector_sites(["all"], 1, {}, MODEL)
     assert [str(place.site) for place in everywhere] == [f"resid_post {layer}" for layer in range(4)]
-    assert vector_sites(["all"], 0, served.saes, MODEL) == ()
+    assert vector_sites(["all"], 0, saes, MODEL) == ()
 
 
 @pytest.mark.parametrize(

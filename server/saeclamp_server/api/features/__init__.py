@@ -12,8 +12,7 @@ Features that this server steers with: what is known of them, for those who look
     suggest/             from a wish to a steering
 """
 
-from saeclamp_server.api.features.sae_info import ServedSAE
 from saeclamp_server.api.features.search import FeatureSearch
 from saeclamp_server.api.features.served_saes import load_served_saes
 
-__all__ = ["FeatureSearch", "ServedSAE", "load_served_saes"]
+__all__ = ["FeatureSearch", "load_served_saes"]

@@ -27,16 +27,17 @@ from saeclamp.types import (
     Suggestion,
 )
 from saeclamp_server.api.event_stream import PROGRESS, answer_long
-from saeclamp_server.api.features import ServedSAE
 from saeclamp_server.api.features.attribute import attribute
 from saeclamp_server.api.features.contrast import contrast
 from saeclamp_server.api.features.derive import derive
 from saeclamp_server.api.features.inspect import inspect
 from saeclamp_server.api.features.neighbours import neighbours
+from saeclamp_server.api.features.sae_info import feature_info, sae_info
 from saeclamp_server.api.features.suggest.suggest import suggest
 from saeclamp_server.api.state import state_of
 from saeclamp_server.api.strict_route import strict_router
 from saeclamp_server.errors import RequestError, UnknownSAEError
+from saeclamp_server.served_sae import ServedSAE
 from saeclamp_server.steering import find_feature
 from saeclamp_server.threads import run_search
 
@@ -46,7 +47,7 @@ router = strict_router(ends_with_client=True)
 @router.get("/v1/saes")
 async def list_saes(request: Request) -> StoredSAEs:
     """List the loaded SAEs."""
-    return StoredSAEs(data=tuple(sae.to_wire() for sae in _served_saes(request).values()))
+    return StoredSAEs(data=tuple(sae_info(sae) for sae in _served_saes(request).values()))
 
 
 @router.get("/v1/saes/{sae}")
@@ -57,7 +58,7 @@ async def get_sae(request: Request, sae: str) -> StoredSAE:
         error = UnknownSAEError(sae, saes, "sae")
         error.status = 404
         raise error
-    return saes[sae].to_wire()
+    return sae_info(saes[sae])
 
 
 @router.get("/v1/features")
@@ -82,13 +83,13 @@ async def get_feature(request: Request, sae: str, feature: str) -> StoredFeature
         raise
 
     def described() -> StoredFeature:
-        return _served_saes(request)[entry.name].feature(index, served.max_act(entry.name, index), served.describe)
+        return feature_info(served.saes[entry.name], index, served.describe)
 
     return await run_search(described)
 
 
 def _served_saes(request: Request) -> Mapping[str, ServedSAE]:
-    return state_of(request.app).saes
+    return state_of(request.app).context.saes
 
 
 @router.post("/v1/features/inspect", response_model=Inspection)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any, TypeAlias
 
 from saeclamp.types import Example, Label, LabelsInfo, Neighbour, StoredFeature, StoredSAE, TokenLogit
-from saeclamp_saes import SAEEntry
-from saeclamp_saes.labelling.label_file import LabelFile
 from saeclamp_saes.labelling.table import Example as LabelledExample
 from saeclamp_saes.labelling.table import Feature
 from saeclamp_saes.labelling.table import TokenLogit as LabelledLogit
 from saeclamp_saes.labelling.token_labels import tokens_of
 from saeclamp_saes.library.feature_book import FeatureNote
 from saeclamp_server.api.features.description import description
-from saeclamp_server.site_norms import SiteNorms
+from saeclamp_server.served_sae import ServedSAE
 
 Describe: TypeAlias = Callable[[str, int], str | None]
 """Describes a feature in words, given its SAE's name and its index."""
@@ -23,92 +21,76 @@ BOOK = "feature book"
 """Source of a label that the feature book gives."""
 
 
-@dataclass(frozen=True)
-class ServedSAE:
-    """A served SAE with its feature book, labels and calibration curves."""
+def sae_info(sae: ServedSAE) -> StoredSAE:
+    """Describe an SAE."""
+    summary, info = sae.entry.summary, sae.labels.info if sae.labels else None
+    return StoredSAE(
+        name=sae.entry.name,
+        kind=summary.kind,
+        architecture=summary.architecture,
+        reads=tuple(map(str, summary.reads)),
+        writes=tuple(map(str, summary.writes)),
+        d_in=summary.d_in,
+        d_out=summary.d_out,
+        d_sae=summary.d_sae,
+        unit=summary.unit,
+        model=summary.model_name,
+        sha256=f"sha256:{sae.entry.sha256}",
+        approximation=summary.approximation,
+        resid_norm=sae.norms.rounded_resid_norm if sae.norms.of_resid else None,
+        fit=dict(sae.fit) if sae.fit else None,
+        named=tuple(note.name for note in sae.entry.features.values()),
+        labels=info
+        and LabelsInfo(model=info.model, num_tokens=info.num_tokens, date=info.date, warnings=info.warnings),
+    )
 
-    entry: SAEEntry
-    norms: SiteNorms
-    fit: Mapping[str, Any] | None = None
-    """Fit to the model, as measured when the server started: the fields of `evaluation.quick_check.QuickFit`."""
-    labels: LabelFile | None = None
-    """Labels of the very weights that are served; None: there are none."""
-    curves: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
-    """A feature's index to what calibration wrote of it."""
 
-    def without_labels(self) -> ServedSAE:
-        """Return it as if no labels lay beside it."""
-        return replace(self, labels=None)
+def feature_info(sae: ServedSAE, index: int, describe: Describe) -> StoredFeature:
+    """
+    Say all that is known of a feature.
 
-    def to_wire(self) -> StoredSAE:
-        """Describe the SAE."""
-        summary, info = self.entry.summary, self.labels.info if self.labels else None
-        return StoredSAE(
-            name=self.entry.name,
-            kind=summary.kind,
-            architecture=summary.architecture,
-            reads=tuple(map(str, summary.reads)),
-            writes=tuple(map(str, summary.writes)),
-            d_in=summary.d_in,
-            d_out=summary.d_out,
-            d_sae=summary.d_sae,
-            unit=summary.unit,
-            model=summary.model_name,
-            sha256=f"sha256:{self.entry.sha256}",
-            approximation=summary.approximation,
-            resid_norm=self.norms.rounded_resid_norm if self.norms.of_resid else None,
-            fit=dict(self.fit) if self.fit else None,
-            named=tuple(note.name for note in self.entry.features.values()),
-            labels=info
-            and LabelsInfo(model=info.model, num_tokens=info.num_tokens, date=info.date, warnings=info.warnings),
-        )
+    describe: its neighbours, by SAE and index
+    Raises IndexError, and LabelError where its labels are damaged.
+    """
+    note = sae.entry.features.get(index)
+    labelled = sae.labels[index] if sae.labels else None
+    curve = sae.curves.get(index, {}).get("curve")
+    return StoredFeature(
+        feature=f"{sae.entry.name}/{index}",
+        sae=sae.entry.name,
+        index=index,
+        name=note.name if note else None,
+        labels=tuple(filter(None, (feature_book_label(note), *_said(labelled)))),
+        description=_description(note, labelled),
+        max_act=sae.max_act(index),
+        green_zone=note.clamp if note else None,
+        best=note.best if note else None,
+        evidence=dict(note.evidence) if note and note.evidence else None,
+        curve=tuple(curve) if curve is not None else None,
+        **(_measured(sae, labelled, describe) if labelled else {}),
+    )
 
-    def feature(self, index: int, max_act: float | None, describe: Describe) -> StoredFeature:
-        """
-        Say all that is known of a feature.
 
-        max_act:  as requests are resolved with
-        describe: its neighbours, by SAE and index
-        Raises IndexError, and LabelError where its labels are damaged.
-        """
-        note = self.entry.features.get(index)
-        labelled = self.labels[index] if self.labels else None
-        curve = self.curves.get(index, {}).get("curve")
-        return StoredFeature(
-            feature=f"{self.entry.name}/{index}",
-            sae=self.entry.name,
-            index=index,
-            name=note.name if note else None,
-            labels=tuple(filter(None, (feature_book_label(note), *_said(labelled)))),
-            description=_description(note, labelled),
-            max_act=max_act,
-            green_zone=note.clamp if note else None,
-            best=note.best if note else None,
-            evidence=dict(note.evidence) if note and note.evidence else None,
-            curve=tuple(curve) if curve is not None else None,
-            **(self._measured(labelled, describe) if labelled else {}),
-        )
-
-    def _measured(self, labelled: Feature, describe: Describe) -> dict[str, Any]:
-        return {
-            "density": labelled.density,
-            "num_active": labelled.num_active,
-            "top_act": labelled.top_act,
-            "output_score": labelled.output_score,
-            "top_logits": _logits(labelled.top_logits),
-            "bottom_logits": _logits(labelled.bottom_logits),
-            "neighbours": tuple(
-                Neighbour(
-                    feature=f"{self.entry.name}/{one.index}",
-                    name=note.name if (note := self.entry.features.get(one.index)) else None,
-                    description=describe(self.entry.name, one.index),
-                    cosine=one.cosine,
-                )
-                for one in labelled.neighbours
-            ),
-            "examples": _examples(labelled.examples),
-            "inactive": _examples(labelled.inactive),
-        }
+def _measured(sae: ServedSAE, labelled: Feature, describe: Describe) -> dict[str, Any]:
+    return {
+        "density": labelled.density,
+        "num_active": labelled.num_active,
+        "top_act": labelled.top_act,
+        "output_score": labelled.output_score,
+        "top_logits": _logits(labelled.top_logits),
+        "bottom_logits": _logits(labelled.bottom_logits),
+        "neighbours": tuple(
+            Neighbour(
+                feature=f"{sae.entry.name}/{one.index}",
+                name=note.name if (note := sae.entry.features.get(one.index)) else None,
+                description=describe(sae.entry.name, one.index),
+                cosine=one.cosine,
+            )
+            for one in labelled.neighbours
+        ),
+        "examples": _examples(labelled.examples),
+        "inactive": _examples(labelled.inactive),
+    }
 
 
 def feature_book_label(note: FeatureNote | None) -> Label | None:

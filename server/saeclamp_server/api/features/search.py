@@ -20,10 +20,10 @@ from saeclamp.types import FeatureHit, FeatureHits, FeatureQuery, Label
 from saeclamp_saes.errors import LabelError
 from saeclamp_server.api.features.embedding_index import EmbeddingIndex, Mask
 from saeclamp_server.api.features.full_text_index import SAID, TOKENS, FullTextIndex
-from saeclamp_server.api.features.sae_info import ServedSAE
 from saeclamp_server.api.features.search_documents import SearchDocuments
 from saeclamp_server.errors import SearchUnavailableError
 from saeclamp_server.sentence_encoder import SentenceEncoder, SentenceEncoderMissingError
+from saeclamp_server.served_sae import ServedSAE
 
 NUM_RANKED = 200
 """Features that each ranking holds."""
@@ -40,9 +40,8 @@ PREPARING = "Embeddings are still being computed, so this is a search by words."
 class FeatureSearch:
     """Searches all SAEs of a server. Features are numbered through, one SAE after the other."""
 
-    def __init__(self, known: Mapping[str, ServedSAE], max_act: Callable[[str, int], float | None]) -> None:
-        """max_act: as requests are resolved with, by SAE and index."""
-        self._known, self._max_act = known, max_act
+    def __init__(self, served_saes: Mapping[str, ServedSAE]) -> None:
+        self._served_saes = served_saes
         self._saes: Sequence[SearchDocuments] = ()
         self._starts: list[int] = []
         self._words: FullTextIndex | None = None
@@ -58,7 +57,7 @@ class FeatureSearch:
     def prepare(self, report: Callable[[str], None]) -> None:
         """Read what is searched, then embed it. Until the first is done, searches wait; until both are, words decide."""
         try:
-            self._saes = [_readable(known, report) for known in self._known.values()]
+            self._saes = [_readable(sae, report) for sae in self._served_saes.values()]
             self._starts = [0, *accumulate(map(len, self._saes))]
             texts = [text for sae in self._saes for text in sae.texts()]
             self._words = FullTextIndex(texts)
@@ -154,7 +153,7 @@ class FeatureSearch:
             tokens=tuple(sae.tokens[index][:NUM_TOKENS]),
             promotes=tuple(sae.promotes[index][:NUM_TOKENS]),
             density=_nan_to_none(sae.density[index]),
-            max_act=self._max_act(name, index),
+            max_act=self._served_saes[name].max_act(index),
             output_score=_nan_to_none(sae.output_score[index]),
             green_zone=note.clamp if note else None,
             best=note.best if note else None,
@@ -163,12 +162,12 @@ class FeatureSearch:
         )
 
 
-def _readable(known: ServedSAE, report: Callable[[str], None]) -> SearchDocuments:
+def _readable(sae: ServedSAE, report: Callable[[str], None]) -> SearchDocuments:
     try:
-        return SearchDocuments.build(known)
+        return SearchDocuments.build(sae)
     except LabelError as exc:
-        report(f"SAE {known.entry.name}: its features are found by the feature book alone. {exc}")
-        return SearchDocuments.build(known.without_labels())
+        report(f"SAE {sae.entry.name}: its features are found by the feature book alone. {exc}")
+        return SearchDocuments.build(sae.without_labels())
 
 
 def _passes(sae: SearchDocuments, query: FeatureQuery) -> Mask:

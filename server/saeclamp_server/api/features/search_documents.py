@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from saeclamp.types import Label
 from saeclamp_saes.labelling.token_labels import tokens_of
 from saeclamp_server.api.features.description import description
-from saeclamp_server.api.features.sae_info import ServedSAE, feature_book_label
+from saeclamp_server.api.features.sae_info import feature_book_label
+from saeclamp_server.served_sae import ServedSAE
 
 Floats = NDArray[np.float64]
 

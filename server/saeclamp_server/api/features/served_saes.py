@@ -9,9 +9,9 @@ from saeclamp_saes import SAEEntry
 from saeclamp_saes.errors import LabelError
 from saeclamp_saes.labelling.label_file import LabelFile
 from saeclamp_saes.labelling.table import labels_path
-from saeclamp_server.api.features.sae_info import ServedSAE
 from saeclamp_server.calibration.errors import CalibrationError
 from saeclamp_server.calibration.storage import CurveFile
+from saeclamp_server.served_sae import ServedSAE
 from saeclamp_server.site_norms import SiteNorms
 
 

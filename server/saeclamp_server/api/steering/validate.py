@@ -35,7 +35,8 @@ def _planned(
 ) -> tuple[PlannedIntervention, ...]:
     planned = []
     for edit, (operation, rule) in zip(resolved.program.edits, resolved.interventions, strict=True):
-        sae = context.saes.get(edit.sae)
+        served = context.saes.get(edit.sae)
+        sae = served and served.entry
         note = sae.features.get(edit.index) if sae else None
         planned.append(
             PlannedIntervention(

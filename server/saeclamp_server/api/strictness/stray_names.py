@@ -95,7 +95,7 @@ def _other_models(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _owners(served: SteeringContext, of_variants: Iterable[str]) -> dict[str, str]:
     """Say of each name, as `plain` writes it, what has it."""
-    notes = [note for sae in served.saes.values() for note in sae.features.values()]
+    notes = [note for sae in served.saes.values() for note in sae.entry.features.values()]
     return {
         **{plain(name): "a variant" for name in of_variants},
         **{plain(note.name): "a feature" for note in notes if note.name is not None},

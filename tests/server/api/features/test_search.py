@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,14 @@ from saeclamp_saes.labelling.label_file import LabelFile
 from saeclamp_saes.labelling.table import LabelsInfo, LabelTable, TokenLogit, labels_path
 from saeclamp_saes.library.feature_book import FeatureNote
 from saeclamp_server import sentence_encoder
-from saeclamp_server.api.features import FeatureSearch, ServedSAE
+from saeclamp_server.api.features import FeatureSearch
 from saeclamp_server.api.features.description import description
 from saeclamp_server.api.features.embedding_index import EmbeddingIndex
 from saeclamp_server.api.features.full_text_index import FullTextIndex
+from saeclamp_server.api.features.sae_info import feature_info
 from saeclamp_server.api.features.search_documents import FeatureDocument, SearchDocuments
 from saeclamp_server.sentence_encoder import SentenceEncoder
+from saeclamp_server.served_sae import ServedSAE
 from saeclamp_server.site_norms import SiteNorms
 
 INFO = LabelsInfo("small", "0" * 64, "tiny", {}, {}, 1000, {}, (), {}, "2026-01-01")
@@ -56,9 +57,7 @@ def search(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> FeatureSear
     norms = SiteNorms(10.0, [1.0] * len(LABELS))
     small = ServedSAE(entry("small", 3, len(LABELS), *NOTES), norms, labels=LabelFile(path))
     bare = ServedSAE(entry("bare", 3, 4, FeatureNote(2, "ships-at-war", 3.0, (1, 2), 1.5, "Naval battles.")), norms)
-    made = FeatureSearch(
-        {"small": small, "bare": bare}, lambda sae, index: 5.0 if (sae, index) == ("small", 0) else None
-    )
+    made = FeatureSearch({"small": small, "bare": bare})
     made.prepare(pytest.fail)
     return made
 
@@ -125,13 +124,13 @@ def test_a_feature_is_described_by_its_label_or_else_by_its_tokens(search: Featu
 
 def test_no_bundled_feature_is_without_a_description_and_all_places_give_the_same(cache: Path) -> None:
     norms = SiteNorms(10.0, [1.0] * ENTRY.summary.d_sae)
-    served_saes = ServedSAE(ENTRY, norms, labels=LabelFile(labels_path(ENTRY.path)))
-    findable = SearchDocuments.build(served_saes)
+    served = ServedSAE(ENTRY, norms, labels=LabelFile(labels_path(ENTRY.path)))
+    findable = SearchDocuments.build(served)
     descriptions = [findable.description(index) for index in range(len(findable))]
     assert all(descriptions)
     assert sum(findable.label(index) is None for index in range(len(findable))) > 2000
     for index in (GOLDEN_GATE, 0, 1, 5, 508):
-        shown = served_saes.feature(index, None, lambda sae, other: descriptions[other])
+        shown = feature_info(served, index, lambda sae, other: descriptions[other])
         assert shown.description == descriptions[index]
         assert [one.description for one in shown.neighbours or ()] == [
             descriptions[int(one.feature.rpartition("/")[2])] for one in shown.neighbours or ()
@@ -201,8 +200,8 @@ def test_embeddings_are_kept_and_made_again_where_the_file_is_damaged(
 
 def test_without_the_encoder_words_decide_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sentence_encoder, "WEIGHTS_SHA256", "0" * 64)
-    served_saes = ServedSAE(entry("bare", 3, 4, FeatureNote(2, "ships", 3.0)), SiteNorms(10.0, [1.0] * 4))
-    search = FeatureSearch({"bare": served_saes}, lambda sae, index: None)
+    bare = ServedSAE(entry("bare", 3, 4, FeatureNote(2, "ships", 3.0)), SiteNorms(10.0, [1.0] * 4))
+    search = FeatureSearch({"bare": bare})
     search.prepare(pytest.fail)
     answer = search.find(FeatureQuery(query="ship"))
     assert ([hit.feature for hit in answer.data], answer.rankings) == (["bare/2"], ("words", "tokens"))
@@ -215,8 +214,8 @@ def test_an_index_that_cannot_be_made_is_not_waited_for(monkeypatch: pytest.Monk
         raise OSError("the disk is gone")
 
     monkeypatch.setattr(EmbeddingIndex, "build", fail)
-    served_saes = ServedSAE(entry("bare", 3, 4, FeatureNote(2, "ships", 3.0)), SiteNorms(10.0, [1.0] * 4))
-    search, said = FeatureSearch({"bare": served_saes}, lambda sae, index: None), list[str]()
+    bare = ServedSAE(entry("bare", 3, 4, FeatureNote(2, "ships", 3.0)), SiteNorms(10.0, [1.0] * 4))
+    search, said = FeatureSearch({"bare": bare}), list[str]()
     search.prepare(said.append)
     answer = search.find(FeatureQuery(query="ship"))
     assert (answer.rankings, answer.note) == (
@@ -232,9 +231,9 @@ def test_damaged_labels_leave_the_book(tmp_path: Path, cache: Path) -> None:
     LabelTable.of(INFO, rows).write(path)
     opened = LabelFile(path)
     path.write_bytes(path.read_bytes()[:200] + b"\0" * 400)
-    served_saes = ServedSAE(entry("small", 3, len(LABELS), *NOTES), SiteNorms(10.0, [1.0] * 8), labels=opened)
+    small = ServedSAE(entry("small", 3, len(LABELS), *NOTES), SiteNorms(10.0, [1.0] * 8), labels=opened)
     said: list[str] = []
-    search = FeatureSearch({"small": replace(served_saes)}, lambda sae, index: None)
+    search = FeatureSearch({"small": small})
     search.prepare(said.append)
     assert found(search, "sea")[0] == "small/5"
     assert "feature book alone" in said[0]
@@ -264,6 +263,6 @@ def test_whoever_asks_before_labels_are_read_waits_in_no_thread_even_where_there
         await asyncio.wait_for(waiting, 5)
         return is_waiting
 
-    early = FeatureSearch({}, lambda sae, index: None)
+    early = FeatureSearch({})
     assert asyncio.run(waited())
     assert early.find(FeatureQuery(query="sea")).data == ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from tests.support.sae_entries import entry
+from tests.support.sae_entries import entry, served_saes
 
 from saeclamp.types import Suggest, Suggestion
 from saeclamp_saes.library.feature_book import FeatureNote
@@ -42,7 +42,7 @@ def test_words_that_only_say_that_something_is_wished_are_left_out(wish: str, su
 def served() -> SteeringContext:
     notes = [FeatureNote(number, f"f{number}", MAX_ACT) for number in range(40)]
     return SteeringContext(
-        {"s": entry("s", 3, 50, *notes)}, {"s": SiteNorms(100.0, [1.0] * 30 + [4.0] * 20)}, max_dose=1.0
+        served_saes((entry("s", 3, 50, *notes), SiteNorms(100.0, [1.0] * 30 + [4.0] * 20))), max_dose=1.0
     )
 
 
@@ -143,7 +143,7 @@ def verdict_of(served: SteeringContext, *tested: Finalist, finalists: Sequence[T
         tested=tested,
         controls=[(arm(FeatureId("s", number), 1.0), 0.01) for number in range(10, 22)] if tested else [],
     )
-    return verdict(Suggest(wish="talk about the sea"), attempt, served, FeatureSearch({}, served.max_act))
+    return verdict(Suggest(wish="talk about the sea"), attempt, served, FeatureSearch({}))
 
 
 def trial(some: TrialArm, judged: Superiority = GOOD, perplexity: float = 1.5) -> Finalist:

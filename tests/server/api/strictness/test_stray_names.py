@@ -18,7 +18,7 @@ from saeclamp_server.variants import VariantRegistry, VariantStore
 
 SERVED = served()
 SAE = next(iter(SERVED.saes))
-FEATURE = next(note.name for note in SERVED.saes[SAE].features.values() if note.name is not None)
+FEATURE = next(note.name for note in SERVED.saes[SAE].entry.features.values() if note.name is not None)
 MESSAGE = {"role": "user", "content": "x"}
 
 

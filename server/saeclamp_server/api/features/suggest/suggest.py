@@ -84,7 +84,7 @@ def _divided(
     tried: list[tuple[FeatureCandidate, list[TrialArm]]] = []
     passed: list[tuple[FeatureCandidate, str]] = []
     # what is known to steer is tried first
-    notes = {feature: context.saes[feature.sae].features.get(feature.number) for feature in ideas}
+    notes = {feature: context.saes[feature.sae].entry.features.get(feature.number) for feature in ideas}
     for feature in sorted(ideas, key=lambda one: (note := notes[one]) is None or note.clamp is None):
         idea, max_act = FeatureCandidate(feature, tuple(ideas[feature])), context.max_act(*feature)
         if max_act is None:

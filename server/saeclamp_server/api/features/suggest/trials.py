@@ -58,7 +58,7 @@ class TrialArm:
 
     def length(self, context: SteeringContext) -> float:
         """Return how far it moves the stream where none of its features is active, their rows taken to be orthogonal."""
-        rows = (context.norms[feature.sae].row_norms[feature.number] for feature in self.features)
+        rows = (context.saes[feature.sae].norms.row_norms[feature.number] for feature in self.features)
         return hypot(*(value * row for value, row in zip(self.values, rows, strict=True)))
 
 
@@ -155,7 +155,7 @@ def control_arms(
     arms: list[TrialArm] = []
     for number in range(num):
         like = beside[number % len(beside)]
-        length, rows = like.length(context), context.norms[like.features[0].sae].row_norms
+        length, rows = like.length(context), context.saes[like.features[0].sae].norms.row_norms
         drawn = (TrialArm((one,), (), (length / rows[one.number],)) for one in pools[like.features[0].sae])
         allowed = next((arm for arm in drawn if refusal(arm, context) is None), None)
         arms += [allowed] if allowed else []
@@ -166,7 +166,7 @@ def _drawn(
     sae: str, taken: Set[FeatureId], context: SteeringContext, chance: np.random.Generator
 ) -> Iterator[FeatureId]:
     """Draw features of an SAE that can be controls, each once; those that are known to be active somewhere come first."""
-    rows = context.norms[sae].row_norms
+    rows = context.saes[sae].norms.row_norms
     pool = [FeatureId(sae, number) for number in chance.permutation(len(rows)).tolist() if rows[number]]
     for is_known in (True, False):
         for feature in pool:
