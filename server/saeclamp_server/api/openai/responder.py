@@ -1,4 +1,8 @@
-"""The receipt in a stream: inside the last ordinary chunk before `[DONE]`, as openai-python mangles named events."""
+"""
+Completing the answers of steered calls: each gets its receipt, or an error takes its place.
+
+In a stream the receipt rides inside the last ordinary chunk before `[DONE]`, as openai-python mangles named events.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,10 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
+from fastapi.responses import JSONResponse, Response
+
 from saeclamp.types import Receipt
+from saeclamp_server.api.openai.receipt_headers import headers_of
 from saeclamp_server.errors import NotAppliedError
 
 DONE = "data: [DONE]"
@@ -16,6 +23,11 @@ ERROR = 'data: {"error"'
 
 class Call(Protocol):
     """The part of a steered call that this module needs."""
+
+    @property
+    def spec(self) -> str:
+        """Hash that names the resolved steering."""
+        ...
 
     @property
     def wants_receipt(self) -> bool:
@@ -48,7 +60,23 @@ class Call(Protocol):
         ...
 
 
-async def with_receipt(
+def embed_receipt(body: dict[str, Any], call: Call, receipt: Receipt) -> dict[str, Any]:
+    """Add the receipt to an answer, or to what ends a stream, where the request wants it."""
+    return body | {"steering": receipt.model_dump(mode="json")} if call.wants_receipt else body
+
+
+async def complete_response(response: Response, call: Call) -> Response:
+    """Complete an answer that came in one piece. Raises NotAppliedError."""
+    receipt = await call.receipt()
+    body = json.loads(bytes(response.body))
+    call.complete(body)
+    headers = {
+        name: value for name, value in response.headers.items() if name not in ("content-length", "content-type")
+    }
+    return JSONResponse(embed_receipt(body, call, receipt), headers=headers | headers_of(call.spec, receipt))
+
+
+async def complete_stream(
     events: AsyncIterator[str], call: Call, empty_chunk: Callable[[int], dict[str, Any]]
 ) -> AsyncIterator[str]:
     """
@@ -118,7 +146,7 @@ async def _last_chunks(
     except NotAppliedError as exc:
         yield _event(exc.body())
         return
-    yield _event(last | {"steering": receipt.model_dump(mode="json")} if call.wants_receipt else last)
+    yield _event(embed_receipt(last, call, receipt))
 
 
 def _event(body: object) -> str:

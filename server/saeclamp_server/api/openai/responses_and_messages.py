@@ -22,6 +22,7 @@ from saeclamp_server.api.error_envelope import is_anthropic, path_of, written
 from saeclamp_server.api.openai.incomplete_answers import is_cut_short
 from saeclamp_server.api.openai.receipt_headers import TraceEntry, headers_of
 from saeclamp_server.api.openai.requested_model import RequestedModel
+from saeclamp_server.api.openai.responder import embed_receipt
 from saeclamp_server.api.openai.steered_call import SteeredCall
 from saeclamp_server.api.state import state_of
 from saeclamp_server.errors import InvalidSteeringError, NotAppliedError
@@ -100,7 +101,7 @@ async def answer(
         plain["model"] = call.asked.base
     token = _carried.set(carried)
     try:
-        await passed_on(app, scope, receive, _Completed(send, carried, path_of(scope)).send, plain)
+        await passed_on(app, scope, receive, _AnswerCompleter(send, carried, path_of(scope)).send, plain)
     finally:
         _carried.reset(token)
         call.end()
@@ -112,7 +113,7 @@ async def passed_on(app: ASGIApp, scope: Scope, receive: Receive, send: Send, bo
     await app(_with_length(scope, content), _once(content, receive), send)
 
 
-class _Completed:
+class _AnswerCompleter:
     """Passes an answer on, with its receipt."""
 
     def __init__(self, send: Send, carried: _Carried, path: str) -> None:
@@ -155,7 +156,7 @@ class _Completed:
         if status == 200 and content != b"null":  # which vLLM says to a client that has gone
             try:
                 receipt = await self._carried.receipt()
-                content = json.dumps(self._told(json.loads(content), receipt)).encode()
+                content = json.dumps(self._complete(json.loads(content), receipt)).encode()
                 headers = self._headers(receipt)
             except NotAppliedError as exc:
                 status, content = exc.status, json.dumps(exc.body()).encode()
@@ -165,9 +166,9 @@ class _Completed:
         await self._send({**self._start, "status": status, "headers": headers.raw})
         await self._send({"type": "http.response.body", "body": content})
 
-    def _told(self, body: dict[str, Any], receipt: Receipt) -> dict[str, Any]:
+    def _complete(self, body: dict[str, Any], receipt: Receipt) -> dict[str, Any]:
         self._name(body)
-        return body | ({"steering": receipt.model_dump(mode="json")} if self._carried.call.wants_receipt else {})
+        return embed_receipt(body, self._carried.call, receipt)
 
     async def _event(self, event: bytes) -> bytes:
         # at the beginning of a line: text may hold it too, but JSON has no line breaks
@@ -192,9 +193,9 @@ class _Completed:
                 return self._error_event(exc)
             place = body.get("response")
             if isinstance(place, dict):
-                body["response"] = self._told(place, receipt)
+                body["response"] = self._complete(place, receipt)
             else:
-                body = self._told(body, receipt)
+                body = self._complete(body, receipt)
         return (head + mark).removeprefix(b"\n") + json.dumps(body).encode()
 
     def _lost(self) -> bytes:

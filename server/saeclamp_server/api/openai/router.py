@@ -7,14 +7,13 @@ answer comes back, the engine's report decides whether it may leave.
 
 from __future__ import annotations
 
-import json
 import uuid
 import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Collection, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from vllm.entrypoints.openai.chat_completion.api_router import create_chat_completion
 from vllm.entrypoints.openai.completion.api_router import create_completion
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
@@ -25,7 +24,7 @@ from saeclamp_server.api.error_envelope import path_of
 from saeclamp_server.api.openai.protocol import SteeredChatCompletionRequest, SteeredCompletionRequest
 from saeclamp_server.api.openai.receipt_headers import TraceEntry, headers_of
 from saeclamp_server.api.openai.requested_model import RequestedModel
-from saeclamp_server.api.openai.responder import with_receipt
+from saeclamp_server.api.openai.responder import complete_response, complete_stream
 from saeclamp_server.api.openai.steered_call import SteeredCall
 from saeclamp_server.api.state import state_of
 from saeclamp_server.api.steering_body import parse_body, steering_of
@@ -124,7 +123,7 @@ async def _answer(
             call.answers_as(_id_of(raw_request))
         if isinstance(response, StreamingResponse):
             response.headers.update(headers_of(call.spec))
-            body = with_receipt(_as_text(response.body_iterator), call, request.empty_chunk(_id_of(raw_request)))
+            body = complete_stream(_as_text(response.body_iterator), call, request.empty_chunk(_id_of(raw_request)))
             weakref.finalize(body, call.end)  # a stream that is never read runs no `finally`
             response.body_iterator = body
             return response
@@ -133,25 +132,13 @@ async def _answer(
         if response.status_code != 200:
             call.failed(f"HTTP {response.status_code}")
             return response
-        return await _completed(response, call)
+        return await complete_response(response, call)
     except Exception as exc:
         call.failed(str(exc))
         raise
     finally:
         if not isinstance(response, StreamingResponse):
             call.end()
-
-
-async def _completed(response: Response, call: SteeredCall) -> Response:
-    receipt = await call.receipt()
-    body = json.loads(bytes(response.body))
-    call.complete(body)
-    if call.wants_receipt:
-        body["steering"] = receipt.model_dump(mode="json")
-    headers = {
-        name: value for name, value in response.headers.items() if name not in ("content-length", "content-type")
-    }
-    return JSONResponse(body, headers=headers | headers_of(call.spec, receipt))
 
 
 def _id_of(raw_request: Request) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from saeclamp import Receipt
-from saeclamp_server.api.openai.responder import with_receipt
+from saeclamp_server.api.openai.responder import complete_stream
 from saeclamp_server.errors import NotAppliedError
 
 RECEIPT = Receipt(applied=True, spec="sha256:x", model="m", sae={}, interventions=())
@@ -66,7 +66,7 @@ def passed_on(events: list[str], call: Call) -> list[str]:
             yield event
 
     async def collect() -> list[str]:
-        return [event async for event in with_receipt(source(), call, empty_chunk)]
+        return [event async for event in complete_stream(source(), call, empty_chunk)]
 
     return asyncio.run(collect())
 
@@ -106,7 +106,7 @@ def test_chunks_are_not_held_back_while_text_is_coming() -> None:
         yield DONE
 
     async def read() -> None:
-        async for event in with_receipt(source(), Call(), empty_chunk):
+        async for event in complete_stream(source(), Call(), empty_chunk):
             seen.append(event)
 
     asyncio.run(read())
