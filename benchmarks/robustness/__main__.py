@@ -19,7 +19,7 @@ from benchmarks.robustness.disconnects import disconnects
 from benchmarks.robustness.fuzz import Findings, fuzz
 from benchmarks.robustness.kills import kills
 from benchmarks.robustness.report import write
-from benchmarks.robustness.server import tiny_server
+from benchmarks.robustness.server import SMALL_CACHE, tiny_server
 from benchmarks.robustness.soak import soak
 
 NUM = {"fuzz": 20_000, "kills": 200, "disconnects": 5_000, "soak": 0}
@@ -50,12 +50,13 @@ def main() -> int:
 
 
 def _against_one(what: str, folder: Path, num: int, seconds: float, seed: int) -> tuple[str, list[str], Sequence[str]]:
-    with tiny_server(folder) as server:
+    with tiny_server(folder, *(SMALL_CACHE if what == "disconnects" else ())) as server:
         if what == "fuzz":
             findings, watch = asyncio.run(fuzz(server, num, seed))
             return f"{num} structured and mutated requests", [*_answers(findings), *watch.report()], findings.bad
         if what == "disconnects":
             watch, num_begun = asyncio.run(disconnects(server, num, seed))
+            watch.rest()
             begun = f"{num_begun} of them left what the engine had begun to answer, the others while it was being read."
             return f"{num} clients that leave", [begun, "", *watch.report()], []
         findings, watch, errors = asyncio.run(soak(server, seconds, seed))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +18,12 @@ from saeclamp_server.packaged_model import prepared_model
 NUM_LAYERS = 2
 WIDTH = 64
 FLAGS = ("--enforce-eager", "--dtype", "float32", "--max-model-len", "1024", "--served-model-name", "tiny")
+SMALL_CACHE = ("--kv-cache-memory-bytes", str(2**26))
+"""A KV cache that is full early: until it is, its table of blocks grows, and hides what would grow for ever."""
+REST_S = 15
+PROCESSES = ("the server", "the engine", "its worker")
+SMALLEST = 100
+"""Megabytes below which a process is a helper of Python's."""
 
 
 def make_files(folder: Path) -> list[str]:
@@ -51,8 +57,8 @@ class Usage(NamedTuple):
     """Requests so far."""
     megabytes: float
     """Resident memory."""
-    by_process: tuple[float, ...]
-    """The same of each: the server, the engine, and its worker."""
+    by_process: Mapping[str, float]
+    """The same of each process."""
     threads: int
     descriptors: int
 
@@ -63,20 +69,33 @@ class Watch:
     def __init__(self, pid: int) -> None:
         self._process, self._start = psutil.Process(pid), time.monotonic()
         self.usages: list[Usage] = []
+        self.rested: Usage | None = None
+        """Usage when nothing had been asked for a while."""
 
     def look(self, done: int) -> Usage:
-        """Add up what its processes take now."""
+        """Note what its processes take now."""
+        usage = self._usage(done)
+        self.usages.append(usage)
+        return usage
+
+    def rest(self) -> None:
+        """Wait until what has ended is put away, and look once more: allocators give back late."""
+        time.sleep(REST_S)
+        self.rested = self._usage(self.usages[-1].done)
+
+    def _usage(self, done: int) -> Usage:
+        # children in the order in which they were started: the engine, a helper of Python's of a few megabytes, the worker
         tree = [self._process, *self._process.children(recursive=True)]
         megabytes = [process.memory_info().rss / 2**20 for process in tree]
+        large = [part for part in megabytes if part >= SMALLEST]
         usage = Usage(
             seconds=time.monotonic() - self._start,
             done=done,
             megabytes=sum(megabytes),
-            by_process=tuple(megabytes),
+            by_process=dict(zip(PROCESSES, large, strict=False)),
             threads=sum(process.num_threads() for process in tree),
             descriptors=sum(process.num_fds() for process in tree),
         )
-        self.usages.append(usage)
         parts = " + ".join(f"{part:.0f}" for part in megabytes)
         print(f"{usage.seconds:.0f} s, {done} requests: {parts} MB, {usage.threads} threads", flush=True)
         return usage
@@ -84,16 +103,29 @@ class Watch:
     def report(self) -> list[str]:
         """Write the first and last looks, and the slopes of the second half: the first fills caches."""
         second_half = self.usages[len(self.usages) // 2 :]
+        shown = [self.usages[0], second_half[0], self.usages[-1], *([self.rested] if self.rested else [])]
+        heads = ["at the start", "in the middle", "at the end", *(["after a rest"] if self.rested else [])]
         lines = [
-            "| | at the start | in the middle | at the end | per 1,000 requests, second half |",
-            "|---|--:|--:|--:|--:|",
+            f"| | {' | '.join(heads)} | per 1,000 requests, second half |",
+            f"|---|{'--:|' * (len(heads) + 1)}",
         ]
-        shown = (self.usages[0], second_half[0], self.usages[-1])
-        for name in ("megabytes", "threads", "descriptors"):
-            slope = _slope([usage.done for usage in second_half], [getattr(usage, name) for usage in second_half])
-            values = " | ".join(f"{getattr(usage, name):.0f}" for usage in shown)
+        for name, of in COLUMNS.items():
+            slope = _slope([usage.done for usage in second_half], [of(usage) for usage in second_half])
+            values = " | ".join(f"{of(usage):.0f}" for usage in shown)
             lines.append(f"| {name} | {values} | {1000 * slope:+.2f} |")
         return lines
+
+
+def _megabytes_of(process: str) -> Callable[[Usage], float]:
+    return lambda usage: usage.by_process[process]
+
+
+COLUMNS: Mapping[str, Callable[[Usage], float]] = {
+    "megabytes": lambda usage: usage.megabytes,
+    **{f"megabytes of {process}": _megabytes_of(process) for process in PROCESSES},
+    "threads": lambda usage: usage.threads,
+    "descriptors": lambda usage: usage.descriptors,
+}
 
 
 def _slope(x: Sequence[float], y: Sequence[float]) -> float:
