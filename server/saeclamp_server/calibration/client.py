@@ -26,9 +26,9 @@ from saeclamp import (
 )
 from saeclamp._requests import default_headers, server_root
 from saeclamp_saes.concurrency import gather_first_error
+from saeclamp_saes.io.sanitize import escape_to_one_line
 from saeclamp_server.calibration.errors import CalibrationError
 from saeclamp_server.calibration.metrics import MeasuredAnswer
-from saeclamp_server.sanitize import escape_to_one_line
 
 T = TypeVar("T")
 MAX_RETRIES = 5

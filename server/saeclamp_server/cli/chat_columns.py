@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from saeclamp_saes.concurrency import gather_first_error
+from saeclamp_saes.io.sanitize import escape_to_one_line
 from saeclamp_server.cli.server_client import CommandError
 from saeclamp_server.cli.steering_flags import in_words, merge_variant
-from saeclamp_server.sanitize import escape_to_one_line
 
 if TYPE_CHECKING:
     from saeclamp import AsyncClient, Receipt
