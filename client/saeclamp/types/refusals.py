@@ -112,6 +112,7 @@ def in_plain_words(error: Mapping[str, Any]) -> str:
         return CHOOSING_THEN if error["loc"][-1:] == ("then",) else "the field is required"
     if kind == "tuple_type" and isinstance(given, str):
         return "a list is needed, not one string"
+    # pydantic's own message, or that of the discriminator of one of our unions
     message = message.replace("Tuple", "List").replace("tuple", "list").replace("Input", "The value")
     return f"{message}{but_not(given)}"
 
