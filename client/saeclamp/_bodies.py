@@ -35,8 +35,7 @@ from saeclamp.types import (
     as_steering,
 )
 from saeclamp.types.base import invalid_argument
-from saeclamp.types.interventions import is_vector_name
-from saeclamp.types.refusals import A_FEATURE
+from saeclamp.types.interventions import A_FEATURE, is_vector_name
 
 SAES, FEATURES, VARIANTS, VECTORS = "/v1/saes", "/v1/features", "/v1/variants", "/v1/vectors"
 VALIDATE, COMPARE = "/v1/steering/validate", "/v1/steering/compare"

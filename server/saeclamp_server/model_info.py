@@ -7,28 +7,7 @@ from dataclasses import dataclass
 
 from saeclamp_saes import SAEEntry, Site
 from saeclamp_saes.errors import UserError
-from saeclamp_saes.sites import POINTS, Point
-
-_WITH_RMS_NORM = frozenset(POINTS)
-_WITH_LAYER_NORM = _WITH_RMS_NORM - {"embed", "mlp_in_no_gain"}
-_RUN_BY_TRANSFORMERS = frozenset[Point](("embed", "resid_pre", "resid_post"))
-
-SUPPORTED_ARCHITECTURES: dict[str, frozenset[Point]] = {
-    "LlamaForCausalLM": _WITH_RMS_NORM,
-    "MistralForCausalLM": _WITH_RMS_NORM,
-    "Phi3ForCausalLM": _WITH_RMS_NORM,
-    "Qwen2ForCausalLM": _WITH_RMS_NORM,
-    "Qwen3ForCausalLM": _WITH_RMS_NORM,
-    "Qwen2MoeForCausalLM": _WITH_RMS_NORM,
-    "Qwen3MoeForCausalLM": _WITH_RMS_NORM,
-    "Gemma2ForCausalLM": _WITH_RMS_NORM,
-    "Gemma3ForCausalLM": _WITH_RMS_NORM,
-    "GptOssForCausalLM": _WITH_RMS_NORM,
-    "GPT2LMHeadModel": _WITH_LAYER_NORM,
-    "GPTNeoXForCausalLM": _RUN_BY_TRANSFORMERS,
-    "Olmo2ForCausalLM": _RUN_BY_TRANSFORMERS,
-}
-"""Models whose layers `engine/worker/hooks.py` knows, and the points that it finds there."""
+from saeclamp_server.layer_families import SUPPORTED_ARCHITECTURES
 
 ORDER = (
     ("embed", "resid_pre"),
@@ -83,10 +62,10 @@ def check_compatible(saes: Mapping[str, SAEEntry], model: ModelInfo) -> None:
         for site in (*summary.reads, *summary.writes):
             if site.layer >= model.num_layers:
                 raise StartupError(f"SAE {name!r} sits at {site}; {model.path} has layers 0 to {model.num_layers - 1}.")
-            if site.point not in (points := SUPPORTED_ARCHITECTURES[model.architecture]):
+            if site.point not in (points := SUPPORTED_ARCHITECTURES[model.architecture].points):
                 raise StartupError(
                     f"SAE {name!r} sits at {site}, where a {model.architecture} cannot be steered; it can at "
-                    f"{', '.join(point for point in POINTS if point in points)}."
+                    f"{', '.join(points)}."
                 )
         _check_width(name, "reads", summary.reads, summary.d_in, model)
         _check_width(name, "writes", summary.writes, summary.d_out, model)

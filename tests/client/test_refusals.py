@@ -26,7 +26,7 @@ from saeclamp import (
     Variant,
     extra_body,
 )
-from saeclamp.types import Contrast, Inspect, as_steering
+from saeclamp.types import Contrast, Derive, Inspect, as_steering
 from saeclamp.types.refusals import A_FEATURE, did_you_mean, listed, nearest, shown
 
 SEA = FeatureHit(feature="bundled/123", sae="bundled", index=123)
@@ -93,6 +93,62 @@ def test_a_wrong_field_is_named_with_what_is_right(build: Callable[[], object], 
     with pytest.raises(InvalidArgumentError) as raised:
         build()
     assert (str(raised.value), raised.value.param) == (says, param)
+
+
+def ruled(then: Any) -> dict[str, Any]:
+    return {"rules": [{"name": "guard", "when": {"feature": "a/1", "above": 1}, "then": then}]}
+
+
+@pytest.mark.parametrize(
+    ("then", "param", "says"),
+    [
+        ("stop", "", "'then' is 'abort' or a list of interventions, not 'stop'."),
+        (None, "", "'then' is 'abort' or a list of interventions, not None."),
+        ([], "", "'then' is 'abort' or a list of interventions."),
+        ({"op": "ablate", "feature": "a/1"}, "", "'then' is 'abort' or a list of interventions."),
+        (["abort"], "[0]", "an intervention is an object with 'op': clamp, add, at_least, at_most, scale, ablate."),
+        ([{"op": "clamp", "feature": "a/1"}], "[0].value", "the field is required."),
+        ([{"op": "clamp", "feature": "a/1", "value": 1, "unti": "act"}], "[0].unti", "unknown field 'unti'."),
+        ([{"op": "clmp", "feature": "a/1"}], "[0]", "unknown operation 'clmp'. Did you mean 'clamp'?"),
+        ([{"op": "clamp", "feature": 5, "value": 1}], "[0].feature", f"{A_FEATURE}, not 5."),
+    ],
+)
+def test_what_is_wrong_within_a_rule_is_named_where_it_stands(then: Any, param: str, says: str) -> None:
+    with pytest.raises(InvalidArgumentError) as raised:
+        as_steering(ruled(then))
+    place = f"steering.rules[0].then{param}"
+    assert raised.value.param == place
+    assert str(raised.value).startswith(f"{place}: {says}")
+
+
+def test_a_rule_without_then_is_told_what_can_stand_there() -> None:
+    rule = {name: value for name, value in ruled(None)["rules"][0].items() if name != "then"}
+    with pytest.raises(InvalidArgumentError, match=r"then: 'then' is 'abort' or a list of interventions\.$"):
+        as_steering({"rules": [rule]})
+
+
+@pytest.mark.parametrize(
+    ("passage", "says"),
+    [
+        (5, "positive[0]: The value should be a valid string, not 5."),
+        ({"role": "user", "content": "a"}, "positive[0]: The value should be a valid string."),
+        ("", "positive[0]: String should have at least 1 character, not ''."),
+        ([], "positive[0]: the list is empty."),
+        (["a"], "positive[0][0]: The value should be a valid dictionary, not 'a'."),
+        ([{"role": "user", "content": "a"}] * 1025, "positive[0]: List should have at most 1024 items"),
+    ],
+)
+def test_a_wrong_conversation_is_not_told_to_be_a_text(passage: Any, says: str) -> None:
+    with pytest.raises(InvalidArgumentError) as raised:
+        Contrast(positive=(passage,), negative=("b",))
+    assert str(raised.value).startswith(says)
+
+
+def test_tokens_of_a_derived_vector_are_other_tokens_than_those_of_an_intervention() -> None:
+    texts = ("a", "b", "c", "d")
+    with pytest.raises(InvalidArgumentError) as raised:
+        Derive(name="v", site="resid_post.1", positive=texts, negative=texts, tokens="first")  # type: ignore[arg-type]
+    assert str(raised.value) == "tokens: The value should be 'last' or 'all', not 'first'."
 
 
 @pytest.mark.parametrize(

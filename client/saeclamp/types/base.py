@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -60,6 +60,20 @@ def looks_like_steering(key: str) -> bool:
     matcher = SequenceMatcher(None, plain, "steering")
     # the first is a bound of the second and far cheaper: a body may have thousands of keys
     return matcher.quick_ratio() >= SIMILAR and matcher.ratio() >= SIMILAR
+
+
+def is_list(value: object) -> bool:
+    """Tell whether a value is what pydantic takes for a JSON list: any iterable but a text or an object."""
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | BaseModel)
+
+
+def as_any_of(schema: dict[str, Any]) -> None:
+    """
+    Write a union into a JSON schema as `anyOf`.
+
+    pydantic writes `oneOf` for one with a callable discriminator, which changes no body but the API's document.
+    """
+    schema["anyOf"] = schema.pop("oneOf")
 
 
 def invalid_argument(exc: ValidationError, value: Any, kind: type[BaseModel], path: str = "") -> InvalidArgumentError:

@@ -9,13 +9,13 @@ from pydantic import Field
 from saeclamp.types.base import Answer, EndpointRequest
 from saeclamp.types.feature_actions import Composable
 from saeclamp.types.features import MAX_HITS, Label
-from saeclamp.types.inspect import Aggregate, Messages, Saes, Text
+from saeclamp.types.inspect import Aggregate, Saes, TextOrMessages
 from saeclamp.types.rows import Listing
 
 MAX_TEXTS = 256
 """In each set."""
 
-Texts: TypeAlias = Annotated[tuple[Text | Messages, ...], Field(min_length=1, max_length=MAX_TEXTS)]
+Texts: TypeAlias = Annotated[tuple[TextOrMessages, ...], Field(min_length=1, max_length=MAX_TEXTS)]
 """Texts or conversations."""
 
 

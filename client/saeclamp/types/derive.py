@@ -8,11 +8,11 @@ from pydantic import Field
 
 from saeclamp.types.base import Answer, EndpointRequest
 from saeclamp.types.contrast import MAX_TEXTS
-from saeclamp.types.inspect import Messages, Text
+from saeclamp.types.inspect import TextOrMessages
 from saeclamp.types.interventions import VectorName
 from saeclamp.types.vectors import StoredVector
 
-SomeTexts: TypeAlias = Annotated[tuple[Text | Messages, ...], Field(min_length=4, max_length=MAX_TEXTS)]
+SomeTexts: TypeAlias = Annotated[tuple[TextOrMessages, ...], Field(min_length=4, max_length=MAX_TEXTS)]
 """Texts or conversations; two for each half, by which the evidence is found."""
 
 

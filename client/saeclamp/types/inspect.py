@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from saeclamp.types.base import MAX_READ, Answer, EndpointRequest
+from saeclamp.types.base import MAX_READ, Answer, EndpointRequest, as_any_of, is_list
 from saeclamp.types.feature_actions import Composable
 from saeclamp.types.features import MAX_HITS, Label
 from saeclamp.types.interventions import Feature
@@ -21,6 +21,18 @@ MAX_MESSAGES = 1024
 Text = Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)]
 Messages = Annotated[tuple[dict[str, Any], ...], Field(min_length=1, max_length=MAX_MESSAGES)]
 """As in a chat completion."""
+
+
+def _kind_of_text(value: object) -> str:
+    return "<messages>" if is_list(value) else "<text>"
+
+
+TextOrMessages: TypeAlias = Annotated[
+    Annotated[Text, Tag("<text>")] | Annotated[Messages, Tag("<messages>")],
+    Discriminator(_kind_of_text),
+    Field(json_schema_extra=as_any_of),
+]
+"""A text or a conversation."""
 Aggregate: TypeAlias = Literal["max", "mean", "frequency"]
 """A feature's activations at a text's tokens in one number: the largest, the mean, or the share at which it is active."""
 Saes = Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_READ)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -11,6 +12,11 @@ from saeclamp.types.base import RequestModel, Unit, Value
 from saeclamp.types.tokens import SpecialTokens, Tokens
 
 FEATURE_PATTERN = r"^[^/\s]+/[^/\s]+$"
+
+A_FEATURE = (
+    "a feature is written <sae>/<index> or <sae>/<name>, such as bundled/golden-gate (without spaces), or as an object with "
+    "sae and index"
+)
 
 VECTOR_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
 
@@ -25,14 +31,16 @@ class FeatureIndex(RequestModel):
         return f"{self.sae}/{self.index}"
 
 
-def _kind_of_feature(value: object) -> str:
-    return "<path>" if isinstance(value, str) else "<object>"
+def _kind_of_feature(value: object) -> str | None:
+    if isinstance(value, str):
+        return "<path>"
+    return "<object>" if isinstance(value, Mapping | FeatureIndex) else None
 
 
 Feature = Annotated[
     Annotated[str, Field(pattern=FEATURE_PATTERN, max_length=256), Tag("<path>")]
     | Annotated[FeatureIndex, Tag("<object>")],
-    Discriminator(_kind_of_feature),
+    Discriminator(_kind_of_feature, custom_error_type="feature_type", custom_error_message=A_FEATURE),
 ]
 """`"<sae>/<index>"`, `"<sae>/<name>"` or `{"sae": ..., "index": ...}`."""
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from saeclamp.types.interventions import FEATURE_PATTERN, FeatureIndex, Operation
-from saeclamp.types.rules import CONDITIONS, Rule
+from saeclamp.types.interventions import A_FEATURE, FEATURE_PATTERN, FeatureIndex, Operation
+from saeclamp.types.rules import CHOOSING_THEN, CONDITION_TYPE, CONDITIONS, Rule
 from saeclamp.types.steering import Readout, Steering
 from saeclamp.types.tokens import TOKEN_OBJECTS
 
@@ -28,16 +28,7 @@ MIN_PART = 3
 SURE = 0.8
 """Share of common letters from which a misspelt word is likelier than a part of another."""
 
-CHOOSING_TOKENS = f"tokens are 'all', 'prompt' or 'generated', or an object with one of {', '.join(TOKEN_OBJECTS)}"
-
-A_FEATURE = (
-    "a feature is written <sae>/<index> or <sae>/<name>, such as bundled/golden-gate (without spaces), or as an object with "
-    "sae and index"
-)
-
 A_NAME = "a name is 1 to 64 letters, digits, '_', '.' and '-'"
-
-A_CONDITION = "a condition is an object with 'feature' and 'above' or 'below', or with one of 'all', 'any' and 'not'"
 
 OPERATIONS: dict[int | str, type[BaseModel]] = {
     model.model_fields["op"].default: model for model in get_args(Operation)
@@ -85,7 +76,7 @@ def _sentence(error: Mapping[str, Any], kind: type[BaseModel]) -> str:
         if known == [*Steering.model_fields] and key in of_interventions:
             return f"{shown(key)} is a field of each intervention."
         return f"unknown field {shown(key)}.{did_you_mean(key, known)} Known: {', '.join(known)}."
-    if error["type"] == "union_tag_invalid" and loc[-1:] != ("tokens",) and not _is_condition(loc):
+    if error["type"] == "union_tag_invalid":  # of operations: other unions have errors of their own
         asked, known = error.get("input"), [*map(str, OPERATIONS)]
         asked = asked.get("op") if isinstance(asked, Mapping) else asked
         return f"unknown operation {shown(asked)}.{did_you_mean(str(asked), known)} Known: {', '.join(known)}."
@@ -101,14 +92,8 @@ def _known_fields(loc: tuple[int | str, ...], kind: type[BaseModel]) -> list[str
 def in_plain_words(error: Mapping[str, Any]) -> str:
     """Say what pydantic found in the words of someone who writes JSON."""
     kind, message, given = error["type"], str(error["msg"]), error.get("input")
-    if error["loc"][-1:] == ("tokens",):
-        return f"{CHOOSING_TOKENS}{but_not(given)}"
-    if kind == "value_error":
+    if kind in ("value_error", CONDITION_TYPE):
         return message.removeprefix("Value error, ")
-    if kind in ("union_tag_not_found", "union_tag_invalid") and _is_condition(error["loc"]):
-        return A_CONDITION
-    if "then" in error["loc"][-2:] and kind != "union_tag_not_found":
-        return f"'then' is 'abort' or a list of interventions{but_not(given)}"
     if kind == "union_tag_not_found" and isinstance(given, Mapping):
         return f"the field 'op' is missing: {', '.join(map(str, OPERATIONS))}"
     if kind in ("union_tag_not_found", "model_attributes_type"):
@@ -119,14 +104,15 @@ def in_plain_words(error: Mapping[str, Any]) -> str:
         return meant or f"an intervention is an object with 'op': {', '.join(map(str, OPERATIONS))}"
     if kind == "string_pattern_mismatch" and error["ctx"]["pattern"] != FEATURE_PATTERN:
         return f"{A_NAME}{but_not(given)}"
-    if kind == "string_pattern_mismatch" or (kind == "model_type" and "<object>" in error["loc"]):
+    if kind == "string_pattern_mismatch":
         return f"{A_FEATURE}{but_not(given)}"
     if kind == "too_short":
         return "the list is empty"
     if kind == "missing":
-        return "the field is required"
+        return CHOOSING_THEN if error["loc"][-1:] == ("then",) else "the field is required"
     if kind == "tuple_type" and isinstance(given, str):
         return "a list is needed, not one string"
+    # pydantic's own message, or that of the discriminator of one of our unions
     message = message.replace("Tuple", "List").replace("tuple", "list").replace("Input", "The value")
     return f"{message}{but_not(given)}"
 
@@ -134,10 +120,6 @@ def in_plain_words(error: Mapping[str, Any]) -> str:
 def but_not(given: object) -> str:
     """Repeat a wrong value, so that it is found in what was sent; objects and lists are told by their path alone."""
     return f", not {shown(given)}" if given is None or isinstance(given, str | bytes | int | float) else ""
-
-
-def _is_condition(loc: tuple[int | str, ...]) -> bool:
-    return "when" in loc and loc[-1] != "tokens"
 
 
 def _is_branch(part: int | str) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
-from saeclamp.types.base import MAX_DEPTH, MAX_INTERVENTIONS, MAX_TESTS, RequestModel, Unit, Value
+from saeclamp.types.base import MAX_DEPTH, MAX_INTERVENTIONS, MAX_TESTS, RequestModel, Unit, Value, as_any_of, is_list
 from saeclamp.types.interventions import Feature, Intervention
 from saeclamp.types.tokens import SpecialTokens, Tokens
 
@@ -50,6 +50,11 @@ class Not(RequestModel):
 CONDITIONS: dict[str, type[RequestModel]] = {"feature": FeatureCondition, "all": AllOf, "any": AnyOf, "not": Not}
 """Field by which a condition is known, to its class."""
 
+A_CONDITION = "a condition is an object with 'feature' and 'above' or 'below', or with one of 'all', 'any' and 'not'"
+
+CONDITION_TYPE = "condition_type"
+"""Type of pydantic's error for what is no condition."""
+
 
 def _kind_of_condition(value: object) -> str | None:
     if isinstance(value, Mapping):
@@ -62,7 +67,7 @@ Condition: TypeAlias = Annotated[
     | Annotated[AllOf, Tag("<all>")]
     | Annotated[AnyOf, Tag("<any>")]
     | Annotated[Not, Tag("<not>")],
-    Discriminator(_kind_of_condition),
+    Discriminator(_kind_of_condition, custom_error_type=CONDITION_TYPE, custom_error_message=A_CONDITION),
 ]
 """A comparison, or `all`, `any` and `not` of conditions."""
 
@@ -89,6 +94,24 @@ def _depth(condition: FeatureCondition | AllOf | AnyOf | Not) -> int:
             return 1
 
 
+CHOOSING_THEN = "'then' is 'abort' or a list of interventions"
+
+
+def _kind_of_then(value: object) -> str | None:
+    if value == "abort":
+        return "<abort>"
+    return "<interventions>" if is_list(value) and value else None
+
+
+Then: TypeAlias = Annotated[
+    Annotated[Literal["abort"], Tag("<abort>")]
+    | Annotated[tuple[Intervention, ...], Field(min_length=1, max_length=MAX_INTERVENTIONS), Tag("<interventions>")],
+    Discriminator(_kind_of_then, custom_error_type="then_type", custom_error_message=CHOOSING_THEN),
+    Field(json_schema_extra=as_any_of),
+]
+"""The end of the answer, or interventions."""
+
+
 class Rule(RequestModel):
     """
     A rule: what is to happen where a condition holds.
@@ -101,7 +124,7 @@ class Rule(RequestModel):
     when: Condition
     scope: Literal["token", "rest_of_request"] = "token"
     """Reach of `then`: the token at which the condition holds, or that one and all later ones."""
-    then: Literal["abort"] | Annotated[tuple[Intervention, ...], Field(min_length=1, max_length=MAX_INTERVENTIONS)]
+    then: Then
     tokens: Tokens = "all"
     """Tokens at which the condition is looked at."""
     special_tokens: SpecialTokens = False

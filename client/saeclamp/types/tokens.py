@@ -45,6 +45,8 @@ class Positions(RequestModel):
 TOKEN_OBJECTS: dict[str, type[RequestModel]] = {"first": First, "after": After, "roles": Roles, "positions": Positions}
 """The one field that an object has, to its class."""
 
+CHOOSING_TOKENS = f"tokens are 'all', 'prompt' or 'generated', or an object with one of {', '.join(TOKEN_OBJECTS)}"
+
 
 def _kind_of_tokens(value: object) -> str | None:
     if isinstance(value, str):
@@ -65,7 +67,7 @@ Tokens = Annotated[
     | Annotated[After, Tag("<after>")]
     | Annotated[Roles, Tag("<roles>")]
     | Annotated[Positions, Tag("<positions>")],
-    Discriminator(_kind_of_tokens),
+    Discriminator(_kind_of_tokens, custom_error_type="tokens_type", custom_error_message=CHOOSING_TOKENS),
 ]
 """
 Positions that are touched. `prompt` are the positions of the request's prompt, `generated` those of the tokens that the

@@ -13,6 +13,7 @@ from typing import IO
 
 from saeclamp_saes.conversion.sandbox_main import REFUSED, ConversionRequest
 from saeclamp_saes.errors import CheckpointError
+from saeclamp_saes.io.sanitize import replace_control_chars
 
 BOOT = """
 import json, sys
@@ -89,7 +90,7 @@ def _sentence(request: ConversionRequest, code: int, errors: IO[bytes]) -> str:
         return f"{what} takes more than {request.limits.cpu_seconds} seconds of computing to convert; it was ended."
     errors.seek(max(0, errors.seek(0, os.SEEK_END) - MAX_SENTENCE))
     lines = errors.read(MAX_SENTENCE).decode("utf-8", "replace").strip().splitlines()
-    said = "".join(char if char.isprintable() else "?" for char in lines[-1]) if lines else ""
+    said = replace_control_chars(lines[-1], lambda _: "?") if lines else ""
     if code == REFUSED and said:
         return said
     how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"

@@ -102,7 +102,7 @@ class MetricSums:
     def explained_variance(self) -> float | None:
         """Return the share of the variance around the tokens' mean that is reconstructed; None where nothing varies."""
         variance = float(self.square - self.total.square().sum() / self.num_tokens)
-        explained = 1 - float(self.missing) / variance if variance > 0 else float("nan")
+        explained = metrics.explained_share(float(self.missing), variance) if variance > 0 else float("nan")
         return explained if math.isfinite(explained) else None
 
     def pca_explained_variance(self, k: int) -> float | None:
@@ -111,6 +111,5 @@ class MetricSums:
             return None
         # the difference of two large sums, which is why they are kept in fp64
         centered = self.gram - torch.outer(self.total, self.total) / self.num_tokens
-        eigenvalues = torch.linalg.eigvalsh(centered).clamp_min(0.0)  # ascending
-        share = float(eigenvalues[max(0, len(eigenvalues) - k) :].sum() / eigenvalues.sum())
-        return share if math.isfinite(share) else None
+        variances = metrics.variances_of(centered)
+        return metrics.share_of(variances, k) if variances.sum() > 0 else None

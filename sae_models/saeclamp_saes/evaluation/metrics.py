@@ -7,8 +7,13 @@ of others) hold most of the variance and are easily reconstructed, so with them 
 
 from __future__ import annotations
 
+import math
+from typing import TypeVar
+
 import torch
 from torch import Tensor
+
+NumberT = TypeVar("NumberT", float, Tensor)
 
 DENSE_SHARE = 0.1
 """A feature that is active on more than this share of the tokens is dense."""
@@ -24,8 +29,18 @@ def explained_variance(target: Tensor, reconstruction: Tensor) -> float:
     """
     target = target.double()
     total = (target - target.mean(dim=0)).square().sum()
-    ratio = float((target - reconstruction.double()).square().sum() / total)
-    return 1.0 - ratio if torch.isfinite(torch.tensor(ratio)) else float("-inf")
+    share = float(explained_share((target - reconstruction.double()).square().sum(), total))
+    return share if math.isfinite(share) else float("-inf")
+
+
+def explained_share(missing: NumberT, total: NumberT) -> NumberT:
+    """
+    Return the share of a variance that is explained.
+
+    missing: sum of the squared errors
+    total:   sum of the squared differences from the mean
+    """
+    return 1 - missing / total
 
 
 def pca_explained_variance(x: Tensor, k: int) -> float:
@@ -45,7 +60,15 @@ def principal_variances(x: Tensor) -> Tensor:
     """
     centered = x.double() - x.double().mean(dim=0)
     # the smaller one: both have the same eigenvalues, but for zeros
-    gram = centered.T @ centered if x.shape[1] <= x.shape[0] else centered @ centered.T
+    return variances_of(centered.T @ centered if x.shape[1] <= x.shape[0] else centered @ centered.T)
+
+
+def variances_of(gram: Tensor) -> Tensor:
+    """
+    Return the variance along each principal direction, largest first, (n,), given what the centred vectors sum up to.
+
+    gram: (n, n) fp64, the sum of their outer products, or all their inner products
+    """
     ascending: Tensor = torch.linalg.eigvalsh(gram)
     return ascending.clamp_min(0.0).flip(0)
 

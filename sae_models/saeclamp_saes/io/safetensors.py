@@ -58,6 +58,10 @@ def read_header(file: FileIO | BytesIO, size: int) -> tuple[dict[str, TensorEntr
     Read the header of a file of `size` bytes: its tensors' entries, and its metadata.
 
     Raises ValueError unless the tensors fill it exactly, without gaps or overlaps.
+
+    `safetensors.safe_open` would not save this: it opens paths alone, not an upload's bytes, and maps them; it says neither
+    where a tensor's numbers begin nor that a name stands twice, takes headers of 100 MB, and gives no metadata at all where
+    one value is no text. So the JSON would be read here too, and only the sums below would be its work.
     """
     length = int.from_bytes(file.read(8), "little")
     if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):

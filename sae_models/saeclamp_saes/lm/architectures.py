@@ -18,7 +18,7 @@ Edit = Callable[[Tensor], Tensor | None]
 
 
 class ModelLayout(NamedTuple):
-    """Names of a model's modules; from `attn_proj` on they are relative to a block."""
+    """Names of a model's modules; from `attn_proj` to `mlp_out` they are relative to a block."""
 
     blocks: str
     embed: str
@@ -32,6 +32,8 @@ class ModelLayout(NamedTuple):
     """Its output is `mlp_out_raw`."""
     mlp_out: str
     """Its output is what the MLP adds to the residual stream."""
+    final_norm: str
+    """Norm between the last block and the unembedding; a path in the model."""
 
 
 PRE_NORM = ModelLayout(
@@ -42,6 +44,7 @@ PRE_NORM = ModelLayout(
     mlp_norm="post_attention_layernorm",
     mlp="mlp",
     mlp_out="mlp",
+    final_norm="model.norm",
 )
 SANDWICH_NORM = PRE_NORM._replace(
     attn_out="post_attention_layernorm",
@@ -58,7 +61,9 @@ LAYOUTS: dict[str, ModelLayout] = {
     "Gemma2ForCausalLM": SANDWICH_NORM,
     "Gemma3ForCausalLM": SANDWICH_NORM,
     "Gemma3ForConditionalGeneration": SANDWICH_NORM._replace(
-        blocks="model.language_model.layers", embed="model.language_model.embed_tokens"
+        blocks="model.language_model.layers",
+        embed="model.language_model.embed_tokens",
+        final_norm="model.language_model.norm",
     ),
     "Olmo2ForCausalLM": SANDWICH_NORM._replace(mlp_norm=None),
     "GPT2LMHeadModel": ModelLayout(
@@ -69,6 +74,7 @@ LAYOUTS: dict[str, ModelLayout] = {
         mlp_norm="ln_2",
         mlp="mlp",
         mlp_out="mlp",
+        final_norm="transformer.ln_f",
     ),
     "GPTNeoXForCausalLM": ModelLayout(
         blocks="gpt_neox.layers",
@@ -78,6 +84,7 @@ LAYOUTS: dict[str, ModelLayout] = {
         mlp_norm="post_attention_layernorm",
         mlp="mlp",
         mlp_out="mlp",
+        final_norm="gpt_neox.final_layer_norm",
     ),
 }
 """Layouts by the name of the model's class."""
@@ -115,6 +122,24 @@ def has_site(model: nn.Module, site: Site) -> bool:
             return True
     except VerificationError:
         return False
+
+
+def norm_gain(norm: nn.Module, dtype: torch.dtype) -> Tensor:
+    """
+    Return what a norm multiplies by, (width,).
+
+    Models store an RMS norm's gain in several ways (Gemma's is one plus the weight), and all of them give it for a vector of
+    equal numbers, which are large beside the norm's epsilon.
+
+    dtype: in which the norm computes; vLLM's takes its weight's alone
+    """
+    weight = norm.weight
+    assert isinstance(weight, Tensor)
+    if isinstance(norm, nn.LayerNorm):
+        return weight.detach().to(dtype)
+    # `forward` itself, so that no hook sees it
+    gain: Tensor = norm.forward(torch.full_like(weight, 1000.0, dtype=dtype)[None])[0]
+    return gain.detach()
 
 
 def num_blocks(model: nn.Module) -> int:
@@ -220,16 +245,9 @@ def _before_the_gain(norm: nn.Module, eps: float, edit: Edit) -> RemovableHandle
             eps_here = eps
         normed = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps_here)
         new = edit(normed)
-        return None if new is None else _with_gain(module, eps_here, new).to(output.dtype)
+        if new is None:
+            return None
+        scaled = new * norm_gain(module, new.dtype)
+        return (scaled + module.bias if isinstance(module, nn.LayerNorm) else scaled).to(output.dtype)
 
     return norm.register_forward_hook(hook)
-
-
-def _with_gain(norm: nn.Module, eps: float, normed: Tensor) -> Tensor:
-    if isinstance(norm, nn.LayerNorm):
-        return normed * norm.weight + norm.bias
-    # a vector of ones comes out as the gain; `forward` itself, so that no hook sees it
-    ones = torch.ones_like(normed[..., :1, :])
-    # the norm divides ones by sqrt(1 + eps), which is no part of the gain
-    gain: Tensor = norm.forward(ones) * (1.0 + eps) ** 0.5
-    return normed * gain

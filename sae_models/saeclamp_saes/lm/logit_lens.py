@@ -11,16 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from saeclamp_saes.errors import LabelError
-from saeclamp_saes.lm.architectures import LAYOUTS
+from saeclamp_saes.lm.architectures import LAYOUTS, norm_gain
 from saeclamp_saes.sae import SAE
 
-FINAL_NORM = {
-    **dict.fromkeys(LAYOUTS, "model.norm"),
-    "Gemma3ForConditionalGeneration": "model.language_model.norm",
-    "GPT2LMHeadModel": "transformer.ln_f",
-    "GPTNeoXForCausalLM": "gpt_neox.final_layer_norm",
-}
-"""Name of the final norm's module, by the model's class."""
 IN_STREAM = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 """Points whose vectors are the residual stream, or are added to it as they are."""
 
@@ -49,11 +42,11 @@ class LogitLens:
         Raises LabelError for a model whose final norm is not known.
         """
         name = type(model).__name__
-        if name not in FINAL_NORM:
-            raise LabelError(f"It is not known where the final norm of a {name} is; known: {', '.join(FINAL_NORM)}.")
-        norm = model.get_submodule(FINAL_NORM[name])
+        if name not in LAYOUTS:
+            raise LabelError(f"It is not known where the final norm of a {name} is; known: {', '.join(LAYOUTS)}.")
+        norm = model.get_submodule(LAYOUTS[name].final_norm)
         self._centers = isinstance(norm, nn.LayerNorm)
-        self._gain = _gain(norm)
+        self._gain = norm_gain(norm, torch.float32)
         self._unembedding: Tensor = model.get_output_embeddings().weight[:num_tokens].float()  # type: ignore[operator]
 
     @property
@@ -71,18 +64,3 @@ class LogitLens:
         if self._centers:
             directions = directions - directions.mean(dim=1, keepdim=True)
         return (directions * self._gain) @ self._unembedding.T
-
-
-def _gain(norm: nn.Module) -> Tensor:
-    """
-    Return what a norm multiplies by: (width,) fp32.
-
-    Models store an RMS norm's gain in several ways (Gemma's is one plus the weight), and all of them give it for a vector of
-    equal numbers, which are large beside the norm's epsilon.
-    """
-    weight = norm.weight
-    assert isinstance(weight, Tensor)
-    if isinstance(norm, nn.LayerNorm):
-        return weight.detach().float()
-    gain: Tensor = norm.forward(torch.full_like(weight, 1000.0, dtype=torch.float32)[None])[0]
-    return gain.detach().float()

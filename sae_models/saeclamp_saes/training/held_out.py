@@ -50,13 +50,10 @@ def evaluate_held_out(sae: SAE, chunks: Chunks) -> HeldOutMetrics:
     if not gram.trace() > 0:
         raise TrainingError("The held-out vectors do not vary, so nothing can be explained of them: give other data.")
     l0 = float(num_active.sum()) / num_tokens
-    eigenvalues = torch.linalg.eigvalsh(gram).clamp_min(0.0)  # ascending
     return HeldOutMetrics(
         num_tokens=num_tokens,
-        explained_variance=1 - missing / float(gram.trace()),
-        pca_explained_variance=float(
-            eigenvalues[len(eigenvalues) - min(round(l0), len(eigenvalues)) :].sum() / gram.trace()
-        ),
+        explained_variance=metrics.explained_share(missing, float(gram.trace())),
+        pca_explained_variance=metrics.share_of(metrics.variances_of(gram), round(l0)),
         l0=l0,
         dead_share=metrics.dead_share(num_active),
         dense_share=metrics.dense_share(num_active, num_tokens),

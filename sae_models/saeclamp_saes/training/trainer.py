@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from saeclamp_saes.evaluation import metrics
 from saeclamp_saes.training.architectures import ARCHITECTURES, forward, learning_rate, optimizer
 from saeclamp_saes.training.config import TrainingConfig
 from saeclamp_saes.training.training_sae import TrainingSAE
@@ -65,7 +66,7 @@ class Trainer:
             missing, varying = x - out.reconstruction, x - x.mean(dim=0)
             return StepMetrics(
                 loss=out.loss.detach(),
-                explained_variance=1 - missing.square().sum() / varying.square().sum(),
+                explained_variance=metrics.explained_share(missing.square().sum(), varying.square().sum()),
                 l0=(out.acts > 0).sum(dim=1).float().mean(),
                 dead=is_dead.float().mean(),
             )

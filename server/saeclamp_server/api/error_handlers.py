@@ -55,7 +55,8 @@ async def invalid(request: Request, exc: Exception) -> JSONResponse:
     first = errors[0] if errors else "The request is malformed."
     if not isinstance(first, Mapping):
         return response_of(InvalidRequestError(str(first), None))
-    # of the branches of a union the one that got furthest is the one that was meant
+    # of the branches of a union the one that got furthest is the one that was meant: vLLM's unions, unlike ours, have no
+    # discriminator that would say it
     paths = [_path_to(error, exc.body) for error in errors]
     path = max(paths, key=lambda one: one.count(".") + one.count("["))
     error = errors[paths.index(path)]

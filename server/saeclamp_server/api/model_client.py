@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 from saeclamp.types import Receipt
+from saeclamp_saes.concurrency import gather_first_error
 from saeclamp_server.api.likelihoods import Likelihoods
 from saeclamp_server.steering import ResolvedSteering
 from saeclamp_server.steering.chat_spans import Message
-
-ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -181,16 +179,6 @@ async def tokenize_request(
 async def generate_all(model: ModelClient, runs: Sequence[tuple[GenerateRequest, str]]) -> list[GenerateResult]:
     """Run sequences in one batch, as far as the engine has room. The first error ends all of them."""
     return await gather_first_error(model.run(run, path) for run, path in runs)
-
-
-async def gather_first_error(work: Iterable[Coroutine[Any, Any, ResultT]]) -> list[ResultT]:
-    """Do things side by side. The first error ends all of them, where `asyncio.gather` would let the others go on."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one) for one in work]
-    except BaseExceptionGroup as failed:
-        raise failed.exceptions[0] from None
-    return [task.result() for task in tasks]
 
 
 async def score_answers(

@@ -25,9 +25,10 @@ from saeclamp import (
     SaeclampError,
 )
 from saeclamp._requests import default_headers, server_root
+from saeclamp_saes.concurrency import gather_first_error
+from saeclamp_saes.io.sanitize import escape_to_one_line
 from saeclamp_server.calibration.errors import CalibrationError
 from saeclamp_server.calibration.metrics import MeasuredAnswer
-from saeclamp_server.sanitize import escape_to_one_line
 
 T = TypeVar("T")
 MAX_RETRIES = 5
@@ -92,7 +93,7 @@ class AnswerClient:
 
         Raises CalibrationError.
         """
-        await _gather_first_error(self._check(prompt, decoding, dose) for dose in doses)
+        await _ask_all(self._check(prompt, decoding, dose) for dose in doses)
 
     async def answers(
         self, prompts: Sequence[str], decodings: Sequence[Decoding], dose: CalibrationDose | None
@@ -110,7 +111,7 @@ class AnswerClient:
             for number, prompt in enumerate(prompts)
             for seed in decoding.seeds
         ]
-        said = await _gather_first_error(
+        said = await _ask_all(
             self._answer(number, prompt, decoding, seed, dose) for decoding, number, prompt, seed in asked
         )
         answers: dict[str, list[MeasuredAnswer]] = {decoding.name: [] for decoding in decodings}
@@ -197,20 +198,16 @@ def _mean_dose(receipt: Receipt | None) -> float | None:
     return dose.mean if dose else None
 
 
-async def _gather_first_error(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Await calls at the same time; the first error cancels the others, and is raised alone."""
+async def _ask_all(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Await calls at the same time. The first error of the client is raised as a CalibrationError, others as they are."""
     try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(call) for call in calls]
-    except ExceptionGroup as several:
-        raise _sentence(several.exceptions[0]) from several
-    return [task.result() for task in tasks]
+        return await gather_first_error(calls)
+    except SaeclampError as exc:
+        raise _sentence(exc) from exc
 
 
-def _sentence(exc: Exception) -> Exception:
-    """Turn an error of the client into a sentence for the user; unforeseen ones stay as they are."""
-    if not isinstance(exc, SaeclampError):
-        return exc
+def _sentence(exc: SaeclampError) -> CalibrationError:
+    """Turn an error of the client into a sentence for the user."""
     said = escape_to_one_line(str(exc))
     if isinstance(exc, APIStatusError) and exc.code == "unknown_sae":
         return CalibrationError(

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import httpx
 
+from saeclamp_saes.io.sanitize import escape_control_chars
 from saeclamp_server.calibration.errors import CalibrationError
-from saeclamp_server.sanitize import escape_control_chars
 
 POLL_S = 0.5
 PROGRESS_S = 20

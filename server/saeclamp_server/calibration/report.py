@@ -9,11 +9,11 @@ from textwrap import shorten
 from typing import Any, Protocol
 
 from saeclamp_saes.cli.output import print_facts, print_table
+from saeclamp_saes.io.sanitize import escape_control_chars
 from saeclamp_server.calibration.features import CalibrationTarget
 from saeclamp_server.calibration.green_zone import Point
 from saeclamp_server.calibration.metrics import AnswerMetrics, Estimate
 from saeclamp_server.calibration.records import CalibrationRecord
-from saeclamp_server.sanitize import escape_control_chars
 
 COLUMNS = ("x max", "hit", "similar", "perplexity x", "distinct-2 x", "repeated", "dose", "score", "green")
 SHOWN_LETTERS = 240

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saeclamp_saes.concurrency import gather_first_error
 from saeclamp_saes.library.feature_book import update_feature_book
 from saeclamp_server.calibration.client import AnswerClient, CalibrationDose
 from saeclamp_server.calibration.errors import CalibrationError
@@ -175,22 +175,15 @@ class CalibrationRun:
         # before all others, as common words of the labels are found in them
         await self._answers(UNSTEERED)
         self._report(None, None)
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._measure_feature(target)) for target in targets]
-        except ExceptionGroup as several:
-            raise _first(several) from several
-        return [task.result() for task in tasks]
+        return await gather_first_error(self._measure_feature(target) for target in targets)
 
     async def _measure_feature(self, target: CalibrationTarget) -> CalibrationRecord:
         calibration = self._calibration
         words = calibration.words_of(target)
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(self._measure_point(target, strength, words))
-                for strength in calibration.missing(target)
-            ]
-        points = {point.strength: point for point in (task.result() for task in tasks)}
+        measured = await gather_first_error(
+            self._measure_point(target, strength, words) for strength in calibration.missing(target)
+        )
+        points = {point.strength: point for point in measured}
         unsteered = calibration.figures(calibration.answers[UNSTEERED], target, words)
         said = measurement_record(calibration.settings, target, words, self._server)
         return calibration.judge(target, {**calibration.kept(target), **points}, unsteered, said)
@@ -219,8 +212,3 @@ def _no_words(target: CalibrationTarget) -> CalibrationError:
         f"The words that the labels give feature {target.title} ({', '.join(target.concept.words)}) stand in unsteered "
         f"answers too: give others with --concept '{target.title}=word;some phrase', or judge by similarity."
     )
-
-
-def _first(several: BaseExceptionGroup[Any]) -> BaseException:
-    one = several.exceptions[0]
-    return _first(one) if isinstance(one, BaseExceptionGroup) else one

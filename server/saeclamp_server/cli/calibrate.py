@@ -175,7 +175,7 @@ def _model(args: argparse.Namespace) -> dict[str, Any]:
 def _served_model(args: argparse.Namespace) -> str:
     """Ask the running server for the model's name, and so find out whether there is a server."""
     import saeclamp
-    from saeclamp_server.sanitize import escape_to_one_line
+    from saeclamp_saes.io.sanitize import escape_to_one_line
 
     try:
         with saeclamp.Client(args.url, timeout=FIRST_ANSWER_S, max_retries=0) as client:

@@ -10,13 +10,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from saeclamp_saes.cli.arg_types import count_arg
+from saeclamp_saes.io.sanitize import escape_control_chars, escape_to_one_line
 from saeclamp_server.cli.chat_columns import ChatColumn, Dialogue
 from saeclamp_server.cli.chat_commands import COMMANDS, NOT_STEERED, helped, run_chat_command
 from saeclamp_server.cli.line_editing import editable_lines, is_typed, lines
 from saeclamp_server.cli.server_client import CommandError, add_server, report_refusals, warn
 from saeclamp_server.cli.steering_flags import add_steering, add_variant, done_by, steering_from_flags
 from saeclamp_server.cli.tables import Repainted, side_by_side, terminal_width, wrap
-from saeclamp_server.sanitize import escape_control_chars, escape_to_one_line
 
 if TYPE_CHECKING:
     from saeclamp.types import Steering

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from saeclamp_saes.concurrency import gather_first_error
+from saeclamp_saes.io.sanitize import escape_to_one_line
 from saeclamp_server.cli.server_client import CommandError
 from saeclamp_server.cli.steering_flags import in_words, merge_variant
-from saeclamp_server.sanitize import escape_to_one_line
 
 if TYPE_CHECKING:
     from saeclamp import AsyncClient, Receipt
@@ -97,12 +97,7 @@ class Dialogue:
 
     async def ask(self, question: str) -> None:
         """Answer in all columns at once."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                for column in self.columns:
-                    group.create_task(column.ask(self.client, question, self.sampling))
-        except BaseExceptionGroup as failed:
-            raise failed.exceptions[0] from None  # a group is no error that the caller knows to catch
+        await gather_first_error(column.ask(self.client, question, self.sampling) for column in self.columns)
 
     async def clamp(self, feature: str, clamp: Clamp | None) -> Validation | None:
         """

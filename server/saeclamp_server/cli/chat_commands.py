@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, TextIO
 
+from saeclamp_saes.io.sanitize import escape_to_one_line
 from saeclamp_server.cli.line_editing import is_typed
 from saeclamp_server.cli.server_client import CommandError, warn
 from saeclamp_server.cli.steering_flags import clamp_of, in_words, saved_as, value_of
 from saeclamp_server.cli.tables import grid, terminal_width
-from saeclamp_server.sanitize import escape_to_one_line
 
 if TYPE_CHECKING:
     from saeclamp_server.cli.chat_columns import Dialogue

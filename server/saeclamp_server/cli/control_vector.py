@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from saeclamp_saes.io.sanitize import escape_to_one_line
 from saeclamp_server.cli.server_client import CommandError, add_command
 from saeclamp_server.cli.steering_flags import saved_as
-from saeclamp_server.sanitize import escape_to_one_line
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from saeclamp_saes.io.sanitize import escape_control_chars, escape_to_one_line
 from saeclamp_server.cli.descriptions import about, labelled
 from saeclamp_server.cli.progress import progress_shown
 from saeclamp_server.cli.server_client import add_command, warn
@@ -14,7 +15,6 @@ from saeclamp_server.cli.steering_flags import saved_as
 from saeclamp_server.cli.suggest import check_name, print_suggestion, save
 from saeclamp_server.cli.tables import print_facts, print_json, print_table
 from saeclamp_server.cli.texts import add_passage, read_passage_flags, read_passages
-from saeclamp_server.sanitize import escape_control_chars, escape_to_one_line
 
 if TYPE_CHECKING:
     from saeclamp import Client

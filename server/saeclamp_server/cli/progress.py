@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from saeclamp_saes.io.sanitize import escape_to_one_line
 from saeclamp_server.cli.tables import Repainted, cell_width, terminal_width
-from saeclamp_server.sanitize import escape_to_one_line
 
 if TYPE_CHECKING:
     from saeclamp import Progress

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from saeclamp_saes.errors import UserError
+from saeclamp_saes.io.sanitize import escape_to_one_line
 from saeclamp_server.cli.tables import terminal_width, wrap
-from saeclamp_server.sanitize import escape_to_one_line
 
 if TYPE_CHECKING:
     from saeclamp import APIConnectionError, Client

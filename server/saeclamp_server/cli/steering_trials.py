@@ -7,12 +7,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from saeclamp_saes.cli.arg_types import count_arg
+from saeclamp_saes.io.sanitize import escape_control_chars, escape_to_one_line
 from saeclamp_server.cli.progress import progress_shown
 from saeclamp_server.cli.server_client import add_command, warn
 from saeclamp_server.cli.steering_flags import add_steering, add_variant, done_by, steering_with_variant, value_of
 from saeclamp_server.cli.tables import print_json, print_table, side_by_side, terminal_width
 from saeclamp_server.cli.texts import add_conversation, add_passage, read_conversation_flags, read_passage_flags
-from saeclamp_server.sanitize import escape_control_chars, escape_to_one_line
 
 if TYPE_CHECKING:
     from saeclamp import Client, Comparison

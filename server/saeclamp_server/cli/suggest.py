@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from saeclamp_saes.io.sanitize import escape_to_one_line
 from saeclamp_server.cli.descriptions import about
 from saeclamp_server.cli.server_client import CommandError
 from saeclamp_server.cli.tables import print_table
-from saeclamp_server.sanitize import escape_to_one_line
 
 if TYPE_CHECKING:
     from saeclamp import Client

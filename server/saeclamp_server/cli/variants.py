@@ -7,12 +7,11 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from saeclamp_saes.io.sanitize import first_line
+from saeclamp_saes.io.sanitize import escape_to_one_line, first_line
 from saeclamp_server.cli.server_client import CommandError, add_command, add_yes, confirmed, warn
 from saeclamp_server.cli.steering_flags import add_steering, saved_as, steering_from_flags
 from saeclamp_server.cli.tables import print_facts, print_json, print_table
 from saeclamp_server.cli.texts import read_json
-from saeclamp_server.sanitize import escape_to_one_line
 
 if TYPE_CHECKING:
     from saeclamp import Client

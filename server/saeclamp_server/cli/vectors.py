@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from saeclamp_saes.io.sanitize import escape_to_one_line
 from saeclamp_server.cli.control_vector import add_import
 from saeclamp_server.cli.server_client import add_command, add_yes, confirmed
 from saeclamp_server.cli.tables import print_facts, print_table
 from saeclamp_server.cli.texts import read_bytes
-from saeclamp_server.sanitize import escape_to_one_line
 
 if TYPE_CHECKING:
     from saeclamp import Client

@@ -14,7 +14,8 @@ from typing import Any
 from saeclamp._server_config import DEFAULT_PORT
 from saeclamp_saes import SAEEntry, check_numbers, find_sae, open_entry
 from saeclamp_saes.io.sanitize import first_line
-from saeclamp_server.model_info import SUPPORTED_ARCHITECTURES, ModelInfo, StartupError
+from saeclamp_server.layer_families import SUPPORTED_ARCHITECTURES
+from saeclamp_server.model_info import ModelInfo, StartupError
 from saeclamp_server.startup.options import DEFAULT_HOST
 from saeclamp_server.vector_names import VECTOR
 

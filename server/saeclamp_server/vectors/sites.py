@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from saeclamp_saes import SAEEntry, Site
-from saeclamp_saes.sites import POINTS
-from saeclamp_server.model_info import SUPPORTED_ARCHITECTURES, ModelInfo, StartupError
+from saeclamp_server.layer_families import SUPPORTED_ARCHITECTURES
+from saeclamp_server.model_info import ModelInfo, StartupError
 
 ALL = "all"
 """Word of `--vector-site` for `resid_post` behind every layer."""
@@ -55,7 +55,7 @@ def _asked(text: str, model: ModelInfo) -> Iterator[Site]:
         site = Site.parse(text)
     except ValueError as exc:
         raise StartupError(f"--vector-site: {exc}") from exc
-    points = [point for point in POINTS if point in SUPPORTED_ARCHITECTURES[model.architecture] and point != UNHELD]
+    points = [point for point in SUPPORTED_ARCHITECTURES[model.architecture].points if point != UNHELD]
     if site.point not in points:
         raise StartupError(f"--vector-site {text}: a {model.architecture} can be steered at {', '.join(points)}.")
     if site.layer >= model.num_layers:

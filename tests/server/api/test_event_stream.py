@@ -13,9 +13,10 @@ import pytest
 from fastapi import FastAPI, Request, Response
 
 from saeclamp.types import DeletedVector, Suggest
+from saeclamp_saes.concurrency import gather_first_error
 from saeclamp_server.api import event_stream, strict_route
 from saeclamp_server.api.error_handlers import refuse
-from saeclamp_server.api.model_client import GenerateRequest, GenerateResult, ModelClient, gather_first_error
+from saeclamp_server.api.model_client import GenerateRequest, GenerateResult, ModelClient
 from saeclamp_server.api.model_share import CellBudget, ModelShare
 from saeclamp_server.api.progress import ProgressCounter
 from saeclamp_server.errors import InvalidRequestError, RequestError

@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import json
 import random
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import numpy as np
 
+from saeclamp_saes.concurrency import gather_first_error
 from saeclamp_saes.errors import LabelError
 from saeclamp_saes.labelling.explain import prompts as prompts
 from saeclamp_saes.labelling.explain.client import ExplainClient, ExplainEndpoint, NoAnswerError, TokenUsage
@@ -171,18 +172,7 @@ async def _explain_all(
     async with httpx.AsyncClient(timeout=None, limits=limits) as http:
         asker = ExplainClient(replace(request.endpoint, body={**DEFAULTS, **request.endpoint.body}), http)
         outcome.usage = asker.usage
-        await _together(work(asker) for _ in range(request.concurrency))
-
-
-async def _together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Run coroutines at the same time; the first LabelError ends them all, and is raised alone."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for work in works:
-                group.create_task(work)
-    except BaseExceptionGroup as several:
-        ours = several.subgroup(LabelError)
-        raise several if ours is None else ours.exceptions[0] from None
+        await gather_first_error(work(asker) for _ in range(request.concurrency))
 
 
 async def _explained(

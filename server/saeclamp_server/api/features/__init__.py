@@ -8,7 +8,8 @@ Features that this server steers with: what is known of them, for those who look
     search_documents.py  what features are found by, and what a hit shows
     search.py            two rankings made into one: full_text_index.py by words, embedding_index.py by sentence embeddings
     text_activations.py  what is active in texts; activation_table.py counts it over many
-    inspect.py contrast.py attribute.py neighbours.py derive.py   an endpoint each; permutation_test.py says how surely
+    inspect.py contrast.py attribute.py neighbours.py derive.py   an endpoint each; permutation_test.py says how surely,
+                         attribution_effects.py what features do that are taken away
     suggest/             from a wish to a steering
 """
 

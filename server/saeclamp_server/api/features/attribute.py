@@ -8,27 +8,29 @@ of the context, in one batch of prefills.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saeclamp.types import (
-    Ablate,
     Attribute,
     AttributedFeature,
     AttributedPair,
     AttributedToken,
     Attribution,
-    Operation,
-    Scale,
-    Steering,
     Together,
 )
 from saeclamp.types.refusals import shown
 from saeclamp_server.api.features import FeatureSearch
+from saeclamp_server.api.features.attribution_effects import (
+    AttributionTarget,
+    JointEffects,
+    SingleEffects,
+    take_away_jointly,
+    take_away_singly,
+)
 from saeclamp_server.api.features.text_activations import (
     FeatureId,
     TextActivations,
@@ -44,41 +46,19 @@ from saeclamp_server.api.model_client import (
     GenerateResult,
     ModelClient,
     Prompt,
-    generate_all,
     tokenize_request,
 )
 from saeclamp_server.api.progress import ProgressCounter
 from saeclamp_server.errors import InvalidRequestError
-from saeclamp_server.steering import SteeringContext, check_sae_names, resolve
+from saeclamp_server.steering import SteeringContext, check_sae_names
 from saeclamp_server.threads import run_computation
 
-STEP = 0.125
-"""Share by which activations are scaled up and down for the linear prediction."""
 MAX_ALIGNED = 4096
 """Features whose decoder rows are compared with the token's logit."""
 CLAIM = (
     "Causal for this context: every change was measured by running the model with the feature clamped to 0 at every token "
     "of it that SAEs read."
 )
-
-
-@dataclass(frozen=True)
-class AttributionTarget:
-    """A context, and the tokens whose likelihood behind it is explained."""
-
-    context: Prompt
-    path: str
-    target: int
-    against: int | None
-
-    def run(self, edits: Sequence[Operation], served: SteeringContext) -> tuple[GenerateRequest, str]:
-        steering = resolve(Steering(interventions=tuple(edits)), served) if edits else None
-        tokens = (self.target,) if self.against is None else (self.target, self.against)
-        return GenerateRequest(self.context.ids, steering, logprobs_of=tokens), self.path
-
-    def value(self, outcome: GenerateResult) -> float:
-        logprobs = outcome.logprobs[0]
-        return logprobs[self.target] - (0.0 if self.against is None else logprobs[self.against])
 
 
 async def attribute(
@@ -98,55 +78,69 @@ async def attribute(
     sums = await run_computation(sum_activations, text, include_template=True)
     tried = await _shortlist(text, sums, question, directions, request.num_features)
     counter.begin("taking features away", 1 + 3 * len(tried))
-    changes, predicted, unsteered = await _singly(tried, question, model, served)
-    order = sorted(range(len(tried)), key=lambda number: -abs(changes[number]))
-    pairs = [*islice(_pairs(order), request.num_pairs)]
-    together = [[tried[number] for number in pair] for pair in pairs] + ([tried] if tried else [])
-    runs = [question.run([_ablate(feature) for feature in features], served) for features in together]
-    base = question.value(unsteered)
-    counter.begin("taking features away together", len(runs))
-    joint = [question.value(outcome) - base for outcome in await generate_all(model, runs)]
-    acts = dense_acts(text, tried)
-    peaks = np.abs(acts).argmax(axis=0)
+    alone = await take_away_singly(tried, question, model, served)
+    joint = await take_away_jointly(tried, alone, request.num_pairs, question, model, served, counter)
     return Attribution(
-        target=_token(question.target, unsteered, model),
-        against=None if question.against is None else _token(question.against, unsteered, model),
+        target=_token(question.target, alone.unsteered, model),
+        against=None if question.against is None else _token(question.against, alone.unsteered, model),
         position=len(question.context.ids),
         metric="logprob" if question.against is None else "logprob_difference",
-        value=base,
-        data=tuple(
-            AttributedFeature(
-                feature=str(tried[n]),
-                sae=tried[n].sae,
-                index=tried[n].number,
-                name=served.name_of(*tried[n]),
-                label=search.label(*tried[n]),
-                description=search.description(*tried[n]),
-                act=float(acts[peaks[n], n]),
-                position=int(peaks[n]),
-                change=changes[n],
-                predicted=predicted[n],
-            )
-            for n in order
-        ),
-        pairs=tuple(
-            AttributedPair(
-                features=(str(tried[one]), str(tried[other])),
-                change=change,
-                interaction=change - changes[one] - changes[other],
-            )
-            for (one, other), change in zip(pairs, joint, strict=False)  # the last of `joint` is all of them together
-        ),
-        together=Together(
-            num_features=len(tried),
-            num_active=len(sums.keys),
-            change=joint[-1] if tried else 0.0,
-            sum_of_changes=sum(changes),
-            predicted=sum(predicted),
-            share_explained=_share_explained(changes, predicted),
-        ),
+        value=alone.base,
+        data=_attributed_features(tried, text, alone, served, search),
+        pairs=_attributed_pairs(tried, alone, joint),
+        together=_together(tried, len(sums.keys), alone, joint),
         claim=CLAIM,
         warnings=warnings,
+    )
+
+
+def _attributed_features(
+    tried: Sequence[FeatureId],
+    text: TextActivations,
+    alone: SingleEffects,
+    served: SteeringContext,
+    search: FeatureSearch,
+) -> tuple[AttributedFeature, ...]:
+    acts = dense_acts(text, tried)
+    peaks = np.abs(acts).argmax(axis=0)
+    return tuple(
+        AttributedFeature(
+            feature=str(tried[n]),
+            sae=tried[n].sae,
+            index=tried[n].number,
+            name=served.name_of(*tried[n]),
+            label=search.label(*tried[n]),
+            description=search.description(*tried[n]),
+            act=float(acts[peaks[n], n]),
+            position=int(peaks[n]),
+            change=alone.changes[n],
+            predicted=alone.predicted[n],
+        )
+        for n in alone.order
+    )
+
+
+def _attributed_pairs(
+    tried: Sequence[FeatureId], alone: SingleEffects, joint: JointEffects
+) -> tuple[AttributedPair, ...]:
+    return tuple(
+        AttributedPair(
+            features=(str(tried[one]), str(tried[other])),
+            change=change,
+            interaction=change - alone.changes[one] - alone.changes[other],
+        )
+        for (one, other), change in joint.of_pairs.items()
+    )
+
+
+def _together(tried: Sequence[FeatureId], num_active: int, alone: SingleEffects, joint: JointEffects) -> Together:
+    return Together(
+        num_features=len(tried),
+        num_active=num_active,
+        change=joint.of_all,
+        sum_of_changes=sum(alone.changes),
+        predicted=sum(alone.predicted),
+        share_explained=_share_explained(alone.changes, alone.predicted),
     )
 
 
@@ -242,36 +236,6 @@ async def _alignment(
         if rows is not None:
             aligned[numbers] = [row[0] - (row[1] if len(row) > 1 else 0.0) for row in rows]
     return aligned
-
-
-async def _singly(
-    tried: Sequence[FeatureId], question: AttributionTarget, model: ModelClient, served: SteeringContext
-) -> tuple[list[float], list[float], GenerateResult]:
-    """Take each feature away, and scale it a little; return changes, linear predictions, and the unsteered outcome."""
-    edits: list[list[Operation]] = [[]]
-    edits += [[_ablate(feature)] for feature in tried]
-    edits += [[_scale(feature, factor)] for factor in (1 - STEP, 1 + STEP) for feature in tried]
-    unsteered, *outcomes = await generate_all(model, [question.run(edit, served) for edit in edits])
-    base, values, num = question.value(unsteered), [question.value(outcome) for outcome in outcomes], len(tried)
-    changes = [value - base for value in values[:num]]
-    # central differences: the error of one-sided ones is of first order in the step
-    slopes = [(more - less) / (2 * STEP) for less, more in zip(values[num : 2 * num], values[2 * num :], strict=True)]
-    return changes, [-slope for slope in slopes], unsteered
-
-
-def _pairs(order: Sequence[int]) -> Iterable[tuple[int, int]]:
-    """Yield pairs of the features that matter most, those of the first ones first."""
-    return (
-        (one, other) for last in range(1, len(order)) for one, other in ((order[n], order[last]) for n in range(last))
-    )
-
-
-def _ablate(feature: FeatureId) -> Ablate:
-    return Ablate(feature=str(feature), tokens="prompt")
-
-
-def _scale(feature: FeatureId, factor: float) -> Scale:
-    return Scale(feature=str(feature), factor=factor, tokens="prompt")
 
 
 def _token(token: int, outcome: GenerateResult, model: ModelClient) -> AttributedToken:

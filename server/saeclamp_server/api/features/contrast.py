@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saeclamp.types import Aggregate, Contrast, Contrasted, ContrastedFeature, ContrastExample
+from saeclamp_saes.concurrency import gather_first_error
 from saeclamp_server.api.features import FeatureSearch
 from saeclamp_server.api.features.activation_table import PairCount, TextRow, TextTable
 from saeclamp_server.api.features.permutation_test import (
@@ -27,7 +28,7 @@ from saeclamp_server.api.features.text_activations import (
     read_text_activations,
     sum_activations,
 )
-from saeclamp_server.api.model_client import ModelClient, Prompt, gather_first_error
+from saeclamp_server.api.model_client import ModelClient, Prompt
 from saeclamp_server.api.progress import ProgressCounter
 from saeclamp_server.errors import InvalidRequestError
 from saeclamp_server.steering import SteeringContext, check_sae_names

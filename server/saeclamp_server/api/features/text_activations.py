@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from saeclamp.types import Readout as WireReadout
 from saeclamp.types import Steering
-from saeclamp_server.api.model_client import GenerateRequest, GenerateResult, ModelClient, Prompt, gather_first_error
+from saeclamp_saes.concurrency import gather_first_error
+from saeclamp_server.api.model_client import GenerateRequest, GenerateResult, ModelClient, Prompt
 from saeclamp_server.api.model_share import MAX_CELLS
 from saeclamp_server.steering import ResolvedSteering, SteeringContext, add_sae_hashes
 from saeclamp_server.steering.program import ReadoutSpec, SteeringProgram

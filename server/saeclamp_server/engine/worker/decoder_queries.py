@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from saeclamp_saes import SAE
 from saeclamp_saes.clamping import parts_of
-from saeclamp_saes.lm.logit_lens import FINAL_NORM, IN_STREAM
+from saeclamp_saes.lm.architectures import LAYOUTS, norm_gain
+from saeclamp_saes.lm.logit_lens import IN_STREAM
 
 
 def longest_rows(sae: SAE, count: int) -> list[int]:
@@ -64,9 +65,7 @@ def logit_alignment(
     rows = sae.W_dec[list(indices)].to(weight.device, weight.dtype)
     if "bias" in dict(norm.named_parameters()):  # a layer norm centres
         rows = rows - rows.mean(dim=1, keepdim=True)
-    # an RMS norm of equal numbers, which are large beside its epsilon, is its gain, however the weight stores it
-    gain = norm(torch.full_like(weight, 1000.0)[None])[0] if not isinstance(norm, nn.LayerNorm) else weight
-    logits: Any = model.compute_logits(rows * gain)  # type: ignore[operator]
+    logits: Any = model.compute_logits(rows * norm_gain(norm, weight.dtype))  # type: ignore[operator]
     if logits is None:  # another worker of the group gathers them
         return None
     aligned: list[list[float]] = logits[:, list(token_ids)].float().tolist()
@@ -74,11 +73,11 @@ def logit_alignment(
 
 
 def _final_norm(model: nn.Module) -> nn.Module | None:
-    name = FINAL_NORM.get(type(model).__name__)
-    if name is None or not hasattr(model, "compute_logits"):
+    layout = LAYOUTS.get(type(model).__name__)
+    if layout is None or not hasattr(model, "compute_logits"):
         return None
     try:
-        norm = model.get_submodule(name)
+        norm = model.get_submodule(layout.final_norm)
     except AttributeError:
         return None
     return norm if getattr(norm, "weight", None) is not None else None  # another stage of the pipeline has it
