@@ -25,14 +25,14 @@ def build_receipt(
     resolved: ResolvedSteering,
     reports: Mapping[int, Mapping[str, Any]],
     num_sequences: int,
-    served: SteeringContext,
+    context: SteeringContext,
     model: str,
 ) -> Receipt:
     """
     Write the receipt from the engine's reports on a request's sequences.
 
     reports: fields of `engine.worker.request_states.SteeringReport`, by the sequence's number among the choices
-    served:  the steering context
+    context: the steering context
     Raises NotAppliedError unless every sequence was steered: the answer must not leave then.
     """
     failures = [report["failure"] for report in reports.values() if report["failure"] is not None]
@@ -41,7 +41,7 @@ def build_receipt(
     if len(reports) != num_sequences:
         raise NotAppliedError(f"it reported on {len(reports)} of {num_sequences} sequences.")
     program, done = resolved.program, [*reports.values()]
-    served = replace(served, vectors=resolved.vectors)  # some may have been deleted meanwhile
+    context = replace(context, vectors=resolved.vectors)  # some may have been deleted meanwhile
     return Receipt(
         applied=True,
         spec=program.spec,
@@ -49,12 +49,12 @@ def build_receipt(
         sae={name: f"sha256:{sha256}" for name, sha256 in program.saes},
         interventions=tuple(
             _intervention_receipt(
-                edit, operation, rule, [_EditResult.from_report(report, number) for report in done], served
+                edit, operation, rule, [_EditResult.from_report(report, number) for report in done], context
             )
             for number, (edit, (operation, rule)) in enumerate(zip(program.edits, resolved.interventions, strict=True))
         ),
         fired=_fired(resolved, reports),
-        warnings=warnings_after(program, done, served),
+        warnings=warnings_after(program, done, context),
     )
 
 
@@ -70,9 +70,9 @@ class _EditResult(NamedTuple):
 
 
 def _intervention_receipt(
-    edit: EditSpec, operation: Operation, rule: str | None, done: Sequence[_EditResult], served: SteeringContext
+    edit: EditSpec, operation: Operation, rule: str | None, done: Sequence[_EditResult], context: SteeringContext
 ) -> InterventionReceipt:
-    site, of = served.site_of(edit), served.saes.get(edit.sae)
+    site, of = context.site_of(edit), context.saes.get(edit.sae)
     sae = of and of.entry
     tallies = [tally for _, tally in done]
     return InterventionReceipt(
@@ -81,8 +81,8 @@ def _intervention_receipt(
         rule=rule,
         sae=sae and sae.name,
         index=sae and edit.index,
-        name=sae and served.name_of(sae.name, edit.index),
-        description=sae and served.describe(sae.name, edit.index),
+        name=sae and context.name_of(sae.name, edit.index),
+        description=sae and context.describe(sae.name, edit.index),
         layer=site.layer,
         site=str(site),
         op=operation.op,
@@ -95,7 +95,7 @@ def _intervention_receipt(
             generated=sum(int(tally["generated"]) for tally in tallies),
         ),
         act_before=_summary(tallies, "act", "act"),
-        dose=_summary(tallies, "dose", "token_resid_norm" if served.norms_of(edit).of_resid else "token_site_norm"),
+        dose=_summary(tallies, "dose", "token_resid_norm" if context.norms_of(edit).of_resid else "token_site_norm"),
         approximation=sae and sae.summary.approximation,
     )
 

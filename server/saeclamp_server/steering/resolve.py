@@ -55,7 +55,7 @@ def roles_used(steering: Steering | None) -> set[str]:
     return {role for tokens in chosen if isinstance(tokens, Roles) for role in tokens.roles}
 
 
-def resolve(steering: Steering, served: SteeringContext, conversation: ChatSpans | None = None) -> ResolvedSteering:
+def resolve(steering: Steering, context: SteeringContext, conversation: ChatSpans | None = None) -> ResolvedSteering:
     """
     Find every feature and convert every value. Raises RequestError.
 
@@ -68,33 +68,33 @@ def resolve(steering: Steering, served: SteeringContext, conversation: ChatSpans
             interventions[MAX_INTERVENTIONS][2],
         )
     rules = tuple(
-        resolve_rule(rule, served, conversation, f"steering.rules[{number}]")
+        resolve_rule(rule, context, conversation, f"steering.rules[{number}]")
         for number, rule in enumerate(steering.rules)
     )
     numbers = {rule.name: number for number, rule in enumerate(steering.rules)}
     edits = [
-        _edit(operation, served, conversation, path, None if name is None else numbers[name])
+        _edit(operation, context, conversation, path, None if name is None else numbers[name])
         for operation, name, path in interventions
     ]
     paths = [path for _, _, path in interventions]
-    _refuse_early_acts(rules, edits, served)
+    _refuse_early_acts(rules, edits, context)
     prompt_len = conversation.prompt_len if conversation else None
     _refuse_many_ranges(edits)
     meet = token_ranges.overlap_matrix([edit.tokens for edit in edits], prompt_len)
     _refuse_contradictions(edits, paths, meet, prompt_len)
-    if served.max_dose is not None:
-        _check_doses(edits, paths, meet, served, served.max_dose)
-    readout = resolve_readout(steering.readout, served, conversation, "steering.readout")
+    if context.max_dose is not None:
+        _check_doses(edits, paths, meet, context, context.max_dose)
+    readout = resolve_readout(steering.readout, context, conversation, "steering.readout")
     # hashes last, of all names that edits, rules and the readout have brought in
     program = SteeringProgram(tuple(edits), (), rules, readout, itemised=steering.receipt == "tokens")
-    program = add_sae_hashes(program, served)
-    vectors = {edit.vector: served.vectors[edit.vector] for edit in edits if edit.vector is not None}
+    program = add_sae_hashes(program, context)
+    vectors = {edit.vector: context.vectors[edit.vector] for edit in edits if edit.vector is not None}
     return ResolvedSteering(steering, program, vectors)
 
 
-def add_sae_hashes(program: SteeringProgram, served: SteeringContext) -> SteeringProgram:
+def add_sae_hashes(program: SteeringProgram, context: SteeringContext) -> SteeringProgram:
     """Bind a program to the hashes of the SAEs and vectors that it names, as they are loaded now."""
-    return replace(program, saes=tuple((name, served.sha256_of(name)) for name in sorted(program.sae_names)))
+    return replace(program, saes=tuple((name, context.sha256_of(name)) for name in sorted(program.sae_names)))
 
 
 def _interventions(steering: Steering) -> list[tuple[Operation, str | None, str]]:
@@ -112,19 +112,19 @@ def _interventions(steering: Steering) -> list[tuple[Operation, str | None, str]
 
 
 def _edit(
-    operation: Operation, served: SteeringContext, conversation: ChatSpans | None, path: str, rule: int | None
+    operation: Operation, context: SteeringContext, conversation: ChatSpans | None, path: str, rule: int | None
 ) -> EditSpec:
     scope = to_ranges(operation.tokens, conversation, f"{path}.tokens")
     if operation.feature is not None:
-        sae, index = find_feature(operation.feature, served.saes, f"{path}.feature")
+        sae, index = find_feature(operation.feature, context.saes, f"{path}.feature")
         name = sae.name
-        op, value = _edit_op(operation, lambda value, unit: to_act(value, unit, served, name, index, path))
+        op, value = _edit_op(operation, lambda value, unit: to_act(value, unit, context, name, index, path))
     else:
         assert operation.vector is not None, "the wire takes one of the two"
-        vector = find_vector(operation.vector, served.vectors, f"{path}.vector")
+        vector = find_vector(operation.vector, context.vectors, f"{path}.vector")
         # the row of the engine's bank that has it is found in the engine, by name and hash
         name, index = f"{VECTOR}{vector.name}", 0
-        op, value = _edit_op(operation, lambda value, unit: to_projection(value, unit, served, vector, path))
+        op, value = _edit_op(operation, lambda value, unit: to_projection(value, unit, context, vector, path))
     return EditSpec(name, index, op, value, scope, operation.special_tokens, rule)
 
 
@@ -137,10 +137,10 @@ def _edit_op(operation: Operation, to_act: Callable[[float, Unit], float]) -> tu
     return operation.op, to_act(operation.value, operation.unit) + 0.0  # no -0.0: it does what 0.0 does
 
 
-def _refuse_early_acts(rules: Sequence[RuleSpec], edits: Sequence[EditSpec], served: SteeringContext) -> None:
+def _refuse_early_acts(rules: Sequence[RuleSpec], edits: Sequence[EditSpec], context: SteeringContext) -> None:
     for number, rule in enumerate(rules):
         own = [edit for edit in edits if edit.rule == number]
-        check_rule_order(rule, own, served, f"steering.rules[{number}]")
+        check_rule_order(rule, own, context, f"steering.rules[{number}]")
 
 
 def _refuse_many_ranges(edits: Sequence[EditSpec]) -> None:
@@ -169,12 +169,12 @@ def _refuse_contradictions(
 
 
 def _check_doses(
-    edits: Sequence[EditSpec], paths: Sequence[str], meet: NDArray[np.bool_], served: SteeringContext, max_dose: float
+    edits: Sequence[EditSpec], paths: Sequence[str], meet: NDArray[np.bool_], context: SteeringContext, max_dose: float
 ) -> None:
     """Refuse too large doses. Edits of rules count as if the rules held."""
-    sites = [served.site_of(edit) for edit in edits]
+    sites = [context.site_of(edit) for edit in edits]
     doses = [
-        dose(edit, served.norms_of(edit), served.max_act(edit.sae, edit.index), str(site), served.needs_measure)
+        dose(edit, context.norms_of(edit), context.max_act(edit.sae, edit.index), str(site), context.needs_measure)
         for edit, site in zip(edits, sites, strict=True)
     ]
     check_doses(edits, paths, sites, doses, meet, max_dose)

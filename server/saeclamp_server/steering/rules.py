@@ -12,10 +12,10 @@ from saeclamp_server.steering.program import ComparisonSpec, EditSpec, Form, Rea
 from saeclamp_server.steering.units import check_sae_names, find_feature, to_act, to_ranges
 
 
-def resolve_rule(rule: WireRule, served: SteeringContext, conversation: ChatSpans | None, path: str) -> RuleSpec:
+def resolve_rule(rule: WireRule, context: SteeringContext, conversation: ChatSpans | None, path: str) -> RuleSpec:
     """Find a rule's features and convert its bounds. Raises RequestError."""
     found: dict[int, ComparisonSpec] = {}
-    form = _form(rule.when, served, f"{path}.when", found)
+    form = _form(rule.when, context, f"{path}.when", found)
     return RuleSpec(
         comparisons=tuple(found[number] for number in range(len(found))),
         form=form,
@@ -26,38 +26,38 @@ def resolve_rule(rule: WireRule, served: SteeringContext, conversation: ChatSpan
     )
 
 
-def _form(condition: Condition, served: SteeringContext, path: str, found: dict[int, ComparisonSpec]) -> Form:
+def _form(condition: Condition, context: SteeringContext, path: str, found: dict[int, ComparisonSpec]) -> Form:
     match condition:
         case AllOf(all=parts):
-            return "all", tuple(_form(part, served, f"{path}.all[{n}]", found) for n, part in enumerate(parts))
+            return "all", tuple(_form(part, context, f"{path}.all[{n}]", found) for n, part in enumerate(parts))
         case AnyOf(any=parts):
-            return "any", tuple(_form(part, served, f"{path}.any[{n}]", found) for n, part in enumerate(parts))
+            return "any", tuple(_form(part, context, f"{path}.any[{n}]", found) for n, part in enumerate(parts))
         case Not(not_=inner):
-            return "not", (_form(inner, served, f"{path}.not", found),)
+            return "not", (_form(inner, context, f"{path}.not", found),)
     number = len(found)
-    found[number] = _comparison(condition, served, path)
+    found[number] = _comparison(condition, context, path)
     return number
 
 
-def _comparison(condition: FeatureCondition, served: SteeringContext, path: str) -> ComparisonSpec:
-    sae, index = find_feature(condition.feature, served.saes, f"{path}.feature")
+def _comparison(condition: FeatureCondition, context: SteeringContext, path: str) -> ComparisonSpec:
+    sae, index = find_feature(condition.feature, context.saes, f"{path}.feature")
     above = condition.above is not None
     bound = condition.above if condition.above is not None else condition.below
     assert bound is not None, "the wire takes one of the two"
-    return ComparisonSpec(sae.name, index, to_act(bound, condition.unit, served, sae.name, index, path), above)
+    return ComparisonSpec(sae.name, index, to_act(bound, condition.unit, context, sae.name, index, path), above)
 
 
-def check_rule_order(rule: RuleSpec, edits: list[EditSpec], served: SteeringContext, path: str) -> None:
+def check_rule_order(rule: RuleSpec, edits: list[EditSpec], context: SteeringContext, path: str) -> None:
     """
     Refuse a rule that would act at a site before those that its condition reads. Raises RequestError.
 
     edits: those of the rule's `then`, in order
     """
-    last = max(rule.comparisons, key=lambda comparison: served.saes[comparison.sae].entry.summary.reads[-1].order)
+    last = max(rule.comparisons, key=lambda comparison: context.saes[comparison.sae].entry.summary.reads[-1].order)
     # an SAE that reads at several sites is known at the last of them
-    known = served.saes[last.sae].entry.summary.reads[-1]
+    known = context.saes[last.sae].entry.summary.reads[-1]
     for number, edit in enumerate(edits):
-        site = served.site_of(edit)
+        site = context.site_of(edit)
         if site.order < known.order:
             raise InvalidSteeringError(
                 f"{edit.target} is moved at {site}, before the rule's condition is known: it reads "
@@ -67,14 +67,14 @@ def check_rule_order(rule: RuleSpec, edits: list[EditSpec], served: SteeringCont
 
 
 def resolve_readout(
-    readout: WireReadout | None, served: SteeringContext, conversation: ChatSpans | None, path: str
+    readout: WireReadout | None, context: SteeringContext, conversation: ChatSpans | None, path: str
 ) -> ReadoutSpec | None:
     """Find a readout's features and SAEs. Raises RequestError."""
     if readout is None:
         return None
-    saes = check_sae_names(readout.saes, served, f"{path}.saes")
+    saes = check_sae_names(readout.saes, context, f"{path}.saes")
     found = [
-        find_feature(feature, served.saes, f"{path}.features[{number}]")
+        find_feature(feature, context.saes, f"{path}.features[{number}]")
         for number, feature in enumerate(readout.features)
     ]
     return ReadoutSpec(

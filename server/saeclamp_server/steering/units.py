@@ -44,12 +44,12 @@ def find_feature(feature: str | FeatureIndex, saes: Mapping[str, ServedSAE], pat
     return sae, index
 
 
-def check_sae_names(names: Sequence[str] | None, served: SteeringContext, path: str) -> tuple[str, ...]:
+def check_sae_names(names: Sequence[str] | None, context: SteeringContext, path: str) -> tuple[str, ...]:
     """Check names of SAEs; None stands for all. Raises UnknownSAEError."""
     for number, name in enumerate(names or ()):
-        if name not in served.saes:
-            raise UnknownSAEError(name, served.saes, f"{path}[{number}]")
-    return tuple(dict.fromkeys(names or served.saes))
+        if name not in context.saes:
+            raise UnknownSAEError(name, context.saes, f"{path}[{number}]")
+    return tuple(dict.fromkeys(names or context.saes))
 
 
 def find_vector(name: str, vectors: Mapping[str, RegisteredVector], path: str) -> RegisteredVector:
@@ -59,12 +59,12 @@ def find_vector(name: str, vectors: Mapping[str, RegisteredVector], path: str) -
     return vectors[name]
 
 
-def to_projection(value: float, unit: Unit, served: SteeringContext, vector: RegisteredVector, path: str) -> float:
+def to_projection(value: float, unit: Unit, context: SteeringContext, vector: RegisteredVector, path: str) -> float:
     """Convert a value to multiples of a vector. Raises RequestError, which names `path`.unit."""
     if unit == "act":
         return value
     if unit == "resid_norm":
-        return resid_norm_to_act(value, vector.norms, 0, f"{path}.unit", served.rounding)
+        return resid_norm_to_act(value, vector.norms, 0, f"{path}.unit", context.rounding)
     raise InvalidSteeringError(
         "A vector has no maximum activation, so 'max_act', the default unit, has no meaning for it; give the value in unit "
         "'act' (multiples of the vector) or 'resid_norm' (of the stream's median length).",
@@ -72,13 +72,13 @@ def to_projection(value: float, unit: Unit, served: SteeringContext, vector: Reg
     )
 
 
-def to_act(value: float, unit: Unit, served: SteeringContext, sae: str, index: int, path: str) -> float:
+def to_act(value: float, unit: Unit, context: SteeringContext, sae: str, index: int, path: str) -> float:
     """Convert a value to the encoder's units. Raises RequestError, which names `path`.unit."""
     if unit == "act":
         return value
     if unit == "resid_norm":
-        return resid_norm_to_act(value, served.saes[sae].norms, index, f"{path}.unit", served.rounding)
-    max_act = served.max_act(sae, index)
+        return resid_norm_to_act(value, context.saes[sae].norms, index, f"{path}.unit", context.rounding)
+    max_act = context.max_act(sae, index)
     if max_act is None:
         raise InvalidSteeringError(
             f"Feature {sae}/{index} has no stored maximum activation, so 'max_act' has no meaning for it; "

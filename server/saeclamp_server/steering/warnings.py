@@ -23,35 +23,35 @@ ROUNDING = 1e-6
 """Relative tolerance, by which a value at the very end of the green zone is in it, whatever its unit."""
 
 
-def possible_dose(edit: EditSpec, served: SteeringContext) -> float | None:
+def possible_dose(edit: EditSpec, context: SteeringContext) -> float | None:
     """
     Return the largest dose of an edit, in median norms of the residual stream.
 
     returns: None where norms could not be measured, which matters only where doses are bounded
     """
-    return _dose(edit, served, served.max_act(edit.sae, edit.index))
+    return _dose(edit, context, context.max_act(edit.sae, edit.index))
 
 
-def warnings_before(program: SteeringProgram, served: SteeringContext) -> tuple[str, ...]:
+def warnings_before(program: SteeringProgram, context: SteeringContext) -> tuple[str, ...]:
     """Warn of values alone, in one sentence each."""
     weak = [
         f"interventions[{number}] moves a token at which its feature is not active by {dose_in_words(strength)} x the "
         f"stream's median length: below {LEAST_DOSE:g} answers hardly change."
         for number, edit in enumerate(program.edits)
-        if (strength := _strength(edit, served)) is not None and strength < LEAST_DOSE
+        if (strength := _strength(edit, context)) is not None and strength < LEAST_DOSE
     ]
-    doses = [possible_dose(edit, served) for edit in program.edits]
+    doses = [possible_dose(edit, context) for edit in program.edits]
     excessive = [
         f"interventions[{number}] can move a token by {dose_in_words(dose)} x the stream's median length; text usually "
         f"breaks above {SAFE_DOSE:g}."
         for number, dose in enumerate(doses)
         if dose is not None and dose > SAFE_DOSE
     ]
-    return (*_outside_green_zones(program, served), *weak, *excessive)
+    return (*_outside_green_zones(program, context), *weak, *excessive)
 
 
 def warnings_after(
-    program: SteeringProgram, reports: Sequence[Mapping[str, Any]], served: SteeringContext
+    program: SteeringProgram, reports: Sequence[Mapping[str, Any]], context: SteeringContext
 ) -> tuple[str, ...]:
     """
     Warn of the edits as they were made, in one sentence each.
@@ -77,12 +77,12 @@ def warnings_after(
                 f"interventions[{number}] moved a token by {dose_in_words(dose)} x its residual norm; text usually breaks "
                 f"above {SAFE_DOSE:g}."
             )
-    return (*idle, *_outside_green_zones(program, served), *weak, *excessive)
+    return (*idle, *_outside_green_zones(program, context), *weak, *excessive)
 
 
-def _outside_green_zones(program: SteeringProgram, served: SteeringContext) -> Iterator[str]:
+def _outside_green_zones(program: SteeringProgram, context: SteeringContext) -> Iterator[str]:
     for number, edit in enumerate(program.edits):
-        zone, max_act = served.green_zone(edit.sae, edit.index), served.max_act(edit.sae, edit.index)
+        zone, max_act = context.green_zone(edit.sae, edit.index), context.max_act(edit.sae, edit.index)
         if zone is None or max_act is None or edit.op != "clamp" or not edit.value:
             continue  # zones are of clamps, and a clamp to 0 takes the feature away
         strength = edit.value / max_act
@@ -98,14 +98,14 @@ def _is_meant_to_move(edit: EditSpec) -> bool:
     return edit.op == "add" or (edit.op == "clamp" and bool(edit.value))
 
 
-def _strength(edit: EditSpec, served: SteeringContext) -> float | None:
+def _strength(edit: EditSpec, context: SteeringContext) -> float | None:
     """Return the dose with the feature not active, in median norms of the stream; None where it says nothing of the edit."""
     is_bound = edit.op == "at_least" and edit.value > 0
-    return _dose(edit, served, None) if _is_meant_to_move(edit) or is_bound else None
+    return _dose(edit, context, None) if _is_meant_to_move(edit) or is_bound else None
 
 
-def _dose(edit: EditSpec, served: SteeringContext, max_act: float | None) -> float | None:
+def _dose(edit: EditSpec, context: SteeringContext, max_act: float | None) -> float | None:
     try:
-        return dose(edit, served.norms_of(edit), max_act, str(served.site_of(edit)))
+        return dose(edit, context.norms_of(edit), max_act, str(context.site_of(edit)))
     except InvalidSteeringError:
         return None

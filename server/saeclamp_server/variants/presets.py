@@ -10,10 +10,10 @@ from saeclamp_server.variants.names import ModelName
 from saeclamp_server.variants.version import VariantVersion, canonical_json, resolved_fingerprint
 
 
-def presets(served: SteeringContext, base: str) -> Mapping[str, VariantVersion]:
+def presets(context: SteeringContext, base: str) -> Mapping[str, VariantVersion]:
     """Make the variants of a base model, by name; of two features with one name, that of the SAE named first gets it."""
     made: dict[str, VariantVersion] = {}
-    for name, sae in served.saes.items():
+    for name, sae in context.saes.items():
         for note in sae.entry.features.values():
             fits = ModelName.parse(f"{base}:{note.name}") is not None
             if note.best is None or note.max_act is None or not fits or note.name in made:
@@ -24,7 +24,7 @@ def presets(served: SteeringContext, base: str) -> Mapping[str, VariantVersion]:
                 note.name,
                 canonical_json(steering),
                 note.description or "",
-                resolved_fingerprint(resolve(steering, served).program),
+                resolved_fingerprint(resolve(steering, context).program),
                 read_only=True,
             )
     return made

@@ -44,7 +44,7 @@ class VariantRegistry:
     def __init__(
         self,
         store: VariantStore,
-        served: SteeringContext,
+        context: SteeringContext,
         bases: Collection[str],
         adapters: Callable[[], Collection[str]] = tuple,
     ) -> None:
@@ -52,8 +52,8 @@ class VariantRegistry:
         bases:    names under which the model is served
         adapters: returns the names of vLLM's LoRA adapters, which come and go
         """
-        self._store, self._served, self._bases, self._adapters = store, served, list(bases), adapters
-        self._presets = {(base, name): version for base in bases for name, version in presets(served, base).items()}
+        self._store, self._served, self._bases, self._adapters = store, context, list(bases), adapters
+        self._presets = {(base, name): version for base in bases for name, version in presets(context, base).items()}
 
     async def create(self, new: NewVariant) -> tuple[Variant, bool]:
         """Create a version; return it, and whether it is new. Raises RequestError."""
@@ -202,9 +202,9 @@ class VariantRegistry:
         """
         steering = self.steering(version)
         # norms that were measured again at this start may have come to lie on the other side of where they are rounded
-        for served in (self._served, replace(self._served, rounding=rounded_other_way)):
+        for context in (self._served, replace(self._served, rounding=rounded_other_way)):
             try:
-                alone = resolve(steering, served, conversation)
+                alone = resolve(steering, context, conversation)
             except RequestError as exc:
                 raise _with_variant_context(exc, None, version) from None
             if resolved_fingerprint(alone.program) == version.meaning:
@@ -215,7 +215,7 @@ class VariantRegistry:
             return alone
         try:
             # with the rounding under which the variant alone has its fingerprint
-            return resolve(_merge(own, steering, version), served, conversation)
+            return resolve(_merge(own, steering, version), context, conversation)
         except RequestError as exc:
             raise _with_variant_context(exc, own, version) from None
 

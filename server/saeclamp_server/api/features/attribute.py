@@ -65,28 +65,28 @@ async def attribute(
     request: Attribute,
     model: ModelClient,
     directions: DecoderQueries,
-    served: SteeringContext,
+    context: SteeringContext,
     search: FeatureSearch,
     counter: ProgressCounter,
 ) -> Attribution:
     """Answer `POST /v1/features/attribute`. Raises RequestError."""
-    saes = check_sae_names(request.saes, served, "saes")
+    saes = check_sae_names(request.saes, context, "saes")
     counter.begin("reading the context")
     question = await _attribution_target(request, model)
-    (text,) = await read_activations(model, served, [(question.context, question.path)], saes=saes)
+    (text,) = await read_activations(model, context, [(question.prompt, question.path)], saes=saes)
     warnings = await _doubts(request, question, model)
     sums = await run_computation(sum_activations, text, include_template=True)
     tried = await _shortlist(text, sums, question, directions, request.num_features)
     counter.begin("taking features away", 1 + 3 * len(tried))
-    alone = await take_away_singly(tried, question, model, served)
-    joint = await take_away_jointly(tried, alone, request.num_pairs, question, model, served, counter)
+    alone = await take_away_singly(tried, question, model, context)
+    joint = await take_away_jointly(tried, alone, request.num_pairs, question, model, context, counter)
     return Attribution(
         target=_token(question.target, alone.unsteered, model),
         against=None if question.against is None else _token(question.against, alone.unsteered, model),
-        position=len(question.context.ids),
+        position=len(question.prompt.ids),
         metric="logprob" if question.against is None else "logprob_difference",
         value=alone.base,
-        data=_attributed_features(tried, text, alone, served, search),
+        data=_attributed_features(tried, text, alone, context, search),
         pairs=_attributed_pairs(tried, alone, joint),
         together=_together(tried, len(sums.keys), alone, joint),
         claim=CLAIM,
@@ -98,7 +98,7 @@ def _attributed_features(
     tried: Sequence[FeatureId],
     text: TextActivations,
     alone: SingleEffects,
-    served: SteeringContext,
+    context: SteeringContext,
     search: FeatureSearch,
 ) -> tuple[AttributedFeature, ...]:
     acts = dense_acts(text, tried)
@@ -108,7 +108,7 @@ def _attributed_features(
             feature=str(tried[n]),
             sae=tried[n].sae,
             index=tried[n].number,
-            name=served.name_of(*tried[n]),
+            name=context.name_of(*tried[n]),
             label=search.label(*tried[n]),
             description=search.description(*tried[n]),
             act=float(acts[peaks[n], n]),
@@ -154,8 +154,8 @@ async def _attribution_target(request: Attribute, model: ModelClient) -> Attribu
                 f"{shown(request.position)} is none.",
                 "position",
             )
-        context = Prompt(prompt.ids[: request.position])
-        return AttributionTarget(context, path, prompt.ids[request.position], against)
+        before = Prompt(prompt.ids[: request.position])
+        return AttributionTarget(before, path, prompt.ids[request.position], against)
     if request.target is not None:
         return AttributionTarget(prompt, path, _token_id(request.target, model, "target"), against)
     likeliest = await model.run(GenerateRequest(prompt.ids), path)
@@ -196,7 +196,7 @@ async def _doubts(request: Attribute, question: AttributionTarget, model: ModelC
     if not doubted:
         return ()
     asked = tuple({token: None for _, _, taken, other in doubted for token in (taken, other)})
-    outcome = await model.run(GenerateRequest(question.context.ids, logprobs_of=asked), question.path)
+    outcome = await model.run(GenerateRequest(question.prompt.ids, logprobs_of=asked), question.path)
     logprobs = outcome.logprobs[0]
     return tuple(
         f"{path}: {text!r} was taken without a blank before it, and {f' {text}'!r} is likelier here (logprob "

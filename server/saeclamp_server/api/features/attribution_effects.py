@@ -20,15 +20,15 @@ STEP = 0.125
 class AttributionTarget:
     """A context, and the tokens whose likelihood behind it is explained."""
 
-    context: Prompt
+    prompt: Prompt
     path: str
     target: int
     against: int | None
 
-    def run(self, edits: Sequence[Operation], served: SteeringContext) -> tuple[GenerateRequest, str]:
-        steering = resolve(Steering(interventions=tuple(edits)), served) if edits else None
+    def run(self, edits: Sequence[Operation], context: SteeringContext) -> tuple[GenerateRequest, str]:
+        steering = resolve(Steering(interventions=tuple(edits)), context) if edits else None
         tokens = (self.target,) if self.against is None else (self.target, self.against)
-        return GenerateRequest(self.context.ids, steering, logprobs_of=tokens), self.path
+        return GenerateRequest(self.prompt.ids, steering, logprobs_of=tokens), self.path
 
     def value(self, outcome: GenerateResult) -> float:
         logprobs = outcome.logprobs[0]
@@ -62,13 +62,13 @@ class JointEffects:
 
 
 async def take_away_singly(
-    tried: Sequence[FeatureId], question: AttributionTarget, model: ModelClient, served: SteeringContext
+    tried: Sequence[FeatureId], question: AttributionTarget, model: ModelClient, context: SteeringContext
 ) -> SingleEffects:
     """Take each feature away, and scale it a little for the linear prediction."""
     edits: list[list[Operation]] = [[]]
     edits += [[_ablate(feature)] for feature in tried]
     edits += [[_scale(feature, factor)] for factor in (1 - STEP, 1 + STEP) for feature in tried]
-    unsteered, *outcomes = await generate_all(model, [question.run(edit, served) for edit in edits])
+    unsteered, *outcomes = await generate_all(model, [question.run(edit, context) for edit in edits])
     base, values, num = question.value(unsteered), [question.value(outcome) for outcome in outcomes], len(tried)
     changes = [value - base for value in values[:num]]
     # central differences: the error of one-sided ones is of first order in the step
@@ -82,13 +82,13 @@ async def take_away_jointly(
     num_pairs: int,
     question: AttributionTarget,
     model: ModelClient,
-    served: SteeringContext,
+    context: SteeringContext,
     counter: ProgressCounter,
 ) -> JointEffects:
     """Take pairs of the features that matter most away, and all features."""
     pairs = [*islice(_pairs(alone.order), num_pairs)]
     groups = [[tried[number] for number in pair] for pair in pairs] + ([tried] if tried else [])
-    runs = [question.run([_ablate(feature) for feature in group], served) for group in groups]
+    runs = [question.run([_ablate(feature) for feature in group], context) for group in groups]
     counter.begin("taking features away together", len(runs))
     changes = [question.value(outcome) - alone.base for outcome in await generate_all(model, runs)]
     of_all = changes.pop() if tried else 0.0

@@ -75,15 +75,15 @@ async def find_features(request: Request, query: Annotated[FeatureQuery, Query()
 @router.get("/v1/features/{sae}/{feature}")
 async def get_feature(request: Request, sae: str, feature: str) -> StoredFeature:
     """Look up all that is known of a feature, by its index or its name in the feature book."""
-    served = state_of(request.app).context
+    context = state_of(request.app).context
     try:
-        entry, index = find_feature(f"{sae}/{feature}", served.saes, "feature")
+        entry, index = find_feature(f"{sae}/{feature}", context.saes, "feature")
     except RequestError as exc:
         exc.status = 404
         raise
 
     def described() -> StoredFeature:
-        return feature_info(served.saes[entry.name], index, served.describe)
+        return feature_info(context.saes[entry.name], index, context.describe)
 
     return await run_search(described)
 

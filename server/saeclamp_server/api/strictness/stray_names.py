@@ -37,16 +37,16 @@ async def refuse_loaded_names(body: Any, scope: Scope) -> None:
     if not fields and not models:
         return
     state = state_of(scope["app"])
-    served, variants = state.context, state.variants
+    context, variants = state.context, state.variants
     of_variants = await variants.all_names()
-    owners = _owners(served, of_variants)
+    owners = _owners(context, of_variants)
     for name, (path, key) in fields.items():
         what = owners.get(name)
         if what is not None:
             hint = variant_hint(key, body) if what == "a variant" else AT_TOP_LEVEL
             raise InvalidSteeringError(f"{shown(key)} is the name of {what}, and no field. {hint}", path)
     for key in body.keys() - FIELDS:
-        said = next((text for text in _strings_in(body[key]) if _is_a_full_name(text, served, variants)), None)
+        said = next((text for text in _strings_in(body[key]) if _is_a_full_name(text, context, variants)), None)
         if said is not None:
             hint = AT_TOP_LEVEL if "/" in said else variant_hint(said, body)
             raise InvalidSteeringError(f"{shown(key)} is not read, though it names {shown(said)}. {hint}", key)
@@ -78,10 +78,10 @@ def _strings_in(value: Any) -> Iterator[str]:
                 yield text
 
 
-def _is_a_full_name(text: str, served: SteeringContext, variants: VariantRegistry) -> bool:
+def _is_a_full_name(text: str, context: SteeringContext, variants: VariantRegistry) -> bool:
     """Tell whether a text is a feature's name with its SAE's, or a variant's with its model's; none is written by chance."""
     sae, slash, feature = text.partition("/")
-    return bool(slash and feature and sae in served.saes) or variants.is_of_a_base(text)
+    return bool(slash and feature and sae in context.saes) or variants.is_of_a_base(text)
 
 
 def _other_models(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -93,11 +93,11 @@ def _other_models(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"{path}.model", model
 
 
-def _owners(served: SteeringContext, of_variants: Iterable[str]) -> dict[str, str]:
+def _owners(context: SteeringContext, of_variants: Iterable[str]) -> dict[str, str]:
     """Say of each name, as `plain` writes it, what has it."""
-    notes = [note for sae in served.saes.values() for note in sae.entry.features.values()]
+    notes = [note for sae in context.saes.values() for note in sae.entry.features.values()]
     return {
         **{plain(name): "a variant" for name in of_variants},
         **{plain(note.name): "a feature" for note in notes if note.name is not None},
-        **{plain(name): "an SAE" for name in served.saes},
+        **{plain(name): "an SAE" for name in context.saes},
     }
