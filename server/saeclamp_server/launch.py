@@ -19,7 +19,7 @@ from typing import Any
 from saeclamp._requests import API_KEY_VARIABLE
 from saeclamp.types.refusals import listed
 from saeclamp_saes import SAEEntry
-from saeclamp_saes.cli.log_handler import EVERYTHING, set_up_log
+from saeclamp_saes.cli.log_handler import ROOT_LOGGER, set_up_log
 from saeclamp_saes.errors import UserError
 from saeclamp_saes.library.feature_book import FeatureNote
 from saeclamp_server.model_info import StartupError, in_one_line
@@ -46,7 +46,7 @@ def launch(options: ServeOptions) -> int:
         told in one sentence
     """
     log = ServerLog()
-    set_up_log(EVERYTHING, log.handler)
+    set_up_log(ROOT_LOGGER, log.handler)
     try:
         vllm_version = check_vllm_version()
         plan = make_plan(options)

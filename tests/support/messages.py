@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from saeclamp_saes.cli.log_handler import EVERYTHING, LOGGERS
+from saeclamp_saes.cli.log_handler import LOGGERS, ROOT_LOGGER
 
 
 class _ListHandler(logging.Handler):
@@ -21,7 +21,7 @@ class _ListHandler(logging.Handler):
 @contextmanager
 def kept_messages() -> Iterator[list[str]]:
     """The messages of all our loggers, notes and warnings, from here to the end of the block."""
-    handler, top = _ListHandler(), logging.getLogger(EVERYTHING)
+    handler, top = _ListHandler(), logging.getLogger(ROOT_LOGGER)
     with unchanged_loggers():
         top.setLevel(logging.INFO)
         top.addHandler(handler)

@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from saeclamp_saes.cli.log_handler import EVERYTHING, set_up_log
+from saeclamp_saes.cli.log_handler import ROOT_LOGGER, set_up_log
 from saeclamp_saes.cli.output import print_facts, print_json, print_table
 from saeclamp_saes.errors import SAEError, SAELibraryError
 from saeclamp_saes.library import catalogue, user_library
@@ -147,7 +147,7 @@ def _info(args: argparse.Namespace) -> int:
 def _add(args: argparse.Namespace) -> int:
     from saeclamp_saes.library.add import add
 
-    set_up_log(EVERYTHING)
+    set_up_log(ROOT_LOGGER)
     record = add(args.what, args.name, args.model)
     print(f"{record.name}: {record.summary['d_sae']} features at {record.summary['reads'][0]}, kept in {record.folder}")
     logger.info(f"serve it with --sae {record.name}")

@@ -12,13 +12,14 @@ import logging
 import sys
 from typing import Any, TextIO
 
-EVERYTHING = "saeclamp"
-SERVER = "saeclamp.server"
-LOGGERS = (EVERYTHING, "saeclamp.saes", SERVER)
+ROOT_LOGGER = "saeclamp"
+SAES_LOGGER = "saeclamp.saes"
+SERVER_LOGGER = "saeclamp.server"
+LOGGERS = (ROOT_LOGGER, SAES_LOGGER, SERVER_LOGGER)
 
 
 class LineHandler(logging.Handler):
-    """Prints each message in a line, at once. Errors of the stream are raised, as `print` does."""
+    """Handler that prints each message in a line, at once. Errors of the stream are raised, as `print` does."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         """
@@ -47,11 +48,11 @@ class _EnabledLogger(logging.Logger):
             super().__setattr__(name, value)
 
 
-def set_up_log(name: str = SERVER, handler: LineHandler | None = None) -> None:
+def set_up_log(name: str = SERVER_LOGGER, handler: LineHandler | None = None) -> None:
     """
     Print the messages of a logger and of those below it, by one handler, and leave nothing to the handlers of others.
 
-    name:    EVERYTHING, or the one logger whose messages are printed
+    name:    ROOT_LOGGER for both; most commands leave out what the SAE library says of downloads
     handler: takes the place of any that was set up before; None for one that prints on stderr
     """
     for logger in map(logging.getLogger, LOGGERS):
@@ -59,7 +60,7 @@ def set_up_log(name: str = SERVER, handler: LineHandler | None = None) -> None:
         logger.__class__ = _EnabledLogger
         for old in [old for old in logger.handlers if isinstance(old, LineHandler)]:
             logger.removeHandler(old)
-    top = logging.getLogger(EVERYTHING)
+    top = logging.getLogger(ROOT_LOGGER)
     top.setLevel(logging.INFO)
     top.propagate = False
     logging.getLogger(name).addHandler(handler or LineHandler())

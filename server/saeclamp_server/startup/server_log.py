@@ -38,7 +38,7 @@ _CONSEQUENCES = ("Engine core init", "Executor failed", "EngineCore encountered"
 
 
 class _TerminalHandler(LineHandler):
-    """Prints on a terminal; one that has gone is told nothing."""
+    """Handler for a terminal; one that has gone is told nothing."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError):

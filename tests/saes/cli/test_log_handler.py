@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import io
 import logging
-import logging.config
 import os
 import subprocess
 import sys
 
 import pytest
 
-from saeclamp_saes.cli.log_handler import EVERYTHING, SERVER, LineHandler, set_up_log
-
-LIBRARY = "saeclamp.saes"
+from saeclamp_saes.cli.log_handler import ROOT_LOGGER, SAES_LOGGER, SERVER_LOGGER, LineHandler, set_up_log
 
 
 def tell(*names: str) -> None:
@@ -33,26 +30,26 @@ def run(program: str) -> tuple[str, str]:
 
 
 def test_notes_and_warnings_are_lines_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    set_up_log(EVERYTHING)
-    tell(SERVER, LIBRARY)
-    assert capsys.readouterr() == ("", lines(SERVER) + lines(LIBRARY))
+    set_up_log(ROOT_LOGGER)
+    tell(SERVER_LOGGER, SAES_LOGGER)
+    assert capsys.readouterr() == ("", lines(SERVER_LOGGER) + lines(SAES_LOGGER))
 
 
 def test_a_command_may_print_what_the_server_part_says_alone(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_log()
-    tell(SERVER, LIBRARY)
-    assert capsys.readouterr() == ("", lines(SERVER))
+    tell(SERVER_LOGGER, SAES_LOGGER)
+    assert capsys.readouterr() == ("", lines(SERVER_LOGGER))
 
 
 def test_there_is_one_handler_the_last_one(capsys: pytest.CaptureFixture[str]) -> None:
     stream = io.StringIO()
     set_up_log()
-    set_up_log(EVERYTHING, LineHandler(stream))
-    tell(SERVER)
-    assert (stream.getvalue(), capsys.readouterr()) == (lines(SERVER), ("", ""))
-    set_up_log(EVERYTHING)
-    tell(LIBRARY)
-    assert (stream.getvalue(), capsys.readouterr()) == (lines(SERVER), ("", lines(LIBRARY)))
+    set_up_log(ROOT_LOGGER, LineHandler(stream))
+    tell(SERVER_LOGGER)
+    assert (stream.getvalue(), capsys.readouterr()) == (lines(SERVER_LOGGER), ("", ""))
+    set_up_log(ROOT_LOGGER)
+    tell(SAES_LOGGER)
+    assert (stream.getvalue(), capsys.readouterr()) == (lines(SERVER_LOGGER), ("", lines(SAES_LOGGER)))
 
 
 def test_a_line_leaves_at_once() -> None:
@@ -63,16 +60,16 @@ def test_a_line_leaves_at_once() -> None:
             self.num_flushed += 1
 
     stream = Stream()
-    set_up_log(SERVER, LineHandler(stream))
-    logging.getLogger(SERVER).info("now")
+    set_up_log(SERVER_LOGGER, LineHandler(stream))
+    logging.getLogger(SERVER_LOGGER).info("now")
     assert stream.num_flushed == 1
 
 
 def test_a_stream_that_takes_no_more_ends_a_command_as_print_does() -> None:
     with open("/dev/full", "w") as full:
-        set_up_log(SERVER, LineHandler(full))
+        set_up_log(SERVER_LOGGER, LineHandler(full))
         with pytest.raises(OSError, match="No space left"):
-            logging.getLogger(SERVER).info("lost")
+            logging.getLogger(SERVER_LOGGER).info("lost")
         with pytest.raises(OSError, match="No space left"):
             full.flush()
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
@@ -81,8 +78,8 @@ def test_a_stream_that_takes_no_more_ends_a_command_as_print_does() -> None:
 def test_a_configuration_that_disables_all_others_leaves_ours(capsys: pytest.CaptureFixture[str]) -> None:
     program = """
 import logging, logging.config
-from saeclamp_saes.cli.log_handler import EVERYTHING, set_up_log
-set_up_log(EVERYTHING)
+from saeclamp_saes.cli.log_handler import ROOT_LOGGER, set_up_log
+set_up_log(ROOT_LOGGER)
 other = logging.getLogger("other")
 logging.config.dictConfig({
     "version": 1,
@@ -108,5 +105,7 @@ tell()
 logging.basicConfig(format="%(name)s %(levelname)s %(message)s", level="INFO", stream=sys.stdout)
 tell()
 """
-    both = "".join(f"{name} {line}\n" for name in (SERVER, LIBRARY) for line in ("INFO a note", "WARNING a warning"))
+    both = "".join(
+        f"{name} {line}\n" for name in (SERVER_LOGGER, SAES_LOGGER) for line in ("INFO a note", "WARNING a warning")
+    )
     assert run(program) == (both, "")

@@ -136,10 +136,10 @@ def test_other_libraries_messages_are_told_in_one_line(message: str, line: str) 
 
 PROGRAM = """
 import logging, os, subprocess, sys
-from saeclamp_saes.cli.log_handler import EVERYTHING, set_up_log
+from saeclamp_saes.cli.log_handler import ROOT_LOGGER, set_up_log
 from saeclamp_server.startup.server_log import ServerLog
 log = ServerLog()
-set_up_log(EVERYTHING, log.handler)
+set_up_log(ROOT_LOGGER, log.handler)
 log.to_file()
 print("noise of a library")
 print("noise on stderr", file=sys.stderr)
@@ -187,10 +187,10 @@ def test_the_oldest_files_are_removed(tmp_path: Path) -> None:
 CONFIGURED = """
 import json, logging, os, sys
 from pathlib import Path
-from saeclamp_saes.cli.log_handler import EVERYTHING, set_up_log
+from saeclamp_saes.cli.log_handler import ROOT_LOGGER, set_up_log
 from saeclamp_server.startup.server_log import ServerLog
 log = ServerLog()
-set_up_log(EVERYTHING, log.handler)
+set_up_log(ROOT_LOGGER, log.handler)
 log.to_file()
 ours, traces = logging.getLogger("saeclamp.server"), logging.getLogger("saeclamp_server.api.error_handlers")
 traces.error("a request failed")
