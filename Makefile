@@ -35,7 +35,9 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --no-compile --constraint $(LOCKED)
 # Beside the check of vLLM, because each keeps one core busy. Where it fails, `serve` tries again and says why.
 PREPARE := $(if $(filter smollm2-135m-instruct,$(MODEL)),.venv/bin/python -c \
-	'from saeclamp_server.packaged_model import prepared_model; prepared_model(print)' &)
+	'import logging; import sys; from saeclamp_server.packaged_model import prepared_model; \
+	log = logging.getLogger("saeclamp"); log.addHandler(logging.StreamHandler(sys.stdout)); log.setLevel("INFO"); \
+	prepared_model()' &)
 HINT = { echo; echo "saeclamp: installing failed, see above. On a CPU, vLLM needs torch==2.13.0+cpu, which pip must be able" \
 	"to see: set PIP_EXTRA_INDEX_URL to PyTorch's CPU wheel index. Then run make again; it goes on from here."; exit 1; } >&2
 

@@ -30,6 +30,7 @@ from golden_gate_controls import ANSWER_TOKENS, DIFFERENCE, NUM_NOISE, differenc
 from golden_gate_questions import CHOOSING, REPORTING
 
 from saeclamp import AsyncClient
+from saeclamp_saes.cli.log_handler import set_up_log
 from saeclamp_saes.library.resolve import SAEEntry, find_sae, open_entry
 from saeclamp_server.calibration.client import GREEDY, AnswerClient, CalibrationDose, Decoding, sampling_decoding
 from saeclamp_server.calibration.managed_server import managed_server
@@ -234,14 +235,15 @@ def main() -> None:
     parser.add_argument("--feature", default="golden-gate")
     parser.add_argument("--write", action="store_true", help="write the page to benchmarks/results")
     args = parser.parse_args()
+    set_up_log()
     bundled = open_entry(find_sae(args.sae))
     site = bundled.summary.reads[0]
     with tempfile.TemporaryDirectory() as folder:
         controls = Path(folder) / "controls"
-        difference = difference_of_means(str(prepared_model(print)), site, GOLDEN_GATE, UNRELATED[: len(GOLDEN_GATE)])
+        difference = difference_of_means(str(prepared_model()), site, GOLDEN_GATE, UNRELATED[: len(GOLDEN_GATE)])
         write_controls(controls, site, difference)
         flags = ["--sae", f"controls={controls}", "--allow-unverified-sae"]
-        with managed_server(PACKAGED_MODEL, args.sae, flags, lambda said: print(said, file=sys.stderr)) as url:
+        with managed_server(PACKAGED_MODEL, args.sae, flags) as url:
             entry = open_entry(find_sae(f"controls={controls}"))
             text = asyncio.run(run(url, bundled, entry, args.feature))
     print(text)

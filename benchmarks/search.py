@@ -27,6 +27,7 @@ from tests.support.blank_label import blank_label
 from tests.support.sae_entries import entry
 
 from saeclamp.types import FeatureQuery
+from saeclamp_saes.cli.log_handler import set_up_log
 from saeclamp_saes.labelling.label_file import LabelFile
 from saeclamp_saes.labelling.table import LabelsInfo, TokenLogit, to_batch, write_labels
 from saeclamp_server.api.features import FeatureSearch, ServedSAE, embedding_index
@@ -99,7 +100,7 @@ def measure(num: int) -> tuple[float, list[float]]:
         search = FeatureSearch({"large": known}, lambda sae, index: 1.0)
         embedding_index.EmbeddingIndex.build = chance_rows  # type: ignore[method-assign, assignment]
         started = time.perf_counter()
-        search.prepare(print)
+        search.prepare()
         prepared = time.perf_counter() - started
     seconds = []
     for number in range(NUM_QUERIES + 10):
@@ -117,6 +118,7 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=131_072)
     parser.add_argument("--write", action="store_true", help="also write the table under benchmarks/results")
     args = parser.parse_args()
+    set_up_log()
     lines = [
         f"# Searching features, {date.today().isoformat()}",
         "",

@@ -30,6 +30,7 @@ from tests.support.checkpoints import make_model, make_sae
 from tests.support.serving import serve
 
 from saeclamp import Client, Suggestion
+from saeclamp_saes.cli.log_handler import set_up_log
 from saeclamp_server.packaged_model import PACKAGED_MODEL, prepared_model
 
 RESULTS = Path(__file__).parent / "results"
@@ -126,7 +127,7 @@ def random_model(url: str | None) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = make_model(folder / "model", prepared_model(print), "llama")
+        model = make_model(folder / "model", prepared_model(), "llama")
         sae = make_sae(folder / "sae", layer=2, d_in=64, d_sae=256, seed=1, threshold=0.5)
         features = [
             {
@@ -221,6 +222,7 @@ def main() -> None:
     parser.add_argument("--side-by-side", type=int, default=2, help="runs at a time")
     parser.add_argument("--write", action="store_true", help=f"write the report into {RESULTS.name}/")
     options = parser.parse_args()
+    set_up_log()
     ordinary = [ORDINARY[number % len(ORDINARY)] for number in range(options.runs)]
     with packaged(options.packaged) as url:
         rows = asked(url, "packaged model, nonsense wishes", nonsense(options.runs, options.seed), options)

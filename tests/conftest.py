@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from tests.support.messages import kept_messages, unchanged_loggers
 
 WITH_ENGINES = Path(__file__).parent / "e2e"
 
@@ -31,6 +32,20 @@ def _keep_to_own_cores() -> None:
 
 
 _keep_to_own_cores()
+
+
+@pytest.fixture(autouse=True)
+def _loggers() -> Iterator[None]:
+    """A command that runs in this process sets up the log of the whole process."""
+    with unchanged_loggers():
+        yield
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """What our loggers are told in a test."""
+    with kept_messages() as messages:
+        yield messages
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:

@@ -19,6 +19,7 @@ import torch
 from reading import encoded, open_reader, ranked, records, vectors
 
 from saeclamp_saes import read_sae
+from saeclamp_saes.cli.log_handler import set_up_log
 from saeclamp_saes.library.resolve import find_sae, open_entry
 from saeclamp_saes.lm.documents import Document
 
@@ -87,6 +88,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True)
     parser.add_argument("--most", type=int, default=3, help="features of each subject")
     args = parser.parse_args()
+    set_up_log()
     entry = open_entry(find_sae(args.sae))
     sae, reader = read_sae(entry.path, entry.options), open_reader(entry.summary.reads[:1])
     means = {

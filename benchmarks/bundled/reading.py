@@ -30,7 +30,7 @@ def records(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 def open_reader(sites: Sequence[Site]) -> ActivationReader:
     """Open the packaged model to read the stream at some places."""
-    model, tokenizer = load_model(str(prepared_model(print)), "cpu", "bfloat16")
+    model, tokenizer = load_model(str(prepared_model()), "cpu", "bfloat16")
     return ActivationReader(model, tokenizer, tuple(sites), context=256, batch_tokens=1024)
 
 

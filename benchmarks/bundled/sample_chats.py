@@ -43,13 +43,15 @@ def main() -> None:
     """Sample, and write {"messages": [...], "source": ...} lines."""
     from vllm import LLM, SamplingParams
 
+    from saeclamp_saes.cli.log_handler import set_up_log
     from saeclamp_server.packaged_model import prepared_model
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    set_up_log()
     cache = 2 << 30  # bytes; vLLM would take nearly all memory
-    engine = LLM(str(prepared_model(print)), max_model_len=512, max_num_seqs=128, seed=0, kv_cache_memory_bytes=cache)
+    engine = LLM(str(prepared_model()), max_model_len=512, max_num_seqs=128, seed=0, kv_cache_memory_bytes=cache)
     asked = prompts()
     conversations = [
         [{"role": "user", "content": f"{prompt.question} {prompt.instruction or ''}".strip()}] for prompt in asked

@@ -27,6 +27,7 @@ from golden_gate_questions import CHOOSING
 
 from saeclamp import AsyncClient
 from saeclamp_saes import read_sae
+from saeclamp_saes.cli.log_handler import set_up_log
 from saeclamp_saes.library.resolve import SAEEntry, find_sae, open_entry
 from saeclamp_saes.lm.documents import Document, data_files, documents
 from saeclamp_server.calibration.client import GREEDY, AnswerClient, CalibrationDose
@@ -105,6 +106,7 @@ def main() -> None:
     parser.add_argument("--strengths", type=lambda text: [float(part) for part in text.split(",")], default=[0.6, 0.9])
     parser.add_argument("--tokens", type=int, default=40)
     args = parser.parse_args()
+    set_up_log()
     entries = [open_entry(find_sae(text)) for text in args.saes]
     sites = list(dict.fromkeys(entry.summary.reads[0] for entry in entries))
     reader = open_reader(sites)
@@ -117,7 +119,7 @@ def main() -> None:
     flags = ["--allow-unverified-sae", "--enforce-eager"]
     for text in args.saes[1:]:
         flags += ["--sae", text]
-    with managed_server(PACKAGED_MODEL, args.saes[0], flags, lambda said: print(said, file=sys.stderr)) as url:
+    with managed_server(PACKAGED_MODEL, args.saes[0], flags) as url:
         for entry, found in zip(entries, chosen, strict=True):
             asyncio.run(scan(url, entry, found, args.strengths, args.tokens))
 

@@ -29,6 +29,8 @@ from benchmarks.overhead.load import Run, Steering, run
 from benchmarks.overhead.report import HOOKS, Figures, admission, report
 from benchmarks.overhead.settings import BATCH, PLAIN, SETTINGS, WIDE, Setting
 
+from saeclamp_saes.cli.log_handler import set_up_log
+
 RESULTS = Path(__file__).parent.parent / "results"
 NUM_TOKENS = {1: 48, 8: 48, 32: 32, BATCH: 24, WIDE: 12}
 """Of an answer, by size of batch: a run takes about ten seconds on two cores."""
@@ -95,6 +97,7 @@ def main() -> None:
     parser.add_argument("--batch", action="append", type=int, metavar="N", help="only batches of this size")
     parser.add_argument("--write", action="store_true", help="also write the table under benchmarks/results")
     args = parser.parse_args()
+    set_up_log()
     figures = Figures()
     hooks = [Setting(HOOKS, name, PLAIN.steering, PEER_BATCHES) for name in peers.PEERS if name not in args.without]
     chosen = [setting for setting in [*SETTINGS, *hooks] if args.only is None or setting.name in args.only]

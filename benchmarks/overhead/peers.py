@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from saeclamp_saes import read_sae
+from saeclamp_saes.cli.log_handler import set_up_log
 from saeclamp_saes.library.reference import BUNDLED
 from saeclamp_server.packaged_model import prepared_model
 
@@ -169,7 +170,8 @@ def started(name: str) -> Iterator[Peer]:
 def main() -> None:
     """Answer the first prompt, then what is asked for."""
     answers, sys.stdout = sys.stdout, sys.stderr  # libraries print too
-    folder = prepared_model(print)
+    set_up_log()
+    folder = prepared_model()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     generate = PEERS[sys.argv[1]](model, tokenizer, Clamp())

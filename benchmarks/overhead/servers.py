@@ -43,7 +43,7 @@ def started(name: str, eager: bool, folder: Path) -> Iterator[Server]:
 def _command(name: str, folder: Path) -> list[str]:
     if name == PLAIN.server:
         # `vllm serve` itself looks for a distribution named vllm, which the CPU build is not
-        vanilla = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(prepared_model(print))]
+        vanilla = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(prepared_model())]
         return [*vanilla, "--host", "127.0.0.1"]
     ours = [sys.executable, "-m", "saeclamp_server", "serve", PACKAGED_MODEL]
     ours += ["--sae", "bundled", "--allow-unverified-sae"]

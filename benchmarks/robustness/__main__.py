@@ -22,6 +22,8 @@ from benchmarks.robustness.report import write
 from benchmarks.robustness.server import SMALL_CACHE, tiny_server
 from benchmarks.robustness.soak import soak
 
+from saeclamp_saes.cli.log_handler import set_up_log
+
 NUM = {"fuzz": 20_000, "kills": 200, "disconnects": 5_000, "soak": 0}
 SOAK_S = 20 * 60
 
@@ -35,6 +37,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true", help="keep the result below benchmarks/results")
     options = parser.parse_args()
+    set_up_log()
     num = options.num or NUM[options.what]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -30,7 +30,7 @@ def make_files(folder: Path) -> list[str]:
     """Write a model and an SAE behind each of its layers; return what `serve` is given."""
     model, flags = folder / "model", []
     if not model.exists():
-        make_model(model, prepared_model(print), num_layers=NUM_LAYERS)
+        make_model(model, prepared_model(), num_layers=NUM_LAYERS)
     for layer in range(NUM_LAYERS):
         sae = folder / f"sae{layer}"
         if not sae.exists():

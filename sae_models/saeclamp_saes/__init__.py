@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,9 @@ _HOMES = {
     "read_sae": "loaders",
 }
 """Modules are imported when a name is first used: the command line builds its parser without torch."""
+
+# for `saeclamp.saes` and `saeclamp.server`: without a handler, Python would print their warnings
+logging.getLogger("saeclamp").addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:

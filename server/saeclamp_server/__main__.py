@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
+from saeclamp_saes.cli.log_handler import set_up_log
 from saeclamp_saes.errors import UserError
 from saeclamp_server.cli.args import parse_args
 from saeclamp_server.cli.output import run_with_checked_output
@@ -50,6 +51,7 @@ def _run(options: argparse.Namespace) -> int:
     _check_installed(options.command, getattr(options, "needs", OF_SAES), SAES_EXTRA)
     run: Callable[[argparse.Namespace], int] = options.run
     signal.signal(signal.SIGTERM, _terminate)
+    set_up_log()
     try:
         return run(options)
     except asyncio.CancelledError:

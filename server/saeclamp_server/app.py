@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from argparse import Namespace
-from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
@@ -49,26 +48,21 @@ from saeclamp_server.vectors import VectorRegistry, VectorStorage, default_folde
 _CORS: Any = CORSMiddleware
 
 
-async def build_app(engine: Any, args: Namespace, plan: ServePlan, say: Callable[[str], None]) -> FastAPI:
-    """
-    Check that the engine steers and that SAEs fit, and build the app.
-
-    say: is told what takes time
-    Raises StartupError.
-    """
+async def build_app(engine: Any, args: Namespace, plan: ServePlan) -> FastAPI:
+    """Check that the engine steers and that SAEs fit, and build the app. Raises StartupError."""
     saes, options = plan.saes, plan.options
     await run_self_test(engine, saes, plan.places)
-    measured = await check_saes_on_model(engine, saes, sample_ids(args), options.allow_unverified, say)
+    measured = await check_saes_on_model(engine, saes, sample_ids(args), options.allow_unverified)
     norms = {name: of.norms for name, of in measured.items()}
-    labels = await labels_matching_weights(engine, saes, say)
+    labels = await labels_matching_weights(engine, saes)
     vectors = VectorRegistry(
         plan.places, norms, VectorStorage(options.vectors or default_folder(options.model)), engine
     )
-    await vectors.load(say)
+    await vectors.load()
     tasks = await engine.get_supported_tasks()
     drain = Drain()
     app = build_steering_app(args, tasks, engine.model_config, drain, options.max_body)
-    served_saes = load_served_saes(saes, norms, {name: of.fit for name, of in measured.items()}, labels, say)
+    served_saes = load_served_saes(saes, norms, {name: of.fit for name, of in measured.items()}, labels)
     search = FeatureSearch(served_saes)
     context = SteeringContext(
         saes=served_saes,
@@ -78,7 +72,7 @@ async def build_app(engine: Any, args: Namespace, plan: ServePlan, say: Callable
         describe=search.description,
     )
     # embedding takes minutes for a large SAE, and searches by words until it is done
-    threading.Thread(target=search.prepare, args=(say,), daemon=True).start()
+    threading.Thread(target=search.prepare, daemon=True).start()
     admission, sequences = Admission(options.max_features, options.max_waiting, metrics.WAIT.observe), SequenceTracker()
     metrics.observe_queue(admission)
     sequences.listen(engine.output_processor)

@@ -9,6 +9,7 @@ going would end it, with the receipt of what there is.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 from argparse import Namespace
@@ -27,6 +28,8 @@ from vllm.entrypoints.launchers.utils.ssl import SSLCertRefresher
 
 from saeclamp_server.api.drain import Drain
 from saeclamp_server.api.state import state_of
+
+logger = logging.getLogger("saeclamp.server")
 
 LAST_RECEIPTS_S = 5.0
 """Seconds that requests which were ended may take to say so."""
@@ -47,14 +50,12 @@ async def serve_http(
     args: Namespace,
     socket: Any,
     drain_s: float,
-    say: Callable[[str], None],
     end_at_once: Callable[[int], None],
 ) -> None:
     """
     Serve until the first SIGINT or SIGTERM, and then until all requests are answered, or the engine has died.
 
     drain_s:     seconds that these may take
-    say:         is told that the end has begun
     end_at_once: is called with the number of any further signal
     """
     config = _config(app, args)
@@ -71,7 +72,7 @@ async def serve_http(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop, number)
     helpers = [
-        asyncio.create_task(_stop(server, told, state_of(app).drain, engine, drain_s, say)),
+        asyncio.create_task(_stop(server, told, state_of(app).drain, engine, drain_s)),
         asyncio.create_task(watchdog_loop(server, engine)),
     ]
     refresher = _certificates(config, args)
@@ -84,15 +85,13 @@ async def serve_http(
             refresher.stop()
 
 
-async def _stop(
-    server: NoSignalServer, told: asyncio.Event, drain: Drain, engine: Any, drain_s: float, say: Callable[[str], None]
-) -> None:
+async def _stop(server: NoSignalServer, told: asyncio.Event, drain: Drain, engine: Any, drain_s: float) -> None:
     await told.wait()
     drain.begin()
     if drain.num_running:
-        say(f"finishing {_requests(drain.num_running)}, for at most {drain_s:g} s. Once more ends at once.")
+        logger.info(f"finishing {_requests(drain.num_running)}, for at most {drain_s:g} s. Once more ends at once.")
     if not await drain.wait(drain_s):
-        say(f"--drain {drain_s:g} is over: {_requests(drain.num_running)} cut short, with what there is.")
+        logger.warning(f"--drain {drain_s:g} is over: {_requests(drain.num_running)} cut short, with what there is.")
         await _abort(drain, engine)
     server.should_exit = True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import re
 import shlex
@@ -18,6 +19,7 @@ from typing import Any
 from saeclamp._requests import API_KEY_VARIABLE
 from saeclamp.types.refusals import listed
 from saeclamp_saes import SAEEntry
+from saeclamp_saes.cli.log_handler import ROOT_LOGGER, set_up_log
 from saeclamp_saes.errors import UserError
 from saeclamp_saes.library.feature_book import FeatureNote
 from saeclamp_server.model_info import StartupError, in_one_line
@@ -25,6 +27,8 @@ from saeclamp_server.startup.options import ServeOptions
 from saeclamp_server.startup.preflight import cannot_listen, check_address, check_vllm_version
 from saeclamp_server.startup.serve_plan import ServePlan, make_plan
 from saeclamp_server.startup.server_log import ServerLog, killed
+
+logger = logging.getLogger("saeclamp.server")
 
 PROGRESS_S = 20
 """Seconds between signs of life."""
@@ -42,15 +46,16 @@ def launch(options: ServeOptions) -> int:
         told in one sentence
     """
     log = ServerLog()
+    set_up_log(ROOT_LOGGER, log.handler)
     try:
         vllm_version = check_vllm_version()
-        plan = make_plan(options, log.say)
+        plan = make_plan(options)
         check_address(options.vllm_argv)
         for sae in plan.saes.values():
-            log.say(_description(sae))
+            logger.info(_description(sae))
         _serve(plan, log, vllm_version)
     except UserError as exc:
-        log.say(str(exc))
+        logger.error(str(exc))
         return 1
     return 0
 
@@ -74,15 +79,15 @@ def _serve(plan: ServePlan, log: ServerLog, vllm_version: str) -> None:
     from saeclamp_server.engine.lifeline import become_server, leave
     from saeclamp_server.startup.vllm_settings import bind_threads, count_workers, parse_vllm_args
 
-    args = parse_vllm_args(plan.options, plan.model, plan.saes, log.say, plan.places)
+    args = parse_vllm_args(plan.options, plan.model, plan.saes, plan.places)
     where = f"; its log is {log.path}" if log.path else ""
-    log.say(
+    logger.info(
         f"starting vLLM {vllm_version} (half a minute with --enforce-eager, some minutes when it compiles){where} ..."
     )
     bind_threads(count_workers(args))
     become_server()
     started = threading.Event()
-    threading.Thread(target=_show_progress, args=(started, log.say), daemon=True).start()
+    threading.Thread(target=_show_progress, args=(started,), daemon=True).start()
     try:
         uvloop.run(_run(args, started, plan, log))
     except UserError:
@@ -94,16 +99,16 @@ def _serve(plan: ServePlan, log: ServerLog, vllm_version: str) -> None:
         started.set()
         if plan.trace is not None:
             plan.trace.close()
-    log.say("stopped.")
+    logger.info("stopped.")
     leave(0)
 
 
-def _show_progress(started: threading.Event, say: Callable[[str], None]) -> None:
+def _show_progress(started: threading.Event) -> None:
     """Say that the engine is still starting; compiling is silent for minutes. A thread, because starting blocks the loop."""
     waited = 0
     while not started.wait(PROGRESS_S):
         waited += PROGRESS_S
-        say(f"still starting ({waited} s) ...")
+        logger.info(f"still starting ({waited} s) ...")
 
 
 def _reason(exc: Exception, log: ServerLog) -> str:
@@ -135,7 +140,7 @@ async def _run(args: Namespace, started: threading.Event, plan: ServePlan, log: 
 
     def end_at_once(number: int, *_: object) -> None:
         kill_descendants()
-        log.say("ended at once." if started.is_set() else "stopped while starting.")
+        logger.info("ended at once." if started.is_set() else "stopped while starting.")
         os._exit(128 + number)
 
     # until HTTP is served, nothing is lost by an end at once
@@ -174,10 +179,10 @@ async def _serve_http(
     from saeclamp_server.app import build_app
     from saeclamp_server.http_server import serve_http
 
-    app = await build_app(engine, args, plan, log.say)
+    app = await build_app(engine, args, plan)
     announcement = asyncio.create_task(print_ready(app.state, args, plan.saes, address, log))
     try:
-        await serve_http(app, engine, args, socket, plan.options.drain_s, log.say, end_at_once)
+        await serve_http(app, engine, args, socket, plan.options.drain_s, end_at_once)
     finally:
         announcement.cancel()
         with suppress(asyncio.CancelledError):
@@ -193,11 +198,11 @@ async def print_ready(state: Any, args: Namespace, saes: Mapping[str, SAEEntry],
         await asyncio.sleep(0.05)
     model = args.served_model_name[0] if args.served_model_name else args.model
     if not saes:
-        log.say(f"ready on {address}. Upload vectors to {address}/v1/vectors.")
+        logger.info(f"ready on {address}. Upload vectors to {address}/v1/vectors.")
         return
     # --api-key of vLLM, or its variable
     needs_key = bool(getattr(args, "api_key", None) or os.environ.get("VLLM_API_KEY"))
-    log.say(f"ready on {address}. Try{WITH_KEY if needs_key else ''}:\n")
+    logger.info(f"ready on {address}. Try{WITH_KEY if needs_key else ''}:\n")
     log.show(example_request(address, model, next(iter(saes.values())), needs_key))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from saeclamp_saes.io.atomic import fsync
 from saeclamp_saes.io.locks import exclusive_lock
 from saeclamp_saes.io.paths import cache_folder
 
+logger = logging.getLogger("saeclamp.server")
+
 PACKAGED_MODEL = "smollm2-135m-instruct"
 
 MANIFEST = "manifest.json"
@@ -30,7 +33,6 @@ MANIFEST = "manifest.json"
 CONVERSION = 1
 """Goes up when `convert_gguf` would write something else; folders of another number are converted again."""
 
-Report = Callable[[str], None]
 Convert = Callable[[Path, Path], None]
 """Reads a GGUF file (first) and writes the model's files into an existing folder (second)."""
 
@@ -97,7 +99,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     AutoTokenizer.from_pretrained(gguf.parent, **local).save_pretrained(folder)
 
 
-def prepared_model(report: Report, *, convert: Convert = convert_gguf, source: PackagedFile = SMOLLM2_GGUF) -> Path:
+def prepared_model(*, convert: Convert = convert_gguf, source: PackagedFile = SMOLLM2_GGUF) -> Path:
     """Return the folder of the packaged model, converted first unless a whole one is there."""
     folder = cache_folder() / "models" / f"{PACKAGED_MODEL}-{source.sha256[:12]}"
     if _fault(folder, source) is None:  # needs no lock, so a read-only cache will do
@@ -106,12 +108,12 @@ def prepared_model(report: Report, *, convert: Convert = convert_gguf, source: P
         folder.parent.mkdir(parents=True, exist_ok=True)
 
         def wait() -> None:
-            report(f"Another process is preparing {PACKAGED_MODEL}; waiting for it.")
+            logger.info(f"Another process is preparing {PACKAGED_MODEL}; waiting for it.")
 
         with exclusive_lock(folder.with_name(f"{folder.name}.lock"), wait):
             # Whoever held the lock before may have converted it meanwhile.
             if fault := _fault(folder, source):
-                _prepare(folder, fault, report, convert, source)
+                _prepare(folder, fault, convert, source)
     except OSError as exc:
         raise PackagedModelError(
             f"The packaged model could not be written to {folder}: {exc}. "
@@ -145,16 +147,16 @@ def _differs(file: Path, known: dict[str, Any]) -> str | None:
     return None
 
 
-def _prepare(folder: Path, fault: str, report: Report, convert: Convert, source: PackagedFile) -> None:
+def _prepare(folder: Path, fault: str, convert: Convert, source: PackagedFile) -> None:
     """Convert beside the final folder, and give it the final name once every byte is on the disk. Needs the lock."""
     gguf = source.locate()
     if folder.exists():
-        report(f"The prepared model in {folder} is no good: {fault}. Making it again.")
+        logger.warning(f"The prepared model in {folder} is no good: {fault}. Making it again.")
         shutil.rmtree(folder)
     partial = folder.with_name(f"{folder.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)  # of a conversion that died: a live one would hold the lock
-    report(f"Preparing {PACKAGED_MODEL}, once: converting {gguf.name} to {folder} (270 MB, about half a minute).")
+    logger.info(f"Preparing {PACKAGED_MODEL}, once: converting {gguf.name} to {folder} (270 MB, about half a minute).")
     started = time.monotonic()
     partial.mkdir()
     try:
@@ -165,7 +167,7 @@ def _prepare(folder: Path, fault: str, report: Report, convert: Convert, source:
         raise
     partial.replace(folder)  # atomic, and only after `_seal`: whoever sees the name sees all of it
     fsync(folder.parent)
-    report(f"Prepared {PACKAGED_MODEL} in {time.monotonic() - started:.0f} s.")
+    logger.info(f"Prepared {PACKAGED_MODEL} in {time.monotonic() - started:.0f} s.")
 
 
 def _run_converter(convert: Convert, gguf: Path, folder: Path) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import atexit
 import errno
 import json
+import logging
 import os
 import queue
 import stat
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from saeclamp_saes.errors import UserError
+
+logger = logging.getLogger("saeclamp.server")
 
 MAX_WAITING = 65_536
 """Lines that wait for a disk that has stopped; those beyond are lost, which is said."""
@@ -28,13 +31,9 @@ class TraceError(UserError):
 class Trace:
     """An open file, to which whole lines are appended."""
 
-    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
-        """
-        Open or create the file, readable by its owner alone. Raises TraceError.
-
-        say: is told when lines could not be written, and when they can be again
-        """
-        self.path, self._say = path, say
+    def __init__(self, path: Path) -> None:
+        """Open or create the file, readable by its owner alone. Raises TraceError."""
+        self.path = path
         self._file = _opened(path)
         self._lines: queue.Queue[bytes | None] = queue.Queue(MAX_WAITING)
         self._thread: threading.Thread | None = None
@@ -79,7 +78,7 @@ class Trace:
             rest = rest[written:]
             self._is_torn = bool(rest)
         if self._num_lost:
-            self._say(f"--trace {self.path}: written again, after {self._num_lost} lines were lost.")
+            logger.info(f"--trace {self.path}: written again, after {self._num_lost} lines were lost.")
             self._num_lost = 0
 
     def _reopen_if_moved(self) -> None:
@@ -98,7 +97,7 @@ class Trace:
     def _lost(self, reason: str) -> None:
         self._num_lost += 1
         if self._num_lost == 1:
-            self._say(f"--trace {self.path}: a line was lost, since {reason}. Requests are answered all the same.")
+            logger.warning(f"--trace {self.path}: a line was lost, since {reason}. Requests are answered all the same.")
 
 
 _FLAGS = (

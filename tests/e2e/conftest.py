@@ -19,7 +19,7 @@ SECOND_LAYER = 12
 
 @pytest.fixture(scope="session")
 def model_folder() -> Path:
-    return prepared_model(print)
+    return prepared_model()
 
 
 @pytest.fixture(scope="session")

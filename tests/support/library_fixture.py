@@ -7,7 +7,3 @@ from pathlib import Path
 
 def kept(library: Path) -> list[str]:
     return sorted(path.name for path in library.iterdir() if path.name != ".lock") if library.is_dir() else []
-
-
-def quiet(message: str) -> None:
-    pass

@@ -23,13 +23,12 @@ LENGTHS = SiteNorms(250.0, [1.0] * D_SAE)
 FIT = {"num_tokens": 900, "explained_variance": 0.8, "l0": 50.0, "problem": None}
 
 
-def app(entry: SAEEntry = ENTRY, labelled: bool = True, said: list[str] | None = None) -> FastAPI:
+def app(entry: SAEEntry = ENTRY, labelled: bool = True) -> FastAPI:
     """The endpoints alone, of a server with one SAE."""
     labels = {entry.name: LabelFile(labels_path(entry.path))} if labelled else {}
-    report = (said if said is not None else []).append
     served = FastAPI()
     served.include_router(routes.router)
     served.add_exception_handler(RequestError, refuse)
-    saes = load_served_saes({entry.name: entry}, {entry.name: LENGTHS}, {entry.name: FIT}, labels, report)
+    saes = load_served_saes({entry.name: entry}, {entry.name: LENGTHS}, {entry.name: FIT}, labels)
     served.state.saeclamp = SimpleNamespace(context=SteeringContext(saes))
     return served

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from saeclamp_saes.cli.log_handler import ROOT_LOGGER, set_up_log
 from saeclamp_saes.cli.output import print_facts, print_json, print_table
 from saeclamp_saes.errors import SAEError, SAELibraryError
 from saeclamp_saes.library import catalogue, user_library
@@ -15,6 +17,8 @@ from saeclamp_saes.library.catalogue import CatalogueEntry, CatalogueSAE
 if TYPE_CHECKING:
     from saeclamp_saes.library.reference import SAEReference
     from saeclamp_saes.library.resolve import SAEEntry
+
+logger = logging.getLogger("saeclamp.saes")
 
 WHAT = "a bundled SAE, one of your library, a file or folder, an id of the catalogue, or hf://ORG/REPO@COMMIT/PATH"
 
@@ -143,9 +147,10 @@ def _info(args: argparse.Namespace) -> int:
 def _add(args: argparse.Namespace) -> int:
     from saeclamp_saes.library.add import add
 
-    record = add(args.what, args.name, args.model, _report)
+    set_up_log(ROOT_LOGGER)
+    record = add(args.what, args.name, args.model)
     print(f"{record.name}: {record.summary['d_sae']} features at {record.summary['reads'][0]}, kept in {record.folder}")
-    _report(f"serve it with --sae {record.name}")
+    logger.info(f"serve it with --sae {record.name}")
     return 0
 
 
@@ -162,10 +167,6 @@ def _remove(args: argparse.Namespace) -> int:
 
 def _agreed(question: str) -> bool:
     return sys.stdin.isatty() and input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
-
-
-def _report(message: str) -> None:
-    print(f"saeclamp: {message}", file=sys.stderr, flush=True)
 
 
 def _bundled() -> dict[str, Any]:

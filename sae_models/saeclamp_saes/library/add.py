@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -18,11 +19,12 @@ from saeclamp_saes.io.hashes import sha256_of
 from saeclamp_saes.library import hub, user_library
 from saeclamp_saes.library.checkpoint_files import CheckpointFiles, local_files, select_files
 from saeclamp_saes.library.feature_book import is_growing_file, read_feature_book
-from saeclamp_saes.library.hub import Report
 from saeclamp_saes.library.reference import SAEReference, parse_reference
 from saeclamp_saes.library.user_library import LibraryRecord
 from saeclamp_saes.loaders import CheckpointSummary, summarize
 from saeclamp_saes.options import Options
+
+logger = logging.getLogger("saeclamp.saes")
 
 CONVERTED = "converted"
 """Name of the folder in which a converted SAE is kept."""
@@ -52,7 +54,7 @@ class CheckpointChoice:
         return self.folder / self.files.path
 
 
-def add(text: str, name: str | None, model: str | None, report: Report) -> LibraryRecord:
+def add(text: str, name: str | None, model: str | None) -> LibraryRecord:
     """
     Add the SAE that a text names (see `reference`) to the user's library. A pickle is converted in a sandbox.
 
@@ -65,15 +67,15 @@ def add(text: str, name: str | None, model: str | None, report: Report) -> Libra
         raise SAELibraryError(f"{found.record.name!r} is in your library already.")
     name = name or found.name
     with user_library.new_folder(name) as folder:
-        checkpoint = _from_hub(found, report) if found.reference else _from_here(found)
+        checkpoint = _from_hub(found) if found.reference else _from_here(found)
         try:
-            path, summary = (_convert if checkpoint.files.is_pickled else _copy)(checkpoint, folder, report)
+            path, summary = (_convert if checkpoint.files.is_pickled else _copy)(checkpoint, folder)
             beside = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
             # a book that cannot be read is refused now, not when the SAE is served
             read_feature_book(beside, summary.d_sae)
         except CheckpointError as exc:
             raise SAELibraryError(str(exc)) from exc
-        _note_what_the_catalogue_says(found, summary, report)
+        _note_what_the_catalogue_says(found, summary)
         listed = found.listed.entry.model.id if found.listed else summary.model_name
         record = _record(name, checkpoint, folder, path, summary)
         record = replace(record, catalogue=found.catalogue_id, model=model or listed, told=dict(found.options.values))
@@ -97,11 +99,11 @@ def listed_summary(summary: CheckpointSummary) -> dict[str, Any]:
     }
 
 
-def _from_hub(found: SAEReference, report: Report) -> CheckpointChoice:
+def _from_hub(found: SAEReference) -> CheckpointChoice:
     assert found.reference is not None
-    reference = hub.pin_revision(found.reference, report)
+    reference = hub.pin_revision(found.reference)
     files = hub.list_files(reference, found.options.integer("layer"))
-    report(f"fetching {', '.join(files.all)} from {reference.repository} at commit {reference.revision}")
+    logger.info(f"fetching {', '.join(files.all)} from {reference.repository} at commit {reference.revision}")
     folder = hub.download(reference, files)
     names = (reference.repository.rpartition("/")[2],)
     return CheckpointChoice(str(reference), folder, names, files, files.options_left(found.options), never_changes=True)
@@ -133,7 +135,7 @@ def _inside_a_run(path: Path, options: Options) -> tuple[Path, Options]:
     return folder, Options({key: value for key, value in options.values.items() if key != "layer"})
 
 
-def _copy(checkpoint: CheckpointChoice, folder: Path, report: Report) -> tuple[str, CheckpointSummary]:
+def _copy(checkpoint: CheckpointChoice, folder: Path) -> tuple[str, CheckpointSummary]:
     """Copy the files, with as many names of the folders around them as their loader needs."""
     original = summarize(checkpoint.path, checkpoint.options)
     copies = folder / ".copies"
@@ -171,11 +173,11 @@ def _place(source: Path, target: Path, link: bool) -> None:
     shutil.copyfile(source, target)
 
 
-def _convert(checkpoint: CheckpointChoice, folder: Path, report: Report) -> tuple[str, CheckpointSummary]:
+def _convert(checkpoint: CheckpointChoice, folder: Path) -> tuple[str, CheckpointSummary]:
     """Convert the pickle in a sandbox. The result needs no options: they are in its files."""
     from saeclamp_saes.conversion import convert
 
-    report(f"converting {checkpoint.files.weights[-1]} in a sandbox")
+    logger.info(f"converting {checkpoint.files.weights[-1]} in a sandbox")
     convert(checkpoint.path, folder / CONVERTED, checkpoint.options)
     for file in checkpoint.files.notes:
         name = LABELS if file.endswith(LABELS) else Path(file).name
@@ -183,10 +185,10 @@ def _convert(checkpoint: CheckpointChoice, folder: Path, report: Report) -> tupl
     return CONVERTED, summarize(folder / CONVERTED)
 
 
-def _note_what_the_catalogue_says(found: SAEReference, summary: CheckpointSummary, report: Report) -> None:
+def _note_what_the_catalogue_says(found: SAEReference, summary: CheckpointSummary) -> None:
     listed = found.listed
     if listed and (summary.reads[0], summary.writes[0]) != (listed.reads, listed.writes):
-        report(
+        logger.warning(
             f"its files say that it reads {summary.reads[0]} and writes {summary.writes[0]}, which is followed; the "
             f"catalogue says {listed.reads} and {listed.writes}."
         )

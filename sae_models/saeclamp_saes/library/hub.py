@@ -8,9 +8,10 @@ without its configuration, or one layer of many, can be read as another: so a li
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ SCHEME = "hf://"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _REFERENCE = re.compile(r"hf://([\w.-]+/[\w.-]+?)(?:@([\w.%-]+))?((?:/[^/\x00-\x1f\x7f]+)*)/?")
 
-Report = Callable[[str], None]
+logger = logging.getLogger("saeclamp.saes")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class HubReference:
         return self.revision is not None and COMMIT.fullmatch(self.revision) is not None
 
 
-def pin_revision(reference: HubReference, report: Report) -> HubReference:
+def pin_revision(reference: HubReference) -> HubReference:
     """Replace a branch or tag (none: `main`) by the commit it now points to. Raises SAELibraryError."""
     if reference.is_pinned:
         return reference
@@ -69,7 +70,7 @@ def pin_revision(reference: HubReference, report: Report) -> HubReference:
     except HubUnreachableError as exc:
         if cached is None:
             raise
-        report(f"{exc.reason}; using the commit in the local cache, {cached}.")
+        logger.warning(f"{exc.reason}; using the commit in the local cache, {cached}.")
         return replace(reference, revision=cached)
     return replace(reference, revision=info.sha)
 

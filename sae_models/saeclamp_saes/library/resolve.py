@@ -47,7 +47,7 @@ class SAEEntry:
         return next((note.index for note in self.features.values() if note.name == feature_name), None)
 
 
-def find_sae(text: str, report: hub.Report | None = None) -> SAEAddress:
+def find_sae(text: str) -> SAEAddress:
     """
     Resolve `[NAME=]WHAT[?key=value&key=value]` (see `reference` and `options.OPTIONS`).
 
@@ -55,14 +55,13 @@ def find_sae(text: str, report: hub.Report | None = None) -> SAEAddress:
     served SAE. An id of the catalogue whose files can be read as they are is added when it is first used. Files at a commit
     are downloaded unless they are in the hub client's cache.
 
-    report: called with a line for each download
     Raises SAEError with a sentence that says what exists, or what to write.
     """
     found = parse_reference(text)
     found = in_library(found) or found
     listed = found.listed
     if found.path is None and listed and not listed.entry.pickled and found.reference and not found.reference.is_pinned:
-        adding.add(text, None, None, report or _silent)
+        adding.add(text, None, None)
         found = in_library(found) or found
     return SAEAddress(found.name, found.path, found.options) if found.path else _from_hub(text, found)
 
@@ -93,10 +92,6 @@ def check_numbers(entry: SAEEntry) -> None:
 def entry_hash(files: Sequence[Path], options: Options) -> str:
     """Return an SAE's hex digest: over weights, configurations that their reading depends on, and options."""
     return _hash([sha256_of(path) for path in files], options)
-
-
-def _silent(_: str) -> None:
-    pass
 
 
 def _hash(digests: Sequence[str], options: Options) -> str:

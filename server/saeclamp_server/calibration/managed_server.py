@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,6 +19,8 @@ import httpx
 
 from saeclamp_saes.io.sanitize import escape_control_chars
 from saeclamp_server.calibration.errors import CalibrationError
+
+logger = logging.getLogger("saeclamp.server")
 
 POLL_S = 0.5
 PROGRESS_S = 20
@@ -34,14 +37,11 @@ MODULE = (sys.executable, "-m", "saeclamp_server")
 
 
 @contextmanager
-def managed_server(
-    model: str, sae: str, engine_argv: Sequence[str], say: Callable[[str], None], command: Sequence[str] = MODULE
-) -> Iterator[str]:
+def managed_server(model: str, sae: str, engine_argv: Sequence[str], command: Sequence[str] = MODULE) -> Iterator[str]:
     """
     Serve a model with an SAE, and give the server's URL once it answers.
 
     engine_argv: flags of `saeclamp serve`
-    say:         called with messages on the wait for the server
     command:     the command `saeclamp`
     Raises CalibrationError with the server's last words where it does not start, or ends before the block does.
     """
@@ -53,7 +53,7 @@ def managed_server(
         process = _start([*command, "serve", model, "--sae", sae, *flags], log)
         try:
             url = f"http://127.0.0.1:{port}"
-            _wait(process, url, log, say)
+            _wait(process, url, log)
             try:
                 yield url
             except CalibrationError as exc:
@@ -94,15 +94,15 @@ def _is_dying(process: subprocess.Popen[bytes]) -> bool:
     return True
 
 
-def _wait(process: subprocess.Popen[bytes], url: str, log: Path, say: Callable[[str], None]) -> None:
-    say("starting a server (half a minute with --enforce-eager, some minutes when it compiles) ...")
+def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    logger.info("starting a server (half a minute with --enforce-eager, some minutes when it compiles) ...")
     started = said = time.monotonic()
     while not _is_ready(url):
         if process.poll() is not None:
             raise CalibrationError(f"The server did not start: {last_words(log)}")
         if time.monotonic() - said > PROGRESS_S:
             said = time.monotonic()
-            say(f"the server is still starting ({said - started:.0f} s) ...")
+            logger.info(f"the server is still starting ({said - started:.0f} s) ...")
         time.sleep(POLL_S)
 
 

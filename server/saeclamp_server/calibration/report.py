@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from textwrap import shorten
@@ -15,15 +15,11 @@ from saeclamp_server.calibration.green_zone import Point
 from saeclamp_server.calibration.metrics import AnswerMetrics, Estimate
 from saeclamp_server.calibration.records import CalibrationRecord
 
+logger = logging.getLogger("saeclamp.server")
+
 COLUMNS = ("x max", "hit", "similar", "perplexity x", "distinct-2 x", "repeated", "dose", "score", "green")
 SHOWN_LETTERS = 240
 """Characters of an answer that are shown."""
-
-
-def say(message: str) -> None:
-    """Print a message on stderr."""
-    # escaped: a name in a label or a file may hold sequences that steer the terminal
-    print(f"saeclamp: {escape_control_chars(message)}", file=sys.stderr, flush=True)
 
 
 class CurveProgress(Protocol):
@@ -50,9 +46,11 @@ def progress(total: int) -> Iterator[CurveProgress]:
             done += 1
             bar.update(task, completed=done)
             if target is None or point is None:
-                say(f"[{done}/{total}] unsteered answers")
+                logger.info(f"[{done}/{total}] unsteered answers")
             else:
-                say(f"[{done}/{total}] {target.title} at {point.strength:g}: {_line(point.figures)}")
+                # escaped: a name in a label or a file may hold sequences that steer the terminal
+                line = f"{target.title} at {point.strength:g}: {_line(point.figures)}"
+                logger.info(f"[{done}/{total}] {escape_control_chars(line)}")
 
         yield report
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -220,4 +219,4 @@ def _model_path(model: str) -> str:
     """Stand in the packaged model's folder for its name. Raises PackagedModelError."""
     if model != PACKAGED_MODEL:
         return model
-    return str(prepared_model(lambda message: print(f"saeclamp: {message}", file=sys.stderr, flush=True)))
+    return str(prepared_model())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from saeclamp_server.calibration.errors import CalibrationError
 from saeclamp_server.calibration.green_zone import Criteria, least_prompts
 from saeclamp_server.calibration.settings import CalibrationSettings
 from saeclamp_server.cli.calibrate_flags import add_judging, add_measuring, by_feature
+from saeclamp_server.sanitize import escape_control_chars
 
 if TYPE_CHECKING:
     from saeclamp_saes import SAEEntry
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from saeclamp_server.calibration.records import CalibrationRecord
     from saeclamp_server.calibration.report import CurveProgress
     from saeclamp_server.calibration.run import CalibrationPlan
+
+logger = logging.getLogger("saeclamp.server")
 
 NAME = "calibrate"
 FIRST_ANSWER_S = 10
@@ -80,7 +84,7 @@ def split_engine_flags(argv: list[str]) -> tuple[list[str], list[str]]:
 def run(args: argparse.Namespace) -> int:
     """Measure, print the curves, and return the exit code. Raises SAEError with a sentence."""
     from saeclamp_saes import find_sae, open_entry
-    from saeclamp_server.calibration.report import print_curve, say
+    from saeclamp_server.calibration.report import print_curve
     from saeclamp_server.calibration.run import CalibrationPlan
     from saeclamp_server.calibration.storage import AnswerKey, locked
 
@@ -92,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     settings = _settings(args, sae, served)
     least = least_prompts(len(settings.strengths))
     if len(settings.prompts.texts) < least:
-        say(
+        logger.warning(
             f"with {len(settings.strengths)} strengths, fewer than {least} prompts are too few to tell whether a feature "
             f"steers; there are {len(settings.prompts.texts)}. The curve is measured all the same."
         )
@@ -103,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             results = _calibrate(args, calibration, targets)
         except KeyboardInterrupt:
-            say("stopped; the same command goes on with it.")
+            logger.info("stopped; the same command goes on with it.")
             return 130
         calibration.answers.release(
             {AnswerKey(result.target.index, point.act) for result in results for point in result.points}
@@ -115,9 +119,10 @@ def run(args: argparse.Namespace) -> int:
         for result, record in zip(results, records, strict=True):
             print_curve(result, record["sample"])
     nameless = [f"{result.target.index}=NAME" for result in results if result.target.name is None]
-    say(f"curves are in {folder / 'calibration.json'}, green zones in {folder / 'features.yaml'}.")
+    files = f"curves are in {folder / 'calibration.json'}, green zones in {folder / 'features.yaml'}."
+    logger.info(escape_control_chars(files))
     if nameless:
-        say(f"features without a name are not in the feature book; --features {','.join(nameless)} names them.")
+        logger.info(f"features without a name are not in the feature book; --features {','.join(nameless)} names them.")
     return 0
 
 
@@ -231,12 +236,11 @@ def _calibrate(
 @contextmanager
 def _server(args: argparse.Namespace) -> Iterator[str]:
     from saeclamp_server.calibration.managed_server import managed_server
-    from saeclamp_server.calibration.report import say
 
     if args.url is not None:
         yield args.url
         return
-    with managed_server(args.model, args.sae, args.engine_argv, say) as url:
+    with managed_server(args.model, args.sae, args.engine_argv) as url:
         yield url
 
 
@@ -249,12 +253,11 @@ async def _measure(
 ) -> list[CalibrationRecord]:
     from saeclamp import AsyncClient
     from saeclamp_server.calibration.client import MAX_RETRIES, AnswerClient, engine_version
-    from saeclamp_server.calibration.report import say
     from saeclamp_server.calibration.run import CalibrationRun
 
     settings = calibration.settings
     async with AsyncClient(url, max_retries=MAX_RETRIES) as client:
         asker = AnswerClient(client, settings.max_tokens, settings.plain, args.at_once, settings.sae.sha256)
-        say("waiting for the server's first token ...")
+        logger.info("waiting for the server's first token ...")
         server = {"vllm": await engine_version(url), "flags": list(args.engine_argv)}
         return await CalibrationRun(calibration, asker, server, report).measure(targets)

@@ -6,7 +6,7 @@ import argparse
 import errno
 import json
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -110,16 +110,11 @@ def _model_config(model: str) -> Any:
         ) from exc
 
 
-def open_saes(names_or_paths: Sequence[str], report: Callable[[str], None] | None = None) -> dict[str, SAEEntry]:
-    """
-    Open every SAE, by the name it is served under.
-
-    report: told what is downloaded
-    Raises StartupError and SAEError.
-    """
+def open_saes(names_or_paths: Sequence[str]) -> dict[str, SAEEntry]:
+    """Open every SAE, by the name it is served under. Raises StartupError and SAEError."""
     saes: dict[str, SAEEntry] = {}
     for name_or_path in names_or_paths:
-        entry = open_entry(find_sae(name_or_path, report))
+        entry = open_entry(find_sae(name_or_path))
         check_numbers(entry)  # before the engine starts
         if entry.name.startswith(VECTOR):
             raise StartupError(

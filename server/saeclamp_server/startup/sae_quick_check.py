@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vllm import SamplingParams
@@ -14,6 +15,8 @@ from saeclamp_server.engine.client import data_parallel_ranks
 from saeclamp_server.model_info import StartupError
 from saeclamp_server.site_norms import SiteNorms
 from saeclamp_server.steering.program import EXTRA_ARGS_KEY
+
+logger = logging.getLogger("saeclamp.server")
 
 CHUNK_TOKENS = 256
 MAX_TOKENS = 2048
@@ -35,13 +38,11 @@ async def check_saes_on_model(
     saes: Mapping[str, SAEEntry],
     text_ids: Sequence[int],
     allow_unverified: bool,
-    report: Callable[[str], None],
 ) -> dict[str, QuickCheckResult]:
     """
     Return what was measured, by the name of the SAE or of the vector bank.
 
     text_ids: token ids of ordinary text, without special tokens
-    report:   told a line about each SAE
     Raises StartupError with a hint for an SAE that does not fit, unless unverified ones are allowed.
     """
     chunks = _chunks(text_ids, engine.vllm_config.model_config.max_model_len - 1)
@@ -63,7 +64,8 @@ async def check_saes_on_model(
                 "Run `saeclamp sae verify` for the whole picture; --allow-unverified-sae serves it all the same."
             )
     for name in saes:
-        report(_line(name, measured[name]["fit"]))
+        fit = measured[name]["fit"]
+        logger.log(logging.INFO if fit["problem"] is None else logging.WARNING, _line(name, fit))
     return {
         name: QuickCheckResult(SiteNorms(**figures["norms"]), figures.get("fit")) for name, figures in measured.items()
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from saeclamp_saes import SAEEntry
@@ -27,25 +27,20 @@ class ServePlan(NamedTuple):
     trace: Trace | None
 
 
-def make_plan(options: ServeOptions, say: Callable[[str], None]) -> ServePlan:
-    """
-    Find, read and check all that can be before the engine starts.
-
-    say: is told what takes time
-    Raises UserError.
-    """
+def make_plan(options: ServeOptions) -> ServePlan:
+    """Find, read and check all that can be before the engine starts. Raises UserError."""
     # first, because a file that cannot be written is found at once, and all else may download
-    trace = Trace(options.trace, say) if options.trace is not None else None
+    trace = Trace(options.trace) if options.trace is not None else None
     if options.model != PACKAGED_MODEL and "bundled" in options.saes:
         raise StartupError(f"The bundled SAE was trained on {PACKAGED_MODEL} and serves no other model.")
     if options.model == PACKAGED_MODEL:
-        saes = open_saes(options.saes, say)  # first, because the model may have to be converted
-        model = read_model_info(str(prepared_model(say)))
+        saes = open_saes(options.saes)  # first, because the model may have to be converted
+        model = read_model_info(str(prepared_model()))
     else:
         model = read_model_info(
             options.model
         )  # first, because SAEs may be downloaded for a model that cannot be steered
-        saes = open_saes(options.saes, say)
+        saes = open_saes(options.saes)
     check_compatible(saes, model)
     places = vector_sites(options.vector_sites, options.max_vectors, saes, model)
     return ServePlan(options, model, saes, places, _open_store(options.variants), trace)

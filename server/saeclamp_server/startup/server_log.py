@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -12,7 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
+from saeclamp_saes.cli.log_handler import LineHandler
 from saeclamp_saes.io.paths import cache_folder
+
+logger = logging.getLogger("saeclamp.server")
 
 KEPT = 20
 """Files of earlier servers that are left."""
@@ -33,19 +37,23 @@ _CONSEQUENCES = ("Engine core init", "Executor failed", "EngineCore encountered"
 """Beginnings of errors that only say that there was another one."""
 
 
+class _TerminalHandler(LineHandler):
+    """Handler for a terminal; one that has gone is told nothing."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            super().emit(record)
+
+
 class ServerLog:
     """The terminal as it was when the server began, and the file that took its place for everything else."""
 
     def __init__(self) -> None:
         self.path: Path | None = None
         """The log file, once there is one."""
-        self._errors: TextIO = os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1)
+        self.handler: LineHandler = _TerminalHandler(os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1))
+        """Handler of messages, which are for the terminal."""
         self._output: TextIO = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-
-    def say(self, message: str) -> None:
-        """Tell the terminal what is going on; one that has gone is told nothing."""
-        with suppress(OSError):
-            print(f"saeclamp: {message}", file=self._errors, flush=True)
 
     def show(self, text: str) -> None:
         """Write a result, which may be piped."""
@@ -61,7 +69,7 @@ class ServerLog:
             # requests may be logged, so it is the user's own
             file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         except OSError as exc:
-            return self.say(f"no log can be written to {folder} ({exc.strerror}), so it follows here.")
+            return logger.warning(f"no log can be written to {folder} ({exc.strerror}), so it follows here.")
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(file, stream.fileno())  # not `sys.stdout = ...`, because the engine's processes inherit descriptors

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from saeclamp_saes import SAEEntry
@@ -16,6 +17,8 @@ from saeclamp_server.startup.kv_cache_size import cache_shape, default_cache_siz
 from saeclamp_server.startup.options import DEFAULT_HOST, ServeOptions
 from saeclamp_server.startup.tested_flags import check_tested_flags
 from saeclamp_server.vectors import VectorSite
+
+logger = logging.getLogger("saeclamp.server")
 
 STEER_OP = "vllm::saeclamp_steer"
 V2_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
@@ -60,13 +63,11 @@ def parse_vllm_args(
     options: ServeOptions,
     model: ModelInfo,
     saes: Mapping[str, SAEEntry],
-    report: Callable[[str], None],
     places: Sequence[VectorSite] = (),
 ) -> Namespace:
     """
     Parse vLLM's flags with its own parser and add what steering needs.
 
-    report: told what was chosen for the user
     places: sites at which vectors can sit
     Raises StartupError.
     """
@@ -104,7 +105,7 @@ def parse_vllm_args(
     if current_platform.is_cpu() and not user_sized_cache:
         size = default_cache_size(cache_shape(args), free_memory() // count_workers(args))
         args.kv_cache_memory_bytes = size.num_bytes
-        report(str(size))
+        logger.info(str(size))
     return args
 
 

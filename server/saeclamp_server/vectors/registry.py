@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,8 @@ from saeclamp_server.vector_names import VECTOR
 from saeclamp_server.vectors.sites import VectorSite
 from saeclamp_server.vectors.storage import VectorStorage, check_name
 from saeclamp_server.vectors.vector_file import SteeringVector
+
+logger = logging.getLogger("saeclamp.server")
 
 WAITS_S = (0.02, 0.1, 0.5)
 """Seconds of the waits before an upload is refused because its site is full."""
@@ -98,14 +101,14 @@ class VectorRegistry(Mapping[str, RegisteredVector]):
     def __len__(self) -> int:
         return len(self._by_name)
 
-    async def load(self, report: Callable[[str], None]) -> None:
+    async def load(self) -> None:
         """Load the folder's vectors. Those that cannot be used are reported and left out."""
-        for name, direction in self._folder.read_all(report):
+        for name, direction in self._folder.read_all():
             try:
                 self._check_fit(direction)
                 self._by_name[name] = await self._loaded(name, direction)
             except RequestError as exc:
-                report(f"vector {name} is left out: {exc}")
+                logger.warning(f"vector {name} is left out: {exc}")
 
     async def upload(self, name: str, data: bytes) -> tuple[RegisteredVector, bool]:
         """

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from saeclamp.types.interventions import is_vector_name
@@ -12,6 +13,8 @@ from saeclamp_saes.io.atomic import fsync, replacing
 from saeclamp_saes.io.paths import cache_folder
 from saeclamp_server.errors import InvalidVectorError, RequestError, VectorExistsError
 from saeclamp_server.vectors.vector_file import MAX_BYTES, SteeringVector
+
+logger = logging.getLogger("saeclamp.server")
 
 SUFFIX = ".safetensors"
 
@@ -41,7 +44,7 @@ class VectorStorage:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def read_all(self, report: Callable[[str], None]) -> Iterator[tuple[str, SteeringVector]]:
+    def read_all(self) -> Iterator[tuple[str, SteeringVector]]:
         """Read every vector, with its name. What cannot be read is reported and left out."""
         for path in sorted(self.path.glob(f"*{SUFFIX}")):
             name = path.name.removesuffix(SUFFIX)
@@ -49,7 +52,7 @@ class VectorStorage:
                 check_name(name)
                 yield name, _read(path)
             except (OSError, RequestError) as exc:
-                report(f"vector {name} is left out, {path} cannot be used: {exc}")
+                logger.warning(f"vector {name} is left out, {path} cannot be used: {exc}")
 
     def keep(self, name: str, direction: SteeringVector) -> None:
         """

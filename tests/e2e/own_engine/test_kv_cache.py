@@ -74,28 +74,28 @@ def test_what_the_user_says_is_left_alone(
     flags: Sequence[str],
     num_bytes: int | None,
     utilization: float,
+    said: list[str],
 ) -> None:
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
-    said: list[str] = []
-    args = parse_vllm_args(ServeOptions(str(model), (), tuple(flags)), read_model_info(str(model)), saes, said.append)
+    args = parse_vllm_args(ServeOptions(str(model), (), tuple(flags)), read_model_info(str(model)), saes)
     assert (args.kv_cache_memory_bytes, args.gpu_memory_utilization) == (num_bytes, utilization)
     assert said == []
 
 
 def test_a_flag_in_a_configuration_file_is_the_users_too(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path, saes: dict[str, SAEEntry]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path, saes: dict[str, SAEEntry], said: list[str]
 ) -> None:
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
     config = tmp_path / "vllm.yaml"
     config.write_text("gpu-memory-utilization: 0.5\n")
-    said: list[str] = []
     options = ServeOptions(str(model), (), ("--config", str(config)))
-    args = parse_vllm_args(options, read_model_info(str(model)), saes, said.append)
+    args = parse_vllm_args(options, read_model_info(str(model)), saes)
     assert (args.kv_cache_memory_bytes, args.gpu_memory_utilization, said) == (None, 0.5, [])
 
 
-def test_vllms_variable_is_left_alone(monkeypatch: pytest.MonkeyPatch, model: Path, saes: dict[str, SAEEntry]) -> None:
+def test_vllms_variable_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, model: Path, saes: dict[str, SAEEntry], said: list[str]
+) -> None:
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
-    said: list[str] = []
-    args = parse_vllm_args(ServeOptions(str(model), (), ()), read_model_info(str(model)), saes, said.append)
+    args = parse_vllm_args(ServeOptions(str(model), (), ()), read_model_info(str(model)), saes)
     assert (args.kv_cache_memory_bytes, said) == (None, [])

@@ -34,7 +34,7 @@ FLAGS = ("--enforce-eager", "--max-model-len", "1024", "--kv-cache-memory-bytes"
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with managed_server(PACKAGED_MODEL, "bundled", FLAGS, print) as running:
+    with managed_server(PACKAGED_MODEL, "bundled", FLAGS) as running:
         yield running
 
 

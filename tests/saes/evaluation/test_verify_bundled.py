@@ -27,7 +27,7 @@ Verify = Callable[[SAE, int], Verification]
 
 @pytest.fixture(scope="module")
 def model_folder() -> Path:
-    return prepared_model(print)
+    return prepared_model()
 
 
 @pytest.fixture(scope="module")

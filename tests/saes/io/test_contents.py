@@ -131,7 +131,7 @@ def test_an_earlier_step_is_kept_in_the_library_with_its_configuration(tmp_path:
     path = dictionary_learning.write(tmp_path, submodule_name=..., layer=7).path
     (path / "checkpoints").mkdir()
     (path / "ae.pt").rename(path / "checkpoints" / "ae_8.pt")
-    record = add(str(path / "checkpoints" / "ae_8.pt"), "step", None, lambda _: None)
+    record = add(str(path / "checkpoints" / "ae_8.pt"), "step", None)
     assert (record.summary["architecture"], record.summary["reads"]) == ("jumprelu", ["resid_post 7"])
 
 
@@ -167,7 +167,7 @@ def test_a_runs_folder_names_its_saes_and_a_layer_chooses_one(tmp_path: Path) ->
 )
 def test_the_library_takes_one_out_of_a_run(tmp_path: Path, library: Path, what: str, inside: str, layer: int) -> None:
     run = run_of(tmp_path / "run")
-    record = add(f"{run}{what}", "mine", None, lambda _: None)
+    record = add(f"{run}{what}", "mine", None)
     assert (record.summary["reads"], record.model) == ([f"resid_post {layer}"], "EleutherAI/pythia-70m")
     address = find_sae("mine")
     assert torch.equal(read_sae(address.path, address.options).W_enc, read_sae(run / inside).W_enc)

@@ -69,10 +69,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
         yield running
 
 
-def quiet(message: str) -> None:
-    pass
-
-
 def test_a_place_is_written_with_a_repository_a_commit_and_a_path() -> None:
     assert HubReference.parse(f"hf://a/b@{COMMIT}/c/d.npz") == HubReference("a/b", "c/d.npz", COMMIT)
     assert HubReference.parse("hf://a/b@main") == HubReference("a/b", "", "main")
@@ -102,7 +98,7 @@ def test_without_a_commit_one_is_recorded_first(cached: HubReference) -> None:
         SAELibraryError, match=r"names no commit.*`saeclamp sae add hf://someone/saes/layer_2/small` once"
     ):
         find_sae("hf://someone/saes/layer_2/small")
-    record = add("hf://someone/saes/layer_2/small", "mine", None, quiet)
+    record = add("hf://someone/saes/layer_2/small", "mine", None)
     assert record.source == str(cached)
     for text in ("hf://someone/saes/layer_2/small", str(cached), "mine"):
         assert find_sae(text) == ("mine", record.location, find_sae("mine").options)
@@ -112,7 +108,7 @@ def test_without_a_commit_one_is_recorded_first(cached: HubReference) -> None:
 
 
 def test_the_library_shares_the_files_of_the_cache(cached: HubReference) -> None:
-    record = add(str(cached), "mine", None, quiet)
+    record = add(str(cached), "mine", None)
     copy = record.location / "sae_weights.safetensors"
     assert not copy.is_symlink()
     assert copy.stat().st_nlink == 2
@@ -121,25 +117,24 @@ def test_the_library_shares_the_files_of_the_cache(cached: HubReference) -> None
 @pytest.mark.parametrize("revision", ["", "@main", "@v2", f"@{OTHER_COMMIT}"])
 def test_what_is_not_cached_is_said_so_when_offline(revision: str) -> None:
     with pytest.raises(SAELibraryError, match=r"not in the local cache, and HF_HUB_OFFLINE forbids the network\.$"):
-        add(f"hf://someone/other{revision}/x", "mine", None, quiet)
+        add(f"hf://someone/other{revision}/x", "mine", None)
 
 
 def test_a_hub_that_cannot_be_reached_leaves_the_cached_commit(
-    cached: HubReference, hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+    cached: HubReference, hub: LocalHub, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    said: list[str] = []
-    assert pin_revision(HubReference("someone/saes", "layer_2/small"), said.append) == cached
+    assert pin_revision(HubReference("someone/saes", "layer_2/small")) == cached
     assert "cannot be reached" in said[0]
     assert COMMIT in said[0]
     with pytest.raises(
         SAELibraryError, match=r"hf://someone/new is not in the local cache, and the hub cannot be reached"
     ):
-        pin_revision(HubReference("someone/new"), said.append)
+        pin_revision(HubReference("someone/new"))
 
 
 def test_only_the_files_of_the_one_sae_are_downloaded(hub: LocalHub) -> None:
-    record = add("hf://someone/saes/layer_2/small", None, None, quiet)
+    record = add("hf://someone/saes/layer_2/small", None, None)
     assert record.name == "saes--layer_2--small"
     assert record.source == f"hf://someone/saes@{COMMIT}/layer_2/small"
     assert sorted(hub.served[:2]) == ["layer_2/config.json", "layer_2/small/cfg.json"]
@@ -165,7 +160,7 @@ def layers(hub: LocalHub) -> str:
 
 def test_each_layer_of_a_repository_is_its_own_whatever_the_cache_holds(hub: LocalHub, layers: str) -> None:
     for layer in (3, 12):
-        record = add(f"{layers}?layer={layer}", None, None, quiet)
+        record = add(f"{layers}?layer={layer}", None, None)
         assert record.name == f"layers--layer_{layer}"
         weights = Path("someone") / "layers" / f"layer_{layer}.safetensors"
         assert (record.location.name, record.location.read_bytes()) == (weights.name, (hub.root / weights).read_bytes())
@@ -183,7 +178,7 @@ def test_each_layer_of_a_repository_is_its_own_whatever_the_cache_holds(hub: Loc
 
 
 def test_a_layer_that_contradicts_the_librarys_is_refused(layers: str) -> None:
-    add(f"{layers}?layer=3", "three", None, quiet)
+    add(f"{layers}?layer=3", "three", None)
     assert find_sae("three?layer=3") == find_sae("three")
     with pytest.raises(
         SAELibraryError, match=r"'three' was added with layer=3, so it cannot be read with layer=12: add"
@@ -192,7 +187,7 @@ def test_a_layer_that_contradicts_the_librarys_is_refused(layers: str) -> None:
 
 
 def test_a_layer_is_restored_by_what_the_library_says(layers: str) -> None:
-    record = add(f"{layers}?layer=3", "three", None, quiet)
+    record = add(f"{layers}?layer=3", "three", None)
     record.location.unlink()
     with pytest.raises(SAELibraryError, match=rf"`saeclamp sae add '{layers}\?layer=3' --name three`"):
         user_library.check_unchanged(record, lambda path: record.files[path.relative_to(record.folder).as_posix()])
@@ -272,7 +267,7 @@ def test_what_the_hub_refuses_is_said_in_one_sentence(hub: LocalHub, place: str,
     make_sae(hub.root / "someone" / "gated" / "x", layer=1, d_in=16)
     hub.gated.add("someone/gated")
     with pytest.raises(SAELibraryError, match=says) as raised:
-        add(place, None, None, quiet)
+        add(place, None, None)
     assert "\n" not in str(raised.value)
     assert not [path for path in (hub.root.parent / "home" / "saes").iterdir() if path.name != ".lock"]
 

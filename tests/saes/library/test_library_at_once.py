@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.library_fixture import kept, quiet
+from tests.support.library_fixture import kept
 
 from saeclamp_saes import find_sae, open_entry
 from saeclamp_saes.errors import SAELibraryError
@@ -41,12 +41,12 @@ def test_an_interrupted_one_leaves_nothing_that_lasts(folder: Path, library: Pat
     assert process.stdout.readline() == "filling\n"
     assert len(kept(library)) == 1
     assert list(user_library.records()) == []
-    add(str(folder), "meanwhile", None, quiet)  # does not sweep out what is still being filled
+    add(str(folder), "meanwhile", None)  # does not sweep out what is still being filled
     assert len(kept(library)) == 2
     process.send_signal(how)
     process.wait()
     process.stdout.close()
-    add(str(folder), "mine", None, quiet)  # sweeps out what was left
+    add(str(folder), "mine", None)  # sweeps out what was left
     assert kept(library) == ["meanwhile", "mine"]
 
 
@@ -83,7 +83,7 @@ def test_of_two_at_once_one_is_added_and_the_other_is_told(library: Path) -> Non
 def test_one_that_is_removed_while_it_is_opened_is_missed_in_one_sentence(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add(str(folder), "mine", None, quiet)
+    add(str(folder), "mine", None)
     address = find_sae("mine")
     monkeypatch.setattr(resolve, "read_feature_book", lambda *_: user_library.remove("mine"))
     with pytest.raises(SAELibraryError, match=r"SAE 'mine' cannot be read: .*No such file"):
@@ -93,7 +93,7 @@ def test_one_that_is_removed_while_it_is_opened_is_missed_in_one_sentence(
 def test_one_that_is_removed_while_its_record_is_read_is_not_there(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add(str(folder), "mine", None, quiet)
+    add(str(folder), "mine", None)
     user_library.remove("mine")
     monkeypatch.setattr(user_library, "exists", lambda name: True)  # as it was a moment ago
     assert user_library.record("mine") is None
@@ -133,5 +133,5 @@ def test_many_at_once_meet_no_error_but_being_told(library: Path) -> None:
 def test_what_vanishes_while_others_are_swept_is_passed_over(folder: Path, library: Path) -> None:
     library.mkdir(parents=True)
     (library / ".unfinished-gone").symlink_to(library / "nowhere")  # listed, and not there when it is opened
-    add(str(folder), "mine", None, quiet)
+    add(str(folder), "mine", None)
     assert kept(library) == [".unfinished-gone", "mine"]

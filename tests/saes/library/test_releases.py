@@ -121,12 +121,13 @@ def publish(written: Written, target: Path) -> None:
 
 
 @pytest.mark.parametrize(("id", "write"), RELEASES.items(), ids=RELEASES.keys())
-def test_a_release_is_read_where_the_catalogue_says(hub: LocalHub, tmp_path: Path, id: str, write: Write) -> None:
+def test_a_release_is_read_where_the_catalogue_says(
+    hub: LocalHub, tmp_path: Path, said: list[str], id: str, write: Write
+) -> None:
     sae = catalogue.find_catalogue_sae(id)
     assert sae is not None
     publish(write(tmp_path / "written"), hub.root / sae.entry.repository / sae.path)
-    said: list[str] = []
-    record = add(id, "it", None, said.append)
+    record = add(id, "it", None)
     assert not [line for line in said if "catalogue says" in line]
     summary = open_entry(find_sae("it")).summary
     assert (summary.reads[0], summary.writes[0], summary.unit) == (sae.reads, sae.writes, sae.entry.unit)
@@ -136,13 +137,14 @@ def test_a_release_is_read_where_the_catalogue_says(hub: LocalHub, tmp_path: Pat
     assert record.model == sae.entry.model.id
 
 
-def test_an_id_is_downloaded_and_its_commit_recorded_when_it_is_first_used(hub: LocalHub, tmp_path: Path) -> None:
+def test_an_id_is_downloaded_and_its_commit_recorded_when_it_is_first_used(
+    hub: LocalHub, tmp_path: Path, said: list[str]
+) -> None:
     id = "gemma-scope-2b-pt-res/layer_20/width_16k/l0_71"
     release = catalogue.find_catalogue_sae(id)
     assert release is not None
     publish(gemma_scope.write(tmp_path / "written", layer=20), hub.root / release.entry.repository / release.path)
-    said: list[str] = []
-    first = open_entry(find_sae(id, said.append))
+    first = open_entry(find_sae(id))
     assert (first.summary.site, first.name) == (Site("resid_post", 20), find_sae(id).name)
     assert [line for line in said if "at commit" in line]
     (record,) = user_library.records()
@@ -161,14 +163,14 @@ def test_an_id_is_read_as_the_catalogue_says_also_when_its_files_were_added_by_t
     assert release is not None
     place = f"hf://{release.entry.repository}/{release.path}"
     publish(RELEASES[id](tmp_path / "written"), hub.root / release.entry.repository / release.path)
-    add(place, "by-place", None, lambda _: None)
+    add(place, "by-place", None)
     for name in ("by-place", "by-id"):
         by_id, by_place = find_sae(id), find_sae(place)
         assert (by_id.name, by_place.name) == (name, "by-place")
         assert read_sae(by_id.path, by_id.options).input_norm == InputNorm(scale="l2")
         assert read_sae(by_place.path, by_place.options).input_norm == InputNorm()
         if name == "by-place":
-            add(id, "by-id", None, lambda _: None)
+            add(id, "by-id", None)
     with pytest.raises(SAELibraryError, match="'by-id' was added with normalize=constant_norm_rescale"):
         find_sae("by-id?normalize=none")
 

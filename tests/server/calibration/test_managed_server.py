@@ -67,11 +67,10 @@ def _lives(pid: int) -> bool:
 
 
 def test_it_answers_while_the_block_runs_and_is_gone_with_its_engine_after_it(
-    tmp_path: Path, command: list[str]
+    tmp_path: Path, command: list[str], said: list[str]
 ) -> None:
-    said: list[str] = []
     # the SAE's place is where the stand-in writes what it was told
-    with managed_server("a-model", str(tmp_path), ["--enforce-eager"], said.append, command) as url:
+    with managed_server("a-model", str(tmp_path), ["--enforce-eager"], command) as url:
         assert httpx.get(f"{url}/health").status_code == 200
         running = pids(tmp_path)
         assert all(_lives(pid) for pid in running)
@@ -86,7 +85,7 @@ def test_it_answers_while_the_block_runs_and_is_gone_with_its_engine_after_it(
 def test_it_is_gone_when_the_run_breaks_off(tmp_path: Path, command: list[str], error: type[BaseException]) -> None:
     with (
         pytest.raises(error, match="by the test"),
-        managed_server("m", str(tmp_path), [], lambda _: None, command),
+        managed_server("m", str(tmp_path), [], command),
     ):
         raise error("by the test")
     assert are_gone(pids(tmp_path))
@@ -95,7 +94,7 @@ def test_it_is_gone_when_the_run_breaks_off(tmp_path: Path, command: list[str], 
 def test_a_server_that_does_not_start_says_why(tmp_path: Path, command: list[str]) -> None:
     with (
         pytest.raises(CalibrationError, match=r"^The server did not start: The model is broken\.$"),
-        managed_server("m", str(tmp_path), ["--broken"], lambda _: None, command),
+        managed_server("m", str(tmp_path), ["--broken"], command),
     ):
         pytest.fail("it has started")
 
@@ -131,14 +130,14 @@ def test_the_reason_is_found_between_what_else_a_server_says(tmp_path: Path, log
 def test_what_a_terminal_would_obey_is_escaped_in_a_servers_last_words(tmp_path: Path, command: list[str]) -> None:
     with (
         pytest.raises(CalibrationError, match=r"start: \\x1b\[31mRuntimeError: out of memory\\x1b\[0m \\x07$"),
-        managed_server("m", str(tmp_path), ["--coloured"], lambda _: None, command),
+        managed_server("m", str(tmp_path), ["--coloured"], command),
     ):
         pytest.fail("it has started")
 
 
 def test_a_server_that_dies_in_the_middle_says_why(tmp_path: Path, command: list[str]) -> None:
     def use() -> None:
-        with managed_server("m", str(tmp_path), [], lambda _: None, command) as url:
+        with managed_server("m", str(tmp_path), [], command) as url:
             with pytest.raises(httpx.TransportError):
                 httpx.get(f"{url}/die")
             raise CalibrationError("no answer")
@@ -151,7 +150,7 @@ def test_a_server_that_dies_in_the_middle_says_why(tmp_path: Path, command: list
 def test_a_run_that_is_killed_takes_its_server_with_it(tmp_path: Path, command: list[str]) -> None:
     code = (
         "import sys, time\nfrom saeclamp_server.calibration.managed_server import last_words, managed_server\n"
-        f"with managed_server('m', {str(tmp_path)!r}, [], print, {command!r}):\n"
+        f"with managed_server('m', {str(tmp_path)!r}, [], {command!r}):\n"
         "    print('ready', flush=True)\n    time.sleep(600)"
     )
     run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

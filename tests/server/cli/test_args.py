@@ -18,6 +18,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tests.support.checkpoints import make_sae
 
+from saeclamp_saes.cli.log_handler import ROOT_LOGGER, set_up_log
 from saeclamp_saes.errors import UserError
 from saeclamp_server.cli.args import parse_args
 from saeclamp_server.launch import example_request, print_ready
@@ -244,7 +245,9 @@ def test_where_there_is_a_key_the_server_says_how_the_request_to_try_gets_it(
     saes = open_saes([f"mine={make_sae(tmp_path / 'sae', layer=1, d_in=32)}"])
     args = Namespace(served_model_name=None, model="m", api_key=key)
     started = SimpleNamespace(server=SimpleNamespace(started=True))
-    asyncio.run(print_ready(started, args, saes, "http://127.0.0.1:1", ServerLog()))
+    log = ServerLog()
+    set_up_log(ROOT_LOGGER, log.handler)
+    asyncio.run(print_ready(started, args, saes, "http://127.0.0.1:1", log))
     said = capfd.readouterr().err
     where = ", where SAECLAMP_API_KEY has the server's key (export SAECLAMP_API_KEY=...)" if key else ""
     assert said == f"saeclamp: ready on http://127.0.0.1:1. Try{where}:\n\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -134,15 +135,17 @@ def test_other_libraries_messages_are_told_in_one_line(message: str, line: str) 
 
 
 PROGRAM = """
-import os, subprocess, sys
+import logging, os, subprocess, sys
+from saeclamp_saes.cli.log_handler import ROOT_LOGGER, set_up_log
 from saeclamp_server.startup.server_log import ServerLog
 log = ServerLog()
+set_up_log(ROOT_LOGGER, log.handler)
 log.to_file()
 print("noise of a library")
 print("noise on stderr", file=sys.stderr)
 subprocess.run([sys.executable, "-c", "print('noise of a child')"])
 os.write(2, b"noise of C\\n")
-log.say("ready")
+logging.getLogger("saeclamp.server").info("ready")
 log.show("curl")
 print(log.path, file=log._output)
 """
@@ -179,6 +182,53 @@ def test_the_oldest_files_are_removed(tmp_path: Path) -> None:
     assert len(names) == KEPT + 1
     assert names[0] == "serve-20250101-000005-1.log"
     assert (folder / "mine.log").exists()
+
+
+CONFIGURED = """
+import json, logging, os, sys
+from pathlib import Path
+from saeclamp_saes.cli.log_handler import ROOT_LOGGER, set_up_log
+from saeclamp_server.startup.server_log import ServerLog
+log = ServerLog()
+set_up_log(ROOT_LOGGER, log.handler)
+log.to_file()
+ours, traces = logging.getLogger("saeclamp.server"), logging.getLogger("saeclamp_server.api.error_handlers")
+traces.error("a request failed")
+ours.info("our 1st")
+
+from vllm.config.logging import LoggingConfig
+from vllm.logger import configure_logging
+configure_logging(LoggingConfig())
+logging.getLogger("vllm.engine").info("theirs")
+ours.info("our 2nd")
+ours.warning("our 3rd")
+
+file = Path(os.environ["SAECLAMP_CACHE"]) / "log.json"
+everything = {"handlers": ["all"], "level": "DEBUG"}
+mine = {"version": 1, "handlers": {"all": {"class": "logging.StreamHandler"}}, "root": everything}
+file.write_text(json.dumps(mine))
+configure_logging(LoggingConfig(pylogging_config_file=str(file)))
+logging.getLogger("a.third.library").info("theirs too")
+ours.info("our 4th")
+
+import uvicorn
+uvicorn.Config("an:app", log_config=mine)
+ours.info("our 5th")
+uvicorn.Config("an:app")
+ours.info("our 6th")
+print(log.path, file=log._output)
+"""
+
+
+def test_no_configuration_of_vllms_or_uvicorns_log_doubles_or_drops_a_line(tmp_path: Path) -> None:
+    done = run(tmp_path, CONFIGURED)
+    ordinals = ("1st", "2nd", "3rd", "4th", "5th", "6th")
+    assert done.stderr.splitlines() == [f"saeclamp: our {ordinal}" for ordinal in ordinals]
+    log = Path(done.stdout.strip()).read_text()
+    assert not re.search(r"our \d", log)
+    assert "a request failed" in log
+    assert len(re.findall("theirs$", log, re.MULTILINE)) == 1
+    assert "theirs too" in log
 
 
 LONG_LOG = """

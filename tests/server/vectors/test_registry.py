@@ -28,13 +28,13 @@ from saeclamp_server.vectors import (
 OTHER = file(numbers(1))
 
 
-def run(steps: Callable[[VectorRegistry, Engine], Any], folder: Path, report: Callable[[str], None] = print) -> Any:
+def run(steps: Callable[[VectorRegistry, Engine], Any], folder: Path) -> Any:
     """Take what is in a folder, as a server does when it starts, and go on from there."""
 
     async def whole() -> Any:
         engine = Engine()
         vectors = held(folder, engine)
-        await vectors.load(report)
+        await vectors.load()
         return await steps(vectors, engine)
 
     return asyncio.run(whole())
@@ -196,7 +196,7 @@ def test_what_was_acknowledged_is_there_at_the_next_start(tmp_path: Path) -> Non
     assert sorted(path.name for path in folder.iterdir()) == [".b-1.safetensors", "a.safetensors"]
 
 
-def test_files_that_cannot_be_used_are_reported_and_left_out(tmp_path: Path) -> None:
+def test_files_that_cannot_be_used_are_reported_and_left_out(tmp_path: Path, said: list[str]) -> None:
     whole = file()
     (tmp_path / "good.safetensors").write_bytes(whole)
     (tmp_path / "cut.safetensors").write_bytes(whole[:-1])
@@ -210,7 +210,6 @@ def test_files_that_cannot_be_used_are_reported_and_left_out(tmp_path: Path) -> 
     flipped = bytearray(SteeringVector.parse(file()).to_bytes())
     flipped[-3] ^= 1
     (tmp_path / "flipped.safetensors").write_bytes(flipped)
-    said: list[str] = []
 
     async def steps(vectors: VectorRegistry, engine: Engine) -> None:
         assert [*vectors] == ["good"]
@@ -221,20 +220,19 @@ def test_files_that_cannot_be_used_are_reported_and_left_out(tmp_path: Path) -> 
         await asyncio.sleep(0)
         await vectors.upload("cut", OTHER)
 
-    run(steps, tmp_path, said.append)
+    run(steps, tmp_path)
     left_out = {line.split()[1] for line in said}
     assert left_out == {"cut", "elsewhere", "wide", "no", "large", "folder", "pipe", "flipped"}
 
 
-def test_more_files_than_rows_are_reported(tmp_path: Path) -> None:
+def test_more_files_than_rows_are_reported(tmp_path: Path, said: list[str]) -> None:
     for number in range(3):
         (tmp_path / f"{number}.safetensors").write_bytes(file(numbers(number)))
-    said: list[str] = []
 
     async def steps(vectors: VectorRegistry, engine: Engine) -> None:
         assert [*vectors] == ["0", "1"]
 
-    run(steps, tmp_path, said.append)
+    run(steps, tmp_path)
     assert said == [f"vector 2 is left out: {VectorsFullError('resid_post 3', 2)}"]
 
 

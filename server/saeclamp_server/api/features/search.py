@@ -8,9 +8,10 @@ that hold it (Cormack, Clarke, Buettcher, SIGIR 2009).
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate, islice
 
@@ -24,6 +25,8 @@ from saeclamp_server.api.features.search_documents import SearchDocuments
 from saeclamp_server.errors import SearchUnavailableError
 from saeclamp_server.sentence_encoder import SentenceEncoder, SentenceEncoderMissingError
 from saeclamp_server.served_sae import ServedSAE
+
+logger = logging.getLogger("saeclamp.server")
 
 NUM_RANKED = 200
 """Features that each ranking holds."""
@@ -54,10 +57,10 @@ class FeatureSearch:
         # meaning is ranked while words are: each takes half of a search, most of it outside of Python's lock
         self._beside = ThreadPoolExecutor(thread_name_prefix="meaning")
 
-    def prepare(self, report: Callable[[str], None]) -> None:
+    def prepare(self) -> None:
         """Read what is searched, then embed it. Until the first is done, searches wait; until both are, words decide."""
         try:
-            self._saes = [_readable(sae, report) for sae in self._served_saes.values()]
+            self._saes = [_readable(sae) for sae in self._served_saes.values()]
             self._starts = [0, *accumulate(map(len, self._saes))]
             texts = [text for sae in self._saes for text in sae.texts()]
             self._words = FullTextIndex(texts)
@@ -71,7 +74,7 @@ class FeatureSearch:
             self.note = f"This is a search by words. {exc}"
         except Exception as exc:  # noqa: BLE001 - whatever ends this thread, searches must not be told to wait for it
             self.note = "This is a search by words: features could not be embedded."
-            report(f"features cannot be looked for by meaning: {exc!r}")
+            logger.warning(f"features cannot be looked for by meaning: {exc!r}")
 
     async def until_ready(self) -> None:
         """Wait until it can be searched, in no thread: more might wait than there are, and outlast the server."""
@@ -162,11 +165,11 @@ class FeatureSearch:
         )
 
 
-def _readable(sae: ServedSAE, report: Callable[[str], None]) -> SearchDocuments:
+def _readable(sae: ServedSAE) -> SearchDocuments:
     try:
         return SearchDocuments.build(sae)
     except LabelError as exc:
-        report(f"SAE {sae.entry.name}: its features are found by the feature book alone. {exc}")
+        logger.warning(f"SAE {sae.entry.name}: its features are found by the feature book alone. {exc}")
         return SearchDocuments.build(sae.without_labels())
 
 

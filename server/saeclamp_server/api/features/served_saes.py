@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from typing import Any
 
 from saeclamp_saes import SAEEntry
@@ -14,13 +15,14 @@ from saeclamp_server.calibration.storage import CurveFile
 from saeclamp_server.served_sae import ServedSAE
 from saeclamp_server.site_norms import SiteNorms
 
+logger = logging.getLogger("saeclamp.server")
+
 
 def load_served_saes(
     saes: Mapping[str, SAEEntry],
     norms: Mapping[str, SiteNorms],
     fits: Mapping[str, Mapping[str, Any] | None],
     labels: Mapping[str, LabelFile],
-    report: Callable[[str], None],
 ) -> dict[str, ServedSAE]:
     """
     Put each SAE together with its norms, fit, labels and calibration curves.
@@ -30,23 +32,20 @@ def load_served_saes(
     labels: of those that have any
     """
     return {
-        name: ServedSAE(sae, norms[name], fits.get(name), labels.get(name), _curves(sae, report))
-        for name, sae in saes.items()
+        name: ServedSAE(sae, norms[name], fits.get(name), labels.get(name), _curves(sae)) for name, sae in saes.items()
     }
 
 
-def _curves(sae: SAEEntry, report: Callable[[str], None]) -> Mapping[int, Mapping[str, Any]]:
+def _curves(sae: SAEEntry) -> Mapping[int, Mapping[str, Any]]:
     folder = sae.path if sae.path.is_dir() else sae.path.parent
     try:
         return CurveFile(folder, sae.sha256).curves
     except CalibrationError as exc:
-        report(f"SAE {sae.name}: its calibration curves are left out. {exc}")
+        logger.warning(f"SAE {sae.name}: its calibration curves are left out. {exc}")
         return {}
 
 
-async def labels_matching_weights(
-    engine: Any, saes: Mapping[str, SAEEntry], report: Callable[[str], None]
-) -> dict[str, LabelFile]:
+async def labels_matching_weights(engine: Any, saes: Mapping[str, SAEEntry]) -> dict[str, LabelFile]:
     """
     Open each labelled SAE's labels.
 
@@ -60,11 +59,11 @@ async def labels_matching_weights(
         try:
             labels = LabelFile(path)
         except LabelError as exc:
-            report(f"SAE {name}: its labels are left out. {exc}")
+            logger.warning(f"SAE {name}: its labels are left out. {exc}")
             continue
         decoder = (await engine.collective_rpc("decoder_hash", args=(name,)))[0]
         if labels.info.decoder_sha256 != decoder or len(labels) != sae.summary.d_sae:
-            report(f"SAE {name}: its labels in {path} are left out, because they are of other weights.")
+            logger.warning(f"SAE {name}: its labels in {path} are left out, because they are of other weights.")
             continue
         trusted[name] = labels
     return trusted

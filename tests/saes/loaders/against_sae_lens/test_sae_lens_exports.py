@@ -33,5 +33,5 @@ def test_model_class_and_hook_belong_to_one_library(lens: Lens) -> None:
 
 def test_a_copy_in_the_library_is_known_too(lens: Lens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAECLAMP_HOME", str(tmp_path / "home"))
-    record = add(str(find_sae("bundled").path), "copy", None, lambda _: None)
+    record = add(str(find_sae("bundled").path), "copy", None)
     assert metadata_of(lens, record.location)["hook_name"] == "blocks.23.hook_resid_post"

@@ -141,7 +141,7 @@ def ask(folder: Path, **fields: Any) -> tuple[Any, Texts]:
 
     async def whole() -> Any:
         vectors = held(folder, Engine())
-        await vectors.load(print)
+        await vectors.load()
         made = await derive(Derive(**body | fields), texts, vectors, texts, ProgressCounter())  # type: ignore[arg-type]
         return made, vectors[made.vector.name]
 

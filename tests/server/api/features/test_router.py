@@ -117,10 +117,9 @@ def test_what_there_is_not_is_a_404_in_openais_envelope(path: str, code: str, sa
     assert says in answer["error"]["message"]
 
 
-def test_curves_of_other_weights_are_left_out_and_that_is_said(tmp_path: Path) -> None:
+def test_curves_of_other_weights_are_left_out_and_that_is_said(tmp_path: Path, said: list[str]) -> None:
     shutil.copy(ENTRY.path / "calibration.json", tmp_path)
-    said: list[str] = []
     other = replace(ENTRY, path=tmp_path, sha256="0" * 64)
-    _, feature = get("/v1/features/bundled/golden-gate", app(other, labelled=False, said=said))
+    _, feature = get("/v1/features/bundled/golden-gate", app(other, labelled=False))
     assert feature["curve"] is None
     assert "its calibration curves are left out" in said[0]

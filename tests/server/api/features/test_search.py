@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tests.support.blank_label import blank_label
 from tests.support.bundled import ENTRY, GOLDEN_GATE
+from tests.support.messages import kept_messages
 from tests.support.sae_entries import entry
 
 from saeclamp.types import FeatureQuery
@@ -58,7 +59,9 @@ def search(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> FeatureSear
     small = ServedSAE(entry("small", 3, len(LABELS), *NOTES), norms, labels=LabelFile(path))
     bare = ServedSAE(entry("bare", 3, 4, FeatureNote(2, "ships-at-war", 3.0, (1, 2), 1.5, "Naval battles.")), norms)
     made = FeatureSearch({"small": small, "bare": bare})
-    made.prepare(pytest.fail)
+    with kept_messages() as said:
+        made.prepare()
+    assert said == []
     return made
 
 
@@ -198,25 +201,26 @@ def test_embeddings_are_kept_and_made_again_where_the_file_is_damaged(
     assert EmbeddingIndex.build(sentences, encoder).cosines("boat", range(3)) == pytest.approx(first, abs=2e-3)
 
 
-def test_without_the_encoder_words_decide_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_encoder_words_decide_and_that_is_said(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
     monkeypatch.setattr(sentence_encoder, "WEIGHTS_SHA256", "0" * 64)
     bare = ServedSAE(entry("bare", 3, 4, FeatureNote(2, "ships", 3.0)), SiteNorms(10.0, [1.0] * 4))
     search = FeatureSearch({"bare": bare})
-    search.prepare(pytest.fail)
+    search.prepare()
+    assert said == []
     answer = search.find(FeatureQuery(query="ship"))
     assert ([hit.feature for hit in answer.data], answer.rankings) == (["bare/2"], ("words", "tokens"))
     assert answer.note is not None
     assert "pip install" in answer.note
 
 
-def test_an_index_that_cannot_be_made_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_that_cannot_be_made_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
     def fail(sentences: Sequence[str], encoder: SentenceEncoder) -> EmbeddingIndex:
         raise OSError("the disk is gone")
 
     monkeypatch.setattr(EmbeddingIndex, "build", fail)
     bare = ServedSAE(entry("bare", 3, 4, FeatureNote(2, "ships", 3.0)), SiteNorms(10.0, [1.0] * 4))
-    search, said = FeatureSearch({"bare": bare}), list[str]()
-    search.prepare(said.append)
+    search = FeatureSearch({"bare": bare})
+    search.prepare()
     answer = search.find(FeatureQuery(query="ship"))
     assert (answer.rankings, answer.note) == (
         ("words", "tokens"),
@@ -225,16 +229,15 @@ def test_an_index_that_cannot_be_made_is_not_waited_for(monkeypatch: pytest.Monk
     assert "the disk is gone" in said[0]
 
 
-def test_damaged_labels_leave_the_book(tmp_path: Path, cache: Path) -> None:
+def test_damaged_labels_leave_the_book(tmp_path: Path, cache: Path, said: list[str]) -> None:
     path = tmp_path / "labels.parquet"
     rows = [blank_label(index=index, num_active=9, top_act=9.0, **label) for index, label in enumerate(LABELS)]
     LabelTable.of(INFO, rows).write(path)
     opened = LabelFile(path)
     path.write_bytes(path.read_bytes()[:200] + b"\0" * 400)
     small = ServedSAE(entry("small", 3, len(LABELS), *NOTES), SiteNorms(10.0, [1.0] * 8), labels=opened)
-    said: list[str] = []
     search = FeatureSearch({"small": small})
-    search.prepare(said.append)
+    search.prepare()
     assert found(search, "sea")[0] == "small/5"
     assert "feature book alone" in said[0]
 
@@ -254,15 +257,16 @@ def test_what_people_say_and_tokens_are_ranked_apart_and_common_words_do_not_cou
 
 
 @pytest.mark.usefixtures("cache")
-def test_whoever_asks_before_labels_are_read_waits_in_no_thread_even_where_there_is_no_sae() -> None:
+def test_whoever_asks_before_labels_are_read_waits_in_no_thread_even_where_there_is_no_sae(said: list[str]) -> None:
     async def waited() -> bool:
         waiting = asyncio.create_task(early.until_ready())
         await asyncio.sleep(0.1)
         is_waiting = not waiting.done()
-        await asyncio.to_thread(early.prepare, pytest.fail)
+        await asyncio.to_thread(early.prepare)
         await asyncio.wait_for(waiting, 5)
         return is_waiting
 
     early = FeatureSearch({})
     assert asyncio.run(waited())
+    assert said == []
     assert early.find(FeatureQuery(query="sea")).data == ()
