@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saeclamp_saes.cli.output import print_json
+from saeclamp_saes.io.sanitize import escape_control_chars
 from saeclamp_server.calibration.errors import CalibrationError
 from saeclamp_server.calibration.green_zone import Criteria, least_prompts
 from saeclamp_server.calibration.settings import CalibrationSettings
 from saeclamp_server.cli.calibrate_flags import add_judging, add_measuring, by_feature
-from saeclamp_server.sanitize import escape_control_chars
 
 if TYPE_CHECKING:
     from saeclamp_saes import SAEEntry
