@@ -193,10 +193,10 @@ def words(server: Stub, folder: Path, *more: str, features: str = "bridge") -> l
     return ["calibrate", str(folder), "--features", features, "--url", server.url, *prompts, *given]
 
 
-def run(arguments: list[str]) -> int:
+def run(arguments: list[str], **how: float) -> int:
     parsed = parse_args(arguments)
     assert isinstance(parsed, argparse.Namespace)
-    status: int = parsed.run(parsed)
+    status: int = parsed.run(parsed, **how)
     return status
 
 

@@ -30,8 +30,6 @@ from saeclamp_server.calibration.metrics import MeasuredAnswer
 from saeclamp_server.sanitize import escape_to_one_line
 
 T = TypeVar("T")
-MAX_RETRIES = 5
-"""Retries of a request that the server was too busy for, or that never reached it."""
 
 
 @dataclass(frozen=True)
