@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import os
+<<<<<<< HEAD
 from collections.abc import Iterator, Sequence
+=======
+>>>>>>> testspeed
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+<<<<<<< HEAD
 from tests.support.messages import kept_messages, unchanged_loggers
+=======
+from xdist.scheduler import LoadFileScheduling
+>>>>>>> testspeed
 
-WITH_ENGINES = Path(__file__).parent / "e2e"
+TESTS = Path(__file__).parent
+WITH_ENGINES = TESTS / "e2e"
+ONE_SERVER = WITH_ENGINES / "shared_server"
+"""Folder whose tests all ask the same server."""
 
 # how long a case takes says how busy the machine is
 settings.register_profile("saeclamp", deadline=None)
@@ -34,6 +45,7 @@ def _keep_to_own_cores() -> None:
 _keep_to_own_cores()
 
 
+<<<<<<< HEAD
 @pytest.fixture(autouse=True)
 def _loggers() -> Iterator[None]:
     """A command that runs in this process sets up the log of the whole process."""
@@ -50,6 +62,35 @@ def said() -> Iterator[list[str]]:
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     """Mark what starts an engine, so that the rest can be run alone: `make quick`."""
+=======
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """
+    Mark what starts an engine, so that the rest can be run alone: `make quick`.
+
+    In processes side by side, what takes longest comes first, so that they end together.
+    """
+>>>>>>> testspeed
     for item in items:
         if WITH_ENGINES in item.path.parents:
             item.add_marker(pytest.mark.engine)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: (ONE_SERVER not in item.path.parents, WITH_ENGINES not in item.path.parents))
+
+
+class OneServerScheduling(LoadFileScheduling):
+    """Gives a process whole files, as `--dist loadfile` does, and all files of one server as one, so that it starts once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        folder = ONE_SERVER.relative_to(TESTS.parent).as_posix()
+        return folder if file.startswith(f"{folder}/") else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneServerScheduling | None:
+    """
+    Replace what distributes files.
+
+    `--dist loadgroup` would do it too, but adds the group to each test's id, which then neither pytest nor --lf finds again.
+    """
+    return OneServerScheduling(config, log) if config.getvalue("dist") == "loadfile" else None

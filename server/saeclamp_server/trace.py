@@ -31,11 +31,11 @@ class TraceError(UserError):
 class Trace:
     """An open file, to which whole lines are appended."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, max_waiting: int = MAX_WAITING, close_s: float = CLOSE_S) -> None:
         """Open or create the file, readable by its owner alone. Raises TraceError."""
-        self.path = path
+        self.path, self._close_s = path, close_s
         self._file = _opened(path)
-        self._lines: queue.Queue[bytes | None] = queue.Queue(MAX_WAITING)
+        self._lines: queue.Queue[bytes | None] = queue.Queue(max_waiting)
         self._thread: threading.Thread | None = None
         self._num_lost = 0
         self._is_torn = False
@@ -58,10 +58,10 @@ class Trace:
         if thread is not None:
             atexit.unregister(self.close)
             try:
-                self._lines.put(None, timeout=CLOSE_S)
+                self._lines.put(None, timeout=self._close_s)
             except queue.Full:
                 return self._lost("it is too slow")
-            thread.join(CLOSE_S)
+            thread.join(self._close_s)
 
     def _run(self) -> None:
         while (line := self._lines.get()) is not None:

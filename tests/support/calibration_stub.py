@@ -194,11 +194,15 @@ def words(server: Stub, folder: Path, *more: str, features: str = "bridge") -> l
     return ["calibrate", str(folder), "--features", features, "--url", server.url, *prompts, *given]
 
 
-def run(arguments: list[str]) -> int:
+def run(arguments: list[str], **how: float) -> int:
     parsed = parse_args(arguments)
     assert isinstance(parsed, argparse.Namespace)
+<<<<<<< HEAD
     set_up_log()  # as `main` does
     status: int = parsed.run(parsed)
+=======
+    status: int = parsed.run(parsed, **how)
+>>>>>>> testspeed
     return status
 
 

@@ -24,9 +24,15 @@ from typing import Any
 
 HEAVY = (
     "vllm.entrypoints.launchers.api_server.entry",
+    "vllm.entrypoints.generate.api_router",
+    "vllm.v1.engine.async_llm",
     "vllm.v1.engine.core",
+    "vllm.v1.executor.multiproc_executor",
+    "vllm.distributed.elastic_ep.elastic_execute",
+    "vllm.model_executor.layers.quantization.online.base",
     "vllm.model_executor.models.llama",
     "saeclamp_server.app",
+    "saeclamp_server.cli.args",
     "saeclamp_server.engine.scheduler.scheduler",
     "saeclamp_server.launch",
 )
@@ -104,6 +110,7 @@ def main() -> None:
     from vllm.platforms import current_platform
 
     importlib.import_module(f"saeclamp_server.engine.worker.{'cpu' if current_platform.is_cpu() else 'gpu'}_worker")
+    _prepare_compiler()
     for line in sys.stdin:
         question = json.loads(line)
         if question["do"] == "poll":
@@ -115,6 +122,20 @@ def main() -> None:
                 answers.close()
                 return _run(question)
         print(json.dumps(answer), file=answers, flush=True)
+
+
+def _prepare_compiler() -> None:
+    """
+    Have torch's compiler find out what it keeps for the life of a process; every engine compiles a part of its sampler.
+
+    It tries the processor's instructions in processes that import torch, and hashes its own and Triton's sources. Nothing
+    here may touch a GPU, which a fork could not use after that.
+    """
+    from torch._inductor import codecache, cpu_vec_isa
+
+    cpu_vec_isa.valid_vec_isa_list()
+    codecache.torch_key()
+    codecache.triton_key()
 
 
 def _run(command: Mapping[str, Any]) -> None:

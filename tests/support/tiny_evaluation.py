@@ -52,8 +52,19 @@ def reading(model: nn.Module, *saes: SAE, **options: Any) -> ActivationReader:
     return replace(reader(model), sites=sites_of(saes), **options)
 
 
-def measured(saes: Mapping[str, SAE], model: nn.Module, source: EvalData, **options: Any) -> EvaluatedSAE:
-    return evaluate([NamedSAE(*one) for one in saes.items()], reading(model, *saes.values()), source, **options)
+def measured(
+    saes: Mapping[str, SAE],
+    model: nn.Module,
+    source: EvalData,
+    *,
+    group_tokens: int = 1500,
+    verified_tokens: int = 400,
+    **options: Any,
+) -> EvaluatedSAE:
+    """Cross-entropies on few tokens, because they take longest, and groups as many times smaller as the texts are."""
+    read = reading(model, *saes.values(), group_tokens=group_tokens)
+    named = [NamedSAE(*one) for one in saes.items()]
+    return evaluate(named, read, source, verified_tokens=verified_tokens, **options)
 
 
 def figures(found: EvaluatedSAE) -> list[dict[str, Any]]:

@@ -64,7 +64,8 @@ def reader(model: nn.Module | None = None, **options: Any) -> ActivationReader:
         model or make("llama"),
         tokenizer(),
         (Site("resid_post", LAYER),),
-        **{"context": 40, "batch_tokens": 64, **options},
+        # groups of documents, and the text on which lengths are measured, are as many times smaller as the corpus is
+        **{"context": 40, "batch_tokens": 64, "group_tokens": 300, "median_tokens": 300, **options},
     )
 
 

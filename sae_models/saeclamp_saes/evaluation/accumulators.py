@@ -47,7 +47,7 @@ class MetricSums:
     """() activations; only an AbsTopK SAE has them"""
 
     @classmethod
-    def empty(cls, sae: SAE, device: torch.device) -> MetricSums:
+    def empty(cls, sae: SAE, device: torch.device, *, widest_gram: int = WIDEST_GRAM) -> MetricSums:
         """Return sums over no tokens."""
 
         def sums(*shape: int) -> Tensor:
@@ -56,7 +56,7 @@ class MetricSums:
         def counts(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.int64, device=device)
 
-        width = sae.d_out if sae.d_out <= WIDEST_GRAM else 0
+        width = sae.d_out if sae.d_out <= widest_gram else 0
         return cls(
             num_tokens=counts(),
             num_sinks=counts(),

@@ -16,14 +16,7 @@ from saeclamp_saes.evaluation.measurement import Measurement
 from saeclamp_saes.evaluation.report import Verification
 from saeclamp_saes.evaluation.running_sums import RunningSums
 from saeclamp_saes.evaluation.verify import verify
-from saeclamp_saes.lm.harvest import (
-    GROUP_TOKENS,
-    ActivationReader,
-    TokenSequence,
-    d_in_of,
-    norm_limits,
-    report_forwards,
-)
+from saeclamp_saes.lm.harvest import ActivationReader, TokenSequence, d_in_of, norm_limits, report_forwards
 from saeclamp_saes.progress import ProgressCallback, no_progress
 from saeclamp_saes.sae import SAE
 from saeclamp_saes.sites import Site
@@ -62,6 +55,7 @@ def evaluate(
     report: ProgressCallback = no_progress,
     state: Path | None = None,
     save_seconds: float = SAVE_SECONDS,
+    verified_tokens: int = VERIFIED_TOKENS,
 ) -> EvaluatedSAE:
     """
     Measure SAEs on the model's device.
@@ -76,7 +70,7 @@ def evaluate(
     # a damaged file is refused before the data are read
     sums = RunningSums.begin([sae for _, sae in saes], device, state, save_seconds)
     # data with a mistake somewhere are refused here, before the long part
-    found = survey_data(source, reader, VERIFIED_TOKENS, report)
+    found = survey_data(source, reader, verified_tokens, report)
     verifications = [_verified(named, reader, found, report) for named in saes]
     saes = [NamedSAE(name, sae.to(device, torch.float32)) for name, sae in saes]
     _sum_up(sums, saes, reader, source, found, report)
@@ -141,7 +135,7 @@ def _groups(source: EvalData, reader: ActivationReader) -> Iterator[tuple[int, l
         for part in parts:
             group.append(part)
             num_tokens += len(part.ids)
-            if num_tokens >= max(GROUP_TOKENS, 4 * reader.batch_tokens):
+            if num_tokens >= reader.least_group:
                 yield first, group
                 first, group, num_tokens = first + len(group), [], 0
     if group:

@@ -67,13 +67,13 @@ class Interpretation:
         return activity.reconstruction / self.factor_out, float(activity.l0.double().mean())
 
 
-def token_chunks(x: Tensor, sae: SAE) -> Sequence[Tensor]:
+def token_chunks(x: Tensor, sae: SAE, encode_bytes: int = ENCODE_BYTES) -> Sequence[Tensor]:
     """
     Split tokens into parts whose activations fit in memory.
 
     x: (num_tokens, d_in)
     """
-    return torch.split(x, max(1, ENCODE_BYTES // (sae.d_sae * sae.W_enc.element_size())))
+    return torch.split(x, max(1, encode_bytes // (sae.d_sae * sae.W_enc.element_size())))
 
 
 class Activity(NamedTuple):
@@ -87,14 +87,14 @@ class Activity(NamedTuple):
     """(d_sae,) int64"""
 
 
-def activity_of(sae: SAE, x: Tensor) -> Activity:
+def activity_of(sae: SAE, x: Tensor, *, encode_bytes: int = ENCODE_BYTES) -> Activity:
     """
     Encode and decode once, a part of the tokens at a time, counting what is active.
 
     x: (num_tokens, d_in)
     """
     decoded, counts, num_active = [], [], torch.zeros(sae.d_sae, dtype=torch.int64, device=x.device)
-    for part in token_chunks(x, sae):
+    for part in token_chunks(x, sae, encode_bytes):
         acts = sae.encode(part)
         decoded.append(sae.decode(acts, part))
         counts.append(metrics.l0(acts))

@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from saeclamp_saes.evaluation.interpretations import token_chunks
+from saeclamp_saes.evaluation.interpretations import ENCODE_BYTES, token_chunks
 from saeclamp_saes.sae import SAE
 
 
-def estimate_threshold(sae: SAE, x: Tensor) -> float | None:
+def estimate_threshold(sae: SAE, x: Tensor, *, encode_bytes: int = ENCODE_BYTES) -> float | None:
     """
     Find the threshold above which, on average, as many activations lie as the TopK keeps (k, unless some are negative).
 
@@ -20,10 +20,11 @@ def estimate_threshold(sae: SAE, x: Tensor) -> float | None:
     """
     if sae.top_k is None or sae.top_k.signed:
         return None
-    kept = sum(int(sae.encode(part).count_nonzero()) for part in token_chunks(x, sae))
+    parts = token_chunks(x, sae, encode_bytes)
+    kept = sum(int(sae.encode(part).count_nonzero()) for part in parts)
     relu = replace(sae, top_k=None, threshold=torch.zeros_like(sae.threshold))
     largest = torch.empty(0, device=x.device)
-    for part in token_chunks(x, sae):
+    for part in parts:
         values = torch.cat([largest, relu.encode(part).flatten()])
         largest = values.topk(min(kept + 1, values.numel())).values
     if kept == 0 or largest.numel() <= kept:

@@ -17,17 +17,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def tensor_sha256(tensor: Tensor) -> str:
+def tensor_sha256(tensor: Tensor, *, at_once: int = _HASHED_AT_ONCE) -> str:
     """Hash a tensor's numbers as float32, little-endian, row after row, and return the hex digest."""
     digest = hashlib.sha256()
-    for first in range(0, len(tensor), _HASHED_AT_ONCE):
+    for first in range(0, len(tensor), at_once):
         digest.update(
-            tensor[first : first + _HASHED_AT_ONCE]
-            .float()
-            .cpu()
-            .contiguous()
-            .numpy()
-            .astype("<f4", copy=False)
-            .tobytes()
+            tensor[first : first + at_once].float().cpu().contiguous().numpy().astype("<f4", copy=False).tobytes()
         )
     return digest.hexdigest()

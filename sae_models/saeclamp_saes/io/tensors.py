@@ -64,6 +64,7 @@ class Tensors(ABC):
         self.stored = stored
         self.shapes = {name: entry.shape for name, entry in stored.items()}
         self.shapes_only = shapes_only
+        self.chunk_bytes = CHUNK_BYTES
         check_size(path, self.shapes)
 
     @abstractmethod
@@ -136,7 +137,7 @@ class Tensors(ABC):
     def is_nan(self, name: str) -> bool:
         """Tell whether a short tensor has a NaN, which some families write for "not set"; also with `shapes_only`."""
         count = math.prod(self._entry(name).shape)
-        return any(bool(chunk.isnan().any()) for chunk in self._chunks(name, 0, count, CHUNK_BYTES // 4))
+        return any(bool(chunk.isnan().any()) for chunk in self._chunks(name, 0, count, self.chunk_bytes // 4))
 
     def _empty(self, name: str, shape: Shape) -> Tensor:
         dtype = self.stored[name].dtype
@@ -161,7 +162,7 @@ class Tensors(ABC):
         """Yield finite fp32 elements first .. first + count, a multiple of `multiple` at a time; none with `shapes_only`."""
         if self.shapes_only:
             return
-        step = max(1, CHUNK_BYTES // 4 // multiple) * multiple
+        step = max(1, self.chunk_bytes // 4 // multiple) * multiple
         for chunk in self._chunks(name, first, count, step):
             single = chunk.float()  # first, because fp64 may hold what fp32 cannot
             if not is_finite(single):

@@ -20,7 +20,7 @@ from torch import Tensor
 from saeclamp_saes.io.vector_files import allocate
 from saeclamp_saes.labelling.column_store import STATE, ColumnStore, StoredColumn, check_size, damaged
 from saeclamp_saes.lm.documents import documents
-from saeclamp_saes.lm.harvest import GROUP_TOKENS, ActivationReader, TokenSequence, report_forwards
+from saeclamp_saes.lm.harvest import ActivationReader, TokenSequence, report_forwards
 from saeclamp_saes.progress import ProgressCallback
 from saeclamp_saes.sae import SAE
 
@@ -128,6 +128,9 @@ def build_index(
     limits: Tensor,
     tokens: int,
     report: ProgressCallback,
+    *,
+    encoded_at_once: int = ENCODED_AT_ONCE,
+    sorted_at_once: int = SORTED_AT_ONCE,
 ) -> ActivationIndex:
     """
     Read the documents, or resume an interrupted pass.
@@ -144,15 +147,16 @@ def build_index(
         if {name: type(value) for name, value in columns.state.items()} != {name: type(at[name]) for name in at}:
             raise damaged(folder / STATE)
         at = dict(columns.state)
+    num_rows = max(1, encoded_at_once // sae.d_sae)
     for group in _groups(reader, files, at["document"], tokens - at["read"]) if not at["ended"] else ():
         read = report_forwards(report, "reading documents", at["read"], tokens, lambda part: len(part.ids))
-        _append(columns, sae, limits, group, reader.vectors(group.parts, read), at["read"])
+        _append(columns, sae, limits, group, reader.vectors(group.parts, read), at["read"], num_rows)
         at["read"] += sum(len(part.ids) for part in group.parts)
         at["document"] = group.end
         columns.commit(**at)
         report("reading documents", at["read"], tokens, {})
     columns.commit(**{**at, "ended": True})
-    return _sorted(folder, columns, sae.d_sae, report)
+    return _sorted(folder, columns, sae.d_sae, report, sorted_at_once)
 
 
 class _FeatureGroup(NamedTuple):
@@ -165,7 +169,6 @@ class _FeatureGroup(NamedTuple):
 
 def _groups(reader: ActivationReader, files: Sequence[Path], start: int, tokens: int) -> Iterator[_FeatureGroup]:
     """Yield groups of documents, so that sequences of like length run at once. A group depends only on where it starts."""
-    least = max(GROUP_TOKENS, 4 * reader.batch_tokens)
     parts: list[TokenSequence] = []
     owners: list[int] = []
     held, at = 0, start
@@ -180,7 +183,7 @@ def _groups(reader: ActivationReader, files: Sequence[Path], start: int, tokens:
                 tokens -= len(cut.ids)
                 held += len(cut.ids)
         at += 1
-        if held >= least:
+        if held >= reader.least_group:
             yield _FeatureGroup(parts, owners, at)
             parts, owners, held = [], [], 0
     if parts:
@@ -188,7 +191,13 @@ def _groups(reader: ActivationReader, files: Sequence[Path], start: int, tokens:
 
 
 def _append(
-    columns: ColumnStore, sae: SAE, limits: Tensor, group: _FeatureGroup, found: Sequence[Tensor], num_read: int
+    columns: ColumnStore,
+    sae: SAE,
+    limits: Tensor,
+    group: _FeatureGroup,
+    found: Sequence[Tensor],
+    num_read: int,
+    at_once: int,
 ) -> None:
     for part, vectors, document in zip(group.parts, found, group.documents, strict=True):
         norms = vectors.float().norm(dim=2)
@@ -197,9 +206,8 @@ def _append(
         counts[part.counts] = ordinary.cpu()
         place = num_read + counts.nonzero()[:, 0]
         x = vectors[ordinary].flatten(1)
-        step = max(1, ENCODED_AT_ONCE // sae.d_sae)
-        for first in range(0, len(x), step):
-            acts = sae.encode(x[first : first + step])
+        for first in range(0, len(x), at_once):
+            acts = sae.encode(x[first : first + at_once])
             row, feature = (acts > 0).nonzero(as_tuple=True)
             columns.append(
                 token=place[first + row.cpu()].numpy(),
@@ -215,13 +223,13 @@ def _append(
         num_read += len(part.ids)
 
 
-def _sorted(folder: Path, columns: ColumnStore, d_sae: int, report: ProgressCallback) -> ActivationIndex:
+def _sorted(folder: Path, columns: ColumnStore, d_sae: int, report: ProgressCallback, at_once: int) -> ActivationIndex:
     feature, token, value = columns["feature"], columns["token"], columns["value"]
     total = len(feature)
-    firsts = range(0, total, SORTED_AT_ONCE)
+    firsts = range(0, total, at_once)
     num_active = np.zeros(d_sae, np.int64)
     for first in firsts:
-        num_active += np.bincount(feature[first : first + SORTED_AT_ONCE], minlength=d_sae)
+        num_active += np.bincount(feature[first : first + at_once], minlength=d_sae)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(num_active)])
     by_feature = {"token": "<i4", "value": "<f4"}
     paths = {name: folder / f"{name}-by-feature" for name in by_feature}
@@ -229,7 +237,7 @@ def _sorted(folder: Path, columns: ColumnStore, d_sae: int, report: ProgressCall
         out = {name: _mapped(paths[name], dtype, total) for name, dtype in by_feature.items()}
         free = offsets[:-1].copy()
         for first in firsts:
-            here = slice(first, first + SORTED_AT_ONCE)
+            here = slice(first, first + at_once)
             # stable, so that a feature's tokens stay in the order of the text
             order = np.argsort(feature[here], kind="stable")
             features = feature[here][order]
@@ -237,7 +245,7 @@ def _sorted(folder: Path, columns: ColumnStore, d_sae: int, report: ProgressCall
             place = free[features] + np.arange(len(features)) - run
             out["token"][place], out["value"][place] = token[here][order], value[here][order]
             free += np.bincount(features, minlength=d_sae)
-            report("sorting by feature", min(first + SORTED_AT_ONCE, total), total, {})
+            report("sorting by feature", min(first + at_once, total), total, {})
         columns.commit(**{**columns.state, "sorted": True})
     for name, dtype in by_feature.items():
         check_size(paths[name], total * np.dtype(dtype).itemsize)

@@ -44,11 +44,11 @@ class FeatureStats:
     strings: TokenStrings
     explanations: Mapping[int, Explanation]
 
-    def batches(self, report: ProgressCallback) -> Iterator[Any]:
-        """Yield all rows as pyarrow.RecordBatch, `ROWS_AT_ONCE` at a time."""
+    def batches(self, report: ProgressCallback, rows_at_once: int = ROWS_AT_ONCE) -> Iterator[Any]:
+        """Yield all rows as pyarrow.RecordBatch, `rows_at_once` at a time."""
         d_sae = self.firings.d_sae
-        for first in range(0, d_sae, ROWS_AT_ONCE):
-            end = min(first + ROWS_AT_ONCE, d_sae)
+        for first in range(0, d_sae, rows_at_once):
+            end = min(first + rows_at_once, d_sae)
             yield to_batch([self.row(index) for index in range(first, end)])
             report("labels and examples", end, d_sae, {})
 

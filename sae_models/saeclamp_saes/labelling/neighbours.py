@@ -26,7 +26,9 @@ class NeighbourTable(NamedTuple):
     """(d_sae, num) float32"""
 
 
-def measure_neighbours(folder: Path, W_dec: Tensor, report: ProgressCallback) -> NeighbourTable:
+def measure_neighbours(
+    folder: Path, W_dec: Tensor, report: ProgressCallback, *, cosines_at_once: int = COSINES_AT_ONCE
+) -> NeighbourTable:
     """
     Find every feature's neighbours, or resume an interrupted search.
 
@@ -36,7 +38,7 @@ def measure_neighbours(folder: Path, W_dec: Tensor, report: ProgressCallback) ->
     num = min(NUM_NEIGHBOURS, len(W_dec) - 1)
     columns = ColumnStore(folder, {"indices": StoredColumn("<i4", num), "cosines": StoredColumn("<f4", num)})
     unit = torch.nn.functional.normalize(W_dec, dim=1)
-    step = max(1, COSINES_AT_ONCE // len(W_dec))
+    step = max(1, cosines_at_once // len(W_dec))
     for first in range(columns.num_done, len(W_dec), step):
         cosines = unit[first : first + step] @ unit.T
         own = torch.arange(len(cosines), device=cosines.device)

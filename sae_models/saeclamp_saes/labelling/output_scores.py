@@ -73,7 +73,14 @@ class PromotedTokens(NamedTuple):
 
 
 def measure_outputs(
-    folder: Path, sae: SAE, reader: ActivationReader, max_acts: Tensor, report: ProgressCallback
+    folder: Path,
+    sae: SAE,
+    reader: ActivationReader,
+    max_acts: Tensor,
+    report: ProgressCallback,
+    *,
+    logits_at_once: int = LOGITS_AT_ONCE,
+    named_share: float = NAMED_SHARE,
 ) -> PromotedTokens:
     """
     Measure every feature, or resume an interrupted measurement.
@@ -86,14 +93,16 @@ def measure_outputs(
     lens = LogitLens(reader.model, len(reader.tokenizer))
     prefix = Prefix.read(reader, PREFIX) if edits_resid(sae) else None
     columns = ColumnStore(folder, _COLUMNS)
-    step = max(1, LOGITS_AT_ONCE // lens.num_tokens)
+    step = max(1, logits_at_once // lens.num_tokens)
     for first in range(columns.num_done, sae.d_sae, step):
         features = torch.arange(first, min(first + step, sae.d_sae), device=sae.W_dec.device)
         logits = lens.logits(sae.W_dec[features])
         top, bottom = logits.topk(NUM_SCORED), logits.topk(NUM_SHOWN, largest=False)
         targets = STRENGTH * max_acts[features]
         scores = (
-            output_scores(prefix, sae, features, targets, top.indices) if prefix else OutputScores.unknown(top.indices)
+            output_scores(prefix, sae, features, targets, top.indices, named_share)
+            if prefix
+            else OutputScores.unknown(top.indices)
         )
         columns.append(
             top=top.indices.cpu().numpy(),
@@ -155,13 +164,16 @@ class Prefix:
         return logits
 
 
-def output_scores(prefix: Prefix, sae: SAE, features: Tensor, targets: Tensor, top: Tensor) -> OutputScores:
+def output_scores(
+    prefix: Prefix, sae: SAE, features: Tensor, targets: Tensor, top: Tensor, named_share: float = NAMED_SHARE
+) -> OutputScores:
     """
     Measure output scores.
 
-    features: (n,) int64
-    targets:  (n,), activation that each feature is clamped to at the prefix's last token; NaN gives NaN
-    top:      (n, num_scored) int64, first tokens of each feature's lens
+    features:    (n,) int64
+    targets:     (n,), activation that each feature is clamped to at the prefix's last token; NaN gives NaN
+    top:         (n, num_scored) int64, first tokens of each feature's lens
+    named_share: share of the likeliest one's probability that a token must have to be named
     """
     num = len(features)
     rows = torch.arange(num, device=features.device)
@@ -181,7 +193,7 @@ def output_scores(prefix: Prefix, sae: SAE, features: Tensor, targets: Tensor, t
     probability = (chosen - logits.logsumexp(dim=1, keepdim=True)).exp()
     best = ((1 - rank / logits.shape[1]) * probability).max(dim=1)
     likeliest = probability.topk(NUM_NAMED)
-    is_named = likeliest.values >= NAMED_SHARE * likeliest.values[:, :1]
+    is_named = likeliest.values >= named_share * likeliest.values[:, :1]
     clean = prefix.logits(1, sae.site, lambda x: None)[0].softmax(dim=0)
     return OutputScores(
         score=best.values,

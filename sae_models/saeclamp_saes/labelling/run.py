@@ -18,11 +18,16 @@ from saeclamp_saes.errors import LabelError, TrainingError
 from saeclamp_saes.io.hashes import tensor_sha256
 from saeclamp_saes.io.work_folder import check_identity, locked
 from saeclamp_saes.labelling import examples, feature_rows, output_scores, token_labels
-from saeclamp_saes.labelling.activation_index import build_index, sequences_of_files
+from saeclamp_saes.labelling.activation_index import (
+    ENCODED_AT_ONCE,
+    SORTED_AT_ONCE,
+    build_index,
+    sequences_of_files,
+)
 from saeclamp_saes.labelling.examples import TokenStrings
-from saeclamp_saes.labelling.feature_rows import FeatureStats, max_acts
-from saeclamp_saes.labelling.neighbours import measure_neighbours
-from saeclamp_saes.labelling.output_scores import measure_outputs
+from saeclamp_saes.labelling.feature_rows import ROWS_AT_ONCE, FeatureStats, max_acts
+from saeclamp_saes.labelling.neighbours import COSINES_AT_ONCE, measure_neighbours
+from saeclamp_saes.labelling.output_scores import LOGITS_AT_ONCE, measure_outputs
 from saeclamp_saes.labelling.table import (
     Explanation,
     LabelsInfo,
@@ -68,8 +73,26 @@ class LabelSettings:
     """Files of the data that examples may be taken from; empty: all."""
 
 
+@dataclass(frozen=True)
+class BatchSizes:
+    """Bounds on what each step has in memory at once; the labels are the same with any."""
+
+    encoded: int = ENCODED_AT_ONCE
+    sorted: int = SORTED_AT_ONCE
+    logits: int = LOGITS_AT_ONCE
+    cosines: int = COSINES_AT_ONCE
+    rows: int = ROWS_AT_ONCE
+
+
+SIZES = BatchSizes()
+
+
 def run_labelling(
-    settings: LabelSettings, sae: SAE, reader: ActivationReader, report: ProgressCallback = no_progress
+    settings: LabelSettings,
+    sae: SAE,
+    reader: ActivationReader,
+    report: ProgressCallback = no_progress,
+    sizes: BatchSizes = SIZES,
 ) -> LabelTable:
     """
     Label every feature, write the file, and return its labels; or resume a run.
@@ -91,9 +114,10 @@ def run_labelling(
         work.mkdir(parents=True, exist_ok=True)
         _check_identity(work, identity)
         with locked(work):
-            measured = _measure(work, settings, sae.to(_device(reader), torch.float32), reader, files, limits, report)
+            moved = sae.to(_device(reader), torch.float32)
+            measured = _measure(work, settings, moved, reader, files, limits, report, sizes)
             info = _info(settings, sae, reader, identity, measured.firings.num_tokens)
-            write_labels(settings.out, info, measured.batches(report))
+            write_labels(settings.out, info, measured.batches(report, sizes.rows))
     except OSError as exc:
         raise LabelError(f"{work} cannot be written: {exc.strerror or exc}.") from exc
     shutil.rmtree(work)
@@ -176,8 +200,19 @@ def _measure(
     files: Sequence[Path],
     limits: Tensor,
     report: ProgressCallback,
+    sizes: BatchSizes,
 ) -> FeatureStats:
-    firings = build_index(work / "firings", sae, reader, files, limits, settings.tokens, report)
+    firings = build_index(
+        work / "firings",
+        sae,
+        reader,
+        files,
+        limits,
+        settings.tokens,
+        report,
+        encoded_at_once=sizes.encoded,
+        sorted_at_once=sizes.sorted,
+    )
     if not firings.num_tokens:
         shutil.rmtree(work)  # so that the same command with more tokens begins anew
         raise LabelError(f"Of the first {settings.tokens} tokens of the data none counts: read more.")
@@ -187,13 +222,13 @@ def _measure(
     found = None
     if writes_to_resid(reader.model, sae):
         targets = torch.tensor(maxima, dtype=torch.float32, device=sae.W_dec.device)
-        found = measure_outputs(work / "outputs", sae, reader, targets, report)
+        found = measure_outputs(work / "outputs", sae, reader, targets, report, logits_at_once=sizes.logits)
     return FeatureStats(
         firings=firings,
         vocabulary=max(len(reader.tokenizer), int(firings.ids.max()) + 1),
         max_acts=maxima,
         outputs=found,
-        neighbours=measure_neighbours(work / "neighbours", sae.W_dec, report),
+        neighbours=measure_neighbours(work / "neighbours", sae.W_dec, report, cosines_at_once=sizes.cosines),
         strings=token_strings(reader.tokenizer),
         explanations=_explanations(settings.out, sae),
     )

@@ -93,6 +93,13 @@ class ActivationReader:
     """Tokens of the longest sequence; a longer document is cut into several."""
     batch_tokens: int = 4096
     """Tokens of a forward, padding included."""
+    group_tokens: int = GROUP_TOKENS
+    median_tokens: int = MEDIAN_TOKENS
+
+    @property
+    def least_group(self) -> int:
+        """Number of tokens at which a group of documents is full: enough for several forwards."""
+        return max(self.group_tokens, 4 * self.batch_tokens)
 
     def parts(self, document: Document) -> list[TokenSequence]:
         """
@@ -268,7 +275,7 @@ class ActivationStream:
             self._documents, self._at = documents(self._files, start), start
         parts: list[TokenSequence] = []
         num_tokens = 0
-        while num_tokens < max(GROUP_TOKENS, 4 * self._reader.batch_tokens):
+        while num_tokens < self._reader.least_group:
             document = next(self._documents, None)
             if document is None:
                 break
@@ -315,10 +322,10 @@ def norm_limits(reader: ActivationReader, files: Sequence[Path], report: Progres
     Raises TrainingError when the data hold no token that counts.
     """
     norms: list[Tensor] = []
-    read = report_forwards(report, "measuring lengths", 0, MEDIAN_TOKENS, lambda part: part.num_counting)
+    read = report_forwards(report, "measuring lengths", 0, reader.median_tokens, lambda part: part.num_counting)
     for document in documents(files):
         norms += [x.float().norm(dim=2).cpu() for x in reader.vectors(reader.parts(document), read)]
-        if sum(map(len, norms)) >= MEDIAN_TOKENS:
+        if sum(map(len, norms)) >= reader.median_tokens:
             break
     if not sum(map(len, norms)):
         raise TrainingError(f"The data hold no document of {SHORTEST} tokens or more.")

@@ -40,7 +40,9 @@ Ask = Callable[[ModelClient, ProgressCounter], Awaitable[Answer]]
 """Answers a request with the model, and counts its steps."""
 
 
-async def answer_long(request: Request, ask: Ask) -> Response:
+async def answer_long(
+    request: Request, ask: Ask, *, opens_after_s: float = OPENS_AFTER_S, every_s: float = EVERY_S
+) -> Response:
     """Answer as the request's `Accept` wants it. Raises RequestError."""
     counter = ProgressCounter()
     state = state_of(request.app)
@@ -49,13 +51,13 @@ async def answer_long(request: Request, ask: Ask) -> Response:
     try:
         if EVENTS not in request.headers.get("accept", ""):
             return Response(await work, media_type="application/json")
-        await asyncio.wait((work,), timeout=OPENS_AFTER_S)
+        await asyncio.wait((work,), timeout=opens_after_s)
         if work.done():
             work.result()  # raises the refusal
     except BaseException:
         await cancelled(work)
         raise
-    return EventsResponse(work, counter)
+    return EventsResponse(work, counter, every_s)
 
 
 async def _written(ask: Ask, share: ModelShare, counter: ProgressCounter) -> bytes:
@@ -72,11 +74,11 @@ class EventsResponse(Response):
 
     media_type = EVENTS
 
-    def __init__(self, work: asyncio.Future[bytes], counter: ProgressCounter) -> None:
+    def __init__(self, work: asyncio.Future[bytes], counter: ProgressCounter, every_s: float) -> None:
         # nginx, which would else keep events until there are more of them, goes by the second one
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._work, self._counter = work, counter
+        self._work, self._counter, self._every_s = work, counter, every_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send events until the work is done, or nobody listens any more."""
@@ -87,10 +89,10 @@ class EventsResponse(Response):
             num_silent = 0
             while not self._work.done():
                 num_silent += 1
-                if self._counter.now != seen or num_silent * EVERY_S >= SILENT_S:
+                if self._counter.now != seen or num_silent * self._every_s >= SILENT_S:
                     seen, num_silent = self._counter.now, 0
                     await send(_event(seen.model_dump_json().encode(), more=True))
-                await asyncio.wait((self._work, gone), timeout=EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((self._work, gone), timeout=self._every_s, return_when=asyncio.FIRST_COMPLETED)
                 if gone.done():
                     return
             await send(_event(self._last(), more=False))

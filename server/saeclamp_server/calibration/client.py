@@ -31,8 +31,6 @@ from saeclamp_server.calibration.errors import CalibrationError
 from saeclamp_server.calibration.metrics import MeasuredAnswer
 
 T = TypeVar("T")
-MAX_RETRIES = 5
-"""Retries of a request that the server was too busy for, or that never reached it."""
 
 
 @dataclass(frozen=True)

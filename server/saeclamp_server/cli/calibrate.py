@@ -29,6 +29,8 @@ logger = logging.getLogger("saeclamp.server")
 NAME = "calibrate"
 FIRST_ANSWER_S = 10
 """Seconds in which a running server must say what it serves."""
+MAX_RETRIES = 5
+"""Retries of a request that the server was too busy for, or that never reached it."""
 DESCRIPTION = """\
 Clamp features to rising strengths on neutral prompts, through a server, and measure how often answers are about the feature
 and what that costs in fluency. The whole curve is kept in calibration.json, and the strengths that work, the green zone, in
@@ -81,7 +83,7 @@ def split_engine_flags(argv: list[str]) -> tuple[list[str], list[str]]:
     return argv[:at], argv[at + 1 :]
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, *, first_answer_s: float = FIRST_ANSWER_S, max_retries: int = MAX_RETRIES) -> int:
     """Measure, print the curves, and return the exit code. Raises SAEError with a sentence."""
     from saeclamp_saes import find_sae, open_entry
     from saeclamp_server.calibration.report import print_curve
@@ -89,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     from saeclamp_server.calibration.storage import AnswerKey, locked
 
     _check_where(args)
-    served = None if args.url is None else _served_model(args)
+    served = None if args.url is None else _served_model(args, first_answer_s)
     sae = open_entry(find_sae(args.sae))
     folder = args.out or (sae.path if sae.path.is_dir() else sae.path.parent)
     targets = _targets(args, sae, folder)
@@ -105,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
         if args.keep_answers:
             calibration.answers.keep()
         try:
-            results = _calibrate(args, calibration, targets)
+            results = _calibrate(args, calibration, targets, max_retries)
         except KeyboardInterrupt:
             logger.info("stopped; the same command goes on with it.")
             return 130
@@ -177,16 +179,16 @@ def _model(args: argparse.Namespace) -> dict[str, Any]:
     return {"name": name, "sha256": model_hashes(folder) if Path(folder).is_dir() else None}
 
 
-def _served_model(args: argparse.Namespace) -> str:
+def _served_model(args: argparse.Namespace, first_answer_s: float) -> str:
     """Ask the running server for the model's name, and so find out whether there is a server."""
     import saeclamp
     from saeclamp_saes.io.sanitize import escape_to_one_line
 
     try:
-        with saeclamp.Client(args.url, timeout=FIRST_ANSWER_S, max_retries=0) as client:
+        with saeclamp.Client(args.url, timeout=first_answer_s, max_retries=0) as client:
             served = client.models.list()
     except saeclamp.APITimeoutError as exc:
-        raise CalibrationError(f"No server answers at {args.url} within {FIRST_ANSWER_S} seconds.") from exc
+        raise CalibrationError(f"No server answers at {args.url} within {first_answer_s} seconds.") from exc
     except saeclamp.AuthenticationError as exc:
         raise CalibrationError(
             f"The server at {escape_to_one_line(args.url)} wants its API key: set SAECLAMP_API_KEY. "
@@ -219,7 +221,7 @@ def _encoder(targets: Sequence[CalibrationTarget]) -> Any:
 
 
 def _calibrate(
-    args: argparse.Namespace, calibration: CalibrationPlan, targets: Sequence[CalibrationTarget]
+    args: argparse.Namespace, calibration: CalibrationPlan, targets: Sequence[CalibrationTarget], max_retries: int
 ) -> list[CalibrationRecord]:
     from saeclamp_server.calibration.report import progress
 
@@ -228,7 +230,7 @@ def _calibrate(
     if missing:
         total = 1 + sum(len(calibration.missing(target)) for target in missing)
         with _server(args) as url, progress(total) as report:
-            measured = asyncio.run(_measure(args, url, calibration, missing, report))
+            measured = asyncio.run(_measure(args, url, calibration, missing, report, max_retries))
     by_index = {result.target.index: result for result in measured}
     return [by_index.get(target.index) or calibration.judge_again(target) for target in targets]
 
@@ -250,13 +252,14 @@ async def _measure(
     calibration: CalibrationPlan,
     targets: Sequence[CalibrationTarget],
     report: CurveProgress,
+    max_retries: int,
 ) -> list[CalibrationRecord]:
     from saeclamp import AsyncClient
-    from saeclamp_server.calibration.client import MAX_RETRIES, AnswerClient, engine_version
+    from saeclamp_server.calibration.client import AnswerClient, engine_version
     from saeclamp_server.calibration.run import CalibrationRun
 
     settings = calibration.settings
-    async with AsyncClient(url, max_retries=MAX_RETRIES) as client:
+    async with AsyncClient(url, max_retries=max_retries) as client:
         asker = AnswerClient(client, settings.max_tokens, settings.plain, args.at_once, settings.sae.sha256)
         logger.info("waiting for the server's first token ...")
         server = {"vllm": await engine_version(url), "flags": list(args.engine_argv)}

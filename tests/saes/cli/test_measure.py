@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,25 @@ from tests.support.tiny_training import LAYER, corpus, tokenizer
 
 from saeclamp_saes.cli import measure as command
 from saeclamp_saes.errors import SAEError
-from saeclamp_saes.evaluation import evaluate as measuring
+from saeclamp_saes.evaluation.evaluate import SAVE_SECONDS, EvaluatedSAE, NamedSAE, evaluate
+from saeclamp_saes.lm.harvest import ActivationReader
+
+EVALUATE = "saeclamp_saes.evaluation.evaluate.evaluate"
+"""What the command calls."""
+
+
+def in_small_steps(
+    saes: Sequence[NamedSAE], reader: ActivationReader, *rest: Any, save_seconds: float = SAVE_SECONDS
+) -> EvaluatedSAE:
+    """Measure with groups, and tokens of cross-entropies, as many times smaller as the texts are."""
+    reader = replace(reader, group_tokens=1500)
+    return evaluate(saes, reader, *rest, save_seconds=save_seconds, verified_tokens=400)
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SAECLAMP_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(measuring, "VERIFIED_TOKENS", 400)
-    monkeypatch.setattr(measuring, "GROUP_TOKENS", 1500)
+    monkeypatch.setattr(EVALUATE, in_small_steps)
     return tmp_path / "home"
 
 
@@ -121,7 +134,7 @@ def test_after_ctrl_c_the_same_command_goes_on(
         yield report
 
     monkeypatch.setattr(command, "progress_bar", interrupting)
-    monkeypatch.setattr(measuring.evaluate, "__defaults__", (*measuring.evaluate.__defaults__[:-1], 0.0))
+    monkeypatch.setattr(EVALUATE, partial(in_small_steps, save_seconds=0.0))
     assert run(*argv) == 130
     assert capsys.readouterr().err == "saeclamp: stopped; the same command goes on with it.\n"
     assert len(list((home / "unfinished").iterdir())) == 1
@@ -141,7 +154,7 @@ def test_sums_over_the_data_in_another_order_are_others(
         states.append(args[-1])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(measuring, "evaluate", instead)
+    monkeypatch.setattr(EVALUATE, instead)
     data = corpus(tmp_path / "data", 20)
     one, other = data / "a.jsonl.gz", data / "b.jsonl"
     for files in ([one, other], [other, one], [data]):

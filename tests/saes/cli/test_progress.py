@@ -12,7 +12,7 @@ from tests.support.tiny_models import make
 from tests.support.tiny_training import corpus, reader, recipe, settings, wanted
 
 from saeclamp_saes.labelling.run import run_labelling
-from saeclamp_saes.lm.harvest import MEDIAN_TOKENS, ActivationReader
+from saeclamp_saes.lm.harvest import LOOKED_AT, MEDIAN_TOKENS, ActivationReader
 from saeclamp_saes.training.activations_store import write_store
 from saeclamp_saes.training.run import train
 
@@ -88,7 +88,8 @@ def test_every_forward_is_told(tmp_path: Path, work: Work, steps: list[str]) -> 
 
 def test_the_lengths_are_measured_on_so_many_tokens(tmp_path: Path) -> None:
     heard = Heard()
-    harvesting(corpus(tmp_path / "data", NUM_TEXTS), tmp_path / "out", reader(heard.model), heard)
+    reading = reader(heard.model, median_tokens=MEDIAN_TOKENS)
+    harvesting(corpus(tmp_path / "data", NUM_TEXTS), tmp_path / "out", reading, heard)
     told = heard.of("measuring lengths")
     assert told[0].done < told[-1].done < told[-1].total == MEDIAN_TOKENS
 
@@ -108,9 +109,9 @@ def test_every_step_is_told_with_the_figures_of_the_last_line(tmp_path: Path) ->
     assert len(set(losses)) == 4
 
 
-def test_many_documents_are_told_while_they_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saeclamp_saes.lm.harvest.LOOKED_AT", 20)
+def test_many_documents_are_told_while_they_are_looked_at(tmp_path: Path) -> None:
     heard = Heard()
-    harvesting(corpus(tmp_path / "data", NUM_TEXTS), tmp_path / "out", reader(heard.model), heard)
-    assert [(told.done, told.total) for told in heard.told[:3]] == [(20, 20), (40, 40), (60, 60)]
+    harvesting(corpus(tmp_path / "data", 3 * LOOKED_AT), tmp_path / "out", reader(heard.model), heard)
+    told = [(LOOKED_AT * number, LOOKED_AT * number) for number in (1, 2, 3)]
+    assert [(one.done, one.total) for one in heard.told[:3]] == told
     assert {told.doing for told in heard.told[:3]} == {"looking at the data"}

@@ -28,10 +28,10 @@ from tests.support.tiny_training import LAYER, corpus, texts
 from torch import Tensor, nn
 
 from saeclamp_saes.errors import SAEError
-from saeclamp_saes.evaluation import accumulators
-from saeclamp_saes.evaluation import evaluate as measuring
+from saeclamp_saes.evaluation.accumulators import MetricSums
 from saeclamp_saes.evaluation.eval_data import EvalData, survey_data
 from saeclamp_saes.evaluation.histograms import Histogram
+from saeclamp_saes.evaluation.measurement import Measurement
 from saeclamp_saes.evaluation.verify import verify
 from saeclamp_saes.lm.documents import Document, data_files, documents
 from saeclamp_saes.lm.harvest import norm_limits
@@ -44,13 +44,6 @@ SHARE = 0.3
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
     return make("llama")
-
-
-@pytest.fixture(autouse=True)
-def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cross-entropies on few tokens, because they take longest, and groups as many times smaller as the texts are."""
-    monkeypatch.setattr(measuring, "VERIFIED_TOKENS", 400)
-    monkeypatch.setattr(measuring, "GROUP_TOKENS", 1500)
 
 
 class Slow(NamedTuple):
@@ -144,15 +137,12 @@ def test_figures_are_those_of_a_slow_loop(tmp_path: Path, options: dict[str, Any
     )
 
 
-def test_on_little_text_the_figures_are_those_of_verify(
-    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(measuring, "VERIFIED_TOKENS", 10**6)
+def test_on_little_text_the_figures_are_those_of_verify(model: nn.Module, tmp_path: Path) -> None:
     sae, source = sae_at(), EvalData(plain_texts(tmp_path, 60))
     read = reading(model, sae)
     sequences = [part.ids for document in documents(source.files) for part in read.parts(document)]
     expected = verify(sae, model, sequences, read.tokenizer.all_special_ids)
-    (got,) = measured({"one": sae}, model, source).measurements
+    (got,) = measured({"one": sae}, model, source, verified_tokens=10**6).measurements
     assert got.verification == expected
     for name in ("num_tokens", "num_sinks", "l0_mean", "l0_p5", "l0_p95", "dead_share"):
         assert getattr(got, name) == pytest.approx(getattr(expected, name)), name
@@ -249,13 +239,16 @@ def test_an_sae_that_does_nothing_has_figures(model: nn.Module, tmp_path: Path) 
     assert (got.activations.mean, got.activations.largest, got.activations.percentiles) == (None, None, {})
 
 
-def test_principal_components_of_very_wide_vectors_are_left_out(
-    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = EvalData(plain_texts(tmp_path, 20))
-    (narrow,) = measured({"one": sae_at()}, model, source).measurements
-    monkeypatch.setattr(accumulators, "WIDEST_GRAM", WIDTH - 1)
-    (wide,) = measured({"one": sae_at()}, model, source).measurements
+def test_principal_components_of_very_wide_vectors_are_left_out(model: nn.Module, tmp_path: Path) -> None:
+    sae, x = sae_at(), torch.randn(300, WIDTH, generator=torch.Generator().manual_seed(0))
+    (got,) = measured({"one": sae}, model, EvalData(plain_texts(tmp_path, 20))).measurements
+
+    def figures_of(widest: int) -> Measurement:
+        sums = MetricSums.empty(sae, torch.device("cpu"), widest_gram=widest)
+        sums.add(sae, x, x, 0)
+        return Measurement.from_sums("one", sae, sums, got.verification)
+
+    narrow, wide = figures_of(WIDTH), figures_of(WIDTH - 1)
     assert narrow.pca_explained_variance is not None
     assert wide == replace(narrow, pca_explained_variance=None)
 

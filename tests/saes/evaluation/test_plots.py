@@ -21,7 +21,6 @@ from tests.support.tiny_evaluation import D_SAE, measured, plain_texts, sae_at
 from tests.support.tiny_models import make
 
 from saeclamp_saes.errors import VerificationError
-from saeclamp_saes.evaluation import evaluate as measuring
 from saeclamp_saes.evaluation.eval_data import EvalData
 from saeclamp_saes.evaluation.evaluate import EvaluatedSAE
 from saeclamp_saes.evaluation.measurement import Measurement
@@ -31,9 +30,7 @@ from saeclamp_saes.evaluation.plots import activations_figure, density_figure, w
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> EvaluatedSAE:
     saes = {"first": sae_at(), "second$_1$": sae_at(seed=1), "silent": sae_at(threshold=torch.full((D_SAE,), 1e9))}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measuring, "VERIFIED_TOKENS", 400)
-        return measured(saes, make("llama"), EvalData(plain_texts(tmp_path_factory.mktemp("data"), 60)))
+    return measured(saes, make("llama"), EvalData(plain_texts(tmp_path_factory.mktemp("data"), 60)))
 
 
 @pytest.fixture(scope="module")

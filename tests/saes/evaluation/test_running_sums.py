@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.support.tiny_evaluation import Stopped, figures, measured, plain_texts, sae_at
+from tests.support import tiny_evaluation
+from tests.support.tiny_evaluation import Stopped, figures, plain_texts, sae_at
 from tests.support.tiny_models import make
 from torch import nn
 
 from saeclamp_saes.errors import SAEError
-from saeclamp_saes.evaluation import evaluate as measuring
 from saeclamp_saes.evaluation.eval_data import EvalData
 
 SAID = r"kept\.safetensors, which holds .*, is damaged: move it away, and the command begins anew\."
 
 
-@pytest.fixture(autouse=True)
-def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "VERIFIED_TOKENS", 400)
-    monkeypatch.setattr(measuring, "GROUP_TOKENS", 300)
+measured = partial(tiny_evaluation.measured, group_tokens=300)
 
 
 @pytest.fixture(scope="module")

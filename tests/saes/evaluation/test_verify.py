@@ -292,12 +292,11 @@ def test_the_calibrated_threshold_keeps_as_many_as_topk(model: nn.Module, texts:
     assert int(acts.count_nonzero()) == 5 * len(ordinary)
 
 
-def test_the_calibrated_threshold_does_not_depend_on_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_calibrated_threshold_does_not_depend_on_the_parts() -> None:
     x = torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(2))
     top_k = replace(planted(x, HOME, WIDTH), top_k=TopK(3))
     whole = estimate_threshold(top_k, x)
-    monkeypatch.setattr("saeclamp_saes.evaluation.interpretations.ENCODE_BYTES", 7 * 2 * WIDTH * 4)
-    assert estimate_threshold(top_k, x) == pytest.approx(whole)
+    assert estimate_threshold(top_k, x, encode_bytes=7 * 2 * WIDTH * 4) == pytest.approx(whole)
 
 
 def test_a_signed_topk_has_no_threshold() -> None:

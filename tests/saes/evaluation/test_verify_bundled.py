@@ -46,8 +46,13 @@ def sae() -> SAE:
     return read_sae(BUNDLED["bundled"])
 
 
-def test_the_bundled_sae_fits(measure: Verify, sae: SAE) -> None:
-    result = measure(sae, TOKENS)
+@pytest.fixture(scope="module")
+def result(measure: Verify, sae: SAE) -> Verification:
+    """What is measured of the SAE as it is."""
+    return measure(sae, TOKENS)
+
+
+def test_the_bundled_sae_fits(result: Verification) -> None:
     print(json.dumps(result.to_json(), indent=1))  # with `pytest -s`
     loss = result.cross_entropy
     assert result.verdict == "ok"
@@ -65,11 +70,13 @@ def test_the_bundled_sae_fits(measure: Verify, sae: SAE) -> None:
     assert result.calibrated_threshold is None
 
 
-def test_without_its_thresholds_it_is_refused_although_it_explains_more(measure: Verify, sae: SAE) -> None:
+def test_without_its_thresholds_it_is_refused_although_it_explains_more(
+    result: Verification, measure: Verify, sae: SAE
+) -> None:
     """As if its configuration said "standard": seven times as many features are active."""
-    right, wrong = measure(sae, TOKENS), measure(replace(sae, threshold=torch.zeros_like(sae.threshold)), TOKENS)
-    assert wrong.explained_variance > right.explained_variance
-    assert wrong.l0_mean > 6 * right.l0_mean
+    wrong = measure(replace(sae, threshold=torch.zeros_like(sae.threshold)), TOKENS)
+    assert wrong.explained_variance > result.explained_variance
+    assert wrong.l0_mean > 6 * result.l0_mean
     assert wrong.verdict.startswith("It fits better as TopK with k = ")
     assert "active features, against" in wrong.verdict
     assert "use ?activation=topk&k=" in wrong.verdict

@@ -12,18 +12,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from saeclamp_saes.errors import CheckpointError
-from saeclamp_saes.io import tensors as module
 from saeclamp_saes.io.npz import NpzFile
 from saeclamp_saes.io.safetensors import SafetensorsFile
 from saeclamp_saes.io.tensors import LoadedTensors, Tensors, is_finite
 
 MATRIX = torch.arange(7 * 5, dtype=torch.float32).view(7, 5) - 16.5
 CUBE = torch.arange(3 * 4 * 5, dtype=torch.float32).view(3, 4, 5) / 8
-
-
-@pytest.fixture(params=[1 << 24, 80, 4], ids=["whole", "some rows at a time", "a number at a time"])
-def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK_BYTES", request.param)
 
 
 def held(container: str, tensors: Mapping[str, Tensor], folder: Path, shapes_only: bool = False) -> Tensors:
@@ -44,10 +38,11 @@ def held(container: str, tensors: Mapping[str, Tensor], folder: Path, shapes_onl
 CONTAINERS = ("safetensors", "npz", "compressed npz", "loaded")
 
 
-@pytest.mark.usefixtures("_chunks")
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_every_piece_is_what_was_stored(container: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("chunk_bytes", [1 << 24, 80, 4], ids=["whole", "some rows at a time", "a number at a time"])
+def test_every_piece_is_what_was_stored(container: str, tmp_path: Path, chunk_bytes: int) -> None:
     file = held(container, {"W": MATRIX, "cube": CUBE, "k": torch.tensor(32), "b": MATRIX[0].clone()}, tmp_path)
+    file.chunk_bytes = chunk_bytes
     assert file.shapes == {"W": (7, 5), "cube": (3, 4, 5), "k": (), "b": (5,)}
     assert torch.equal(file.tensor("W", (7, 5)), MATRIX)
     assert torch.equal(file.transposed("W", (7, 5)), MATRIX.T)

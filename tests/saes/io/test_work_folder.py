@@ -25,13 +25,6 @@ Work = Callable[..., Any]
 """Of a folder, what is wanted and a reader; a report too, if one is given."""
 
 
-@pytest.fixture(autouse=True)
-def _small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Groups of documents, and the text on which lengths are measured, as many times smaller as the corpus is."""
-    monkeypatch.setattr("saeclamp_saes.lm.harvest.GROUP_TOKENS", 300)
-    monkeypatch.setattr("saeclamp_saes.lm.harvest.MEDIAN_TOKENS", 300)
-
-
 class Stopped(Exception):
     """As if the process had been killed."""
 

@@ -19,13 +19,10 @@ from saeclamp_saes.errors import SAEError
 from saeclamp_saes.labelling.run import run_labelling
 
 FEW = {"tokens": 300}
-"""Fewer than the first file has, so that what is wrong in the last one lies behind all that is read."""
-
-
-@pytest.fixture(autouse=True)
-def _short_median(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The text on which lengths are measured, so short that it is all in the first file."""
-    monkeypatch.setattr("saeclamp_saes.lm.harvest.MEDIAN_TOKENS", 300)
+"""
+Fewer than the first file has, as are those on which lengths are measured, so that what is wrong in the last one lies behind
+all that is read.
+"""
 
 
 def begun(doing: str, done: int, total: int, figures: Mapping[str, float]) -> None:

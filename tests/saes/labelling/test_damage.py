@@ -13,19 +13,13 @@ from tests.support.tiny_labels import StopAfter, Stopped, sae, settings
 from tests.support.tiny_training import corpus, reader, texts
 
 from saeclamp_saes.errors import LabelError
-from saeclamp_saes.labelling import activation_index
-from saeclamp_saes.labelling.run import LabelSettings, run_labelling
+from saeclamp_saes.labelling.run import SIZES, BatchSizes, LabelSettings, run_labelling
 from saeclamp_saes.labelling.table import LabelTable
+from saeclamp_saes.lm.harvest import ActivationReader
 
 NUM_TOLD = {"reading documents": 12}
 """Of a step's reports, until something of it was kept."""
 TO_BEGIN_ANEW = r"To begin anew, delete the folder .*labels\.parquet\.work\."
-
-
-@pytest.fixture(autouse=True)
-def _small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(activation_index, "GROUP_TOKENS", 200)
-    monkeypatch.setattr("saeclamp_saes.lm.harvest.MEDIAN_TOKENS", 300)
 
 
 @pytest.fixture
@@ -33,14 +27,19 @@ def data(tmp_path: Path) -> Path:
     return corpus(tmp_path / "data", 24)
 
 
+def in_small_groups() -> ActivationReader:
+    return reader(batch_tokens=50, group_tokens=200)
+
+
 def of(out: Path, *files: Path, **options: Any) -> LabelSettings:
     return replace(settings(out, files[0], **options), data=files)
 
 
-def stopped(out: Path, data: Path, step: str = "reading documents") -> Path:
+def stopped(out: Path, data: Path, step: str = "reading documents", sizes: BatchSizes = SIZES) -> Path:
     """Label until a step has begun; returns the folder of what was half done."""
+    report = StopAfter(NUM_TOLD.get(step, 2), step)
     with pytest.raises(Stopped):
-        run_labelling(settings(out, data), sae(), reader(batch_tokens=50), StopAfter(NUM_TOLD.get(step, 2), step))
+        run_labelling(settings(out, data), sae(), in_small_groups(), report, sizes)
     return out.with_name(f"{out.name}.work")
 
 
@@ -50,12 +49,10 @@ def test_labels_do_not_go_on_with_their_text_in_another_order(tmp_path: Path) ->
         file.write_text("\n".join(json.dumps({"text": text}) for text in texts(20, seed=seed)))
     quote = {"quote": (files[0],)}
     with pytest.raises(Stopped):
-        run_labelling(
-            of(out, files[1], files[0], **quote), sae(), reader(batch_tokens=50), StopAfter(2, "reading documents")
-        )
+        run_labelling(of(out, files[1], files[0], **quote), sae(), in_small_groups(), StopAfter(2, "reading documents"))
     said = r"another order of the data \(secret\.jsonl, a\.jsonl, and now a\.jsonl, secret\.jsonl\)"
     with pytest.raises(LabelError, match=said):
-        run_labelling(of(out, *files, **quote), sae(), reader(batch_tokens=50))
+        run_labelling(of(out, *files, **quote), sae(), in_small_groups())
 
 
 @pytest.mark.parametrize("name", ["ids", "token", "lengths"])
@@ -67,34 +64,31 @@ def test_what_was_read_before_and_cut_short_is_not_gone_on_with(tmp_path: Path, 
         with pytest.raises(
             LabelError, match=rf"{name} was cut short: it has 7 bytes, and [\d,]+ were .*{TO_BEGIN_ANEW}"
         ):
-            run_labelling(settings(tmp_path / "labels.parquet", data), sae(), reader(batch_tokens=50))
+            run_labelling(settings(tmp_path / "labels.parquet", data), sae(), in_small_groups())
     path.unlink()
     with pytest.raises(LabelError, match=f"{name} was cut short: it has 0 bytes"):
-        run_labelling(settings(tmp_path / "labels.parquet", data), sae(), reader(batch_tokens=50))
+        run_labelling(settings(tmp_path / "labels.parquet", data), sae(), in_small_groups())
 
 
 @pytest.mark.parametrize("name", ["token-by-feature", "value-by-feature"])
-def test_what_was_sorted_and_cut_short_is_not_gone_on_with(
-    tmp_path: Path, data: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("saeclamp_saes.labelling.output_scores.LOGITS_AT_ONCE", 7 * 97)
-    work = stopped(tmp_path / "labels.parquet", data, "logit lens and output scores")
+def test_what_was_sorted_and_cut_short_is_not_gone_on_with(tmp_path: Path, data: Path, name: str) -> None:
+    work = stopped(tmp_path / "labels.parquet", data, "logit lens and output scores", BatchSizes(logits=7 * 97))
     path = work / "firings" / name
     path.write_bytes(path.read_bytes()[:400])
     with pytest.raises(LabelError, match=rf"{name} was cut short: it has 400 bytes, .*{TO_BEGIN_ANEW}"):
-        run_labelling(settings(tmp_path / "labels.parquet", data), sae(), reader(batch_tokens=50))
+        run_labelling(settings(tmp_path / "labels.parquet", data), sae(), in_small_groups())
 
 
 @pytest.mark.parametrize("step", ["firings", "neighbours"])
-def test_a_damaged_state_is_named(tmp_path: Path, data: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saeclamp_saes.labelling.neighbours.COSINES_AT_ONCE", 5 * 24)
-    path = stopped(tmp_path / "labels.parquet", data, "neighbours") / step / "state.json"
+def test_a_damaged_state_is_named(tmp_path: Path, data: Path, step: str) -> None:
+    sizes = BatchSizes(cosines=5 * 24)
+    path = stopped(tmp_path / "labels.parquet", data, "neighbours", sizes) / step / "state.json"
     # all of it is there, but for what the state is to say
     other = json.dumps({**json.loads(path.read_text()), "state": {"sorted": 1, "done": "x"}})
     for content in ("", "{", "[]", '{"bytes": {}, "state": {}}', '{"bytes": 1, "state": {}}', '{"state": {}}', other):
         path.write_text(content)
         with pytest.raises(LabelError, match=rf"{step}/state\.json is damaged\. {TO_BEGIN_ANEW}"):
-            run_labelling(settings(tmp_path / "labels.parquet", data), sae(), reader(batch_tokens=50))
+            run_labelling(settings(tmp_path / "labels.parquet", data), sae(), in_small_groups())
 
 
 def test_metadata_that_do_not_say_what_labels_are_of_are_a_sentence(tmp_path: Path, data: Path) -> None:

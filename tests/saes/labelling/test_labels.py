@@ -247,10 +247,16 @@ def test_inactive_pieces_depend_on_the_feature_and_its_index_alone() -> None:
 
 
 def record(
-    folder: Path, of: SAE, reader: ActivationReader, data: Path, tokens: int = 10**6, limit: float = 1e9
+    folder: Path,
+    of: SAE,
+    reader: ActivationReader,
+    data: Path,
+    tokens: int = 10**6,
+    limit: float = 1e9,
+    **sizes: int,
 ) -> ActivationIndex:
     limits = torch.full((len(reader.sites),), limit)
-    return build_index(folder, of, reader, [data / "b.jsonl"], limits, tokens, no_progress)
+    return build_index(folder, of, reader, [data / "b.jsonl"], limits, tokens, no_progress, **sizes)
 
 
 def check(found: ActivationIndex, slow: list[list[Token]], num_features: int = D_SAE) -> None:
@@ -277,10 +283,9 @@ def test_no_more_tokens_are_read_than_asked_for(data: Path, tmp_path: Path, most
     check(record(tmp_path, sae(), reader(), data, tokens=most), [everything[:most]])
 
 
-def test_small_portions_are_sorted_like_one(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saeclamp_saes.labelling.activation_index.SORTED_AT_ONCE", 97)
-    monkeypatch.setattr("saeclamp_saes.labelling.activation_index.ENCODED_AT_ONCE", 7 * D_SAE)
-    check(record(tmp_path, sae(), reader(), data), tokens_of(reader(), sae(), data / "b.jsonl"))
+def test_small_portions_are_sorted_like_one(data: Path, tmp_path: Path) -> None:
+    found = record(tmp_path, sae(), reader(), data, sorted_at_once=97, encoded_at_once=7 * D_SAE)
+    check(found, tokens_of(reader(), sae(), data / "b.jsonl"))
 
 
 def test_an_sae_of_several_places_reads_them_side_by_side(data: Path, tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from saeclamp_saes import SAE, Site
 from saeclamp_saes.errors import LabelError
-from saeclamp_saes.labelling import neighbours, output_scores
 from saeclamp_saes.labelling.neighbours import measure_neighbours
 from saeclamp_saes.labelling.output_scores import PREFIX, Prefix, measure_outputs
 from saeclamp_saes.lm.architectures import apply_edits
@@ -27,6 +26,8 @@ from saeclamp_saes.sae import InputNorm, TopK
 
 IDS = torch.tensor([[2, 3, 4]])
 LAST = Site("resid_post", NUM_LAYERS - 1)
+NAMED_SHARE = 0.6
+"""Share of the likeliest token that a named one must have: more than elsewhere, as a random model is less sure."""
 MAX_ACTS = torch.linspace(0.5, 8.0, D_SAE).index_fill(0, torch.tensor([DEAD]), float("nan"))
 
 
@@ -103,21 +104,17 @@ def slow_score(reader: ActivationReader, of: SAE, feature: int, target: float) -
         scores[token] = (1 - rank / VOCABULARY) * probabilities[token]
     best = max(scores, key=scores.__getitem__)
     likeliest = sorted(top, key=lambda token: -probabilities[token])[:3]
-    named = [
-        token if probabilities[token] >= output_scores.NAMED_SHARE * probabilities[likeliest[0]] else -1
-        for token in likeliest
-    ]
+    named = [token if probabilities[token] >= NAMED_SHARE * probabilities[likeliest[0]] else -1 for token in likeliest]
     return scores[best], clean[best], named
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_output_scores_are_those_of_one_feature_at_a_time(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(output_scores, "LOGITS_AT_ONCE", 7 * VOCABULARY)  # batches that do not divide the features
-    monkeypatch.setattr(output_scores, "NAMED_SHARE", 0.6)  # a random model is less sure than others
+def test_output_scores_are_those_of_one_feature_at_a_time(name: str, tmp_path: Path) -> None:
     reading, of = reader(make(name)), sae()
-    found = measure_outputs(tmp_path, of, reading, MAX_ACTS, no_progress)
+    at_once = 7 * VOCABULARY  # batches that do not divide the features
+    found = measure_outputs(
+        tmp_path, of, reading, MAX_ACTS, no_progress, logits_at_once=at_once, named_share=NAMED_SHARE
+    )
     assert np.isnan(found.score[DEAD])
     assert -1 in np.delete(found.named, DEAD, axis=0)
     for feature in range(D_SAE):
@@ -208,13 +205,10 @@ def test_neighbours_are_the_largest_cosines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at_once", [1, 24, 5 * 24, 23 * 24])
-def test_blocks_of_cosines_give_what_all_at_once_give(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
-) -> None:
+def test_blocks_of_cosines_give_what_all_at_once_give(tmp_path: Path, at_once: int) -> None:
     W_dec, told = sae().W_dec, StopAfter(0)
     whole = measure_neighbours(tmp_path / "whole", W_dec, no_progress)
-    monkeypatch.setattr(neighbours, "COSINES_AT_ONCE", at_once)
-    blocks = measure_neighbours(tmp_path / "blocks", W_dec, told)
+    blocks = measure_neighbours(tmp_path / "blocks", W_dec, told, cosines_at_once=at_once)
     assert len(told.doing) == -(-24 // max(1, at_once // 24))
     assert blocks.indices.tolist() == whole.indices.tolist()
     np.testing.assert_allclose(blocks.cosines, whole.cosines, atol=1e-6)

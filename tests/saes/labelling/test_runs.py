@@ -23,30 +23,12 @@ from saeclamp_saes.cli import label as command
 from saeclamp_saes.errors import LabelError, SAEError
 from saeclamp_saes.io.hashes import sha256_of
 from saeclamp_saes.labelling.column_store import ColumnStore
-from saeclamp_saes.labelling.run import run_labelling, token_strings
+from saeclamp_saes.labelling.run import BatchSizes, run_labelling, token_strings
 from saeclamp_saes.labelling.table import Explanation, LabelTable, decoder_sha256, read_labels
 
+SMALL_STEPS = BatchSizes(sorted=4000, logits=7 * 97, rows=9, cosines=5 * D_SAE)
+"""So many steps that a tiny run can be stopped in the middle of each part."""
 CATS = Explanation("cats", "a-model", 0.75)
-
-
-@pytest.fixture(autouse=True)
-def _short_median(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The text on which lengths are measured, as many times smaller as the corpus is."""
-    monkeypatch.setattr("saeclamp_saes.lm.harvest.MEDIAN_TOKENS", 300)
-
-
-@pytest.fixture
-def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So many steps that a tiny run can be stopped in the middle of each part."""
-    at = "saeclamp_saes.labelling"
-    for name, value in {
-        f"{at}.activation_index.GROUP_TOKENS": 200,
-        f"{at}.activation_index.SORTED_AT_ONCE": 4000,
-        f"{at}.output_scores.LOGITS_AT_ONCE": 7 * 97,
-        f"{at}.feature_rows.ROWS_AT_ONCE": 9,
-        f"{at}.neighbours.COSINES_AT_ONCE": 5 * D_SAE,
-    }.items():
-        monkeypatch.setattr(name, value)
 
 
 def files_in(folder: Path) -> list[str]:
@@ -57,12 +39,13 @@ def parts_of(told: StopAfter) -> list[str]:
     return list(dict.fromkeys(told.doing))
 
 
-@pytest.mark.usefixtures("small_steps")
 def test_a_stopped_run_goes_on_and_comes_to_the_same(tmp_path: Path) -> None:
-    data, reading, told = corpus(tmp_path / "data"), reader(batch_tokens=50), StopAfter(0)
+    data, reading, told = corpus(tmp_path / "data"), reader(batch_tokens=50, group_tokens=200), StopAfter(0)
     (tmp_path / "whole").mkdir()
     some = {"tokens": 2500}  # fewer than there are, so that going on must know how many are left
-    whole = run_labelling(settings(tmp_path / "whole" / "labels.parquet", data, **some), sae(), reading, told)
+    whole = run_labelling(
+        settings(tmp_path / "whole" / "labels.parquet", data, **some), sae(), reading, told, SMALL_STEPS
+    )
     assert parts_of(told) == [
         "measuring lengths",
         "reading documents",
@@ -76,19 +59,18 @@ def test_a_stopped_run_goes_on_and_comes_to_the_same(tmp_path: Path) -> None:
     for part in (part for part in parts_of(told) for _ in range(2)):
         num = 12 if part == "reading documents" else 1  # where each forward is told, and not each group of them
         with pytest.raises(Stopped):
-            run_labelling(settings(out, data, **some), sae(), reading, StopAfter(num, part))
+            run_labelling(settings(out, data, **some), sae(), reading, StopAfter(num, part), SMALL_STEPS)
         assert not out.exists()
-    finished = run_labelling(settings(out, data, **some), sae(), reading)
+    finished = run_labelling(settings(out, data, **some), sae(), reading, sizes=SMALL_STEPS)
     assert finished.table.equals(whole.table)
     assert replace(finished.info, date="") == replace(whole.info, date="")
     assert files_in(out.parent) == files_in(tmp_path / "whole") == ["labels.parquet"]
 
 
-@pytest.mark.usefixtures("small_steps")
 @pytest.mark.parametrize("num", [1, 3, 6])
 def test_rows_written_but_not_committed_are_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num: int) -> None:
-    data, reading = corpus(tmp_path / "data"), reader(batch_tokens=50)
-    whole = run_labelling(settings(tmp_path / "whole.parquet", data), sae(), reading)
+    data, reading = corpus(tmp_path / "data"), reader(batch_tokens=50, group_tokens=200)
+    whole = run_labelling(settings(tmp_path / "whole.parquet", data), sae(), reading, sizes=SMALL_STEPS)
     commit, left = ColumnStore.commit, [num]
 
     def killed(self: ColumnStore, **state: Any) -> None:
@@ -100,8 +82,9 @@ def test_rows_written_but_not_committed_are_cut_off(tmp_path: Path, monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(ColumnStore, "commit", killed)
         with pytest.raises(Stopped):
-            run_labelling(settings(tmp_path / "labels.parquet", data), sae(), reading)
-    assert run_labelling(settings(tmp_path / "labels.parquet", data), sae(), reading).table.equals(whole.table)
+            run_labelling(settings(tmp_path / "labels.parquet", data), sae(), reading, sizes=SMALL_STEPS)
+    finished = run_labelling(settings(tmp_path / "labels.parquet", data), sae(), reading, sizes=SMALL_STEPS)
+    assert finished.table.equals(whole.table)
 
 
 def test_the_file_says_what_it_was_made_of(tmp_path: Path) -> None:

@@ -32,12 +32,6 @@ from saeclamp_saes.lm.harvest import ActivationReader, Cursor, d_in_of, norm_lim
 from saeclamp_saes.sites import Site
 
 
-@pytest.fixture(autouse=True)
-def _small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Groups of documents as many times smaller as the corpus is."""
-    monkeypatch.setattr("saeclamp_saes.lm.harvest.GROUP_TOKENS", 300)
-
-
 @torch.no_grad()
 def slow(reader: ActivationReader, data: Path, held_out: bool = False, limit: float = float("inf")) -> Tensor:
     """The obvious way: one sequence at a time through the whole model, one token at a time into a list."""
@@ -108,7 +102,7 @@ def test_sinks_are_left_out(tmp_path: Path) -> None:
 
 
 def test_the_limit_is_ten_times_the_median_length(tmp_path: Path) -> None:
-    reading, data = reader(), corpus(tmp_path, 20)
+    reading, data = reader(median_tokens=10**6), corpus(tmp_path, 20)
     norms = torch.cat([slow(reading, data, held_out=side) for side in (False, True)]).norm(dim=1)
     assert norm_limits(reading, data_files([data])).tolist() == [pytest.approx(10 * float(norms.median()), rel=1e-4)]
 

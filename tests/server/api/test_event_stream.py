@@ -22,6 +22,7 @@ from saeclamp_server.api.progress import ProgressCounter
 from saeclamp_server.errors import InvalidRequestError, RequestError
 
 ANSWER = DeletedVector(name="done", deleted=True)
+QUICK = {"opens_after_s": 0.02, "every_s": 0.02}
 Work = Callable[[ModelClient, ProgressCounter], Awaitable[DeletedVector]]
 
 
@@ -46,12 +47,12 @@ class SlowModel:
             self.running -= 1
 
 
-def app(work: Work, model: Any = None) -> FastAPI:
+def app(work: Work, model: Any = None, **times: float) -> FastAPI:
     router = strict_route.strict_router(ends_with_client=True)
 
     @router.post("/long")
     async def long(body: Suggest, request: Request) -> Response:
-        return await event_stream.answer_long(request, work)
+        return await event_stream.answer_long(request, work, **times)
 
     served = FastAPI()
     served.include_router(router)
@@ -94,21 +95,14 @@ async def at_once(model: ModelClient, counter: ProgressCounter) -> DeletedVector
     raise InvalidRequestError("wish: it cannot be.", "wish")
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_stream, "OPENS_AFTER_S", 0.02)
-    monkeypatch.setattr(event_stream, "EVERY_S", 0.02)
-
-
 def test_without_being_asked_for_events_an_answer_is_json() -> None:
     response = ask(app(at_length), "application/json")
     assert response.headers["content-type"] == "application/json"
     assert response.json() == ANSWER.model_dump()
 
 
-@pytest.mark.usefixtures("quick")
 def test_events_say_what_is_done_and_end_with_the_result() -> None:
-    assert events(ask(app(at_length), "text/event-stream")) == [
+    assert events(ask(app(at_length, **QUICK), "text/event-stream")) == [
         {"type": "progress", "what": "reading", "done": 1, "of": 2},
         {"type": "progress", "what": "writing", "done": 0, "of": 1},
         {"type": "result", "result": {"object": "vector", "name": "done", "deleted": True}},
@@ -120,14 +114,12 @@ def test_a_refusal_that_is_known_at_once_keeps_its_status() -> None:
     assert (response.status_code, response.json()["error"]["param"]) == (400, "wish")
 
 
-@pytest.mark.usefixtures("quick")
 def test_a_later_refusal_is_the_last_event() -> None:
-    *_, last = events(ask(app(in_vain), "text/event-stream"))
+    *_, last = events(ask(app(in_vain, **QUICK), "text/event-stream"))
     said = {"message": "wish: it cannot be.", "type": "invalid_request_error", "param": "wish"}
     assert last == {"type": "error", "status": 400, "error": {**said, "code": "invalid_request"}}
 
 
-@pytest.mark.usefixtures("quick")
 def test_a_failure_is_the_last_event_and_goes_to_the_log_too() -> None:
     async def fails(model: ModelClient, counter: ProgressCounter) -> DeletedVector:
         await asyncio.sleep(0.1)
@@ -135,7 +127,7 @@ def test_a_failure_is_the_last_event_and_goes_to_the_log_too() -> None:
 
     sent: list[Any] = []
     with pytest.raises(ZeroDivisionError):
-        asyncio.run(posted_by_hand(app(fails), "text/event-stream", sent, stays=True))
+        asyncio.run(posted_by_hand(app(fails, **QUICK), "text/event-stream", sent, stays=True))
     last = json.loads(sent[-1]["body"].removeprefix(b"data: "))
     assert (last["status"], last["error"]["code"], sent[-1]["more_body"]) == (500, "server_failed", False)
 
@@ -160,7 +152,6 @@ async def posted_by_hand(
     await served(scope, receive, send)
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
 def test_all_that_was_begun_ends_when_the_client_hangs_up(accept: str) -> None:
     async def many(model: ModelClient, counter: ProgressCounter) -> DeletedVector:
@@ -172,7 +163,7 @@ def test_all_that_was_begun_ends_when_the_client_hangs_up(accept: str) -> None:
         return ANSWER
 
     async def hung_up() -> tuple[int, int]:
-        await posted_by_hand(app(many, model), accept, sent)
+        await posted_by_hand(app(many, model, **QUICK), accept, sent)
         begun = model.begun
         await asyncio.sleep(0.1)
         return begun, model.begun

@@ -32,12 +32,10 @@ def server(folder: Path) -> Iterator[Stub]:
         yield running
 
 
-def test_a_run_that_was_cut_off_goes_on_and_comes_to_the_same(server: Stub, folder: Path, monkeypatch: Any) -> None:
+def test_a_run_that_was_cut_off_goes_on_and_comes_to_the_same(server: Stub, folder: Path) -> None:
     server.fault = lambda asked: hang_up if asked.act == 25 else None
-    with monkeypatch.context() as patched:
-        patched.setattr("saeclamp_server.calibration.client.MAX_RETRIES", 0)
-        with pytest.raises(CalibrationError, match=r"could not answer: .*The same command goes on"):
-            run(words(server, folder, "--at-once", "1"))
+    with pytest.raises(CalibrationError, match=r"could not answer: .*The same command goes on"):
+        run(words(server, folder, "--at-once", "1"), max_retries=0)
     (kept,) = folder.glob("calibration-answers-*.jsonl")
     with kept.open("a") as file:
         file.write('{"feature": 3, "act": 25.0, "ans')  # as if it had died in the middle of a line
@@ -66,14 +64,10 @@ def test_kept_answers_stay_whatever_later_runs_are_told(server: Stub, folder: Pa
     assert kept.read_text().startswith(answers)
 
 
-def test_answers_that_a_stopped_run_needs_stay_until_it_has_gone_on(
-    server: Stub, folder: Path, monkeypatch: Any
-) -> None:
+def test_answers_that_a_stopped_run_needs_stay_until_it_has_gone_on(server: Stub, folder: Path) -> None:
     server.fault = lambda asked: hang_up if asked.act == 25 and not asked.is_check else None
-    with monkeypatch.context() as patched:
-        patched.setattr("saeclamp_server.calibration.client.MAX_RETRIES", 0)
-        with pytest.raises(CalibrationError, match="The same command goes on"):
-            run(words(server, folder, "--at-once", "1"))
+    with pytest.raises(CalibrationError, match="The same command goes on"):
+        run(words(server, folder, "--at-once", "1"), max_retries=0)
     server.fault = lambda asked: None
     assert run(words(server, folder, "--strengths", "0.05,0.45")) == 0
     assert run(words(server, folder, "--concept", "bridge", features="food")) == 0

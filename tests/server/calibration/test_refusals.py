@@ -102,13 +102,12 @@ def test_a_server_that_wants_a_key_says_where_it_goes(folder: Path, monkeypatch:
         stop()
 
 
-def test_a_server_that_says_nothing_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saeclamp_server.cli.calibrate.FIRST_ANSWER_S", 1)
+def test_a_server_that_says_nothing_is_given_up(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         started = time.monotonic()
         with pytest.raises(CalibrationError, match=rf"^No server answers at {url} within 1 seconds\.$"):
-            run(["calibrate", str(folder), "--features", "bridge", "--concept", "x", "--url", url])
+            run(["calibrate", str(folder), "--features", "bridge", "--concept", "x", "--url", url], first_answer_s=1)
     assert time.monotonic() - started < 20
 
 

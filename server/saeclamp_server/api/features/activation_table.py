@@ -67,15 +67,15 @@ class TextTable:
 class PairCount:
     """Refuses texts in which more is active than can be held."""
 
-    def __init__(self) -> None:
-        self._num = 0
+    def __init__(self, most: int = MAX_PAIRS) -> None:
+        self._num, self._most = 0, most
 
     def add(self, row: TextRow, path: str) -> None:
         """Count a row. Raises InvalidRequestError, which names `path`."""
         self._num += len(row.keys)
-        if self._num > MAX_PAIRS:
+        if self._num > self._most:
             raise InvalidRequestError(
-                f"{path}: more features are active in these texts than can be compared ({MAX_PAIRS} pairs of a text and a "
-                "feature): give fewer texts, or shorter ones, or name fewer SAEs in 'saes'.",
+                f"{path}: more features are active in these texts than can be compared ({self._most} pairs of a text and "
+                "a feature): give fewer texts, or shorter ones, or name fewer SAEs in 'saes'.",
                 path,
             )

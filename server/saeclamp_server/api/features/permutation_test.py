@@ -20,6 +20,7 @@ NUM_PERMUTATIONS = 5000
 PART = 500
 """Deals that are computed at a time."""
 MAX_COLUMNS = 4096
+"""Features that are looked at at a time, at most."""
 MAX_PRODUCTS = 1 << 31
 """Multiplications that are made at a time."""
 LEVEL = 0.05
@@ -80,9 +81,9 @@ class MaxTTest:
         return MaxTResult(statistic, p, is_exact, least)
 
 
-def num_columns(total: int) -> int:
+def num_columns(total: int, most: int = MAX_COLUMNS) -> int:
     """Return how many features are looked at at a time: so many that this takes part of a second, and 64 MB at most."""
-    return max(1, min(MAX_COLUMNS, MAX_PRODUCTS // (NUM_PERMUTATIONS * total)))
+    return max(1, min(most, MAX_PRODUCTS // (NUM_PERMUTATIONS * total)))
 
 
 def steadiness(spread: Floats) -> float:
@@ -94,7 +95,7 @@ def steadiness(spread: Floats) -> float:
     return float(np.median(spread[spread > 0])) if (spread > 0).any() else 1.0
 
 
-def max_t_test(positive: Floats, negative: Floats, seed: int = 0) -> MaxTResult:
+def max_t_test(positive: Floats, negative: Floats, seed: int = 0, *, max_columns: int = MAX_COLUMNS) -> MaxTResult:
     """
     Judge features by what texts count for.
 
@@ -102,7 +103,7 @@ def max_t_test(positive: Floats, negative: Floats, seed: int = 0) -> MaxTResult:
     """
     values = np.concatenate([positive, negative])
     judgement = MaxTTest(len(positive), len(values), steadiness(values.std(axis=0)), seed)
-    step = num_columns(len(values))
+    step = num_columns(len(values), max_columns)
     for start in range(0, values.shape[1], step):
         judgement.add(values[:, start : start + step])
     return judgement.result()

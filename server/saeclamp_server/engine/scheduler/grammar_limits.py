@@ -15,6 +15,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,23 +25,32 @@ from vllm.logger import init_logger
 
 logger = init_logger(__name__)
 
-COMPILE_S = 10
-"""Seconds of processor time that compiling a grammar may take."""
-STUCK_S = 60
-"""Seconds after which a trial is ended that uses no processor time, but waits for something."""
 TRIED = 8
 """Tokens that a trial generates at random."""
-MAX_TOKEN_S = 0.25
-"""Seconds of processor time that each token may take."""
 FAR_TOO_LONG = 4
-"""Multiple of `MAX_TOKEN_S` after which a running request is ended; more than 1, as a busy machine may take longer once."""
-MAX_MEMORY = 1 << 30
-"""Bytes of memory that a trial may take."""
+"""Multiple of a token's time after which a running request is ended; more than 1, as a busy machine may take longer once."""
 NUM_KNOWN = 1024
 """Number of grammars that are remembered as passed, and need no further trial."""
 
 _TOO_SLOW = 3
 """Exit status of a trial whose grammar is too slow, or too large."""
+
+
+@dataclass(frozen=True)
+class GrammarLimits:
+    """Bounds on a grammar; times are of the processor but for `stuck_s`."""
+
+    compile_s: float = 10
+    """Seconds that compiling it may take."""
+    stuck_s: float = 60
+    """Seconds after which a trial is ended that uses no processor time, but waits for something."""
+    max_token_s: float = 0.25
+    """Seconds that each token may take."""
+    max_memory: int = 1 << 30
+    """Bytes of memory that a trial may take."""
+
+
+LIMITS = GrammarLimits()
 
 Create = Callable[[Any], Any]
 """Function from vLLM's request to its compiled grammar."""
@@ -50,7 +60,7 @@ class GrammarTooSlowError(ValueError):
     """The grammar would hold up other requests."""
 
 
-def limit_grammars(manager: Any, fail: Callable[[str], None]) -> None:
+def limit_grammars(manager: Any, fail: Callable[[str], None], limits: GrammarLimits = LIMITS) -> None:
     """
     Have vLLM's manager of structured outputs try each grammar first, and watch it afterwards.
 
@@ -64,19 +74,21 @@ def limit_grammars(manager: Any, fail: Callable[[str], None]) -> None:
         # hashed, because a grammar may be large; and a text may hold lone surrogates, which UTF-8 has no bytes for
         key = hashlib.sha256(f"{kind} {text}".encode("utf-8", "surrogatepass")).digest()
         if key not in known:
-            try_grammar(lambda: create(request), lambda: manager.backend.allocate_token_bitmask(1))
+            try_grammar(lambda: create(request), lambda: manager.backend.allocate_token_bitmask(1), limits)
             known[key] = None
             while len(known) > NUM_KNOWN:
                 known.pop(next(iter(known)), None)  # another thread may have been faster
         grammar = create(request)
-        grammar.fill_bitmask = _timed(grammar.fill_bitmask, request.request_id, fail)
-        grammar.accept_tokens = _timed(grammar.accept_tokens, request.request_id, fail)
+        grammar.fill_bitmask = _timed(grammar.fill_bitmask, request.request_id, fail, limits)
+        grammar.accept_tokens = _timed(grammar.accept_tokens, request.request_id, fail, limits)
         return grammar
 
     manager._create_grammar = limited
 
 
-def try_grammar(create: Callable[[], Any], allocate: Callable[[], torch.Tensor]) -> None:
+def try_grammar(
+    create: Callable[[], Any], allocate: Callable[[], torch.Tensor], limits: GrammarLimits = LIMITS
+) -> None:
     """
     Compile a grammar and generate some tokens, in a process of its own. Errors in the grammar are left to its real use.
 
@@ -87,29 +99,29 @@ def try_grammar(create: Callable[[], Any], allocate: Callable[[], torch.Tensor])
     # forked, not spawned: `create` needs vLLM's backend, which this process alone has
     child = os.fork()
     if child == 0:
-        _walk_and_leave(create, allocate)
+        _walk_and_leave(create, allocate, limits)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == _TOO_SLOW:
         raise GrammarTooSlowError(
-            f"This grammar is too slow: others would wait for it. Compiling it may take {COMPILE_S} s, and "
-            f"{MAX_MEMORY >> 30} GiB, and what may come next {MAX_TOKEN_S} s at each token."
+            f"This grammar is too slow: others would wait for it. Compiling it may take {limits.compile_s:g} s, "
+            f"and {limits.max_memory >> 30} GiB, and what may come next {limits.max_token_s} s at each token."
         )
 
 
-def _walk_and_leave(create: Callable[[], Any], allocate: Callable[[], torch.Tensor]) -> None:
+def _walk_and_leave(create: Callable[[], Any], allocate: Callable[[], torch.Tensor], limits: GrammarLimits) -> None:
     """Run the trial and end this process: by itself, by a timer's signal, or for want of memory."""
     status = 0
     try:
         # the default action is the kernel's: a handler of Python's would wait until the library returns
         for number in (signal.SIGPROF, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_PROF, COMPILE_S)
-        signal.setitimer(signal.ITIMER_REAL, STUCK_S)
+        signal.setitimer(signal.ITIMER_PROF, limits.compile_s)
+        signal.setitimer(signal.ITIMER_REAL, limits.stuck_s)
         # beyond what the fork has inherited, which counts as this process's own
         taken = psutil.Process().memory_info().data
-        resource.setrlimit(resource.RLIMIT_DATA, (taken + MAX_MEMORY, taken + MAX_MEMORY))
+        resource.setrlimit(resource.RLIMIT_DATA, (taken + limits.max_memory, taken + limits.max_memory))
         os.closerange(3, 1 << 16)  # what is closed elsewhere meanwhile must not stay open here
-        status = _TOO_SLOW if _is_slow(create(), allocate()) else 0
+        status = _TOO_SLOW if _is_slow(create(), allocate(), limits.max_token_s) else 0
     except MemoryError:
         status = _TOO_SLOW
     finally:
@@ -118,20 +130,20 @@ def _walk_and_leave(create: Callable[[], Any], allocate: Callable[[], torch.Tens
         os._exit(status)
 
 
-def _is_slow(grammar: Any, mask: torch.Tensor) -> bool:
+def _is_slow(grammar: Any, mask: torch.Tensor, max_token_s: float) -> bool:
     """Tell whether compiling is over in time and a token is not: generate tokens that the grammar allows, at random."""
     # seeded: a grammar that is tried again is walked along the same tokens
     chance = random.Random(0)
     for _ in range(TRIED):
         # a token that never ends is ended by the timer; one that is merely slow, by the clock below
-        signal.setitimer(signal.ITIMER_PROF, FAR_TOO_LONG * MAX_TOKEN_S)
+        signal.setitimer(signal.ITIMER_PROF, FAR_TOO_LONG * max_token_s)
         began = time.thread_time()
         grammar.fill_bitmask(mask, 0)
         allowed = _set_bits(mask[0])
         if not allowed or grammar.is_terminated():
             return False
         accepted = grammar.accept_tokens("trial", [chance.choice(allowed)])
-        if time.thread_time() - began > MAX_TOKEN_S:
+        if time.thread_time() - began > max_token_s:
             return True
         if not accepted or grammar.is_terminated():
             return False
@@ -149,12 +161,14 @@ def _set_bits(words: torch.Tensor) -> list[int]:
     return numbers
 
 
-def _timed(call: Callable[..., Any], request_id: str, fail: Callable[[str], None]) -> Callable[..., Any]:
+def _timed(
+    call: Callable[..., Any], request_id: str, fail: Callable[[str], None], limits: GrammarLimits
+) -> Callable[..., Any]:
     def timed(*args: Any) -> Any:
         # of this thread alone: what other threads do meanwhile is not the grammar's doing
         began = time.thread_time()
         result = call(*args)
-        if time.thread_time() - began > FAR_TOO_LONG * MAX_TOKEN_S:
+        if time.thread_time() - began > FAR_TOO_LONG * limits.max_token_s:
             logger.warning("The grammar of request %s has become too slow; the request ends.", request_id)
             fail(request_id)
         return result

@@ -82,11 +82,10 @@ def test_features_are_looked_at_so_many_at_a_time_that_it_is_short() -> None:
     assert (num_columns(512), num_columns(16), num_columns(10**9)) == (838, 4096, 1)
 
 
-def test_features_that_are_looked_at_by_parts_are_judged_as_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_that_are_looked_at_by_parts_are_judged_as_together() -> None:
     values = np.maximum(np.random.default_rng(2).normal(size=(30, 50)) - 1, 0)
     values[:15, 7] += 2
     whole = max_t_test(values[:15], values[15:], seed=3)
-    monkeypatch.setattr("saeclamp_server.api.features.permutation_test.MAX_COLUMNS", 7)
-    parts = max_t_test(values[:15], values[15:], seed=3)
+    parts = max_t_test(values[:15], values[15:], seed=3, max_columns=7)
     assert parts.p.tolist() == whole.p.tolist()
     assert parts.statistic == pytest.approx(whole.statistic)

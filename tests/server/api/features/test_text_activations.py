@@ -91,10 +91,9 @@ def test_columns_of_texts_are_laid_out_as_they_are_asked_for(aggregate: Aggregat
     assert (table.peak(0, high_1), table.peak(1, high_1)) == (None, (2.0, 1))
 
 
-def test_texts_in_which_too_much_is_active_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saeclamp_server.api.features.activation_table.MAX_PAIRS", 3)
+def test_texts_in_which_too_much_is_active_are_refused() -> None:
     row = TextRow.from_sums(sum_activations(text([({1: 3.0, 2: 0.5}, {})])), "max")
-    count = PairCount()
+    count = PairCount(most=3)
     count.add(row, "positive[0]")
     with pytest.raises(InvalidRequestError) as refused:
         count.add(row, "positive[1]")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,12 @@ from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
 from vllm.v1.structured_output.request import StructuredOutputRequest
 
 from saeclamp_server.engine.scheduler import grammar_limits
-from saeclamp_server.engine.scheduler.grammar_limits import GrammarTooSlowError, limit_grammars, try_grammar
+from saeclamp_server.engine.scheduler.grammar_limits import (
+    GrammarLimits,
+    GrammarTooSlowError,
+    limit_grammars,
+    try_grammar,
+)
 
 BOMB = "(a|aa|aaa|b?c?d?e?){1,200}" * 20
 """Minutes for each token of a real vocabulary, and tenths of a second for each of the hundred here."""
@@ -30,10 +36,22 @@ class Manager:
         one = tokenizer()
         self.backend = XgrammarBackend(own, tokenizer=one, vocab_size=len(one))
         self.num_compiled = 0
+        self.extra_s = 0.0
+        """Seconds of processor time that each mask takes besides."""
 
     def _create_grammar(self, request: Any) -> Any:
         self.num_compiled += 1
-        return self.backend.compile_grammar(*request.structured_output_request.structured_output_key)
+        grammar = self.backend.compile_grammar(*request.structured_output_request.structured_output_key)
+        fill = grammar.fill_bitmask
+
+        def fill_slowly(*args: Any) -> None:
+            end = time.thread_time() + self.extra_s
+            while time.thread_time() < end:
+                pass
+            fill(*args)
+
+        grammar.fill_bitmask = fill_slowly
+        return grammar
 
 
 def request(**constraint: Any) -> Any:
@@ -43,9 +61,9 @@ def request(**constraint: Any) -> Any:
     )
 
 
-def limited(failed: list[str]) -> Manager:
+def limited(failed: list[str], **limits: Any) -> Manager:
     manager = Manager()
-    limit_grammars(manager, failed.append)
+    limit_grammars(manager, failed.append, GrammarLimits(**limits))
     return manager
 
 
@@ -71,28 +89,28 @@ def test_a_usual_grammar_is_let_in_and_tried_once(constraint: dict[str, Any]) ->
     assert (manager.num_compiled, failed) == (2, []), "the trial is in another process"
 
 
-def test_a_grammar_that_takes_long_for_a_token_is_not_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grammar_limits, "MAX_TOKEN_S", 0.02)
+def test_a_grammar_that_takes_long_for_a_token_is_not_let_in() -> None:
     with pytest.raises(GrammarTooSlowError, match="too slow"):
-        limited([])._create_grammar(request(regex=BOMB))
+        limited([], max_token_s=0.02)._create_grammar(request(regex=BOMB))
 
 
-def test_a_compilation_that_takes_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grammar_limits, "COMPILE_S", 0.5)
+def tried(create: Callable[[], Any], **limits: Any) -> None:
+    try_grammar(create, lambda: Manager().backend.allocate_token_bitmask(1), GrammarLimits(**limits))
+
+
+def test_a_compilation_that_takes_long_is_ended() -> None:
     with pytest.raises(GrammarTooSlowError):
-        try_grammar(lambda: [None for _ in iter(int, 1)], lambda: Manager().backend.allocate_token_bitmask(1))
+        tried(lambda: [None for _ in iter(int, 1)], compile_s=0.5)
 
 
-def test_a_trial_that_waits_for_something_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grammar_limits, "STUCK_S", 0.2)
+def test_a_trial_that_waits_for_something_is_ended() -> None:
     with pytest.raises(GrammarTooSlowError):
-        try_grammar(lambda: time.sleep(60), lambda: Manager().backend.allocate_token_bitmask(1))
+        tried(lambda: time.sleep(60), stuck_s=0.2)
 
 
-def test_a_trial_that_takes_much_memory_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grammar_limits, "MAX_MEMORY", 1 << 26)
+def test_a_trial_that_takes_much_memory_is_ended() -> None:
     with pytest.raises(GrammarTooSlowError):
-        try_grammar(lambda: bytearray(1 << 28), lambda: Manager().backend.allocate_token_bitmask(1))
+        tried(lambda: bytearray(1 << 28), max_memory=1 << 26)
 
 
 def test_what_is_wrong_with_a_grammar_is_said_by_the_real_compilation() -> None:
@@ -107,12 +125,12 @@ def test_a_trial_leaves_no_process_and_no_open_file(tmp_path: Any) -> None:
     assert psutil.Process().children() == children
 
 
-def test_a_request_whose_grammar_becomes_slow_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_whose_grammar_becomes_slow_is_ended() -> None:
     failed: list[str] = []
-    manager = limited(failed)
+    manager = limited(failed, max_token_s=0.05)
     grammar = manager._create_grammar(request(regex="a|b"))
     grammar.fill_bitmask(manager.backend.allocate_token_bitmask(1), 0)
     assert failed == []
-    monkeypatch.setattr(grammar_limits, "MAX_TOKEN_S", -1.0)
+    manager.extra_s = 4.5 * 0.05
     grammar.fill_bitmask(manager.backend.allocate_token_bitmask(1), 0)
     assert failed == ["one"]
