@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import os
-<<<<<<< HEAD
-from collections.abc import Iterator, Sequence
-=======
->>>>>>> testspeed
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
-<<<<<<< HEAD
 from tests.support.messages import kept_messages, unchanged_loggers
-=======
 from xdist.scheduler import LoadFileScheduling
->>>>>>> testspeed
 
 TESTS = Path(__file__).parent
 WITH_ENGINES = TESTS / "e2e"
@@ -45,7 +39,6 @@ def _keep_to_own_cores() -> None:
 _keep_to_own_cores()
 
 
-<<<<<<< HEAD
 @pytest.fixture(autouse=True)
 def _loggers() -> Iterator[None]:
     """A command that runs in this process sets up the log of the whole process."""
@@ -60,16 +53,12 @@ def said() -> Iterator[list[str]]:
         yield messages
 
 
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Mark what starts an engine, so that the rest can be run alone: `make quick`."""
-=======
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     Mark what starts an engine, so that the rest can be run alone: `make quick`.
 
     In processes side by side, what takes longest comes first, so that they end together.
     """
->>>>>>> testspeed
     for item in items:
         if WITH_ENGINES in item.path.parents:
             item.add_marker(pytest.mark.engine)

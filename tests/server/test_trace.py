@@ -127,11 +127,7 @@ def test_a_pipe_that_takes_a_files_place_loses_no_line_to_a_slow_reader(trace: T
 def test_a_disk_that_hangs_holds_nobody_up(tmp_path: Path, said: list[str]) -> None:
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
-<<<<<<< HEAD
-    trace = Trace(tmp_path / "pipe")
-=======
-    trace = Trace(tmp_path / "pipe", said.append, max_waiting=10, close_s=0.1)
->>>>>>> testspeed
+    trace = Trace(tmp_path / "pipe", max_waiting=10, close_s=0.1)
     started = time.monotonic()
     for _ in range(200):
         trace.write({"text": "x" * 10_000})

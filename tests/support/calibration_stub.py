@@ -197,12 +197,8 @@ def words(server: Stub, folder: Path, *more: str, features: str = "bridge") -> l
 def run(arguments: list[str], **how: float) -> int:
     parsed = parse_args(arguments)
     assert isinstance(parsed, argparse.Namespace)
-<<<<<<< HEAD
     set_up_log()  # as `main` does
-    status: int = parsed.run(parsed)
-=======
     status: int = parsed.run(parsed, **how)
->>>>>>> testspeed
     return status
 
 
