@@ -15,7 +15,7 @@ from fastapi.responses import RedirectResponse, Response
 FOLDER = Path(__file__).parent / "web"
 ROOT = "/playground/"
 INDEX = "index.html"
-TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".json": "application/json"}
+TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 SMALLEST_COMPRESSED = 1024
 """Bytes below which compressing a file gains nothing."""
 SECURITY = {

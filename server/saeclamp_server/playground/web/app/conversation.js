@@ -1,7 +1,8 @@
 /** The conversation: what was asked, and each column's answers while they come in. */
-import { ApiError, events, json, wasStopped } from "./api.js";
+import { appended, emptyAnswer, textOf } from "./answer-state.js";
+import { ApiError, events, wasStopped } from "./api.js";
 import { batch, computed, signal } from "./h.js";
-import { distinct2, divergence, perplexity, repetition } from "./measures.js";
+import { NUM_LIKELY, score } from "./score.js";
 import { servedModel } from "./server.js";
 import {
   announcement,
@@ -16,45 +17,14 @@ import {
   system,
 } from "./state.js";
 
-const NUM_LIKELY = 20;
 const NUM_STRONGEST = 5;
 const MAX_SHOWN = 16;
 const RETRY_S = 2;
 
 /**
- * @typedef {object} Token
- * @property {string} text
- * @property {number | null} logprob
- * @property {Map<string, number>} likely logprobs of the likeliest tokens, by text
- * @property {Map<string, number> | null} defaultLikely the same, of the unsteered model behind the same text
- * @property {number | null} kl
- * @property {number | null} position
- * @property {Record<string, number>} acts of the features that were asked for
- * @property {Record<string, {index: number, act: number}[]>} top the strongest features, by SAE
- * @property {{intervention: number, act_before: number, dose: number}[]} edits
- */
-
-/**
- * @typedef {object} AnswerState
- * @property {"waiting" | "running" | "done" | "stopped" | "failed"} status
- * @property {Token[][]} blocks of tokens; full ones do not change any more
- * @property {number} numTokens
- * @property {any} receipt
- * @property {ApiError | null} error
- * @property {string | null} finish
- * @property {number | null} firstMs from asking to the first token
- * @property {number | null} retryIn seconds, where the server is busy
- * @property {{perplexity: number | null, distinct2: number | null, repetition: number | null, kl: number | null} | null} cost
- * @property {string[]} read features whose activations were asked for
- */
-
-/**
- * @typedef {object} Answer
- * @property {string} column
- * @property {number} seed
- * @property {import("../vendor/signals.js").Signal<AnswerState>} state
- * @property {{role: string, content: string}[]} messages what it answers
- * @property {any} body what was sent
+ * @typedef {import("./answer-state.js").Answer} Answer
+ * @typedef {import("./answer-state.js").AnswerState} AnswerState
+ * @typedef {import("./answer-state.js").Token} Token
  */
 
 /**
@@ -74,27 +44,6 @@ export const isPending = computed(() => {
   const last = turns.value.at(-1);
   return last !== undefined && last.settings !== settingsText.value;
 });
-
-const BLOCK = 64;
-
-/** @returns {AnswerState} */
-const EMPTY = () => ({
-  status: "waiting",
-  blocks: [],
-  numTokens: 0,
-  receipt: null,
-  error: null,
-  finish: null,
-  firstMs: null,
-  retryIn: null,
-  cost: null,
-  read: [],
-});
-
-/** @param {AnswerState} state */
-export function textOf(state) {
-  return state.blocks.map((block) => block.map((token) => token.text).join("")).join("");
-}
 
 /** @param {string} user a question, or what comes next in the conversation */
 export function ask(user) {
@@ -176,7 +125,7 @@ function begin(column, seed, messages) {
     return_token_ids: true,
     steering: { ...own, readout: { features, top_k: NUM_STRONGEST }, receipt: "tokens" },
   };
-  const answer = { column: column.id, seed, messages, body, state: signal({ ...EMPTY(), read: features }) };
+  const answer = { column: column.id, seed, messages, body, state: signal({ ...emptyAnswer(), read: features }) };
   const controller = new AbortController();
   running.value = new Set([...running.value, controller]);
   run(answer, column.title, controller.signal).finally(() => {
@@ -290,14 +239,6 @@ async function streamOnce(answer, set, stopped) {
   return ids;
 }
 
-/** @param {Token[][]} blocks @param {Token[]} tokens */
-function appended(blocks, tokens) {
-  const full = blocks.slice(0, -1);
-  const last = [...(blocks.at(-1) ?? []), ...tokens];
-  for (let at = 0; at < last.length; at += BLOCK) full.push(last.slice(at, at + BLOCK));
-  return full;
-}
-
 /** @param {any} choice @returns {Token[]} */
 function tokensOf(choice) {
   const shown = choice.steering?.tokens ?? [];
@@ -316,56 +257,4 @@ function tokensOf(choice) {
       edits: read?.edits ?? [],
     };
   });
-}
-
-/**
- * Have the unsteered model read the answer: how likely it finds it, and what it would have said in its place.
- *
- * @param {Answer} answer
- * @param {{prompt: number[], answer: number[]}} ids
- * @param {(change: Partial<AnswerState>) => void} set
- * @param {AbortSignal} stopped
- */
-async function score(answer, ids, set, stopped) {
-  const text = textOf(answer.state.value);
-  const cost = { perplexity: null, distinct2: distinct2(text), repetition: repetition(text), kl: null };
-  set({ cost });
-  if (!ids.answer.length || !ids.prompt.length) return;
-  let rows;
-  try {
-    const body = {
-      model: servedModel.value,
-      prompt: [...ids.prompt, ...ids.answer],
-      max_tokens: 1,
-      prompt_logprobs: NUM_LIKELY,
-      temperature: 0,
-    };
-    const scored = await json("v1/completions", { body, signal: stopped });
-    rows = scored.choices[0].prompt_logprobs.slice(ids.prompt.length);
-  } catch (error) {
-    if (wasStopped(error)) throw error;
-    return; // the answer stands; what it costs is not known
-  }
-  /** @type {number[]} */
-  const logprobs = [];
-  const kls = /** @type {number[]} */ ([]);
-  let number = 0;
-  const blocks = answer.state.value.blocks.map((block) =>
-    block.map((token) => {
-      const row = rows[number];
-      const own = row?.[ids.answer[number++]];
-      if (!row || !own) return token;
-      logprobs.push(own.logprob);
-      const defaultLikely = new Map(
-        Object.values(row)
-          .sort((a, b) => b.logprob - a.logprob)
-          .map((one) => [one.decoded_token, one.logprob]),
-      );
-      const kl = divergence(token.likely, defaultLikely);
-      kls.push(kl);
-      return { ...token, defaultLikely, kl };
-    }),
-  );
-  const kl = kls.length ? kls.reduce((sum, one) => sum + one, 0) / kls.length : null;
-  set({ blocks, cost: { ...cost, perplexity: perplexity(logprobs), kl } });
 }

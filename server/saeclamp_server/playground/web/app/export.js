@@ -1,5 +1,6 @@
 /** The conversation and the steering as files that other programs read. */
-import { textOf, turns } from "./conversation.js";
+import { textOf } from "./answer-state.js";
+import { turns } from "./conversation.js";
 import { saes, servedModel } from "./server.js";
 
 /** The conversation with everything that was sent and every receipt. */

@@ -25,7 +25,7 @@ export async function load() {
       json("v1/saes"),
       json("v1/vectors"),
       json("v1/variants"),
-      json("v1/features?green_zone=true&limit=24"),
+      json("v1/features?green_zone=true&limit=100"),
     ]);
     models.value = listed.data;
     saes.value = loaded.data;

@@ -14,8 +14,8 @@ const ENDS = /** @type {Record<string, string>} */ ({
 });
 
 /**
- * @param {{answer: import("../conversation.js").Answer, title: string, kind: string, most: number, baseline: number | null,
- *   onAttribute: (answer: import("../conversation.js").Answer, position: number) => void}} props
+ * @param {{answer: import("../answer-state.js").Answer, title: string, kind: string, most: number, baseline: number | null,
+ *   onAttribute: (answer: import("../answer-state.js").Answer, position: number) => void}} props
  */
 export function AnswerView({ answer, title, kind, most, baseline, onAttribute }) {
   const state = answer.state.value;
@@ -54,7 +54,7 @@ export function AnswerView({ answer, title, kind, most, baseline, onAttribute })
   </article>`;
 }
 
-/** @param {import("../conversation.js").AnswerState} state */
+/** @param {import("../answer-state.js").AnswerState} state */
 function waitingWords(state) {
   if (state.status === "stopped") return "Stopped before the first token.";
   if (state.status === "done") return "The answer is empty.";

@@ -1,5 +1,5 @@
 /** By cause: which features speak for a token of an answer, measured by taking each away. */
-import { textOf } from "../conversation.js";
+import { textOf } from "../answer-state.js";
 import { html, useEffect } from "../h.js";
 import { number, visible } from "../format.js";
 import { Hit } from "./hit.js";
@@ -7,7 +7,7 @@ import { Progress } from "./progress.js";
 import { useTask } from "./use-task.js";
 
 /**
- * @param {{answer: import("../conversation.js").Answer, position: number, onClose: () => void}} props
+ * @param {{answer: import("../answer-state.js").Answer, position: number, onClose: () => void}} props
  */
 export function Attribution({ answer, position, onClose }) {
   const { state, start, stop } = useTask("v1/features/attribute", true);

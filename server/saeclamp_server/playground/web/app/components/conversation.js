@@ -10,7 +10,7 @@ import { Notice } from "./notice.js";
 
 export function Conversation() {
   const most = useSignal(0);
-  const asked = useSignal(/** @type {{answer: import("../conversation.js").Answer, position: number} | null} */ (null));
+  const asked = useSignal(/** @type {{answer: import("../answer-state.js").Answer, position: number} | null} */ (null));
   const feature = heatFeature.value;
   useEffect(() => {
     most.value = 0;
@@ -26,7 +26,7 @@ export function Conversation() {
     ${
       feature &&
       turns.value.length > 0 &&
-      html`<p class="legend quiet">
+      html`<p class="legend quiet spaced">
         <span class="token heat-1">low</span> <span class="token heat-3">middle</span>
         <span class="token heat-5">high</span> where ${feature} is active, before any edit;
         <span class="token edited">underlined</span> where tokens were edited.
@@ -39,7 +39,7 @@ export function Conversation() {
             key=${turn.id}
             turn=${turn}
             most=${most.value}
-            onAttribute=${(/** @type {import("../conversation.js").Answer} */ answer, /** @type {number} */ position) =>
+            onAttribute=${(/** @type {import("../answer-state.js").Answer} */ answer, /** @type {number} */ position) =>
               (asked.value = { answer, position })}
           />`,
       )}
@@ -86,7 +86,7 @@ async function runAll(questions) {
 
 /**
  * @param {{turn: import("../conversation.js").Turn, most: number,
- *   onAttribute: (answer: import("../conversation.js").Answer, position: number) => void}} props
+ *   onAttribute: (answer: import("../answer-state.js").Answer, position: number) => void}} props
  */
 function TurnView({ turn, most, onAttribute }) {
   const shown = columns.value.filter((column) => turn.answers[column.id]);

@@ -9,7 +9,7 @@ const REPEATED = 0.5;
 const STEP = 0.8;
 
 /**
- * @param {{cost: NonNullable<import("../conversation.js").AnswerState["cost"]>, baseline: number | null, isSteered: boolean}} props
+ * @param {{cost: NonNullable<import("../answer-state.js").AnswerState["cost"]>, baseline: number | null, isSteered: boolean}} props
  *   baseline: perplexity of the default column's answer
  */
 export function Cost({ cost, baseline, isSteered }) {

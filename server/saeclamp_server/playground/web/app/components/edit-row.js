@@ -112,7 +112,7 @@ function Slider({ edit, known, words, change }) {
       />
       <${ZoneTrack} known=${known} least=${LEAST} most=${most} />
     </div>
-    <p class="zone-words ${zone.kind}">
+    <p class="zone-words spaced ${zone.kind}">
       <span class="swatch ${zone.kind}" aria-hidden="true"></span>${edit.value} × maximum: ${zone.words}
     </p>`;
 }

@@ -52,8 +52,7 @@ function About({ known, feature }) {
       ${known.labels.map(
         (/** @type {any} */ label) =>
           html`<li>
-            ${label.text}
-            <span class="quiet"
+            ${label.text}${" "}<span class="quiet"
               >by ${label.source}${label.score === null ? "" : `, score ${number(label.score, 2)}`}</span
             >
           </li>`,

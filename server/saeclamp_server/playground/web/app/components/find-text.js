@@ -14,7 +14,7 @@ export function InText() {
   const token = useSignal(/** @type {number | null} */ (null));
   const { state, start, stop } = useTask("v1/features/inspect");
   const found = state.value.result;
-  const shown = found?.data.find((/** @type {any} */ one) => one.feature === chosen.value) ?? found?.data[0];
+  const shown = mapOf(found, chosen.value) ?? found?.features[0];
   const look = (/** @type {Event} */ event) => {
     event.preventDefault();
     chosen.value = token.value = null;
@@ -53,7 +53,7 @@ export function InText() {
         </p>
         ${token.value !== null && html`<${OfToken} token=${found.tokens[token.value]} onChoose=${(/** @type {string} */ name) => (chosen.value = name)} />`}
         <ul class="hits two">
-          ${found.data.map(
+          ${found.features.map(
             (/** @type {any} */ hit) =>
               html`<${Hit} key=${hit.feature} hit=${hit}>
                 <p class="quiet">
@@ -70,15 +70,36 @@ export function InText() {
     ${found && !shown && html`<p>Nothing is active in this text.</p>`}`;
 }
 
+/**
+ * A feature's activations at all tokens: of one that is listed, or, as far as it is among a token's strongest, of another.
+ *
+ * @param {any} found
+ * @param {string | null} feature
+ */
+function mapOf(found, feature) {
+  if (!found || !feature) return undefined;
+  const listed = found.features.find((/** @type {any} */ one) => one.feature === feature);
+  if (listed) return listed;
+  const [sae, index] = feature.split("/");
+  const acts = found.tokens.map(
+    (/** @type {any} */ token) =>
+      token.top[sae]?.find((/** @type {any} */ one) => one.index === Number(index))?.act ?? 0,
+  );
+  return { feature, acts, max: Math.max(...acts) };
+}
+
 /** @param {{token: any, onChoose: (feature: string) => void}} props */
 function OfToken({ token, onChoose }) {
-  const features = Object.entries(token.features ?? {}).sort((one, other) => Number(other[1]) - Number(one[1]));
-  return html`<p class="card">
-    <span class="mono">${visible(token.text)}</span>:
-    ${features.length === 0 ? (token.read === false ? " it is not read: its stream is like no other's." : " nothing is active.") : ""}
-    ${features.map(
-      ([name, act]) =>
-        html` <button class="link" onClick=${() => onChoose(name)}>${name}</button> ${number(Number(act))}`,
+  const strongest = Object.entries(token.top ?? {}).flatMap(([sae, found]) =>
+    found.map((/** @type {any} */ one) => ({ feature: `${sae}/${one.index}`, name: one.name, act: one.act })),
+  );
+  const none = token.read ? "nothing is active." : "it is not read: its stream is like no other's.";
+  return html`<p class="card spaced">
+    <span class="mono">${visible(token.text)}</span>: ${strongest.length ? "" : none}
+    ${strongest.map(
+      ({ feature, name, act }) =>
+        html`<button class="link" onClick=${() => onChoose(feature)}>${feature}${name ? ` ${name}` : ""}</button>
+          ${number(act)}${"; "}`,
     )}
   </p>`;
 }

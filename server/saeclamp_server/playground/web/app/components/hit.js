@@ -1,6 +1,7 @@
 /** A feature in a list of what was found. */
 import { html } from "../h.js";
 import { number, percent, title, visible } from "../format.js";
+import { presets } from "../server.js";
 import { drawer, edits, putEdit, removeEdit } from "../state.js";
 
 /**
@@ -43,9 +44,7 @@ export function Hit({ hit, children }) {
 
 /** @param {{hit: any}} props */
 function Steers({ hit }) {
-  if (hit.green_zone) {
-    const [least, most] = hit.green_zone;
-    return html`<span class="badge green">steers, ${number(least, 2)} to ${number(most, 2)}</span>`;
-  }
-  return html`<span class="badge grey">not calibrated</span>`;
+  const zone = hit.green_zone ?? presets.value.find((preset) => preset.feature === hit.feature)?.green_zone;
+  if (!zone) return html`<span class="badge grey">not calibrated</span>`;
+  return html`<span class="badge green">steers, ${number(zone[0], 2)} to ${number(zone[1], 2)}</span>`;
 }

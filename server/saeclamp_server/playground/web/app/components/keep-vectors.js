@@ -27,7 +27,7 @@ export function KeepVectors() {
     const body = file.value;
     if (body) {
       attempt(async () => {
-        const made = await json(`v1/vectors/${encodeURIComponent(name.value)}`, { method: "PUT", body });
+        const made = await json(`v1/vectors?name=${encodeURIComponent(name.value)}`, { body });
         return `${made.name} is at ${siteInWords(made.site)}, ${number(made.resid_norm, 2)} of the stream's length.`;
       });
     }

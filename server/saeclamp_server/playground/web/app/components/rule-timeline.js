@@ -2,7 +2,7 @@
 import { html } from "../h.js";
 import { number } from "../format.js";
 
-/** @param {{receipt: any, state: import("../conversation.js").AnswerState}} props */
+/** @param {{receipt: any, state: import("../answer-state.js").AnswerState}} props */
 export function RuleTimeline({ receipt, state }) {
   if (!receipt.fired.length) return null;
   const positions = state.blocks.flat().map((token) => token.position);

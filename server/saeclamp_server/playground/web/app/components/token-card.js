@@ -6,7 +6,7 @@ import { drawer, focus, heatFeature } from "../state.js";
 const NUM_SHOWN = 5;
 
 /**
- * @param {{token: import("../conversation.js").Token, receipt: any, place: Record<string, string>,
+ * @param {{token: import("../answer-state.js").Token, receipt: any, place: Record<string, string>,
  *   onAttribute?: (position: number) => void}} props
  */
 export function TokenCard({ token, receipt, place, onAttribute }) {
@@ -30,7 +30,7 @@ export function TokenCard({ token, receipt, place, onAttribute }) {
     ${token.defaultLikely && html`<${Likely} token=${token} />`}
     ${
       strongest.length > 0 &&
-      html`<p class="quiet">
+      html`<p class="quiet spaced">
         Strongest here:
         ${strongest.map(
           (one) =>
@@ -66,14 +66,14 @@ export function TokenCard({ token, receipt, place, onAttribute }) {
 function Edited({ edit, receipt }) {
   const of = receipt?.interventions?.[edit.intervention];
   const after = of?.op === "clamp" || of?.op === "ablate" ? (of.value_act ?? 0) : null;
-  return html`<p class="edited-line">
+  return html`<p class="edited-line spaced">
     <span aria-hidden="true">✎</span>
     ${of ? (of.name ?? of.feature ?? of.vector) : `intervention ${edit.intervention}`}: ${number(edit.act_before)}
     ${after === null ? "" : `→ ${number(after)}`}, ${doseInWords(edit.dose)}
   </p>`;
 }
 
-/** @param {{token: import("../conversation.js").Token}} props */
+/** @param {{token: import("../answer-state.js").Token}} props */
 function Likely({ token }) {
   const own = [...token.likely].slice(0, NUM_SHOWN);
   const plain = [...(token.defaultLikely ?? [])].slice(0, NUM_SHOWN);

@@ -19,7 +19,7 @@ export function heatLevel(act, most) {
 }
 
 /**
- * @param {{blocks: import("../conversation.js").Token[][], most: number, label: string, receipt: any,
+ * @param {{blocks: import("../answer-state.js").Token[][], most: number, label: string, receipt: any,
  *   onAttribute?: (position: number) => void}} props
  *   most: activation of the feature at which the heat is full
  */
@@ -95,7 +95,7 @@ function inBlock(current, first, length) {
 }
 
 /**
- * @param {{block: import("../conversation.js").Token[], first: number, feature: string | null, most: number,
+ * @param {{block: import("../answer-state.js").Token[], first: number, feature: string | null, most: number,
  *   current: number | null}} props
  */
 function Block({ block, first, feature, most, current }) {

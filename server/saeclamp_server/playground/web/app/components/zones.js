@@ -5,6 +5,7 @@ import { number } from "../format.js";
 /** Perplexity, in multiples of the unsteered one, above which text is broken: as calibration and `suggest` have it. */
 const BROKEN = 3;
 const REPEATED = 0.5;
+const TICK_WIDTH = 20;
 
 /**
  * @typedef {{strength: number, isGreen: boolean, perplexity: number | null, repetition: number | null, effect: number | null}} Point
@@ -105,6 +106,9 @@ export function Curve({ known, value = null }) {
       .filter((point) => of(point) !== null)
       .map((point) => `${x(point.strength)},${y(/** @type {number} */ (of(point)))}`)
       .join(" ");
+  const ticks = points.filter(
+    (point, at) => at === 0 || x(point.strength) - x(points[at - 1].strength) > TICK_WIDTH || at % 3 === 0,
+  );
   const words = points
     .map((point) => `${point.strength}: effect ${number(point.effect, 2)}, perplexity × ${number(point.perplexity, 2)}`)
     .join("; ");
@@ -126,12 +130,12 @@ export function Curve({ known, value = null }) {
         class="perplexity"
         points=${line((point) => (point.perplexity === null ? null : point.perplexity / worst))}
       />
-      ${points.map(
+      ${ticks.map(
         (point) => html`<text class="tick" x=${x(point.strength)} y="122">${number(point.strength, 2)}</text>`,
       )}
       ${value !== null && html`<line class="cursor" x1=${x(value)} x2=${x(value)} y1="10" y2="112" />`}
     </svg>
-    <figcaption>
+    <figcaption class="spaced">
       <span class="key effect">— effect, 0 to 1</span>
       <span class="key perplexity">┄ perplexity, up to ${number(worst, 2)} × the unsteered one</span>, by clamp in
       multiples of the maximum

@@ -1,5 +1,6 @@
 /** Rules in plain language: when features are active, then stop or steer. */
-import { textOf, turns } from "../conversation.js";
+import { textOf } from "../answer-state.js";
+import { turns } from "../conversation.js";
 import { html, useSignal } from "../h.js";
 import { number, visible } from "../format.js";
 import { edits, nextId, ruleToJson, rules } from "../state.js";
@@ -92,7 +93,13 @@ function TryRules() {
 
 /** @param {{rule: import("../state.js").Rule, found: any}} props */
 function Tried({ rule, found }) {
-  const maxima = new Map(found.data.map((/** @type {any} */ one) => [one.feature, one.max_act]));
+  // asked for by name or by number, and answered by number
+  const maxima = new Map(
+    found.features.flatMap((/** @type {any} */ one) => [
+      [one.feature, one.max_act],
+      [`${one.sae}/${one.name}`, one.max_act],
+    ]),
+  );
   const holds = found.tokens.map((/** @type {any} */ token) => {
     if (token.read === false) return false;
     const verdicts = rule.tests.map((test) => {
