@@ -27,7 +27,7 @@ export function EditRow({ edit }) {
   const hasValue = edit.op !== "ablate";
   const isMaxAct = edit.unit === "max_act" && edit.op !== "scale";
   return html`<li class="edit ${edit.off ? "off" : ""}">
-    <p><strong>${words}</strong> <span class="quiet mono">${words === name ? "" : name}</span></p>
+    <p class="spaced"><strong>${words}</strong><span class="quiet mono">${words === name ? "" : name}</span></p>
     <div class="row wrap">
       <button
         class="small"

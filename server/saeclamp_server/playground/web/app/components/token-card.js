@@ -65,11 +65,14 @@ export function TokenCard({ token, receipt, place, onAttribute }) {
 /** @param {{edit: {intervention: number, act_before: number, dose: number}, receipt: any}} props */
 function Edited({ edit, receipt }) {
   const of = receipt?.interventions?.[edit.intervention];
+  const name = of ? (of.name ?? of.feature ?? of.vector) : `intervention ${edit.intervention}`;
   const after = of?.op === "clamp" || of?.op === "ablate" ? (of.value_act ?? 0) : null;
   return html`<p class="edited-line spaced">
     <span aria-hidden="true">✎</span>
-    ${of ? (of.name ?? of.feature ?? of.vector) : `intervention ${edit.intervention}`}: ${number(edit.act_before)}
-    ${after === null ? "" : `→ ${number(after)}`}, ${doseInWords(edit.dose)}
+    <span
+      >${name}: ${number(edit.act_before)}${after === null ? "" : ` → ${number(after)}`},
+      ${doseInWords(edit.dose)}</span
+    >
   </p>`;
 }
 

@@ -110,16 +110,13 @@ function Tried({ rule, found }) {
     return rule.join === "all" ? verdicts.every(Boolean) : verdicts.some(Boolean);
   });
   const num = holds.filter(Boolean).length;
+  const where = num === 1 ? "one token" : `${num} tokens`;
   const first = holds.indexOf(true);
   const what = rule.then === "abort" ? "the answer would end before the first of them" : "it would act there";
   return html`<div>
     <p>
-      <strong>${rule.name}</strong>:
-      ${
-        num
-          ? `holds at ${num} tokens, first at “${visible(found.tokens[first].text)}”; ${what}.`
-          : "holds nowhere in this text."
-      }
+      <strong>${rule.name}</strong>${": "}
+      ${num ? `holds at ${where}, first at “${visible(found.tokens[first].text)}”; ${what}.` : "holds nowhere in this text."}
     </p>
     <p class="tokens example">
       ${found.tokens.map(

@@ -43,6 +43,10 @@ export function Server() {
     return () => clearInterval(timer);
   }, []);
   const model = models.value[0];
+  const { data, sites, max_vectors } = vectors.value;
+  const uploaded = sites.length
+    ? `${data.length} uploaded; each site holds ${max_vectors}: ${sites.map(siteInWords).join(", ")}.`
+    : "This server takes none.";
   return html`<div class="stack">
     <h2>Now</h2>
     <dl class="figures">
@@ -67,10 +71,7 @@ export function Server() {
     <h2>SAEs</h2>
     <div class="two">${saes.value.map((sae) => html`<${SAE} sae=${sae} />`)}</div>
     <h2>Vectors</h2>
-    <p>
-      ${vectors.value.data.length} uploaded; ${vectors.value.max_vectors} fit each of ${vectors.value.sites.length}
-      sites: ${vectors.value.sites.map(siteInWords).join(", ")}.
-    </p>
+    <p>${uploaded}</p>
     <h2>What it refuses</h2>
     <ul>
       <li>A request whose steering cannot be applied as asked: no answer, rather than an unsteered one.</li>
@@ -91,12 +92,11 @@ export function Server() {
 /** @param {{sae: any}} props */
 function SAE({ sae }) {
   const fit = sae.fit ?? {};
+  const [reads, writes] = [sae.reads, sae.writes].map((sites) => sites.map(siteInWords).join(", "));
+  const about = `${sae.d_sae} features (${sae.architecture} ${sae.kind}), read ${reads}${reads === writes ? "" : `, written ${writes}`}`;
   return html`<section class="card stack">
     <h3>${sae.name}</h3>
-    <p>
-      ${sae.d_sae} features (${sae.architecture} ${sae.kind}), read ${sae.reads.map(siteInWords).join(", ")}, written
-      ${sae.writes.map(siteInWords).join(", ")}.
-    </p>
+    <p>${about}.</p>
     <dl class="cost">
       <div>
         <dt>explained variance here</dt>
