@@ -60,7 +60,7 @@ def test_the_keyboard_alone_steers_and_reads_the_tokens(page: Page) -> None:
     tab_to("golden-gate")
     page.keyboard.press("Enter")
     answered(page)
-    assert page.get_by_role("status").filter(has_text="Steered:").count() == 1
+    assert page.get_by_role("log").filter(has_text="Steered:").count() == 1
     page.locator("#main").focus()
     for _ in range(80):
         page.keyboard.press("Tab")

@@ -5,7 +5,7 @@ import { batch, computed, signal } from "./h.js";
 import { NUM_LIKELY, score } from "./score.js";
 import { servedModel } from "./server.js";
 import {
-  announcement,
+  announce,
   columns,
   heatFeature,
   edits,
@@ -142,7 +142,7 @@ async function run(answer, title, stopped) {
   try {
     const ids = await stream(answer, set, stopped);
     set({ status: "done" });
-    announcement.value = `${title}: ${textOf(answer.state.value)}`;
+    announce(`${title}: ${textOf(answer.state.value)}`);
     await score(answer, ids, set, stopped);
   } catch (error) {
     if (wasStopped(error)) {
@@ -152,7 +152,7 @@ async function run(answer, title, stopped) {
     const failure = error instanceof ApiError ? error : new ApiError(0, { message: String(error) });
     // what was not applied, or not proven, is not shown as if it had been
     set({ status: "failed", error: failure, blocks: [], numTokens: 0, retryIn: null });
-    announcement.value = `${title} failed: ${failure.message}`;
+    announce(`${title} failed: ${failure.message}`);
   }
 }
 

@@ -1,5 +1,5 @@
 /** What the server has: its model, SAEs, vectors and variants, and what becomes of them. */
-import { ApiError, json, needsKey } from "./api.js";
+import { ApiError, isGone, json, needsKey, text } from "./api.js";
 import { computed, signal } from "./h.js";
 
 export const models = signal(/** @type {any[]} */ ([]));
@@ -78,5 +78,6 @@ export function feature(feature) {
 export function watch() {
   setInterval(async () => {
     if (!needsKey.value && status.value instanceof ApiError) await load();
+    else if (isGone.value) await text("health").catch(() => undefined);
   }, 3000);
 }

@@ -59,8 +59,13 @@ export const focus = signal(/** @type {string | null} */ (null));
 export const drawer = signal(/** @type {string | null} */ (null));
 /** What stands in the box where a question is written. */
 export const draft = signal("");
-/** What a screen reader is told. */
-export const announcement = signal("");
+/** What a screen reader is told, the last few. */
+export const announcements = signal(/** @type {string[]} */ ([]));
+
+/** @param {string} words */
+export function announce(words) {
+  announcements.value = [...announcements.value.slice(-5), words];
+}
 
 /** @param {Omit<Edit, "id" | "tokens">} edit */
 function toIntervention(edit) {

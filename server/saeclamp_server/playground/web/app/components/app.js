@@ -2,7 +2,7 @@
 import { ApiError, apiKey, isGone, needsKey, useKey } from "../api.js";
 import { html, useSignal } from "../h.js";
 import { load, servedModel, status } from "../server.js";
-import { announcement, drawer, view, VIEWS } from "../state.js";
+import { announcements, drawer, view, VIEWS } from "../state.js";
 import { Find } from "../views/find.js";
 import { Keep } from "../views/keep.js";
 import { Rules } from "../views/rules.js";
@@ -38,7 +38,7 @@ export function App() {
     }
     <main id="main" tabindex="-1">${needsKey.value ? html`<${KeyForm} />` : html`<${Body} />`}</main>
     ${drawer.value && html`<${FeatureDrawer} feature=${drawer.value} key=${drawer.value} />`}
-    <p class="unseen" role="status" aria-live="polite">${announcement}</p>
+    <div class="unseen" role="log">${announcements.value.map((words) => html`<p>${words}</p>`)}</div>
   `;
 }
 

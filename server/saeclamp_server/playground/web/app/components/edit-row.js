@@ -4,7 +4,7 @@ import { directionInWords, OPS, SCOPES, title } from "../format.js";
 import { feature as lookUp } from "../server.js";
 import { changeEdit, drawer, focus, heatFeature, removeEdit } from "../state.js";
 import { Choice, NumberField } from "./field.js";
-import { zoneInWords, ZoneTrack } from "./zones.js";
+import { Curve, zoneInWords, ZoneTrack } from "./zones.js";
 
 const LEAST = -1;
 const UNITS = { max_act: "× its maximum", act: "in the SAE's units", resid_norm: "× the stream's length" };
@@ -114,5 +114,12 @@ function Slider({ edit, known, words, change }) {
     </div>
     <p class="zone-words spaced ${zone.kind}">
       <span class="swatch ${zone.kind}" aria-hidden="true"></span>${edit.value} × maximum: ${zone.words}
-    </p>`;
+    </p>
+    ${
+      known?.curve &&
+      html`<details>
+        <summary class="quiet">Dose curve</summary>
+        <${Curve} known=${known} value=${edit.value} />
+      </details>`
+    }`;
 }

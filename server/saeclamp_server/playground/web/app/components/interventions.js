@@ -3,6 +3,7 @@ import { html, useSignal } from "../h.js";
 import { vectors } from "../server.js";
 import { edits, putEdit, view } from "../state.js";
 import { EditRow } from "./edit-row.js";
+import { Plan } from "./plan.js";
 
 export function Interventions() {
   return html`<h2>Interventions</h2>
@@ -13,6 +14,7 @@ export function Interventions() {
           </ul>`
         : html`<p class="quiet">None: both columns answer alike. Take a card above, or look for a feature.</p>`
     }
+    <${Plan} />
     <${AddForm} />`;
 }
 
