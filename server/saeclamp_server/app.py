@@ -17,9 +17,10 @@ from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app as build_vllm_app
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
+from saeclamp_server import playground
 from saeclamp_server.api import drain as draining
 from saeclamp_server.api import error_envelope, error_handlers, metrics, variants, vectors
-from saeclamp_server.api.access import KeyGuard, is_served
+from saeclamp_server.api.access import PUBLIC, KeyGuard, is_served
 from saeclamp_server.api.body_limit import MEGABYTE, BodyLimit
 from saeclamp_server.api.drain import Drain, DrainGuard
 from saeclamp_server.api.features import FeatureSearch, load_served_saes
@@ -61,7 +62,7 @@ async def build_app(engine: Any, args: Namespace, plan: ServePlan) -> FastAPI:
     await vectors.load()
     tasks = await engine.get_supported_tasks()
     drain = Drain()
-    app = build_steering_app(args, tasks, engine.model_config, drain, options.max_body)
+    app = build_steering_app(args, tasks, engine.model_config, drain, options.max_body, options.playground)
     served_saes = load_served_saes(saes, norms, {name: of.fit for name, of in measured.items()}, labels)
     search = FeatureSearch(served_saes)
     context = SteeringContext(
@@ -101,18 +102,21 @@ async def build_app(engine: Any, args: Namespace, plan: ServePlan) -> FastAPI:
 
 
 def build_steering_app(
-    args: Namespace, supported_tasks: Any, model_config: Any, drain: Drain, max_body: int
+    args: Namespace, supported_tasks: Any, model_config: Any, drain: Drain, max_body: int, has_playground: bool
 ) -> FastAPI:
     """
     Build vLLM's app, leave of its routes what is on the list, and replace those of the steered endpoints.
 
-    max_body: megabytes of the largest body
+    max_body:       megabytes of the largest body
+    has_playground: True to serve the page too
     """
     app: FastAPI = build_vllm_app(args, supported_tasks, model_config)
     app.title, app.openapi_schema = "saeclamp", None
     app.router.routes[:] = [route for route in app.router.routes if is_served(route) and not _is_replaced(route)]
     for own in (draining, routes, models, features, steering, variants, vectors):
         app.include_router(own.router)
+    if has_playground:
+        app.include_router(playground.router)
     app.add_exception_handler(RequestError, error_handlers.refuse)
     app.add_exception_handler(HTTPException, error_handlers.http_error)
     app.add_exception_handler(RequestValidationError, error_handlers.invalid)
@@ -122,7 +126,7 @@ def build_steering_app(
     ours = [Middleware(DrainGuard, drain=drain), Middleware(BodyLimit, max_megabytes=max_body)]
     app.user_middleware[:] = [
         Middleware(error_envelope.ErrorEnvelope, max_kept=max_body * MEGABYTE),
-        *_guarded(app.user_middleware, args, ours),
+        *_guarded(app.user_middleware, args, ours, PUBLIC | playground.PATHS if has_playground else PUBLIC),
     ]
     # innermost, so that its refusals too are authenticated and carry a request id; add_middleware() would put it outermost
     app.user_middleware.append(Middleware(SteeringMiddleware))
@@ -130,15 +134,18 @@ def build_steering_app(
     return app
 
 
-def _guarded(stack: list[Middleware], args: Namespace, ours: list[Middleware]) -> list[Middleware]:
+def _guarded(
+    stack: list[Middleware], args: Namespace, ours: list[Middleware], public: frozenset[str]
+) -> list[Middleware]:
     """
     Put our check of keys in the place of vLLM's, which guards some prefixes only, and behind it what else refuses requests.
 
-    stack: from the outermost. Ours come behind CORS, so that a page of another origin can read their refusals
+    stack:  from the outermost. Ours come behind CORS, so that a page of another origin can read their refusals
+    public: paths that need no key
     """
     keys = [key for key in (args.api_key or [envs.VLLM_API_KEY]) if key]
     if keys:
-        ours = [Middleware(KeyGuard, keys=keys), *ours]
+        ours = [Middleware(KeyGuard, keys=keys, public=public), *ours]
     others = [layer for layer in stack if layer.cls is not AuthenticationMiddleware]
     behind = 1 + [layer.cls for layer in others].index(_CORS)
     return [*others[:behind], *ours, *others[behind:]]

@@ -36,7 +36,7 @@ def openapi() -> Any:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     vllm_args = make_arg_parser(FlexibleArgumentParser()).parse_args(["model"])
-    app = build_steering_app(vllm_args, ("generate",), None, Drain(), MAX_BODY)
+    app = build_steering_app(vllm_args, ("generate",), None, Drain(), MAX_BODY, has_playground=True)
     document = app.openapi()
     ours = {one.path for one in app.routes if isinstance(one, APIRoute) and "saeclamp" in one.endpoint.__module__}
     own = {path: does for path, does in document["paths"].items() if path in ours and path not in STEERED}

@@ -89,6 +89,7 @@ def serve(
     whole: bool = False,
     unset: str | None = None,
     verbose: bool = True,
+    port: int | None = None,
 ) -> Iterator[Server]:
     """
     Run `saeclamp serve MODEL FLAGS` (or another module with the same arguments) until the block ends.
@@ -97,6 +98,7 @@ def serve(
     whole:    as a user runs it; otherwise it is forked from a process that has imported vLLM, which is sooner ready
     unset:    a variable of the environment that the server is not to have
     verbose:  whether vLLM's log is to be in `log` too, where it can be read when a test fails
+    port:     None for one that is free; only for a server that is forked
     """
     arguments = [
         "serve",
@@ -109,7 +111,7 @@ def serve(
         with run_server([sys.executable, "-m", entry, *arguments], log, name or model, unset) as server:
             yield server
         return
-    port = _free_port()
+    port = port or _free_port()
     process = NURSERY.fork(entry, [*arguments, "--port", str(port)], log, _environment(log, unset))
     with _served(process, port, log, name or model) as server:
         yield server

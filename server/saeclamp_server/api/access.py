@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from saeclamp_server.errors import UnauthorizedError
 
 PUBLIC = frozenset({"/health", "/ping", "/ready"})
-"""Paths that need no key: whoever can reach the server may ask whether it runs."""
+"""Paths that need no key: whoever can reach the server may ask whether it runs. The playground's files are others."""
 
 WITH_KEY = frozenset(
     {
@@ -101,13 +101,14 @@ def _digest(key: str) -> bytes:
 class KeyGuard:
     """ASGI middleware that lets only public paths be called without a key; behind CORS, which answers preflights."""
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
-        self._app, self._keys = app, APIKeys(keys)
+    def __init__(self, app: ASGIApp, keys: Sequence[str], public: frozenset[str] = PUBLIC) -> None:
+        """public: paths that need no key"""
+        self._app, self._keys, self._public = app, APIKeys(keys), public
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what is public or carries a key; refuse the rest, websockets too."""
         is_call = scope["type"] in ("http", "websocket")
-        if is_call and route_path(scope) not in PUBLIC and not self._keys.accept(Headers(scope=scope)):
+        if is_call and route_path(scope) not in self._public and not self._keys.accept(Headers(scope=scope)):
             error = UnauthorizedError()
             headers = {"WWW-Authenticate": "Bearer"}
             return await JSONResponse(error.body(), error.status, headers)(scope, receive, send)

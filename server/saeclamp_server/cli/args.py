@@ -55,6 +55,7 @@ def parse_args(argv: list[str]) -> ServeOptions | argparse.Namespace:
         vectors=known.vectors,
         variants=known.variants,
         drain_s=known.drain,
+        playground=known.playground,
         verbose=known.verbose,
         trace=known.trace,
     )
@@ -171,6 +172,12 @@ def _add_process(serve: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help=f"how long running requests may take to end when the server is told to stop (default {DRAIN_S:g}); new ones "
         "are refused with status 503 meanwhile. A second SIGTERM or Ctrl-C ends at once",
+    )
+    serve.add_argument(
+        "--no-playground",
+        dest="playground",
+        action="store_false",
+        help="serve no page to try steering on; otherwise it is at /playground/, and / leads there",
     )
     serve.add_argument(
         "-v",

@@ -49,6 +49,8 @@ class ServeOptions:
     """Folder in which uploaded vectors are kept; None for a folder of the model in the cache."""
     drain_s: float = DRAIN_S
     """Seconds that running requests may take to end when the server is told to stop."""
+    playground: bool = True
+    """True to serve the page at `/playground/`."""
     verbose: bool = False
     """True to show vLLM's log in the terminal."""
     variants: str | None = None

@@ -15,6 +15,7 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from saeclamp_server import playground
 from saeclamp_server.api.access import PUBLIC, WITH_KEY
 from saeclamp_server.api.drain import Drain
 from saeclamp_server.app import build_steering_app
@@ -42,8 +43,8 @@ def args(*argv: str) -> Any:
     return make_arg_parser(FlexibleArgumentParser()).parse_args(["model", "--enable-tokenizer-info-endpoint", *argv])
 
 
-def app(*argv: str) -> FastAPI:
-    made = build_steering_app(args(*argv), TASKS, None, Drain(), MAX_BODY)
+def app(*argv: str, has_playground: bool = True) -> FastAPI:
+    made = build_steering_app(args(*argv), TASKS, None, Drain(), MAX_BODY, has_playground)
     made.state.engine_client = SimpleNamespace(errored=False, check_health=_healthy)
     made.state.saeclamp = SimpleNamespace(drain=Drain(), vllm=made.state)
     return made
@@ -86,7 +87,8 @@ def spellings(template: str) -> Iterator[str]:
     yield path.upper()
     yield path.title()
     yield f"/{path[1:].replace('/', '%2f')}"
-    yield f"/%{ord(path[1]):x}{path[2:]}"
+    if path[1:]:
+        yield f"/%{ord(path[1]):x}{path[2:]}"
     yield f"/health/..{path}"
     yield f"/.{path}"
     yield f"{path}/../health"
@@ -105,11 +107,24 @@ def test_what_is_public_answers_without_a_key(guarded: FastAPI, path: str) -> No
     assert call(guarded, "GET", path).status_code == 200
 
 
+def test_the_page_is_public_and_the_api_behind_it_is_not(guarded: FastAPI) -> None:
+    for path in playground.PATHS:
+        assert call(guarded, "GET", path).status_code in (200, 307), path
+        assert call(guarded, "POST", path).status_code == 405, path
+    assert call(guarded, "GET", "/v1/models").status_code == 401
+
+
+def test_without_the_playground_its_paths_are_like_any_other_that_is_not_there() -> None:
+    for path in playground.PATHS:
+        assert call(app(has_playground=False), "GET", path).status_code == 404, path
+        assert call(app("--api-key", KEY, has_playground=False), "GET", path).status_code == 401, path
+
+
 @pytest.mark.parametrize("template", routes_of(app()))
 def test_no_spelling_of_a_path_gets_past_the_key(guarded: FastAPI, template: str) -> None:
     for path in spellings(template):
         plain = path.partition("?")[0]
-        if plain in PUBLIC or httpx.URL(f"http://test{plain}").path in PUBLIC:
+        if {plain, httpx.URL(f"http://test{plain}").path} & (PUBLIC | playground.PATHS):
             continue
         for method in METHODS:
             answer = call(guarded, method, path)
@@ -242,7 +257,7 @@ def test_a_path_that_is_not_there_names_the_one_that_was_meant(method: str, path
 
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/", "/quite-another"])
 def test_a_path_that_is_near_to_none_says_where_they_are_listed(path: str) -> None:
-    response = call(app(), "GET", path)
+    response = call(app(has_playground=False), "GET", path)
     assert response.status_code == 404
     assert response.json()["error"]["message"] == (
         f"There is no {path} here. /openapi.json lists what is served, and /docs shows it."

@@ -1,0 +1,38 @@
+/** By cause: which features speak for a token of an answer, measured by taking each away. */
+import { textOf } from "../answer-state.js";
+import { html, useEffect } from "../h.js";
+import { number, visible } from "../format.js";
+import { Hit } from "./hit.js";
+import { Progress } from "./progress.js";
+import { useTask } from "./use-task.js";
+
+/**
+ * @param {{answer: import("../answer-state.js").Answer, position: number, onClose: () => void}} props
+ */
+export function Attribution({ answer, position, onClose }) {
+  const { state, start, stop } = useTask("v1/features/attribute", true);
+  useEffect(() => {
+    const said = { role: "assistant", content: textOf(answer.state.value) };
+    start({ messages: [...answer.messages, said], position, num_features: 12 });
+  }, [answer, position]);
+  const found = state.value.result;
+  return html`<section class="card attribution" aria-label="Causes of a token">
+    <div class="row">
+      <h3 class="grow">Why this token?</h3>
+      <button class="small" onClick=${onClose}>Close</button>
+    </div>
+    <${Progress} task=${state.value} stop=${stop} />
+    ${
+      found &&
+      html`<p>
+          <span class="mono">${visible(found.target.text)}</span>, logprob ${number(found.value)} in the unsteered
+          model. Negative: the feature speaks for it.
+        </p>
+        <ul class="hits">
+          ${found.data.slice(0, 8).map((/** @type {any} */ hit) => html`<${Hit} hit=${hit}><p>change ${number(hit.change)}</p><//>`)}
+        </ul>
+        ${found.warnings.map((/** @type {string} */ warning) => html`<p class="quiet">${warning}</p>`)}
+        <p class="quiet">${found.claim}</p>`
+    }
+  </section>`;
+}

@@ -1,0 +1,57 @@
+/** What an answer costs: whether it is still text, and what to do where it is not. */
+import { html } from "../h.js";
+import { number, percent } from "../format.js";
+import { changeEdit, edits } from "../state.js";
+import { Notice } from "./notice.js";
+
+const BROKEN = 3;
+const REPEATED = 0.5;
+const STEP = 0.8;
+
+/**
+ * @param {{cost: NonNullable<import("../answer-state.js").AnswerState["cost"]>, baseline: number | null, isSteered: boolean}} props
+ *   baseline: perplexity of the default column's answer
+ */
+export function Cost({ cost, baseline, isSteered }) {
+  const isUnlikely = cost.perplexity !== null && baseline !== null && cost.perplexity > BROKEN * baseline;
+  const isRepeating = cost.repetition !== null && cost.repetition > REPEATED;
+  return html`<dl class="cost">
+      <div title="Under the unsteered model: how surprising it finds each token">
+        <dt>perplexity</dt>
+        <dd>${number(cost.perplexity, 2)}</dd>
+      </div>
+      <div title="Share of the last 20 words that stood among these before">
+        <dt>repetition</dt>
+        <dd>${percent(cost.repetition)}</dd>
+      </div>
+      <div title="Share of its pairs of neighbouring words that are different">
+        <dt>distinct pairs</dt>
+        <dd>${percent(cost.distinct2)}</dd>
+      </div>
+      ${
+        cost.kl !== null &&
+        html`<div title="From the unsteered model, mean over tokens, in nats; at least this much">
+          <dt>KL</dt>
+          <dd>${number(cost.kl, 2)}</dd>
+        </div>`
+      }
+    </dl>
+    ${isSteered && (isUnlikely || isRepeating) && html`<${Lower} isRepeating=${isRepeating} />`}`;
+}
+
+/** @param {{isRepeating: boolean}} props */
+function Lower({ isRepeating }) {
+  const strongest = edits.value
+    .filter((edit) => !edit.off && edit.op !== "ablate" && Math.abs(edit.value) > 0.05)
+    .sort((one, other) => Math.abs(other.value) - Math.abs(one.value))[0];
+  const lower = strongest ? Number((strongest.value * STEP).toFixed(2)) : 0;
+  return html`<${Notice} kind="warn">
+    ${isRepeating ? "The text repeats itself." : "The unsteered model finds this text very unlikely: it may be breaking."}
+    ${
+      strongest &&
+      html` <button class="small" onClick=${() => changeEdit(strongest.id, { value: lower })}>
+        Lower ${strongest.vector ?? strongest.feature} to ${lower}
+      </button>`
+    }
+  <//>`;
+}

@@ -1,0 +1,32 @@
+/** Labelled inputs. */
+import { html } from "../h.js";
+
+/**
+ * @param {{label: string, value: number, onChange: (value: number) => void, min?: number, max?: number, step?: number,
+ *   hidden?: boolean}} props
+ */
+export function NumberField({ label, value, onChange, min, max, step = 1, hidden = false }) {
+  /** @param {any} event */
+  const change = (event) => {
+    const typed = event.target.valueAsNumber;
+    if (Number.isFinite(typed)) onChange(Math.min(Math.max(typed, min ?? -Infinity), max ?? Infinity));
+    else event.target.value = value;
+  };
+  return html`<label class="field">
+    <span class=${hidden ? "unseen" : ""}>${label}</span>
+    <input type="number" value=${value} min=${min} max=${max} step=${step} onChange=${change} />
+  </label>`;
+}
+
+/**
+ * @param {{label: string, value: string, options: Record<string, string>, onChange: (value: string) => void,
+ *   hidden?: boolean}} props
+ */
+export function Choice({ label, value, options, onChange, hidden = false }) {
+  return html`<label class="field">
+    <span class=${hidden ? "unseen" : ""}>${label}</span>
+    <select value=${value} onChange=${(/** @type {any} */ event) => onChange(event.target.value)}>
+      ${Object.entries(options).map(([name, words]) => html`<option value=${name}>${words}</option>`)}
+    </select>
+  </label>`;
+}

@@ -1,0 +1,133 @@
+/** Variants: the steering that is set, saved under a name that any client can ask for as a model. */
+import { ApiError, json } from "../api.js";
+import { html, useSignal } from "../h.js";
+import { reloadVariants, servedModel, variants } from "../server.js";
+import { edits, newEdit, steering, view } from "../state.js";
+import { Notice, Refusal } from "./notice.js";
+import { download } from "./save.js";
+
+export function KeepVariants() {
+  const name = useSignal("");
+  const description = useSignal("");
+  const error = useSignal(/** @type {ApiError | null} */ (null));
+  const said = useSignal("");
+  const attempt = async (/** @type {() => Promise<string>} */ work) => {
+    error.value = null;
+    said.value = "";
+    try {
+      said.value = await work();
+      await reloadVariants();
+    } catch (failure) {
+      if (!(failure instanceof ApiError)) throw failure;
+      error.value = failure;
+    }
+  };
+  const save = (/** @type {Event} */ event) => {
+    event.preventDefault();
+    attempt(async () => {
+      const body = { name: name.value, description: description.value, steering: steering.value };
+      const made = await json("v1/variants", { body });
+      return `Saved. Any client gets it as the model ${made.id}.`;
+    });
+  };
+  const importFile = (/** @type {any} */ event) => {
+    const [file] = event.target.files;
+    if (!file) return;
+    attempt(async () => {
+      let body;
+      try {
+        body = JSON.parse(await file.text());
+      } catch {
+        throw new ApiError(0, { message: `${file.name} is not JSON.` });
+      }
+      const done = await json("v1/variants/import", { body });
+      return `${done.num_new} new, ${done.num_known} were here before.`;
+    });
+  };
+  const own = variants.value.filter((variant) => !variant.read_only);
+  return html`<section class="card stack">
+    <h2>As a model name</h2>
+    <form class="stack" onSubmit=${save}>
+      <label class="field">
+        <span>Name</span>
+        <input
+          value=${name}
+          required
+          placeholder="bridge"
+          onInput=${(/** @type {any} */ event) => (name.value = event.target.value)}
+        />
+      </label>
+      <label class="field">
+        <span>What it is for</span>
+        <input value=${description} onInput=${(/** @type {any} */ event) => (description.value = event.target.value)} />
+      </label>
+      <div class="row">
+        <button class="main" disabled=${!steering.value}>Save what is set</button>
+        ${!steering.value && html`<span class="quiet">Nothing is set.</span>`}
+      </div>
+    </form>
+    ${said.value && html`<${Notice} kind="info">${said.value}<//>`}
+    ${error.value && html`<${Refusal} error=${error.value} />`}
+    <ul class="hits">
+      ${own.map(
+        (variant) =>
+          html`<li class="hit">
+            <p><strong class="mono">${variant.id}</strong>${variant.alias ? ` (also ${variant.alias})` : ""}</p>
+            <p class="quiet">${variant.description}</p>
+            <div class="row">
+              <button class="small" onClick=${() => take(variant.steering)}>
+                Take over<span class="unseen"> ${variant.id}</span>
+              </button>
+              <${Delete}
+                name=${variant.name}
+                onDelete=${() =>
+                  attempt(async () => {
+                    await json(`v1/variants/${encodeURIComponent(variant.name)}`, { method: "DELETE" });
+                    return `${variant.id} is no more.`;
+                  })}
+              />
+            </div>
+          </li>`,
+      )}
+    </ul>
+    <div class="row wrap">
+      <button onClick=${() => attempt(exportAll)}>Export all</button>
+      <label class="check">Import <input type="file" accept=".json,application/json" onChange=${importFile} /></label>
+    </div>
+    <p class="quiet">
+      Beside these, ${variants.value.length - own.length} of the feature book, such as ${servedModel.value}:golden-gate.
+    </p>
+  </section>`;
+}
+
+async function exportAll() {
+  download("variants.json", JSON.stringify(await json("v1/variants/export"), null, 1));
+  return "Exported.";
+}
+
+/** @param {any} saved */
+function take(saved) {
+  edits.value = (saved.interventions ?? []).map((/** @type {any} */ one) =>
+    newEdit({
+      ...(one.vector
+        ? { vector: one.vector }
+        : { feature: typeof one.feature === "string" ? one.feature : `${one.feature.sae}/${one.feature.index}` }),
+      op: one.op,
+      value: one.value ?? one.factor ?? 0,
+      unit: one.unit ?? "max_act",
+      tokens: typeof one.tokens === "string" ? one.tokens : "all",
+    }),
+  );
+  view.value = "steer";
+}
+
+/** @param {{name: string, onDelete: () => void}} props */
+function Delete({ name, onDelete }) {
+  const isSure = useSignal(false);
+  if (!isSure.value)
+    return html`<button class="small" onClick=${() => (isSure.value = true)}>
+      Delete<span class="unseen"> ${name}</span>
+    </button>`;
+  return html`<button class="small" onClick=${onDelete}>Delete for good</button>
+    <button class="small" onClick=${() => (isSure.value = false)}>Keep</button>`;
+}

@@ -1,0 +1,98 @@
+/** Vectors: directions of one's own, uploaded to be moved as features are. */
+import { ApiError, json } from "../api.js";
+import { html, useSignal } from "../h.js";
+import { number, siteInWords } from "../format.js";
+import { reloadVectors, vectors } from "../server.js";
+import { putEdit, view } from "../state.js";
+import { Notice, Refusal } from "./notice.js";
+
+export function KeepVectors() {
+  const name = useSignal("");
+  const file = useSignal(/** @type {File | null} */ (null));
+  const error = useSignal(/** @type {ApiError | null} */ (null));
+  const said = useSignal("");
+  const attempt = async (/** @type {() => Promise<string>} */ work) => {
+    error.value = null;
+    try {
+      said.value = await work();
+      await reloadVectors();
+    } catch (failure) {
+      if (!(failure instanceof ApiError)) throw failure;
+      said.value = "";
+      error.value = failure;
+    }
+  };
+  const upload = (/** @type {Event} */ event) => {
+    event.preventDefault();
+    const body = file.value;
+    if (body) {
+      attempt(async () => {
+        const made = await json(`v1/vectors?name=${encodeURIComponent(name.value)}`, { body });
+        return `${made.name} is at ${siteInWords(made.site)}, ${number(made.resid_norm, 2)} of the stream's length.`;
+      });
+    }
+  };
+  if (!vectors.value.max_vectors)
+    return html`<section class="card">
+      <h2>Vectors</h2>
+      <p>This server takes none.</p>
+    </section>`;
+  return html`<section class="card stack">
+    <h2>Vectors</h2>
+    <form class="stack" onSubmit=${upload}>
+      <label class="field">
+        <span>Name</span>
+        <input
+          value=${name}
+          required
+          placeholder="joy"
+          onInput=${(/** @type {any} */ event) => (name.value = event.target.value)}
+        />
+      </label>
+      <label class="field">
+        <span>File (safetensors, one tensor and where it belongs)</span>
+        <input
+          type="file"
+          accept=".safetensors"
+          required
+          onChange=${(/** @type {any} */ event) => (file.value = event.target.files[0] ?? null)}
+        />
+      </label>
+      <div><button class="main">Upload</button></div>
+    </form>
+    ${said.value && html`<${Notice} kind="info">${said.value}<//>`}
+    ${error.value && html`<${Refusal} error=${error.value} />`}
+    <ul class="hits">
+      ${vectors.value.data.map(
+        (/** @type {any} */ vector) =>
+          html`<li class="hit">
+            <p>
+              <strong class="mono">${vector.name}</strong> ${siteInWords(vector.site)}, length ${number(vector.norm)}
+            </p>
+            <p class="quiet">${vector.source}</p>
+            <div class="row">
+              <button
+                class="small"
+                onClick=${() => {
+                  putEdit({ vector: vector.name, op: "add", value: 1, unit: "act" });
+                  view.value = "steer";
+                }}
+              >
+                Steer<span class="unseen"> with ${vector.name}</span>
+              </button>
+              <button
+                class="small"
+                onClick=${() =>
+                  attempt(async () => {
+                    await json(`v1/vectors/${encodeURIComponent(vector.name)}`, { method: "DELETE" });
+                    return `${vector.name} is no more.`;
+                  })}
+              >
+                Delete<span class="unseen"> ${vector.name}</span>
+              </button>
+            </div>
+          </li>`,
+      )}
+    </ul>
+  </section>`;
+}

@@ -1,0 +1,47 @@
+/** Features that are known to steer, as cards of one click. */
+import { ask, isRunning, stop, turns } from "../conversation.js";
+import { html } from "../h.js";
+import { number } from "../format.js";
+import { presets } from "../server.js";
+import { draft, edits, focus, newEdit } from "../state.js";
+
+/** What is asked where nothing has been, so that one click shows something. */
+const QUESTION = "What should I do this weekend?";
+
+/** @param {any} preset */
+function choose(preset) {
+  const name = `${preset.sae}/${preset.name ?? preset.index}`;
+  if (isRunning.value) stop();
+  edits.value = [newEdit({ feature: name, value: preset.best ?? 1 })];
+  focus.value = name;
+  const last = turns.value.at(-1);
+  turns.value = [];
+  ask(draft.value.trim() || last?.user || QUESTION);
+  draft.value = "";
+}
+
+export function Presets() {
+  const chosen = new Set(edits.value.map((edit) => edit.feature));
+  if (!presets.value.length) {
+    return html`<p class="quiet">
+      No feature of these SAEs has been calibrated. Look for one under Find, or run <code>saeclamp calibrate</code>.
+    </p>`;
+  }
+  return html`<h2>Try one</h2>
+    <ul class="presets">
+      ${presets.value.map(
+        (preset) =>
+          html`<li>
+            <button
+              class="preset"
+              aria-pressed=${chosen.has(`${preset.sae}/${preset.name ?? preset.index}`)}
+              onClick=${() => choose(preset)}
+            >
+              <strong>${preset.name ?? preset.feature}</strong>
+              <span>${preset.description}</span>
+              <span class="quiet">set to ${number(preset.best ?? 1, 2)} × its maximum</span>
+            </button>
+          </li>`,
+      )}
+    </ul>`;
+}

@@ -1,0 +1,153 @@
+/**
+ * A link: the whole state in the URL's fragment, which no server sees, with hashes of what it was made against, so that opening
+ * it elsewhere says what is different.
+ */
+import { batch, signal } from "./h.js";
+import { saes, servedModel } from "./server.js";
+import { OPS } from "./format.js";
+import * as state from "./state.js";
+
+const VERSION = 1;
+
+/** Questions of the link that was opened, until they are asked: nobody's link starts work by itself. */
+export const linkedQuestions = signal(/** @type {string[]} */ ([]));
+/** What a link was made for that this server does not have. */
+export const mismatches = signal(/** @type {string[]} */ ([]));
+
+/** @param {string} text */
+function toBase64(text) {
+  const bytes = new TextEncoder().encode(text);
+  return btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""))
+    .replaceAll("+", "-")
+    .replaceAll("/", "_")
+    .replace(/=+$/, "");
+}
+
+/** @param {string} text */
+function fromBase64(text) {
+  const bytes = atob(text.replaceAll("-", "+").replaceAll("_", "/"));
+  return new TextDecoder().decode(Uint8Array.from(bytes, (byte) => byte.charCodeAt(0)));
+}
+
+/** @param {string[]} questions @returns {string} URL of the page as it stands */
+export function makeLink(questions) {
+  const used = new Set(
+    [
+      ...state.edits.value.map((edit) => edit.feature),
+      ...state.rules.value.flatMap((rule) => rule.tests.map((t) => t.feature)),
+    ]
+      .filter((feature) => feature !== undefined)
+      .map((feature) => feature.split("/")[0]),
+  );
+  const content = {
+    v: VERSION,
+    model: servedModel.value,
+    saes: Object.fromEntries(saes.value.filter((sae) => used.has(sae.name)).map((sae) => [sae.name, sae.sha256])),
+    edits: state.edits.value.map(({ id: _, ...edit }) => edit),
+    rules: state.rules.value.map(({ id: _, ...rule }) => rule),
+    sampling: state.sampling.value,
+    system: state.system.value,
+    prompted: state.prompted.value,
+    variants: state.variantColumns.value,
+    focus: state.focus.value,
+    questions,
+    draft: state.draft.value,
+  };
+  const url = new URL(location.href);
+  url.hash = toBase64(JSON.stringify(content));
+  return url.href;
+}
+
+/** @param {unknown} value @param {number} most */
+const textOf = (value, most = 100_000) => (typeof value === "string" ? value.slice(0, most) : "");
+/** @param {unknown} value @param {number} otherwise @param {number} least @param {number} most */
+const numberOf = (value, otherwise, least, most) =>
+  typeof value === "number" && Number.isFinite(value) ? Math.min(Math.max(value, least), most) : otherwise;
+/** @param {unknown} value @returns {any[]} */
+const listOf = (value) => (Array.isArray(value) ? value.slice(0, 64) : []);
+
+/** @param {any} one @returns {Omit<import("./state.js").Edit, "id">} */
+function editFrom(one) {
+  return {
+    ...(one?.vector ? { vector: textOf(one.vector, 64) } : { feature: textOf(one?.feature, 256) }),
+    op: one?.op in OPS ? one.op : "clamp",
+    value: numberOf(one?.value, 1, -1e6, 1e6),
+    unit: ["max_act", "act", "resid_norm"].includes(one?.unit) ? one.unit : "max_act",
+    tokens: ["all", "prompt", "generated"].includes(one?.tokens) ? one.tokens : "all",
+    off: one?.off === true,
+  };
+}
+
+/** @param {any} one @returns {Omit<import("./state.js").Rule, "id">} */
+function ruleFrom(one) {
+  const { tokens: _, off: __, ...edit } = editFrom(one?.edit ?? {});
+  return {
+    name: textOf(one?.name, 64).replaceAll(/[^A-Za-z0-9_.-]/g, "-") || "rule",
+    join: one?.join === "any" ? "any" : "all",
+    tests: listOf(one?.tests).map((test) => ({
+      feature: textOf(test?.feature, 256),
+      op: test?.op === "below" ? "below" : "above",
+      value: numberOf(test?.value, 0.5, -1e6, 1e6),
+      unit: ["max_act", "act", "resid_norm"].includes(test?.unit) ? test.unit : "max_act",
+    })),
+    then: one?.then === "edit" ? "edit" : "abort",
+    scope: one?.scope === "rest_of_request" ? "rest_of_request" : "token",
+    tokens: ["all", "prompt", "generated"].includes(one?.tokens) ? one.tokens : "all",
+    edit,
+    off: one?.off === true,
+  };
+}
+
+/**
+ * Take over what a link says; nothing, where there is none that can be read. Whoever made it may be anybody, so everything is
+ * checked, and nothing is run.
+ *
+ * @param {string} fragment
+ */
+export function openLink(fragment) {
+  let content;
+  try {
+    content = JSON.parse(fromBase64(fragment.replace(/^#/, "")));
+  } catch {
+    return;
+  }
+  if (content?.v !== VERSION) return;
+  const sampling = content.sampling ?? {};
+  batch(() => {
+    state.edits.value = listOf(content.edits).map((one) => ({ ...editFrom(one), id: state.nextId() }));
+    state.rules.value = listOf(content.rules)
+      .slice(0, 16)
+      .map((one) => ({ ...ruleFrom(one), id: state.nextId() }));
+    state.sampling.value = {
+      max_tokens: numberOf(sampling.max_tokens, state.SAMPLING.max_tokens, 1, 100_000),
+      temperature: numberOf(sampling.temperature, state.SAMPLING.temperature, 0, 2),
+      top_p: numberOf(sampling.top_p, state.SAMPLING.top_p, 0.01, 1),
+      repetition_penalty: numberOf(sampling.repetition_penalty, state.SAMPLING.repetition_penalty, 0.01, 2),
+      seed: numberOf(sampling.seed, 0, 0, 2 ** 32 - 1),
+      num_seeds: numberOf(sampling.num_seeds, 1, 1, 8),
+    };
+    state.system.value = textOf(content.system);
+    state.prompted.value = typeof content.prompted === "string" ? textOf(content.prompted) : null;
+    state.variantColumns.value = listOf(content.variants).map((name) => textOf(name, 256));
+    state.focus.value = content.focus ? textOf(content.focus, 256) : null;
+    state.draft.value = textOf(content.draft);
+    linkedQuestions.value = listOf(content.questions).map((question) => textOf(question));
+    mismatches.value = differences(content);
+  });
+}
+
+/** @param {any} content */
+function differences(content) {
+  const found = [];
+  if (content.model !== servedModel.value) {
+    found.push(`The link was made with the model ${textOf(content.model, 256)}; this server has ${servedModel.value}.`);
+  }
+  for (const [name, sha256] of Object.entries(content.saes ?? {})) {
+    const here = saes.value.find((sae) => sae.name === name);
+    if (!here) found.push(`The link needs the SAE ${name.slice(0, 256)}, which this server has not loaded.`);
+    else if (here.sha256 !== sha256) {
+      found.push(`The SAE ${name} of this server is not the one of the link: its features may mean something else.`);
+    }
+  }
+  return found;
+}

@@ -1,0 +1,64 @@
+/** What the unsteered model makes of an answer: how likely it finds it, and what it would have said in its place. */
+import { textOf } from "./answer-state.js";
+import { json, wasStopped } from "./api.js";
+import { distinct2, divergence, perplexity, repetition } from "./measures.js";
+import { servedModel } from "./server.js";
+
+export const NUM_LIKELY = 20;
+
+/**
+ * @typedef {import("./answer-state.js").Answer} Answer
+ * @typedef {import("./answer-state.js").AnswerState} AnswerState
+ */
+
+/**
+ * Have the unsteered model read the answer: how likely it finds it, and what it would have said in its place.
+ *
+ * @param {Answer} answer
+ * @param {{prompt: number[], answer: number[]}} ids
+ * @param {(change: Partial<AnswerState>) => void} set
+ * @param {AbortSignal} stopped
+ */
+export async function score(answer, ids, set, stopped) {
+  const text = textOf(answer.state.value);
+  const cost = { perplexity: null, distinct2: distinct2(text), repetition: repetition(text), kl: null };
+  set({ cost });
+  if (!ids.answer.length || !ids.prompt.length) return;
+  let rows;
+  try {
+    const body = {
+      model: servedModel.value,
+      prompt: [...ids.prompt, ...ids.answer],
+      max_tokens: 1,
+      prompt_logprobs: NUM_LIKELY,
+      temperature: 0,
+    };
+    const scored = await json("v1/completions", { body, signal: stopped });
+    rows = scored.choices[0].prompt_logprobs.slice(ids.prompt.length);
+  } catch (error) {
+    if (wasStopped(error)) throw error;
+    return; // the answer stands; what it costs is not known
+  }
+  /** @type {number[]} */
+  const logprobs = [];
+  const kls = /** @type {number[]} */ ([]);
+  let number = 0;
+  const blocks = answer.state.value.blocks.map((block) =>
+    block.map((token) => {
+      const row = rows[number];
+      const own = row?.[ids.answer[number++]];
+      if (!row || !own) return token;
+      logprobs.push(own.logprob);
+      const defaultLikely = new Map(
+        Object.values(row)
+          .sort((a, b) => b.logprob - a.logprob)
+          .map((one) => [one.decoded_token, one.logprob]),
+      );
+      const kl = divergence(token.likely, defaultLikely);
+      kls.push(kl);
+      return { ...token, defaultLikely, kl };
+    }),
+  );
+  const kl = kls.length ? kls.reduce((sum, one) => sum + one, 0) / kls.length : null;
+  set({ blocks, cost: { ...cost, perplexity: perplexity(logprobs), kl } });
+}

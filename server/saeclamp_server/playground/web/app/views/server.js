@@ -1,0 +1,122 @@
+/** What the server is, holds and does now. */
+import { text } from "../api.js";
+import { html, useEffect, useSignal } from "../h.js";
+import { number, percent, shortHash, siteInWords } from "../format.js";
+import { models, saes, vectors } from "../server.js";
+
+const EVERY_MS = 2000;
+const COUNTERS = /** @type {const} */ ({
+  running: "vllm:num_requests_running",
+  waiting: "vllm:num_requests_waiting",
+  tokens: "vllm:generation_tokens_total",
+  cache: "vllm:kv_cache_usage_perc",
+  queued: "saeclamp_requests_waiting",
+  features: "saeclamp_features_in_use",
+  failures: "saeclamp_failures_total",
+});
+const REFUSED = /^saeclamp_refusals_total\{code="([^"]+)"\} (\S+)$/gm;
+
+/** Add up a metric over its labels. @param {string} metrics @param {string} name */
+function total(metrics, name) {
+  const lines = metrics.split("\n").filter((line) => line.startsWith(`${name}{`) || line.startsWith(`${name} `));
+  return lines.length ? lines.reduce((sum, line) => sum + Number(line.slice(line.lastIndexOf(" "))), 0) : null;
+}
+
+export function Server() {
+  const now = useSignal(/** @type {Record<string, number | null>} */ ({}));
+  const refused = useSignal(/** @type {[string, number][]} */ ([]));
+  const rate = useSignal(/** @type {number | null} */ (null));
+  useEffect(() => {
+    let last = /** @type {{tokens: number, at: number} | null} */ (null);
+    const look = async () => {
+      const metrics = await text("metrics").catch(() => null);
+      if (metrics === null) return;
+      now.value = Object.fromEntries(Object.entries(COUNTERS).map(([key, name]) => [key, total(metrics, name)]));
+      refused.value = [...metrics.matchAll(REFUSED)].map(([, code, count]) => [code, Number(count)]);
+      const at = performance.now();
+      const tokens = now.value.tokens ?? 0;
+      if (last) rate.value = Math.max(0, (1000 * (tokens - last.tokens)) / (at - last.at));
+      last = { tokens, at };
+    };
+    look();
+    const timer = setInterval(look, EVERY_MS);
+    return () => clearInterval(timer);
+  }, []);
+  const model = models.value[0];
+  const { data, sites, max_vectors } = vectors.value;
+  const uploaded = sites.length
+    ? `${data.length} uploaded; each site holds ${max_vectors}: ${sites.map(siteInWords).join(", ")}.`
+    : "This server takes none.";
+  return html`<div class="stack">
+    <h2>Now</h2>
+    <dl class="figures">
+      ${[
+        ["requests in flight", number(now.value.running)],
+        ["waiting for the engine", number(now.value.waiting)],
+        ["waiting for features", number(now.value.queued)],
+        ["tokens a second", number(rate.value)],
+        ["KV cache in use", percent(now.value.cache)],
+        ["features in use", number(now.value.features)],
+        ["not applied, so refused", number(now.value.failures)],
+      ].map(
+        ([name, value]) =>
+          html`<div>
+            <dt>${name}</dt>
+            <dd>${value}</dd>
+          </div>`,
+      )}
+    </dl>
+    <h2>Model</h2>
+    <p>${model?.id}, up to ${model?.max_model_len} tokens. Also answers to ${models.value.length - 1} variants.</p>
+    <h2>SAEs</h2>
+    <div class="two">${saes.value.map((sae) => html`<${SAE} sae=${sae} />`)}</div>
+    <h2>Vectors</h2>
+    <p>${uploaded}</p>
+    <h2>What it refuses</h2>
+    <ul>
+      <li>A request whose steering cannot be applied as asked: no answer, rather than an unsteered one.</li>
+      <li>
+        Edits longer than its largest dose, features and SAEs that it has not, and misspelt fields, with what was meant.
+      </li>
+      <li>More than it has room for: then it says after how long to try again.</li>
+    </ul>
+    ${
+      refused.value.length > 0 &&
+      html`<p class="quiet">
+        Refused since it started: ${refused.value.map(([code, count]) => `${code} ${count}`).join(", ")}.
+      </p>`
+    }
+  </div>`;
+}
+
+/** @param {{sae: any}} props */
+function SAE({ sae }) {
+  const fit = sae.fit ?? {};
+  const [reads, writes] = [sae.reads, sae.writes].map((sites) => sites.map(siteInWords).join(", "));
+  const about = `${sae.d_sae} features (${sae.architecture} ${sae.kind}), read ${reads}${reads === writes ? "" : `, written ${writes}`}`;
+  return html`<section class="card stack">
+    <h3>${sae.name}</h3>
+    <p>${about}.</p>
+    <dl class="cost">
+      <div>
+        <dt>explained variance here</dt>
+        <dd>${percent(fit.explained_variance)}</dd>
+      </div>
+      <div>
+        <dt>active at a token</dt>
+        <dd>${number(fit.l0)}</dd>
+      </div>
+      <div>
+        <dt>stream's length</dt>
+        <dd>${number(sae.resid_norm)}</dd>
+      </div>
+      <div>
+        <dt>sha256</dt>
+        <dd class="mono">${shortHash(sae.sha256)}</dd>
+      </div>
+    </dl>
+    ${fit.problem && html`<p class="bad-text">${fit.problem}</p>`}
+    ${sae.labels && html`<p class="quiet">Labelled on ${sae.labels.num_tokens.toLocaleString()} tokens, ${sae.labels.date}.</p>`}
+    ${sae.approximation && html`<p class="quiet">Approximation: ${sae.approximation}</p>`}
+  </section>`;
+}

@@ -1,0 +1,134 @@
+"""The page where things are not as they should be: hostile texts, a busy server, a key, a server that goes and comes."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, Route, expect
+from tests.e2e.playground.conftest import FLAGS
+from tests.e2e.playground.test_steer import choose_bridge
+from tests.support.browser import answered, open_playground, text_of
+from tests.support.serving import Server, serve
+
+from saeclamp_server.packaged_model import PACKAGED_MODEL
+
+HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>\u202egnirts\u2066"
+VIEWS = ("Steer", "Find", "Rules", "Keep", "Server")
+
+
+def poisoned(value: Any) -> Any:
+    """The same JSON with every text that people or models wrote replaced."""
+    if isinstance(value, dict):
+        return {
+            key: HOSTILE
+            if key in ("description", "text", "token", "content") and isinstance(one, str)
+            else poisoned(one)
+            for key, one in value.items()
+        }
+    return [poisoned(one) for one in value] if isinstance(value, list) else value
+
+
+def poison(route: Route) -> None:
+    response = route.fetch()
+    text = response.text()
+    if text.startswith("data: "):
+        events = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+        body = "".join(
+            f"data: {one if one == '[DONE]' else json.dumps(poisoned(json.loads(one)))}\n\n" for one in events
+        )
+        # the bytes are what tokens are shown by
+        body = body.replace('"bytes": [', '"bytes_": [')
+    else:
+        body = json.dumps(poisoned(json.loads(text)))
+    route.fulfill(response=response, body=body)
+
+
+def test_labels_and_answers_full_of_markup_are_text(server: Server, browser: Browser) -> None:
+    page = open_playground(browser, server.url)
+    page.route(re.compile(r"/v1/(features|variants|chat)"), poison)
+    page.reload()
+    page.locator(".preset").first.click()
+    answered(page)
+    assert HOSTILE[:20] in page.locator(".preset").first.inner_text()
+    assert HOSTILE[:20] in text_of(page, "steered")
+    for view in VIEWS:
+        page.get_by_role("navigation").get_by_role("button", name=view, exact=True).click()
+        assert page.locator("img, script[src=''], script:not([src])").count() == 0
+    assert page.title() == "saeclamp playground"
+    page.context.close()
+
+
+def test_a_busy_server_is_waited_for_as_long_as_it_says(server: Server, page: Page) -> None:
+    refused: list[str] = []
+
+    def busy(route: Route) -> None:
+        if len(refused) < 2:
+            refused.append(route.request.url)
+            error = {"error": {"message": "busy", "type": "rate_limit_error", "code": "steering_busy", "param": None}}
+            return route.fulfill(status=429, headers={"Retry-After": "2"}, json=error)
+        route.continue_()
+
+    page.route("**/v1/chat/completions", busy)
+    page.on("console", lambda _: None)
+    choose_bridge(page)
+    expect(page.locator(".notice.info").first).to_contain_text(re.compile(r"trying again in [12] s"))
+    answered(page)
+    assert len(refused) == 2
+
+
+def test_an_answer_without_a_receipt_is_not_shown(server: Server, page: Page) -> None:
+    def without(route: Route) -> None:
+        response = route.fetch()
+        route.fulfill(response=response, body=response.text().replace('"applied":true', '"applied":false'))
+
+    page.route("**/v1/chat/completions", without)
+    choose_bridge(page)
+    banner = page.locator(".column.steered .notice.bad")
+    expect(banner).to_contain_text("Not applied", timeout=60_000)
+    expect(page.locator(".column.steered .tokens")).to_have_count(0)
+
+
+def test_a_server_with_a_key_asks_for_it_and_one_that_was_killed_is_found_again(
+    browser: Browser, tmp_path: Path
+) -> None:
+    stores = ("--variants", f"sqlite:///{tmp_path / 'v.sqlite'}", "--vectors", str(tmp_path / "vectors"))
+    flags = (*FLAGS, *stores, "--api-key", "sk-1")
+    with serve(tmp_path / "1.log", PACKAGED_MODEL, *flags) as server:
+        page = open_playground(browser, server.url)
+        page.get_by_label("API key").fill("sk-wrong")
+        page.get_by_role("button", name="Go on").click()
+        expect(page.get_by_text("is not one of the server's")).to_be_visible()
+        page.get_by_label("API key").fill("sk-1")
+        page.get_by_role("button", name="Go on").click()
+        page.get_by_text("Sampling and columns").click()
+        page.get_by_label("Tokens of an answer", exact=True).fill("1500")
+        page.keyboard.press("Tab")
+        choose_bridge(page)
+        page.locator(".column.steered .token").nth(10).wait_for()
+        port = int(server.url.rpartition(":")[2])
+        server.kill()
+        expect(page.locator(".column.steered .notice.bad")).to_contain_text("connection broke")
+        expect(page.locator(".column.steered .tokens")).to_have_count(0)
+    with serve(tmp_path / "2.log", PACKAGED_MODEL, *flags, port=port):
+        page.get_by_label("Tokens of an answer", exact=True).fill("8")
+        page.keyboard.press("Tab")
+        page.get_by_role("button", name="Run it again").click()
+        answered(page)
+        assert page.locator(".column.steered .token").count() == 8
+        page.context.close()
+
+
+@pytest.mark.parametrize("width", [360, 768, 1440])
+def test_nothing_is_wider_than_the_window(server: Server, browser: Browser, width: int) -> None:
+    page = open_playground(browser, server.url)
+    page.set_viewport_size({"width": width, "height": 800})
+    choose_bridge(page)
+    answered(page)
+    for view in VIEWS:
+        page.get_by_role("navigation").get_by_role("button", name=view, exact=True).click()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, view
+    page.context.close()

@@ -1,0 +1,145 @@
+"""Rules on the page, and what outlasts it: variants, code, links, files."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page, expect
+from tests.e2e.playground.test_steer import choose_bridge
+from tests.support.browser import answered, open_playground, text_of
+from tests.support.serving import Server
+
+
+def go_to(page: Page, view: str) -> None:
+    page.get_by_role("navigation").get_by_role("button", name=view, exact=True).click()
+
+
+def test_a_rule_is_tried_on_a_text_stops_an_answer_and_shows_where_it_held(page: Page) -> None:
+    choose_bridge(page)
+    answered(page)
+    go_to(page, "Rules")
+    page.get_by_role("button", name="Add a rule").click()
+    page.get_by_label("Bound", exact=True).fill("0.3")
+    page.keyboard.press("Tab")
+    page.get_by_label("Text to try the rules on").fill("A walk across the Golden Gate Bridge.")
+    page.get_by_role("button", name="Try", exact=True).click()
+    expect(page.locator(".token.fired").first).to_have_text(" Gate")
+    go_to(page, "Steer")
+    before = text_of(page, "steered")
+    page.get_by_role("button", name="Run it again").click()
+    answered(page)
+    expect(page.locator(".column.steered")).to_contain_text("A rule ended the answer here.")
+    expect(page.locator(".timeline")).to_contain_text("rule-1")
+    assert before.startswith(text_of(page, "steered"))
+
+
+def test_what_is_set_becomes_a_model_name_that_has_a_column_and_goes_again(server: Server, page: Page) -> None:
+    choose_bridge(page)
+    answered(page)
+    go_to(page, "Keep")
+    page.get_by_label("Name", exact=True).first.fill("my-bridge")
+    page.get_by_label("What it is for").fill("A test.")
+    page.get_by_role("button", name="Save what is set").click()
+    model = f"{server.model}:my-bridge"
+    expect(page.locator(".notice.info")).to_contain_text(model)
+    asked = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
+    assert httpx.post(f"{server.url}/v1/chat/completions", json=asked, timeout=60).json()["steering"]["applied"] is True
+    go_to(page, "Steer")
+    page.get_by_text("Sampling and columns").click()
+    page.get_by_label(model).check()
+    page.get_by_role("button", name="Regenerate").click()
+    answered(page, "variant")
+    assert text_of(page, "variant") == text_of(page, "steered")
+    go_to(page, "Keep")
+    page.get_by_role("button", name="Delete my-bridge").click()
+    page.get_by_role("button", name="Delete for good").click()
+    expect(page.locator(".notice.info")).to_contain_text("is no more")
+
+
+def test_a_name_that_cannot_be_is_refused_in_the_servers_words(page: Page) -> None:
+    choose_bridge(page)
+    go_to(page, "Keep")
+    page.get_by_label("Name", exact=True).first.fill("a name with blanks")
+    page.get_by_role("button", name="Save what is set").click()
+    expect(page.locator(".notice.bad")).to_contain_text("a name is")
+
+
+def test_the_code_that_is_shown_gives_the_answer_that_is_shown(server: Server, page: Page) -> None:
+    choose_bridge(page)
+    answered(page)
+    shown = text_of(page, "steered")
+    go_to(page, "Keep")
+    page.get_by_role("button", name="curl", exact=True).click()
+    code = page.locator("pre").first.inner_text()
+    body = json.loads(code.partition("-d '")[2].rstrip("'"))
+    assert code.startswith(f"curl {server.url}/v1/chat/completions")
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=120).json()
+    assert answer["choices"][0]["message"]["content"] == shown
+    for form in ("openai-python", "saeclamp"):
+        page.get_by_role("button", name=form, exact=True).click()
+        compile(page.locator("pre").first.inner_text(), form, "exec")
+
+
+def test_a_link_gives_the_same_answer_in_a_fresh_profile_after_one_click(
+    server: Server, browser: Browser, page: Page
+) -> None:
+    choose_bridge(page)
+    answered(page)
+    go_to(page, "Keep")
+    link = page.get_by_label("Link", exact=True).input_value()
+    other = open_playground(browser, server.url, fragment=f"#{link.partition('#')[2]}")
+    expect(other.locator(".notice.info")).to_contain_text("What should I do this weekend?")
+    assert other.locator(".turn").count() == 0
+    other.get_by_role("button", name="Run it").click()
+    answered(other)
+    go_to(page, "Steer")
+    assert text_of(other, "steered") == text_of(page, "steered")
+    expect(other.locator(".notice.warn")).to_have_count(0)
+    other.context.close()
+
+
+def test_a_link_of_another_sae_says_so(server: Server, browser: Browser, page: Page) -> None:
+    choose_bridge(page)
+    go_to(page, "Keep")
+    link = page.get_by_label("Link", exact=True).input_value()
+    changed = page.evaluate(
+        """link => {
+            const text = atob(new URL(link).hash.slice(1).replaceAll("-", "+").replaceAll("_", "/"));
+            return btoa(text.replace(/sha256:[0-9a-f]{64}/, "sha256:" + "0".repeat(64)))
+                .replaceAll("+", "-").replaceAll("/", "_").replace(/=+$/, "");
+        }""",
+        link,
+    )
+    other = open_playground(browser, server.url, fragment=f"#{changed}")
+    expect(other.locator(".notice.warn")).to_contain_text("is not the one of the link")
+    other.context.close()
+
+
+@pytest.mark.parametrize(
+    "fragment", ["#%%%", "#e30", "#bnVsbA", "#eyJ2IjoxLCJlZGl0cyI6WzEsbnVsbCx7Im9wIjoiZXZhbCJ9XX0"]
+)
+def test_a_link_that_is_damaged_or_evil_leaves_a_page_that_works(
+    server: Server, browser: Browser, fragment: str
+) -> None:
+    page = open_playground(browser, server.url, fragment=fragment)
+    page.get_by_role("button", name=re.compile("^golden-gate")).click()
+    answered(page)
+    page.context.close()
+
+
+def test_the_transcript_has_every_receipt_and_lm_eval_gets_what_it_can_do(page: Page, tmp_path: Path) -> None:
+    choose_bridge(page)
+    answered(page)
+    go_to(page, "Keep")
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Transcript with receipts").click()
+    transcript = json.loads(Path(saved.value.path()).read_text())
+    steered = next(one for one in transcript["turns"][0]["answers"] if one["column"] == "steered")
+    assert steered["receipt"]["applied"] is True
+    assert steered["request"]["steering"]["interventions"][0]["feature"] == "bundled/golden-gate"
+    page.get_by_role("button", name="Steering for lm-eval").click()
+    expect(page.locator(".notice.warn")).to_contain_text("lm-eval can only add")

@@ -1,0 +1,134 @@
+"""The first screen: one click steers, and what was done is seen in the text."""
+
+from __future__ import annotations
+
+import re
+
+from playwright.sync_api import Browser, Page, expect
+from tests.support.browser import answered, open_playground, text_of
+from tests.support.serving import Server
+
+BRIDGE = re.compile(r"golden|gate|bridge|francisco", re.IGNORECASE)
+
+
+def choose_bridge(page: Page) -> None:
+    page.get_by_role("button", name=re.compile("^golden-gate")).click()
+
+
+def set_sampling(page: Page, **values: float) -> None:
+    page.get_by_text("Sampling and columns").click()
+    for name, value in values.items():
+        page.get_by_label(name.replace("_", " "), exact=True).fill(str(value))
+    page.keyboard.press("Tab")
+
+
+def test_the_root_of_the_server_shows_the_page(server: Server, browser: Browser) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(server.url)
+    expect(page.get_by_role("heading", name="saeclamp")).to_be_visible()
+    assert page.url == f"{server.url}/playground/"
+    context.close()
+
+
+def test_one_click_steers_beside_the_default_and_says_what_was_done(page: Page) -> None:
+    choose_bridge(page)
+    answered(page, "default")
+    answered(page)
+    assert BRIDGE.search(text_of(page, "steered"))
+    assert not BRIDGE.search(text_of(page, "default"))
+    assert page.locator(".column.steered .token.edited").count() > 20
+    assert page.locator(".column.default .token.edited").count() == 0
+    assert page.locator(".column.steered .token[class*='heat-']:not(.heat-0)").count() > 5
+    strip = page.locator(".column.steered .receipt")
+    expect(strip).to_contain_text("tokens edited")
+    strip.locator("summary").click()
+    expect(strip).to_contain_text("The Golden Gate Bridge and San Francisco.")
+    expect(strip).to_contain_text(re.compile(r"spec sha256:[0-9a-f]{64}"))
+    expect(page.locator(".column.steered dl.cost")).to_contain_text("perplexity")
+
+
+def test_a_token_shows_before_and_after_the_likeliest_tokens_and_the_divergence_by_keyboard_too(page: Page) -> None:
+    choose_bridge(page)
+    answered(page)
+    page.locator(".column.steered .tokens").first.focus()
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    card = page.locator(".token-card")
+    expect(card).to_contain_text("before any edit")
+    expect(card).to_contain_text(re.compile(r"golden-gate: [\d.]+ → 162"))
+    expect(card).to_contain_text("of the stream's length")
+    expect(card).to_contain_text(re.compile(r"KL from unsteered: at least [\d.]+"))
+    assert card.locator(".likely tr").count() == 6
+    page.keyboard.press("Escape")
+    expect(card).to_have_count(0)
+    page.locator(".column.steered .token").nth(3).hover()
+    expect(card).to_be_visible()
+
+
+def test_a_change_is_pending_until_it_is_run(page: Page) -> None:
+    choose_bridge(page)
+    answered(page)
+    expect(page.locator(".pending")).to_have_count(0)
+    page.get_by_label(re.compile("^Strength of")).fill("0.3")
+    expect(page.locator(".zone-words")).to_contain_text("tried, and too weak")
+    expect(page.locator(".pending")).to_be_visible()
+    before = text_of(page, "steered")
+    page.get_by_role("button", name="Run it again").click()
+    answered(page)
+    expect(page.locator(".pending")).to_have_count(0)
+    assert text_of(page, "steered") != before
+
+
+def test_an_answer_can_be_stopped_and_run_again(page: Page) -> None:
+    set_sampling(page, Tokens_of_an_answer=1500)
+    choose_bridge(page)
+    page.locator(".column.steered .token").nth(10).wait_for()
+    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(page.locator(".column.steered")).to_contain_text("Stopped.")
+    expect(page.locator(".column.steered .receipt")).to_have_count(0)
+    page.get_by_label("Tokens of an answer", exact=True).fill("8")
+    page.keyboard.press("Tab")
+    page.get_by_role("button", name="Regenerate").click()
+    answered(page)
+    assert page.locator(".column.steered .token").count() == 8
+
+
+def test_columns_of_words_and_seeds_stand_side_by_side_and_the_talk_goes_on(page: Page) -> None:
+    set_sampling(page, Tokens_of_an_answer=12, Answers_of_each_column=2)
+    page.get_by_label("a column that is asked for it in words, to compare").check()
+    page.get_by_label("What it is told").fill("Talk about the Golden Gate Bridge.")
+    choose_bridge(page)
+    for column in ("default", "steered", "prompted"):
+        answered(page, column)
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    for column in ("default", "steered", "prompted"):
+        assert page.locator(f".column.{column} .answer").count() == 2, column
+    page.get_by_label("Your question, for all columns").fill("And then?")
+    page.keyboard.press("Enter")
+    page.locator(".turn").nth(1).wait_for()
+    answered(page)
+    assert page.locator(".turn").count() == 2
+
+
+def test_the_same_settings_give_the_same_answer_in_another_profile(
+    server: Server, browser: Browser, page: Page
+) -> None:
+    choose_bridge(page)
+    answered(page)
+    other = open_playground(browser, server.url)
+    choose_bridge(other)
+    answered(other)
+    assert text_of(other, "steered") == text_of(page, "steered")
+    other.context.close()
+
+
+def test_a_feature_that_is_not_there_is_refused_with_its_place_and_no_answer(page: Page) -> None:
+    page.get_by_label("Feature or vector to add").fill("bundled/golden-gat")
+    page.get_by_role("button", name="Add", exact=True).click()
+    expect(page.locator(".edit")).to_contain_text("Did you mean")
+    page.get_by_label("Your question, for all columns").fill("Hello")
+    page.keyboard.press("Enter")
+    banner = page.locator(".column.steered .notice.bad")
+    expect(banner).to_contain_text("golden-gate")
+    expect(page.locator(".column.steered .tokens")).to_have_count(0)

@@ -1,0 +1,49 @@
+"""A real browser: Debian's Chromium, driven by Playwright."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from saeclamp_server.playground.pages import ROOT
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+ARGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
+ANSWER_MS = 120_000
+"""Milliseconds that an answer may take on a busy machine."""
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    path = next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None:
+        pytest.skip("needs a browser: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=[*ARGS])
+        yield browser
+        browser.close()
+
+
+def open_playground(browser: Browser, url: str, *, fragment: str = "", **context: object) -> Page:
+    """Open the page in a fresh profile. Whatever its console calls an error fails the test that looks at `errors`."""
+    made = browser.new_context(viewport={"width": 1440, "height": 900}, **context)  # type: ignore[arg-type]
+    made.grant_permissions(["clipboard-read", "clipboard-write"])
+    page = made.new_page()
+    page.set_default_timeout(30_000)
+    page.goto(f"{url}{ROOT}{fragment}")
+    return page
+
+
+def answered(page: Page, column: str = "steered") -> None:
+    """Wait until a column's last answer is complete, and its cost is known."""
+    page.locator(f".turn:last-child .column.{column} .answer[aria-busy=false] dl.cost").first.wait_for(
+        timeout=ANSWER_MS
+    )
+
+
+def text_of(page: Page, column: str) -> str:
+    return page.locator(f".turn:last-child .column.{column} .tokens").first.inner_text()
