@@ -3,9 +3,9 @@ The playground in a browser: pictures of each view for the documents, and what t
 
     python -m benchmarks.playground URL [--write]
 
-Needs a running `make serve ARGS=--enforce-eager` at URL, and Chromium. Measured are the bytes of a first load, the time to the
-first streamed token on the page beside that of the same request sent from here, and the longest task of the browser while
-2,000 tokens come in with their heat.
+Needs a running `make serve ARGS=--enforce-eager` at URL, and Chromium. Measured are the bytes of a first load; the time to
+the first streamed token on the page, beside that of the same request sent from here; and the longest task of the browser
+while 2,000 tokens come in with their heat.
 """
 
 from __future__ import annotations

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +112,7 @@ def test_a_server_with_a_key_asks_for_it_and_one_that_was_killed_is_found_again(
         choose_bridge(page)
         page.locator(".column.steered .token").nth(10).wait_for()
         port = int(server.url.rpartition(":")[2])
-        server.kill()
+        os.kill(server.pid or 0, signal.SIGKILL)
         expect(page.locator(".column.steered .notice.bad")).to_contain_text("connection broke")
         expect(page.locator(".column.steered .tokens")).to_have_count(0)
     with serve(tmp_path / "2.log", PACKAGED_MODEL, *flags, port=port):
