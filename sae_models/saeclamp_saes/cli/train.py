@@ -55,7 +55,7 @@ def register(
         help="of `saeclamp harvest`, in place of --model and --data; one that is named twice counts twice",
     )
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="new, or of a run to go on with")
-    _add_recipe(parser)
+    _add_training_config(parser)
     add_reading(parser)
     parser.add_argument("--pool", type=count_arg, metavar="N", help="vectors kept on disk and shuffled (default 1M)")
     parser.add_argument(
@@ -70,7 +70,7 @@ def register(
     parser.set_defaults(run=run, resolve_model=resolve_model)
 
 
-def _add_recipe(parser: argparse.ArgumentParser) -> None:
+def _add_training_config(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is trained")
     group.add_argument(
         "--architecture", choices=NAMES, default=TrainingConfig.architecture, help="default: %(default)s"
@@ -133,7 +133,7 @@ def _train(args: argparse.Namespace, report: ProgressCallback) -> ExportedSAE:
     if not (args.model and args.data):
         raise TrainingError("Give --model and --data, or --vectors that `saeclamp harvest` kept.")
     wanted, reader = open_input(args, [args.layer], args.tokens)
-    return train(_settings(args), _recipe(args, d_in_of(reader)), wanted, reader, report)
+    return train(_settings(args), _training_config(args, d_in_of(reader)), wanted, reader, report)
 
 
 def _train_on(args: argparse.Namespace, report: ProgressCallback) -> ExportedSAE:
@@ -148,11 +148,11 @@ def _train_on(args: argparse.Namespace, report: ProgressCallback) -> ExportedSAE
             raise TrainingError(f"--{name.replace('_', '-')} was settled when --vectors were harvested: leave it out.")
     stores = [ActivationsStore.open(folder) for folder in args.vectors]
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    recipe = _recipe(args, stores[0].width)
-    return train_from(_settings(args), recipe, stores, Site("resid_post", args.layer), device, report)
+    config = _training_config(args, stores[0].width)
+    return train_from(_settings(args), config, stores, Site("resid_post", args.layer), device, report)
 
 
-def _recipe(args: argparse.Namespace, width: int) -> TrainingConfig:
+def _training_config(args: argparse.Namespace, width: int) -> TrainingConfig:
     names = ("architecture", "k", "tokens", "batch", "lr", "l1", "smallest_group", "seed", "annealed")
     return TrainingConfig(
         d_sae=args.features or FEATURES_PER_WIDTH * width, **{name: getattr(args, name) for name in names}

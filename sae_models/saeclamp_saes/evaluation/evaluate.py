@@ -74,9 +74,10 @@ def evaluate(
     verifications = [_verified(named, reader, found, report) for named in saes]
     saes = [NamedSAE(name, sae.to(device, torch.float32)) for name, sae in saes]
     _sum_up(sums, saes, reader, source, found, report)
-    results = zip(saes, sums.tallies, verifications, strict=True)
+    results = zip(saes, sums.sums_by_sae, verifications, strict=True)
     measured = EvaluatedSAE(
-        found, [Measurement.from_sums(*named, tally, verification) for named, tally, verification in results]
+        found,
+        [Measurement.from_sums(*named, sums_of_sae, verification) for named, sums_of_sae, verification in results],
     )
     # last, so that after any failure the pass need not be made again
     sums.discard()
@@ -124,7 +125,7 @@ def _sum_up(
             _add(sums, saes, reader.sites, reader.vectors(group, read), limits)
             sums.commit(first + len(group))
         report("measuring", sums.num_done, found.num_parts, {})
-    if not all(int(tally.num_tokens) for tally in sums.tallies):
+    if not all(int(sums_of_sae.num_tokens) for sums_of_sae in sums.sums_by_sae):
         raise VerificationError("The data have no ordinary tokens to measure.")
 
 
@@ -147,9 +148,9 @@ def _add(
 ) -> None:
     x = torch.cat([vectors.float() for vectors in found])
     within = x.norm(dim=2) <= limits.to(x.device)
-    for (_, sae), tally in zip(saes, sums.tallies, strict=True):
+    for (_, sae), sums_of_sae in zip(saes, sums.sums_by_sae, strict=True):
         reads, writes = ([sites.index(site) for site in places] for places in (sae.reads, sae.writes))
         # an SAE's own sites decide, so that its metrics are the same beside any other SAE
         mask = within[:, [*reads, *writes]].all(dim=1)
         kept = x[mask]
-        tally.add(sae, kept[:, reads].flatten(1), kept[:, writes].flatten(1), int((~mask).sum()))
+        sums_of_sae.add(sae, kept[:, reads].flatten(1), kept[:, writes].flatten(1), int((~mask).sum()))

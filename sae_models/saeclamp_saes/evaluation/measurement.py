@@ -74,25 +74,25 @@ class Measurement:
     """Verdict and cross-entropies, on `verification.num_tokens` tokens: fewer, evenly from the same data."""
 
     @classmethod
-    def from_sums(cls, name: str, sae: SAE, tally: MetricSums, verification: Verification) -> Measurement:
+    def from_sums(cls, name: str, sae: SAE, sums: MetricSums, verification: Verification) -> Measurement:
         """Compute the metrics from sums over one token or more."""
-        num_tokens = int(tally.num_tokens)
-        l0 = float(tally.num_active.sum()) / num_tokens
+        num_tokens = int(sums.num_tokens)
+        l0 = float(sums.num_active.sum()) / num_tokens
         return cls(
             name=name,
             reads=tuple(map(str, sae.reads)),
             writes=tuple(map(str, sae.writes)),
             d_sae=sae.d_sae,
             num_tokens=num_tokens,
-            num_sinks=int(tally.num_sinks),
-            explained_variance=tally.explained_variance(),
-            pca_explained_variance=tally.pca_explained_variance(round(l0)),
+            num_sinks=int(sums.num_sinks),
+            explained_variance=sums.explained_variance(),
+            pca_explained_variance=sums.pca_explained_variance(round(l0)),
             l0_mean=l0,
-            l0_p5=quantile_of_counts(tally.l0_counts, 0.05),
-            l0_p95=quantile_of_counts(tally.l0_counts, 0.95),
-            dead_share=metrics.dead_share(tally.num_active),
-            densities=_densities(tally.num_active, num_tokens),
-            activations=_activations(sae, tally),
+            l0_p5=quantile_of_counts(sums.l0_counts, 0.05),
+            l0_p95=quantile_of_counts(sums.l0_counts, 0.95),
+            dead_share=metrics.dead_share(sums.num_active),
+            densities=_densities(sums.num_active, num_tokens),
+            activations=_activations(sae, sums),
             verification=verification,
         )
 
@@ -112,15 +112,15 @@ def _densities(num_active: Any, num_tokens: int) -> DensitySummary:
     )
 
 
-def _activations(sae: SAE, tally: MetricSums) -> ActivationSummary:
-    histogram = Histogram.trimmed(activation_edges(), tally.act_counts.tolist())
-    num, largest = sum(histogram.counts), float(tally.act_largest)
+def _activations(sae: SAE, sums: MetricSums) -> ActivationSummary:
+    histogram = Histogram.trimmed(activation_edges(), sums.act_counts.tolist())
+    num, largest = sum(histogram.counts), float(sums.act_largest)
     quantiles = {f"{percent:g}": histogram.quantile(percent / 100) for percent in PERCENTILES}
     return ActivationSummary(
         unit=sae.unit,
         num=num,
-        num_negative=int(tally.num_negative),
-        mean=float(tally.act_total) / num if num else None,
+        num_negative=int(sums.num_negative),
+        mean=float(sums.act_total) / num if num else None,
         largest=largest if num else None,
         # interpolated within a bin, a percentile may lie above the largest
         percentiles={percent: min(value, largest) for percent, value in quantiles.items() if value is not None},

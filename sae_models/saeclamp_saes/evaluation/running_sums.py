@@ -24,7 +24,7 @@ NUM_DONE = "num_done"
 class RunningSums:
     """Sums over the sequences so far."""
 
-    tallies: list[MetricSums]
+    sums_by_sae: list[MetricSums]
     """Sums for each SAE."""
     num_done: int
     """Sequences that the sums cover."""
@@ -38,21 +38,21 @@ class RunningSums:
     @classmethod
     def begin(cls, saes: Sequence[SAE], device: torch.device, path: Path | None, save_seconds: float) -> RunningSums:
         """Begin, or resume from the file. Raises VerificationError, with its name, where that is damaged."""
-        tallies, num_done = [MetricSums.empty(sae, device) for sae in saes], 0
+        sums_by_sae, num_done = [MetricSums.empty(sae, device) for sae in saes], 0
         if path and path.exists():
-            kept = _read(path, _named(tallies, 0), device)
+            kept = _read(path, _named(sums_by_sae, 0), device)
             num_done = int(kept[NUM_DONE])
-            tallies = [
-                MetricSums(**{name: kept[f"{index}.{name}"] for name in vars(tally)})
-                for index, tally in enumerate(tallies)
+            sums_by_sae = [
+                MetricSums(**{name: kept[f"{index}.{name}"] for name in vars(sums_of_sae)})
+                for index, sums_of_sae in enumerate(sums_by_sae)
             ]
-        return cls(tallies, num_done, path, save_seconds, time.monotonic())
+        return cls(sums_by_sae, num_done, path, save_seconds, time.monotonic())
 
     def commit(self, num_done: int) -> None:
         """Note how many sequences are summed, and now and then write the file. Raises VerificationError for a full disk."""
         self.num_done = num_done
         if self.path and time.monotonic() - self.saved >= self.save_seconds:
-            _write(self.path, _named(self.tallies, num_done))
+            _write(self.path, _named(self.sums_by_sae, num_done))
             self.saved = time.monotonic()
 
     def discard(self) -> None:
@@ -61,8 +61,12 @@ class RunningSums:
             self.path.unlink(missing_ok=True)
 
 
-def _named(tallies: Sequence[MetricSums], num_done: int) -> dict[str, Tensor]:
-    sums = {f"{index}.{name}": tensor for index, tally in enumerate(tallies) for name, tensor in vars(tally).items()}
+def _named(sums_by_sae: Sequence[MetricSums], num_done: int) -> dict[str, Tensor]:
+    sums = {
+        f"{index}.{name}": tensor
+        for index, sums_of_sae in enumerate(sums_by_sae)
+        for name, tensor in vars(sums_of_sae).items()
+    }
     return {**sums, NUM_DONE: torch.tensor(num_done)}
 
 

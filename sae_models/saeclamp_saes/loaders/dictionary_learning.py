@@ -95,18 +95,18 @@ def read(source: CheckpointSource) -> SAE:
     name = trainer.get("dict_class") or _class_of(source, tensors)
     if not isinstance(name, str) or name not in CLASSES:
         raise CheckpointError(f"{source.path}: dict_class {name!r} is not supported; supported: {', '.join(CLASSES)}.")
-    dictionary = CLASSES[name]
-    draft = _draft(source, tensors, dictionary)
+    kind = CLASSES[name]
+    draft = _draft(source, tensors, kind)
     factor = _norm_factor(source)
-    top_k, architecture = None, dictionary.activation
+    top_k, architecture = None, kind.activation
     if architecture in ("topk", "batchtopk"):
-        top_k = _top_k_or_threshold(source, tensors, dictionary, draft, factor)
+        top_k = _top_k_or_threshold(source, tensors, kind, draft, factor)
         architecture = "topk" if top_k else "jumprelu"
     elif draft.threshold is not None:
         draft.threshold = draft.threshold * factor
     # before b_dec is subtracted from the input, because a backup's b_dec is too small by the factor too
     draft.b_enc, draft.b_dec = draft.b_enc * factor, draft.b_dec * factor
-    if dictionary.subtracts:
+    if kind.subtracts:
         draft.subtract_from_input(draft.b_dec)
     # the checkpoint's code normalises first, so it is folded last
     _fold_normalisation(tensors, draft)
@@ -179,19 +179,19 @@ def _class_of(source: CheckpointSource, tensors: Tensors) -> str:
     return "AutoEncoderTopK" if activation == "topk" else "BatchTopKSAE"
 
 
-def _draft(source: CheckpointSource, tensors: Tensors, dictionary: DictionaryConfig) -> SAEBuilder:
+def _draft(source: CheckpointSource, tensors: Tensors, kind: DictionaryConfig) -> SAEBuilder:
     linear = "encoder.weight" in tensors
     encoder, decoder = ("encoder.weight", "decoder.weight") if linear else ("W_enc", "W_dec")
     stored = matrix_shape(tensors, encoder)
     d_sae, d_in = stored if linear else stored[::-1]
-    b_enc = "mag_bias" if dictionary.activation == "gated" else "encoder.bias" if linear else "b_enc"
-    required: dict[str, Shape] = {encoder: stored, decoder: stored[::-1], b_enc: (d_sae,), dictionary.b_dec: (d_in,)}
+    b_enc = "mag_bias" if kind.activation == "gated" else "encoder.bias" if linear else "b_enc"
+    required: dict[str, Shape] = {encoder: stored, decoder: stored[::-1], b_enc: (d_sae,), kind.b_dec: (d_in,)}
     optional: dict[str, Shape] = {}
-    if dictionary.activation == "gated":
+    if kind.activation == "gated":
         required |= {"gate_bias": (d_sae,), "r_mag": (d_sae,)}
-    if dictionary.activation == "jumprelu":
+    if kind.activation == "jumprelu":
         required["threshold"] = (d_sae,)
-    if dictionary.activation in ("topk", "batchtopk"):
+    if kind.activation in ("topk", "batchtopk"):
         optional = {name: tensors.shapes.get(name, ()) for name in ("k", "threshold", "group_sizes")}
         if NORMALISATION[0] in tensors:
             required |= dict(zip(NORMALISATION, ((d_in,), (d_in,), (), ()), strict=True))
@@ -201,24 +201,24 @@ def _draft(source: CheckpointSource, tensors: Tensors, dictionary: DictionaryCon
         encoder=read(encoder, stored),
         b_enc=tensors.tensor(b_enc, (d_sae,)),
         decoder=read_turned(decoder, stored[::-1]),
-        b_dec=tensors.tensor(dictionary.b_dec, (d_in,)),
-        threshold=tensors.tensor("threshold", (d_sae,)) if dictionary.activation == "jumprelu" else None,
+        b_dec=tensors.tensor(kind.b_dec, (d_in,)),
+        threshold=tensors.tensor("threshold", (d_sae,)) if kind.activation == "jumprelu" else None,
     )
-    if dictionary.activation == "gated":
+    if kind.activation == "gated":
         gate, r_mag = tensors.tensor("gate_bias", (d_sae,)), tensors.tensor("r_mag", (d_sae,))
         draft.gate(source.path, b_gate=gate, b_mag=draft.b_enc, r_mag=r_mag)
     return draft
 
 
 def _top_k_or_threshold(
-    source: CheckpointSource, tensors: Tensors, dictionary: DictionaryConfig, draft: SAEBuilder, factor: float
+    source: CheckpointSource, tensors: Tensors, kind: DictionaryConfig, draft: SAEBuilder, factor: float
 ) -> TopK | None:
     """
     Return the TopK, or set the builder's threshold and return None.
 
     factor: multiplies a stored threshold
     """
-    usual = "topk" if dictionary.activation == "topk" else "jumprelu"
+    usual = "topk" if kind.activation == "topk" else "jumprelu"
     activation = source.options.text("activation", "jumprelu", "topk") or usual
     if activation == "topk":
         if usual != "topk":

@@ -67,63 +67,63 @@ class ForwardOutput(NamedTuple):
     """(n, d_in)"""
 
 
-def forward(recipe: TrainingConfig, dictionary: TrainingSAE, x: Tensor, step: int, is_dead: Tensor) -> ForwardOutput:
+def forward(config: TrainingConfig, sae: TrainingSAE, x: Tensor, step: int, is_dead: Tensor) -> ForwardOutput:
     """
     Encode and decode a batch, and compute its loss.
 
     x:       (n, d_in), scaled
     is_dead: (d_sae,) bool
     """
-    architecture = ARCHITECTURES[recipe.architecture]
-    pre = dictionary.pre(x)
-    acts = training_activations(recipe, dictionary, pre, step)
-    loss, reconstruction = losses.matryoshka_mse(dictionary, x, acts, recipe.groups)
+    architecture = ARCHITECTURES[config.architecture]
+    pre = sae.pre(x)
+    acts = training_activations(config, sae, pre, step)
+    loss, reconstruction = losses.matryoshka_mse(sae, x, acts, config.groups)
     if architecture.sparsity == "penalty":
-        loss = loss + recipe.penalty(step) * recipe.l1 * losses.weighted_l1(dictionary, acts)
+        loss = loss + config.penalty(step) * config.l1 * losses.weighted_l1(sae, acts)
     if architecture.sparsity == "threshold":
-        num_active = CountActive.apply(pre, dictionary.threshold, recipe.bandwidth)  # type: ignore[no-untyped-call]
-        loss = loss + recipe.penalty(step) * losses.l0_target_loss(num_active, recipe.k_at(step))
+        num_active = CountActive.apply(pre, sae.threshold, config.bandwidth)  # type: ignore[no-untyped-call]
+        loss = loss + config.penalty(step) * losses.l0_target_loss(num_active, config.k_at(step))
     if architecture.revives:
         missing = (x - reconstruction).detach()
-        loss = loss + recipe.revival * losses.auxk_loss(dictionary, pre, missing, is_dead)
+        loss = loss + config.revival * losses.auxk_loss(sae, pre, missing, is_dead)
     return ForwardOutput(loss, acts, reconstruction)
 
 
-def training_activations(recipe: TrainingConfig, dictionary: TrainingSAE, pre: Tensor, step: int) -> Tensor:
+def training_activations(config: TrainingConfig, sae: TrainingSAE, pre: Tensor, step: int) -> Tensor:
     """
     Compute the activations as in training.
 
     pre:     (n, d_sae)
     returns: (n, d_sae)
     """
-    match ARCHITECTURES[recipe.architecture].sparsity:
+    match ARCHITECTURES[config.architecture].sparsity:
         case "token":
-            return top_k(pre, recipe.k_at(step))
+            return top_k(pre, config.k_at(step))
         case "batch":
-            return batch_top_k(pre, recipe.k_at(step))
+            return batch_top_k(pre, config.k_at(step))
         case "penalty":
             return relu(pre)
         case "threshold":
-            acts: Tensor = JumpReLU.apply(pre, dictionary.threshold, recipe.bandwidth)  # type: ignore[no-untyped-call]
+            acts: Tensor = JumpReLU.apply(pre, sae.threshold, config.bandwidth)  # type: ignore[no-untyped-call]
             return acts
 
 
-def learning_rate(recipe: TrainingConfig) -> float:
+def learning_rate(config: TrainingConfig) -> float:
     """Return the full learning rate: the user's, or the architecture's for a run of that length."""
-    architecture = ARCHITECTURES[recipe.architecture]
-    if recipe.lr is not None:
-        return recipe.lr
-    width = (2**14 / recipe.d_sae) ** 0.5 if architecture.scaled_lr else 1.0
-    length = min(MOST_HURRIED, max(1.0, LONG / recipe.num_steps) ** 0.5) if architecture.hurries else 1.0
+    architecture = ARCHITECTURES[config.architecture]
+    if config.lr is not None:
+        return config.lr
+    width = (2**14 / config.d_sae) ** 0.5 if architecture.scaled_lr else 1.0
+    length = min(MOST_HURRIED, max(1.0, LONG / config.num_steps) ** 0.5) if architecture.hurries else 1.0
     return architecture.lr * width * length
 
 
-def optimizer(recipe: TrainingConfig, dictionary: TrainingSAE) -> torch.optim.Adam:
+def optimizer(config: TrainingConfig, sae: TrainingSAE) -> torch.optim.Adam:
     """Return Adam over the parameters that the architecture learns."""
-    architecture = ARCHITECTURES[recipe.architecture]
+    architecture = ARCHITECTURES[config.architecture]
     learned = [
         parameter
-        for name, parameter in dictionary.named_parameters()
+        for name, parameter in sae.named_parameters()
         if name != "threshold" or architecture.sparsity == "threshold"
     ]
-    return torch.optim.Adam(learned, lr=learning_rate(recipe), betas=(architecture.beta1, 0.999), eps=1e-8)
+    return torch.optim.Adam(learned, lr=learning_rate(config), betas=(architecture.beta1, 0.999), eps=1e-8)

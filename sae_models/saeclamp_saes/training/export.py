@@ -46,13 +46,13 @@ class ExportedSAE:
     """
 
 
-def fold_norms(dictionary: TrainingSAE, scale: float, architecture: str) -> dict[str, Tensor]:
+def fold_norms(training_sae: TrainingSAE, scale: float, architecture: str) -> dict[str, Tensor]:
     """
     Return tensors by SAELens's names, for the model's own vectors, with decoder rows of norm 1.
 
     scale: factor of the vectors in training; activations are divided by it, like the vectors
     """
-    tensors = {name: tensor.detach().clone() for name, tensor in dictionary.state_dict().items()}
+    tensors = {name: tensor.detach().clone() for name, tensor in training_sae.state_dict().items()}
     norms = tensors["W_dec"].norm(dim=1)
     norms = torch.where(norms > 0, norms, 1.0)
     tensors["W_dec"] /= norms[:, None]
@@ -81,8 +81,8 @@ def reread(tensors: dict[str, Tensor], site: Site, architecture: str, k: int) ->
 
 def export(
     folder: Path,
-    dictionary: TrainingSAE,
-    recipe: TrainingConfig,
+    training_sae: TrainingSAE,
+    config: TrainingConfig,
     *,
     scale: float,
     site: Site,
@@ -97,8 +97,8 @@ def export(
     metadata: JSON-able, for the configuration, which is written last: a folder with one is complete
     Raises TrainingError for numbers that the type cannot hold.
     """
-    how = ARCHITECTURES[recipe.architecture]
-    exact = fold_norms(dictionary, scale, how.saved_as)
+    how = ARCHITECTURES[config.architecture]
+    exact = fold_norms(training_sae, scale, how.saved_as)
     rounded = {name: tensor.to(getattr(torch, dtype)) for name, tensor in exact.items()}
     if not all(torch.isfinite(tensor).all() for tensor in rounded.values()):
         raise TrainingError(
@@ -106,13 +106,13 @@ def export(
         )
 
     def ready(tensors: dict[str, Tensor]) -> SAE:
-        sae = reread(tensors, site, how.saved_as, recipe.k)
-        return fit_threshold(sae, chunks, recipe.k) if how.calibrated else sae
+        sae = reread(tensors, site, how.saved_as, config.k)
+        return fit_threshold(sae, chunks, config.k) if how.calibrated else sae
 
     sae = ready(rounded)
     if how.calibrated:
         rounded["threshold"] = sae.threshold.to(getattr(torch, dtype))
-        sae = reread(rounded, site, how.saved_as, recipe.k)
+        sae = reread(rounded, site, how.saved_as, config.k)
     exported = ExportedSAE(
         folder=folder,
         model_name=metadata["model_name"],
@@ -127,12 +127,12 @@ def export(
         "held_out": asdict(exported.figures),
         "rounding_error": exported.rounding_error,
     }
-    write_json(folder / CONFIG, _config(sae, recipe, site, dtype, {**metadata, "training": training}))
+    write_json(folder / CONFIG, _config(sae, config, site, dtype, {**metadata, "training": training}))
     return exported
 
 
-def _config(sae: SAE, recipe: TrainingConfig, site: Site, dtype: SaveDtype, metadata: dict[str, Any]) -> dict[str, Any]:
-    saved_as = ARCHITECTURES[recipe.architecture].saved_as
+def _config(sae: SAE, config: TrainingConfig, site: Site, dtype: SaveDtype, metadata: dict[str, Any]) -> dict[str, Any]:
+    saved_as = ARCHITECTURES[config.architecture].saved_as
     return {
         "architecture": saved_as,
         "d_in": sae.d_in,
@@ -142,7 +142,7 @@ def _config(sae: SAE, recipe: TrainingConfig, site: Site, dtype: SaveDtype, meta
         "apply_b_dec_to_input": True,
         "normalize_activations": "none",
         "reshape_activations": "none",
-        **({"k": recipe.k, "rescale_acts_by_decoder_norm": False} if saved_as == "topk" else {}),
+        **({"k": config.k, "rescale_acts_by_decoder_norm": False} if saved_as == "topk" else {}),
         "metadata": {
             # without it SAELens takes the file for one from before version 6, and forgets all that follows
             "sae_lens_version": SAE_LENS_VERSION,

@@ -27,8 +27,8 @@ CHECKPOINT = "checkpoint.safetensors"
 
 def train_loop(
     settings: RunSettings,
-    recipe: TrainingConfig,
-    pool: MixingBuffer,
+    config: TrainingConfig,
+    buffer: MixingBuffer,
     harvest: ActivationStream | None,
     device: torch.device,
     report: ProgressCallback,
@@ -40,21 +40,21 @@ def train_loop(
     """
     path = settings.out / CHECKPOINT
     if not path.exists():
-        pool.fill(harvest, 0, report)
-        scale, center = _scale_and_center(pool)
-        trainer, place = Trainer(recipe, center.to(device)), ResumePoint(scale)
-        resume_checkpoint.save(path, trainer, place)
+        buffer.fill(harvest, 0, report)
+        scale, center = _scale_and_center(buffer)
+        trainer, resume_point = Trainer(config, center.to(device)), ResumePoint(scale)
+        resume_checkpoint.save(path, trainer, resume_point)
     else:
-        trainer = Trainer(recipe, torch.zeros(pool.table.width, device=device))
-        place = resume_checkpoint.load(path, trainer, device)
-    log = _Lines(TrainingLog(settings.out, trainer.step_number, settings.tensorboard), settings, recipe, report)
-    while trainer.step_number < recipe.num_steps:
+        trainer = Trainer(config, torch.zeros(buffer.table.width, device=device))
+        resume_point = resume_checkpoint.load(path, trainer, device)
+    log = _Lines(TrainingLog(settings.out, trainer.step_number, settings.tensorboard), settings, config, report)
+    while trainer.step_number < config.num_steps:
         # the checkpoint is at this round's beginning or within it, so what it would need is not overwritten
-        pool.fill(harvest, place.round, report)
+        buffer.fill(harvest, resume_point.round, report)
         with _tf32(device):
-            place = _round(settings, recipe, pool, trainer, place, device, log)
-        resume_checkpoint.save(path, trainer, place)
-    return trainer, place
+            resume_point = _round(settings, config, buffer, trainer, resume_point, device, log)
+        resume_checkpoint.save(path, trainer, resume_point)
+    return trainer, resume_point
 
 
 @contextmanager
@@ -70,31 +70,31 @@ def _tf32(device: torch.device) -> Iterator[None]:
 
 def _round(
     settings: RunSettings,
-    recipe: TrainingConfig,
-    pool: MixingBuffer,
+    config: TrainingConfig,
+    buffer: MixingBuffer,
     trainer: Trainer,
-    place: ResumePoint,
+    resume_point: ResumePoint,
     device: torch.device,
     log: _Lines,
 ) -> ResumePoint:
     """Train on the vectors of a round; return the beginning of the next."""
-    order = pool.order(place.round)
-    table = pool.table.near(device)
-    for used in range(place.used, len(order), recipe.batch):
-        x = table.take(order[used : used + recipe.batch]).to(device) * place.scale
+    order = buffer.order(resume_point.round)
+    table = buffer.table.near(device)
+    for used in range(resume_point.used, len(order), config.batch):
+        x = table.take(order[used : used + config.batch]).to(device) * resume_point.scale
         measured = trainer.step(x)
         log.step(trainer.step_number, measured)
-        if trainer.step_number == recipe.num_steps:
+        if trainer.step_number == config.num_steps:
             break
         if trainer.step_number % settings.save_every == 0:
-            resume_checkpoint.save(settings.out / CHECKPOINT, trainer, place._replace(used=used + recipe.batch))
-    return ResumePoint(place.scale, place.round + 1)
+            resume_checkpoint.save(settings.out / CHECKPOINT, trainer, resume_point._replace(used=used + config.batch))
+    return ResumePoint(resume_point.scale, resume_point.round + 1)
 
 
-def _scale_and_center(pool: MixingBuffer) -> tuple[float, Tensor]:
+def _scale_and_center(buffer: MixingBuffer) -> tuple[float, Tensor]:
     """Return the factor that gives the vectors a root mean square norm of 1, and the mean of the scaled ones, (width,)."""
-    total, squares = torch.zeros(pool.table.width, dtype=torch.float64), 0.0
-    for chunk in pool.table.chunks(pool.num_rows):
+    total, squares = torch.zeros(buffer.table.width, dtype=torch.float64), 0.0
+    for chunk in buffer.table.chunks(buffer.num_rows):
         # fp64 for the sums over millions of vectors only: converting every number would take minutes
         total += chunk.sum(dim=0)
         squares += float(chunk.square().sum(dim=1).double().sum())
@@ -102,40 +102,40 @@ def _scale_and_center(pool: MixingBuffer) -> tuple[float, Tensor]:
         raise TrainingError("The vectors hold numbers that are not finite, so they are damaged: harvest them anew.")
     if squares == 0:
         raise TrainingError("All vectors are zero: there is nothing to train on.")
-    scale = (pool.num_rows / squares) ** 0.5
-    return scale, (total / pool.num_rows * scale).float()
+    scale = (buffer.num_rows / squares) ** 0.5
+    return scale, (total / buffer.num_rows * scale).float()
 
 
 class _Lines:
     """Writes a line of the log every so many steps, and reports each step with the last line's metrics."""
 
     def __init__(
-        self, log: TrainingLog, settings: RunSettings, recipe: TrainingConfig, report: ProgressCallback
+        self, log: TrainingLog, settings: RunSettings, config: TrainingConfig, report: ProgressCallback
     ) -> None:
-        self._log, self._every, self._recipe, self._report = log, settings.log_every, recipe, report
+        self._log, self._every, self._config, self._report = log, settings.log_every, config, report
         self._since, self._steps = time.monotonic(), 0
         self._figures: dict[str, float] = {}
         """Metrics of the last line."""
 
     def step(self, number: int, measured: StepMetrics) -> None:
         self._steps += 1
-        if number % self._every == 0 or number == self._recipe.num_steps:
+        if number % self._every == 0 or number == self._config.num_steps:
             self._write(number, measured)
-        self._report("training", number, self._recipe.num_steps, self._figures)
+        self._report("training", number, self._config.num_steps, self._figures)
 
     def _write(self, number: int, measured: StepMetrics) -> None:
-        rate = self._steps * self._recipe.batch / max(1e-9, time.monotonic() - self._since)
+        rate = self._steps * self._config.batch / max(1e-9, time.monotonic() - self._since)
         # only for a line, because reading a number waits for the device
         figures = {name: float(value) for name, value in measured._asdict().items()}
         # this way round, so that NaN is caught too
         if not figures["loss"] < float("inf"):
-            lower = "--l1 or --lr" if self._recipe.architecture == "relu" else "--lr"
+            lower = "--l1 or --lr" if self._config.architecture == "relu" else "--lr"
             raise TrainingError(f"Training diverged, because the loss is not finite: lower {lower}.")
         self._log.write(
             {
                 "step": number,
-                "tokens": number * self._recipe.batch,
-                "lr": learning_rate(self._recipe) * self._recipe.rate(number - 1),
+                "tokens": number * self._config.batch,
+                "lr": learning_rate(self._config) * self._config.rate(number - 1),
                 "tokens_per_second": rate,
                 **figures,
             }

@@ -20,7 +20,7 @@ def squared_error(x: Tensor, reconstruction: Tensor) -> Tensor:
     return (x - reconstruction).square().sum(dim=1).mean()
 
 
-def matryoshka_mse(dictionary: TrainingSAE, x: Tensor, acts: Tensor, groups: Sequence[int]) -> tuple[Tensor, Tensor]:
+def matryoshka_mse(sae: TrainingSAE, x: Tensor, acts: Tensor, groups: Sequence[int]) -> tuple[Tensor, Tensor]:
     """
     Return the mean error over the reconstructions by each group's first features, and the last group's reconstruction.
 
@@ -29,20 +29,20 @@ def matryoshka_mse(dictionary: TrainingSAE, x: Tensor, acts: Tensor, groups: Seq
     acts:   (n, d_sae)
     groups: ascending numbers of features
     """
-    reconstruction, errors = dictionary.b_dec.expand_as(x), []
+    reconstruction, errors = sae.b_dec.expand_as(x), []
     for first, end in pairwise((0, *groups)):
-        reconstruction = torch.addmm(reconstruction, acts[:, first:end], dictionary.W_dec[first:end])
+        reconstruction = torch.addmm(reconstruction, acts[:, first:end], sae.W_dec[first:end])
         errors.append(squared_error(x, reconstruction))
     return torch.stack(errors).mean(), reconstruction
 
 
-def weighted_l1(dictionary: TrainingSAE, acts: Tensor) -> Tensor:
+def weighted_l1(sae: TrainingSAE, acts: Tensor) -> Tensor:
     """
     Return the sum of a token's activations, each times its decoder row's norm: small activations of long rows gain nothing.
 
     acts: (n, d_sae)
     """
-    lengths: Tensor = dictionary.W_dec.norm(dim=1)
+    lengths: Tensor = sae.W_dec.norm(dim=1)
     return (acts @ lengths).mean()
 
 
@@ -56,7 +56,7 @@ def l0_target_loss(num_active: Tensor, k: int) -> Tensor:
     return squared
 
 
-def auxk_loss(dictionary: TrainingSAE, pre: Tensor, missing: Tensor, is_dead: Tensor) -> Tensor:
+def auxk_loss(sae: TrainingSAE, pre: Tensor, missing: Tensor, is_dead: Tensor) -> Tensor:
     """
     Return the share of the error's variance that dead features fail to explain (AuxK), at most d_in / 2 of them a token.
 
@@ -73,4 +73,4 @@ def auxk_loss(dictionary: TrainingSAE, pre: Tensor, missing: Tensor, is_dead: Te
     acts = torch.zeros_like(pre[:, dead]).scatter(1, indices, values.relu())
     # a perfect reconstruction would be 0 / 0
     variance = squared_error(missing, missing.mean(dim=0)).clamp_min(torch.finfo(torch.float32).tiny)
-    return squared_error(missing, acts @ dictionary.W_dec[dead]) / variance
+    return squared_error(missing, acts @ sae.W_dec[dead]) / variance

@@ -72,11 +72,11 @@ class MixingBuffer:
     @classmethod
     def filled(cls, rows: VectorFile, state_path: Path, schedule: Schedule, batch: int, seed: int) -> MixingBuffer:
         """Make a buffer that a harvest fills, from the state of an earlier start if there is one."""
-        pool = cls(VectorTable([rows.tensor]), schedule, batch, seed)
-        pool._rows, pool._state_path, pool._state = rows, state_path, _State()
+        buffer = cls(VectorTable([rows.tensor]), schedule, batch, seed)
+        buffer._rows, buffer._state_path, buffer._state = rows, state_path, _State()
         if state_path.exists():
-            pool._state = _state_of(state_path)
-        return pool
+            buffer._state = _state_of(state_path)
+        return buffer
 
     @property
     def num_rows(self) -> int:

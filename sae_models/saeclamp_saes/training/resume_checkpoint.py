@@ -24,9 +24,14 @@ class ResumePoint(NamedTuple):
     """Rows of this round's order that were used."""
 
 
-def save(path: Path, trainer: Trainer, place: ResumePoint) -> None:
+def save(path: Path, trainer: Trainer, resume_point: ResumePoint) -> None:
     """Replace the checkpoint, as a whole or not at all."""
-    counters = {"step": trainer.step_number, "scale": place.scale.hex(), "round": place.round, "used": place.used}
+    counters = {
+        "step": trainer.step_number,
+        "scale": resume_point.scale.hex(),
+        "round": resume_point.round,
+        "used": resume_point.used,
+    }
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in trainer.state().items()}
     with replacing(path) as unfinished:
         save_file(tensors, unfinished, {name: str(value) for name, value in counters.items()})
@@ -38,7 +43,7 @@ def load(path: Path, trainer: Trainer, device: torch.device) -> ResumePoint:
         with safe_open(path, "pt", device=str(device)) as file:
             counters = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        step, place = (
+        step, resume_point = (
             int(counters["step"]),
             ResumePoint(float.fromhex(counters["scale"]), int(counters["round"]), int(counters["used"])),
         )
@@ -48,4 +53,4 @@ def load(path: Path, trainer: Trainer, device: torch.device) -> ResumePoint:
         if name not in tensors or tensors[name].shape != tensor.shape:
             raise damaged_error(path)
     trainer.load(tensors, step)
-    return place
+    return resume_point

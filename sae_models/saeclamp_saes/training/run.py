@@ -42,7 +42,7 @@ LIMITS, POOL = "limits.json", "pool"
 class VectorInput(NamedTuple):
     """The vectors that a run is trained and measured on."""
 
-    pool: MixingBuffer
+    buffer: MixingBuffer
     harvest: ActivationStream | None
     """Stream that fills the mixing buffer; None if it holds all vectors from the start."""
     held_out: Chunks
@@ -50,7 +50,7 @@ class VectorInput(NamedTuple):
 
 def train(
     settings: RunSettings,
-    recipe: TrainingConfig,
+    config: TrainingConfig,
     wanted: HarvestConfig,
     reader: ActivationReader,
     report: ProgressCallback = no_progress,
@@ -64,7 +64,7 @@ def train(
     (site,), width = reader.sites, d_in_of(reader)
 
     device = next(reader.model.parameters()).device
-    _check_memory(recipe, width, device)
+    _check_memory(config, width, device)
 
     def rows(name: str, num_rows: int) -> tuple[VectorFile, Path]:
         state = settings.out / f"{name}.json"
@@ -72,23 +72,23 @@ def train(
 
     def vectors() -> VectorInput:
         most = wanted.most_held_out
-        schedule = Schedule.plan(recipe.num_steps, settings.pool_tokens // recipe.batch)
+        schedule = Schedule.plan(config.num_steps, settings.pool_tokens // config.batch)
         # both, so that a disk without room for them is known before anything long begins
         held_out, held_out_state = rows(HELD_OUT, most)
-        pool, pool_state = rows(POOL, schedule.size * recipe.batch)
+        buffer, pool_state = rows(POOL, schedule.size * config.batch)
         limits = norm_limits_from(settings.out / LIMITS, reader, wanted.files, report)
         harvest = wanted.harvest(reader, limits, held_out=True)
         num_held_out = fill_in_order([held_out], harvest, held_out_state, most, DOING[HELD_OUT], report)
         check_held_out(num_held_out)
         return VectorInput(
-            MixingBuffer.filled(pool, pool_state, schedule, recipe.batch, recipe.seed),
+            MixingBuffer.filled(buffer, pool_state, schedule, config.batch, config.seed),
             wanted.harvest(reader, limits, held_out=False),
             lambda: VectorTable([held_out.tensor]).chunks(num_held_out),
         )
 
     return _run(
         settings,
-        recipe,
+        config,
         site,
         {**wanted.identity(reader), "pool_tokens": settings.pool_tokens},
         bool(bos_id(reader.tokenizer)),
@@ -100,7 +100,7 @@ def train(
 
 def train_from(
     settings: RunSettings,
-    recipe: TrainingConfig,
+    config: TrainingConfig,
     stores: Sequence[ActivationsStore],
     site: Site,
     device: torch.device,
@@ -121,22 +121,22 @@ def train_from(
         for number, store in enumerate(each, 1)
     }
 
-    _check_memory(recipe, first.width, device)
+    _check_memory(config, first.width, device)
 
     def vectors() -> VectorInput:
         table = VectorTable([store.rows(site).tensor for store in stores])
-        check_enough(len(table), recipe.batch)
+        check_enough(len(table), config.batch)
         held_out = VectorTable([store.held_out(site).tensor for store in each])
-        schedule = Schedule.plan(recipe.num_steps, len(table) // recipe.batch)
-        return VectorInput(MixingBuffer(table, schedule, recipe.batch, recipe.seed), None, held_out.chunks)
+        schedule = Schedule.plan(config.num_steps, len(table) // config.batch)
+        return VectorInput(MixingBuffer(table, schedule, config.batch, config.seed), None, held_out.chunks)
 
     identity = {"model": first.identity["model"], "context": first.identity["context"], "vectors": kept}
-    return _run(settings, recipe, site, identity, first.prepends_bos, vectors, device, report)
+    return _run(settings, config, site, identity, first.prepends_bos, vectors, device, report)
 
 
 def _run(
     settings: RunSettings,
-    recipe: TrainingConfig,
+    config: TrainingConfig,
     site: Site,
     source: dict[str, Any],
     prepends_bos: bool,
@@ -150,7 +150,7 @@ def _run(
         **source,
         "device": device.type,
         "site": str(site),
-        "recipe": asdict(recipe),
+        "recipe": asdict(config),
         "dtype": settings.dtype,
     }
     finished = settings.out / SAE_FOLDER / CONFIG
@@ -160,8 +160,8 @@ def _run(
         with locked(settings.out):
             if not finished.exists():
                 try:
-                    pool, harvest, held_out = vectors()
-                    trainer, place = train_loop(settings, recipe, pool, harvest, device, report)
+                    buffer, harvest, held_out = vectors()
+                    trainer, resume_point = train_loop(settings, config, buffer, harvest, device, report)
                 except DamagedFolderError:
                     raise
                 except SAEError:
@@ -170,9 +170,9 @@ def _run(
                 report("calibrating and measuring", 0, 1, {})
                 export(
                     settings.out / SAE_FOLDER,
-                    trainer.dictionary,
-                    recipe,
-                    scale=place.scale,
+                    trainer.sae,
+                    config,
+                    scale=resume_point.scale,
                     site=site,
                     chunks=held_out,
                     dtype=settings.dtype,
@@ -188,17 +188,17 @@ def _run(
     return _read(finished)
 
 
-def _check_memory(recipe: TrainingConfig, width: int, device: torch.device) -> None:
+def _check_memory(config: TrainingConfig, width: int, device: torch.device) -> None:
     """Raise TrainingError, before anything long begins, for an SAE that is too large to be trained in this memory."""
     # both matrices, their gradients and Adam's two moments; a batch's activations and their gradients; fp32
-    needed = 4 * (4 * 2 * width + 2 * recipe.batch) * recipe.d_sae
+    needed = 4 * (4 * 2 * width + 2 * config.batch) * config.d_sae
     if device.type == "cuda":
         there = torch.cuda.mem_get_info(device)[1]
     else:
         there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > there:
         raise TrainingError(
-            f"{recipe.d_sae:,} features of width {width}, trained on {recipe.batch:,} tokens at once, take "
+            f"{config.d_sae:,} features of width {width}, trained on {config.batch:,} tokens at once, take "
             f"{needed / 1e9:,.0f} GB of memory, and there are {there / 1e9:,.0f} GB: give fewer features, or a smaller "
             "batch."
         )
@@ -220,13 +220,13 @@ def _clear_unless_begun(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def _read(config: Path) -> ExportedSAE:
+def _read(path: Path) -> ExportedSAE:
     try:
-        metadata = read_json(config)["metadata"]
+        metadata = read_json(path)["metadata"]
         training = metadata["training"]
         figures = HeldOutMetrics(**training["held_out"])
-        return ExportedSAE(config.parent, metadata["model_name"], figures, float(training["rounding_error"]))
+        return ExportedSAE(path.parent, metadata["model_name"], figures, float(training["rounding_error"]))
     except (KeyError, TypeError, DamagedFolderError):
         raise DamagedFolderError(
-            f"{config} is damaged: delete {config.parent} and start the same command again, which makes it anew."
+            f"{path} is damaged: delete {path.parent} and start the same command again, which makes it anew."
         ) from None

@@ -26,17 +26,17 @@ class StepMetrics(NamedTuple):
 class Trainer:
     """Parameters, Adam's state and counters: all that a checkpoint holds."""
 
-    def __init__(self, recipe: TrainingConfig, center: Tensor) -> None:
+    def __init__(self, config: TrainingConfig, center: Tensor) -> None:
         """
         Begin a training.
 
         center: (d_in,) mean of the scaled vectors, on the device to train on
         """
-        self.recipe = recipe
+        self.config = config
         self.step_number = 0
-        self.dictionary = TrainingSAE(center, recipe.d_sae, recipe.seed)
-        self._optimizer = optimizer(recipe, self.dictionary)
-        self._idle = torch.zeros(recipe.d_sae, dtype=torch.int64, device=center.device)
+        self.sae = TrainingSAE(center, config.d_sae, config.seed)
+        self._optimizer = optimizer(config, self.sae)
+        self._idle = torch.zeros(config.d_sae, dtype=torch.int64, device=center.device)
         """(d_sae,) int64, tokens since each feature was last active"""
 
     def step(self, x: Tensor) -> StepMetrics:
@@ -45,22 +45,22 @@ class Trainer:
 
         x: (n, d_in), scaled
         """
-        architecture = ARCHITECTURES[self.recipe.architecture]
-        is_dead = self._idle >= self.recipe.dead_window
+        architecture = ARCHITECTURES[self.config.architecture]
+        is_dead = self._idle >= self.config.dead_window
         self._optimizer.zero_grad(set_to_none=True)
-        out = forward(self.recipe, self.dictionary, x, self.step_number, is_dead)
+        out = forward(self.config, self.sae, x, self.step_number, is_dead)
         out.loss.backward()  # type: ignore[no-untyped-call]
         if architecture.unit_rows:
-            self.dictionary.turn_only()
+            self.sae.turn_only()
         # after turn_only: the part that it removes would count towards the norm
-        nn.utils.clip_grad_norm_(self.dictionary.parameters(), self.recipe.clip)
+        nn.utils.clip_grad_norm_(self.sae.parameters(), self.config.clip)
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(self.recipe) * self.recipe.rate(self.step_number)
+            group["lr"] = learning_rate(self.config) * self.config.rate(self.step_number)
         self._optimizer.step()
         if architecture.unit_rows:
-            self.dictionary.to_unit_rows()
+            self.sae.to_unit_rows()
         with torch.no_grad():
-            self.dictionary.threshold.clamp_min_(0.0)
+            self.sae.threshold.clamp_min_(0.0)
             self._idle = torch.where((out.acts > 0).any(dim=0), 0, self._idle + len(x))
             self.step_number += 1
             missing, varying = x - out.reconstruction, x - x.mean(dim=0)
@@ -73,7 +73,7 @@ class Trainer:
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that training changes, by name, but for the step's number."""
-        tensors = {f"dictionary.{name}": tensor for name, tensor in self.dictionary.state_dict().items()}
+        tensors = {f"dictionary.{name}": tensor for name, tensor in self.sae.state_dict().items()}
         for index, slots in self._optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{name}": tensor for name, tensor in slots.items()}
         return {**tensors, "idle": self._idle}
@@ -83,7 +83,7 @@ class Trainer:
         self.step_number = step_number
         self._idle = tensors["idle"].to(self._idle.device)
         prefix = "dictionary."
-        self.dictionary.load_state_dict(
+        self.sae.load_state_dict(
             {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         )
         slots: dict[int, dict[str, Tensor]] = {}

@@ -62,7 +62,7 @@ class _EditResult(NamedTuple):
     """Counts of one edit in one sequence."""
 
     prompt: int
-    tally: Mapping[str, float]
+    stats: Mapping[str, float]
 
     @classmethod
     def from_report(cls, report: Mapping[str, Any], number: int) -> _EditResult:
@@ -74,7 +74,7 @@ def _intervention_receipt(
 ) -> InterventionReceipt:
     site, of = context.site_of(edit), context.saes.get(edit.sae)
     sae = of and of.entry
-    tallies = [tally for _, tally in done]
+    stats_of_edits = [stats for _, stats in done]
     return InterventionReceipt(
         feature=None if operation.feature is None else str(operation.feature),
         vector=operation.vector,
@@ -92,22 +92,24 @@ def _intervention_receipt(
         factor=getattr(operation, "factor", None),
         tokens=TokenCounts(
             prompt=sum(prompt for prompt, _ in done),
-            generated=sum(int(tally["generated"]) for tally in tallies),
+            generated=sum(int(stats["generated"]) for stats in stats_of_edits),
         ),
-        act_before=_summary(tallies, "act", "act"),
-        dose=_summary(tallies, "dose", "token_resid_norm" if context.norms_of(edit).of_resid else "token_site_norm"),
+        act_before=_summary(stats_of_edits, "act", "act"),
+        dose=_summary(
+            stats_of_edits, "dose", "token_resid_norm" if context.norms_of(edit).of_resid else "token_site_norm"
+        ),
         approximation=sae and sae.summary.approximation,
     )
 
 
-def _summary(tallies: Sequence[Mapping[str, float]], what: str, unit: str) -> Summary | None:
-    measured = sum(tally["prompt"] + tally["generated"] for tally in tallies)
+def _summary(stats_of_edits: Sequence[Mapping[str, float]], what: str, unit: str) -> Summary | None:
+    measured = sum(stats["prompt"] + stats["generated"] for stats in stats_of_edits)
     # an edit may have touched positions, all of which were found in the prefix cache
     if not measured:
         return None
     return Summary(
-        mean=sum(tally[f"{what}_sum"] for tally in tallies) / measured,
-        max=max(tally[f"{what}_max"] for tally in tallies),
+        mean=sum(stats[f"{what}_sum"] for stats in stats_of_edits) / measured,
+        max=max(stats[f"{what}_max"] for stats in stats_of_edits),
         unit=unit,
     )
 

@@ -60,10 +60,12 @@ def warnings_after(
     """
     idle, weak, excessive = [], [], []
     for number, edit in enumerate(program.edits):
-        tallies = [report["tallies"][number] for report in reports]
-        measured = sum(tally["prompt"] + tally["generated"] for tally in tallies)
-        count = sum(report["prompt"][number] for report in reports) + sum(tally["generated"] for tally in tallies)
-        dose = max(tally["dose_max"] for tally in tallies)
+        stats_of_edits = [report["tallies"][number] for report in reports]
+        measured = sum(stats["prompt"] + stats["generated"] for stats in stats_of_edits)
+        count = sum(report["prompt"][number] for report in reports) + sum(
+            stats["generated"] for stats in stats_of_edits
+        )
+        dose = max(stats["dose_max"] for stats in stats_of_edits)
         # a rule that has not held is no mistake
         if not count and edit.rule is None:
             idle.append(f"interventions[{number}] touched no token.")

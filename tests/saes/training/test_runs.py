@@ -132,7 +132,7 @@ def test_the_files_hold_what_was_trained_in_the_models_own_units(tmp_path: Path,
     trainer = Trainer(what, torch.zeros(16))
     scale = load(run / "checkpoint.safetensors", trainer, torch.device("cpu")).scale
     sae, x = read_sae(run / "sae"), held_out(run)
-    dictionary = trainer.dictionary
+    dictionary = trainer.sae
     assert (str(sae.site), sae.d_in, sae.d_sae) == (f"resid_post {LAYER}", 16, 24)
     assert sae.architecture == {"standard": "relu"}.get(ARCHITECTURES[name].saved_as, ARCHITECTURES[name].saved_as)
     lengths = dictionary.W_dec.norm(dim=1)

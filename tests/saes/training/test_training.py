@@ -62,7 +62,7 @@ def test_planted_directions_are_found(name: Name) -> None:
     recipe = TrainingConfig(d_sae=64, architecture=name, k=3, tokens=256 * 1000, batch=256, lr=3e-3)
     planted = Planted()
     trainer, scale = trained(recipe, planted)
-    tensors = fold_norms(trainer.dictionary, scale, ARCHITECTURES[name].saved_as)
+    tensors = fold_norms(trainer.sae, scale, ARCHITECTURES[name].saved_as)
     cosine = (planted.directions @ tensors["W_dec"].T).max(dim=1).values
     assert (cosine > 0.9).float().mean() >= 0.95
     sae = reread(tensors, SITE, ARCHITECTURES[name].saved_as, 3)
@@ -133,35 +133,35 @@ def slow_loss(recipe: TrainingConfig, parts: dict[str, list[Any]], xs: list[list
 
 def random_dictionary(d_in: int = 6, d_sae: int = 32, seed: int = 2) -> TrainingSAE:
     generator = torch.Generator().manual_seed(seed)
-    dictionary = TrainingSAE(torch.zeros(d_in), d_sae, seed)
+    sae = TrainingSAE(torch.zeros(d_in), d_sae, seed)
     with torch.no_grad():
-        for name, parameter in dictionary.named_parameters():
+        for name, parameter in sae.named_parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
             if name == "threshold":
                 parameter.abs_()
-    return dictionary
+    return sae
 
 
 @pytest.mark.parametrize(("name", "smallest_group"), [*((name, None) for name in NAMES), ("matryoshka", 5)])
 @pytest.mark.parametrize("num_dead", [0, 2, 20])
 def test_the_loss_is_the_textbooks(name: Name, smallest_group: int | None, num_dead: int) -> None:
     recipe = TrainingConfig(d_sae=32, architecture=name, k=5, smallest_group=smallest_group, tokens=1000, batch=10)
-    dictionary = random_dictionary()
+    sae = random_dictionary()
     x = torch.randn(9, 6, generator=torch.Generator().manual_seed(1))
     is_dead = torch.arange(32) >= 32 - num_dead
-    loss = forward(recipe, dictionary, x, step=50, is_dead=is_dead).loss
-    parts = {key: tensor.double().tolist() for key, tensor in dictionary.state_dict().items()}
+    loss = forward(recipe, sae, x, step=50, is_dead=is_dead).loss
+    parts = {key: tensor.double().tolist() for key, tensor in sae.state_dict().items()}
     assert loss.item() == pytest.approx(slow_loss(recipe, parts, x.double().tolist(), is_dead.tolist()), rel=1e-5)
 
 
 def test_a_thresholds_gradient_is_the_kernels() -> None:
     recipe = TrainingConfig(d_sae=32, architecture="jumprelu", k=5, tokens=1000, batch=10, bandwidth=0.8)
-    dictionary = random_dictionary()
+    sae = random_dictionary()
     x = torch.randn(9, 6, generator=torch.Generator().manual_seed(1))
-    out = forward(recipe, dictionary, x, step=50, is_dead=torch.zeros(32, dtype=torch.bool))
+    out = forward(recipe, sae, x, step=50, is_dead=torch.zeros(32, dtype=torch.bool))
     out.acts.retain_grad()
     out.loss.backward()
-    pre, threshold = dictionary.pre(x).detach(), dictionary.threshold.detach()
+    pre, threshold = sae.pre(x).detach(), sae.threshold.detach()
     assert out.acts.grad is not None
     l0 = float((pre > threshold).sum()) / 9
     expected = torch.zeros(32)
@@ -172,7 +172,7 @@ def test_a_thresholds_gradient_is_the_kernels() -> None:
                 through_count = -1 / 0.8 * 2 * (l0 / 5 - 1) / 5 / 9
                 expected[feature] += through_acts + through_count
     assert expected.abs().max() > 0.01
-    torch.testing.assert_close(dictionary.threshold.grad, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(sae.threshold.grad, expected, rtol=1e-4, atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------------- a step
@@ -181,7 +181,7 @@ def test_a_thresholds_gradient_is_the_kernels() -> None:
 def test_decoder_rows_stay_of_unit_length_where_they_should() -> None:
     for name, is_unit in {"batchtopk": True, "relu": False}.items():
         recipe = TrainingConfig(d_sae=48, architecture=name, k=4, tokens=64 * 50, batch=64, lr=1e-2)  # type: ignore[arg-type]
-        lengths = trained(recipe, Planted())[0].dictionary.W_dec.detach().norm(dim=1)
+        lengths = trained(recipe, Planted())[0].sae.W_dec.detach().norm(dim=1)
         assert torch.allclose(lengths, torch.ones(48), atol=1e-5) is is_unit
 
 
@@ -193,7 +193,7 @@ def test_features_die_after_the_window_and_are_revived() -> None:
     for revival in (0.0, 1 / 32):
         trainer = Trainer(replace(recipe, revival=revival), torch.zeros(32))
         with torch.no_grad():
-            trainer.dictionary.b_enc[:24] = -1.0  # silenced, until something moves them
+            trainer.sae.b_enc[:24] = -1.0  # silenced, until something moves them
         shares = [float(trainer.step(planted.draw(64)).dead) for _ in range(recipe.num_steps)]
         assert max(shares[:20]) == 0.0
         assert shares[20] > 0.4

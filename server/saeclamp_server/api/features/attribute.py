@@ -64,7 +64,7 @@ CLAIM = (
 async def attribute(
     request: Attribute,
     model: ModelClient,
-    directions: DecoderQueries,
+    decoder: DecoderQueries,
     context: SteeringContext,
     search: FeatureSearch,
     counter: ProgressCounter,
@@ -76,7 +76,7 @@ async def attribute(
     (text,) = await read_activations(model, context, [(question.prompt, question.path)], saes=saes)
     warnings = await _doubts(request, question, model)
     sums = await run_computation(sum_activations, text, include_template=True)
-    tried = await _shortlist(text, sums, question, directions, request.num_features)
+    tried = await _shortlist(text, sums, question, decoder, request.num_features)
     counter.begin("taking features away", 1 + 3 * len(tried))
     alone = await take_away_singly(tried, question, model, context)
     joint = await take_away_jointly(tried, alone, request.num_pairs, question, model, context, counter)
@@ -207,7 +207,7 @@ async def _doubts(request: Attribute, question: AttributionTarget, model: ModelC
 
 
 async def _shortlist(
-    text: TextActivations, sums: TextSums, question: AttributionTarget, directions: DecoderQueries, num: int
+    text: TextActivations, sums: TextSums, question: AttributionTarget, decoder: DecoderQueries, num: int
 ) -> list[FeatureId]:
     """Choose features by two rankings in turn: how active they are, and how active times how aligned with the logit."""
     active = [feature_of(key, text.saes) for key in sums.keys.tolist()]
@@ -217,14 +217,14 @@ async def _shortlist(
     strength = np.abs(sums.peak)
     last = (text.positions == len(text.prompt.ids) - 1) & (text.acts != 0)
     strength[np.searchsorted(sums.keys, text.keys[last])] += np.abs(text.acts[last])
-    aligned = strength * np.abs(await _alignment(active, strength, question, directions))
+    aligned = strength * np.abs(await _alignment(active, strength, question, decoder))
     rankings = [np.argsort(-by, kind="stable") for by in (strength, aligned)]
     in_turn = dict.fromkeys(int(number) for both in zip(*rankings, strict=True) for number in both)
     return [active[number] for number in islice(in_turn, num)]
 
 
 async def _alignment(
-    active: Sequence[FeatureId], strength: NDArray[np.float64], question: AttributionTarget, directions: DecoderQueries
+    active: Sequence[FeatureId], strength: NDArray[np.float64], question: AttributionTarget, decoder: DecoderQueries
 ) -> NDArray[np.float64]:
     """Ask how well decoder rows are aligned with the logit, of the most active features: the engine waits meanwhile."""
     tokens = [question.target] + ([] if question.against is None else [question.against])
@@ -232,7 +232,7 @@ async def _alignment(
     strongest = np.argsort(-strength, kind="stable")[:MAX_ALIGNED].tolist()
     for sae in dict.fromkeys(feature.sae for feature in active):
         numbers = [number for number in strongest if active[number].sae == sae]
-        rows = await directions.alignment(sae, [active[number].number for number in numbers], tokens)
+        rows = await decoder.alignment(sae, [active[number].number for number in numbers], tokens)
         if rows is not None:
             aligned[numbers] = [row[0] - (row[1] if len(row) > 1 else 0.0) for row in rows]
     return aligned

@@ -9,7 +9,7 @@ from saeclamp_server.steering import SteeringContext, find_feature
 
 
 async def neighbours(
-    request: NeighboursQuery, directions: DecoderQueries, context: SteeringContext, search: FeatureSearch
+    request: NeighboursQuery, decoder: DecoderQueries, context: SteeringContext, search: FeatureSearch
 ) -> Neighbourhoods:
     """Answer `POST /v1/features/neighbours`. Raises RequestError."""
     found = [find_feature(feature, context.saes, f"features[{n}]") for n, feature in enumerate(request.features)]
@@ -19,7 +19,7 @@ async def neighbours(
     near = {
         (name, index): row
         for name, indices in by_sae.items()
-        for index, row in zip(indices, await directions.nearest(name, indices, request.limit), strict=True)
+        for index, row in zip(indices, await decoder.nearest(name, indices, request.limit), strict=True)
     }
     data = tuple(
         Neighbourhood(

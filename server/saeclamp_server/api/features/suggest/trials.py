@@ -167,8 +167,8 @@ def _drawn(
 ) -> Iterator[FeatureId]:
     """Draw features of an SAE that can be controls, each once; those that are known to be active somewhere come first."""
     rows = context.saes[sae].norms.row_norms
-    pool = [FeatureId(sae, number) for number in chance.permutation(len(rows)).tolist() if rows[number]]
+    candidates = [FeatureId(sae, number) for number in chance.permutation(len(rows)).tolist() if rows[number]]
     for is_known in (True, False):
-        for feature in pool:
+        for feature in candidates:
             if feature not in taken and (context.max_act(*feature) is not None) == is_known:
                 yield feature
