@@ -12,6 +12,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from saeclamp._notebook import HUE
 from saeclamp_server import playground
 from saeclamp_server.playground.pages import FOLDER, ROOT, SECURITY, TYPES
 
@@ -97,3 +98,7 @@ def test_modules_import_files_that_are_there() -> None:
         for name in re.findall(r"""(?m)^(?:import|export)\b[^;]*?\bfrom ?["']([^"']+)["']""", path.read_text()):
             assert name.startswith("."), f"{path.name} imports {name}"
             assert (path.parent / name).resolve() in FILES, f"{path.name} imports {name}"
+
+
+def test_heat_has_the_colour_that_notebooks_draw_it_in() -> None:
+    assert f"--heat: {HUE.replace(',', ' ')};" in (FOLDER / "style" / "base.css").read_text()

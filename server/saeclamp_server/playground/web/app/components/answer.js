@@ -15,7 +15,7 @@ const ENDS = /** @type {Record<string, string>} */ ({
 
 /**
  * @param {{answer: import("../answer-state.js").Answer, title: string, kind: string, most: number, baseline: number | null,
- *   onAttribute: (answer: import("../answer-state.js").Answer, position: number) => void}} props
+ *   onAttribute: (answer: import("../answer-state.js").Answer, token: import("../answer-state.js").Token) => void}} props
  */
 export function AnswerView({ answer, title, kind, most, baseline, onAttribute }) {
   const state = answer.state.value;
@@ -36,7 +36,7 @@ export function AnswerView({ answer, title, kind, most, baseline, onAttribute })
             most=${most}
             label=${`Answer, ${title}`}
             receipt=${state.receipt}
-            onAttribute=${(/** @type {number} */ position) => onAttribute(answer, position)}
+            onAttribute=${(/** @type {import("../answer-state.js").Token} */ token) => onAttribute(answer, token)}
           />`
         : html`<p class="quiet">${waitingWords(state)}</p>`
     }

@@ -7,14 +7,14 @@ import { Progress } from "./progress.js";
 import { useTask } from "./use-task.js";
 
 /**
- * @param {{answer: import("../answer-state.js").Answer, position: number, onClose: () => void}} props
+ * @param {{answer: import("../answer-state.js").Answer, token: import("../answer-state.js").Token, onClose: () => void}} props
  */
-export function Attribution({ answer, position, onClose }) {
+export function Attribution({ answer, token, onClose }) {
   const { state, start, stop } = useTask("v1/features/attribute", true);
   useEffect(() => {
     const said = { role: "assistant", content: textOf(answer.state.value) };
-    start({ messages: [...answer.messages, said], position, num_features: 12 });
-  }, [answer, position]);
+    start({ messages: [...answer.messages, said], position: token.position, num_features: 12 });
+  }, [answer, token]);
   const found = state.value.result;
   return html`<section class="card attribution" aria-label="Causes of a token">
     <div class="row">
@@ -28,6 +28,13 @@ export function Attribution({ answer, position, onClose }) {
           <span class="mono">${visible(found.target.text)}</span>, logprob ${number(found.value)} in the unsteered
           model. Negative: the feature speaks for it.
         </p>
+        ${
+          found.target.text !== token.text &&
+          html`<p class="quiet">
+            The answer is read as text here, and falls into other tokens than it was written in: this is the one at the
+            same place.
+          </p>`
+        }
         <ul class="hits">
           ${found.data.slice(0, 8).map((/** @type {any} */ hit) => html`<${Hit} hit=${hit}><p>change ${number(hit.change)}</p><//>`)}
         </ul>

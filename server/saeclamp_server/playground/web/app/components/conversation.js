@@ -10,7 +10,11 @@ import { Notice } from "./notice.js";
 
 export function Conversation() {
   const most = useSignal(0);
-  const asked = useSignal(/** @type {{answer: import("../answer-state.js").Answer, position: number} | null} */ (null));
+  const asked = useSignal(
+    /** @type {{answer: import("../answer-state.js").Answer, token: import("../answer-state.js").Token} | null} */ (
+      null
+    ),
+  );
   const feature = heatFeature.value;
   useEffect(() => {
     most.value = 0;
@@ -39,8 +43,10 @@ export function Conversation() {
             key=${turn.id}
             turn=${turn}
             most=${most.value}
-            onAttribute=${(/** @type {import("../answer-state.js").Answer} */ answer, /** @type {number} */ position) =>
-              (asked.value = { answer, position })}
+            onAttribute=${(
+              /** @type {import("../answer-state.js").Answer} */ answer,
+              /** @type {import("../answer-state.js").Token} */ token,
+            ) => (asked.value = { answer, token })}
           />`,
       )}
       ${
@@ -54,7 +60,7 @@ export function Conversation() {
       asked.value &&
       html`<${Attribution}
         answer=${asked.value.answer}
-        position=${asked.value.position}
+        token=${asked.value.token}
         onClose=${() => (asked.value = null)}
       />`
     }
@@ -86,7 +92,7 @@ async function runAll(questions) {
 
 /**
  * @param {{turn: import("../conversation.js").Turn, most: number,
- *   onAttribute: (answer: import("../answer-state.js").Answer, position: number) => void}} props
+ *   onAttribute: (answer: import("../answer-state.js").Answer, token: import("../answer-state.js").Token) => void}} props
  */
 function TurnView({ turn, most, onAttribute }) {
   const shown = columns.value.filter((column) => turn.answers[column.id]);
@@ -140,6 +146,7 @@ function Composer() {
       isPending.value &&
       html`<p class="pending" role="status">
         Changed since the last answer, and not run yet.
+        ${isRunning.value && html`<span class="quiet">Answering; the next question can be sent when it is done, or stopped.</span>`}
         <button type="button" class="small" onClick=${regenerate}>Run it again</button>
       </p>`
     }

@@ -7,7 +7,7 @@ const NUM_SHOWN = 5;
 
 /**
  * @param {{token: import("../answer-state.js").Token, receipt: any, place: Record<string, string>,
- *   onAttribute?: (position: number) => void}} props
+ *   onAttribute?: (token: import("../answer-state.js").Token) => void}} props
  */
 export function TokenCard({ token, receipt, place, onAttribute }) {
   const feature = heatFeature.value;
@@ -54,7 +54,7 @@ export function TokenCard({ token, receipt, place, onAttribute }) {
       html`<button
         class="small"
         onMouseDown=${(/** @type {Event} */ event) => event.preventDefault()}
-        onClick=${() => onAttribute(/** @type {number} */ (token.position))}
+        onClick=${() => onAttribute(token)}
       >
         Which features caused it?
       </button>`

@@ -20,7 +20,7 @@ export function heatLevel(act, most) {
 
 /**
  * @param {{blocks: import("../answer-state.js").Token[][], most: number, label: string, receipt: any,
- *   onAttribute?: (position: number) => void}} props
+ *   onAttribute?: (token: import("../answer-state.js").Token) => void}} props
  *   most: activation of the feature at which the heat is full
  */
 export function TokenText({ blocks, most, label, receipt, onAttribute }) {
