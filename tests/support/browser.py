@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 from saeclamp_server.playground.pages import ROOT
 
@@ -28,8 +28,27 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
+@contextmanager
+def playground(browser: Browser, url: str, *, fragment: str = "", **context: object) -> Iterator[Page]:
+    """Open the page in a fresh profile, and close it; what it throws, and what its console calls an error, fails the test."""
+    page, errors = open_playground(browser, url, **context), list[str]()
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda said: errors.append(said.text) if _is_fault(said) else None)
+    page.goto(f"{url}{ROOT}{fragment}")
+    if fragment:
+        page.reload()  # only the fragment has changed, and the page would not be loaded
+    yield page
+    page.context.close()
+    assert errors == []
+
+
+def _is_fault(said: ConsoleMessage) -> bool:
+    """A refusal of the server's is shown on the page, and the browser notes it in its console too."""
+    return said.type == "error" and not said.text.startswith("Failed to load resource")
+
+
 def open_playground(browser: Browser, url: str, *, fragment: str = "", **context: object) -> Page:
-    """Open the page in a fresh profile. Whatever its console calls an error fails the test that looks at `errors`."""
+    """Open the page in a fresh profile, which the caller closes."""
     made = browser.new_context(viewport={"width": 1440, "height": 900}, **context)  # type: ignore[arg-type]
     made.grant_permissions(["clipboard-read", "clipboard-write"])
     page = made.new_page()

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page
-from tests.support.browser import chromium, open_playground
+from playwright.sync_api import Browser, Page
+from tests.support.browser import chromium, playground
 from tests.support.serving import Server, serve
 
 from saeclamp_server.packaged_model import PACKAGED_MODEL
@@ -30,18 +30,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterat
         yield running
 
 
-def _is_fault(said: ConsoleMessage) -> bool:
-    """A refusal of the server's is shown on the page, and the browser notes it in its console too."""
-    return said.type == "error" and not said.text.startswith("Failed to load resource")
-
-
 @pytest.fixture
 def page(server: Server, browser: Browser) -> Iterator[Page]:
-    """A fresh profile each time; what its console calls an error is one."""
-    opened, errors = open_playground(browser, server.url), list[str]()
-    opened.on("pageerror", lambda error: errors.append(str(error)))
-    opened.on("console", lambda said: errors.append(said.text) if _is_fault(said) else None)
-    opened.locator(".preset").first.wait_for()
-    yield opened
-    opened.context.close()
-    assert errors == []
+    """A fresh profile each time; what goes wrong in it is a failure."""
+    with playground(browser, server.url) as opened:
+        opened.locator(".preset").first.wait_for()
+        yield opened

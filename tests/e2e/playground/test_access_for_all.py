@@ -68,6 +68,9 @@ def test_the_keyboard_alone_steers_and_reads_the_tokens(page: Page) -> None:
             break
     page.keyboard.press("End")
     expect(page.locator(".token-card")).to_be_visible()
+    tab_to("Which features caused it?")
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Causes of a token")).to_be_visible()
 
 
 def test_thousands_of_highlighted_tokens_leave_the_page_quick(server: Server, browser: Browser) -> None:

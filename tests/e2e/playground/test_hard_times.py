@@ -75,7 +75,6 @@ def test_a_busy_server_is_waited_for_as_long_as_it_says(server: Server, page: Pa
         route.continue_()
 
     page.route("**/v1/chat/completions", busy)
-    page.on("console", lambda _: None)
     choose_bridge(page)
     expect(page.locator(".notice.info").first).to_contain_text(re.compile(r"trying again in [12] s"))
     answered(page)

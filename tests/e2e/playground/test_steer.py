@@ -87,11 +87,26 @@ def test_an_answer_can_be_stopped_and_run_again(page: Page) -> None:
     page.get_by_role("button", name="Stop", exact=True).click()
     expect(page.locator(".column.steered")).to_contain_text("Stopped.")
     expect(page.locator(".column.steered .receipt")).to_have_count(0)
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
     page.get_by_label("Tokens of an answer", exact=True).fill("8")
     page.keyboard.press("Tab")
     page.get_by_role("button", name="Regenerate").click()
     answered(page)
     assert page.locator(".column.steered .token").count() == 8
+
+
+def test_the_token_that_ends_an_answer_is_no_part_of_its_text(page: Page) -> None:
+    set_sampling(page, Temperature=0, Tokens_of_an_answer=300)
+    page.get_by_label("Your question, for all columns").fill("Say hello in one word.")
+    page.keyboard.press("Enter")
+    answered(page, "default")
+    expect(page.locator(".column.default")).not_to_contain_text("as long as it may be")
+    assert "im_end" not in text_of(page, "default")
+    page.get_by_label("Your question, for all columns").fill("And goodbye?")
+    with page.expect_request("**/v1/chat/completions") as sent:
+        page.keyboard.press("Enter")
+    assert "im_end" not in str(sent.value.post_data)
+    page.get_by_role("button", name="Stop", exact=True).click()
 
 
 def test_columns_of_words_and_seeds_stand_side_by_side_and_the_talk_goes_on(page: Page) -> None:

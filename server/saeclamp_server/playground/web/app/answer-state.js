@@ -35,6 +35,7 @@
  * @property {number} seed
  * @property {import("../vendor/signals.js").Signal<AnswerState>} state
  * @property {{role: string, content: string}[]} messages what it answers
+ * @property {{role: string, content: string}[]} plain what it would answer without the words of the prompted column
  * @property {any} body what was sent
  */
 

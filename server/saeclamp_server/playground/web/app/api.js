@@ -96,7 +96,13 @@ async function refusal(response) {
  * @returns {Promise<any>}
  */
 export async function json(path, options = {}) {
-  return (await call(path, options)).json();
+  const response = await call(path, options);
+  try {
+    return await response.json();
+  } catch (error) {
+    if (wasStopped(error)) throw error;
+    throw new ApiError(0, { message: "The server's answer could not be read." });
+  }
 }
 
 /** @param {string} path */
@@ -125,11 +131,11 @@ export async function* events(path, body, stopped) {
     for (;;) {
       const { value, done } = await read(reader);
       rest += decoder.decode(value, { stream: !done });
-      const parts = rest.split("\n\n");
+      const parts = rest.split(/\r?\n\r?\n/);
       rest = parts.pop() ?? "";
       for (const part of parts) {
         const data = part
-          .split("\n")
+          .split(/\r?\n/)
           .filter((line) => line.startsWith("data:"))
           .map((line) => line.slice(5).trimStart())
           .join("\n");

@@ -5,13 +5,14 @@ import { sampling, steering, system } from "./state.js";
 
 const QUESTION = "What should I do this weekend?";
 
-/** @param {string} question */
-function parts(question) {
+/** @param {string} question @param {{role: string, content: string}[]} asked what the last answer answers */
+function parts(question, asked) {
   const { max_tokens, temperature, top_p, repetition_penalty, seed } = sampling.value;
-  const messages = [
+  const first = [
     ...(system.value ? [{ role: "system", content: system.value }] : []),
     { role: "user", content: question || QUESTION },
   ];
+  const messages = asked.length ? asked : first;
   const known = { model: servedModel.value, messages, max_tokens, temperature, top_p, seed };
   const extra = { repetition_penalty, ...(steering.value ? { steering: steering.value } : {}) };
   return { known, extra, body: { ...known, ...extra } };
@@ -43,9 +44,13 @@ function quoted(text) {
   return `'${text.replaceAll("'", `'\\''`)}'`;
 }
 
-/** @param {string} question @returns {Record<string, string>} by the name of the form */
-export function codeFor(question) {
-  const { known, extra, body } = parts(question);
+/**
+ * @param {string} question
+ * @param {{role: string, content: string}[]} asked what the last answer answers; empty where nothing was asked
+ * @returns {Record<string, string>} by the name of the form
+ */
+export function codeFor(question, asked) {
+  const { known, extra, body } = parts(question, asked);
   const root = address("").href.replace(/\/$/, "");
   const hasKey = Boolean(apiKey.value);
   const key = hasKey ? 'os.environ["SAECLAMP_API_KEY"]' : '"none"';
@@ -68,7 +73,10 @@ print(answer.choices[0].message.content)
 
 with Client("${root}"${hasKey ? `, api_key=${key}` : ""}) as client:
     answer = client.chat.completions.create(
-${keywords({ ...known, ...extra }).replaceAll(/^(?=.)/gm, "    ")}    )
+${keywords({ ...known, ...extra })
+  .split("\n")
+  .map((line) => line && `    ${line}`)
+  .join("\n")}    )
     print(answer.choices[0].message.content)
 `,
     JavaScript: `const response = await fetch("${root}/v1/chat/completions", {

@@ -1,7 +1,8 @@
 /** The conversation: what was asked, and each column's answers while they come in. */
 import { appended, emptyAnswer, textOf } from "./answer-state.js";
 import { ApiError, events, wasStopped } from "./api.js";
-import { batch, computed, signal } from "./h.js";
+import { computed, signal } from "./h.js";
+import { likeliest } from "./measures.js";
 import { NUM_LIKELY, score } from "./score.js";
 import { servedModel } from "./server.js";
 import {
@@ -61,8 +62,23 @@ export function regenerate() {
   turns.value = [...before, answered({ ...last, settings: settingsText.value, answers: {} }, before)];
 }
 
+/** Raised by everything that ends what was going on, so that whoever asks several questions knows to ask no more. */
+let epoch = 0;
+
 export function stop() {
+  epoch++;
   for (const controller of running.value) controller.abort();
+}
+
+/** Ask one question after the other in a new conversation, each when the one before is answered. @param {string[]} questions */
+export async function askAll(questions) {
+  clear();
+  const own = epoch;
+  for (const question of questions) {
+    if (own !== epoch) return;
+    ask(question);
+    while (isRunning.value) await new Promise((resolve) => setTimeout(resolve, 50));
+  }
 }
 
 export function clear() {
@@ -75,7 +91,12 @@ function answered(turn, before) {
   const { seed, num_seeds } = sampling.value;
   for (const column of columns.value) {
     turn.answers[column.id] = Array.from({ length: num_seeds }, (_, number) =>
-      begin(column, seed + number, messagesOf(column, turn.user, before)),
+      begin(
+        column,
+        seed + number,
+        messagesOf(column, turn.user, before),
+        messagesOf({ ...column, kind: "default" }, turn.user, before),
+      ),
     );
   }
   return turn;
@@ -83,7 +104,7 @@ function answered(turn, before) {
 
 /** @param {{id: string, kind: string}} column @param {string} user @param {Turn[]} before */
 function messagesOf(column, user, before) {
-  const words = [system.value, column.kind === "prompted" ? (prompted.value ?? "") : ""].filter(Boolean).join("\n");
+  const words = [system.value, column.kind === "prompted" ? (prompted.value ?? "") : ""].filter(Boolean).join("\n\n");
   const messages = words ? [{ role: "system", content: words }] : [];
   for (const turn of before) {
     messages.push({ role: "user", content: turn.user });
@@ -96,7 +117,7 @@ function messagesOf(column, user, before) {
 
 /** Features whose activations are asked for beside the answer: that of the heat, and those that are steered. */
 function featuresToRead() {
-  const asked = [heatFeature.value, ...edits.value.map((edit) => edit.feature)];
+  const asked = [heatFeature.value, ...edits.value.filter((edit) => !edit.off).map((edit) => edit.feature)];
   return [...new Set(asked.filter((feature) => feature != null))].slice(0, MAX_SHOWN);
 }
 
@@ -104,9 +125,10 @@ function featuresToRead() {
  * @param {{id: string, title: string, kind: string}} column
  * @param {number} seed
  * @param {{role: string, content: string}[]} messages
+ * @param {{role: string, content: string}[]} plain the same without the words of the prompted column
  * @returns {Answer}
  */
-function begin(column, seed, messages) {
+function begin(column, seed, messages, plain) {
   const features = featuresToRead();
   const own = column.kind === "steered" ? steering.value : null;
   const { max_tokens, temperature, top_p, repetition_penalty } = sampling.value;
@@ -125,7 +147,14 @@ function begin(column, seed, messages) {
     return_token_ids: true,
     steering: { ...own, readout: { features, top_k: NUM_STRONGEST }, receipt: "tokens" },
   };
-  const answer = { column: column.id, seed, messages, body, state: signal({ ...emptyAnswer(), read: features }) };
+  const answer = {
+    column: column.id,
+    seed,
+    messages,
+    plain,
+    body,
+    state: signal({ ...emptyAnswer(), read: features }),
+  };
   const controller = new AbortController();
   running.value = new Set([...running.value, controller]);
   run(answer, column.title, controller.signal).finally(() => {
@@ -212,24 +241,26 @@ async function streamOnce(answer, set, stopped) {
   };
   set({ status: "running" });
   let receipt = null;
-  for await (const chunk of events("v1/chat/completions", answer.body, stopped)) {
-    ids.prompt = chunk.prompt_token_ids ?? ids.prompt;
-    receipt = chunk.steering ?? receipt;
-    const [choice] = chunk.choices ?? [];
-    if (!choice) continue;
-    ids.answer.push(...(choice.token_ids ?? []));
-    const tokens = tokensOf(choice);
-    if (tokens.length && answer.state.value.firstMs === null) set({ firstMs: performance.now() - start });
-    arrived.push(...tokens);
-    if (choice.finish_reason) set({ finish: choice.finish_reason });
-    // at most once a frame, however fast tokens come; a hidden page draws no frames
-    if (arrived.length && !frame) frame = document.hidden ? (flush(), 0) : requestAnimationFrame(flush);
-  }
-  cancelAnimationFrame(frame);
-  batch(() => {
+  try {
+    for await (const chunk of events("v1/chat/completions", answer.body, stopped)) {
+      ids.prompt = chunk.prompt_token_ids ?? ids.prompt;
+      receipt = chunk.steering ?? receipt;
+      const [choice] = chunk.choices ?? [];
+      if (!choice) continue;
+      ids.answer.push(...(choice.token_ids ?? []));
+      const tokens = tokensOf(choice);
+      if (tokens.length && answer.state.value.firstMs === null) set({ firstMs: performance.now() - start });
+      arrived.push(...tokens);
+      if (choice.finish_reason) set({ finish: choice.finish_reason });
+      // at most once a frame, however fast tokens come; a hidden page draws no frames
+      if (arrived.length && !frame) frame = document.hidden ? (flush(), 0) : requestAnimationFrame(flush);
+    }
+  } finally {
+    // nothing may be drawn behind an error, which takes the answer away
+    cancelAnimationFrame(frame);
     flush();
-    set({ receipt });
-  });
+  }
+  set({ receipt });
   if (receipt?.applied !== true) {
     throw new ApiError(0, {
       message: "The answer came without its receipt, so it is not shown.",
@@ -243,12 +274,15 @@ async function streamOnce(answer, set, stopped) {
 function tokensOf(choice) {
   const shown = choice.steering?.tokens ?? [];
   const decoder = new TextDecoder("utf-8", { fatal: false });
-  return (choice.logprobs?.content ?? []).map((/** @type {any} */ one, /** @type {number} */ number) => {
+  const content = choice.logprobs?.content ?? [];
+  return content.map((/** @type {any} */ one, /** @type {number} */ number) => {
     const read = shown[number];
+    // the token that ended the answer is one of its tokens, and no part of its text
+    const isEnd = choice.finish_reason === "stop" && number === content.length - 1;
     return {
-      text: one.bytes ? decoder.decode(new Uint8Array(one.bytes)) : one.token,
+      text: isEnd ? "" : one.bytes ? decoder.decode(new Uint8Array(one.bytes)) : one.token,
       logprob: one.logprob,
-      likely: new Map(one.top_logprobs.map((/** @type {any} */ top) => [top.token, top.logprob])),
+      likely: likeliest(one.top_logprobs.map((/** @type {any} */ top) => [top.token, top.logprob])),
       defaultLikely: null,
       kl: null,
       position: read?.position ?? null,

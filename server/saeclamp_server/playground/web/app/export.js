@@ -46,23 +46,25 @@ const COLUMNS = [
 ];
 
 /**
- * Write the CSV of lm-eval's `steered` model, which knows additions alone, in the SAE's own units.
+ * Write the CSV of lm-eval's `steered` model, which knows additions alone, in the SAE's own units. Where the SAE's weights lie is
+ * for the user to fill in: the server does not say.
  *
  * @param {import("./state.js").Edit[]} edits
  */
-export function toCsv(edits) {
+export function toCsv(edits, hasRules = false) {
+  if (hasRules) throw new Error("lm-eval knows no rules.");
   const rows = edits.map((edit) => {
     const [name, index] = (edit.feature ?? "").split("/");
     const sae = saes.value.find((one) => one.name === name);
-    if (edit.op !== "add" || edit.unit !== "act" || !sae || !/^\d+$/.test(index ?? "")) {
+    if (edit.op !== "add" || edit.unit !== "act" || edit.tokens !== "all" || !sae || !/^\d+$/.test(index ?? "")) {
       const what = edit.vector ?? edit.feature;
       throw new Error(
-        `lm-eval can only add to a feature that is given by its number, in the SAE's units: ${what} is set another way.`,
+        `lm-eval can only add to a feature that is given by its number, in the SAE's units, everywhere: ${what} is set another way.`,
       );
     }
     const [point, layer] = sae.reads[0].split(" ");
     const hook = point === "resid_post" ? `layers.${layer}` : sae.reads[0];
-    return ["sparsify", "add", sae.model ?? name, hook, index, edit.value, "", ""];
+    return ["sparsify", "add", `PATH OF ${name}`, hook, index, edit.value, "", ""];
   });
   return `${[COLUMNS, ...rows].map((row) => row.map((cell) => quoted(String(cell))).join(",")).join("\n")}\n`;
 }

@@ -14,6 +14,7 @@ export function percent(share) {
 
 const SHARES = /** @type {[number, string][]} */ ([
   [0.02, "hardly anything"],
+  [0.05, "a few hundredths"],
   [0.15, "about a tenth"],
   [0.29, "about a quarter"],
   [0.42, "about a third"],
@@ -82,7 +83,10 @@ export const SCOPES = /** @type {Record<string, string>} */ ({
 /** @param {number} value @param {string} op */
 export function directionInWords(value, op) {
   if (op === "ablate" || (op === "scale" && value === 0)) return "none of it";
+  if (op === "scale" && value === 1) return "as it is";
   if (op === "scale")
     return value > 1 ? "more of it, where it is" : value < 0 ? "the opposite, where it is" : "less of it";
+  if (op === "at_most") return "less of it, where there is more";
+  if (op === "at_least") return "more of it, where there is less";
   return value > 0 ? "more of it" : value < 0 ? "less of it" : "none of it";
 }

@@ -3,7 +3,7 @@
  * it elsewhere says what is different.
  */
 import { batch, signal } from "./h.js";
-import { saes, servedModel } from "./server.js";
+import { isFeature, saes, servedModel } from "./server.js";
 import { OPS } from "./format.js";
 import * as state from "./state.js";
 
@@ -34,7 +34,8 @@ export function makeLink(questions) {
   const used = new Set(
     [
       ...state.edits.value.map((edit) => edit.feature),
-      ...state.rules.value.flatMap((rule) => rule.tests.map((t) => t.feature)),
+      ...state.rules.value.flatMap((rule) => [rule.edit.feature, ...rule.tests.map((test) => test.feature)]),
+      state.focus.value ?? undefined,
     ]
       .filter((feature) => feature !== undefined)
       .map((feature) => feature.split("/")[0]),
@@ -66,11 +67,16 @@ const numberOf = (value, otherwise, least, most) =>
 /** @param {unknown} value @returns {any[]} */
 const listOf = (value) => (Array.isArray(value) ? value.slice(0, 64) : []);
 
+/** @param {unknown} value */
+const featureOf = (value) => (isFeature(textOf(value, 256)) ? textOf(value, 256) : "");
+/** @param {unknown} value @param {number} otherwise @param {number} least @param {number} most */
+const wholeOf = (value, otherwise, least, most) => Math.round(numberOf(value, otherwise, least, most));
+
 /** @param {any} one @returns {Omit<import("./state.js").Edit, "id">} */
 function editFrom(one) {
   return {
-    ...(one?.vector ? { vector: textOf(one.vector, 64) } : { feature: textOf(one?.feature, 256) }),
-    op: one?.op in OPS ? one.op : "clamp",
+    ...(one?.vector ? { vector: textOf(one.vector, 64) } : { feature: featureOf(one?.feature) }),
+    op: Object.hasOwn(OPS, one?.op) ? one.op : "clamp",
     value: numberOf(one?.value, 1, -1e6, 1e6),
     unit: ["max_act", "act", "resid_norm"].includes(one?.unit) ? one.unit : "max_act",
     tokens: ["all", "prompt", "generated"].includes(one?.tokens) ? one.tokens : "all",
@@ -84,11 +90,11 @@ function ruleFrom(one) {
   return {
     name: textOf(one?.name, 64).replaceAll(/[^A-Za-z0-9_.-]/g, "-") || "rule",
     join: one?.join === "any" ? "any" : "all",
-    tests: listOf(one?.tests).map((test) => ({
-      feature: textOf(test?.feature, 256),
+    tests: (listOf(one?.tests).length ? listOf(one.tests) : [{}]).map((test) => ({
+      feature: featureOf(test?.feature),
       op: test?.op === "below" ? "below" : "above",
       value: numberOf(test?.value, 0.5, -1e6, 1e6),
-      unit: ["max_act", "act", "resid_norm"].includes(test?.unit) ? test.unit : "max_act",
+      unit: test?.unit === "act" ? "act" : "max_act",
     })),
     then: one?.then === "edit" ? "edit" : "abort",
     scope: one?.scope === "rest_of_request" ? "rest_of_request" : "token",
@@ -119,17 +125,19 @@ export function openLink(fragment) {
       .slice(0, 16)
       .map((one) => ({ ...ruleFrom(one), id: state.nextId() }));
     state.sampling.value = {
-      max_tokens: numberOf(sampling.max_tokens, state.SAMPLING.max_tokens, 1, 100_000),
+      max_tokens: wholeOf(sampling.max_tokens, state.SAMPLING.max_tokens, 1, 100_000),
       temperature: numberOf(sampling.temperature, state.SAMPLING.temperature, 0, 2),
       top_p: numberOf(sampling.top_p, state.SAMPLING.top_p, 0.01, 1),
       repetition_penalty: numberOf(sampling.repetition_penalty, state.SAMPLING.repetition_penalty, 0.01, 2),
-      seed: numberOf(sampling.seed, 0, 0, 2 ** 32 - 1),
-      num_seeds: numberOf(sampling.num_seeds, 1, 1, 8),
+      seed: wholeOf(sampling.seed, 0, 0, 2 ** 32 - 1),
+      num_seeds: wholeOf(sampling.num_seeds, 1, 1, 8),
     };
     state.system.value = textOf(content.system);
     state.prompted.value = typeof content.prompted === "string" ? textOf(content.prompted) : null;
     state.variantColumns.value = listOf(content.variants).map((name) => textOf(name, 256));
-    state.focus.value = content.focus ? textOf(content.focus, 256) : null;
+    state.focus.value = saes.value.some((sae) => textOf(content.focus).startsWith(`${sae.name}/`))
+      ? featureOf(content.focus) || null
+      : null;
     state.draft.value = textOf(content.draft);
     linkedQuestions.value = listOf(content.questions).map((question) => textOf(question));
     mismatches.value = differences(content);

@@ -1,6 +1,8 @@
 /** What an answer costs, computed as the server's `compare` computes it: see text_metrics.py and likelihoods.py. */
 
 const LAST_WORDS = 20;
+/** What a share that rounding has left of nothing is taken for. */
+const LEAST = 1e-12;
 
 /** @param {string} text */
 function words(text) {
@@ -29,6 +31,22 @@ export function repetition(text) {
 }
 
 /**
+ * The likeliest tokens, likeliest first. Two of one text cannot be told apart, nor can parts of characters: they are left out.
+ *
+ * @param {[string, number][]} tokens with their logprobs
+ */
+export function likeliest(tokens) {
+  /** @type {Map<string, number>} */
+  const counts = new Map();
+  for (const [text] of tokens) counts.set(text, (counts.get(text) ?? 0) + 1);
+  return new Map(
+    tokens
+      .filter(([text]) => text && !text.includes("\ufffd") && counts.get(text) === 1)
+      .sort(([, one], [, other]) => other - one),
+  );
+}
+
+/**
  * A lower bound of the Kullback-Leibler divergence of `own` from `other`, in nats: of the tokens that both lists have, and of
  * all others as one.
  *
@@ -44,8 +62,8 @@ export function divergence(own, other) {
     ownRest -= Math.exp(logprob);
     otherRest -= Math.exp(there);
   }
-  const [p, q] = [Math.max(ownRest, 0), Math.max(otherRest, 1e-9)];
-  return Math.max(0, sum + (p > 1e-9 ? p * Math.log(p / q) : 0));
+  const [p, q] = [Math.max(ownRest, 0), Math.max(otherRest, LEAST)];
+  return Math.max(0, sum + (p > LEAST ? p * Math.log(p / q) : 0));
 }
 
 /** @param {number[]} logprobs */

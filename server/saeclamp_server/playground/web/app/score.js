@@ -1,7 +1,7 @@
 /** What the unsteered model makes of an answer: how likely it finds it, and what it would have said in its place. */
 import { textOf } from "./answer-state.js";
 import { json, wasStopped } from "./api.js";
-import { distinct2, divergence, perplexity, repetition } from "./measures.js";
+import { distinct2, divergence, likeliest, perplexity, repetition } from "./measures.js";
 import { servedModel } from "./server.js";
 
 export const NUM_LIKELY = 20;
@@ -26,15 +26,18 @@ export async function score(answer, ids, set, stopped) {
   if (!ids.answer.length || !ids.prompt.length) return;
   let rows;
   try {
+    // behind the plain prompt, so that words which ask for something do not make it likely
+    const isPlain = JSON.stringify(answer.plain) === JSON.stringify(answer.messages);
+    const prompt = isPlain ? ids.prompt : await promptOf(answer.plain, stopped);
     const body = {
       model: servedModel.value,
-      prompt: [...ids.prompt, ...ids.answer],
+      prompt: [...prompt, ...ids.answer],
       max_tokens: 1,
       prompt_logprobs: NUM_LIKELY,
       temperature: 0,
     };
     const scored = await json("v1/completions", { body, signal: stopped });
-    rows = scored.choices[0].prompt_logprobs.slice(ids.prompt.length);
+    rows = scored.choices[0].prompt_logprobs.slice(prompt.length);
   } catch (error) {
     if (wasStopped(error)) throw error;
     return; // the answer stands; what it costs is not known
@@ -49,11 +52,7 @@ export async function score(answer, ids, set, stopped) {
       const own = row?.[ids.answer[number++]];
       if (!row || !own) return token;
       logprobs.push(own.logprob);
-      const defaultLikely = new Map(
-        Object.values(row)
-          .sort((a, b) => b.logprob - a.logprob)
-          .map((one) => [one.decoded_token, one.logprob]),
-      );
+      const defaultLikely = likeliest(Object.values(row).map((one) => [one.decoded_token, one.logprob]));
       const kl = divergence(token.likely, defaultLikely);
       kls.push(kl);
       return { ...token, defaultLikely, kl };
@@ -61,4 +60,10 @@ export async function score(answer, ids, set, stopped) {
   );
   const kl = kls.length ? kls.reduce((sum, one) => sum + one, 0) / kls.length : null;
   set({ blocks, cost: { ...cost, perplexity: perplexity(logprobs), kl } });
+}
+
+/** @param {{role: string, content: string}[]} messages @param {AbortSignal} stopped @returns {Promise<number[]>} */
+async function promptOf(messages, stopped) {
+  const body = { model: servedModel.value, messages, add_generation_prompt: true };
+  return (await json("tokenize", { body, signal: stopped })).tokens;
 }

@@ -6,13 +6,15 @@ export const models = signal(/** @type {any[]} */ ([]));
 export const saes = signal(/** @type {any[]} */ ([]));
 export const vectors = signal(/** @type {any} */ ({ data: [], sites: [] }));
 export const variants = signal(/** @type {any[]} */ ([]));
+/** As many as the server lists at once. */
+export const MAX_PRESETS = 100;
 /** Features whose clamp was calibrated: what the first screen offers. */
 export const presets = signal(/** @type {any[]} */ ([]));
 /** `loading`, `ready`, or why there is nothing to show. */
 export const status = signal(/** @type {"loading" | "ready" | ApiError} */ ("loading"));
 
 /** The name of the base model. */
-export const servedModel = computed(() => models.value.find((model) => !model.id.includes(":"))?.id ?? "");
+export const servedModel = computed(() => models.value.find((model) => !model.parent)?.id ?? "");
 
 /** @type {Map<string, Promise<any>>} */
 const features = new Map();
@@ -25,7 +27,7 @@ export async function load() {
       json("v1/saes"),
       json("v1/vectors"),
       json("v1/variants"),
-      json("v1/features?green_zone=true&limit=100"),
+      json(`v1/features?green_zone=true&limit=${MAX_PRESETS}`),
     ]);
     models.value = listed.data;
     saes.value = loaded.data;
@@ -59,12 +61,24 @@ export async function reloadVectors() {
 }
 
 /**
+ * Tell whether a text can name a feature; no other may become a part of an address.
+ *
+ * @param {string} text
+ */
+export function isFeature(text) {
+  return /^[^/\s]+\/[^/\s]+$/.test(text) && !text.split("/").some((part) => /^\.+$/.test(part));
+}
+
+/**
  * All that is known of a feature; asked for once.
  *
  * @param {string} feature `<sae>/<index>` or `<sae>/<name>`
  * @returns {Promise<any>}
  */
 export function feature(feature) {
+  if (!isFeature(feature)) {
+    return Promise.reject(new ApiError(0, { message: "A feature is written <sae>/<index> or <sae>/<name>." }));
+  }
   let asked = features.get(feature);
   if (!asked) {
     asked = json(`v1/features/${feature.split("/").map(encodeURIComponent).join("/")}`);

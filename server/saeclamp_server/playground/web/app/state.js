@@ -60,11 +60,11 @@ export const drawer = signal(/** @type {string | null} */ (null));
 /** What stands in the box where a question is written. */
 export const draft = signal("");
 /** What a screen reader is told, the last few. */
-export const announcements = signal(/** @type {string[]} */ ([]));
+export const announcements = signal(/** @type {{id: number, words: string}[]} */ ([]));
 
 /** @param {string} words */
 export function announce(words) {
-  announcements.value = [...announcements.value.slice(-5), words];
+  announcements.value = [...announcements.value.slice(-5), { id: nextId(), words }];
 }
 
 /** @param {Omit<Edit, "id" | "tokens">} edit */
@@ -146,5 +146,7 @@ export function changeEdit(id, change) {
 
 /** @param {number} id */
 export function removeEdit(id) {
+  const removed = edits.value.find((one) => one.id === id);
+  if (removed?.feature === focus.value) focus.value = null;
   edits.value = edits.value.filter((one) => one.id !== id);
 }

@@ -11,6 +11,7 @@ import { TokenText } from "./token-text.js";
 const ENDS = /** @type {Record<string, string>} */ ({
   length: "The answer is as long as it may be.",
   content_filter: "A rule ended the answer here.",
+  abort: "The server is stopping, and ended this answer early.",
 });
 
 /**

@@ -38,7 +38,7 @@ export function App() {
     }
     <main id="main" tabindex="-1">${needsKey.value ? html`<${KeyForm} />` : html`<${Body} />`}</main>
     ${drawer.value && html`<${FeatureDrawer} feature=${drawer.value} key=${drawer.value} />`}
-    <div class="unseen" role="log">${announcements.value.map((words) => html`<p>${words}</p>`)}</div>
+    <div class="unseen" role="log">${announcements.value.map(({ id, words }) => html`<p key=${id}>${words}</p>`)}</div>
   `;
 }
 

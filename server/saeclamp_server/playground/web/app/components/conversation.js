@@ -1,5 +1,5 @@
 /** What was asked and answered, column by column, and the box in which one asks. */
-import { ask, clear, isPending, isRunning, regenerate, stop, turns } from "../conversation.js";
+import { ask, askAll, clear, isPending, isRunning, regenerate, stop, turns } from "../conversation.js";
 import { html, useEffect, useSignal } from "../h.js";
 import { linkedQuestions, mismatches } from "../link.js";
 import { feature as lookUp } from "../server.js";
@@ -17,13 +17,24 @@ export function Conversation() {
   );
   const feature = heatFeature.value;
   useEffect(() => {
+    let isLast = true;
     most.value = 0;
-    if (feature)
+    if (feature) {
       lookUp(feature).then(
-        (found) => (most.value = found.max_act ?? 0),
+        (found) => isLast && (most.value = found.max_act ?? 0),
         () => undefined,
       );
+    }
+    return () => {
+      isLast = false;
+    };
   }, [feature]);
+  const traced = asked.value?.answer;
+  const isTracedShown = turns.value.some((turn) =>
+    Object.values(turn.answers)
+      .flat()
+      .some((one) => one === traced),
+  );
   return html`
     ${mismatches.value.map((words) => html`<${Notice} kind="warn">${words}<//>`)}
     <${LinkedConversation} />
@@ -58,6 +69,7 @@ export function Conversation() {
     </div>
     ${
       asked.value &&
+      isTracedShown &&
       html`<${Attribution}
         answer=${asked.value.answer}
         token=${asked.value.token}
@@ -73,21 +85,12 @@ function LinkedConversation() {
   if (!questions.length) return null;
   const run = () => {
     linkedQuestions.value = [];
-    clear();
-    runAll(questions);
+    askAll(questions);
   };
   return html`<${Notice} kind="info">
     This link holds ${questions.length === 1 ? "a question" : `${questions.length} questions`}: “${questions[0]}”
     <button class="main" onClick=${run}>Run it</button>
   <//>`;
-}
-
-/** Ask one question after the other, each when the one before is answered. @param {string[]} questions */
-async function runAll(questions) {
-  for (const question of questions) {
-    ask(question);
-    while (isRunning.value) await new Promise((resolve) => setTimeout(resolve, 50));
-  }
 }
 
 /**
@@ -146,7 +149,6 @@ function Composer() {
       isPending.value &&
       html`<p class="pending" role="status">
         Changed since the last answer, and not run yet.
-        ${isRunning.value && html`<span class="quiet">Answering; the next question can be sent when it is done, or stopped.</span>`}
         <button type="button" class="small" onClick=${regenerate}>Run it again</button>
       </p>`
     }
@@ -167,9 +169,10 @@ function Composer() {
           : html`<button class="main">Send</button>`
       }
     </div>
-    <div class="row">
+    <div class="row wrap">
       <button type="button" class="small" onClick=${regenerate} disabled=${!turns.value.length}>Regenerate</button>
       <button type="button" class="small" onClick=${clear} disabled=${!turns.value.length}>New conversation</button>
+      ${isRunning.value && html`<span class="quiet">Answering; the next question can be sent when it is done, or stopped.</span>`}
     </div>
   </form>`;
 }

@@ -7,6 +7,7 @@ import { Notice } from "./notice.js";
 const BROKEN = 3;
 const REPEATED = 0.5;
 const STEP = 0.8;
+const RAISING = ["clamp", "add", "at_least"];
 
 /**
  * @param {{cost: NonNullable<import("../answer-state.js").AnswerState["cost"]>, baseline: number | null, isSteered: boolean}} props
@@ -41,9 +42,9 @@ export function Cost({ cost, baseline, isSteered }) {
 
 /** @param {{isRepeating: boolean}} props */
 function Lower({ isRepeating }) {
-  const strongest = edits.value
-    .filter((edit) => !edit.off && edit.op !== "ablate" && Math.abs(edit.value) > 0.05)
-    .sort((one, other) => Math.abs(other.value) - Math.abs(one.value))[0];
+  const raised = edits.value.filter((edit) => !edit.off && RAISING.includes(edit.op) && Math.abs(edit.value) > 0.05);
+  const isOneUnit = new Set(raised.map((edit) => edit.unit)).size === 1; // others cannot be compared
+  const [strongest] = isOneUnit ? raised.sort((one, other) => Math.abs(other.value) - Math.abs(one.value)) : [];
   const lower = strongest ? Number((strongest.value * STEP).toFixed(2)) : 0;
   return html`<${Notice} kind="warn">
     ${isRepeating ? "The text repeats itself." : "The unsteered model finds this text very unlikely: it may be breaking."}

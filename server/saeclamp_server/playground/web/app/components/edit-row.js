@@ -25,7 +25,8 @@ export function EditRow({ edit }) {
   const change = (/** @type {Partial<import("../state.js").Edit>} */ part) => changeEdit(edit.id, part);
   const words = known.value ? title(known.value) : name;
   const hasValue = edit.op !== "ablate";
-  const isMaxAct = edit.unit === "max_act" && edit.op !== "scale";
+  // zones were found by clamping
+  const isClamp = edit.unit === "max_act" && edit.op === "clamp";
   return html`<li class="edit ${edit.off ? "off" : ""}">
     <p class="spaced"><strong>${words}</strong><span class="quiet mono">${words === name ? "" : name}</span></p>
     <div class="row wrap">
@@ -33,7 +34,7 @@ export function EditRow({ edit }) {
         class="small"
         aria-pressed=${heatFeature.value === edit.feature}
         disabled=${!edit.feature}
-        onClick=${() => (focus.value = edit.feature ?? null)}
+        onClick=${() => (focus.value = focus.value === edit.feature ? null : (edit.feature ?? null))}
         title="Show in the text where this feature is active"
       >
         In the text
@@ -87,7 +88,7 @@ export function EditRow({ edit }) {
         <input type="checkbox" checked=${!edit.off} onChange=${() => change({ off: !edit.off })} /> on
       </label>
     </div>
-    ${hasValue && isMaxAct && html`<${Slider} edit=${edit} known=${known.value} words=${words} change=${change} />`}
+    ${isClamp && html`<${Slider} edit=${edit} known=${known.value} words=${words} change=${change} />`}
     <p class="quiet">${edit.off ? "Off: this changes nothing." : directionInWords(edit.value, edit.op)}</p>
   </li>`;
 }

@@ -8,19 +8,24 @@ import { Notice } from "./notice.js";
 import { TryText } from "./try-text.js";
 import { Curve } from "./zones.js";
 
+/** @type {HTMLElement | null} */
+let opener = null;
+
 /** @param {{feature: string}} props */
 export function FeatureDrawer({ feature }) {
   const known = useSignal(/** @type {any} */ (null));
   const fault = useSignal("");
   const dialog = useRef(/** @type {HTMLDialogElement | null} */ (null));
   useEffect(() => {
-    const opener = document.activeElement;
+    // one drawer may follow another: whoever opened the first gets the focus back
+    if (document.activeElement instanceof HTMLElement && !document.activeElement.closest("dialog"))
+      opener = document.activeElement;
     dialog.current?.showModal();
     lookUp(feature).then(
       (found) => (known.value = found),
       (error) => (fault.value = error.message),
     );
-    return () => opener instanceof HTMLElement && opener.focus();
+    return () => opener?.isConnected && opener.focus();
   }, [feature]);
   const close = () => (drawer.value = null);
   return html`<dialog class="drawer" ref=${dialog} onClose=${close} aria-label=${`Feature ${feature}`}>
@@ -43,7 +48,10 @@ function About({ known, feature }) {
     <p class="mono quiet">${known.feature}${known.name ? ` · ${known.name}` : ""}</p>
     ${known.num_active === 0 && html`<${Notice} kind="warn">It was active at no token that was counted: a dead feature.<//>`}
     <div class="row">
-      <button class="main" onClick=${() => putEdit({ feature: edit?.feature ?? feature, value: known.best ?? 1 })}>
+      <button
+        class="main"
+        onClick=${() => putEdit({ feature: edit?.feature ?? feature, op: "clamp", unit: "max_act", value: known.best ?? 1 })}
+      >
         Steer with it, ${number(known.best ?? 1, 2)} × its maximum
       </button>
       <button onClick=${() => (focus.value = edit?.feature ?? feature)}>Show it in the text</button>

@@ -9,7 +9,8 @@ export function NumberField({ label, value, onChange, min, max, step = 1, hidden
   /** @param {any} event */
   const change = (event) => {
     const typed = event.target.valueAsNumber;
-    if (Number.isFinite(typed)) onChange(Math.min(Math.max(typed, min ?? -Infinity), max ?? Infinity));
+    if (Number.isFinite(typed))
+      onChange(Math.min(Math.max(step === 1 ? Math.round(typed) : typed, min ?? -Infinity), max ?? Infinity));
     else event.target.value = value;
   };
   return html`<label class="field">

@@ -1,7 +1,7 @@
 /** By a wish: the server thinks of features, tries them, and says whether one works. */
 import { html, useSignal } from "../h.js";
 import { number } from "../format.js";
-import { newEdit, edits, view } from "../state.js";
+import { newEdit, edits, rules, view } from "../state.js";
 import { Hit } from "./hit.js";
 import { Notice } from "./notice.js";
 import { Progress } from "./progress.js";
@@ -19,6 +19,7 @@ export function ByWish() {
     edits.value = found.steering.interventions.map((/** @type {any} */ one) =>
       newEdit({ feature: one.feature, op: one.op, value: one.value ?? 1, unit: one.unit ?? "max_act" }),
     );
+    rules.value = [];
     view.value = "steer";
   };
   return html`<form class="row" onSubmit=${look}>

@@ -1,7 +1,7 @@
 /** A feature in a list of what was found. */
 import { html } from "../h.js";
 import { number, percent, title, visible } from "../format.js";
-import { presets } from "../server.js";
+import { MAX_PRESETS, presets } from "../server.js";
 import { drawer, edits, putEdit, removeEdit } from "../state.js";
 
 /**
@@ -45,6 +45,10 @@ export function Hit({ hit, children }) {
 /** @param {{hit: any}} props */
 function Steers({ hit }) {
   const zone = hit.green_zone ?? presets.value.find((preset) => preset.feature === hit.feature)?.green_zone;
-  if (!zone) return html`<span class="badge grey">not calibrated</span>`;
+  // where the list does not say, it may be one of those that the page has not asked for
+  if (!zone)
+    return "green_zone" in hit || presets.value.length < MAX_PRESETS
+      ? html`<span class="badge grey">not calibrated</span>`
+      : null;
   return html`<span class="badge green">steers, ${number(zone[0], 2)} to ${number(zone[1], 2)}</span>`;
 }

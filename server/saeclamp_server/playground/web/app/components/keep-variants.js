@@ -2,7 +2,8 @@
 import { ApiError, json } from "../api.js";
 import { html, useSignal } from "../h.js";
 import { reloadVariants, servedModel, variants } from "../server.js";
-import { edits, newEdit, steering, view } from "../state.js";
+import { edits, newEdit, rules, steering, variantColumns, view } from "../state.js";
+import { Delete } from "./delete.js";
 import { Notice, Refusal } from "./notice.js";
 import { download } from "./save.js";
 
@@ -75,14 +76,19 @@ export function KeepVariants() {
             <p><strong class="mono">${variant.id}</strong>${variant.alias ? ` (also ${variant.alias})` : ""}</p>
             <p class="quiet">${variant.description}</p>
             <div class="row">
-              <button class="small" onClick=${() => take(variant.steering)}>
-                Take over<span class="unseen"> ${variant.id}</span>
-              </button>
+              ${
+                isPlain(variant.steering)
+                  ? html`<button class="small" onClick=${() => take(variant.steering)}>
+                      Take over<span class="unseen"> ${variant.id}</span>
+                    </button>`
+                  : html`<span class="quiet">It has rules or tokens that cannot be set here; give it a column.</span>`
+              }
               <${Delete}
                 name=${variant.name}
                 onDelete=${() =>
                   attempt(async () => {
                     await json(`v1/variants/${encodeURIComponent(variant.name)}`, { method: "DELETE" });
+                    variantColumns.value = variantColumns.value.filter((name) => name !== variant.id);
                     return `${variant.id} is no more.`;
                   })}
               />
@@ -105,29 +111,36 @@ async function exportAll() {
   return "Exported.";
 }
 
+/**
+ * Tell whether the page can show all that a variant does; what it cannot, it must not take over in part.
+ *
+ * @param {any} saved
+ */
+function isPlain(saved) {
+  const own = saved.interventions ?? [];
+  return (
+    !saved.rules?.length &&
+    !saved.readout &&
+    own.every((/** @type {any} */ one) => typeof (one.tokens ?? "all") === "string" && !one.special_tokens)
+  );
+}
+
 /** @param {any} saved */
 function take(saved) {
+  rules.value = [];
   edits.value = (saved.interventions ?? []).map((/** @type {any} */ one) =>
     newEdit({
-      ...(one.vector
-        ? { vector: one.vector }
-        : { feature: typeof one.feature === "string" ? one.feature : `${one.feature.sae}/${one.feature.index}` }),
+      ...(one.vector ? { vector: one.vector } : { feature: nameOf(one.feature) }),
       op: one.op,
       value: one.value ?? one.factor ?? 0,
       unit: one.unit ?? "max_act",
-      tokens: typeof one.tokens === "string" ? one.tokens : "all",
+      tokens: one.tokens ?? "all",
     }),
   );
   view.value = "steer";
 }
 
-/** @param {{name: string, onDelete: () => void}} props */
-function Delete({ name, onDelete }) {
-  const isSure = useSignal(false);
-  if (!isSure.value)
-    return html`<button class="small" onClick=${() => (isSure.value = true)}>
-      Delete<span class="unseen"> ${name}</span>
-    </button>`;
-  return html`<button class="small" onClick=${onDelete}>Delete for good</button>
-    <button class="small" onClick=${() => (isSure.value = false)}>Keep</button>`;
+/** @param {string | {sae: string, index: number}} feature */
+function nameOf(feature) {
+  return typeof feature === "string" ? feature : `${feature.sae}/${feature.index}`;
 }

@@ -4,6 +4,7 @@ import { html, useSignal } from "../h.js";
 import { number, siteInWords } from "../format.js";
 import { reloadVectors, vectors } from "../server.js";
 import { putEdit, view } from "../state.js";
+import { Delete } from "./delete.js";
 import { Notice, Refusal } from "./notice.js";
 
 export function KeepVectors() {
@@ -80,16 +81,14 @@ export function KeepVectors() {
               >
                 Steer<span class="unseen"> with ${vector.name}</span>
               </button>
-              <button
-                class="small"
-                onClick=${() =>
+              <${Delete}
+                name=${vector.name}
+                onDelete=${() =>
                   attempt(async () => {
                     await json(`v1/vectors/${encodeURIComponent(vector.name)}`, { method: "DELETE" });
                     return `${vector.name} is no more.`;
                   })}
-              >
-                Delete<span class="unseen"> ${vector.name}</span>
-              </button>
+              />
             </div>
           </li>`,
       )}

@@ -1,9 +1,9 @@
 /** Features that are known to steer, as cards of one click. */
-import { ask, isRunning, stop, turns } from "../conversation.js";
+import { ask, stop, turns } from "../conversation.js";
 import { html } from "../h.js";
 import { number } from "../format.js";
 import { presets } from "../server.js";
-import { draft, edits, focus, newEdit } from "../state.js";
+import { draft, edits, focus, newEdit, rules } from "../state.js";
 
 /** What is asked where nothing has been, so that one click shows something. */
 const QUESTION = "What should I do this weekend?";
@@ -11,7 +11,8 @@ const QUESTION = "What should I do this weekend?";
 /** @param {any} preset */
 function choose(preset) {
   const name = `${preset.sae}/${preset.name ?? preset.index}`;
-  if (isRunning.value) stop();
+  stop();
+  rules.value = [];
   edits.value = [newEdit({ feature: name, value: preset.best ?? 1 })];
   focus.value = name;
   const last = turns.value.at(-1);

@@ -10,7 +10,8 @@ export function ReceiptStrip({ receipt }) {
     (/** @type {number} */ sum, /** @type {any} */ one) => sum + one.tokens.prompt + one.tokens.generated,
     0,
   );
-  const words = interventions.length ? `${edited} tokens edited` : "read only: nothing was edited";
+  const several = `${interventions.length} interventions, ${edited} edits of tokens`;
+  const words = interventions.length > 1 ? several : edited ? `${edited} tokens edited` : "nothing was edited";
   return html`<details class="receipt">
       <summary><span aria-hidden="true">✔</span> ${words}, receipt ${shortHash(receipt.spec)}</summary>
       ${interventions.map((/** @type {any} */ one) => html`<${Applied} one=${one} />`)}

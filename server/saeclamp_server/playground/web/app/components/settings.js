@@ -18,7 +18,10 @@ export function Settings() {
     const has = variantColumns.value.includes(name);
     variantColumns.value = has ? variantColumns.value.filter((one) => one !== name) : [...variantColumns.value, name];
   };
-  const own = variants.value.filter((variant) => !variant.read_only);
+  // one that is gone stands here too, or its column could not be taken away
+  const own = [
+    ...new Set([...variants.value.filter((one) => !one.read_only).map((one) => one.id), ...variantColumns.value]),
+  ];
   return html`<details class="settings">
     <summary>Sampling and columns</summary>
     <div class="grid">
@@ -67,14 +70,10 @@ export function Settings() {
       html`<fieldset>
         <legend>Columns of variants</legend>
         ${own.map(
-          (variant) =>
+          (name) =>
             html`<label class="check">
-              <input
-                type="checkbox"
-                checked=${variantColumns.value.includes(variant.id)}
-                onChange=${() => column(variant.id)}
-              />
-              ${variant.id}
+              <input type="checkbox" checked=${variantColumns.value.includes(name)} onChange=${() => column(name)} />
+              ${name}
             </label>`,
         )}
       </fieldset>`

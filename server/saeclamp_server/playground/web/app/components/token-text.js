@@ -53,17 +53,25 @@ export function TokenText({ blocks, most, label, receipt, onAttribute }) {
     const number = event.target.dataset?.n;
     if (number !== undefined) show(event.currentTarget, Number(number));
   };
+  const hide = () => (current.value = null);
+  /** @param {any} event */
+  const leave = (event) => {
+    if (!event.currentTarget.contains(event.relatedTarget)) hide();
+  };
+  /** @param {KeyboardEvent} event */
+  const escape = (event) => {
+    if (event.key === "Escape") hide();
+  };
   /** @param {any} event */
   const key = (event) => {
     const now = current.value ?? -1;
     const to = { ArrowRight: now + 1, ArrowLeft: now - 1, Home: 0, End: num - 1 }[/** @type {string} */ (event.key)];
-    if (event.key === "Escape") current.value = null;
     if (to === undefined || to < 0 || to >= num) return;
     event.preventDefault();
     show(event.currentTarget, to);
   };
   const token = current.value === null ? undefined : tokenAt(current.value);
-  return html`<div class="token-box" onMouseLeave=${() => (current.value = null)}>
+  return html`<div class="token-box" onMouseLeave=${hide} onFocusOut=${leave} onKeyDown=${escape}>
     <div
       class="tokens"
       tabindex="0"
@@ -72,7 +80,6 @@ export function TokenText({ blocks, most, label, receipt, onAttribute }) {
       onMouseOver=${point}
       onClick=${point}
       onKeyDown=${key}
-      onBlur=${() => (current.value = null)}
     >
       ${blocks.map(
         (block, number) =>

@@ -3,7 +3,7 @@ import { turns } from "../conversation.js";
 import { html, useSignal } from "../h.js";
 import { codeFor } from "../code.js";
 import { makeLink } from "../link.js";
-import { draft, edits, steering } from "../state.js";
+import { draft, edits, rules, steering } from "../state.js";
 import { transcript, toCsv } from "../export.js";
 import { KeepVariants } from "../components/keep-variants.js";
 import { KeepVectors } from "../components/keep-vectors.js";
@@ -22,7 +22,7 @@ export function Keep() {
 
 function Code() {
   const form = useSignal("curl");
-  const code = codeFor(turns.value.at(-1)?.user ?? draft.value);
+  const code = codeFor(draft.value, turns.value.at(-1)?.answers.steered?.[0]?.messages ?? []);
   return html`<section class="card stack">
     <h2>As code</h2>
     <div class="row wrap" role="group" aria-label="Form of the code">
@@ -56,7 +56,14 @@ function Files() {
   const saveCsv = () => {
     fault.value = "";
     try {
-      download("steering.csv", toCsv(edits.value.filter((edit) => !edit.off)), "text/csv");
+      download(
+        "steering.csv",
+        toCsv(
+          edits.value.filter((edit) => !edit.off),
+          rules.value.some((rule) => !rule.off),
+        ),
+        "text/csv",
+      );
     } catch (error) {
       fault.value = error instanceof Error ? error.message : String(error);
     }

@@ -54,12 +54,14 @@ export function Rules() {
 function TryRules() {
   const text = useSignal("");
   const fault = useSignal("");
+  const read = useSignal(/** @type {string[]} */ ([]));
   const { state, start, stop } = useTask("v1/features/inspect");
   const active = rules.value.filter((rule) => !rule.off);
   const look = (/** @type {Event} */ event) => {
     event.preventDefault();
     const features = [...new Set(active.flatMap((rule) => rule.tests.map((test) => test.feature)).filter(Boolean))];
     fault.value = features.length ? "" : "Name a feature in a rule first.";
+    read.value = features;
     if (features.length && text.value.trim()) start({ text: text.value, features });
   };
   const lastAnswer = turns.value.at(-1)?.answers.steered?.[0];
@@ -87,7 +89,14 @@ function TryRules() {
     </form>
     ${fault.value && html`<${Notice} kind="warn">${fault.value}<//>`}
     <${Progress} task=${state.value} stop=${stop} />
-    ${found && active.map((rule) => html`<${Tried} rule=${rule} found=${found} />`)}
+    ${
+      found &&
+      active.map((rule) =>
+        rule.tests.every((test) => read.value.includes(test.feature))
+          ? html`<${Tried} rule=${rule} found=${found} />`
+          : html`<p class="quiet">${rule.name} has changed: try again.</p>`,
+      )
+    }
   </section>`;
 }
 
