@@ -30,13 +30,11 @@ def chromium() -> Iterator[Browser]:
 
 @contextmanager
 def playground(browser: Browser, url: str, *, fragment: str = "", **context: object) -> Iterator[Page]:
-    """Open the page in a fresh profile, and close it; what it throws, and what its console calls an error, fails the test."""
-    page, errors = open_playground(browser, url, **context), list[str]()
+    """Open the page in a fresh profile, and close it. What it throws, or its console calls an error, fails the test."""
+    page, errors = _new_page(browser, **context), list[str]()
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda said: errors.append(said.text) if _is_fault(said) else None)
     page.goto(f"{url}{ROOT}{fragment}")
-    if fragment:
-        page.reload()  # only the fragment has changed, and the page would not be loaded
     yield page
     page.context.close()
     assert errors == []
@@ -49,11 +47,16 @@ def _is_fault(said: ConsoleMessage) -> bool:
 
 def open_playground(browser: Browser, url: str, *, fragment: str = "", **context: object) -> Page:
     """Open the page in a fresh profile, which the caller closes."""
+    page = _new_page(browser, **context)
+    page.goto(f"{url}{ROOT}{fragment}")
+    return page
+
+
+def _new_page(browser: Browser, **context: object) -> Page:
     made = browser.new_context(viewport={"width": 1440, "height": 900}, **context)  # type: ignore[arg-type]
     made.grant_permissions(["clipboard-read", "clipboard-write"])
     page = made.new_page()
     page.set_default_timeout(30_000)
-    page.goto(f"{url}{ROOT}{fragment}")
     return page
 
 
