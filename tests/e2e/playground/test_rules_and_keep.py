@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 from tests.e2e.playground.test_steer import choose_bridge
-from tests.support.browser import answered, open_playground, text_of
+from tests.support.browser import answered, open_playground, playground, text_of
 from tests.support.serving import Server
 
 
