@@ -177,7 +177,7 @@ def _add_process(serve: argparse.ArgumentParser) -> None:
         "--no-playground",
         dest="playground",
         action="store_false",
-        help="serve no page to try steering on; otherwise it is at /playground/, and / leads there",
+        help="serve no page to try steering on (by default it is at /playground/, and / leads there)",
     )
     serve.add_argument(
         "-v",
