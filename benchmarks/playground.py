@@ -76,6 +76,7 @@ def _pictures(browser: Browser, url: str) -> None:
     page.keyboard.press("Escape")
     _view(page, "Rules")
     page.get_by_role("button", name="Add a rule").click()
+    page.get_by_label("Feature", exact=True).fill("bundled/golden-gate")
     page.get_by_label("Bound", exact=True).fill("0.3")
     page.get_by_label("Text to try the rules on").fill("A walk across the Golden Gate Bridge, and a cup of coffee.")
     page.get_by_role("button", name="Try", exact=True).click()

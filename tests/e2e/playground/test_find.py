@@ -26,7 +26,7 @@ def test_words_find_features_with_what_helps_to_choose_one(finder: Page) -> None
     expect(first).to_contain_text("steers, 0.55 to 0.75")
     expect(first).to_contain_text("labelled by feature book")
     first.get_by_role("button", name=re.compile("^Steer with")).click()
-    finder.get_by_role("button", name="Steer", exact=True).first.click()
+    first.get_by_role("button", name="Go to Steer").click()
     expect(finder.locator(".edit")).to_contain_text("bundled/54")
 
 
@@ -67,8 +67,8 @@ def test_a_pasted_text_has_a_map_and_each_token_its_features(finder: Page) -> No
 
 def test_two_lists_are_told_apart_with_a_warning_where_they_are_few(finder: Page) -> None:
     finder.get_by_role("button", name="By contrast").click()
-    finder.get_by_label("Texts that have it, one a line").fill("Le chat dort.\nNous allons au marché.")
-    finder.get_by_label("Texts that have not, one a line").fill("The cat sleeps.\nWe go to the market.")
+    finder.get_by_label("Texts with it, one a line").fill("Le chat dort.\nNous allons au marché.")
+    finder.get_by_label("Texts without it, one a line").fill("The cat sleeps.\nWe go to the market.")
     finder.get_by_role("button", name="Compare", exact=True).click()
     finder.locator(".hit:visible").first.wait_for(timeout=ANSWER_MS)
     expect(finder.locator(".notice.warn")).to_contain_text("too few to tell")

@@ -27,6 +27,8 @@ def test_a_rule_is_tried_on_a_text_stops_an_answer_and_shows_where_it_held(page:
     answered(page)
     go_to(page, "Rules")
     page.get_by_role("button", name="Add a rule").click()
+    expect(page.get_by_text("It does nothing until it names a feature.")).to_be_visible()
+    page.get_by_label("Feature", exact=True).fill("bundled/golden-gate")
     page.get_by_label("Bound", exact=True).fill("0.3")
     page.keyboard.press("Tab")
     page.get_by_label("Text to try the rules on").fill("A walk across the Golden Gate Bridge.")
@@ -115,7 +117,7 @@ def test_a_link_gives_the_same_answer_in_a_fresh_profile_after_one_click(
     go_to(page, "Keep")
     link = page.get_by_label("Link", exact=True).input_value()
     other = open_playground(browser, server.url, fragment=f"#{link.partition('#')[2]}")
-    expect(other.locator(".notice.info")).to_contain_text("What should I do this weekend?")
+    expect(other.locator(".notice.info")).to_contain_text("How can I sleep better?")
     assert other.locator(".turn").count() == 0
     other.get_by_role("button", name="Run it").click()
     answered(other)
@@ -152,7 +154,7 @@ EVIL = {
     "saes": {"bundled": 3, "another": None},
     "edits": [1, None, {"op": "constructor", "value": 1e300}, {"feature": "../../metrics"}, {"feature": "bundled/54"}],
     "rules": [{"tests": []}, {"name": "a b", "tests": [{"feature": "../..", "unit": "resid_norm"}]}],
-    "sampling": {"max_tokens": 1e300, "temperature": -5, "seed": 3.7},
+    "sampling": {"max_tokens": "many", "temperature": -5, "seed": 3.7},
     "focus": "nowhere/1",
     "questions": [7, "Hello?"],
 }
@@ -184,6 +186,8 @@ def test_rules_survive_a_link_and_a_variant_that_has_some_is_not_taken_over_in_p
     choose_bridge(page)
     go_to(page, "Rules")
     page.get_by_role("button", name="Add a rule").click()
+    page.get_by_label("Feature", exact=True).fill("bundled/golden-gate")
+    page.keyboard.press("Tab")
     page.get_by_role("button", name="Another condition").click()
     go_to(page, "Keep")
     code, link = page.locator("pre").first.inner_text(), page.get_by_label("Link", exact=True).input_value()

@@ -100,7 +100,7 @@ def test_the_token_that_ends_an_answer_is_no_part_of_its_text(page: Page) -> Non
     page.get_by_label("Your question, for all columns").fill("Say hello in one word.")
     page.keyboard.press("Enter")
     answered(page, "default")
-    expect(page.locator(".column.default")).not_to_contain_text("as long as it may be")
+    expect(page.locator(".column.default")).not_to_contain_text("as many tokens as it may have")
     assert "im_end" not in text_of(page, "default")
     page.get_by_label("Your question, for all columns").fill("And goodbye?")
     with page.expect_request("**/v1/chat/completions") as sent:
@@ -147,3 +147,18 @@ def test_a_feature_that_is_not_there_is_refused_with_its_place_and_no_answer(pag
     banner = page.locator(".column.steered .notice.bad")
     expect(banner).to_contain_text("golden-gate")
     expect(page.locator(".column.steered .tokens")).to_have_count(0)
+
+
+def test_words_that_are_no_feature_are_looked_for(page: Page) -> None:
+    page.get_by_label("Feature or vector to add").fill("golden gate")
+    page.get_by_role("button", name="Add", exact=True).click()
+    expect(page.locator(".hit").first).to_contain_text("The Golden Gate Bridge and San Francisco.")
+
+
+def test_a_reload_loses_nothing_but_the_answers(page: Page) -> None:
+    choose_bridge(page)
+    answered(page)
+    page.get_by_label(re.compile("^Strength of")).fill("0.6")
+    page.reload()
+    expect(page.get_by_label("Value", exact=True)).to_have_value("0.6")
+    expect(page.locator(".notice.info")).to_contain_text("How can I sleep better?")

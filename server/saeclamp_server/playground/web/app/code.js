@@ -3,7 +3,7 @@ import { address, apiKey } from "./api.js";
 import { servedModel } from "./server.js";
 import { sampling, steering, system } from "./state.js";
 
-const QUESTION = "What should I do this weekend?";
+const QUESTION = "How can I sleep better?";
 
 /** @param {string} question @param {{role: string, content: string}[]} asked what the last answer answers */
 function parts(question, asked) {

@@ -59,6 +59,19 @@ export function makeLink(questions) {
   return url.href;
 }
 
+/** Where a tab keeps what is set, so that a reload loses nothing but the answers. */
+const KEPT = "saeclamp-state";
+
+/** @param {string[]} questions */
+export function keepState(questions) {
+  sessionStorage.setItem(KEPT, new URL(makeLink(questions)).hash);
+}
+
+/** Take over what a link says, or else what the tab has kept. */
+export function restoreState() {
+  openLink(location.hash || (sessionStorage.getItem(KEPT) ?? ""));
+}
+
 /** @param {unknown} value @param {number} most */
 const textOf = (value, most = 100_000) => (typeof value === "string" ? value.slice(0, most) : "");
 /** @param {unknown} value @param {number} otherwise @param {number} least @param {number} most */

@@ -1,7 +1,8 @@
 /** Where the page begins. */
 import { effect, html, render } from "./h.js";
 import { App } from "./components/app.js";
-import { openLink } from "./link.js";
+import { turns } from "./conversation.js";
+import { keepState, openLink, restoreState } from "./link.js";
 import { load, status, watch } from "./server.js";
 
 let isOpened = false;
@@ -9,9 +10,12 @@ let isOpened = false;
 effect(() => {
   if (status.value !== "ready" || isOpened) return;
   isOpened = true;
-  queueMicrotask(() => openLink(location.hash));
+  queueMicrotask(restoreState);
 });
 addEventListener("hashchange", () => openLink(location.hash));
+addEventListener("pagehide", () => {
+  if (isOpened) keepState(turns.value.map((turn) => turn.user));
+});
 
 render(html`<${App} />`, /** @type {HTMLElement} */ (document.getElementById("app")));
 watch();

@@ -33,8 +33,8 @@ export const VIEWS = /** @type {const} */ (["steer", "find", "rules", "keep", "s
 /** @typedef {typeof VIEWS[number]} View */
 
 export const SAMPLING = {
-  max_tokens: 80,
-  temperature: 0.7,
+  max_tokens: 60,
+  temperature: 0,
   top_p: 1,
   repetition_penalty: 1.1,
   seed: 0,
@@ -57,6 +57,8 @@ export const variantColumns = signal(/** @type {string[]} */ ([]));
 export const focus = signal(/** @type {string | null} */ (null));
 /** The feature that the drawer shows. */
 export const drawer = signal(/** @type {string | null} */ (null));
+/** Words to look for, which another view asks for. */
+export const wanted = signal("");
 /** What stands in the box where a question is written. */
 export const draft = signal("");
 /** What a screen reader is told, the last few. */
@@ -87,12 +89,20 @@ export function ruleToJson(rule) {
   };
 }
 
+/** Rules that are on and complete: one that names no feature yet does nothing. */
+export const activeRules = computed(() =>
+  rules.value.filter((rule) => {
+    const named = [...rule.tests, ...(rule.then === "edit" ? [rule.edit] : [])];
+    return !rule.off && named.every((one) => one.feature);
+  }),
+);
+
 /** The `steering` object as it stands, without what shows it; null where nothing is steered. */
 export const steering = computed(() => {
   const interventions = edits.value
     .filter((edit) => !edit.off)
     .map((edit) => ({ ...toIntervention(edit), ...(edit.tokens === "all" ? {} : { tokens: edit.tokens }) }));
-  const active = rules.value.filter((rule) => !rule.off).map(ruleToJson);
+  const active = activeRules.value.map(ruleToJson);
   if (!interventions.length && !active.length) return null;
   return { ...(interventions.length ? { interventions } : {}), ...(active.length ? { rules: active } : {}) };
 });

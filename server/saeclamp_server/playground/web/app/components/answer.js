@@ -9,7 +9,7 @@ import { RuleTimeline } from "./rule-timeline.js";
 import { TokenText } from "./token-text.js";
 
 const ENDS = /** @type {Record<string, string>} */ ({
-  length: "The answer is as long as it may be.",
+  length: "It has as many tokens as it may have; see Sampling and columns.",
   content_filter: "A rule ended the answer here.",
   abort: "The server is stopping, and ended this answer early.",
 });
@@ -42,7 +42,7 @@ export function AnswerView({ answer, title, kind, most, baseline, onAttribute })
         : html`<p class="quiet">${waitingWords(state)}</p>`
     }
     ${state.status === "stopped" && html`<p class="quiet">Stopped. What was not finished has no receipt.</p>`}
-    ${state.finish && ENDS[state.finish] && html`<p class="quiet">${ENDS[state.finish]}</p>`}
+    ${state.finish && ENDS[state.finish] && html`<p class=${state.finish === "length" ? "quiet" : "ended"}>${ENDS[state.finish]}</p>`}
     ${
       heatFeature.value &&
       isShown &&
@@ -50,7 +50,7 @@ export function AnswerView({ answer, title, kind, most, baseline, onAttribute })
       html`<p class="quiet">${heatFeature.value} was not read in this answer; regenerate to see it.</p>`
     }
     ${state.receipt && html`<${RuleTimeline} receipt=${state.receipt} state=${state} />`}
-    ${state.cost && html`<${Cost} cost=${state.cost} baseline=${baseline} isSteered=${kind === "steered"} />`}
+    ${state.cost && html`<${Cost} cost=${state.cost} baseline=${baseline} isSteered=${kind === "steered"} isDefault=${kind === "default"} />`}
     ${state.receipt && kind !== "default" && kind !== "prompted" && html`<${ReceiptStrip} receipt=${state.receipt} />`}
   </article>`;
 }

@@ -82,7 +82,7 @@ export function Conversation() {
 
 function LinkedConversation() {
   const questions = linkedQuestions.value;
-  if (!questions.length) return null;
+  if (!questions.length || turns.value.length) return null;
   const run = () => {
     linkedQuestions.value = [];
     askAll(questions);

@@ -1,6 +1,7 @@
 /** What an answer costs: whether it is still text, and what to do where it is not. */
 import { html } from "../h.js";
 import { number, percent } from "../format.js";
+import { presets } from "../server.js";
 import { changeEdit, edits } from "../state.js";
 import { Notice } from "./notice.js";
 
@@ -10,10 +11,10 @@ const STEP = 0.8;
 const RAISING = ["clamp", "add", "at_least"];
 
 /**
- * @param {{cost: NonNullable<import("../answer-state.js").AnswerState["cost"]>, baseline: number | null, isSteered: boolean}} props
+ * @param {{cost: NonNullable<import("../answer-state.js").AnswerState["cost"]>, baseline: number | null, isSteered: boolean, isDefault: boolean}} props
  *   baseline: perplexity of the default column's answer
  */
-export function Cost({ cost, baseline, isSteered }) {
+export function Cost({ cost, baseline, isSteered, isDefault }) {
   const isUnlikely = cost.perplexity !== null && baseline !== null && cost.perplexity > BROKEN * baseline;
   const isRepeating = cost.repetition !== null && cost.repetition > REPEATED;
   return html`<dl class="cost">
@@ -31,6 +32,7 @@ export function Cost({ cost, baseline, isSteered }) {
       </div>
       ${
         cost.kl !== null &&
+        !isDefault &&
         html`<div title="From the unsteered model, mean over tokens, in nats; at least this much">
           <dt>KL</dt>
           <dd>${number(cost.kl, 2)}</dd>
@@ -46,13 +48,22 @@ function Lower({ isRepeating }) {
   const isOneUnit = new Set(raised.map((edit) => edit.unit)).size === 1; // others cannot be compared
   const [strongest] = isOneUnit ? raised.sort((one, other) => Math.abs(other.value) - Math.abs(one.value)) : [];
   const lower = strongest ? Number((strongest.value * STEP).toFixed(2)) : 0;
+  const zone = presets.value.find((one) =>
+    [one.feature, `${one.sae}/${one.name}`].includes(strongest?.feature),
+  )?.green_zone;
+  // below the zone that was found to work, it would do too little
+  const canLower = strongest && !(zone && strongest.unit === "max_act" && lower < zone[0]);
+  const what = isRepeating
+    ? "The text repeats itself."
+    : "The unsteered model finds this text unlikely, which a change of subject does too: read whether it is breaking.";
   return html`<${Notice} kind="warn">
-    ${isRepeating ? "The text repeats itself." : "The unsteered model finds this text very unlikely: it may be breaking."}
+    ${what}
     ${
-      strongest &&
-      html` <button class="small" onClick=${() => changeEdit(strongest.id, { value: lower })}>
-        Lower ${strongest.vector ?? strongest.feature} to ${lower}
-      </button>`
+      canLower
+        ? html`<button class="small" onClick=${() => changeEdit(strongest.id, { value: lower })}>
+            Lower ${strongest.vector ?? strongest.feature} to ${lower}
+          </button>`
+        : zone && " It is as weak as it works; another question or seed may fare better."
     }
   <//>`;
 }

@@ -89,7 +89,10 @@ export function EditRow({ edit }) {
       </label>
     </div>
     ${isClamp && html`<${Slider} edit=${edit} known=${known.value} words=${words} change=${change} />`}
-    <p class="quiet">${edit.off ? "Off: this changes nothing." : directionInWords(edit.value, edit.op)}</p>
+    ${
+      (edit.off || !isClamp || edit.value <= 0) &&
+      html`<p class="quiet">${edit.off ? "Off: this changes nothing." : directionInWords(edit.value, edit.op)}</p>`
+    }
   </li>`;
 }
 
@@ -113,7 +116,7 @@ function Slider({ edit, known, words, change }) {
       />
       <${ZoneTrack} known=${known} least=${LEAST} most=${most} />
     </div>
-    <p class="zone-words spaced ${zone.kind}">
+    <p class="zone-words ${zone.kind}">
       <span class="swatch ${zone.kind}" aria-hidden="true"></span>${edit.value} × maximum: ${zone.words}
     </p>
     ${

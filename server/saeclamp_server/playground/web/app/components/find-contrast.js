@@ -26,8 +26,8 @@ export function ByContrast() {
   return html`<form class="stack" onSubmit=${look}>
       <div class="two">
         ${[
-          { label: "Texts that have it, one a line", of: positive },
-          { label: "Texts that have not, one a line", of: negative },
+          { label: "Texts with it, one a line", of: positive },
+          { label: "Texts without it, one a line", of: negative },
         ].map(
           ({ label, of }) =>
             html`<label class="field">
@@ -54,8 +54,8 @@ export function ByContrast() {
             (/** @type {any} */ hit) =>
               html`<${Hit} key=${hit.feature} hit=${hit}>
                 <p class="quiet">
-                  ${number(hit.difference)} more where it is, effect ${number(hit.effect, 2)}, p ${number(hit.p, 2)}
-                  ${hit.p <= 0.05 ? "" : " (may be chance)"}
+                  ${number(Math.abs(hit.difference))} ${hit.difference < 0 ? "less" : "more"} where it is, effect
+                  ${number(hit.effect, 2)}, p ${number(hit.p, 2)} ${hit.p <= 0.05 ? "" : " (may be chance)"}
                 </p>
               <//>`,
           )}

@@ -1,6 +1,7 @@
 /** Search by words and by meaning, with filters, a page at a time. */
-import { html, useSignal } from "../h.js";
+import { html, useEffect, useSignal } from "../h.js";
 import { saes } from "../server.js";
+import { wanted } from "../state.js";
 import { Choice, NumberField } from "./field.js";
 import { Hit } from "./hit.js";
 import { Progress } from "./progress.js";
@@ -24,6 +25,12 @@ export function ByWords() {
     if (green_zone) params.set("green_zone", "true");
     start(null, `v1/features?${params}`);
   };
+  useEffect(() => {
+    if (!wanted.value) return;
+    query.value = wanted.value;
+    wanted.value = "";
+    look(0);
+  }, [wanted.value]);
   const set = (/** @type {Partial<typeof filters.value>} */ part) => (filters.value = { ...filters.value, ...part });
   const found = state.value.result;
   return html`<form

@@ -2,7 +2,7 @@
 import { html } from "../h.js";
 import { number, percent, title, visible } from "../format.js";
 import { MAX_PRESETS, presets } from "../server.js";
-import { drawer, edits, putEdit, removeEdit } from "../state.js";
+import { drawer, edits, putEdit, removeEdit, view } from "../state.js";
 
 /**
  * @param {{hit: any, children?: any}} props
@@ -35,6 +35,7 @@ export function Hit({ hit, children }) {
       <button class="small" aria-pressed=${Boolean(steered)} onClick=${toggle}>
         ${steered ? "Steered" : "Steer"}<span class="unseen"> with ${title(hit)}</span>
       </button>
+      ${steered && html`<button class="small" onClick=${() => (view.value = "steer")}>Go to Steer</button>`}
       <button class="small" onClick=${() => (drawer.value = name)}>
         About<span class="unseen"> ${title(hit)}</span>
       </button>

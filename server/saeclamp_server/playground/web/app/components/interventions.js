@@ -1,7 +1,7 @@
 /** The list of interventions, and how one is added. */
 import { html, useSignal } from "../h.js";
-import { vectors } from "../server.js";
-import { edits, putEdit, view } from "../state.js";
+import { isFeature, vectors } from "../server.js";
+import { activeRules, edits, putEdit, view, wanted } from "../state.js";
 import { EditRow } from "./edit-row.js";
 import { Plan } from "./plan.js";
 
@@ -12,7 +12,16 @@ export function Interventions() {
         ? html`<ul class="edits">
             ${edits.value.map((edit) => html`<${EditRow} key=${edit.id} edit=${edit} />`)}
           </ul>`
-        : html`<p class="quiet">None: both columns answer alike. Take a card above, or look for a feature.</p>`
+        : html`<p class="quiet">
+            ${activeRules.value.length ? "None." : "None: both columns answer alike. Take a card above, or look for a feature."}
+          </p>`
+    }
+    ${
+      activeRules.value.length > 0 &&
+      html`<p class="spaced">
+        <span>${`On: ${activeRules.value.map((rule) => rule.name).join(", ")}.`}</span>
+        <button class="link" onClick=${() => (view.value = "rules")}>Rules</button>
+      </p>`
     }
     <${Plan} />
     <${AddForm} />`;
@@ -25,9 +34,14 @@ function AddForm() {
     event.preventDefault();
     const typed = name.value.trim();
     if (!typed) return;
-    const isVector = vectors.value.data.some((/** @type {any} */ vector) => vector.name === typed);
-    putEdit(isVector ? { vector: typed, op: "add", value: 1, unit: "act" } : { feature: typed });
     name.value = "";
+    const isVector = vectors.value.data.some((/** @type {any} */ vector) => vector.name === typed);
+    if (!isVector && !isFeature(typed)) {
+      wanted.value = typed;
+      view.value = "find";
+      return;
+    }
+    putEdit(isVector ? { vector: typed, op: "add", value: 1, unit: "act" } : { feature: typed });
   };
   return html`<form class="row wrap" onSubmit=${submit}>
     <label class="grow">

@@ -1,7 +1,7 @@
 /** Variants: the steering that is set, saved under a name that any client can ask for as a model. */
 import { ApiError, json } from "../api.js";
 import { html, useSignal } from "../h.js";
-import { reloadVariants, servedModel, variants } from "../server.js";
+import { reloadVariants, variants } from "../server.js";
 import { edits, newEdit, rules, steering, variantColumns, view } from "../state.js";
 import { Delete } from "./delete.js";
 import { Notice, Refusal } from "./notice.js";
@@ -79,7 +79,7 @@ export function KeepVariants() {
               ${
                 isPlain(variant.steering)
                   ? html`<button class="small" onClick=${() => take(variant.steering)}>
-                      Take over<span class="unseen"> ${variant.id}</span>
+                      Load<span class="unseen"> ${variant.id}</span>
                     </button>`
                   : html`<span class="quiet">It has rules or tokens that cannot be set here; give it a column.</span>`
               }
@@ -101,7 +101,7 @@ export function KeepVariants() {
       <label class="check">Import <input type="file" accept=".json,application/json" onChange=${importFile} /></label>
     </div>
     <p class="quiet">
-      Beside these, ${variants.value.length - own.length} of the feature book, such as ${servedModel.value}:golden-gate.
+      ${`${variants.value.length - own.length} more come with the SAEs: the cards of the first screen, such as ${variants.value.find((one) => one.read_only)?.id ?? "none"}.`}
     </p>
   </section>`;
 }

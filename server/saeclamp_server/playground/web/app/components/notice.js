@@ -12,6 +12,8 @@ export function Notice({ kind = "info", children }) {
 
 /** @param {{error: import("../api.js").ApiError}} props */
 export function Refusal({ error }) {
-  const where = error.param ? html` <code>${error.param}</code>` : null;
-  return html`<${Notice} kind="bad">${error.message}${where}<//>`;
+  // many messages begin with the place
+  const { param, message } = error;
+  const words = param && message.startsWith(`${param}: `) ? message.slice(param.length + 2) : message;
+  return html`<${Notice} kind="bad">${words}${param ? html`<br /><code class="quiet">${param}</code>` : null}<//>`;
 }

@@ -6,7 +6,7 @@ import { presets } from "../server.js";
 import { draft, edits, focus, newEdit, rules } from "../state.js";
 
 /** What is asked where nothing has been, so that one click shows something. */
-const QUESTION = "What should I do this weekend?";
+const QUESTION = "How can I sleep better?";
 
 /** @param {any} preset */
 function choose(preset) {
@@ -19,6 +19,8 @@ function choose(preset) {
   turns.value = [];
   ask(draft.value.trim() || last?.user || QUESTION);
   draft.value = "";
+  // on a narrow screen the answers are below
+  requestAnimationFrame(() => document.querySelector(".turn:last-child")?.scrollIntoView({ block: "nearest" }));
 }
 
 export function Presets() {

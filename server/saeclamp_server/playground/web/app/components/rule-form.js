@@ -16,6 +16,7 @@ export function RuleForm({ rule }) {
   };
   const setTest = (/** @type {number} */ at, /** @type {any} */ part) =>
     set({ tests: rule.tests.map((test, number) => (number === at ? { ...test, ...part } : test)) });
+  const isComplete = rule.tests.every((test) => test.feature) && (rule.then === "abort" || rule.edit.feature);
   const setEdit = (/** @type {any} */ part) => set({ edit: { ...rule.edit, ...part } });
   return html`<fieldset class="card stack rule ${rule.off ? "off" : ""}">
     <legend>

@@ -3,7 +3,7 @@ import { textOf } from "../answer-state.js";
 import { turns } from "../conversation.js";
 import { html, useSignal } from "../h.js";
 import { number, visible } from "../format.js";
-import { edits, nextId, ruleToJson, rules } from "../state.js";
+import { nextId, ruleToJson, rules } from "../state.js";
 import { RuleForm } from "../components/rule-form.js";
 import { Notice } from "../components/notice.js";
 import { Progress } from "../components/progress.js";
@@ -11,7 +11,6 @@ import { useTask } from "../components/use-task.js";
 
 /** @returns {import("../state.js").Rule} */
 function newRule() {
-  const feature = edits.value.find((edit) => edit.feature)?.feature ?? "";
   const used = new Set(rules.value.map((rule) => rule.name));
   let numbered = rules.value.length + 1;
   while (used.has(`rule-${numbered}`)) numbered++;
@@ -19,11 +18,11 @@ function newRule() {
     id: nextId(),
     name: `rule-${numbered}`,
     join: "all",
-    tests: [{ feature, op: "above", value: 0.5, unit: "max_act" }],
+    tests: [{ feature: "", op: "above", value: 0.5, unit: "max_act" }],
     then: "abort",
     scope: "token",
     tokens: "generated",
-    edit: { feature, op: "ablate", value: 0, unit: "max_act" },
+    edit: { feature: "", op: "ablate", value: 0, unit: "max_act" },
     off: false,
   };
 }
