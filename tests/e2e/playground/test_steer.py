@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from playwright.sync_api import Browser, Page, expect
-from tests.support.browser import answered, open_playground, text_of
+from tests.support.browser import ANSWER_MS, answered, open_playground, text_of
 from tests.support.serving import Server
 
 BRIDGE = re.compile(r"golden|gate|bridge|francisco", re.IGNORECASE)
@@ -100,8 +100,9 @@ def test_the_token_that_ends_an_answer_is_no_part_of_its_text(page: Page) -> Non
     page.get_by_label("Your question, for all columns").fill("Say hello in one word.")
     page.keyboard.press("Enter")
     answered(page, "default")
-    expect(page.locator(".column.default")).not_to_contain_text("as many tokens as it may have")
+    expect(page.locator(".column.default")).not_to_contain_text("as many tokens as an answer may have")
     assert "im_end" not in text_of(page, "default")
+    expect(page.get_by_role("button", name="Send")).to_be_visible(timeout=ANSWER_MS)
     page.get_by_label("Your question, for all columns").fill("And goodbye?")
     with page.expect_request("**/v1/chat/completions") as sent:
         page.keyboard.press("Enter")

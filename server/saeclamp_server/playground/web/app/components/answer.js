@@ -9,7 +9,7 @@ import { RuleTimeline } from "./rule-timeline.js";
 import { TokenText } from "./token-text.js";
 
 const ENDS = /** @type {Record<string, string>} */ ({
-  length: "It has as many tokens as it may have; see Sampling and columns.",
+  length: "It has as many tokens as an answer may have.",
   content_filter: "A rule ended the answer here.",
   abort: "The server is stopping, and ended this answer early.",
 });

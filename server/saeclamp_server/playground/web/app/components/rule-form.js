@@ -135,6 +135,7 @@ export function RuleForm({ rule }) {
       }
     </div>
     <div class="row">
+      ${!isComplete && html`<span class="bad-text">It does nothing until it names a feature.</span>`}
       <label class="check"
         ><input type="checkbox" checked=${!rule.off} onChange=${() => set({ off: !rule.off })} /> on</label
       >
