@@ -115,12 +115,17 @@ def test_the_page_is_public_and_the_api_behind_it_is_not(guarded: FastAPI) -> No
 
 
 def test_without_the_playground_its_paths_are_like_any_other_that_is_not_there() -> None:
+    plain, guarded = app(has_playground=False), app("--api-key", KEY, has_playground=False)
     for path in playground.PATHS:
-        assert call(app(has_playground=False), "GET", path).status_code == 404, path
-        assert call(app("--api-key", KEY, has_playground=False), "GET", path).status_code == 401, path
+        assert call(plain, "GET", path).status_code == 404, path
+        assert call(guarded, "GET", path).status_code == 401, path
 
 
-@pytest.mark.parametrize("template", routes_of(app()))
+# of the page's files, which are compared with one list, some stand for all
+PAGE = ("/", "/playground", "/playground/", "/playground/app/main.js")
+
+
+@pytest.mark.parametrize("template", [*routes_of(app(has_playground=False)), *PAGE])
 def test_no_spelling_of_a_path_gets_past_the_key(guarded: FastAPI, template: str) -> None:
     for path in spellings(template):
         plain = path.partition("?")[0]

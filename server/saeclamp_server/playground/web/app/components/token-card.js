@@ -67,13 +67,8 @@ function Edited({ edit, receipt }) {
   const of = receipt?.interventions?.[edit.intervention];
   const name = of ? (of.name ?? of.feature ?? of.vector) : `intervention ${edit.intervention}`;
   const after = of?.op === "clamp" || of?.op === "ablate" ? (of.value_act ?? 0) : null;
-  return html`<p class="edited-line spaced">
-    <span aria-hidden="true">✎</span>
-    <span
-      >${name}: ${number(edit.act_before)}${after === null ? "" : ` → ${number(after)}`},
-      ${doseInWords(edit.dose)}</span
-    >
-  </p>`;
+  const words = `${name}: ${number(edit.act_before)}${after === null ? "" : ` → ${number(after)}`}, ${doseInWords(edit.dose)}`;
+  return html`<p class="edited-line"><span aria-hidden="true">✎ </span>${words}</p>`;
 }
 
 /** @param {{token: import("../answer-state.js").Token}} props */
