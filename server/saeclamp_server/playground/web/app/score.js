@@ -5,10 +5,12 @@ import { distinct2, divergence, likeliest, perplexity, repetition } from "./meas
 import { servedModel } from "./server.js";
 
 export const NUM_LIKELY = 20;
+const BLOCKS_AT_ONCE = 4;
 
 /**
  * @typedef {import("./answer-state.js").Answer} Answer
  * @typedef {import("./answer-state.js").AnswerState} AnswerState
+ * @typedef {import("./answer-state.js").Token} Token
  */
 
 /**
@@ -42,24 +44,30 @@ export async function score(answer, ids, set, stopped) {
     if (wasStopped(error)) throw error;
     return; // the answer stands; what it costs is not known
   }
-  /** @type {number[]} */
-  const logprobs = [];
+  const logprobs = /** @type {number[]} */ ([]);
   const kls = /** @type {number[]} */ ([]);
+  const before = answer.state.value.blocks;
+  const done = /** @type {Token[][]} */ ([]);
   let number = 0;
-  const blocks = answer.state.value.blocks.map((block) =>
-    block.map((token) => {
-      const row = rows[number];
-      const own = row?.[ids.answer[number++]];
-      if (!row || !own) return token;
-      logprobs.push(own.logprob);
-      const defaultLikely = likeliest(Object.values(row).map((one) => [one.decoded_token, one.logprob]));
-      const kl = divergence(token.likely, defaultLikely);
-      kls.push(kl);
-      return { ...token, defaultLikely, kl };
-    }),
-  );
+  for (const block of before) {
+    done.push(
+      block.map((token) => {
+        const row = rows[number];
+        const own = row?.[ids.answer[number++]];
+        if (!row || !own) return token;
+        logprobs.push(own.logprob);
+        const defaultLikely = likeliest(Object.values(row).map((one) => [one.decoded_token, one.logprob]));
+        const kl = divergence(token.likely, defaultLikely);
+        kls.push(kl);
+        return { ...token, defaultLikely, kl };
+      }),
+    );
+    if (done.length % BLOCKS_AT_ONCE) continue;
+    set({ blocks: [...done, ...before.slice(done.length)] });
+    await new Promise((resolve) => setTimeout(resolve)); // the page is drawn between, and hears its user
+  }
   const kl = kls.length ? kls.reduce((sum, one) => sum + one, 0) / kls.length : null;
-  set({ blocks, cost: { ...cost, perplexity: perplexity(logprobs), kl } });
+  set({ blocks: done, cost: { ...cost, perplexity: perplexity(logprobs), kl } });
 }
 
 /** @param {{role: string, content: string}[]} messages @param {AbortSignal} stopped @returns {Promise<number[]>} */
