@@ -11,7 +11,7 @@ from starlette.types import Scope
 from saeclamp.types import MAX_KEY
 from saeclamp.types.refusals import shown
 from saeclamp_server.api.state import state_of
-from saeclamp_server.api.strictness.foreign_keys import plain
+from saeclamp_server.api.strictness.foreign_keys import plain, words_of
 from saeclamp_server.api.strictness.foreign_shapes import AT_TOP_LEVEL, messages_in, variant_hint, wrapped
 from saeclamp_server.api.strictness.misplaced_steering import query_fields
 from saeclamp_server.api.strictness.request_fields import FIELDS, MESSAGE_FIELDS
@@ -21,6 +21,20 @@ from saeclamp_server.variants import VariantRegistry
 
 MAX_PARTS = 1000
 """Parts of an unknown field that are looked at: more than there are interventions."""
+
+CHOOSING_WORDS = {
+    "preset",
+    "presets",
+    "persona",
+    "personas",
+    "personality",
+    "character",
+    "profile",
+    "style",
+    "behavior",
+    "behaviour",
+}
+"""Words of a field by which somebody chooses one of what is loaded, also by a name that may be any word elsewhere."""
 
 
 async def refuse_loaded_names(body: Any, scope: Scope) -> None:
@@ -46,9 +60,18 @@ async def refuse_loaded_names(body: Any, scope: Scope) -> None:
             hint = variant_hint(key, body) if what == "a variant" else AT_TOP_LEVEL
             raise InvalidSteeringError(f"{shown(key)} is the name of {what}, and no field. {hint}", path)
     for key in body.keys() - FIELDS:
-        said = next((text for text in _strings_in(body[key]) if _is_a_full_name(text, context, variants)), None)
+        chooses = not CHOOSING_WORDS.isdisjoint(words_of(key))
+        said = next(
+            (
+                text
+                for text in _strings_in(body[key])
+                if _is_a_full_name(text, context, variants) or (chooses and plain(text) in owners)
+            ),
+            None,
+        )
         if said is not None:
-            hint = AT_TOP_LEVEL if "/" in said else variant_hint(said, body)
+            is_variant = "/" not in said and owners.get(plain(said)) in ("a variant", None)
+            hint = variant_hint(said, body) if is_variant else AT_TOP_LEVEL
             raise InvalidSteeringError(f"{shown(key)} is not read, though it names {shown(said)}. {hint}", key)
     for model, path in models.items():
         if model.partition("@")[0] in of_variants or variants.is_of_a_base(model):

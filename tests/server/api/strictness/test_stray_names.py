@@ -51,6 +51,10 @@ def check(variants: VariantRegistry | None, body: dict[str, Any], query: bytes =
         ({"tiny:calm-sea": 1}, "tiny:calm-sea", "a variant"),
         ({"concepts": {f"{SAE}/{FEATURE}": 0.75}}, "concepts", "is not read"),
         ({"preset": f"{SAE}/1"}, "preset", "is not read"),
+        ({"preset": FEATURE}, "preset", "is not read"),
+        ({"preset": {"name": FEATURE.upper()}}, "preset", "is not read"),
+        ({"model": "tiny", "steeringPersona": ["calm-sea"]}, "steeringPersona", '"model": "tiny:calm-sea"'),
+        ({"style": "tide"}, "style", "is not read"),
         ({"pin": [{"which": f"{SAE}/1", "by": 2}]}, "pin", "is not read"),
         ({"preset": "tiny:calm-sea"}, "preset", '"model": "tiny:calm-sea"'),
         ({"model": "tiny", "messages": [{**MESSAGE, "model": "tiny:calm-sea"}]}, "messages[0].model", "not read there"),
@@ -66,6 +70,10 @@ def test_a_name_of_what_is_loaded_is_no_field(
         check(variants, body)
     assert raised.value.param == param
     assert says in raised.value.message
+
+
+def test_a_word_that_is_also_a_name_may_stand_where_nobody_chooses_by_it(variants: VariantRegistry) -> None:
+    check(variants, {"topic": FEATURE, "style": "formal", "note": "tide"})
 
 
 def test_nor_is_it_a_field_of_the_url(variants: VariantRegistry) -> None:
