@@ -4,25 +4,13 @@ import { html, useSignal } from "../h.js";
 import { reloadVariants, variants } from "../server.js";
 import { edits, newEdit, rules, steering, variantColumns, view } from "../state.js";
 import { Delete } from "./delete.js";
-import { Notice, Refusal } from "./notice.js";
 import { download } from "./save.js";
+import { useAttempt } from "./use-attempt.js";
 
 export function KeepVariants() {
   const name = useSignal("");
   const description = useSignal("");
-  const error = useSignal(/** @type {ApiError | null} */ (null));
-  const said = useSignal("");
-  const attempt = async (/** @type {() => Promise<string>} */ work) => {
-    error.value = null;
-    said.value = "";
-    try {
-      said.value = await work();
-      await reloadVariants();
-    } catch (failure) {
-      if (!(failure instanceof ApiError)) throw failure;
-      error.value = failure;
-    }
-  };
+  const { attempt, outcome } = useAttempt(reloadVariants);
   const save = (/** @type {Event} */ event) => {
     event.preventDefault();
     attempt(async () => {
@@ -67,8 +55,7 @@ export function KeepVariants() {
         ${!steering.value && html`<span class="quiet">Nothing is set.</span>`}
       </div>
     </form>
-    ${said.value && html`<${Notice} kind="info">${said.value}<//>`}
-    ${error.value && html`<${Refusal} error=${error.value} />`}
+    ${outcome()}
     <ul class="hits">
       ${own.map(
         (variant) =>

@@ -1,28 +1,16 @@
 /** Vectors: directions of one's own, uploaded to be moved as features are. */
-import { ApiError, json } from "../api.js";
+import { json } from "../api.js";
 import { html, useSignal } from "../h.js";
 import { number, siteInWords } from "../format.js";
 import { reloadVectors, vectors } from "../server.js";
 import { putEdit, view } from "../state.js";
 import { Delete } from "./delete.js";
-import { Notice, Refusal } from "./notice.js";
+import { useAttempt } from "./use-attempt.js";
 
 export function KeepVectors() {
   const name = useSignal("");
   const file = useSignal(/** @type {File | null} */ (null));
-  const error = useSignal(/** @type {ApiError | null} */ (null));
-  const said = useSignal("");
-  const attempt = async (/** @type {() => Promise<string>} */ work) => {
-    error.value = null;
-    try {
-      said.value = await work();
-      await reloadVectors();
-    } catch (failure) {
-      if (!(failure instanceof ApiError)) throw failure;
-      said.value = "";
-      error.value = failure;
-    }
-  };
+  const { attempt, outcome } = useAttempt(reloadVectors);
   const upload = (/** @type {Event} */ event) => {
     event.preventDefault();
     const body = file.value;
@@ -61,8 +49,7 @@ export function KeepVectors() {
       </label>
       <div><button class="main">Upload</button></div>
     </form>
-    ${said.value && html`<${Notice} kind="info">${said.value}<//>`}
-    ${error.value && html`<${Refusal} error=${error.value} />`}
+    ${outcome()}
     <ul class="hits">
       ${vectors.value.data.map(
         (/** @type {any} */ vector) =>
