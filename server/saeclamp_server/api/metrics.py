@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from time import perf_counter
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -24,6 +25,14 @@ ADMISSION = Histogram(
     "Time from a checked request to its program: names, units, contradictions, doses.",
     buckets=(0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
 )
+BUILD = Gauge("saeclamp_build_info", "The versions of this server, always 1.", ["version", "vllm", "torch"])
+STARTED = Gauge("saeclamp_start_time_seconds", "Unix time at which this server began to answer.")
+
+
+def observe_start() -> None:
+    """Show what runs, and since when."""
+    BUILD.labels(*(version(package) for package in ("saeclamp", "vllm", "torch"))).set(1)
+    STARTED.set_to_current_time()
 
 
 def observe_queue(admission: Admission) -> None:

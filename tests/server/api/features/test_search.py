@@ -250,10 +250,19 @@ def test_what_people_say_and_tokens_are_ranked_apart_and_common_words_do_not_cou
             FeatureDocument("", "The old one.", ""),
         ]
     )
-    assert [*index.search("the bridge", "{name said}")] == [1]
-    assert [*index.search("the bridge", "{tokens}")] == [0]
-    assert [*index.search("the", "{name said}")] == [2]
-    assert {*index.search("the", "{tokens}")} == {0, 1}
+
+    def numbers(query: str, columns: str) -> list[int]:
+        return [match.number for match in index.search(query, columns)]
+
+    assert numbers("the bridge", "{name said}") == [1]
+    assert numbers("the bridge", "{tokens}") == [0]
+    assert numbers("the", "{name said}") == [2]
+    assert {*numbers("the", "{tokens}")} == {0, 1}
+
+
+def test_a_match_tells_which_share_of_the_words_it_holds_in_any_form() -> None:
+    index = FullTextIndex([FeatureDocument("", "", "climates changing"), FeatureDocument("", "", "change")])
+    assert index.search("climate change of", "{tokens}") == [Match(0, 1.0), Match(1, 0.5)]
 
 
 @pytest.mark.usefixtures("cache")

@@ -4,6 +4,7 @@ import { number, percent } from "../format.js";
 import { presets } from "../server.js";
 import { changeEdit, edits } from "../state.js";
 import { Notice } from "./notice.js";
+import { Term } from "./term.js";
 
 const BROKEN = 3;
 const REPEATED = 0.5;
@@ -18,23 +19,23 @@ export function Cost({ cost, baseline, isSteered, isDefault }) {
   const isUnlikely = cost.perplexity !== null && baseline !== null && cost.perplexity > BROKEN * baseline;
   const isRepeating = cost.repetition !== null && cost.repetition > REPEATED;
   return html`<dl class="cost">
-      <div title="Under the unsteered model: how surprising it finds each token">
-        <dt>perplexity</dt>
+      <div>
+        <dt><${Term} name="perplexity" /></dt>
         <dd>${number(cost.perplexity, 2)}</dd>
       </div>
-      <div title="Share of the last 20 words that stood among these before">
-        <dt>repetition</dt>
+      <div>
+        <dt><${Term} name="repetition" /></dt>
         <dd>${percent(cost.repetition)}</dd>
       </div>
-      <div title="Share of its pairs of neighbouring words that are different">
-        <dt>distinct pairs</dt>
+      <div>
+        <dt><${Term} name="distinct pairs" /></dt>
         <dd>${percent(cost.distinct2)}</dd>
       </div>
       ${
         cost.kl !== null &&
         !isDefault &&
-        html`<div title="From the unsteered model, mean over tokens, in nats; at least this much">
-          <dt>KL</dt>
+        html`<div>
+          <dt><${Term} name="KL" /></dt>
           <dd>${number(cost.kl, 2)}</dd>
         </div>`
       }

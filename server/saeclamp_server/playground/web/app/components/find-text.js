@@ -18,7 +18,7 @@ export function InText() {
   const look = (/** @type {Event} */ event) => {
     event.preventDefault();
     chosen.value = token.value = null;
-    if (text.value.trim()) start({ text: text.value, limit: 30, top_k: NUM_STRONGEST });
+    if (text.value.trim()) start({ text: text.value, limit: 30, top_k: NUM_STRONGEST, order: "tf_idf" });
   };
   return html`<form class="stack" onSubmit=${look}>
       <label>

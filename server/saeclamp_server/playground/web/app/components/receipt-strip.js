@@ -26,7 +26,7 @@ export function ReceiptStrip({ receipt }) {
 
 /** @param {any} fired */
 function firedInWords(fired) {
-  return `Rule ${fired.rule} held at token ${fired.token} (${number(fired.value)}), ${fired.num_tokens} in all.`;
+  return `Rule ${fired.rule} first held at position ${fired.token} of prompt and answer (${number(fired.value)}), at ${fired.num_tokens} tokens in all.`;
 }
 
 /** @param {{one: any}} props */
@@ -38,7 +38,7 @@ function Applied({ one }) {
     <strong>${one.description ?? one.feature ?? one.vector}</strong>${one.rule ? ` (rule ${one.rule})` : ""}:
     ${OPS[one.op] ?? one.op} ${what}${applied}, ${layer}; ${one.tokens.prompt} tokens of the prompt,
     ${one.tokens.generated} of the answer.
-    ${one.dose && html` On average ${doseInWords(one.dose.mean)}, at most ${number(one.dose.max, 2)}.`}
+    ${one.dose && html` On average ${doseInWords(one.dose.mean, one.site)}, at most ${number(one.dose.max, 2)}.`}
     ${one.act_before && html` Before: ${number(one.act_before.mean)} on average, ${number(one.act_before.max)} at most.`}
     ${one.approximation && html` The SAE is an approximation: ${one.approximation}.`}
   </p>`;

@@ -9,15 +9,19 @@ const THEN = { abort: "stop the answer", edit: "steer" };
 const SCOPES = { token: "at that token", rest_of_request: "from there on" };
 const UNITS = { max_act: "× its maximum", act: "in the SAE's units" };
 
-/** @param {{rule: import("../state.js").Rule}} props */
+/** @typedef {import("../state.js").Rule} Rule */
+
+/** @param {{rule: Rule}} props */
 export function RuleForm({ rule }) {
-  const set = (/** @type {Partial<import("../state.js").Rule>} */ part) => {
-    rules.value = rules.value.map((one) => (one.id === rule.id ? { ...one, ...part } : one));
+  const set = (/** @type {Partial<Rule>} */ part) => change(() => part);
+  // of the rule as it is now: what was drawn may be older than what the last event has set
+  const change = (/** @type {(now: Rule) => Partial<Rule>} */ part) => {
+    rules.value = rules.value.map((one) => (one.id === rule.id ? { ...one, ...part(one) } : one));
   };
   const setTest = (/** @type {number} */ at, /** @type {any} */ part) =>
-    set({ tests: rule.tests.map((test, number) => (number === at ? { ...test, ...part } : test)) });
+    change(({ tests }) => ({ tests: tests.map((test, number) => (number === at ? { ...test, ...part } : test)) }));
   const isComplete = rule.tests.every((test) => test.feature) && (rule.then === "abort" || rule.edit.feature);
-  const setEdit = (/** @type {any} */ part) => set({ edit: { ...rule.edit, ...part } });
+  const setEdit = (/** @type {any} */ part) => change(({ edit }) => ({ edit: { ...edit, ...part } }));
   return html`<fieldset class="card stack rule ${rule.off ? "off" : ""}">
     <legend>
       <label>
@@ -64,7 +68,7 @@ export function RuleForm({ rule }) {
             html`<button
               type="button"
               class="small"
-              onClick=${() => set({ tests: rule.tests.filter((_, at) => at !== number) })}
+              onClick=${() => change(({ tests }) => ({ tests: tests.filter((_, at) => at !== number) }))}
             >
               Remove
             </button>`
@@ -79,7 +83,11 @@ export function RuleForm({ rule }) {
         options=${WHERE}
         onChange=${(/** @type {string} */ tokens) => set({ tokens })}
       />
-      <button type="button" class="small" onClick=${() => set({ tests: [...rule.tests, { ...rule.tests[0] }] })}>
+      <button
+        type="button"
+        class="small"
+        onClick=${() => change(({ tests }) => ({ tests: [...tests, { ...tests[0] }] }))}
+      >
         Another condition
       </button>
       ${

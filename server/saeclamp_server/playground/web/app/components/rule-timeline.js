@@ -12,7 +12,9 @@ export function RuleTimeline({ receipt, state }) {
     ${receipt.fired.map((/** @type {any} */ fired) => {
       const inPrompt = fired.token < first;
       const at = inPrompt ? 0 : Math.min(1, (fired.token - first) / length);
-      const where = inPrompt ? "in the prompt" : `at token ${fired.token - first + 1} of the answer`;
+      const where = inPrompt
+        ? "in the prompt"
+        : `at token ${fired.token - first + 1} of the answer, position ${fired.token}`;
       return html`<div class="timeline-row">
         <span>${fired.rule}</span>
         <svg viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">
