@@ -22,7 +22,7 @@ from saeclamp_saes.io.atomic import replacing
 from saeclamp_saes.io.checkpoint import LABELS
 from saeclamp_saes.io.hashes import tensor_sha256
 from saeclamp_saes.io.sanitize import first_line, one_line
-from saeclamp_saes.labelling.schema import SCHEMA
+from saeclamp_saes.labelling.schema import LATER, SCHEMA
 from saeclamp_saes.sae import SAE
 
 Kind = Literal["input", "say", "output", "none"]

@@ -21,7 +21,7 @@ from saeclamp_server import sentence_encoder
 from saeclamp_server.api.features import FeatureSearch
 from saeclamp_server.api.features.description import description
 from saeclamp_server.api.features.embedding_index import EmbeddingIndex
-from saeclamp_server.api.features.full_text_index import FullTextIndex
+from saeclamp_server.api.features.full_text_index import FullTextIndex, Match
 from saeclamp_server.api.features.sae_info import feature_info
 from saeclamp_server.api.features.search_documents import FeatureDocument, SearchDocuments
 from saeclamp_server.sentence_encoder import SentenceEncoder
@@ -279,3 +279,22 @@ def test_whoever_asks_before_labels_are_read_waits_in_no_thread_even_where_there
     assert asyncio.run(waited())
     assert said == []
     assert early.find(FeatureQuery(query="sea")).data == ()
+
+
+def test_who_asks_for_two_words_does_not_mean_one_of_them(tmp_path: Path, cache: Path) -> None:
+    tokens = {0: " change, changed, changing", 1: " warming, emissions", 2: " climate, warming"}
+    rows = [
+        blank_label(
+            index=index,
+            num_active=9,
+            top_act=9.0,
+            input_label="token " + ", ".join(f'"{one}"' for one in tokens[index].split(", ")),
+            explanation={1: "Global warming and the climate.", 2: "Climate change."}.get(index),
+        )
+        for index in range(3)
+    ]
+    LabelTable.of(INFO, rows).write(tmp_path / "labels.parquet")
+    sae = ServedSAE(entry("small", 3, 3), SiteNorms(10.0, [1.0] * 3), labels=LabelFile(tmp_path / "labels.parquet"))
+    search = FeatureSearch({"small": sae})
+    search.prepare()
+    assert found(search, "climate change") == ["small/2", "small/1", "small/0"]
