@@ -37,7 +37,10 @@ export function InText() {
       found &&
       shown &&
       html`<div class="stack">
-        <p class="quiet">${shown.feature}, at most ${number(shown.max)} here. Choose a token to see its features.</p>
+        <p class="quiet">
+          ${shown.feature}, at most ${number(shown.max)} here. Below, what is most unusual for a text comes first.
+          Choose a token to see its features.
+        </p>
         <p class="tokens card">
           ${found.tokens.map(
             (/** @type {any} */ one, /** @type {number} */ place) =>

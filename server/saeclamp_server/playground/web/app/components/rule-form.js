@@ -1,7 +1,8 @@
 /** One rule, as a sentence to fill in. */
-import { html } from "../h.js";
+import { html, useId } from "../h.js";
 import { OPS } from "../format.js";
-import { rules } from "../state.js";
+import { isKnown, presets } from "../server.js";
+import { edits, rules } from "../state.js";
 import { Choice, NumberField } from "./field.js";
 
 const WHERE = { generated: "in what is generated", prompt: "in the prompt", all: "anywhere" };
@@ -20,7 +21,9 @@ export function RuleForm({ rule }) {
   };
   const setTest = (/** @type {number} */ at, /** @type {any} */ part) =>
     change(({ tests }) => ({ tests: tests.map((test, number) => (number === at ? { ...test, ...part } : test)) }));
-  const isComplete = rule.tests.every((test) => test.feature) && (rule.then === "abort" || rule.edit.feature);
+  const named = [...rule.tests, ...(rule.then === "edit" ? [rule.edit] : [])];
+  const isComplete = named.every((one) => isKnown(one.feature));
+  const isSteered = edits.value.some((edit) => !edit.off && rule.tests.some((test) => test.feature === edit.feature));
   const setEdit = (/** @type {any} */ part) => change(({ edit }) => ({ edit: { ...edit, ...part } }));
   return html`<fieldset class="card stack rule ${rule.off ? "off" : ""}">
     <legend>
@@ -142,8 +145,9 @@ export function RuleForm({ rule }) {
           />`
       }
     </div>
+    ${isSteered && html`<p class="quiet">What it watches is steered too. It sees the activation before that edit, as the model has it by itself.</p>`}
     <div class="row">
-      ${!isComplete && html`<span class="bad-text">It does nothing until it names a feature.</span>`}
+      ${!isComplete && html`<span class="bad-text">Unfinished: nothing is asked until it names features of this server, or is off.</span>`}
       <label class="check"
         ><input type="checkbox" checked=${!rule.off} onChange=${() => set({ off: !rule.off })} /> on</label
       >
@@ -160,12 +164,19 @@ export function RuleForm({ rule }) {
 
 /** @param {{value: string, onChange: (feature: string) => void}} props */
 function FeatureField({ value, onChange }) {
+  const list = useId();
   return html`<label class="grow">
-    <span class="unseen">Feature</span>
-    <input
-      placeholder="bundled/golden-gate"
-      value=${value}
-      onChange=${(/** @type {any} */ event) => onChange(event.target.value.trim())}
-    />
-  </label>`;
+      <span class="unseen">Feature</span>
+      <input
+        placeholder="name a feature"
+        list=${list}
+        value=${value}
+        aria-invalid=${value && !isKnown(value) ? "true" : null}
+        onChange=${(/** @type {any} */ event) => onChange(event.target.value.trim())}
+      />
+    </label>
+    <datalist id=${list}>
+      ${presets.value.map((/** @type {any} */ one) => html`<option value=${`${one.sae}/${one.name ?? one.index}`}>${one.description}</option>`)}
+    </datalist>
+    ${value && !isKnown(value) && html`<span class="bad-text">not a feature of this server</span>`}`;
 }

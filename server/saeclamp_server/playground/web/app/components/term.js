@@ -9,7 +9,7 @@ const MEANINGS = /** @type {Record<string, string>} */ ({
     "Share of the pairs of neighbouring words that are different. Ordinary text has nearly all different.",
   KL: "Kullback-Leibler divergence, in nats: how far the distribution of the next token has moved from that of the unsteered model, mean over the tokens. 0 is not at all. Only the likeliest tokens are compared, so it is at least this much.",
   maximum:
-    "99.9th percentile of the feature's activations in the texts of its labels. Strengths are multiples of it, so that 1 means: as active as it ever is by itself.",
+    "99.9th percentile of the feature's activations in the texts of its labels: about as active as it gets by itself, one activation in a thousand is stronger. Strengths and bounds are multiples of it.",
   "output score":
     "How well amplifying the feature brings out the tokens that it promotes, 0 to 1. Features with a low one may be about a subject without steering towards it.",
   "active at":

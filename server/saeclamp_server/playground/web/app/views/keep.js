@@ -43,8 +43,8 @@ function Link() {
   return html`<section class="card stack">
     <h2>As a link</h2>
     <p class="quiet">
-      All of it, in the part of the address that no server sees; with hashes, so that who opens it with another SAE is
-      told.
+      What is set and what was asked, without the answers: whoever opens it runs it with one click. It is in the part of
+      the address that no server sees.
     </p>
     <input aria-label="Link" readonly value=${link} onFocus=${(/** @type {any} */ event) => event.target.select()} />
     <div><${Copy} text=${() => link} /></div>

@@ -2,7 +2,7 @@
 import { text } from "../api.js";
 import { html, useEffect, useSignal } from "../h.js";
 import { number, percent, shortHash, siteInWords } from "../format.js";
-import { models, saes, vectors } from "../server.js";
+import { models, saes, variants, vectors } from "../server.js";
 import { Term } from "../components/term.js";
 
 const EVERY_MS = 2000;
@@ -14,6 +14,7 @@ const COUNTERS = /** @type {const} */ ({
   queued: "saeclamp_requests_waiting",
   features: "saeclamp_features_in_use",
   failures: "saeclamp_failures_total",
+  firings: "saeclamp_rule_firings_total",
   started: "saeclamp_start_time_seconds",
 });
 const REFUSED = /^saeclamp_refusals_total\{code="([^"]+)"\} (\S+)$/gm;
@@ -97,7 +98,8 @@ export function Server() {
         ["tokens a second", number(rate.value)],
         ["KV cache in use", percent(now.value.cache)],
         ["features in use", number(now.value.features)],
-        ["not applied, so refused", number(now.value.failures)],
+        ["failed after being accepted", number(now.value.failures)],
+        ["rules that held", number(now.value.firings)],
       ].map(
         ([name, value]) =>
           html`<div>
@@ -107,7 +109,7 @@ export function Server() {
       )}
     </dl>
     <h2>Model</h2>
-    <p>${model?.id}, up to ${model?.max_model_len} tokens. Also answers to ${models.value.length - 1} variants.</p>
+    <p>${model?.id}, up to ${model?.max_model_len} tokens. Also answers to ${variants.value.length} variants.</p>
     <p class="quiet">
       ${software.join(", ")}${now.value.started ? `; answers for ${durationInWords(Date.now() / 1000 - now.value.started)}` : ""}.
     </p>
@@ -126,7 +128,8 @@ export function Server() {
     ${
       refused.value.length > 0 &&
       html`<p class="quiet">
-        Refused since it started: ${refused.value.map(([code, count]) => `${CODES[code] ?? code} ${count}`).join(", ")}.
+        Refused since it started, previews of this page among them:
+        ${refused.value.map(([code, count]) => `${CODES[code] ?? code} ${count}`).join(", ")}.
       </p>`
     }
   </div>`;
