@@ -27,7 +27,7 @@ def faults(page: Page) -> list[str]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_view_has_serious_faults(server: Server, browser: Browser, scheme: str) -> None:
-    page = open_playground(browser, server.url, color_scheme=scheme, bypass_csp=True)
+    page = open_playground(browser, server.url, short=server.model, color_scheme=scheme, bypass_csp=True)
     choose_bridge(page)
     answered(page)
     page.locator(".column.steered .receipt summary").click()

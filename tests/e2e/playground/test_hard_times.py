@@ -50,7 +50,7 @@ def poison(route: Route) -> None:
 
 
 def test_labels_and_answers_full_of_markup_are_text(server: Server, browser: Browser) -> None:
-    page = open_playground(browser, server.url)
+    page = open_playground(browser, server.url, short=server.model)
     page.route(re.compile(r"/v1/(features|variants|chat)"), poison)
     page.reload()
     page.locator(".preset").first.click()
@@ -125,7 +125,7 @@ def test_a_server_with_a_key_asks_for_it_and_one_that_was_killed_is_found_again(
 
 @pytest.mark.parametrize("width", [360, 768, 1440])
 def test_nothing_is_wider_than_the_window(server: Server, browser: Browser, width: int) -> None:
-    page = open_playground(browser, server.url)
+    page = open_playground(browser, server.url, short=server.model)
     page.set_viewport_size({"width": width, "height": 800})
     choose_bridge(page)
     answered(page)

@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
-from tests.e2e.playground.test_steer import choose_bridge
-from tests.support.browser import answered, open_playground, playground, text_of
+from tests.e2e.playground.test_steer import choose_bridge, set_sampling
+from tests.support.browser import SHORT_ANSWER, answered, open_playground, playground, text_of
 from tests.support.serving import Server
 
 
@@ -91,8 +91,6 @@ def test_the_code_that_is_shown_gives_the_answer_that_is_shown(server: Server, p
 def test_code_in_each_language_runs_and_prints_the_answer_whatever_the_question_holds(
     page: Page, tmp_path: Path, form: str
 ) -> None:
-    page.get_by_text("Sampling and columns").click()
-    page.get_by_label("Tokens of an answer", exact=True).fill("12")
     page.get_by_label("Your question, for all columns").fill('It\'s "odd": \\n, ünïcode 🙂, $HOME and\u2028lines?')
     choose_bridge(page)
     answered(page)
@@ -176,6 +174,7 @@ def test_a_link_that_is_damaged_or_evil_leaves_a_page_that_works(
         # a link fills in what is asked, and asks for no more than a feature that it names
         others = {path for path in asked if not path.startswith(("/playground/", "/health"))}
         assert others <= ASKED | {"/v1/features/bundled/54"}
+        set_sampling(page, Tokens_of_an_answer=SHORT_ANSWER)
         choose_bridge(page)
         answered(page)
 
@@ -188,6 +187,7 @@ def test_rules_survive_a_link_and_a_variant_that_has_some_is_not_taken_over_in_p
     page.get_by_role("button", name="Add a rule").click()
     page.get_by_label("Feature", exact=True).fill("bundled/golden-gate")
     page.keyboard.press("Tab")
+    expect(page.get_by_text("It does nothing until it names a feature.")).to_have_count(0)
     page.get_by_role("button", name="Another condition").click()
     go_to(page, "Keep")
     code, link = page.locator("pre").first.inner_text(), page.get_by_label("Link", exact=True).input_value()

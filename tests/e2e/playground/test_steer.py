@@ -31,7 +31,8 @@ def test_the_root_of_the_server_shows_the_page(server: Server, browser: Browser)
     context.close()
 
 
-def test_one_click_steers_beside_the_default_and_says_what_was_done(page: Page) -> None:
+def test_one_click_steers_beside_the_default_and_says_what_was_done(page_as_it_comes: Page) -> None:
+    page = page_as_it_comes
     choose_bridge(page)
     answered(page, "default")
     answered(page)
@@ -132,7 +133,7 @@ def test_the_same_settings_give_the_same_answer_in_another_profile(
 ) -> None:
     choose_bridge(page)
     answered(page)
-    other = open_playground(browser, server.url)
+    other = open_playground(browser, server.url, short=server.model)
     choose_bridge(other)
     answered(other)
     assert text_of(other, "steered") == text_of(page, "steered")
