@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from saeclamp_server.playground.pages import ROOT
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 ARGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
+VIEWS = ("Steer", "Find", "Rules", "Keep", "Server")
 ANSWER_MS = 120_000
 """Milliseconds that an answer may take on a busy machine."""
 
@@ -66,7 +68,7 @@ def open_playground(
 
 
 def _new_page(browser: Browser, short: str | None, **context: object) -> Page:
-    made = browser.new_context(viewport={"width": 1440, "height": 900}, **context)  # type: ignore[arg-type]
+    made = browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **context})  # type: ignore[arg-type]
     made.grant_permissions(["clipboard-read", "clipboard-write"])
     page = made.new_page()
     page.set_default_timeout(30_000)
@@ -86,3 +88,14 @@ def answered(page: Page, column: str = "steered") -> None:
 
 def text_of(page: Page, column: str) -> str:
     return page.locator(f".turn:last-child .column.{column} .tokens").first.inner_text()
+
+
+def choose_bridge(page: Page) -> None:
+    page.get_by_role("button", name=re.compile("^golden-gate")).click()
+
+
+def set_sampling(page: Page, **values: float) -> None:
+    page.get_by_text("Sampling and columns").click()
+    for name, value in values.items():
+        page.get_by_label(name.replace("_", " "), exact=True).fill(str(value))
+    page.keyboard.press("Tab")

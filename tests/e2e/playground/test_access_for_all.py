@@ -7,9 +7,7 @@ import re
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
-from tests.e2e.playground.test_hard_times import VIEWS
-from tests.e2e.playground.test_steer import choose_bridge
-from tests.support.browser import answered, open_playground
+from tests.support.browser import VIEWS, answered, choose_bridge, open_playground
 from tests.support.serving import Server
 
 SERIOUS = ("serious", "critical")

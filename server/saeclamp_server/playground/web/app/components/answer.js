@@ -9,7 +9,7 @@ import { RuleTimeline } from "./rule-timeline.js";
 import { TokenText } from "./token-text.js";
 
 const ENDS = /** @type {Record<string, string>} */ ({
-  length: "Cut off here: an answer may have no more tokens (Sampling and columns).",
+  length: "Cut off here: an answer may have no more tokens than that.",
   content_filter: "A rule ended the answer here.",
   abort: "The server is stopping, and ended this answer early.",
 });

@@ -37,7 +37,7 @@ export function Interventions() {
       isPending.value &&
       !isRunning.value &&
       html`<div>
-        <button class="main" disabled=${Boolean(obstacle.value)} onClick=${regenerate}>Run it again</button>
+        <button class="main" disabled=${Boolean(obstacle.value)} onClick=${regenerate}>Run with this</button>
       </div>`
     }
     <${AddForm} />`;

@@ -33,7 +33,7 @@ function Code() {
           </button>`,
       )}
     </div>
-    <pre tabindex="0">${code[form.value]}</pre>
+    <pre tabindex="0" role="region" aria-label="The code">${code[form.value]}</pre>
     <div><${Copy} text=${() => code[form.value]} /></div>
   </section>`;
 }
