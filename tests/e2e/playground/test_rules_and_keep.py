@@ -133,7 +133,7 @@ def test_the_code_that_is_shown_gives_the_answer_that_is_shown(server: Server, p
     shown = text_of(page, "steered")
     go_to(page, "Keep")
     page.get_by_role("button", name="curl", exact=True).click()
-    code = page.get_by_label("The code").inner_text()
+    code = page.get_by_role("region", name="The code").inner_text()
     body = json.loads(code.partition("-d '")[2].rstrip("'"))
     assert code.startswith(f"curl {server.url}/v1/chat/completions")
     answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=120).json()
@@ -153,7 +153,7 @@ def test_code_in_each_language_runs_and_prints_the_answer_whatever_the_question_
     if form == "JavaScript" and shutil.which("node") is None:
         pytest.skip("needs Node")
     script = tmp_path / f"code{suffix}"
-    script.write_text(page.get_by_label("The code").inner_text())
+    script.write_text(page.get_by_role("region", name="The code").inner_text())
     said = subprocess.run([*program, str(script)], capture_output=True, text=True, timeout=120, check=False)
     assert said.returncode == 0, said.stderr
     go_to(page, "Steer")
@@ -244,7 +244,7 @@ def test_rules_survive_a_link_and_a_variant_that_has_some_is_not_taken_over_in_p
         "button", name="Another condition"
     ).click()  # at once, as what is drawn may be older than what is set
     go_to(page, "Keep")
-    code, link = page.get_by_label("The code").inner_text(), page.get_by_label("Link", exact=True).input_value()
+    code, link = page.get_by_role("region", name="The code").inner_text(), page.get_by_label("Link", exact=True).input_value()
     assert '"all": [' in code
     page.get_by_label("Name", exact=True).first.fill("with-rules")
     page.get_by_role("button", name="Save what is set").click()
@@ -253,7 +253,7 @@ def test_rules_survive_a_link_and_a_variant_that_has_some_is_not_taken_over_in_p
     with playground(browser, server.url, fragment=f"#{link.partition('#')[2]}") as other:
         other.locator(".notice.info").wait_for()
         go_to(other, "Keep")
-        assert steering_of(other.get_by_label("The code").inner_text()) == steering_of(code)
+        assert steering_of(other.get_by_role("region", name="The code").inner_text()) == steering_of(code)
 
 
 def steering_of(code: str) -> Any:

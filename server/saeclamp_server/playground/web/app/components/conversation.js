@@ -203,9 +203,10 @@ function Composer() {
         ></textarea>
       </label>
       ${
+        // by keys two elements: one that became the other while it is clicked would send what it has just given back
         isRunning.value
-          ? html`<button type="button" class="main" onClick=${halt}>Stop</button>`
-          : html`<button class="main">Send</button>`
+          ? html`<button key="stop" type="button" class="main" onClick=${halt}>Stop</button>`
+          : html`<button key="send" class="main">Send</button>`
       }
     </div>
     <div class="row wrap">
