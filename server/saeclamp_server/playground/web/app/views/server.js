@@ -99,7 +99,7 @@ export function Server() {
         ["KV cache in use", percent(now.value.cache)],
         ["features in use", number(now.value.features)],
         ["failed after being accepted", number(now.value.failures)],
-        ["rules that held", number(now.value.firings)],
+        ["rules that held", number(now.value.firings ?? 0)],
       ].map(
         ([name, value]) =>
           html`<div>
