@@ -191,7 +191,7 @@ def test_a_wish_becomes_a_steering_that_beats_unsteered_answers_and_random_featu
     client: Client, wish: str, name: str
 ) -> None:
     searched(client, wish)  # embeddings are there
-    found = client.features.suggest(wish, saes=("bundled",), num_candidates=2, strengths=(0.75, 1.0), max_tokens=24)
+    found = client.features.suggest(wish, saes=("bundled",), num_candidates=2, strengths=(0.75, 1.0), max_tokens=16)
     assert found.outcome == "found"
     assert found.steering is not None
     assert found.best is not None
