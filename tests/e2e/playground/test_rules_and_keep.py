@@ -273,3 +273,18 @@ def test_the_transcript_has_every_receipt_and_lm_eval_gets_what_it_can_do(page: 
     assert steered["request"]["steering"]["interventions"][0]["feature"] == "bundled/golden-gate"
     page.get_by_role("button", name="Steering for lm-eval").click()
     expect(page.locator(".notice.warn")).to_contain_text("lm-eval can only add")
+
+
+def test_what_is_being_typed_stays_while_answers_come_in(page: Page) -> None:
+    choose_bridge(page)
+    go_to(page, "Rules")
+    page.get_by_role("button", name="Add a rule").click()
+    field, bound = page.get_by_label("Feature", exact=True), page.get_by_label("Bound", exact=True)
+    field.press_sequentially("bundled/golden", delay=20)
+    page.wait_for_function("() => document.querySelector('[role=log]').textContent.includes('Steered')", timeout=ANSWER_MS)
+    expect(field).to_have_value("bundled/golden")
+    field.press_sequentially("-gate")
+    bound.press_sequentially("7")
+    page.keyboard.press("Tab")
+    expect(field).to_have_value("bundled/golden-gate")
+    expect(page.get_by_text("not a feature of this server")).to_have_count(0)
