@@ -245,7 +245,10 @@ def test_rules_survive_a_link_and_a_variant_that_has_some_is_not_taken_over_in_p
         "button", name="Another condition"
     ).click()  # at once, as what is drawn may be older than what is set
     go_to(page, "Keep")
-    code, link = page.get_by_role("region", name="The code").inner_text(), page.get_by_label("Link", exact=True).input_value()
+    code, link = (
+        page.get_by_role("region", name="The code").inner_text(),
+        page.get_by_label("Link", exact=True).input_value(),
+    )
     assert '"all": [' in code
     page.get_by_label("Name", exact=True).first.fill("with-rules")
     page.get_by_role("button", name="Save what is set").click()
@@ -281,7 +284,9 @@ def test_what_is_being_typed_stays_while_answers_come_in(page: Page) -> None:
     page.get_by_role("button", name="Add a rule").click()
     field, bound = page.get_by_label("Feature", exact=True), page.get_by_label("Bound", exact=True)
     field.press_sequentially("bundled/golden", delay=20)
-    page.wait_for_function("() => document.querySelector('[role=log]').textContent.includes('Steered')", timeout=ANSWER_MS)
+    page.wait_for_function(
+        "() => document.querySelector('[role=log]').textContent.includes('Steered')", timeout=ANSWER_MS
+    )
     expect(field).to_have_value("bundled/golden")
     field.press_sequentially("-gate")
     bound.press_sequentially("7")

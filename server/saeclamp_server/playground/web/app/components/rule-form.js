@@ -24,17 +24,18 @@ export function RuleForm({ rule }) {
   const named = [...rule.tests, ...(rule.then === "edit" ? [rule.edit] : [])];
   const isComplete = named.every((one) => isKnown(one.feature));
   const isSteered = edits.value.some((edit) => !edit.off && rule.tests.some((test) => test.feature === edit.feature));
+  const name = useTyped(rule.name);
+  /** @param {any} event */
+  const rename = (event) => {
+    name.done();
+    set({ name: event.target.value.replaceAll(/[^A-Za-z0-9_.-]/g, "-").slice(0, 64) || rule.name });
+  };
   const setEdit = (/** @type {any} */ part) => change(({ edit }) => ({ edit: { ...edit, ...part } }));
   return html`<fieldset class="card stack rule ${rule.off ? "off" : ""}">
     <legend>
       <label>
         <span class="unseen">Name of the rule</span>
-        <input
-          value=${rule.name}
-          pattern="[A-Za-z0-9_.\\-]{1,64}"
-          onChange=${(/** @type {any} */ event) =>
-            set({ name: event.target.value.replaceAll(/[^A-Za-z0-9_.-]/g, "-").slice(0, 64) || rule.name })}
-        />
+        <input value=${name.shown} pattern="[A-Za-z0-9_.\\-]{1,64}" onInput=${name.onInput} onChange=${rename} />
       </label>
     </legend>
     ${rule.tests.map(
