@@ -3,7 +3,7 @@ import { html, useId } from "../h.js";
 import { OPS } from "../format.js";
 import { isKnown, presets } from "../server.js";
 import { edits, rules } from "../state.js";
-import { Choice, NumberField } from "./field.js";
+import { Choice, NumberField, useTyped } from "./field.js";
 
 const WHERE = { generated: "in what is generated", prompt: "in the prompt", all: "anywhere" };
 const THEN = { abort: "stop the answer", edit: "steer" };
@@ -166,14 +166,21 @@ export function RuleForm({ rule }) {
 /** @param {{value: string, onChange: (feature: string) => void}} props */
 function FeatureField({ value, onChange }) {
   const list = useId();
+  const { shown, onInput, done } = useTyped(value);
+  /** @param {any} event */
+  const change = (event) => {
+    done();
+    onChange(event.target.value.trim());
+  };
   return html`<label class="grow">
       <span class="unseen">Feature</span>
       <input
         placeholder="name a feature"
         list=${list}
-        value=${value}
+        value=${shown}
         aria-invalid=${value && !isKnown(value) ? "true" : null}
-        onChange=${(/** @type {any} */ event) => onChange(event.target.value.trim())}
+        onInput=${onInput}
+        onChange=${change}
       />
     </label>
     <datalist id=${list}>
