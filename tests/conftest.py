@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.engine)
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: (ONE_SERVER not in item.path.parents, WITH_ENGINES not in item.path.parents))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays, so that neither collections of garbage nor forks need go through it."""
+    gc.freeze()
 
 
 class OneServerScheduling(LoadFileScheduling):

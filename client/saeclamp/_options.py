@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 import httpx
 
 from saeclamp._exceptions import ArgumentTypeError
-from saeclamp.types import Aggregate, Feature
+from saeclamp.types import Aggregate, Feature, FeatureOrder
 from saeclamp.types.attribute import TokenLike
 from saeclamp.types.refusals import did_you_mean
 
@@ -110,6 +110,7 @@ class InspectOptions(TypedDict, total=False):
     top_k: int | None
     saes: Sequence[str] | None
     aggregate: Aggregate
+    order: FeatureOrder
     limit: int
     include_template: bool
 

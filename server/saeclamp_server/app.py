@@ -76,6 +76,7 @@ async def build_app(engine: Any, args: Namespace, plan: ServePlan) -> FastAPI:
     threading.Thread(target=search.prepare, daemon=True).start()
     admission, sequences = Admission(options.max_features, options.max_waiting, metrics.WAIT.observe), SequenceTracker()
     metrics.observe_queue(admission)
+    metrics.observe_start()
     sequences.listen(engine.output_processor)
     responses_and_messages.listen(engine)
     vllm = app.state

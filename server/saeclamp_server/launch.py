@@ -49,6 +49,7 @@ def launch(options: ServeOptions) -> int:
     set_up_log(ROOT_LOGGER, log.handler)
     try:
         vllm_version = check_vllm_version()
+        logger.info(f"reading {options.model} and what is to be loaded for it ...")
         plan = make_plan(options)
         check_address(options.vllm_argv)
         for sae in plan.saes.values():
@@ -152,9 +153,9 @@ async def _run(args: Namespace, started: threading.Event, plan: ServePlan, log: 
         raise StartupError(cannot_listen(args.host, args.port, exc)) from exc
     try:
         async with build_async_engine_client(args) as engine:
-            started.set()
+            logger.info("the engine runs; trying its steering and how well the SAEs fit ...")
             processes = engine.engine_core.resources.engine_manager  # asked for now, since what ends forgets it
-            await _serve_http(engine, args, address, socket, plan, log, end_at_once)
+            await _serve_http(engine, args, address, socket, plan, log, started, end_at_once)
             has_died = engine.errored
             release(engine)
             # before the engine ends, which it would take for its death, and write that with a traceback into the log
@@ -174,12 +175,14 @@ async def _serve_http(
     socket: Any,
     plan: ServePlan,
     log: ServerLog,
+    started: threading.Event,
     end_at_once: Callable[[int], None],
 ) -> None:
     from saeclamp_server.app import build_app
     from saeclamp_server.http_server import serve_http
 
     app = await build_app(engine, args, plan)
+    started.set()
     announcement = asyncio.create_task(print_ready(app.state, args, plan.saes, address, log))
     try:
         await serve_http(app, engine, args, socket, plan.options.drain_s, end_at_once)

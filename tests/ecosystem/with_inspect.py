@@ -19,7 +19,7 @@ def accuracy(model: str, folder: str) -> float:
     task = Task(
         dataset=[Sample(input=question, target=word) for question in questions],
         scorer=includes(),
-        config=GenerateConfig(temperature=0, max_tokens=40),
+        config=GenerateConfig(temperature=0, max_tokens=24),
     )
     (log,) = evaluate(task, model=f"openai-api/saeclamp/{model}", log_dir=folder)
     assert log.status == "success", log.error

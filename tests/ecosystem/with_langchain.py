@@ -14,7 +14,7 @@ def chat(model: str) -> ChatOpenAI:
         base_url=f"{url}/v1",
         api_key="none",
         temperature=0,
-        max_tokens=40,
+        max_tokens=24,
         include_response_headers=True,
     )
 

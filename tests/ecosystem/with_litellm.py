@@ -13,7 +13,7 @@ chat = {
     "api_base": f"{url}/v1",
     "api_key": "none",
     "temperature": 0,
-    "max_tokens": 40,
+    "max_tokens": 24,
 }
 answer = litellm.completion(model=f"openai/{variant}", **chat)
 headers = answer._hidden_params["additional_headers"]

@@ -17,7 +17,7 @@ test_split: test
 output_type: generate_until
 doc_to_text: "{{{{question}}}}"
 doc_to_target: "{{{{word}}}}"
-generation_kwargs: {{until: ["<never>"], max_gen_toks: 40, temperature: 0}}
+generation_kwargs: {{until: ["<never>"], max_gen_toks: 24, temperature: 0}}
 metric_list:
   - metric: !function says.says
     aggregation: mean

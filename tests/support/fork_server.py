@@ -9,6 +9,7 @@ runs.
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib
 import json
 import multiprocessing
@@ -111,6 +112,7 @@ def main() -> None:
 
     importlib.import_module(f"saeclamp_server.engine.worker.{'cpu' if current_platform.is_cpu() else 'gpu'}_worker")
     _prepare_compiler()
+    gc.freeze()  # or each fork goes through all that was imported, and copies it
     for line in sys.stdin:
         question = json.loads(line)
         if question["do"] == "poll":

@@ -50,7 +50,7 @@ from saeclamp.types.features import (
     StoredSAEs,
     TokenLogit,
 )
-from saeclamp.types.inspect import Aggregate, Inspect, InspectedFeature, InspectedToken, Inspection
+from saeclamp.types.inspect import Aggregate, FeatureOrder, Inspect, InspectedFeature, InspectedToken, Inspection
 from saeclamp.types.interventions import (
     Ablate,
     Add,
@@ -140,6 +140,7 @@ __all__ = [
     "Clamp",
     "Feature",
     "FeatureIndex",
+    "FeatureOrder",
     "Intervention",
     "Operation",
     "Scale",

@@ -150,6 +150,8 @@ class StoredFeature(Composable, Answer):
     """Activation that a value of 1 in unit `max_act` is."""
     top_act: float | None = None
     """The largest activation that was seen."""
+    histogram: tuple[int, ...] | None = None
+    """Number of tokens by activation, in bins of equal width from 0 to `top_act`; None where it was not counted."""
     green_zone: tuple[float, float] | None = None
     """Lowest and highest clamp that works, in multiples of `max_act`."""
     best: float | None = None

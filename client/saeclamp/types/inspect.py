@@ -35,6 +35,8 @@ TextOrMessages: TypeAlias = Annotated[
 """A text or a conversation."""
 Aggregate: TypeAlias = Literal["max", "mean", "frequency"]
 """A feature's activations at a text's tokens in one number: the largest, the mean, or the share at which it is active."""
+FeatureOrder: TypeAlias = Literal["aggregate", "tf_idf"]
+"""Features by the aggregate itself, or by how unusual it is: in multiples of `max_act`, times -ln(density)."""
 Saes = Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_READ)]
 
 
@@ -62,6 +64,8 @@ class Inspect(PassageSelection):
     """SAEs whose active features are looked for; None for all."""
     aggregate: Aggregate = "max"
     """Number by which features are ordered."""
+    order: FeatureOrder = "aggregate"
+    """Order of the features; by `tf_idf`, those without a stored `max_act` or density come last."""
     limit: Annotated[int, Field(strict=True, ge=1, le=MAX_HITS)] = 20
     """Number of features that are summed up, where none are named."""
     include_template: Annotated[bool, Field(strict=True)] = False
@@ -102,6 +106,8 @@ class InspectedFeature(Composable, Answer):
     """Over all tokens that count, active or not."""
     frequency: float
     """Share of them at which it is active."""
+    density: float | None = None
+    """Share of the tokens of the labels' texts at which it is active; None where it is not known."""
     position: int | None = None
     """Position at which it is strongest; None where it is active nowhere."""
     max_act: float | None = None
@@ -116,8 +122,9 @@ class Inspection(Tabular[InspectedFeature], Answer):  # type: ignore[misc]  # Ba
     object: str = "inspection"
     tokens: tuple[InspectedToken, ...]
     features: tuple[InspectedFeature, ...]
-    """The named ones, or those that are active, the first by `aggregate` first."""
+    """The named ones, or those that are active, the first by `aggregate` and `order` first."""
     aggregate: Aggregate
+    order: FeatureOrder = "aggregate"
     num_counted: int
     """Tokens over which features are summed up."""
     warnings: tuple[str, ...] = ()

@@ -27,6 +27,7 @@ from saeclamp_saes.labelling.token_labels import (
 from saeclamp_saes.progress import ProgressCallback
 
 MAX_ACT_QUANTILE = 0.999
+HISTOGRAM_BINS = 30
 ROWS_AT_ONCE = 256
 """Features whose examples are in memory at once."""
 
@@ -90,6 +91,7 @@ class FeatureStats:
             explanation=explanation.text if explanation else None,
             explanation_source=explanation.source if explanation else None,
             explanation_score=explanation.score if explanation else None,
+            histogram=histogram(active.value),
         )
 
     @cached_property
@@ -114,6 +116,17 @@ class FeatureStats:
             TokenLogit(self.strings(int(token)), int(token), float(value))
             for token, value in zip(ids[:NUM_SHOWN], values[:NUM_SHOWN], strict=True)
         )
+
+
+def histogram(values: NDArray[Any]) -> tuple[int, ...] | None:
+    """
+    Count a feature's activations in `HISTOGRAM_BINS` bins of equal width, from 0 to the largest.
+
+    values: (num_active,), positive
+    """
+    if not len(values):
+        return None
+    return tuple(np.histogram(values, HISTOGRAM_BINS, (0.0, float(values.max())))[0].tolist())
 
 
 def max_acts(firings: ActivationIndex) -> NDArray[Any]:

@@ -11,7 +11,15 @@ from typing import Any
 import pyarrow.parquet as pq
 from pyarrow.compute import list_value_length
 
-from saeclamp_saes.labelling.table import Feature, LabelsInfo, check_order, read_info, readable, to_feature
+from saeclamp_saes.labelling.table import (
+    Feature,
+    LabelsInfo,
+    check_order,
+    read_info,
+    readable,
+    to_feature,
+    with_later_columns,
+)
 
 
 class LabelFile:
@@ -61,6 +69,6 @@ class LabelFile:
             raise IndexError(index)
         number = bisect_right(self._firsts, index) - 1
         with readable(self.path), self._lock:
-            group: Any = self._file.read_row_group(number)
+            group = with_later_columns(self._file.read_row_group(number))
             (row,) = group.slice(index - self._firsts[number], 1).to_pylist()
         return to_feature(row)

@@ -39,5 +39,8 @@ SCHEMA = pa.schema(
         ("explanation", pa.string()),
         ("explanation_source", pa.string()),
         ("explanation_score", pa.float32()),
+        ("histogram", pa.list_(pa.int64())),
     ]
 )
+LATER = {"histogram": 3}
+"""Columns that came after version 2 of the file, with the version that brought them."""

@@ -22,13 +22,14 @@ from saeclamp_saes.io.atomic import replacing
 from saeclamp_saes.io.checkpoint import LABELS
 from saeclamp_saes.io.hashes import tensor_sha256
 from saeclamp_saes.io.sanitize import first_line, one_line
-from saeclamp_saes.labelling.schema import SCHEMA
+from saeclamp_saes.labelling.schema import LATER, SCHEMA
 from saeclamp_saes.sae import SAE
 
 Kind = Literal["input", "say", "output", "none"]
 
 _METADATA = b"saeclamp_labels"
-_VERSION = 2
+_VERSION = 3
+_OLDEST = 2
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,11 @@ class Feature:
     explanation: str | None = None
     explanation_source: str | None = None
     explanation_score: float | None = None
+    histogram: tuple[int, ...] | None = None
+    """
+    Number of tokens by activation, in bins of equal width from 0 to `top_act`. None: it was never active, or the labels are
+    of a version that did not count them.
+    """
 
 
 @dataclass(frozen=True)
@@ -278,7 +284,7 @@ def decoder_sha256(sae: SAE) -> str:
 def _read(path: Path) -> tuple[LabelsInfo, Any]:
     with readable(path):
         info = read_info(path, pq.read_schema(path))
-        table = pq.read_table(path)
+        table = with_later_columns(pq.read_table(path))
     check_order(path, table["index"].to_pylist())
     return info, table
 
@@ -307,11 +313,24 @@ def read_info(path: Path, schema: Any) -> LabelsInfo:
     except (ValueError, RecursionError):
         noted = None
     match noted:
-        case {"version": version, "info": dict() as info} if (
-            version == _VERSION and schema.equals(SCHEMA, check_metadata=False) and _says_all(info)
+        case {"version": int() as version, "info": dict() as info} if (
+            _OLDEST <= version <= _VERSION
+            and schema.equals(_schema_of(version), check_metadata=False)
+            and _says_all(info)
         ):
             return LabelsInfo(**{**info, "warnings": tuple(info["warnings"])})
     raise LabelError(f"{path} holds no labels that this version of saeclamp knows: move it away and make new ones.")
+
+
+def _schema_of(version: int) -> Any:
+    return pa.schema([field for field in SCHEMA if LATER.get(field.name, 0) <= version])
+
+
+def with_later_columns(table: Any) -> Any:
+    """Give a pyarrow.Table of an older version the columns that it lacks, empty."""
+    for name in LATER.keys() - set(table.column_names):
+        table = table.append_column(SCHEMA.field(name), pa.nulls(table.num_rows, SCHEMA.field(name).type))
+    return table
 
 
 def _says_all(info: dict[str, Any]) -> bool:
@@ -329,6 +348,8 @@ def to_feature(row: dict[str, Any]) -> Feature:
     for name in ("top_logits", "bottom_logits"):
         if row[name] is not None:
             row[name] = tuple(TokenLogit(**item) for item in row[name])
+    if row["histogram"] is not None:
+        row["histogram"] = tuple(row["histogram"])
     row["neighbours"] = tuple(Neighbour(**item) for item in row["neighbours"])
     for name in ("examples", "inactive"):
         row[name] = tuple(

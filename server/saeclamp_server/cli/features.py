@@ -49,6 +49,12 @@ def register(commands: Any) -> None:
     add_passage(inspect, "the text")
     inspect.add_argument("--feature", action="append", default=[], help="only this feature, token by token")
     _add_aggregate(inspect, "max")
+    inspect.add_argument(
+        "--order",
+        choices=("aggregate", "tf_idf"),
+        default="aggregate",
+        help="of the features: by that number, or by how unusual it is (default %(default)s)",
+    )
     _add_limit(inspect, 20)
 
     contrast = _command(subcommands, "contrast", "find features that tell two sets of texts apart", _contrast)
@@ -156,7 +162,11 @@ def _inspect(args: argparse.Namespace, client: Client) -> int:
     from saeclamp.types.token_text import pieces  # here, because `--help` can do without the client
 
     found = client.features.inspect(
-        read_passage_flags(args), features=tuple(args.feature), aggregate=args.aggregate, limit=args.limit
+        read_passage_flags(args),
+        features=tuple(args.feature),
+        aggregate=args.aggregate,
+        order=args.order,
+        limit=args.limit,
     )
     if args.feature and not args.json:
         rows = [

@@ -16,7 +16,7 @@ TEXT = "The old lighthouse keeper counted the ships that passed the bay at night
 def test_a_compiled_graph_is_not_reused_for_another_site(
     tmp_path: Path, model_folder: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    model = make_model(tmp_path / "model", model_folder)
+    model = make_model(tmp_path / "model", model_folder, num_layers=3)
     prompt = tokenizer(TEXT)["input_ids"]
     flags = ("--dtype", "float32", "--max-model-len", "512", "--served-model-name", "tiny")
     for layer in (1, 2):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from tests.support.bundled import LAYER
 from tests.support.fork_server import NURSERY
-from tests.support.serving import serve
+from tests.support.serving import Process, serve, wait_for
 
 from saeclamp_saes.library.reference import BUNDLED
 from saeclamp_server.launch import STOP_S
@@ -82,15 +82,19 @@ def is_alive(group: int) -> bool:
 @pytest.mark.parametrize("told", ["the process", "its group"])
 def test_a_start_that_is_told_to_stop_stops(tmp_path: Path, told: str) -> None:
     log = tmp_path / "log"
-    command = [sys.executable, "-m", "saeclamp_server", "serve", PACKAGED_MODEL, "--sae", "bundled", "--enforce-eager"]
-    command += ["--port", "0", "--verbose"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+    arguments = ["serve", PACKAGED_MODEL, "--sae", "bundled", "--enforce-eager", "--port", "0", "--verbose"]
+    if told == "the process":
+        command = [sys.executable, "-m", "saeclamp_server", *arguments]
+        with log.open("wb") as output:
+            process: Process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+    else:
+        process = NURSERY.fork("saeclamp_server", arguments, log, os.environ)
+        wait_for(log.exists, 10, "it has not begun")
     while b"Loading" not in log.read_bytes() and b"EngineCore" not in log.read_bytes():
         assert process.poll() is None, log.read_text()
         time.sleep(0.2)
     if told == "the process":
-        process.terminate()
+        process.send_signal(signal.SIGTERM)
     else:
         os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(timeout=60) != 0

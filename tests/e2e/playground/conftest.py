@@ -32,7 +32,15 @@ def server(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterat
 
 @pytest.fixture
 def page(server: Server, browser: Browser) -> Iterator[Page]:
-    """A fresh profile each time; what goes wrong in it is a failure."""
+    """A fresh profile each time, with short answers; what goes wrong in it is a failure."""
+    with playground(browser, server.url, short=server.model) as opened:
+        opened.locator(".preset").first.wait_for()
+        yield opened
+
+
+@pytest.fixture
+def page_as_it_comes(server: Server, browser: Browser) -> Iterator[Page]:
+    """The same with answers of the length that nobody has changed."""
     with playground(browser, server.url) as opened:
         opened.locator(".preset").first.wait_for()
         yield opened

@@ -7,9 +7,7 @@ import re
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
-from tests.e2e.playground.test_hard_times import VIEWS
-from tests.e2e.playground.test_steer import choose_bridge
-from tests.support.browser import answered, open_playground
+from tests.support.browser import VIEWS, answered, choose_bridge, open_playground
 from tests.support.serving import Server
 
 SERIOUS = ("serious", "critical")
@@ -27,7 +25,7 @@ def faults(page: Page) -> list[str]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_view_has_serious_faults(server: Server, browser: Browser, scheme: str) -> None:
-    page = open_playground(browser, server.url, color_scheme=scheme, bypass_csp=True)
+    page = open_playground(browser, server.url, short=server.model, color_scheme=scheme, bypass_csp=True)
     choose_bridge(page)
     answered(page)
     page.locator(".column.steered .receipt summary").click()

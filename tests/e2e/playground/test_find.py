@@ -6,8 +6,7 @@ import re
 
 import pytest
 from playwright.sync_api import Page, expect
-from tests.e2e.playground.test_steer import choose_bridge
-from tests.support.browser import ANSWER_MS, answered
+from tests.support.browser import ANSWER_MS, answered, choose_bridge
 
 
 @pytest.fixture

@@ -12,14 +12,12 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 from tests.e2e.playground.conftest import FLAGS
-from tests.e2e.playground.test_steer import choose_bridge
-from tests.support.browser import answered, open_playground, text_of
+from tests.support.browser import VIEWS, answered, choose_bridge, open_playground, playground, text_of
 from tests.support.serving import Server, serve
 
 from saeclamp_server.packaged_model import PACKAGED_MODEL
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>\u202egnirts\u2066"
-VIEWS = ("Steer", "Find", "Rules", "Keep", "Server")
 
 
 def poisoned(value: Any) -> Any:
@@ -50,7 +48,7 @@ def poison(route: Route) -> None:
 
 
 def test_labels_and_answers_full_of_markup_are_text(server: Server, browser: Browser) -> None:
-    page = open_playground(browser, server.url)
+    page = open_playground(browser, server.url, short=server.model)
     page.route(re.compile(r"/v1/(features|variants|chat)"), poison)
     page.reload()
     page.locator(".preset").first.click()
@@ -125,7 +123,7 @@ def test_a_server_with_a_key_asks_for_it_and_one_that_was_killed_is_found_again(
 
 @pytest.mark.parametrize("width", [360, 768, 1440])
 def test_nothing_is_wider_than_the_window(server: Server, browser: Browser, width: int) -> None:
-    page = open_playground(browser, server.url)
+    page = open_playground(browser, server.url, short=server.model)
     page.set_viewport_size({"width": width, "height": 800})
     choose_bridge(page)
     answered(page)
@@ -133,3 +131,37 @@ def test_nothing_is_wider_than_the_window(server: Server, browser: Browser, widt
         page.get_by_role("navigation").get_by_role("button", name=view, exact=True).click()
         assert page.evaluate("document.documentElement.scrollWidth") <= width, view
     page.context.close()
+
+
+def test_back_leads_to_the_view_before(page: Page) -> None:
+    for view in ("Find", "Rules"):
+        page.get_by_role("navigation").get_by_role("button", name=view, exact=True).click()
+    page.go_back()
+    expect(page.get_by_role("button", name="Find", exact=True)).to_have_attribute("aria-current", "page")
+    page.go_back()
+    expect(page.get_by_role("button", name="Steer", exact=True)).to_have_attribute("aria-current", "page")
+
+
+def test_a_double_click_on_send_asks_and_a_question_that_was_stopped_at_once_is_given_back(page: Page) -> None:
+    box = page.get_by_label("Your question, for all columns")
+    box.fill("What is a bridge?")
+    page.get_by_role("button", name="Send").dblclick()
+    answered(page)
+    box.fill("And a tower?")
+    page.route("**/v1/chat/completions", lambda route: None)  # which never answers
+    page.get_by_role("button", name="Send").click()
+    page.wait_for_timeout(800)
+    page.get_by_role("button", name="Stop").click()
+    expect(box).to_have_value("And a tower?")
+    expect(page.locator(".turn")).to_have_count(1)
+
+
+def test_on_a_telephone_what_was_steered_is_what_is_seen_first(server: Server, browser: Browser) -> None:
+    with playground(browser, server.url, viewport={"width": 390, "height": 780}) as page:
+        page.locator(".preset").first.click()
+        steered = page.locator(".column.steered")
+        answered(page)
+        expect(steered).to_be_in_viewport()
+        places = [page.locator(f".column.{kind}").bounding_box() for kind in ("steered", "default")]
+        assert [place is not None for place in places] == [True, True]
+        assert places[0]["y"] < places[1]["y"]  # type: ignore[index]

@@ -13,8 +13,16 @@ from typing import Any
 import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
-from tests.e2e.playground.test_steer import choose_bridge
-from tests.support.browser import answered, open_playground, playground, text_of
+from tests.support.browser import (
+    ANSWER_MS,
+    SHORT_ANSWER,
+    answered,
+    choose_bridge,
+    open_playground,
+    playground,
+    set_sampling,
+    text_of,
+)
 from tests.support.serving import Server
 
 
@@ -27,13 +35,14 @@ def test_a_rule_is_tried_on_a_text_stops_an_answer_and_shows_where_it_held(page:
     answered(page)
     go_to(page, "Rules")
     page.get_by_role("button", name="Add a rule").click()
-    expect(page.get_by_text("It does nothing until it names a feature.")).to_be_visible()
+    expect(page.get_by_text("Unfinished: nothing is asked")).to_be_visible()
     page.get_by_label("Feature", exact=True).fill("bundled/golden-gate")
     page.get_by_label("Bound", exact=True).fill("0.3")
     page.keyboard.press("Tab")
     page.get_by_label("Text to try the rules on").fill("A walk across the Golden Gate Bridge.")
     page.get_by_role("button", name="Try", exact=True).click()
     expect(page.locator(".token.fired").first).to_have_text(" Gate")
+    expect(page.get_by_text("Highest of bundled/golden-gate: “␣Gate”")).to_be_visible()
     go_to(page, "Steer")
     before = text_of(page, "steered")
     page.get_by_role("button", name="Run it again").click()
@@ -41,6 +50,50 @@ def test_a_rule_is_tried_on_a_text_stops_an_answer_and_shows_where_it_held(page:
     expect(page.locator(".column.steered")).to_contain_text("A rule ended the answer here.")
     expect(page.locator(".timeline")).to_contain_text("rule-1")
     assert before.startswith(text_of(page, "steered"))
+
+
+def test_nothing_is_asked_while_a_rule_that_is_on_is_unfinished(page: Page) -> None:
+    choose_bridge(page)
+    answered(page)
+    go_to(page, "Rules")
+    page.get_by_role("button", name="Add a rule").click()
+    page.get_by_label("Feature", exact=True).fill("bundled/golden-gate")
+    page.get_by_role("button", name="Another condition").click()
+    page.get_by_label("Feature", exact=True).last.fill("bundled/goldn-gate")
+    page.keyboard.press("Tab")
+    expect(page.get_by_text("not a feature of this server")).to_be_visible()
+    go_to(page, "Steer")
+    expect(page.get_by_text("rule-1 is on and names no feature of this server")).to_be_visible()
+    page.get_by_label("Your question, for all columns").fill("And now?")
+    page.get_by_role("button", name="Send").click()
+    expect(page.locator(".turn")).to_have_count(1)
+    expect(page.locator(".turn .answer[aria-busy=true]")).to_have_count(0)
+    assert page.get_by_label("Your question, for all columns").input_value() == "And now?"
+    go_to(page, "Rules")
+    page.get_by_label("on", exact=True).uncheck()
+    go_to(page, "Steer")
+    page.get_by_role("button", name="Send").click()
+    expect(page.locator(".turn")).to_have_count(2)
+
+
+def test_where_a_rule_held_is_counted_from_the_end_of_the_prompt_and_that_it_did_not_is_said(page: Page) -> None:
+    go_to(page, "Rules")
+    page.get_by_role("button", name="For example").click()
+    page.get_by_label("Bound", exact=True).fill("-1")
+    page.keyboard.press("Tab")
+    page.get_by_role("button", name="Add a rule").click()
+    page.get_by_label("Feature", exact=True).last.fill("bundled/sea")
+    page.get_by_label("Bound", exact=True).last.fill("50")
+    page.keyboard.press("Tab")
+    go_to(page, "Steer")
+    page.get_by_label("Your question, for all columns").fill("What is a bridge?")
+    page.get_by_role("button", name="Send").click()
+    steered = page.locator(".column.steered")
+    expect(steered).to_contain_text("The answer is empty.", timeout=ANSWER_MS)
+    expect(steered.locator(".timeline")).to_contain_text(
+        "first at token 1 of the answer, which was not written any more"
+    )
+    expect(steered.locator(".timeline")).to_contain_text("rule-2 watched and never held")
 
 
 def test_what_is_set_becomes_a_model_name_that_has_a_column_and_goes_again(server: Server, page: Page) -> None:
@@ -80,7 +133,7 @@ def test_the_code_that_is_shown_gives_the_answer_that_is_shown(server: Server, p
     shown = text_of(page, "steered")
     go_to(page, "Keep")
     page.get_by_role("button", name="curl", exact=True).click()
-    code = page.locator("pre").first.inner_text()
+    code = page.get_by_role("region", name="The code").inner_text()
     body = json.loads(code.partition("-d '")[2].rstrip("'"))
     assert code.startswith(f"curl {server.url}/v1/chat/completions")
     answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=120).json()
@@ -91,8 +144,6 @@ def test_the_code_that_is_shown_gives_the_answer_that_is_shown(server: Server, p
 def test_code_in_each_language_runs_and_prints_the_answer_whatever_the_question_holds(
     page: Page, tmp_path: Path, form: str
 ) -> None:
-    page.get_by_text("Sampling and columns").click()
-    page.get_by_label("Tokens of an answer", exact=True).fill("12")
     page.get_by_label("Your question, for all columns").fill('It\'s "odd": \\n, ünïcode 🙂, $HOME and\u2028lines?')
     choose_bridge(page)
     answered(page)
@@ -102,7 +153,7 @@ def test_code_in_each_language_runs_and_prints_the_answer_whatever_the_question_
     if form == "JavaScript" and shutil.which("node") is None:
         pytest.skip("needs Node")
     script = tmp_path / f"code{suffix}"
-    script.write_text(page.locator("pre").first.inner_text())
+    script.write_text(page.get_by_role("region", name="The code").inner_text())
     said = subprocess.run([*program, str(script)], capture_output=True, text=True, timeout=120, check=False)
     assert said.returncode == 0, said.stderr
     go_to(page, "Steer")
@@ -176,21 +227,28 @@ def test_a_link_that_is_damaged_or_evil_leaves_a_page_that_works(
         # a link fills in what is asked, and asks for no more than a feature that it names
         others = {path for path in asked if not path.startswith(("/playground/", "/health"))}
         assert others <= ASKED | {"/v1/features/bundled/54"}
+        set_sampling(page, Tokens_of_an_answer=SHORT_ANSWER)
         choose_bridge(page)
         answered(page)
 
 
 def test_rules_survive_a_link_and_a_variant_that_has_some_is_not_taken_over_in_part(
-    server: Server, browser: Browser, page: Page
+    server: Server, browser: Browser, page_as_it_comes: Page
 ) -> None:
+    page = page_as_it_comes  # what is typed may be lost at the moment at which an answer ends
     choose_bridge(page)
     go_to(page, "Rules")
     page.get_by_role("button", name="Add a rule").click()
     page.get_by_label("Feature", exact=True).fill("bundled/golden-gate")
     page.keyboard.press("Tab")
-    page.get_by_role("button", name="Another condition").click()
+    page.get_by_role(
+        "button", name="Another condition"
+    ).click()  # at once, as what is drawn may be older than what is set
     go_to(page, "Keep")
-    code, link = page.locator("pre").first.inner_text(), page.get_by_label("Link", exact=True).input_value()
+    code, link = (
+        page.get_by_role("region", name="The code").inner_text(),
+        page.get_by_label("Link", exact=True).input_value(),
+    )
     assert '"all": [' in code
     page.get_by_label("Name", exact=True).first.fill("with-rules")
     page.get_by_role("button", name="Save what is set").click()
@@ -199,7 +257,7 @@ def test_rules_survive_a_link_and_a_variant_that_has_some_is_not_taken_over_in_p
     with playground(browser, server.url, fragment=f"#{link.partition('#')[2]}") as other:
         other.locator(".notice.info").wait_for()
         go_to(other, "Keep")
-        assert steering_of(other.locator("pre").first.inner_text()) == steering_of(code)
+        assert steering_of(other.get_by_role("region", name="The code").inner_text()) == steering_of(code)
 
 
 def steering_of(code: str) -> Any:
@@ -218,3 +276,20 @@ def test_the_transcript_has_every_receipt_and_lm_eval_gets_what_it_can_do(page: 
     assert steered["request"]["steering"]["interventions"][0]["feature"] == "bundled/golden-gate"
     page.get_by_role("button", name="Steering for lm-eval").click()
     expect(page.locator(".notice.warn")).to_contain_text("lm-eval can only add")
+
+
+def test_what_is_being_typed_stays_while_answers_come_in(page: Page) -> None:
+    choose_bridge(page)
+    go_to(page, "Rules")
+    page.get_by_role("button", name="Add a rule").click()
+    field, bound = page.get_by_label("Feature", exact=True), page.get_by_label("Bound", exact=True)
+    field.press_sequentially("bundled/golden", delay=20)
+    page.wait_for_function(
+        "() => document.querySelector('[role=log]').textContent.includes('Steered')", timeout=ANSWER_MS
+    )
+    expect(field).to_have_value("bundled/golden")
+    field.press_sequentially("-gate")
+    bound.press_sequentially("7")
+    page.keyboard.press("Tab")
+    expect(field).to_have_value("bundled/golden-gate")
+    expect(page.get_by_text("not a feature of this server")).to_have_count(0)

@@ -5,21 +5,10 @@ from __future__ import annotations
 import re
 
 from playwright.sync_api import Browser, Page, expect
-from tests.support.browser import ANSWER_MS, answered, open_playground, text_of
+from tests.support.browser import ANSWER_MS, answered, choose_bridge, open_playground, set_sampling, text_of
 from tests.support.serving import Server
 
 BRIDGE = re.compile(r"golden|gate|bridge|francisco", re.IGNORECASE)
-
-
-def choose_bridge(page: Page) -> None:
-    page.get_by_role("button", name=re.compile("^golden-gate")).click()
-
-
-def set_sampling(page: Page, **values: float) -> None:
-    page.get_by_text("Sampling and columns").click()
-    for name, value in values.items():
-        page.get_by_label(name.replace("_", " "), exact=True).fill(str(value))
-    page.keyboard.press("Tab")
 
 
 def test_the_root_of_the_server_shows_the_page(server: Server, browser: Browser) -> None:
@@ -31,7 +20,8 @@ def test_the_root_of_the_server_shows_the_page(server: Server, browser: Browser)
     context.close()
 
 
-def test_one_click_steers_beside_the_default_and_says_what_was_done(page: Page) -> None:
+def test_one_click_steers_beside_the_default_and_says_what_was_done(page_as_it_comes: Page) -> None:
+    page = page_as_it_comes
     choose_bridge(page)
     answered(page, "default")
     answered(page)
@@ -44,7 +34,7 @@ def test_one_click_steers_beside_the_default_and_says_what_was_done(page: Page) 
     expect(strip).to_contain_text("tokens edited")
     strip.locator("summary").click()
     expect(strip).to_contain_text("The Golden Gate Bridge and San Francisco.")
-    expect(strip).to_contain_text(re.compile(r"spec sha256:[0-9a-f]{64}"))
+    expect(strip).to_contain_text(re.compile(r"steering sha256:[0-9a-f]{64}"))
     expect(page.locator(".column.steered dl.cost")).to_contain_text("perplexity")
 
 
@@ -132,7 +122,7 @@ def test_the_same_settings_give_the_same_answer_in_another_profile(
 ) -> None:
     choose_bridge(page)
     answered(page)
-    other = open_playground(browser, server.url)
+    other = open_playground(browser, server.url, short=server.model)
     choose_bridge(other)
     answered(other)
     assert text_of(other, "steered") == text_of(page, "steered")

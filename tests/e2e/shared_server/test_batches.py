@@ -44,7 +44,7 @@ def ask(server: Server, number: int) -> dict[str, Any]:
     answer = server.complete(
         QUESTIONS[number % len(QUESTIONS)],
         PROGRAMS[number],
-        max_tokens=16,
+        max_tokens=10,
         logprobs=0,
         prompt_logprobs=0,
         ignore_eos=True,
@@ -86,7 +86,7 @@ def test_every_choice_of_every_prompt_is_steered(server: Server, stream: bool) -
         "n": 2,
         "temperature": 0.3,
         "seed": 7,
-        "max_tokens": 24,
+        "max_tokens": 16,
         "steering": {"interventions": [clamp(GOLDEN_GATE, 1.4 * ACT)]},
     }
     if not stream:

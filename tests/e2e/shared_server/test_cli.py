@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from tests.support import forked_command
 from tests.support.bundled import GOLDEN_GATE
 from tests.support.serving import Server
 from tests.support.typed_terminal import CTRL_C, typed
@@ -17,8 +19,7 @@ from saeclamp import Client
 
 
 def run_with_warnings(server: Server, *words: str, said: str | None = None, status: int = 0) -> tuple[str, str]:
-    command = [sys.executable, "-m", "saeclamp_server", *words, "--url", server.url]
-    done = subprocess.run(command, input=said, capture_output=True, text=True, timeout=300)
+    done = forked_command.saeclamp(*words, "--url", server.url, env=os.environ, said=said or "")
     assert done.returncode == status, f"{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
     return done.stdout, done.stderr
@@ -159,7 +160,7 @@ def test_what_is_suggested_for_a_wish_is_saved_as_a_variant(server: Server) -> N
     with Client(server.url) as client:
         while client.features.search("bridge").note:  # a fresh machine computes embeddings first
             time.sleep(1)
-    words = ("features", "suggest", "mention the Golden Gate Bridge", "--candidates", "1", "--max-tokens", "24")
+    words = ("features", "suggest", "mention the Golden Gate Bridge", "--candidates", "1", "--max-tokens", "16")
     steering, example, *_ = run(server, *words, "--save", "bridges").splitlines()
     (move,) = json.loads(steering)["interventions"]
     assert (move["feature"], move["op"], move["unit"]) == (f"bundled/{GOLDEN_GATE}", "clamp", "max_act")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import pytest
@@ -9,6 +10,7 @@ from tests.support.bundled import GOLDEN_GATE, LAYER, MAX_ACT
 from tests.support.serving import Server
 
 from saeclamp import Clamp, Client, FeatureHits
+from saeclamp.types import InspectedFeature
 
 
 def test_what_is_known_of_a_feature_can_be_used(server: Server) -> None:
@@ -31,6 +33,24 @@ def test_what_is_known_of_a_feature_can_be_used(server: Server) -> None:
         assert answer.steering.sae == {"bundled": bundled.sha256}
         assert client.saes.get("second").labels is None
         assert client.features.get("second/3").examples is None
+
+
+def test_what_is_unusual_in_a_text_comes_before_what_is_strong_everywhere(server: Server) -> None:
+    text = "A walk across the Golden Gate Bridge, in the fog of San Francisco."
+    with Client(server.url) as client:
+        by_strength = client.features.inspect(text, saes=("bundled",), limit=60)
+        by_rarity = client.features.inspect(text, saes=("bundled",), limit=60, order="tf_idf")
+        bare = client.features.inspect(text, saes=("second",), limit=60, order="tf_idf")
+        assert bare.features == client.features.inspect(text, saes=("second",), limit=60).features  # it has no labels
+
+    def score(one: InspectedFeature) -> float:
+        return one.max / one.max_act * -math.log(one.density) if one.max_act and one.density else -1.0
+
+    scores = [score(one) for one in by_rarity.features]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] == max(map(score, by_strength.features))
+    densities = [one.density or 1.0 for one in by_rarity.features[:10]]
+    assert max(densities) < max(one.density or 0.0 for one in by_strength.features[:10])
 
 
 ENGLISH = """\
@@ -171,7 +191,7 @@ def test_a_wish_becomes_a_steering_that_beats_unsteered_answers_and_random_featu
     client: Client, wish: str, name: str
 ) -> None:
     searched(client, wish)  # embeddings are there
-    found = client.features.suggest(wish, saes=("bundled",), num_candidates=2, strengths=(0.75, 1.0), max_tokens=24)
+    found = client.features.suggest(wish, saes=("bundled",), num_candidates=2, strengths=(0.75, 1.0), max_tokens=16)
     assert found.outcome == "found"
     assert found.steering is not None
     assert found.best is not None

@@ -12,14 +12,16 @@ from tests.support.serving import Server
 from transformers import PreTrainedTokenizerBase
 
 STEERED: list[dict[str, Any]] = [{"op": "clamp", "feature": "bundled/golden-gate", "value": STRENGTH}]
-PARAMS: dict[str, Any] = {"max_tokens": 12, "ignore_eos": True, "logprobs": 0}
+PARAMS: dict[str, Any] = {"max_tokens": 8, "ignore_eos": True, "logprobs": 0}
+LENGTH, WHOLE = 300, 256
+"""Tokens of a prompt, and of its whole blocks of 128."""
 
 
 def long_prompt(tokenizer: PreTrainedTokenizerBase, start: str) -> list[int]:
-    ids: list[int] = tokenizer(start + " The quick brown fox jumps over the lazy dog near the river bank." * 60)[
+    ids: list[int] = tokenizer(start + " The quick brown fox jumps over the lazy dog near the river bank." * 30)[
         "input_ids"
     ]
-    return ids[:600]
+    return ids[:LENGTH]
 
 
 def cached(answer: dict[str, Any]) -> int:
@@ -37,7 +39,7 @@ def test_plain_then_steered_then_plain(server: Server, tokenizer: PreTrainedToke
     plain = server.complete(prompt, **PARAMS)
     steered = server.complete(prompt, STEERED, **PARAMS)
     again = server.complete(prompt, **PARAMS)
-    assert (cached(plain), cached(steered), cached(again)) == (0, 0, 512)
+    assert (cached(plain), cached(steered), cached(again)) == (0, 0, WHOLE)
     assert again["choices"][0]["text"] == plain["choices"][0]["text"]
     assert max_difference(logprobs(again), logprobs(plain)) < TOLERANCE
     assert max_difference(logprobs(steered), logprobs(plain)) > VISIBLE
@@ -58,11 +60,11 @@ def test_identical_steering_shares_and_another_value_does_not(
     first = server.complete(prompt, STEERED, **PARAMS)
     second = server.complete(prompt, STEERED, **PARAMS)
     other = server.complete(prompt, [{**STEERED[0], "value": 0.73}], **PARAMS)
-    assert (cached(first), cached(second), cached(other)) == (0, 512, 0)
+    assert (cached(first), cached(second), cached(other)) == (0, WHOLE, 0)
     assert second["choices"][0]["text"] == first["choices"][0]["text"]
     assert second["steering"]["spec"] == first["steering"]["spec"] != other["steering"]["spec"]
     counts = [answer["steering"]["interventions"][0]["tokens"]["prompt"] for answer in (first, second)]
-    assert counts == [599, 599], "cached positions are steered too, and are counted"
+    assert counts == [LENGTH - 1, LENGTH - 1], "cached positions are steered too, and are counted"
 
 
 def test_a_users_own_salt_keeps_its_meaning(server: Server, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -70,7 +72,7 @@ def test_a_users_own_salt_keeps_its_meaning(server: Server, tokenizer: PreTraine
     first = server.complete(prompt, STEERED, cache_salt="tenant-a", **PARAMS)
     same = server.complete(prompt, STEERED, cache_salt="tenant-a", **PARAMS)
     other = server.complete(prompt, STEERED, cache_salt="tenant-b", **PARAMS)
-    assert (cached(first), cached(same), cached(other)) == (0, 512, 0)
+    assert (cached(first), cached(same), cached(other)) == (0, WHOLE, 0)
 
 
 @pytest.mark.parametrize("tokens", ["prompt", "generated"])
@@ -79,8 +81,8 @@ def test_what_was_generated_is_not_reused_as_prompt(
 ) -> None:
     """In the second turn the first answer is prompt, so a scoped program does something else to it."""
     steered = [{**STEERED[0], "tokens": tokens}]
-    first_turn = long_prompt(tokenizer, f"Fifth, {tokens}.")[:200]
-    answer = server.complete(first_turn, steered, max_tokens=200, ignore_eos=True, return_token_ids=True)
+    first_turn = long_prompt(tokenizer, f"Fifth, {tokens}.")[:160]
+    answer = server.complete(first_turn, steered, max_tokens=110, ignore_eos=True, return_token_ids=True)
     second_turn = [*first_turn, *answer["choices"][0]["token_ids"], *tokenizer(" And then? Well,")["input_ids"]]
     again = server.complete(second_turn, steered, return_token_ids=True, **PARAMS)
     own, _ = oracle.generated_logprobs(
@@ -91,13 +93,13 @@ def test_what_was_generated_is_not_reused_as_prompt(
 
 
 SCOPED: dict[str, tuple[Any, int]] = {
-    "generated": ("generated", 512),
-    "after": ({"after": 300}, 256),
-    "late positions": ({"positions": [520, 599]}, 512),
+    "generated": ("generated", WHOLE),
+    "after": ({"after": 170}, 128),
+    "late positions": ({"positions": [260, 299]}, WHOLE),
     "early positions": ({"positions": [5]}, 0),
     "prompt": ("prompt", 0),
 }
-"""Tokens, and how many of a prompt of 600 tokens nothing changes, in whole blocks of 128."""
+"""Tokens, and how many of a prompt nothing changes, in whole blocks."""
 
 
 @pytest.mark.parametrize(("tokens", "untouched"), SCOPED.values(), ids=SCOPED.keys())
@@ -110,7 +112,7 @@ def test_blocks_before_the_first_edit_are_shared_with_everybody(
     first = server.complete(prompt, steered, return_token_ids=True, **PARAMS)
     second = server.complete(prompt, steered, **PARAMS)
     again = server.complete(prompt, **PARAMS)
-    assert [cached(answer) for answer in (plain, first, second, again)] == [0, untouched, 512, 512]
+    assert [cached(answer) for answer in (plain, first, second, again)] == [0, untouched, WHOLE, WHOLE]
     assert max_difference(logprobs(again), logprobs(plain)) < TOLERANCE
     assert max_difference(logprobs(second), logprobs(first)) < TOLERANCE
     moves = [Move("bundled", GOLDEN_GATE, "clamp", ACT, tokens)]

@@ -17,7 +17,7 @@ from tests.support.tiny_engine import MOVES, tiny_engine
 
 DRAFTS = '{"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4, "prompt_lookup_min": 2}'
 REPEATING = [1, *([100, 137, 174, 211, 248] * 8)]
-NUM_NEW = 24
+NUM_NEW = 12
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from saeclamp_saes.lm.load import load_model
 from saeclamp_saes.lm.text import read_text, tokenize_sequences
 from saeclamp_server.packaged_model import prepared_model
 
-TOKENS = 1024
+TOKENS = 512
 TOKENS_OF_A_COPY = 128
 Verify = Callable[[SAE, int], Verification]
 

@@ -77,7 +77,7 @@ def test_it_waits_as_many_seconds_as_it_is_told_to() -> None:
 
 
 def test_it_waits_until_the_time_that_it_is_told() -> None:
-    until = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=4)
+    until = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=2)
     rules = Rules(failures=[Failure(503, "{}", {"retry-after": format_datetime(until, usegmt=True)})])
     with endpoint(rules) as url:
         assert ask(url)[0] == ANSWER
@@ -96,9 +96,9 @@ def test_a_wait_that_is_none_is_its_own(value: str) -> None:
 def test_waits_double() -> None:
     rules = Rules(failures=[Failure(500, "{}")] * 4)
     with endpoint(rules) as url:
-        assert ask(url, first_wait=0.2)[0] == ANSWER
+        assert ask(url, first_wait=0.05)[0] == ANSWER
     gaps = [after - before for before, after in itertools.pairwise(rules.times)]
-    for gap, shortest in zip(gaps, (0.1, 0.2, 0.4, 0.8), strict=True):
+    for gap, shortest in zip(gaps, (0.025, 0.05, 0.1, 0.2), strict=True):
         assert shortest <= gap
 
 

@@ -25,6 +25,7 @@ from saeclamp_saes.labelling.examples import (
     inactive_examples,
     top_examples,
 )
+from saeclamp_saes.labelling.feature_rows import HISTOGRAM_BINS
 from saeclamp_saes.labelling.run import run_labelling
 from saeclamp_saes.labelling.table import LabelTable
 from saeclamp_saes.lm.harvest import ActivationReader
@@ -91,6 +92,28 @@ def test_examples_show_the_text_and_every_activation(labels: LabelTable, sequenc
             assert example.peak == min(BEFORE, peak.position)
             assert example.document == peak.document
     assert shown > 20 * IN_TOP
+
+
+def test_a_histogram_counts_every_activation_in_bins_of_equal_width(
+    labels: LabelTable, sequences: list[list[Token]]
+) -> None:
+    counted = 0
+    for row in labels:
+        values = [value for value, _ in positives(sequences, row.index)]
+        if not values:
+            assert row.histogram is None
+            continue
+        assert row.histogram is not None
+        assert row.top_act is not None
+        assert (len(row.histogram), sum(row.histogram)) == (HISTOGRAM_BINS, row.num_active)
+        width = row.top_act / HISTOGRAM_BINS
+        for number, count in enumerate(row.histogram):
+            # values of the loop and of the run differ in the last digits, so those near an edge may be on either side
+            inside = [value for value in values if width * (number + 1e-4) < value < width * (number + 1 - 1e-4)]
+            around = [value for value in values if width * (number - 1e-4) < value < width * (number + 1 + 1e-4)]
+            assert len(inside) <= count <= len(around)
+        counted += 1
+    assert counted > 10
 
 
 def test_examples_come_from_ten_quantiles_of_equal_count(labels: LabelTable, sequences: list[list[Token]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
 from dataclasses import fields, replace
 from pathlib import Path
@@ -44,7 +45,15 @@ def sae(seed: int = 0, dtype: torch.dtype = torch.float32) -> SAE:
 
 def features() -> list[Feature]:
     return [
-        feature(0, kind="input", label='token " a"', label_score=0.5, input_label='token " a"', input_score=0.5),
+        feature(
+            0,
+            histogram=(3, 0, 1),
+            kind="input",
+            label='token " a"',
+            label_score=0.5,
+            input_label='token " a"',
+            input_score=0.5,
+        ),
         feature(1, top_logits=(TokenLogit(" a", 7, -0.5),), bottom_logits=(), neighbours=(Neighbour(3, 0.25),)),
         feature(2, num_active=0, density=0.0, examples=()),
         feature(
@@ -211,3 +220,28 @@ def test_what_is_no_file_of_labels_is_not_opened(tmp_path: Path) -> None:
     write_labels(tmp_path / "labels.parquet", labels(sae()).info, [table.to_batch(features()[::-1])])
     with pytest.raises(LabelError, match="not in order"):
         LabelFile(tmp_path / "labels.parquet")
+
+
+def test_a_file_of_version_2_which_had_no_histogram_is_read_all_the_same(tmp_path: Path) -> None:
+    made = labels(sae())
+    made.write(tmp_path / "labels.parquet")
+    older = pq.read_table(tmp_path / "labels.parquet").drop_columns(["histogram"])
+    noted = json.loads(older.schema.metadata[b"saeclamp_labels"]) | {"version": 2}
+    pq.write_table(older.replace_schema_metadata({"saeclamp_labels": json.dumps(noted)}), tmp_path / "labels.parquet")
+    assert list(read_labels(tmp_path, sae())) == [replace(one, histogram=None) for one in features()]
+    assert LabelFile(tmp_path / "labels.parquet")[3] == replace(features()[3], histogram=None)
+    again = read_labels(tmp_path, sae()).with_explanations({0: CATS})
+    again.write(tmp_path / "labels.parquet")
+    assert read_labels(tmp_path, sae())[0].explanation == CATS.text
+
+
+def test_a_file_that_says_another_version_than_it_is_of_is_refused(tmp_path: Path) -> None:
+    labels(sae()).write(tmp_path / "labels.parquet")
+    whole = pq.read_table(tmp_path / "labels.parquet")
+    for version in (1, 2, 4, "3"):
+        noted = json.loads(whole.schema.metadata[b"saeclamp_labels"]) | {"version": version}
+        pq.write_table(
+            whole.replace_schema_metadata({"saeclamp_labels": json.dumps(noted)}), tmp_path / "other.parquet"
+        )
+        with pytest.raises(LabelError, match="no labels that this version of saeclamp knows"):
+            LabelFile(tmp_path / "other.parquet")

@@ -67,7 +67,7 @@ def _add_slowly(path: str, home: str, results: Any) -> None:
 
 
 def test_of_two_at_once_one_is_added_and_the_other_is_told(library: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     results = context.Queue()
     processes = [context.Process(target=_add_slowly, args=("", str(library.parent), results)) for _ in range(2)]
     for process in processes:
@@ -119,7 +119,7 @@ def _add_and_remove(home: str, name: str, results: Any) -> None:
 
 
 def test_many_at_once_meet_no_error_but_being_told(library: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     results = context.Queue()
     arguments = [(str(library.parent), name, results) for name in ("same", "same", "own", "other")]
     processes = [context.Process(target=_add_and_remove, args=some) for some in arguments]

@@ -95,6 +95,16 @@ def damaged_answer(**values: Any) -> bytes:
     return json.dumps({"feature": None, "act": None, "answers": {"greedy": answers}}).encode() + b"\n"
 
 
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of answers that a whole run keeps."""
+    folder = write_sae(tmp_path_factory.mktemp("kept"))
+    with serving(folder) as server:
+        assert run(words(server, folder, "--keep-answers")) == 0
+    (kept,) = folder.glob("calibration-answers-*.jsonl")
+    return kept
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -107,10 +117,10 @@ def damaged_answer(**values: Any) -> bytes:
         pytest.param(damaged_answer(more=1), id="an unknown field"),
     ],
 )
-def test_a_damaged_line_of_answers_is_named_and_left_alone(server: Stub, folder: Path, line: bytes) -> None:
-    assert run(words(server, folder, "--keep-answers")) == 0
-    (kept,) = folder.glob("calibration-answers-*.jsonl")
-    good = kept.read_bytes()
+def test_a_damaged_line_of_answers_is_named_and_left_alone(
+    server: Stub, folder: Path, answers: Path, line: bytes
+) -> None:
+    good, kept = answers.read_bytes(), folder / answers.name
     kept.write_bytes(good + line)
     with pytest.raises(CalibrationError, match=r"jsonl, line 6 holds no answers of this calibration: delete that line"):
         run(words(server, folder, "--strengths", "0.35"))

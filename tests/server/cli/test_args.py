@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file, save_file
+from tests.support import forked_command
 from tests.support.checkpoints import make_sae
 
 from saeclamp_saes.cli.log_handler import ROOT_LOGGER, set_up_log
@@ -43,13 +44,7 @@ def model(tmp_path: Path) -> Path:
 def run(*arguments: str) -> tuple[int, str]:
     started = time.monotonic()
     environment = {"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "HOME": str(Path.home())}
-    done = subprocess.run(
-        [sys.executable, "-m", "saeclamp_server", *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
+    done = forked_command.saeclamp(*arguments, env=environment)
     assert time.monotonic() - started < BEFORE_LONG_WORK_S
     assert "Traceback" not in done.stderr
     return done.returncode, done.stderr.strip()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.saes.loaders.layouts import goodfire
+from tests.support import forked_command
 from tests.support.calibration_stub import serving, words, write_sae
 from tests.support.checkpoints import make_sae
 from tests.support.local_hub import COMMIT, LocalHub
@@ -35,10 +36,7 @@ def saeclamp(tmp_path: Path) -> Command:
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
         }
-        command = [sys.executable, "-m", "saeclamp_server", *arguments]
-        return subprocess.run(
-            command, capture_output=True, text=True, env=environment | more, check=False, timeout=300, cwd=tmp_path
-        )
+        return forked_command.saeclamp(*arguments, env=environment | more, cwd=tmp_path)
 
     return run
 

@@ -1,4 +1,4 @@
-"""`saeclamp sae list | info | add | remove`, run as a user runs them."""
+"""`saeclamp sae list | info | add | remove`, as a user runs them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 from safetensors.torch import load_file, save_file
 from tests.saes.loaders.layouts import goodfire
+from tests.support import forked_command
 from tests.support.bundled import D_SAE, LAYER
 from tests.support.checkpoints import make_sae
 from tests.support.local_hub import COMMIT, LocalHub
@@ -47,14 +48,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 @pytest.fixture
 def saeclamp(environment: dict[str, str]) -> Saeclamp:
     def run(*arguments: str, **more: str) -> Said:
-        done = subprocess.run(
-            [*MODULE, "sae", *arguments],
-            capture_output=True,
-            text=True,
-            env=environment | more,
-            check=False,
-            timeout=300,
-        )
+        done = forked_command.saeclamp("sae", *arguments, env=environment | more)
         assert "Traceback" not in done.stderr, done.stderr
         return Said(done.returncode, done.stdout, done.stderr)
 
@@ -245,11 +239,9 @@ def test_help_needs_neither_torch_nor_vllm(arguments: list[str]) -> None:
     assert done.stdout.endswith("[]\n")
 
 
-def test_every_command_is_there() -> None:
-    done = subprocess.run([*MODULE, "sae", "--help"], capture_output=True, text=True, check=True)
-    shown: list[Any] = [
-        line.split()[0] for line in done.stdout.splitlines() if line.startswith("    ") and line[4] != " "
-    ]
+def test_every_command_is_there(saeclamp: Saeclamp) -> None:
+    lines = saeclamp("--help").out.splitlines()
+    shown: list[Any] = [line.split()[0] for line in lines if line.startswith("    ") and line[4] != " "]
     assert shown == ["list", "info", "add", "remove", "convert", "verify"]
 
 

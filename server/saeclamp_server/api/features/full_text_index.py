@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from threading import Lock
+from typing import NamedTuple
 
 from saeclamp_server.api.features.search_documents import FeatureDocument
 
@@ -20,6 +21,14 @@ MAX_WORDS = 32
 """Words of a query; what follows is left out."""
 SAID, TOKENS = "{name said}", "{tokens}"
 """Columns: what people say of a feature, and its tokens."""
+
+
+class Match(NamedTuple):
+    """A feature that a query found."""
+
+    number: int
+    coverage: float
+    """Share of the query's words that it holds."""
 
 
 class FullTextIndex:
@@ -37,9 +46,9 @@ class FullTextIndex:
         self._db.executemany("INSERT INTO words(rowid, name, said, tokens) VALUES (?, ?, ?, ?)", rows)
         self._db.execute("INSERT INTO words(words) VALUES ('optimize')")
 
-    def search(self, query: str, columns: str, limit: int | None = None) -> Iterator[int]:
+    def search(self, query: str, columns: str, limit: int | None = None) -> list[Match]:
         """
-        Yield the numbers of the matches, best first; those with more of the query's rare words are better.
+        Rank the matches, best first; those with more of the query's rare words are better.
 
         columns: `SAID` or `TOKENS`
         limit:   of the matches that are ranked; None ranks all of them, which takes longer
@@ -48,13 +57,20 @@ class FullTextIndex:
         words = [*dict.fromkeys(re.findall(r"\w+", query))][:MAX_WORDS]
         words = [word for word in words if word.lower() not in COMMON] or words
         if not words:
-            return
+            return []
         # quoted, so that none is an operator of the query language; the last may be half typed
-        asked = " OR ".join(f'"{word}"' for word in words) + ("*" if len(words[-1]) > 2 else "")
+        terms = [f'"{word}"' for word in words]
+        terms[-1] += "*" if len(words[-1]) > 2 else ""
         with self._lock:
-            matches = self._db.execute(
+            ranked = self._db.execute(
                 "SELECT rowid FROM words WHERE words MATCH ? ORDER BY rank LIMIT ?",
-                (f"{columns} : ({asked})", -1 if limit is None else limit),
+                (f"{columns} : ({' OR '.join(terms)})", -1 if limit is None else limit),
             )
-            for (number,) in matches:
-                yield number
+            numbers = [number for (number,) in ranked]
+            num_words = dict.fromkeys(numbers, 0)
+            for term in terms:
+                holders = self._db.execute("SELECT rowid FROM words WHERE words MATCH ?", (f"{columns} : {term}",))
+                for (number,) in holders:
+                    if number in num_words:
+                        num_words[number] += 1
+        return [Match(number, num_words[number] / len(words)) for number in numbers]

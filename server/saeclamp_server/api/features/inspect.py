@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from saeclamp.types import Inspect, InspectedFeature, InspectedToken, Inspection, TopFeature
+from saeclamp.types import Aggregate, Inspect, InspectedFeature, InspectedToken, Inspection, TopFeature
 from saeclamp_server.api.features import FeatureSearch
 from saeclamp_server.api.features.text_activations import (
     FeatureId,
@@ -31,6 +31,8 @@ async def inspect(request: Inspect, model: ModelClient, context: SteeringContext
     saes = check_sae_names(request.saes, context, "saes")
     wants_all = bool(top_k) or not features
     prompt, path = await tokenize_request(model, request.text, request.messages)
+    if request.order == "tf_idf":
+        await search.until_ready()  # densities stand in the labels
     (text,) = await read_activations(model, context, [(prompt, path)], features, saes if wants_all else ())
     return await run_computation(_inspection, text, request, features, top_k, model, context, search)
 
@@ -47,7 +49,7 @@ def _inspection(
     if features:
         shown, acts = [*features], text.named
     else:
-        shown = _most_active(text, request)
+        shown = _most_active(text, request, context, search)
         acts = dense_acts(text, shown)
     names = dict(zip(map(str, request.features), range(len(features)), strict=True))
     cut = "At some tokens more features are active than were read; the weakest were left out."
@@ -55,18 +57,48 @@ def _inspection(
         tokens=_tokens(text, model, names, top_k, context),
         features=tuple(_summed_up(shown, acts, text.counted(request.include_template), context, search)),
         aggregate=request.aggregate,
+        order=request.order,
         num_counted=int(text.counted(request.include_template).sum()),
         warnings=(cut,) if text.is_cut else (),
     )
 
 
-def _most_active(text: TextActivations, request: Inspect) -> list[FeatureId]:
-    """Choose features by what they do at tokens that count, the first by `aggregate` first."""
+def _most_active(
+    text: TextActivations, request: Inspect, context: SteeringContext, search: FeatureSearch
+) -> list[FeatureId]:
+    """Choose features by what they do at tokens that count, the first by `aggregate` and `order` first."""
     sums = sum_activations(text, request.include_template)
     # the largest in the sense of the answer: of those that have either sign, the farthest from 0
     by = {"max": sums.peak, "mean": sums.mean, "frequency": sums.frequency}[request.aggregate]
-    order = np.argsort(-np.abs(by), kind="stable")[: request.limit]
-    return [feature_of(key, text.saes) for key in sums.keys[order].tolist()]
+    order = np.argsort(-np.abs(by), kind="stable")
+    if request.order == "tf_idf":
+        features = [feature_of(key, text.saes) for key in sums.keys.tolist()]
+        scores = _tf_idf(np.abs(by), features, request.aggregate, context, search)
+        order = order[np.argsort(-scores[order], kind="stable")]
+    return [feature_of(key, text.saes) for key in sums.keys[order[: request.limit]].tolist()]
+
+
+def _tf_idf(
+    values: NDArray[np.float64],
+    features: Sequence[FeatureId],
+    aggregate: Aggregate,
+    context: SteeringContext,
+    search: FeatureSearch,
+) -> NDArray[np.float64]:
+    """
+    Weigh activations by how unusual they are, as words are weighed by how few documents hold them (Spaerck Jones 1972).
+
+    values: (num_features,), at least 0
+    Returns (num_features,); -1 where the stored maximum or the density is not known.
+    """
+    max_acts = [1.0 if aggregate == "frequency" else context.max_act(*feature) for feature in features]
+    densities = [search.density(*feature) for feature in features]
+    return np.array(
+        [
+            value / max_act * -np.log(density) if max_act and density else -1.0
+            for value, max_act, density in zip(values, max_acts, densities, strict=True)
+        ]
+    )
 
 
 def _find(feature: str, context: SteeringContext, number: int) -> FeatureId:
@@ -131,6 +163,7 @@ def _summed_up(
             max=float(column[peak]),
             mean=float(column.mean()),
             frequency=float((column != 0).mean()),
+            density=search.density(*feature),
             position=int(positions[peak]) if column[peak] else None,
             max_act=context.max_act(*feature),
             acts=tuple(whole.tolist()),

@@ -76,6 +76,7 @@ def _measured(sae: ServedSAE, labelled: Feature, describe: Describe) -> dict[str
         "density": labelled.density,
         "num_active": labelled.num_active,
         "top_act": labelled.top_act,
+        "histogram": labelled.histogram,
         "output_score": labelled.output_score,
         "top_logits": _logits(labelled.top_logits),
         "bottom_logits": _logits(labelled.bottom_logits),

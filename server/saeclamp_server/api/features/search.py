@@ -1,8 +1,9 @@
 """
 Looking for features: three rankings made into one, by words of what people say, by tokens, and by meaning.
 
-Ranks are fused, not scores, which have no common scale: a feature's score is the sum of 1 / (60 + rank) over the rankings
-that hold it (Cormack, Clarke, Buettcher, SIGIR 2009).
+Ranks are fused, not scores, which have no common scale: a feature's score is the sum of weight / (60 + rank) over the
+rankings that hold it (Cormack, Clarke, Buettcher, SIGIR 2009, with weights). The weight is 1 by meaning; by words it is the
+square of the share of the query's words that the feature holds: whoever asks for "climate change" does not mean "change".
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from saeclamp.types import FeatureHit, FeatureHits, FeatureQuery, Label
 from saeclamp_saes.errors import LabelError
 from saeclamp_server.api.features.embedding_index import EmbeddingIndex, Mask
-from saeclamp_server.api.features.full_text_index import SAID, TOKENS, FullTextIndex
+from saeclamp_server.api.features.full_text_index import SAID, TOKENS, FullTextIndex, Match
 from saeclamp_server.api.features.search_documents import SearchDocuments
 from saeclamp_server.errors import SearchUnavailableError
 from saeclamp_server.sentence_encoder import SentenceEncoder, SentenceEncoderMissingError
@@ -96,12 +97,13 @@ class FeatureSearch:
         if meanings is not None:
             near = self._beside.submit(meanings.nearest, query.query, wanted, NUM_RANKED, LEAST_SIMILARITY)
         rankings = [self._by_words(query.query, columns, wanted) for columns in (SAID, TOKENS)]
+        has_words = any(rankings)
         if near is not None:
-            rankings.append(near.result())
+            rankings.append([Match(number, 1.0) for number in near.result()])
         scores: dict[int, float] = defaultdict(float)
         for ranking in rankings:
-            for rank, number in enumerate(ranking, 1):
-                scores[number] += 1 / (FUSION + rank)
+            for rank, match in enumerate(ranking, 1):
+                scores[match.number] += match.coverage**2 / (FUSION + rank)
         best = sorted(scores, key=lambda number: (-scores[number], number))
         cosines = meanings.cosines(query.query, best[page]) if meanings else [None] * len(best[page])
         return FeatureHits(
@@ -110,14 +112,14 @@ class FeatureSearch:
             ),
             num_found=len(best),
             rankings=("words", "tokens", "meaning") if meanings else ("words", "tokens"),
-            note=self.note if meanings is None else None if any(rankings[:2]) else NO_WORDS,
+            note=self.note if meanings is None else None if has_words else NO_WORDS,
         )
 
-    def _by_words(self, query: str, columns: str, wanted: Mask) -> list[int]:
+    def _by_words(self, query: str, columns: str, wanted: Mask) -> list[Match]:
         assert self._words is not None, "it is ready"
         # where a query filters, those that pass may rank anywhere
         limit = NUM_RANKED if wanted.all() else None
-        matches = (number for number in self._words.search(query, columns, limit) if wanted[number])
+        matches = (match for match in self._words.search(query, columns, limit) if wanted[match.number])
         return [*islice(matches, NUM_RANKED)]
 
     def label(self, sae: str, index: int) -> Label | None:
@@ -134,6 +136,11 @@ class FeatureSearch:
         """Look up how well amplifying a feature brings out its own tokens; None until labels have been read."""
         found = self._of(sae)
         return _nan_to_none(found.output_score[index]) if found else None
+
+    def density(self, sae: str, index: int) -> float | None:
+        """Look up the share of tokens at which a feature is active; None until labels have been read."""
+        found = self._of(sae)
+        return _nan_to_none(found.density[index]) if found else None
 
     def _of(self, sae: str) -> SearchDocuments | None:
         return next((found for found in self._saes if found.sae.entry.name == sae), None)

@@ -21,7 +21,7 @@ from saeclamp_server import sentence_encoder
 from saeclamp_server.api.features import FeatureSearch
 from saeclamp_server.api.features.description import description
 from saeclamp_server.api.features.embedding_index import EmbeddingIndex
-from saeclamp_server.api.features.full_text_index import FullTextIndex
+from saeclamp_server.api.features.full_text_index import FullTextIndex, Match
 from saeclamp_server.api.features.sae_info import feature_info
 from saeclamp_server.api.features.search_documents import FeatureDocument, SearchDocuments
 from saeclamp_server.sentence_encoder import SentenceEncoder
@@ -250,10 +250,19 @@ def test_what_people_say_and_tokens_are_ranked_apart_and_common_words_do_not_cou
             FeatureDocument("", "The old one.", ""),
         ]
     )
-    assert [*index.search("the bridge", "{name said}")] == [1]
-    assert [*index.search("the bridge", "{tokens}")] == [0]
-    assert [*index.search("the", "{name said}")] == [2]
-    assert {*index.search("the", "{tokens}")} == {0, 1}
+
+    def numbers(query: str, columns: str) -> list[int]:
+        return [match.number for match in index.search(query, columns)]
+
+    assert numbers("the bridge", "{name said}") == [1]
+    assert numbers("the bridge", "{tokens}") == [0]
+    assert numbers("the", "{name said}") == [2]
+    assert {*numbers("the", "{tokens}")} == {0, 1}
+
+
+def test_a_match_tells_which_share_of_the_words_it_holds_in_any_form() -> None:
+    index = FullTextIndex([FeatureDocument("", "", "climates changing"), FeatureDocument("", "", "change")])
+    assert index.search("climate change of", "{tokens}") == [Match(0, 1.0), Match(1, 0.5)]
 
 
 @pytest.mark.usefixtures("cache")
@@ -270,3 +279,22 @@ def test_whoever_asks_before_labels_are_read_waits_in_no_thread_even_where_there
     assert asyncio.run(waited())
     assert said == []
     assert early.find(FeatureQuery(query="sea")).data == ()
+
+
+def test_who_asks_for_two_words_does_not_mean_one_of_them(tmp_path: Path, cache: Path) -> None:
+    tokens = {0: " change, changed, changing", 1: " warming, emissions", 2: " climate, warming"}
+    rows = [
+        blank_label(
+            index=index,
+            num_active=9,
+            top_act=9.0,
+            input_label="token " + ", ".join(f'"{one}"' for one in tokens[index].split(", ")),
+            explanation={1: "Global warming and the climate.", 2: "Climate change."}.get(index),
+        )
+        for index in range(3)
+    ]
+    LabelTable.of(INFO, rows).write(tmp_path / "labels.parquet")
+    sae = ServedSAE(entry("small", 3, 3), SiteNorms(10.0, [1.0] * 3), labels=LabelFile(tmp_path / "labels.parquet"))
+    search = FeatureSearch({"small": sae})
+    search.prepare()
+    assert found(search, "climate change") == ["small/2", "small/1", "small/0"]

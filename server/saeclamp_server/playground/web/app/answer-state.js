@@ -21,6 +21,8 @@
  * @property {Token[][]} blocks of tokens; full ones do not change any more
  * @property {number} numTokens
  * @property {any} receipt
+ * @property {string | null} id of the answer, as the server's log and trace have it
+ * @property {number | null} promptTokens
  * @property {ApiError | null} error
  * @property {string | null} finish
  * @property {number | null} firstMs from asking to the first token
@@ -47,6 +49,8 @@ export const emptyAnswer = () => ({
   blocks: [],
   numTokens: 0,
   receipt: null,
+  id: null,
+  promptTokens: null,
   error: null,
   finish: null,
   firstMs: null,

@@ -1,10 +1,10 @@
 /** The conversation: what was asked, and each column's answers while they come in. */
-import { appended, emptyAnswer, textOf } from "./answer-state.js";
-import { ApiError, events, wasStopped } from "./api.js";
+import { emptyAnswer, textOf } from "./answer-state.js";
+import { ApiError, wasStopped } from "./api.js";
 import { computed, signal } from "./h.js";
-import { likeliest } from "./measures.js";
 import { NUM_LIKELY, score } from "./score.js";
-import { servedModel } from "./server.js";
+import { isKnown, servedModel } from "./server.js";
+import { stream } from "./streaming.js";
 import {
   announce,
   columns,
@@ -14,13 +14,14 @@ import {
   prompted,
   sampling,
   settingsText,
+  rules,
   steering,
   system,
+  unfinishedRules,
 } from "./state.js";
 
 const NUM_STRONGEST = 5;
 const MAX_SHOWN = 16;
-const RETRY_S = 2;
 
 /**
  * @typedef {import("./answer-state.js").Answer} Answer
@@ -46,8 +47,17 @@ export const isPending = computed(() => {
   return last !== undefined && last.settings !== settingsText.value;
 });
 
+/** Why nothing may be asked now; empty where it may. */
+export const obstacle = computed(() => {
+  const [rule] = unfinishedRules.value;
+  return rule
+    ? `${rule.name} is on and names no feature of this server, so it would watch nothing: complete it, or switch it off.`
+    : "";
+});
+
 /** @param {string} user a question, or what comes next in the conversation */
 export function ask(user) {
+  if (obstacle.value) return;
   const before = turns.value;
   const turn = { id: nextId(), user, settings: settingsText.value, answers: {} };
   turns.value = [...before, answered(turn, before)];
@@ -56,7 +66,7 @@ export function ask(user) {
 /** Answer the last question again, with what is set now. */
 export function regenerate() {
   const last = turns.value.at(-1);
-  if (!last) return;
+  if (!last || obstacle.value) return;
   stop();
   const before = turns.value.slice(0, -1);
   turns.value = [...before, answered({ ...last, settings: settingsText.value, answers: {} }, before)];
@@ -68,6 +78,16 @@ let epoch = 0;
 export function stop() {
   epoch++;
   for (const controller of running.value) controller.abort();
+}
+
+/** Take the last question back, if nothing of its answers is there. @returns {string} the question, or nothing */
+export function takeBack() {
+  const last = turns.value.at(-1);
+  const answers = Object.values(last?.answers ?? {}).flat();
+  if (!last || answers.some((answer) => answer.state.value.numTokens || answer.state.value.status === "failed"))
+    return "";
+  turns.value = turns.value.slice(0, -1);
+  return last.user;
 }
 
 /** Ask one question after the other in a new conversation, each when the one before is answered. @param {string[]} questions */
@@ -115,10 +135,21 @@ function messagesOf(column, user, before) {
   return [...messages, { role: "user", content: user }];
 }
 
-/** Features whose activations are asked for beside the answer: that of the heat, and those that are steered. */
-function featuresToRead() {
-  const asked = [heatFeature.value, ...edits.value.filter((edit) => !edit.off).map((edit) => edit.feature)];
-  return [...new Set(asked.filter((feature) => feature != null))].slice(0, MAX_SHOWN);
+/**
+ * Features whose activations are asked for beside the answer: that of the heat, and in the steered column those that are steered
+ * or watched. Elsewhere a feature that does not exist would take the answer away from a column that has nothing to do with it.
+ *
+ * @param {boolean} isSteered
+ */
+function featuresToRead(isSteered) {
+  const moved = edits.value.filter((edit) => !edit.off).map((edit) => edit.feature);
+  const watched = activeTests().map((test) => test.feature);
+  const asked = isSteered ? [heatFeature.value, ...moved, ...watched] : [heatFeature.value].filter(isKnown);
+  return [...new Set(asked)].flatMap((feature) => feature || []).slice(0, MAX_SHOWN);
+}
+
+function activeTests() {
+  return rules.value.filter((rule) => !rule.off).flatMap((rule) => rule.tests);
 }
 
 /**
@@ -129,8 +160,9 @@ function featuresToRead() {
  * @returns {Answer}
  */
 function begin(column, seed, messages, plain) {
-  const features = featuresToRead();
-  const own = column.kind === "steered" ? steering.value : null;
+  const isSteered = column.kind === "steered";
+  const features = featuresToRead(isSteered);
+  const own = isSteered ? steering.value : null;
   const { max_tokens, temperature, top_p, repetition_penalty } = sampling.value;
   const body = {
     model: column.kind === "variant" ? column.title : servedModel.value,
@@ -183,112 +215,4 @@ async function run(answer, title, stopped) {
     set({ status: "failed", error: failure, blocks: [], numTokens: 0, retryIn: null });
     announce(`${title} failed: ${failure.message}`);
   }
-}
-
-/**
- * Show an answer while it comes in, and wait where the server is busy.
- *
- * @param {Answer} answer
- * @param {(change: Partial<AnswerState>) => void} set
- * @param {AbortSignal} stopped
- * @returns {Promise<{prompt: number[], answer: number[]}>} token ids
- */
-async function stream(answer, set, stopped) {
-  for (;;) {
-    try {
-      return await streamOnce(answer, set, stopped);
-    } catch (error) {
-      const isBusy = error instanceof ApiError && error.status === 429;
-      if (!isBusy || answer.state.value.numTokens) throw error;
-      for (let left = error.retryAfter ?? RETRY_S; left > 0; left--) {
-        set({ retryIn: left });
-        await pause(1000, stopped);
-      }
-      set({ retryIn: null });
-    }
-  }
-}
-
-/** @param {number} ms @param {AbortSignal} stopped */
-function pause(ms, stopped) {
-  return new Promise((resolve, reject) => {
-    const timer = setTimeout(resolve, ms, undefined);
-    stopped.addEventListener("abort", () => {
-      clearTimeout(timer);
-      reject(new DOMException("stopped", "AbortError"));
-    });
-  });
-}
-
-/**
- * @param {Answer} answer
- * @param {(change: Partial<AnswerState>) => void} set
- * @param {AbortSignal} stopped
- */
-async function streamOnce(answer, set, stopped) {
-  const start = performance.now();
-  const ids = { prompt: /** @type {number[]} */ ([]), answer: /** @type {number[]} */ ([]) };
-  /** @type {Token[]} */
-  let arrived = [];
-  let frame = 0;
-  const flush = () => {
-    frame = 0;
-    if (!arrived.length) return;
-    const tokens = arrived;
-    arrived = [];
-    const { blocks, numTokens } = answer.state.value;
-    set({ blocks: appended(blocks, tokens), numTokens: numTokens + tokens.length });
-  };
-  set({ status: "running" });
-  let receipt = null;
-  try {
-    for await (const chunk of events("v1/chat/completions", answer.body, stopped)) {
-      ids.prompt = chunk.prompt_token_ids ?? ids.prompt;
-      receipt = chunk.steering ?? receipt;
-      const [choice] = chunk.choices ?? [];
-      if (!choice) continue;
-      ids.answer.push(...(choice.token_ids ?? []));
-      const tokens = tokensOf(choice);
-      if (tokens.length && answer.state.value.firstMs === null) set({ firstMs: performance.now() - start });
-      arrived.push(...tokens);
-      if (choice.finish_reason) set({ finish: choice.finish_reason });
-      // at most once a frame, however fast tokens come; a hidden page draws no frames
-      if (arrived.length && !frame) frame = document.hidden ? (flush(), 0) : requestAnimationFrame(flush);
-    }
-  } finally {
-    // nothing may be drawn behind an error, which takes the answer away
-    cancelAnimationFrame(frame);
-    flush();
-  }
-  set({ receipt });
-  if (receipt?.applied !== true) {
-    throw new ApiError(0, {
-      message: "The answer came without its receipt, so it is not shown.",
-      code: "steering_not_applied",
-    });
-  }
-  return ids;
-}
-
-/** @param {any} choice @returns {Token[]} */
-function tokensOf(choice) {
-  const shown = choice.steering?.tokens ?? [];
-  const decoder = new TextDecoder("utf-8", { fatal: false });
-  const content = choice.logprobs?.content ?? [];
-  return content.map((/** @type {any} */ one, /** @type {number} */ number) => {
-    const read = shown[number];
-    // the token that ended the answer is one of its tokens, and no part of its text
-    const isEnd = choice.finish_reason === "stop" && number === content.length - 1;
-    return {
-      text: isEnd ? "" : one.bytes ? decoder.decode(new Uint8Array(one.bytes)) : one.token,
-      logprob: one.logprob,
-      likely: likeliest(one.top_logprobs.map((/** @type {any} */ top) => [top.token, top.logprob])),
-      defaultLikely: null,
-      kl: null,
-      position: read?.position ?? null,
-      acts: read?.features ?? {},
-      top: read?.top ?? {},
-      edits: read?.edits ?? [],
-    };
-  });
 }

@@ -24,22 +24,33 @@ const SHARES = /** @type {[number, string][]} */ ([
 ]);
 
 /**
- * Say how long an edit is beside the stream that it edits.
+ * Say how long an edit is beside what it edits.
  *
  * @param {number | null | undefined} dose
+ * @param {string | null} [site] such as `resid_post 23`; none: in the residual stream
  */
-export function doseInWords(dose) {
+export function doseInWords(dose, site) {
   if (dose == null) return "";
+  const whole = !site || site.startsWith("resid") ? "the stream's length" : "the length of what flows there";
   const words = SHARES.find(([most]) => dose < most)?.[1] ?? `${number(dose, 2)} times`;
-  const what =
-    dose < 0.02 ? `${words} of the stream's length` : `${words} ${dose < 1.15 ? "of " : ""}the stream's length`;
+  const what = dose < 0.02 ? `${words} of ${whole}` : `${words} ${dose < 1.15 ? "of " : ""}${whole}`;
   return `${what} (${number(dose, 2)})`;
 }
+
+const POINTS = /** @type {Record<string, string>} */ ({
+  resid_pre: "before layer",
+  resid_mid: "between attention and MLP of layer",
+  resid_post: "behind layer",
+  attn_z: "in the attention heads of layer",
+  attn_out: "in the attention's output of layer",
+  mlp_in: "in the MLP's input of layer",
+  mlp_out: "in the MLP's output of layer",
+});
 
 /** @param {string} site such as `resid_post 23` */
 export function siteInWords(site) {
   const [point, layer] = site.split(" ");
-  return point === "resid_post" && layer ? `behind layer ${layer}` : site;
+  return layer && POINTS[point] ? `${POINTS[point]} ${layer}` : site;
 }
 
 /**

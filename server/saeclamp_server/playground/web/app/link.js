@@ -8,9 +8,12 @@ import { OPS } from "./format.js";
 import * as state from "./state.js";
 
 const VERSION = 1;
+const DAMAGED = "This link is damaged or incomplete, so nothing of it was taken over: ask for it again.";
 
 /** Questions of the link that was opened, until they are asked: nobody's link starts work by itself. */
 export const linkedQuestions = signal(/** @type {string[]} */ ([]));
+/** True if what was opened is what this tab held before it was loaded again. */
+export const isFromTab = signal(false);
 /** What a link was made for that this server does not have. */
 export const mismatches = signal(/** @type {string[]} */ ([]));
 
@@ -64,12 +67,15 @@ const KEPT = "saeclamp-state";
 
 /** @param {string[]} questions */
 export function keepState(questions) {
-  sessionStorage.setItem(KEPT, new URL(makeLink(questions)).hash);
+  // those that were not asked again yet are not lost by another reload
+  sessionStorage.setItem(KEPT, new URL(makeLink(questions.length ? questions : linkedQuestions.value)).hash);
 }
 
 /** Take over what a link says, or else what the tab has kept. */
 export function restoreState() {
-  openLink(location.hash || (sessionStorage.getItem(KEPT) ?? ""));
+  const isLink = location.hash.length > 1 && !document.getElementById(location.hash.slice(1));
+  openLink(isLink ? location.hash : (sessionStorage.getItem(KEPT) ?? ""));
+  isFromTab.value = !isLink;
 }
 
 /** @param {unknown} value @param {number} most */
@@ -128,9 +134,13 @@ export function openLink(fragment) {
   try {
     content = JSON.parse(fromBase64(fragment.replace(/^#/, "")));
   } catch {
+    content = null;
+  }
+  isFromTab.value = false;
+  if (content?.v !== VERSION) {
+    if (fragment.length > 1 && !document.getElementById(fragment.slice(1))) mismatches.value = [DAMAGED];
     return;
   }
-  if (content?.v !== VERSION) return;
   const sampling = content.sampling ?? {};
   batch(() => {
     state.edits.value = listOf(content.edits).map((one) => ({ ...editFrom(one), id: state.nextId() }));

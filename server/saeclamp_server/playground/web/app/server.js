@@ -70,6 +70,17 @@ export function isFeature(text) {
 }
 
 /**
+ * Tell whether a feature is one of this server's.
+ *
+ * @param {string | null | undefined} text
+ */
+export function isKnown(text) {
+  const [name, of] = (text ?? "").split("/");
+  const sae = saes.value.find((one) => one.name === name);
+  return Boolean(sae && of && (/^[0-9]+$/.test(of) ? Number(of) < sae.d_sae : sae.named.includes(of)));
+}
+
+/**
  * All that is known of a feature; asked for once.
  *
  * @param {string} feature `<sae>/<index>` or `<sae>/<name>`

@@ -3,6 +3,7 @@
  * it, and all of it but the conversation goes into a link.
  */
 import { computed, signal } from "./h.js";
+import { isKnown } from "./server.js";
 
 /**
  * @typedef {object} Edit
@@ -89,12 +90,17 @@ export function ruleToJson(rule) {
   };
 }
 
-/** Rules that are on and complete: one that names no feature yet does nothing. */
-export const activeRules = computed(() =>
-  rules.value.filter((rule) => {
-    const named = [...rule.tests, ...(rule.then === "edit" ? [rule.edit] : [])];
-    return !rule.off && named.every((one) => one.feature);
-  }),
+/** Rules that are on. */
+export const activeRules = computed(() => rules.value.filter((rule) => !rule.off));
+
+/**
+ * Rules that are on and name no feature of this server somewhere: nothing is asked until they do, or are off, or what they were
+ * made to watch would pass.
+ */
+export const unfinishedRules = computed(() =>
+  activeRules.value.filter((rule) =>
+    [...rule.tests, ...(rule.then === "edit" ? [rule.edit] : [])].some((one) => !isKnown(one.feature)),
+  ),
 );
 
 /** The `steering` object as it stands, without what shows it; null where nothing is steered. */
@@ -102,7 +108,7 @@ export const steering = computed(() => {
   const interventions = edits.value
     .filter((edit) => !edit.off)
     .map((edit) => ({ ...toIntervention(edit), ...(edit.tokens === "all" ? {} : { tokens: edit.tokens }) }));
-  const active = activeRules.value.map(ruleToJson);
+  const active = activeRules.value.filter((rule) => !unfinishedRules.value.includes(rule)).map(ruleToJson);
   if (!interventions.length && !active.length) return null;
   return { ...(interventions.length ? { interventions } : {}), ...(active.length ? { rules: active } : {}) };
 });
@@ -138,6 +144,24 @@ export function newEdit(edit) {
     tokens: "all",
     off: false,
     ...edit,
+  };
+}
+
+/** @param {string} feature @returns {Rule} */
+export function newRule(feature = "") {
+  const used = new Set(rules.value.map((rule) => rule.name));
+  let numbered = rules.value.length + 1;
+  while (used.has(`rule-${numbered}`)) numbered++;
+  return {
+    id: nextId(),
+    name: `rule-${numbered}`,
+    join: "all",
+    tests: [{ feature, op: "above", value: 0.5, unit: "max_act" }],
+    then: "abort",
+    scope: "token",
+    tokens: "generated",
+    edit: { feature: "", op: "ablate", value: 0, unit: "max_act" },
+    off: false,
   };
 }
 

@@ -9,16 +9,16 @@ import { RuleTimeline } from "./rule-timeline.js";
 import { TokenText } from "./token-text.js";
 
 const ENDS = /** @type {Record<string, string>} */ ({
-  length: "It has as many tokens as an answer may have.",
+  length: "Cut off here: an answer may have no more tokens than that.",
   content_filter: "A rule ended the answer here.",
   abort: "The server is stopping, and ended this answer early.",
 });
 
 /**
- * @param {{answer: import("../answer-state.js").Answer, title: string, kind: string, most: number, baseline: number | null,
+ * @param {{answer: import("../answer-state.js").Answer, title: string, kind: string, most: number, baseline: number | null, isCurrent: boolean,
  *   onAttribute: (answer: import("../answer-state.js").Answer, token: import("../answer-state.js").Token) => void}} props
  */
-export function AnswerView({ answer, title, kind, most, baseline, onAttribute }) {
+export function AnswerView({ answer, title, kind, most, baseline, isCurrent, onAttribute }) {
   const state = answer.state.value;
   if (state.status === "failed") return html`<${Failed} error=${state.error} kind=${kind} />`;
   const isShown = state.numTokens > 0;
@@ -49,9 +49,9 @@ export function AnswerView({ answer, title, kind, most, baseline, onAttribute })
       !state.read.includes(heatFeature.value) &&
       html`<p class="quiet">${heatFeature.value} was not read in this answer; regenerate to see it.</p>`
     }
-    ${state.receipt && html`<${RuleTimeline} receipt=${state.receipt} state=${state} />`}
-    ${state.cost && html`<${Cost} cost=${state.cost} baseline=${baseline} isSteered=${kind === "steered"} isDefault=${kind === "default"} />`}
-    ${state.receipt && kind !== "default" && kind !== "prompted" && html`<${ReceiptStrip} receipt=${state.receipt} />`}
+    ${state.receipt && html`<${RuleTimeline} receipt=${state.receipt} state=${state} rules=${answer.body.steering?.rules} />`}
+    ${state.cost && html`<${Cost} cost=${state.cost} baseline=${baseline} isSteered=${kind === "steered" && isCurrent} isDefault=${kind === "default"} />`}
+    ${state.receipt && kind !== "default" && kind !== "prompted" && html`<${ReceiptStrip} receipt=${state.receipt} id=${state.id} />`}
   </article>`;
 }
 

@@ -4,6 +4,7 @@ import { html, useEffect } from "../h.js";
 import { number, visible } from "../format.js";
 import { Hit } from "./hit.js";
 import { Progress } from "./progress.js";
+import { Term } from "./term.js";
 import { useTask } from "./use-task.js";
 
 /**
@@ -24,9 +25,11 @@ export function Attribution({ answer, token, onClose }) {
     <${Progress} task=${state.value} stop=${stop} />
     ${
       found &&
-      html`<p>
-          <span class="mono">${visible(found.target.text)}</span>, logprob ${number(found.value)} in the unsteered
-          model. Negative: the feature speaks for it.
+      html`<p class="spaced">
+          <span class="mono">${visible(found.target.text)}</span>,
+          <${Term}
+            name="logprob"
+          />${` ${number(found.value)} in the unsteered model. Beside each feature: by how much that changes without it.`}
         </p>
         ${
           found.target.text !== token.text &&
@@ -36,7 +39,7 @@ export function Attribution({ answer, token, onClose }) {
           </p>`
         }
         <ul class="hits">
-          ${found.data.slice(0, 8).map((/** @type {any} */ hit) => html`<${Hit} hit=${hit}><p>change ${number(hit.change)}</p><//>`)}
+          ${found.data.slice(0, 8).map((/** @type {any} */ hit) => html`<${Hit} hit=${hit}><p>${number(hit.change)}: ${hit.change < 0 ? "speaks for it" : "speaks against it"}</p><//>`)}
         </ul>
         ${found.warnings.map((/** @type {string} */ warning) => html`<p class="quiet">${warning}</p>`)}
         <p class="quiet">${found.claim}</p>`

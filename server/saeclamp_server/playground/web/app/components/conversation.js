@@ -1,12 +1,26 @@
 /** What was asked and answered, column by column, and the box in which one asks. */
-import { ask, askAll, clear, isPending, isRunning, regenerate, stop, turns } from "../conversation.js";
-import { html, useEffect, useSignal } from "../h.js";
-import { linkedQuestions, mismatches } from "../link.js";
+import {
+  ask,
+  askAll,
+  clear,
+  isPending,
+  isRunning,
+  obstacle,
+  regenerate,
+  stop,
+  takeBack,
+  turns,
+} from "../conversation.js";
+import { html, useEffect, useRef, useSignal } from "../h.js";
+import { isFromTab, linkedQuestions, makeLink, mismatches } from "../link.js";
 import { feature as lookUp } from "../server.js";
-import { columns, draft, heatFeature } from "../state.js";
+import { columns, draft, heatFeature, settingsText } from "../state.js";
 import { AnswerView } from "./answer.js";
 import { Attribution } from "./attribution.js";
 import { Notice } from "./notice.js";
+import { Copy } from "./save.js";
+
+const DOUBLE_CLICK_MS = 700;
 
 export function Conversation() {
   const most = useSignal(0);
@@ -35,16 +49,20 @@ export function Conversation() {
       .flat()
       .some((one) => one === traced),
   );
+  const last = turns.value.at(-1)?.id;
+  useEffect(() => {
+    // where a new answer comes in, whatever was read before
+    if (last !== undefined) document.querySelector(".turn:last-child")?.scrollIntoView({ block: "start" });
+  }, [last]);
   return html`
-    ${mismatches.value.map((words) => html`<${Notice} kind="warn">${words}<//>`)}
-    <${LinkedConversation} />
     ${
       feature &&
       turns.value.length > 0 &&
       html`<p class="legend quiet spaced">
-        <span class="token heat-1">low</span> <span class="token heat-3">middle</span>
-        <span class="token heat-5">high</span> where ${feature} is active, before any edit;
-        <span class="token edited">underlined</span> where tokens were edited.
+        <span class="token heat-1">little</span> <span class="token heat-3">some</span>
+        <span class="token heat-5">much</span>
+        ${`of ${feature} in the model by itself, as it wrote the token, before any edit;`}
+        <span class="token edited">dotted</span> where a token was edited. Choose a token to see more.
       </p>`
     }
     <div class="turns">
@@ -63,7 +81,8 @@ export function Conversation() {
       ${
         !turns.value.length &&
         html`<p class="quiet pad">
-          Take a card, or write a question: it is answered as the model would, and steered, side by side.
+          Turn an idea inside the model up or down, and read what it writes beside what it would have written. Take a
+          card, or write a question.
         </p>`
       }
     </div>
@@ -80,17 +99,26 @@ export function Conversation() {
   `;
 }
 
-function LinkedConversation() {
+/** What was opened, before anything is asked: whatever a link holds, or this tab held, waits for a click. */
+export function Opened() {
   const questions = linkedQuestions.value;
-  if (!questions.length || turns.value.length) return null;
   const run = () => {
     linkedQuestions.value = [];
     askAll(questions);
   };
-  return html`<${Notice} kind="info">
-    This link holds ${questions.length === 1 ? "a question" : `${questions.length} questions`}: “${questions[0]}”
-    <button class="main" onClick=${run}>Run it</button>
-  <//>`;
+  const num = questions.length === 1 ? "a question" : `${questions.length} questions`;
+  return html`
+    ${mismatches.value.map((words) => html`<${Notice} kind="warn">${words}<//>`)}
+    ${
+      questions.length > 0 &&
+      !turns.value.length &&
+      html`<${Notice} kind="info">
+        ${isFromTab.value ? `Your last conversation had ${num}` : `This link holds ${num}`}: “${questions[0]}”
+        <button class="main" onClick=${run}>${isFromTab.value ? "Ask again" : "Run it"}</button>
+        ${isFromTab.value && html`<button onClick=${() => (linkedQuestions.value = [])}>Forget</button>`}
+      <//>`
+    }
+  `;
 }
 
 /**
@@ -99,6 +127,7 @@ function LinkedConversation() {
  */
 function TurnView({ turn, most, onAttribute }) {
   const shown = columns.value.filter((column) => turn.answers[column.id]);
+  const isCurrent = turn.settings === settingsText.value;
   const baseline = turn.answers.default?.[0]?.state.value.cost?.perplexity ?? null;
   return html`<section class="turn">
     <p class="user"><span class="unseen">You asked: </span>${turn.user}</p>
@@ -116,6 +145,7 @@ function TurnView({ turn, most, onAttribute }) {
                   kind=${column.kind}
                   most=${most}
                   baseline=${baseline}
+                  isCurrent=${isCurrent}
                   onAttribute=${onAttribute}
                 />`,
             )}
@@ -126,11 +156,20 @@ function TurnView({ turn, most, onAttribute }) {
 }
 
 function Composer() {
+  const sentAt = useRef(0);
   const send = () => {
     const words = draft.value.trim();
-    if (!words || isRunning.value) return;
+    if (!words || isRunning.value || obstacle.value) return;
     draft.value = "";
+    sentAt.current = performance.now();
     ask(words);
+  };
+  const halt = () => {
+    // the second half of a double click on Send, which is where Stop is now
+    if (performance.now() - sentAt.current < DOUBLE_CLICK_MS) return;
+    stop();
+    const taken = takeBack();
+    if (taken && !draft.value) draft.value = taken;
   };
   /** @param {KeyboardEvent} event */
   const key = (event) => {
@@ -164,13 +203,15 @@ function Composer() {
         ></textarea>
       </label>
       ${
+        // by keys two elements: one that became the other while it is clicked would send what it has just given back
         isRunning.value
-          ? html`<button type="button" class="main" onClick=${stop}>Stop</button>`
-          : html`<button class="main">Send</button>`
+          ? html`<button key="stop" type="button" class="main" onClick=${halt}>Stop</button>`
+          : html`<button key="send" class="main">Send</button>`
       }
     </div>
     <div class="row wrap">
       <button type="button" class="small" onClick=${regenerate} disabled=${!turns.value.length}>Regenerate</button>
+      <${Copy} small label="Copy a link to this" text=${() => makeLink(turns.value.map((turn) => turn.user))} />
       <button type="button" class="small" onClick=${clear} disabled=${!turns.value.length}>New conversation</button>
       ${isRunning.value && html`<span class="quiet">Answering; the next question can be sent when it is done, or stopped.</span>`}
     </div>

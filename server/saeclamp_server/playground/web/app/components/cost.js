@@ -4,6 +4,7 @@ import { number, percent } from "../format.js";
 import { presets } from "../server.js";
 import { changeEdit, edits } from "../state.js";
 import { Notice } from "./notice.js";
+import { Term } from "./term.js";
 
 const BROKEN = 3;
 const REPEATED = 0.5;
@@ -13,28 +14,29 @@ const RAISING = ["clamp", "add", "at_least"];
 /**
  * @param {{cost: NonNullable<import("../answer-state.js").AnswerState["cost"]>, baseline: number | null, isSteered: boolean, isDefault: boolean}} props
  *   baseline: perplexity of the default column's answer
+ *   isSteered: whether it is of the steering that is set now, so that there is something to lower
  */
 export function Cost({ cost, baseline, isSteered, isDefault }) {
   const isUnlikely = cost.perplexity !== null && baseline !== null && cost.perplexity > BROKEN * baseline;
   const isRepeating = cost.repetition !== null && cost.repetition > REPEATED;
   return html`<dl class="cost">
-      <div title="Under the unsteered model: how surprising it finds each token">
-        <dt>perplexity</dt>
+      <div>
+        <dt><${Term} name="perplexity" /></dt>
         <dd>${number(cost.perplexity, 2)}</dd>
       </div>
-      <div title="Share of the last 20 words that stood among these before">
-        <dt>repetition</dt>
+      <div>
+        <dt><${Term} name="repetition" /></dt>
         <dd>${percent(cost.repetition)}</dd>
       </div>
-      <div title="Share of its pairs of neighbouring words that are different">
-        <dt>distinct pairs</dt>
+      <div>
+        <dt><${Term} name="distinct pairs" /></dt>
         <dd>${percent(cost.distinct2)}</dd>
       </div>
       ${
         cost.kl !== null &&
         !isDefault &&
-        html`<div title="From the unsteered model, mean over tokens, in nats; at least this much">
-          <dt>KL</dt>
+        html`<div>
+          <dt><${Term} name="KL" /></dt>
           <dd>${number(cost.kl, 2)}</dd>
         </div>`
       }
@@ -47,12 +49,13 @@ function Lower({ isRepeating }) {
   const raised = edits.value.filter((edit) => !edit.off && RAISING.includes(edit.op) && Math.abs(edit.value) > 0.05);
   const isOneUnit = new Set(raised.map((edit) => edit.unit)).size === 1; // others cannot be compared
   const [strongest] = isOneUnit ? raised.sort((one, other) => Math.abs(other.value) - Math.abs(one.value)) : [];
-  const lower = strongest ? Number((strongest.value * STEP).toFixed(2)) : 0;
   const zone = presets.value.find((one) =>
     [one.feature, `${one.sae}/${one.name}`].includes(strongest?.feature),
   )?.green_zone;
-  // below the zone that was found to work, it would do too little
-  const canLower = strongest && !(zone && strongest.unit === "max_act" && lower < zone[0]);
+  const [weakest, most] = zone && strongest?.unit === "max_act" && strongest.value > 0 ? zone : [0, Infinity];
+  // into the zone that was found to work; below it, it would do too little
+  const lower = strongest ? Number(Math.min(strongest.value * STEP, most).toFixed(2)) : 0;
+  const canLower = strongest && Math.abs(lower) >= weakest;
   const what = isRepeating
     ? "The text repeats itself."
     : "The unsteered model finds this text unlikely, which a change of subject does too: read whether it is breaking.";
@@ -61,7 +64,7 @@ function Lower({ isRepeating }) {
     ${
       canLower
         ? html`<button class="small" onClick=${() => changeEdit(strongest.id, { value: lower })}>
-            Lower ${strongest.vector ?? strongest.feature} to ${lower}
+            ${strongest.value > 0 ? "Lower" : "Bring"} ${strongest.vector ?? strongest.feature} to ${lower}
           </button>`
         : zone && " It is as weak as it works; another question or seed may fare better."
     }

@@ -7,6 +7,8 @@ import { Choice, NumberField } from "./field.js";
 import { Curve, zoneInWords, ZoneTrack } from "./zones.js";
 
 const LEAST = -1;
+/** Strength that a feature without a maximum begins with, as a share of the stream's length: a dose that is felt. */
+const UNMEASURED = 0.3;
 const UNITS = { max_act: "× its maximum", act: "in the SAE's units", resid_norm: "× the stream's length" };
 const VECTOR_UNITS = { act: "× the vector", resid_norm: "× the stream's length" };
 
@@ -15,14 +17,18 @@ export function EditRow({ edit }) {
   const known = useSignal(/** @type {any} */ (null));
   const fault = useSignal("");
   const name = edit.vector ?? edit.feature ?? "";
+  const change = (/** @type {Partial<import("../state.js").Edit>} */ part) => changeEdit(edit.id, part);
   useEffect(() => {
     if (!edit.feature) return;
     lookUp(edit.feature).then(
-      (found) => (known.value = found),
+      (found) => {
+        known.value = found;
+        // without labels there is no maximum to give a strength in
+        if (found.max_act === null && edit.unit === "max_act") change({ unit: "resid_norm", value: UNMEASURED });
+      },
       (error) => (fault.value = error.message),
     );
   }, [edit.feature]);
-  const change = (/** @type {Partial<import("../state.js").Edit>} */ part) => changeEdit(edit.id, part);
   const words = known.value ? title(known.value) : name;
   const hasValue = edit.op !== "ablate";
   // zones were found by clamping

@@ -4,7 +4,9 @@ import { number, percent, title, visible } from "../format.js";
 import { feature as lookUp } from "../server.js";
 import { drawer, edits, focus, putEdit } from "../state.js";
 import { heatLevel } from "./token-text.js";
+import { Histogram } from "./histogram.js";
 import { Notice } from "./notice.js";
+import { Term } from "./term.js";
 import { TryText } from "./try-text.js";
 import { Curve } from "./zones.js";
 
@@ -68,11 +70,11 @@ function About({ known, feature }) {
     </ul>
     <dl class="cost">
       <div>
-        <dt>active at</dt>
+        <dt><${Term} name="active at" /></dt>
         <dd>${percent(known.density)}</dd>
       </div>
       <div>
-        <dt>maximum</dt>
+        <dt><${Term} name="maximum" /></dt>
         <dd>${number(known.max_act)}</dd>
       </div>
       <div>
@@ -80,10 +82,11 @@ function About({ known, feature }) {
         <dd>${number(known.top_act)}</dd>
       </div>
       <div>
-        <dt>output score</dt>
+        <dt><${Term} name="output score" /></dt>
         <dd>${number(known.output_score, 2)}</dd>
       </div>
     </dl>
+    <${Histogram} known=${known} />
     <h3>Strength</h3>
     <${Curve} known=${known} value=${edit && edit.unit === "max_act" && edit.op !== "scale" ? edit.value : null} />
     <${Evidence} evidence=${known.evidence} />

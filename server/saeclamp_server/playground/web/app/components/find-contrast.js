@@ -4,6 +4,7 @@ import { number } from "../format.js";
 import { Hit } from "./hit.js";
 import { Notice } from "./notice.js";
 import { Progress } from "./progress.js";
+import { Term } from "./term.js";
 import { useTask } from "./use-task.js";
 
 /** @param {string} lines */
@@ -47,15 +48,17 @@ export function ByContrast() {
       found &&
       html`${found.warnings.map((/** @type {string} */ words) => html`<${Notice} kind="warn">${words}<//>`)}
         <p class="quiet" role="status">
-          ${found.num_significant} of ${found.num_features} differ by more than chance. ${found.test}.
+          ${found.num_significant} of ${found.num_features} differ by more than chance (p at most 0.05, corrected).
+          ${found.test}.
         </p>
         <ul class="hits two">
           ${found.data.map(
             (/** @type {any} */ hit) =>
               html`<${Hit} key=${hit.feature} hit=${hit}>
                 <p class="quiet">
-                  ${number(Math.abs(hit.difference))} ${hit.difference < 0 ? "less" : "more"} where it is, effect
-                  ${number(hit.effect, 2)}, p ${number(hit.p, 2)} ${hit.p <= 0.05 ? "" : " (may be chance)"}
+                  ${`${number(Math.abs(hit.difference))} ${hit.difference < 0 ? "less" : "more"} where it is, `}
+                  <${Term} name="effect" />${` ${number(hit.effect, 2)}, `}<${Term} name="p" />
+                  ${` ${number(hit.p, 2)}${hit.p <= 0.05 ? "" : " (may be chance)"}`}
                 </p>
               <//>`,
           )}

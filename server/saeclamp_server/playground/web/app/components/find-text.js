@@ -18,7 +18,7 @@ export function InText() {
   const look = (/** @type {Event} */ event) => {
     event.preventDefault();
     chosen.value = token.value = null;
-    if (text.value.trim()) start({ text: text.value, limit: 30, top_k: NUM_STRONGEST });
+    if (text.value.trim()) start({ text: text.value, limit: 30, top_k: NUM_STRONGEST, order: "tf_idf" });
   };
   return html`<form class="stack" onSubmit=${look}>
       <label>
@@ -37,7 +37,10 @@ export function InText() {
       found &&
       shown &&
       html`<div class="stack">
-        <p class="quiet">${shown.feature}, at most ${number(shown.max)} here. Choose a token to see its features.</p>
+        <p class="quiet">
+          ${shown.feature}, at most ${number(shown.max)} here. Below, what is most unusual for a text comes first.
+          Choose a token to see its features.
+        </p>
         <p class="tokens card">
           ${found.tokens.map(
             (/** @type {any} */ one, /** @type {number} */ place) =>

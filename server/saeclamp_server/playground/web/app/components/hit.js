@@ -2,7 +2,7 @@
 import { html } from "../h.js";
 import { number, percent, title, visible } from "../format.js";
 import { MAX_PRESETS, presets } from "../server.js";
-import { drawer, edits, putEdit, removeEdit, view } from "../state.js";
+import { drawer, edits, newRule, putEdit, removeEdit, rules, view } from "../state.js";
 
 /**
  * @param {{hit: any, children?: any}} props
@@ -12,6 +12,10 @@ export function Hit({ hit, children }) {
   const name = hit.feature;
   const steered = edits.value.find((edit) => edit.feature === name || edit.feature === `${hit.sae}/${hit.name}`);
   const toggle = () => (steered ? removeEdit(steered.id) : putEdit({ feature: name, value: hit.best ?? 1 }));
+  const watch = () => {
+    rules.value = [...rules.value, newRule(name)];
+    view.value = "rules";
+  };
   return html`<li class="hit">
     <div class="row wrap">
       <strong class="grow">${title(hit)}</strong>
@@ -30,6 +34,13 @@ export function Hit({ hit, children }) {
         active on ${hit.tokens.map((/** @type {string} */ one) => html`<span class="chip mono">${visible(one)}</span>`)}
       </p>`
     }
+    ${
+      hit.promotes?.length > 0 &&
+      html`<p class="quiet">
+        promotes
+        ${hit.promotes.map((/** @type {string} */ one) => html`<span class="chip mono">${visible(one)}</span>`)}
+      </p>`
+    }
     ${children}
     <div class="row">
       <button class="small" aria-pressed=${Boolean(steered)} onClick=${toggle}>
@@ -39,6 +50,7 @@ export function Hit({ hit, children }) {
       <button class="small" onClick=${() => (drawer.value = name)}>
         About<span class="unseen"> ${title(hit)}</span>
       </button>
+      <button class="small" onClick=${watch}>Watch<span class="unseen"> for ${title(hit)} by a rule</span></button>
     </div>
   </li>`;
 }

@@ -1,29 +1,45 @@
 /** The list of interventions, and how one is added. */
 import { html, useSignal } from "../h.js";
-import { isFeature, vectors } from "../server.js";
-import { activeRules, edits, putEdit, view, wanted } from "../state.js";
+import { isFeature, presets, vectors } from "../server.js";
+import { activeRules, edits, putEdit, unfinishedRules, view, wanted } from "../state.js";
+import { isPending, isRunning, obstacle, regenerate } from "../conversation.js";
 import { EditRow } from "./edit-row.js";
+import { Notice } from "./notice.js";
 import { Plan } from "./plan.js";
 
 export function Interventions() {
-  return html`<h2>Interventions</h2>
+  const watching = activeRules.value.filter((rule) => !unfinishedRules.value.includes(rule));
+  return html`<h2>Interventions: what is turned up or down</h2>
     ${
       edits.value.length
         ? html`<ul class="edits">
             ${edits.value.map((edit) => html`<${EditRow} key=${edit.id} edit=${edit} />`)}
           </ul>`
         : html`<p class="quiet">
-            ${activeRules.value.length ? "None." : "None: both columns answer alike. Take a card above, or look for a feature."}
+            ${watching.length ? "None." : "None: both columns answer alike. Take a card above, or look for a feature."}
           </p>`
     }
     ${
-      activeRules.value.length > 0 &&
+      watching.length > 0 &&
       html`<p class="spaced">
-        <span>${`On: ${activeRules.value.map((rule) => rule.name).join(", ")}.`}</span>
+        <span>${`Watching: ${watching.map((rule) => rule.name).join(", ")}.`}</span>
         <button class="link" onClick=${() => (view.value = "rules")}>Rules</button>
       </p>`
     }
+    ${
+      obstacle.value &&
+      html`<${Notice} kind="bad">
+        ${obstacle.value} <button class="small" onClick=${() => (view.value = "rules")}>Rules</button>
+      <//>`
+    }
     <${Plan} />
+    ${
+      isPending.value &&
+      !isRunning.value &&
+      html`<div>
+        <button class="main" disabled=${Boolean(obstacle.value)} onClick=${regenerate}>Run with this</button>
+      </div>`
+    }
     <${AddForm} />`;
 }
 
@@ -41,7 +57,10 @@ function AddForm() {
       view.value = "find";
       return;
     }
-    putEdit(isVector ? { vector: typed, op: "add", value: 1, unit: "act" } : { feature: typed });
+    const preset = presets.value.find((one) => [`${one.sae}/${one.name}`, one.feature].includes(typed));
+    putEdit(
+      isVector ? { vector: typed, op: "add", value: 1, unit: "act" } : { feature: typed, value: preset?.best ?? 1 },
+    );
   };
   return html`<form class="row wrap" onSubmit=${submit}>
     <label class="grow">

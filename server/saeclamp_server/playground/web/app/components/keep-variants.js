@@ -56,10 +56,11 @@ export function KeepVariants() {
       </div>
     </form>
     ${outcome()}
+    <p class="quiet">Kept by the server: whoever uses it sees these, and may delete them.</p>
     <ul class="hits">
       ${own.map(
         (variant) =>
-          html`<li class="hit">
+          html`<li class="hit" key=${variant.id}>
             <p><strong class="mono">${variant.id}</strong>${variant.alias ? ` (also ${variant.alias})` : ""}</p>
             <p class="quiet">${variant.description}</p>
             <div class="row">
@@ -80,6 +81,10 @@ export function KeepVariants() {
                   })}
               />
             </div>
+            <details>
+              <summary class="quiet">${`What it does, as JSON: version ${variant.version}`}</summary>
+              <pre>${JSON.stringify(variant.steering, null, 1)}</pre>
+            </details>
           </li>`,
       )}
     </ul>

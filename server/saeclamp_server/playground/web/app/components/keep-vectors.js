@@ -53,7 +53,7 @@ export function KeepVectors() {
     <ul class="hits">
       ${vectors.value.data.map(
         (/** @type {any} */ vector) =>
-          html`<li class="hit">
+          html`<li class="hit" key=${vector.name}>
             <p>
               <strong class="mono">${vector.name}</strong> ${siteInWords(vector.site)}, length ${number(vector.norm)}
             </p>

@@ -42,7 +42,9 @@ export function Plan() {
   return html`<div class="stack" role="status">
     ${doses.map(
       ([site, dose]) =>
-        html`<p class="quiet">${`Moves a token ${siteInWords(site)} by up to ${doseInWords(Number(dose))}.`}</p>`,
+        html`<p class="quiet">
+          ${`Moves a token of ordinary length ${siteInWords(site)} by about ${doseInWords(Number(dose), site)}.`}
+        </p>`,
     )}
     ${plan.value.warnings.map((/** @type {string} */ words) => html`<${Notice} kind="warn">${words}<//>`)}
   </div>`;

@@ -1,5 +1,5 @@
 /** Features that are known to steer, as cards of one click. */
-import { ask, stop, turns } from "../conversation.js";
+import { ask, regenerate, stop, turns } from "../conversation.js";
 import { html } from "../h.js";
 import { number } from "../format.js";
 import { presets } from "../server.js";
@@ -15,16 +15,22 @@ function choose(preset) {
   rules.value = [];
   edits.value = [newEdit({ feature: name, value: preset.best ?? 1 })];
   focus.value = name;
-  const last = turns.value.at(-1);
-  turns.value = [];
-  ask(draft.value.trim() || last?.user || QUESTION);
+  const asked = draft.value.trim();
   draft.value = "";
-  // on a narrow screen the answers are below
-  requestAnimationFrame(() => document.querySelector(".turn:last-child")?.scrollIntoView({ block: "nearest" }));
+  // what was said before stays: the last question is answered anew
+  if (asked || !turns.value.length) ask(asked || QUESTION);
+  else regenerate();
 }
 
 export function Presets() {
-  const chosen = new Set(edits.value.map((edit) => edit.feature));
+  const isSet = (/** @type {any} */ preset) =>
+    edits.value.some(
+      (edit) =>
+        edit.feature === `${preset.sae}/${preset.name ?? preset.index}` &&
+        edit.op === "clamp" &&
+        edit.unit === "max_act" &&
+        edit.value === (preset.best ?? 1),
+    );
   if (!presets.value.length) {
     return html`<p class="quiet">
       No feature of these SAEs has been calibrated. Look for one under Find, or run <code>saeclamp calibrate</code>.
@@ -35,11 +41,7 @@ export function Presets() {
       ${presets.value.map(
         (preset) =>
           html`<li>
-            <button
-              class="preset"
-              aria-pressed=${chosen.has(`${preset.sae}/${preset.name ?? preset.index}`)}
-              onClick=${() => choose(preset)}
-            >
+            <button class="preset" aria-pressed=${isSet(preset)} onClick=${() => choose(preset)}>
               <strong>${preset.name ?? preset.feature}</strong>
               <span>${preset.description}</span>
               <span class="quiet">set to ${number(preset.best ?? 1, 2)} × its maximum</span>

@@ -3,8 +3,8 @@ import { html } from "../h.js";
 import { doseInWords, number, OPS, shortHash, siteInWords } from "../format.js";
 import { Notice } from "./notice.js";
 
-/** @param {{receipt: any}} props */
-export function ReceiptStrip({ receipt }) {
+/** @param {{receipt: any, id: string | null}} props */
+export function ReceiptStrip({ receipt, id }) {
   const { interventions, fired, warnings } = receipt;
   const edited = interventions.reduce(
     (/** @type {number} */ sum, /** @type {any} */ one) => sum + one.tokens.prompt + one.tokens.generated,
@@ -13,11 +13,15 @@ export function ReceiptStrip({ receipt }) {
   const several = `${interventions.length} interventions, ${edited} edits of tokens`;
   const words = interventions.length > 1 ? several : edited ? `${edited} tokens edited` : "nothing was edited";
   return html`<details class="receipt">
-      <summary><span aria-hidden="true">✔</span> ${words}, receipt ${shortHash(receipt.spec)}</summary>
+      <summary>
+        <span aria-hidden="true">✔ </span>${`Receipt: ${words}, by steering ${shortHash(receipt.spec)}`}
+      </summary>
       ${interventions.map((/** @type {any} */ one) => html`<${Applied} one=${one} />`)}
       <p class="quiet mono">
-        spec ${receipt.spec}<br />model ${receipt.model}${receipt.variant ? `, variant ${receipt.variant}` : ""}
+        ${id ? html`answer ${id}<br />` : null}steering ${receipt.spec}<br />model
+        ${receipt.model}${receipt.variant ? `, variant ${receipt.variant}` : ""}
         ${Object.entries(receipt.sae).map(([name, sha256]) => html`<br />${name} ${sha256}`)}
+        ${receipt.server && html`<br />${`saeclamp ${receipt.server.version}, vllm ${receipt.server.vllm}, on ${receipt.server.replica}`}`}
       </p>
       ${fired.length > 0 && html`<p>${fired.map(firedInWords).join(" ")}</p>`}
     </details>
@@ -26,7 +30,7 @@ export function ReceiptStrip({ receipt }) {
 
 /** @param {any} fired */
 function firedInWords(fired) {
-  return `Rule ${fired.rule} held at token ${fired.token} (${number(fired.value)}), ${fired.num_tokens} in all.`;
+  return `Rule ${fired.rule} first held at position ${fired.token} of prompt and answer (${number(fired.value)}), at ${fired.num_tokens} tokens in all.`;
 }
 
 /** @param {{one: any}} props */
@@ -35,10 +39,9 @@ function Applied({ one }) {
   const applied = one.value_act === null || one.unit === "act" ? "" : ` = ${number(one.value_act)} in the SAE's units`;
   const layer = one.site ? siteInWords(one.site) : `layer ${one.layer}`;
   return html`<p>
-    <strong>${one.description ?? one.feature ?? one.vector}</strong>${one.rule ? ` (rule ${one.rule})` : ""}:
-    ${OPS[one.op] ?? one.op} ${what}${applied}, ${layer}; ${one.tokens.prompt} tokens of the prompt,
-    ${one.tokens.generated} of the answer.
-    ${one.dose && html` On average ${doseInWords(one.dose.mean)}, at most ${number(one.dose.max, 2)}.`}
+    <strong>${one.description ?? one.feature ?? one.vector}</strong>
+    ${`${one.rule ? ` (rule ${one.rule})` : ""}: ${OPS[one.op] ?? one.op} ${what}${applied}, ${layer}; ${one.tokens.prompt} tokens of the prompt, ${one.tokens.generated} of the answer.`}
+    ${one.dose && html` On average ${doseInWords(one.dose.mean, one.site)}, at most ${number(one.dose.max, 2)}.`}
     ${one.act_before && html` Before: ${number(one.act_before.mean)} on average, ${number(one.act_before.max)} at most.`}
     ${one.approximation && html` The SAE is an approximation: ${one.approximation}.`}
   </p>`;

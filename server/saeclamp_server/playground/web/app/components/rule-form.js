@@ -1,33 +1,41 @@
 /** One rule, as a sentence to fill in. */
-import { html } from "../h.js";
+import { html, useId } from "../h.js";
 import { OPS } from "../format.js";
-import { rules } from "../state.js";
-import { Choice, NumberField } from "./field.js";
+import { isKnown, presets } from "../server.js";
+import { edits, rules } from "../state.js";
+import { Choice, NumberField, useTyped } from "./field.js";
 
 const WHERE = { generated: "in what is generated", prompt: "in the prompt", all: "anywhere" };
 const THEN = { abort: "stop the answer", edit: "steer" };
 const SCOPES = { token: "at that token", rest_of_request: "from there on" };
 const UNITS = { max_act: "× its maximum", act: "in the SAE's units" };
 
-/** @param {{rule: import("../state.js").Rule}} props */
+/** @typedef {import("../state.js").Rule} Rule */
+
+/** @param {{rule: Rule}} props */
 export function RuleForm({ rule }) {
-  const set = (/** @type {Partial<import("../state.js").Rule>} */ part) => {
-    rules.value = rules.value.map((one) => (one.id === rule.id ? { ...one, ...part } : one));
+  const set = (/** @type {Partial<Rule>} */ part) => change(() => part);
+  // of the rule as it is now: what was drawn may be older than what the last event has set
+  const change = (/** @type {(now: Rule) => Partial<Rule>} */ part) => {
+    rules.value = rules.value.map((one) => (one.id === rule.id ? { ...one, ...part(one) } : one));
   };
   const setTest = (/** @type {number} */ at, /** @type {any} */ part) =>
-    set({ tests: rule.tests.map((test, number) => (number === at ? { ...test, ...part } : test)) });
-  const isComplete = rule.tests.every((test) => test.feature) && (rule.then === "abort" || rule.edit.feature);
-  const setEdit = (/** @type {any} */ part) => set({ edit: { ...rule.edit, ...part } });
+    change(({ tests }) => ({ tests: tests.map((test, number) => (number === at ? { ...test, ...part } : test)) }));
+  const named = [...rule.tests, ...(rule.then === "edit" ? [rule.edit] : [])];
+  const isComplete = named.every((one) => isKnown(one.feature));
+  const isSteered = edits.value.some((edit) => !edit.off && rule.tests.some((test) => test.feature === edit.feature));
+  const name = useTyped(rule.name);
+  /** @param {any} event */
+  const rename = (event) => {
+    name.done();
+    set({ name: event.target.value.replaceAll(/[^A-Za-z0-9_.-]/g, "-").slice(0, 64) || rule.name });
+  };
+  const setEdit = (/** @type {any} */ part) => change(({ edit }) => ({ edit: { ...edit, ...part } }));
   return html`<fieldset class="card stack rule ${rule.off ? "off" : ""}">
     <legend>
       <label>
         <span class="unseen">Name of the rule</span>
-        <input
-          value=${rule.name}
-          pattern="[A-Za-z0-9_.\\-]{1,64}"
-          onChange=${(/** @type {any} */ event) =>
-            set({ name: event.target.value.replaceAll(/[^A-Za-z0-9_.-]/g, "-").slice(0, 64) || rule.name })}
-        />
+        <input value=${name.shown} pattern="[A-Za-z0-9_.\\-]{1,64}" onInput=${name.onInput} onChange=${rename} />
       </label>
     </legend>
     ${rule.tests.map(
@@ -64,7 +72,7 @@ export function RuleForm({ rule }) {
             html`<button
               type="button"
               class="small"
-              onClick=${() => set({ tests: rule.tests.filter((_, at) => at !== number) })}
+              onClick=${() => change(({ tests }) => ({ tests: tests.filter((_, at) => at !== number) }))}
             >
               Remove
             </button>`
@@ -79,7 +87,11 @@ export function RuleForm({ rule }) {
         options=${WHERE}
         onChange=${(/** @type {string} */ tokens) => set({ tokens })}
       />
-      <button type="button" class="small" onClick=${() => set({ tests: [...rule.tests, { ...rule.tests[0] }] })}>
+      <button
+        type="button"
+        class="small"
+        onClick=${() => change(({ tests }) => ({ tests: [...tests, { ...tests[0] }] }))}
+      >
         Another condition
       </button>
       ${
@@ -134,8 +146,9 @@ export function RuleForm({ rule }) {
           />`
       }
     </div>
+    ${isSteered && html`<p class="quiet">What it watches is steered too. It sees the activation before that edit, as the model has it by itself.</p>`}
     <div class="row">
-      ${!isComplete && html`<span class="bad-text">It does nothing until it names a feature.</span>`}
+      ${!isComplete && html`<span class="bad-text">Unfinished: nothing is asked until it names features of this server, or is off.</span>`}
       <label class="check"
         ><input type="checkbox" checked=${!rule.off} onChange=${() => set({ off: !rule.off })} /> on</label
       >
@@ -152,12 +165,26 @@ export function RuleForm({ rule }) {
 
 /** @param {{value: string, onChange: (feature: string) => void}} props */
 function FeatureField({ value, onChange }) {
+  const list = useId();
+  const { shown, onInput, done } = useTyped(value);
+  /** @param {any} event */
+  const change = (event) => {
+    done();
+    onChange(event.target.value.trim());
+  };
   return html`<label class="grow">
-    <span class="unseen">Feature</span>
-    <input
-      placeholder="bundled/golden-gate"
-      value=${value}
-      onChange=${(/** @type {any} */ event) => onChange(event.target.value.trim())}
-    />
-  </label>`;
+      <span class="unseen">Feature</span>
+      <input
+        placeholder="name a feature"
+        list=${list}
+        value=${shown}
+        aria-invalid=${value && !isKnown(value) ? "true" : null}
+        onInput=${onInput}
+        onChange=${change}
+      />
+    </label>
+    <datalist id=${list}>
+      ${presets.value.map((/** @type {any} */ one) => html`<option value=${`${one.sae}/${one.name ?? one.index}`}>${one.description}</option>`)}
+    </datalist>
+    ${value && !isKnown(value) && html`<span class="bad-text">not a feature of this server</span>`}`;
 }

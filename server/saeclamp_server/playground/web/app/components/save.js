@@ -10,8 +10,8 @@ export function download(name, content, type = "application/json") {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
-/** @param {{text: () => string, children?: any}} props */
-export function Copy({ text, children }) {
+/** @param {{text: () => string, label?: string, small?: boolean}} props */
+export function Copy({ text, label = "Copy", small = false }) {
   const said = useSignal("");
   const copy = async () => {
     try {
@@ -22,5 +22,6 @@ export function Copy({ text, children }) {
     }
     setTimeout(() => (said.value = ""), 3000);
   };
-  return html`<button type="button" onClick=${copy}>${children ?? "Copy"}</button> <span role="status">${said}</span>`;
+  return html`<button type="button" class=${small ? "small" : ""} onClick=${copy}>${label}</button>
+    <span role="status">${said}</span>`;
 }

@@ -67,7 +67,7 @@ function Edited({ edit, receipt }) {
   const of = receipt?.interventions?.[edit.intervention];
   const name = of ? (of.name ?? of.feature ?? of.vector) : `intervention ${edit.intervention}`;
   const after = of?.op === "clamp" || of?.op === "ablate" ? (of.value_act ?? 0) : null;
-  const words = `${name}: ${number(edit.act_before)}${after === null ? "" : ` → ${number(after)}`}, ${doseInWords(edit.dose)}`;
+  const words = `${name}: ${number(edit.act_before)}${after === null ? "" : ` → ${number(after)}`}, ${doseInWords(edit.dose, of?.site)}`;
   return html`<p class="edited-line"><span aria-hidden="true">✎ </span>${words}</p>`;
 }
 

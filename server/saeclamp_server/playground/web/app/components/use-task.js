@@ -8,10 +8,11 @@ import { useEffect, useMemo, useSignal } from "../h.js";
  * @property {ApiError | null} error
  * @property {{what: string, done: number, of: number} | null} progress
  * @property {boolean} isRunning
+ * @property {boolean} isStopped
  */
 
 /** @type {Task} */
-const IDLE = { result: null, error: null, progress: null, isRunning: false };
+const IDLE = { result: null, error: null, progress: null, isRunning: false, isStopped: false };
 
 /**
  * @param {string} path
@@ -36,7 +37,7 @@ export function useTask(path, isLong = false) {
       set({ result, isRunning: false });
     } catch (error) {
       const failure = error instanceof ApiError ? error : new ApiError(0, { message: String(error) });
-      set({ error: wasStopped(error) ? null : failure, isRunning: false });
+      set({ error: wasStopped(error) ? null : failure, isRunning: false, isStopped: wasStopped(error) });
     }
   };
   const stop = () => controller.now?.abort();

@@ -33,7 +33,7 @@ function Code() {
           </button>`,
       )}
     </div>
-    <pre tabindex="0">${code[form.value]}</pre>
+    <pre tabindex="0" role="region" aria-label="The code">${code[form.value]}</pre>
     <div><${Copy} text=${() => code[form.value]} /></div>
   </section>`;
 }
@@ -43,8 +43,8 @@ function Link() {
   return html`<section class="card stack">
     <h2>As a link</h2>
     <p class="quiet">
-      All of it, in the part of the address that no server sees; with hashes, so that who opens it with another SAE is
-      told.
+      What is set and what was asked, without the answers: whoever opens it runs it with one click. It is in the part of
+      the address that no server sees.
     </p>
     <input aria-label="Link" readonly value=${link} onFocus=${(/** @type {any} */ event) => event.target.select()} />
     <div><${Copy} text=${() => link} /></div>

@@ -1,51 +1,40 @@
 /** Rules in plain language: when features are active, then stop or steer. */
 import { textOf } from "../answer-state.js";
 import { turns } from "../conversation.js";
+import { ApiError, json } from "../api.js";
 import { html, useSignal } from "../h.js";
 import { number, visible } from "../format.js";
-import { nextId, ruleToJson, rules } from "../state.js";
+import { isKnown, presets } from "../server.js";
+import { newRule, ruleToJson, rules, unfinishedRules } from "../state.js";
 import { RuleForm } from "../components/rule-form.js";
-import { Notice } from "../components/notice.js";
+import { Notice, Refusal } from "../components/notice.js";
 import { Progress } from "../components/progress.js";
+import { heatLevel } from "../components/token-text.js";
 import { useTask } from "../components/use-task.js";
 
-/** @returns {import("../state.js").Rule} */
-function newRule() {
-  const used = new Set(rules.value.map((rule) => rule.name));
-  let numbered = rules.value.length + 1;
-  while (used.has(`rule-${numbered}`)) numbered++;
-  return {
-    id: nextId(),
-    name: `rule-${numbered}`,
-    join: "all",
-    tests: [{ feature: "", op: "above", value: 0.5, unit: "max_act" }],
-    then: "abort",
-    scope: "token",
-    tokens: "generated",
-    edit: { feature: "", op: "ablate", value: 0, unit: "max_act" },
-    off: false,
-  };
-}
+const NUM_HIGHEST = 5;
 
 export function Rules() {
-  const firings = turns.value.flatMap((turn) =>
-    Object.values(turn.answers).flatMap((answers) =>
-      answers.flatMap((answer) => answer.state.value.receipt?.fired ?? []),
-    ),
-  );
+  const [example] = presets.value;
   return html`<div class="stack">
-    <p>A rule looks at every token, and acts where its features are active. Rules go with the steered column.</p>
+    <p>
+      A rule watches the model while it writes, and stops the answer, or steers, where features are as active as it
+      says. It sees activations as they are before any edit. Rules go with the steered column; under each answer stands
+      where they held.
+    </p>
     ${rules.value.map((rule) => html`<${RuleForm} key=${rule.id} rule=${rule} />`)}
     ${!rules.value.length && html`<p class="quiet">None yet.</p>`}
-    <div><button class="main" onClick=${() => (rules.value = [...rules.value, newRule()])}>Add a rule</button></div>
+    <div class="row wrap">
+      <button class="main" onClick=${() => (rules.value = [...rules.value, newRule()])}>Add a rule</button>
+      ${
+        example &&
+        !rules.value.length &&
+        html`<button onClick=${() => (rules.value = [newRule(`${example.sae}/${example.name ?? example.index}`)])}>
+          For example: stop when it is about “${example.description ?? example.name}”
+        </button>`
+      }
+    </div>
     ${rules.value.length > 0 && html`<${TryRules} />`}
-    ${
-      firings.length > 0 &&
-      html`<h2>In this conversation</h2>
-        <ul>
-          ${firings.map((fired) => html`<li>${fired.rule} held at token ${fired.token} (${number(fired.value)}), ${fired.num_tokens} in all</li>`)}
-        </ul>`
-    }
   </div>`;
 }
 
@@ -53,15 +42,28 @@ export function Rules() {
 function TryRules() {
   const text = useSignal("");
   const fault = useSignal("");
+  const refusal = useSignal(/** @type {ApiError | null} */ (null));
   const read = useSignal(/** @type {string[]} */ ([]));
   const { state, start, stop } = useTask("v1/features/inspect");
   const active = rules.value.filter((rule) => !rule.off);
   const look = (/** @type {Event} */ event) => {
     event.preventDefault();
-    const features = [...new Set(active.flatMap((rule) => rule.tests.map((test) => test.feature)).filter(Boolean))];
+    const features = [...new Set(active.flatMap((rule) => rule.tests.map((test) => test.feature)).filter(isKnown))];
     fault.value = features.length ? "" : "Name a feature in a rule first.";
     read.value = features;
     if (features.length && text.value.trim()) start({ text: text.value, features });
+    check();
+  };
+  // what the server would refuse must not be said to act
+  const check = async () => {
+    refusal.value = null;
+    if (unfinishedRules.value.length) return;
+    try {
+      await json("v1/steering/validate", { body: { steering: { rules: active.map(ruleToJson) } } });
+    } catch (failure) {
+      if (failure instanceof ApiError) refusal.value = failure;
+      else throw failure;
+    }
   };
   const lastAnswer = turns.value.at(-1)?.answers.steered?.[0];
   const found = state.value.result;
@@ -86,21 +88,27 @@ function TryRules() {
         }
       </div>
     </form>
+    <p class="quiet">The text is read by itself, with no question before it.</p>
     ${fault.value && html`<${Notice} kind="warn">${fault.value}<//>`}
+    ${refusal.value && html`<${Refusal} error=${refusal.value} />`}
     <${Progress} task=${state.value} stop=${stop} />
     ${
       found &&
       active.map((rule) =>
         rule.tests.every((test) => read.value.includes(test.feature))
-          ? html`<${Tried} rule=${rule} found=${found} />`
+          ? html`<${Tried}
+              rule=${rule}
+              found=${found}
+              works=${!refusal.value && !unfinishedRules.value.includes(rule)}
+            />`
           : html`<p class="quiet">${rule.name} has changed: try again.</p>`,
       )
     }
   </section>`;
 }
 
-/** @param {{rule: import("../state.js").Rule, found: any}} props */
-function Tried({ rule, found }) {
+/** @param {{rule: import("../state.js").Rule, found: any, works: boolean}} props works: whether the server would take the rule */
+function Tried({ rule, found, works }) {
   // asked for by name or by number, and answered by number
   const maxima = new Map(
     found.features.flatMap((/** @type {any} */ one) => [
@@ -120,7 +128,11 @@ function Tried({ rule, found }) {
   const num = holds.filter(Boolean).length;
   const where = num === 1 ? "one token" : `${num} tokens`;
   const first = holds.indexOf(true);
-  const what = rule.then === "abort" ? "the answer would end before the first of them" : "it would act there";
+  const would = rule.then === "abort" ? "the answer would end before the first of them" : "it would act there";
+  const what = works ? would : "it would do nothing, see above";
+  const act = (/** @type {any} */ token) => token.features?.[rule.tests[0].feature] ?? 0;
+  const maximum = maxima.get(rule.tests[0].feature) ?? Math.max(...found.tokens.map(act));
+  const highest = [...found.tokens].sort((one, other) => act(other) - act(one)).slice(0, NUM_HIGHEST);
   return html`<div>
     <p>
       <strong>${rule.name}</strong>${": "}
@@ -129,12 +141,24 @@ function Tried({ rule, found }) {
     <p class="tokens example">
       ${found.tokens.map(
         (/** @type {any} */ token, /** @type {number} */ place) =>
-          html`<span class=${holds[place] ? "token fired" : "token"}>${token.text}</span>`,
+          html`<span
+            class=${`token heat-${heatLevel(act(token), maximum)} ${holds[place] ? "fired" : ""}`}
+            title=${number(act(token))}
+            >${token.text}</span
+          >`,
       )}
+    </p>
+    <p class="quiet">
+      ${`Highest of ${rule.tests[0].feature}: ${highest.map((token) => `“${visible(token.text)}” ${inMaxima(act(token), maxima.get(rule.tests[0].feature))}`).join(", ")}.`}
     </p>
     <details>
       <summary class="quiet">as JSON</summary>
       <pre>${JSON.stringify(ruleToJson(rule), null, 1)}</pre>
     </details>
   </div>`;
+}
+
+/** @param {number} act @param {number | undefined} maximum */
+function inMaxima(act, maximum) {
+  return maximum ? `${number(act)} (${number(act / maximum, 2)} × its maximum)` : number(act);
 }
