@@ -1,0 +1,10 @@
+"""
+What outlasts a server: one database for variants, uploaded vectors and fleets, which any number of processes may share.
+
+    connection.py  SQLite or PostgreSQL, its transactions, and the one error that all of it raises
+    tables.py      the tables, as the newest migration leaves them; migrations/ makes and changes them
+"""
+
+from saeclamp_server.database.connection import Database, DatabaseError, default_url
+
+__all__ = ["Database", "DatabaseError", "default_url"]
