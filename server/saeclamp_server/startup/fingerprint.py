@@ -13,6 +13,7 @@ from typing import Any
 
 from saeclamp_saes.io.hashes import sha256_of
 from saeclamp_server.served_sae import ServedSAE
+from saeclamp_server.startup.preflight import check_vllm_version
 from saeclamp_server.startup.serve_plan import ServePlan
 
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
@@ -30,7 +31,8 @@ def server_fingerprint(
     """
     options = plan.options
     fields = {
-        **{package: version(package) for package in ("saeclamp", "vllm", "torch", "transformers")},
+        **{package: version(package) for package in ("saeclamp", "torch", "transformers")},
+        "vllm": check_vllm_version(),
         "the model": _model(plan.model.path, model_config),
         "the names that it is served under": _json(args.served_model_name or [args.model]),
         "--dtype": str(model_config.dtype).removeprefix("torch."),
