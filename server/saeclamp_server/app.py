@@ -44,6 +44,7 @@ from saeclamp_server.errors import RequestError
 from saeclamp_server.fleet import join_fleet
 from saeclamp_server.startup.fingerprint import server_fingerprint
 from saeclamp_server.startup.options import ServeOptions
+from saeclamp_server.startup.preflight import check_vllm_version
 from saeclamp_server.startup.sae_quick_check import check_saes_on_model
 from saeclamp_server.startup.self_test import run_self_test
 from saeclamp_server.startup.serve_plan import ServePlan
@@ -121,7 +122,7 @@ async def build_app(engine: Any, args: Namespace, plan: ServePlan) -> FastAPI:
 def _identity(options: ServeOptions) -> ServerIdentity:
     return ServerIdentity(
         version=version("saeclamp"),
-        vllm=version("vllm"),
+        vllm=check_vllm_version(),
         fleet=options.fleet,
         replica=options.replica or socket.gethostname(),
     )

@@ -11,10 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vllm.entrypoints.chat_utils import load_chat_template
+from vllm.renderers.chat_utils import load_chat_template
 
 from saeclamp_saes.io.hashes import sha256_of
 from saeclamp_server.served_sae import ServedSAE
+from saeclamp_server.startup.preflight import check_vllm_version
 from saeclamp_server.startup.serve_plan import ServePlan
 
 SETTINGS = (
@@ -49,7 +50,8 @@ def server_fingerprint(
     """
     options = plan.options
     fields = {
-        **{package: version(package) for package in ("saeclamp", "vllm", "torch", "transformers")},
+        **{package: version(package) for package in ("saeclamp", "torch", "transformers")},
+        "vllm": check_vllm_version(),
         "the model": _model(plan.model.path, model_config),
         "the names that it is served under": _json(args.served_model_name or [args.model]),
         "--dtype": str(model_config.dtype).removeprefix("torch."),
