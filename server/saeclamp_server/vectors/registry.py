@@ -133,13 +133,13 @@ class VectorRegistry(Mapping[str, RegisteredVector]):
         Raises VectorsUnavailableError, and VectorsFullError where a named one has no room. What does not fit this server is
         reported, once, and left out.
         """
-        if names is not None:
-            names = {name for name in names if is_vector_name(name)}  # PostgreSQL itself refuses some others
-            if not names:
-                return
-        found = await self._ask(self._store.hashes, names)
-        if names is not None and len(found) < len(names):
-            names, found = None, await self._ask(self._store.hashes, None)  # the refusal lists all that there are
+        if names is not None and not names:
+            return
+        found: Mapping[str, str] = {}
+        if names is not None and all(map(is_vector_name, names)):  # PostgreSQL itself refuses some others
+            found = await self._ask(self._store.hashes, names)
+        if names is None or len(found) < len(set(names)):
+            names, found = None, await self._ask(self._store.hashes, None)  # a refusal lists all that there are
         if self._has(found, names):
             return
         async with self._changing:
