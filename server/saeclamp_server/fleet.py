@@ -28,7 +28,7 @@ MAX_SHOWN = 80
 """Characters of a field's value that a refusal shows."""
 
 Fingerprint = Mapping[str, str]
-"""What a server is: the values of its fields by their names, which a refusal shows to the user."""
+"""Description of a server: the values of its fields by their names, which a refusal shows to the user."""
 
 
 def check_database(database: Database) -> None:

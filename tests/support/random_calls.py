@@ -206,7 +206,7 @@ class Asker:
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Compare answers; sequences that run side by side are batched as the moment will have it, which shows in the last bits."""
+    """Compare answers. Sequences that run side by side are batched as the moment will have it: last bits depend on it."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(is_same(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):

@@ -27,7 +27,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_S = 30
 """Seconds that a process waits for another one that writes."""
 WAITS = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
-"""What libpq is told unless the URL says otherwise (s, ms): a host that is gone would hold up requests for minutes."""
+"""Settings of libpq, unless the URL says otherwise (s, ms): a host that is gone would hold up requests for minutes."""
 LOCK = 0x5AEC1A39
 """Number of the PostgreSQL advisory lock under which tables are changed, and whatever must not be done by two at once."""
 _INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}

@@ -1,4 +1,4 @@
-"""What a server is, field by field: all that its answers depend on, beside the requests themselves."""
+"""Description of a server, field by field: all that its answers depend on, beside the requests themselves."""
 
 from __future__ import annotations
 
