@@ -77,7 +77,7 @@ def test_a_fleet_answers_as_one_server_does(fleet: list[str], made: Made) -> Non
                     )
                     == 1
                 ),
-                60,
+                120,
             )
         drawn, statuses = Draw(0), Counter[tuple[str, int]]()
         for number in range(NUM_CALLS):
