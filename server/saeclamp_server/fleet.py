@@ -28,7 +28,7 @@ MAX_SHOWN = 80
 """Characters of a field's value that a refusal shows."""
 
 Fingerprint = Mapping[str, str]
-"""What a server is: the values of its fields by their names, which a refusal shows to the user."""
+"""Description of a server: the values of its fields by their names, which a refusal shows to the user."""
 
 
 def check_database(database: Database) -> None:
@@ -103,8 +103,8 @@ def _refuse_far(name: str, of: str, own: SiteNorms, theirs: SiteNorms) -> None:
     if len(mine) != len(written) or not np.allclose(mine, written, rtol=TOLERANCE, atol=0.0):
         raise StartupError(
             f"This server is not like those of the fleet {name!r}: the lengths that it measured for {of} differ by more "
-            f"than {TOLERANCE:.0%} (the stream's is {own.median_resid_norm} here, and {theirs.median_resid_norm} there), so the "
-            "weights or the arithmetic are others."
+            f"than {TOLERANCE:.0%} (the stream's is {own.median_resid_norm} here, and {theirs.median_resid_norm} there), so "
+            "the weights or the arithmetic are others."
         )
 
 

@@ -135,7 +135,7 @@ class ServerIdentity(Answer):
     """The server that answered."""
 
     version: str
-    """Of saeclamp."""
+    """Version of saeclamp."""
     vllm: str
     """Version of vLLM."""
     fleet: str | None = None

@@ -1,5 +1,5 @@
 """
-What outlasts a server: one database for variants, uploaded vectors and fleets, which any number of processes may share.
+The database that outlasts servers: variants, uploaded vectors and fleets. Any number of processes may share it.
 
     connection.py  SQLite or PostgreSQL, its transactions, and the one error that all of it raises
     tables.py      the tables, as the newest migration leaves them; migrations/ makes and changes them

@@ -81,14 +81,13 @@ class VariantStore:
         """List the version that every name means, sorted by name."""
         joined = versions.join(names, (names.c.sha256 == versions.c.sha256) & _same_name())
         with self._database.transaction() as connection:
-            rows = connection.execute(select(versions).select_from(joined).order_by(versions.c.base, versions.c.name))
-            return [_version(row) for row in rows]
+            found = [_version(row) for row in connection.execute(select(versions).select_from(joined))]
+        return sorted(found, key=lambda one: (one.base, one.name))  # each database would sort in a way of its own
 
     def current_names(self) -> list[tuple[str, str]]:
         """List base and name of all names, sorted."""
         with self._database.transaction() as connection:
-            rows = connection.execute(select(names.c.base, names.c.name).order_by(names.c.base, names.c.name))
-            return [(base, name) for base, name in rows]
+            return sorted((base, name) for base, name in connection.execute(select(names.c.base, names.c.name)))
 
     def all_versions(self) -> list[VariantVersion]:
         """List every version, sorted by name; per name in the order of creation, with the one that it means at the end."""
@@ -98,7 +97,13 @@ class VariantStore:
         # an import lets a name mean its last version, so this order keeps what names mean
         return sorted(
             found,
-            key=lambda one: (one.base, one.name, meant.get((one.base, one.name)) == one.sha256, one.created),
+            key=lambda one: (
+                one.base,
+                one.name,
+                meant.get((one.base, one.name)) == one.sha256,
+                one.created,
+                one.sha256,
+            ),
         )
 
     def delete(self, base: str, name: str) -> int:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from saeclamp.types import StoredVector
+from saeclamp.types.interventions import is_vector_name
 from saeclamp_saes import Site
 from saeclamp_server.database import DatabaseError
 from saeclamp_server.errors import (
@@ -98,6 +99,10 @@ class VectorRegistry(Mapping[str, RegisteredVector]):
         """All vectors that anybody refers to, deleted ones too, by (name, sha256)."""
         self._free = {place.site: deque(range(place.capacity)) for place in places}
         """Free rows of each bank; the one that has been free longest is taken first."""
+        self._unfit = set[tuple[str, str]]()
+        """Vectors of the database that this server cannot hold, by (name, sha256): they are read and reported once."""
+        self._no_room = set[tuple[str, str]]()
+        """Those for which there was no room when they were last wanted."""
         self._changing = asyncio.Lock()
 
     def __getitem__(self, name: str) -> RegisteredVector:
@@ -126,13 +131,15 @@ class VectorRegistry(Mapping[str, RegisteredVector]):
         Look up in the database what these names mean now, or all names, and load what this server lacks.
 
         Raises VectorsUnavailableError, and VectorsFullError where a named one has no room. What does not fit this server is
-        reported and left out.
+        reported, once, and left out.
         """
         if names is not None and not names:
             return
-        found = await self._ask(self._store.hashes, names)
-        if names is not None and len(found) < len(set(names)):
-            names, found = None, await self._ask(self._store.hashes, None)  # the refusal lists all that there are
+        found: Mapping[str, str] = {}
+        if names is not None and all(map(is_vector_name, names)):  # PostgreSQL itself refuses some others
+            found = await self._ask(self._store.hashes, names)
+        if names is None or len(found) < len(set(names)):
+            names, found = None, await self._ask(self._store.hashes, None)  # a refusal lists all that there are
         if self._has(found, names):
             return
         async with self._changing:
@@ -141,24 +148,38 @@ class VectorRegistry(Mapping[str, RegisteredVector]):
             for name in [*self._by_name] if names is None else names:
                 if name in self._by_name and hashes.get(name) != self._by_name[name].sha256:
                     del self._by_name[name]
-            for name in hashes.keys() - self._by_name.keys():
-                try:
-                    direction = await self._ask(self._store.read, name)
-                    if direction is not None:  # or it was deleted a moment ago
-                        self._check_fit(direction)
-                        await self._wait_for_room(direction.site)
-                        self._by_name[name] = await self._loaded(name, direction)
-                except VectorsFullError:
-                    if names is not None:
-                        raise
-                    logger.warning(f"vector {name} is left out: its site is full.")
-                except InvalidVectorError as exc:
-                    logger.warning(f"vector {name} is left out: {exc}")
+            if names is None:
+                self._unfit &= hashes.items()
+            for name, sha256 in hashes.items():
+                if name not in self._by_name and (name, sha256) not in self._unfit:
+                    await self._take_in(name, sha256, is_needed=names is not None)
+
+    async def _take_in(self, name: str, sha256: str, is_needed: bool) -> None:
+        """Load a vector of the database. Raises VectorsFullError for one that is needed."""
+        key = name, sha256
+        try:
+            direction = await self._ask(self._store.read, name)
+            if direction is None:  # it was deleted a moment ago
+                return
+            self._check_fit(direction)
+            if is_needed or key not in self._no_room:
+                await self._wait_for_room(direction.site)
+            self._by_name[name] = await self._loaded(name, direction)
+            self._no_room.discard(key)
+        except VectorsFullError as exc:
+            if is_needed:
+                raise
+            if key not in self._no_room:
+                logger.warning(f"vector {name} is left out: {exc}")
+            self._no_room.add(key)
+        except InvalidVectorError as exc:
+            self._unfit.add(key)
+            logger.warning(f"vector {name} is left out: {exc}")
 
     def _has(self, hashes: Mapping[str, str], names: Collection[str] | None) -> bool:
-        """Tell whether all that is kept is loaded, and nothing else is."""
-        own = {name: vector.sha256 for name, vector in self._by_name.items() if names is None or name in names}
-        return own == hashes
+        """Tell whether all that is kept and fits is loaded, and nothing else is."""
+        own = {(name, one.sha256) for name, one in self._by_name.items() if names is None or name in names}
+        return own == hashes.items() - self._unfit
 
     async def upload(self, name: str, data: bytes) -> tuple[RegisteredVector, bool]:
         """
@@ -176,8 +197,6 @@ class VectorRegistry(Mapping[str, RegisteredVector]):
                 if self._by_name[name].sha256 != direction.sha256:
                     raise VectorExistsError(name, f"at {self._by_name[name].site}")
                 return self._by_name[name], False
-            if not self._free[direction.site]:
-                await self._forget_deleted()
             await self._wait_for_room(direction.site)
             # to the engine first: a vector for which it has no room must not be found by anyone
             vector = await self._loaded(name, direction)
@@ -196,15 +215,13 @@ class VectorRegistry(Mapping[str, RegisteredVector]):
             raise VectorsFullError(str(site), self.places[site].capacity)
 
     async def delete(self, name: str) -> None:
-        """Forget a vector, once the database has. Raises RequestError."""
-        await self.refresh()
+        """Forget a vector, once the database has, even one that does not fit this server. Raises RequestError."""
+        await self.refresh([name])
         async with self._changing:
-            if name not in self._by_name:  # one that does not fit this server is not its own to delete
-                raise UnknownVectorError(name, self, "name", status=404)
-            is_gone = await self._ask(self._store.delete, name)
-            del self._by_name[name]
-            if not is_gone:  # another server was quicker
-                raise UnknownVectorError(name, self, "name", status=404)
+            is_gone = is_vector_name(name) and await self._ask(self._store.delete, name)
+            self._by_name.pop(name, None)  # only now: a vector that could not be deleted would be back at the next look
+        if not is_gone:
+            raise UnknownVectorError(name, self, "name", status=404)
 
     def _check_fit(self, direction: SteeringVector) -> None:
         place = self.places.get(direction.site)
@@ -249,12 +266,6 @@ class VectorRegistry(Mapping[str, RegisteredVector]):
         self._alive[name, direction.sha256] = vector
         return vector
 
-    async def _forget_deleted(self) -> None:
-        """Give back the rows of vectors that another server has deleted. Whoever calls holds `_changing`."""
-        hashes = await self._ask(self._store.hashes, None)
-        for name in [name for name, vector in self._by_name.items() if hashes.get(name) != vector.sha256]:
-            del self._by_name[name]
-
     async def _kept(self, name: str, direction: SteeringVector) -> bool | Refused:
         """Keep a vector in the database. Raises VectorNotKeptError."""
         try:
@@ -265,7 +276,7 @@ class VectorRegistry(Mapping[str, RegisteredVector]):
 
     def _refuse(self, outcome: bool | Refused, name: str, site: Site) -> None:
         if outcome is Refused.NAME:
-            raise VectorExistsError(name, "on another server, a moment ago")
+            raise VectorExistsError(name, "in the database")
         if outcome is Refused.ROOM:
             raise VectorsFullError(str(site), self.places[site].capacity)
 

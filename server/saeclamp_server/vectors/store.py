@@ -28,13 +28,13 @@ class VectorStore:
         self._database, self._model = database, model
 
     def hashes(self, names: Collection[str] | None = None) -> dict[str, str]:
-        """Look up the hashes of those of these vectors that exist, or of all, by name."""
+        """Look up the hashes of those of these vectors that exist, or of all, by name and sorted."""
         wanted = vectors.c.model == self._model
         if names is not None:
             wanted &= vectors.c.name.in_(names)
         with self._database.transaction() as connection:
-            rows = connection.execute(select(vectors.c.name, vectors.c.sha256).where(wanted).order_by(vectors.c.name))
-            return {row.name: row.sha256 for row in rows}
+            rows = connection.execute(select(vectors.c.name, vectors.c.sha256).where(wanted))
+            return dict(sorted((row.name, row.sha256) for row in rows))  # each database would sort in a way of its own
 
     def read(self, name: str) -> SteeringVector | None:
         """Read a vector; None where there is none of that name. Raises InvalidVectorError for a damaged one too."""
