@@ -1,8 +1,8 @@
 """
 Ray Serve in a process of its own: `python -m tests.support.ray_process PORT`.
 
-Each line of its standard input is a deployment, the JSON of `saeclamp_server.ray.Settings`; when it runs, it says so. It ends with
-its input.
+Each line of its standard input is a deployment, the JSON of `saeclamp_server.ray.Settings`; when it runs, it says so. It
+ends with its input.
 """
 
 from __future__ import annotations
