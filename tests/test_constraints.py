@@ -62,7 +62,7 @@ def test_a_file_holds_pins_and_names_no_index_and_no_place(file: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["cpu", "server"])
-@pytest.mark.parametrize("extra", ["kind", "demo", "postgres", "train", "dev"])
+@pytest.mark.parametrize("extra", ["kind", "demo", "postgres", "train", "ray", "dev"])
 def test_all_that_the_project_asks_for_has_a_version_that_it_allows(kind: str, extra: str) -> None:
     versions = pins(CONSTRAINTS / f"{kind}.txt")
     for requirement in requirements(kind if extra == "kind" else extra):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -29,6 +30,13 @@ SteeringLike: TypeAlias = Steering | dict[str, Any] | Operation | Sequence[Opera
 
 API_KEY_VARIABLE = "SAECLAMP_API_KEY"
 """The one variable that the client and the command line read a server's key from."""
+
+SESSION_HEADER = "x-session-id"
+"""
+Header by which routers send a conversation to one replica, whose caches know it. Ray Serve, vLLM's router and others look at
+it; nothing is wrong where none does.
+"""
+SESSION_LENGTH = 16
 
 MAX_PORT = 2**16 - 1
 SUCH_AS = "http://127.0.0.1:8000, 127.0.0.1:8000 or 8000"
@@ -89,8 +97,20 @@ def build_generation(
     _refuse_misspelt_steering(body)  # before `steering` itself is put in, which looks like one too
     if checked is not None:
         body["steering"] = checked.to_json()
+    if not any(name.lower() == SESSION_HEADER for name in headers):
+        headers[SESSION_HEADER] = _session_id(body)
     expects_receipt = checked is not None and checked.receipt != "none"
     return GenerationRequest(path, response_types[expects_receipt], chunk_type, body, headers, timeout, expects_receipt)
+
+
+def _session_id(body: Mapping[str, Any]) -> str:
+    """Name a conversation under one steering: by what its later requests have in common with its first one."""
+    messages, prompt = body.get("messages"), body.get("prompt")
+    first = next((one for one in messages if isinstance(one, Mapping) and one.get("role") == "user"), None) if isinstance(
+        messages, Sequence
+    ) else prompt
+    said = json.dumps([body.get("model"), body.get("steering"), first], sort_keys=True, default=str)
+    return hashlib.sha256(said.encode(errors="surrogatepass")).hexdigest()[:SESSION_LENGTH]
 
 
 def _the_steering(steering: SteeringLike | None, extra_body: dict[str, Any]) -> Steering | None:

@@ -32,9 +32,9 @@ printf '%s\n' pip hatchling editables >"$build"
 # Of these two only the CPU's may come from where pip was told to look: torch==2.13.0+cpu is nowhere else.
 cpu=deploy/constraints/cpu.txt server=deploy/constraints/server.txt
 UV_FIND_LINKS="${PIP_FIND_LINKS-}" UV_EXTRA_INDEX_URL="${PIP_EXTRA_INDEX_URL-}" UV_INDEX_STRATEGY=unsafe-best-match \
-	compile $cpu --upgrade --extra cpu --extra demo --extra postgres --extra train --extra dev pyproject.toml "$build"
+	compile $cpu --upgrade --extra cpu --extra demo --extra postgres --extra train --extra ray --extra dev pyproject.toml "$build"
 cp $cpu $server # as near to the other as it can be
-compile $server --extra server --extra demo --extra postgres --extra train --extra dev pyproject.toml "$build"
+compile $server --extra server --extra demo --extra postgres --extra train --extra ray --extra dev pyproject.toml "$build"
 for tool in tests/ecosystem/*.in; do
 	cp $cpu "${tool%.in}.txt"
 	compile "${tool%.in}.txt" "$tool"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import socket
 import threading
 from argparse import Namespace
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,6 +21,7 @@ from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app as build_vllm_app
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
+from saeclamp.types import ServerIdentity
 from saeclamp_server import playground
 from saeclamp_server.api import drain as draining
 from saeclamp_server.api import error_envelope, error_handlers, metrics, variants, vectors
@@ -36,6 +41,10 @@ from saeclamp_server.api.state import AppState, CallServices
 from saeclamp_server.api.steering import router as steering
 from saeclamp_server.engine.client import DecoderQueryClient, PromptMeanClient, ReportFetcher
 from saeclamp_server.errors import RequestError
+from saeclamp_server.fleet import join_fleet
+from saeclamp_server.startup.fingerprint import server_fingerprint
+from saeclamp_server.startup.options import ServeOptions
+from saeclamp_server.startup.preflight import check_vllm_version
 from saeclamp_server.startup.sae_quick_check import check_saes_on_model
 from saeclamp_server.startup.self_test import run_self_test
 from saeclamp_server.startup.serve_plan import ServePlan
@@ -43,8 +52,10 @@ from saeclamp_server.startup.vllm_settings import sample_ids
 from saeclamp_server.steering import SteeringContext
 from saeclamp_server.steering.admission import Admission
 from saeclamp_server.steering.dose import MAX_DOSE
-from saeclamp_server.variants import VariantRegistry
-from saeclamp_server.vectors import VectorRegistry, VectorStorage, default_folder
+from saeclamp_server.variants import VariantRegistry, VariantStore
+from saeclamp_server.vectors import VectorFolder, VectorRegistry, VectorStore, default_folder
+
+logger = logging.getLogger("saeclamp.server")
 
 _CORS: Any = CORSMiddleware
 
@@ -55,15 +66,21 @@ async def build_app(engine: Any, args: Namespace, plan: ServePlan) -> FastAPI:
     await run_self_test(engine, saes, plan.places)
     measured = await check_saes_on_model(engine, saes, sample_ids(args), options.allow_unverified)
     norms = {name: of.norms for name, of in measured.items()}
+    fits = {name: of.fit for name, of in measured.items()}
     labels = await labels_matching_weights(engine, saes)
-    vectors = VectorRegistry(
-        plan.places, norms, VectorStorage(options.vectors or default_folder(options.model)), engine
-    )
-    await vectors.load()
+    served_saes = load_served_saes(saes, norms, fits, labels)
+    if options.fleet is not None:
+        fingerprint = server_fingerprint(args, plan, engine.model_config, served_saes)
+        norms = await asyncio.to_thread(join_fleet, plan.database, options.fleet, fingerprint, norms)
+        served_saes = load_served_saes(saes, norms, fits, labels)
+        logger.info(f"one of the fleet {options.fleet}")
+    base = args.served_model_name[0] if args.served_model_name else args.model
+    vectors = VectorRegistry(plan.places, norms, VectorStore(plan.database, base), engine)
+    await vectors.take_over(VectorFolder(options.vectors or default_folder(options.model)))
+    await vectors.refresh()
     tasks = await engine.get_supported_tasks()
     drain = Drain()
     app = build_steering_app(args, tasks, engine.model_config, drain, options.max_body, options.playground)
-    served_saes = load_served_saes(saes, norms, {name: of.fit for name, of in measured.items()}, labels)
     search = FeatureSearch(served_saes)
     context = SteeringContext(
         saes=served_saes,
@@ -86,20 +103,30 @@ async def build_app(engine: Any, args: Namespace, plan: ServePlan) -> FastAPI:
     incomplete_answers.say_what_was_cut_short(vllm)
     serving = vllm.openai_serving_models
     bases = [path.name for path in serving.base_model_paths]
-    calls = CallServices(context, admission, sequences, ReportFetcher(engine), plan.trace, bases[0])
+    calls = CallServices(context, admission, sequences, ReportFetcher(engine), plan.trace, bases[0], _identity(options))
     app.state.saeclamp = AppState(
         calls=calls,
         search=search,
-        variants=VariantRegistry(plan.store, context, bases, lambda: serving.lora_requests),
+        variants=VariantRegistry(VariantStore(plan.database), context, bases, lambda: serving.lora_requests),
         vectors=vectors,
         model=VLLMModelClient(vllm, calls),
         decoder=DecoderQueryClient(engine),
         prompt_means=PromptMeanClient(engine),
         cells=CellBudget(),
         drain=drain,
+        database=plan.database,
         vllm=vllm,
     )
     return app
+
+
+def _identity(options: ServeOptions) -> ServerIdentity:
+    return ServerIdentity(
+        version=version("saeclamp"),
+        vllm=check_vllm_version(),
+        fleet=options.fleet,
+        replica=options.replica or socket.gethostname(),
+    )
 
 
 def build_steering_app(

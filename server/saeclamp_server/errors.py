@@ -16,7 +16,8 @@ Refusals of requests.
     │   └── VectorTooLargeError   413  it has more bytes than any vector
     ├── VectorExistsError         400  another vector has that name
     ├── VectorsFullError          400  its site holds as many vectors as it can
-    ├── VectorNotKeptError        500  the disk did not take it
+    ├── VectorNotKeptError        500  the database did not take it
+    ├── VectorsUnavailableError   503  the database of vectors does not answer
     ├── UnknownVariantError       404  no variant of that name is kept
     ├── UnknownModelError         404  neither a model nor a variant has that name, but one has a near one
     ├── BareVariantError          404  a variant is named without its model
@@ -183,6 +184,16 @@ class VectorNotKeptError(RequestError):
     status = 500
     type = "server_error"
     code = "vector_not_kept"
+
+
+class VectorsUnavailableError(RequestError):
+    status = 503
+    type = "server_error"
+    code = "vectors_unavailable"
+    retry_after_s = 1
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, None)
 
 
 class UnknownVariantError(RequestError):

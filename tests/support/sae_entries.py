@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from saeclamp.types import ServerIdentity
 from saeclamp_saes import Options, SAEEntry, Site
 from saeclamp_saes.library.feature_book import FeatureNote
 from saeclamp_saes.loaders import CheckpointSummary
 from saeclamp_server.served_sae import ServedSAE
 from saeclamp_server.site_norms import SiteNorms
+
+SERVER = ServerIdentity(version="0", vllm="0", replica="here")
 
 
 def entry(name: str, layer: int, d_sae: int, *notes: FeatureNote) -> SAEEntry:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from saeclamp_saes import Site
+from saeclamp_server.database import Database
 from saeclamp_server.site_norms import SiteNorms
-from saeclamp_server.vectors import VectorRegistry, VectorSite, VectorStorage
+from saeclamp_server.vectors import VectorRegistry, VectorSite, VectorStore
 
 WIDTH = 8
 SAID = {"layer": "3", "site": "resid_post", "sign": "+1", "source": "means of 40 prompts"}
@@ -44,5 +44,6 @@ class Engine:
         return [None]
 
 
-def held(folder: Path, engine: Engine | None = None) -> VectorRegistry:
-    return VectorRegistry(PLACES, LENGTHS, VectorStorage(folder), engine or Engine())
+def held(database: Database, engine: Engine | None = None) -> VectorRegistry:
+    """A server's registry of what a database keeps."""
+    return VectorRegistry(PLACES, LENGTHS, VectorStore(database, "tiny"), engine or Engine())

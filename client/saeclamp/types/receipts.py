@@ -131,6 +131,19 @@ class ChoiceReadout(Tabular[TokenReadout], Answer):  # type: ignore[misc]  # Bas
         return [token for token in self.tokens if token is not None]
 
 
+class ServerIdentity(Answer):
+    """The server that answered."""
+
+    version: str
+    """Version of saeclamp."""
+    vllm: str
+    """Version of vLLM."""
+    fleet: str | None = None
+    """Name of the servers that answer as one, of which it is one."""
+    replica: str
+    """Its own name: `--replica`, or that of its machine."""
+
+
 class Receipt(Tabular[InterventionReceipt], Answer):  # type: ignore[misc]  # BaseModel's iterator is of fields
     """The receipt of a steered request: what was resolved and applied; `response.steering`."""
 
@@ -146,6 +159,8 @@ class Receipt(Tabular[InterventionReceipt], Answer):  # type: ignore[misc]  # Ba
     """Those of the request, then those of its rules."""
     fired: tuple[Fired, ...] = ()
     warnings: tuple[str, ...] = ()
+    server: ServerIdentity | None = None
+    """The server that answered; None from an older one."""
 
     def _rows(self) -> Sequence[InterventionReceipt]:
         return self.interventions

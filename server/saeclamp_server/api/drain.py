@@ -79,4 +79,6 @@ async def ready(request: Request) -> JSONResponse:
         return JSONResponse({"status": "stopping"}, 503, {"Retry-After": str(StoppingError.retry_after_s)})
     if state.vllm.engine_client.errored:
         return JSONResponse({"status": "engine died"}, 503)
+    if not await state.is_database_up():
+        return JSONResponse({"status": "the database does not answer"}, 503)
     return JSONResponse({"status": "ready"})

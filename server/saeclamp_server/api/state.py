@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from saeclamp_server.database import Database, DatabaseError
+
 if TYPE_CHECKING:  # endpoints import this module; the state holds what they make
+    from saeclamp.types import ServerIdentity
     from saeclamp_server.api.drain import Drain
     from saeclamp_server.api.features import FeatureSearch
     from saeclamp_server.api.features.derive import PromptMeans
@@ -32,6 +36,7 @@ class CallServices:
     trace: Trace | None
     model_name: str
     """Name of the base model, as receipts have it."""
+    server: ServerIdentity
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,17 @@ class AppState:
     cells: CellBudget
     """Shared by all requests of our own endpoints, so that none of them fills the engine's answers alone."""
     drain: Drain
+    database: Database
     vllm: Any
     """vLLM's own state of the app, which has no type: its models, its adapters, its renderers."""
+
+    async def is_database_up(self) -> bool:
+        """Tell whether the database of variants and vectors answers."""
+        try:
+            await asyncio.to_thread(self.database.check)
+        except DatabaseError:
+            return False
+        return True
 
     @property
     def context(self) -> SteeringContext:

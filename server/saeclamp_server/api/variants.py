@@ -7,6 +7,7 @@ from fastapi import Request, Response
 from saeclamp.types import DeletedVariant, ImportedVariants, NewVariant, Variant, VariantExport, VariantList
 from saeclamp_server.api.state import state_of
 from saeclamp_server.api.strict_route import strict_router
+from saeclamp_server.steering import vectors_used
 from saeclamp_server.variants import VariantRegistry
 
 router = strict_router()
@@ -15,6 +16,7 @@ router = strict_router()
 @router.post("/v1/variants", responses={201: {"model": Variant, "description": "A new version"}})
 async def create_variant(body: NewVariant, request: Request, response: Response) -> Variant:
     """Save a steering. 201 if it is a new version, 200 if it was there; the name means it from now on."""
+    await state_of(request.app).vectors.refresh(vectors_used(body.steering))
     variant, is_new = await _registry(request).create(body)
     response.status_code = 201 if is_new else 200
     return variant.model_copy(update={"is_new": is_new})

@@ -43,6 +43,7 @@ async def upload_vector(request: Request, response: Response) -> StoredVector:
 async def list_vectors(request: Request) -> StoredVectors:
     """List all vectors, and the sites at which they can sit."""
     vectors = _registry(request)
+    await vectors.refresh()
     return StoredVectors(
         data=tuple(vector.to_wire() for _, vector in sorted(vectors.items())),
         sites=tuple(str(site) for site in vectors.places),
@@ -54,6 +55,7 @@ async def list_vectors(request: Request) -> StoredVectors:
 async def get_vector(request: Request, name: str) -> StoredVector:
     """Look up one vector."""
     vectors = _registry(request)
+    await vectors.refresh([name])
     if name not in vectors:
         raise UnknownVectorError(name, vectors, "name", status=404)
     return vectors[name].to_wire()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -58,6 +59,8 @@ def parse_args(argv: list[str]) -> ServeOptions | argparse.Namespace:
         playground=known.playground,
         verbose=known.verbose,
         trace=known.trace,
+        fleet=known.fleet,
+        replica=known.replica,
     )
 
 
@@ -189,13 +192,14 @@ def _add_process(serve: argparse.ArgumentParser) -> None:
         "--vectors",
         type=Path,
         metavar="FOLDER",
-        help="where uploaded vectors are kept, and found at the next start (default: a folder of the model in the cache)",
+        help="a folder of vectors, as earlier versions kept them: the database takes them over, and the files move to "
+        "a folder within it (default: the model's folder in the cache)",
     )
     serve.add_argument(
         "--variants",
         metavar="URL",
-        help="database of variants: sqlite:////path/to/file or postgresql+psycopg://user:password@host/database (default: a "
-        "SQLite file in ~/.local/share/saeclamp)",
+        help="database of variants and uploaded vectors: sqlite:////path/to/file or "
+        "postgresql+psycopg://user:password@host/database (default: a SQLite file in ~/.local/share/saeclamp)",
     )
     serve.add_argument(
         "--trace",
@@ -204,6 +208,25 @@ def _add_process(serve: argparse.ArgumentParser) -> None:
         help="append a line of JSON to FILE for each steered request when it has ended: its id, spec and receipt, or why it "
         "has none",
     )
+    serve.add_argument(
+        "--fleet",
+        type=_name,
+        metavar="NAME",
+        help="be one of several servers that answer as one, with a PostgreSQL database in common (--variants): one that "
+        "would answer otherwise than the first does not start",
+    )
+    serve.add_argument(
+        "--replica",
+        type=_name,
+        metavar="NAME",
+        help="what receipts call this server (default: the machine's name)",
+    )
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", text):
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not 1 to 64 letters, digits, '_', '.' and '-'")
+    return text
 
 
 def _positive_capacity(text: str) -> int:

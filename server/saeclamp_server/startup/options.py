@@ -46,7 +46,7 @@ class ServeOptions:
     offload_saes: bool = False
     """True to keep SAEs in the host's memory, so that only the features in use are on the model's device."""
     vectors: Path | None = None
-    """Folder in which uploaded vectors are kept; None for a folder of the model in the cache."""
+    """Folder of vectors that the database is to take over; None for a folder of the model in the cache."""
     drain_s: float = DRAIN_S
     """Seconds that running requests may take to end when the server is told to stop."""
     playground: bool = True
@@ -54,6 +54,10 @@ class ServeOptions:
     verbose: bool = False
     """True to show vLLM's log in the terminal."""
     variants: str | None = None
-    """URL of the database of variants; None for a SQLite file among the user's data."""
+    """URL of the database of variants and vectors; None for a SQLite file among the user's data."""
+    fleet: str | None = None
+    """Name of the fleet that the server belongs to; None for none."""
+    replica: str | None = None
+    """Name of this server in receipts; None for that of the machine."""
     trace: Path | None = None
     """File to which a line is written for each steered request; None for none."""

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from saeclamp_saes import SAEEntry
+from saeclamp_server.database import Database, DatabaseError, default_url
+from saeclamp_server.fleet import check_database
 from saeclamp_server.model_info import ModelInfo, StartupError, check_compatible
 from saeclamp_server.packaged_model import PACKAGED_MODEL, prepared_model
 from saeclamp_server.startup.options import ServeOptions
 from saeclamp_server.startup.preflight import open_saes, read_model_info
 from saeclamp_server.trace import Trace
-from saeclamp_server.variants import StoreError, VariantStore, default_url
 from saeclamp_server.vectors import VectorSite, vector_sites
 
 
@@ -23,7 +24,7 @@ class ServePlan(NamedTuple):
     saes: Mapping[str, SAEEntry]
     places: tuple[VectorSite, ...]
     """Sites at which vectors can sit."""
-    store: VariantStore
+    database: Database
     trace: Trace | None
 
 
@@ -43,11 +44,14 @@ def make_plan(options: ServeOptions) -> ServePlan:
         saes = open_saes(options.saes)
     check_compatible(saes, model)
     places = vector_sites(options.vector_sites, options.max_vectors, saes, model)
-    return ServePlan(options, model, saes, places, _open_store(options.variants), trace)
+    return ServePlan(options, model, saes, places, _open_database(options), trace)
 
 
-def _open_store(url: str | None) -> VariantStore:
+def _open_database(options: ServeOptions) -> Database:
     try:
-        return VariantStore(url or default_url())
-    except StoreError as exc:
+        database = Database(options.variants or default_url())
+    except DatabaseError as exc:
         raise StartupError(f"{exc} Name another one with --variants URL.") from exc
+    if options.fleet is not None:
+        check_database(database)
+    return database

@@ -18,7 +18,7 @@ What cannot be applied ends the request here.
 
 from saeclamp_server.steering.context import SteeringContext
 from saeclamp_server.steering.receipt import build_receipt
-from saeclamp_server.steering.resolve import ResolvedSteering, add_sae_hashes, resolve, roles_used
+from saeclamp_server.steering.resolve import ResolvedSteering, add_sae_hashes, resolve, roles_used, vectors_used
 from saeclamp_server.steering.units import check_sae_names, find_feature
 from saeclamp_server.steering.warnings import possible_dose, warnings_before
 
@@ -31,6 +31,7 @@ __all__ = [
     "build_receipt",
     "resolve",
     "roles_used",
+    "vectors_used",
     "warnings_before",
     "add_sae_hashes",
 ]

@@ -11,6 +11,7 @@ from saeclamp.types import (
     InterventionReceipt,
     Operation,
     Receipt,
+    ServerIdentity,
     Summary,
     TokenCounts,
 )
@@ -27,10 +28,13 @@ def build_receipt(
     num_sequences: int,
     context: SteeringContext,
     model: str,
+    server: ServerIdentity,
 ) -> Receipt:
     """
     Write the receipt from the engine's reports on a request's sequences.
 
+    model:   name of the base model
+    server:  that answers
     reports: fields of `engine.worker.request_states.SteeringReport`, by the sequence's number among the choices
     context: the steering context
     Raises NotAppliedError unless every sequence was steered: the answer must not leave then.
@@ -55,6 +59,7 @@ def build_receipt(
         ),
         fired=_fired(resolved, reports),
         warnings=warnings_after(program, done, context),
+        server=server,
     )
 
 

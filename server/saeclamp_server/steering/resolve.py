@@ -55,6 +55,13 @@ def roles_used(steering: Steering | None) -> set[str]:
     return {role for tokens in chosen if isinstance(tokens, Roles) for role in tokens.roles}
 
 
+def vectors_used(steering: Steering | None) -> set[str]:
+    """Collect the names of the vectors that a steering moves."""
+    if steering is None:
+        return set()
+    return {operation.vector for operation, _, _ in _interventions(steering) if operation.vector is not None}
+
+
 def resolve(steering: Steering, context: SteeringContext, conversation: ChatSpans | None = None) -> ResolvedSteering:
     """
     Find every feature and convert every value. Raises RequestError.

@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from saeclamp.types import MAX_RULES, NewVariant, Steering, Variant, VariantExport
 from saeclamp.types.refusals import nearest
+from saeclamp_server.database import DatabaseError
 from saeclamp_server.errors import (
     AliasTakenError,
     BareVariantError,
@@ -29,7 +30,7 @@ from saeclamp_server.steering import ResolvedSteering, SteeringContext, resolve,
 from saeclamp_server.steering.chat_spans import ChatSpans
 from saeclamp_server.variants.names import ModelName, is_alias, near_name
 from saeclamp_server.variants.presets import presets
-from saeclamp_server.variants.store import AliasInUseError, StoreError, VariantStore
+from saeclamp_server.variants.store import AliasInUseError, VariantStore
 from saeclamp_server.variants.version import VariantVersion, canonical_json, resolved_fingerprint
 
 RESERVED = ("export", "import")
@@ -262,7 +263,7 @@ class VariantRegistry:
         try:
             # the store waits for a disk or a network
             return await run_in_threadpool(method, *args)
-        except StoreError as exc:
+        except DatabaseError as exc:
             raise VariantsUnavailableError(str(exc)) from exc
 
     def _check_alias(self, base: str, name: str, alias: str | None, path: str, name_path: str) -> None:

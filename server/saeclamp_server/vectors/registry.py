@@ -1,6 +1,9 @@
 """
 Registry of the vectors that requests can name. Each is a row of the engine's vector bank at its site.
 
+The database says which there are, for all servers of the model: what a request names is looked up there, so that a vector is
+found wherever it was uploaded, and gone wherever it was deleted.
+
 A row is free again when nobody refers to its vector any more. Requests refer to those that they move until they have been
 answered, so a vector that is deleted meanwhile stays in the engine until then.
 """
@@ -12,12 +15,14 @@ import gc
 import logging
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from saeclamp.types import StoredVector
+from saeclamp.types.interventions import is_vector_name
 from saeclamp_saes import Site
+from saeclamp_server.database import DatabaseError
 from saeclamp_server.errors import (
     InvalidVectorError,
     RequestError,
@@ -25,15 +30,19 @@ from saeclamp_server.errors import (
     VectorExistsError,
     VectorNotKeptError,
     VectorsFullError,
+    VectorsUnavailableError,
 )
 from saeclamp_server.site_norms import SiteNorms
 from saeclamp_server.threads import run_computation
 from saeclamp_server.vector_names import VECTOR
+from saeclamp_server.vectors.folder import VectorFolder
 from saeclamp_server.vectors.sites import VectorSite
-from saeclamp_server.vectors.storage import VectorStorage, check_name
-from saeclamp_server.vectors.vector_file import SteeringVector
+from saeclamp_server.vectors.store import Refused, VectorStore
+from saeclamp_server.vectors.vector_file import SteeringVector, check_name
 
 logger = logging.getLogger("saeclamp.server")
+
+ResultT = TypeVar("ResultT")
 
 WAITS_S = (0.02, 0.1, 0.5)
 """Seconds of the waits before an upload is refused because its site is full."""
@@ -75,7 +84,7 @@ class VectorRegistry(Mapping[str, RegisteredVector]):
     """Uploaded vectors by name. Changed by one task at a time, read by all."""
 
     def __init__(
-        self, places: Sequence[VectorSite], norms: Mapping[str, SiteNorms], folder: VectorStorage, engine: Any
+        self, places: Sequence[VectorSite], norms: Mapping[str, SiteNorms], store: VectorStore, engine: Any
     ) -> None:
         """
         norms:  norms at each site, by the name of its bank
@@ -83,13 +92,17 @@ class VectorRegistry(Mapping[str, RegisteredVector]):
         """
         self.places = {place.site: place for place in places}
         self._norms = norms
-        self._folder = folder
+        self._store = store
         self._engine = engine
         self._by_name: dict[str, RegisteredVector] = {}
         self._alive = weakref.WeakValueDictionary[tuple[str, str], RegisteredVector]()
         """All vectors that anybody refers to, deleted ones too, by (name, sha256)."""
         self._free = {place.site: deque(range(place.capacity)) for place in places}
         """Free rows of each bank; the one that has been free longest is taken first."""
+        self._unfit = set[tuple[str, str]]()
+        """Vectors of the database that this server cannot hold, by (name, sha256): they are read and reported once."""
+        self._no_room = set[tuple[str, str]]()
+        """Those for which there was no room when they were last wanted."""
         self._changing = asyncio.Lock()
 
     def __getitem__(self, name: str) -> RegisteredVector:
@@ -101,14 +114,72 @@ class VectorRegistry(Mapping[str, RegisteredVector]):
     def __len__(self) -> int:
         return len(self._by_name)
 
-    async def load(self) -> None:
-        """Load the folder's vectors. Those that cannot be used are reported and left out."""
-        for name, direction in self._folder.read_all():
+    async def take_over(self, folder: VectorFolder) -> None:
+        """Move a folder's vectors into the database. Those that cannot be used are reported and stay where they are."""
+        for name, direction in folder.read_all():
             try:
                 self._check_fit(direction)
-                self._by_name[name] = await self._loaded(name, direction)
+                self._refuse(await self._kept(name, direction), name, direction.site)
+                folder.put_away(name)
             except RequestError as exc:
                 logger.warning(f"vector {name} is left out: {exc}")
+            except OSError as exc:
+                logger.warning(f"vector {name} is kept in the database now, but its file cannot be moved away: {exc}")
+
+    async def refresh(self, names: Collection[str] | None = None) -> None:
+        """
+        Look up in the database what these names mean now, or all names, and load what this server lacks.
+
+        Raises VectorsUnavailableError, and VectorsFullError where a named one has no room. What does not fit this server is
+        reported, once, and left out.
+        """
+        if names is not None and not names:
+            return
+        found: Mapping[str, str] = {}
+        if names is not None and all(map(is_vector_name, names)):  # PostgreSQL itself refuses some others
+            found = await self._ask(self._store.hashes, names)
+        if names is None or len(found) < len(set(names)):
+            names, found = None, await self._ask(self._store.hashes, None)  # a refusal lists all that there are
+        if self._has(found, names):
+            return
+        async with self._changing:
+            # again, because this server itself may have changed something meanwhile
+            hashes = await self._ask(self._store.hashes, names)
+            for name in [*self._by_name] if names is None else names:
+                if name in self._by_name and hashes.get(name) != self._by_name[name].sha256:
+                    del self._by_name[name]
+            if names is None:
+                self._unfit &= hashes.items()
+            for name, sha256 in hashes.items():
+                if name not in self._by_name and (name, sha256) not in self._unfit:
+                    await self._take_in(name, sha256, is_needed=names is not None)
+
+    async def _take_in(self, name: str, sha256: str, is_needed: bool) -> None:
+        """Load a vector of the database. Raises VectorsFullError for one that is needed."""
+        key = name, sha256
+        try:
+            direction = await self._ask(self._store.read, name)
+            if direction is None:  # it was deleted a moment ago
+                return
+            self._check_fit(direction)
+            if is_needed or key not in self._no_room:
+                await self._wait_for_room(direction.site)
+            self._by_name[name] = await self._loaded(name, direction)
+            self._no_room.discard(key)
+        except VectorsFullError as exc:
+            if is_needed:
+                raise
+            if key not in self._no_room:
+                logger.warning(f"vector {name} is left out: {exc}")
+            self._no_room.add(key)
+        except InvalidVectorError as exc:
+            self._unfit.add(key)
+            logger.warning(f"vector {name} is left out: {exc}")
+
+    def _has(self, hashes: Mapping[str, str], names: Collection[str] | None) -> bool:
+        """Tell whether all that is kept and fits is loaded, and nothing else is."""
+        own = {(name, one.sha256) for name, one in self._by_name.items() if names is None or name in names}
+        return own == hashes.items() - self._unfit
 
     async def upload(self, name: str, data: bytes) -> tuple[RegisteredVector, bool]:
         """
@@ -120,34 +191,37 @@ class VectorRegistry(Mapping[str, RegisteredVector]):
         # in a thread: it may be 4 MB, and all other requests wait for the event loop
         direction = await run_computation(SteeringVector.parse, data)
         self._check_fit(direction)
+        await self.refresh([name])
         async with self._changing:
             if name in self._by_name:
                 if self._by_name[name].sha256 != direction.sha256:
                     raise VectorExistsError(name, f"at {self._by_name[name].site}")
                 return self._by_name[name], False
             await self._wait_for_room(direction.site)
-            # to the engine first: a vector for which it has no room must not be found in the folder at the next start
+            # to the engine first: a vector for which it has no room must not be found by anyone
             vector = await self._loaded(name, direction)
-            await _on_disk(name, self._folder.keep, name, direction)
+            is_new = await self._kept(name, direction)
+            self._refuse(is_new, name, direction.site)
             self._by_name[name] = vector
-        return vector, True
+        return vector, is_new is True
 
-    def refuse_taken(self, name: str, site: Site) -> None:
+    async def refuse_taken(self, name: str, site: Site) -> None:
         """Raise RequestError for a name that a new vector cannot have, or a site that has no room, as far as is known."""
         check_name(name)
+        await self.refresh()
         if name in self._by_name:
             raise VectorExistsError(name, f"at {self._by_name[name].site}")
         if not self._free[site]:
             raise VectorsFullError(str(site), self.places[site].capacity)
 
     async def delete(self, name: str) -> None:
-        """Forget a vector, once its file is gone. Raises RequestError."""
+        """Forget a vector, once the database has, even one that does not fit this server. Raises RequestError."""
+        await self.refresh([name])
         async with self._changing:
-            if name not in self._by_name:
-                raise UnknownVectorError(name, self, "name", status=404)
-            # the file first: a vector that could not be removed would be back at the next start
-            await _on_disk(name, self._folder.remove, name)
-            del self._by_name[name]
+            is_gone = is_vector_name(name) and await self._ask(self._store.delete, name)
+            self._by_name.pop(name, None)  # only now: a vector that could not be deleted would be back at the next look
+        if not is_gone:
+            raise UnknownVectorError(name, self, "name", status=404)
 
     def _check_fit(self, direction: SteeringVector) -> None:
         place = self.places.get(direction.site)
@@ -192,10 +266,22 @@ class VectorRegistry(Mapping[str, RegisteredVector]):
         self._alive[name, direction.sha256] = vector
         return vector
 
+    async def _kept(self, name: str, direction: SteeringVector) -> bool | Refused:
+        """Keep a vector in the database. Raises VectorNotKeptError."""
+        try:
+            capacity = self.places[direction.site].capacity
+            return await asyncio.to_thread(self._store.create, name, direction, capacity)
+        except DatabaseError as exc:
+            raise VectorNotKeptError(f"The vector {name!r} could not be kept: {exc}", None) from exc
 
-async def _on_disk(name: str, change: Callable[..., None], *args: Any) -> None:
-    """Change the folder, in a thread, because it waits for the disk. Raises RequestError."""
-    try:
-        await asyncio.to_thread(change, *args)
-    except OSError as exc:
-        raise VectorNotKeptError(f"The folder of vectors could not be written for {name!r}: {exc}.", None) from exc
+    def _refuse(self, outcome: bool | Refused, name: str, site: Site) -> None:
+        if outcome is Refused.NAME:
+            raise VectorExistsError(name, "in the database")
+        if outcome is Refused.ROOM:
+            raise VectorsFullError(str(site), self.places[site].capacity)
+
+    async def _ask(self, method: Callable[..., ResultT], *args: Any) -> ResultT:
+        try:
+            return await asyncio.to_thread(method, *args)  # it waits for a disk or a network
+        except DatabaseError as exc:
+            raise VectorsUnavailableError(str(exc)) from exc

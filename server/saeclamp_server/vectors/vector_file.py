@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from saeclamp.types.interventions import is_vector_name
 from saeclamp.types.refusals import did_you_mean
 from saeclamp_saes import Site
 from saeclamp_saes.io.safetensors import read_header
@@ -34,6 +35,15 @@ CHECKSUM = "sha256"
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SIGNS: dict[str, Literal[1, -1]] = {"+1": 1, "-1": -1}
+
+
+def check_name(name: str) -> None:
+    """Raise InvalidVectorError unless it is a name that requests and paths of URLs can have."""
+    if not is_vector_name(name):
+        raise InvalidVectorError(
+            f"{name[:80]!r} is no name for a vector: 1 to 64 letters, digits, '_', '.' and '-', and not dots alone.",
+            "name",
+        )
 
 
 @dataclass(frozen=True, eq=False)

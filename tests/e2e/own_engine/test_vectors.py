@@ -40,7 +40,7 @@ VECTORS = {
 def engine(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Iterator[tuple[Server, ReferenceModel]]:
     folder = tmp_path_factory.mktemp("tiny")
     flags = ["--vector-site", "resid_post.1", "--vector-site", "resid_mid.2", "--max-vectors", str(CAPACITY)]
-    flags += ["--vectors", str(folder / "vectors"), "--enable-prompt-tokens-details"]
+    flags += ["--enable-prompt-tokens-details"]
     with tiny_engine(folder, model_folder, "llama", *FLAGS, *flags) as (server, oracle):
         for name, made in VECTORS.items():
             response = upload(server, name, made.file())
@@ -301,20 +301,22 @@ def test_vectors_outlast_a_server_that_is_killed(tmp_path: Path, model_folder: P
         assert server.http.get("/v1/vectors").json()["sites"] == [f"resid_post {layer}" for layer in range(4)]
         known = upload(server, "kept", made.file()).json()
         upload(server, "gone", Made(draw(6), 2).file())
-        upload(server, "cut", Made(draw(7), 2).file())
         assert server.http.delete("/v1/vectors/gone").status_code == 200
         assert server.pid is not None
         os.killpg(server.pid, signal.SIGKILL)
-    folder = tmp_path / "vectors"
-    assert sorted(path.name for path in folder.iterdir()) == ["cut.safetensors", "kept.safetensors"]
-    (folder / "cut.safetensors").write_bytes((folder / "cut.safetensors").read_bytes()[:-8])
+    folder = tmp_path / "vectors"  # as earlier versions kept them
+    assert not folder.exists()
+    folder.mkdir()
+    (folder / "old.safetensors").write_bytes(Made(draw(7), 2).file())
+    (folder / "cut.safetensors").write_bytes(Made(draw(7), 2).file()[:-8])
     (folder / "elsewhere.safetensors").write_bytes(Made(draw(8), 1, "resid_mid").file())
     with serve(tmp_path / "second.log", str(model), *flags, name="tiny") as server:
         server.http.headers["authorization"] = "Bearer secret"
-        assert [item["name"] for item in server.http.get("/v1/vectors").json()["data"]] == ["kept"]
+        assert [item["name"] for item in server.http.get("/v1/vectors").json()["data"]] == ["kept", "old"]
         assert server.http.get("/v1/vectors/kept").json() == known
         oracle = ReferenceModel(model, {"vector:kept": made.reference()}, SPECIAL_IDS)
         assert_agreement(server, oracle, PROMPT, [Move("vector:kept", 0, "clamp", 8.0)])
         said = (tmp_path / "second.log").read_text()
         assert "vector cut is left out" in said
         assert "vector elsewhere is left out" in said
+    assert sorted(path.name for path in folder.iterdir()) == ["cut.safetensors", "elsewhere.safetensors", "taken-over"]

@@ -46,8 +46,12 @@ def args(*argv: str) -> Any:
 def app(*argv: str, has_playground: bool = True) -> FastAPI:
     made = build_steering_app(args(*argv), TASKS, None, Drain(), MAX_BODY, has_playground)
     made.state.engine_client = SimpleNamespace(errored=False, check_health=_healthy)
-    made.state.saeclamp = SimpleNamespace(drain=Drain(), vllm=made.state)
+    made.state.saeclamp = SimpleNamespace(drain=Drain(), vllm=made.state, is_database_up=_is_up)
     return made
+
+
+async def _is_up() -> bool:
+    return True
 
 
 async def _healthy() -> None: ...

@@ -21,7 +21,12 @@ class Served:
         app = FastAPI()
         app.include_router(drain.router)
         self.engine = SimpleNamespace(errored=False)
-        app.state.saeclamp = SimpleNamespace(drain=self.drain, vllm=SimpleNamespace(engine_client=self.engine))
+        self.has_database = True
+        app.state.saeclamp = SimpleNamespace(
+            drain=self.drain,
+            vllm=SimpleNamespace(engine_client=self.engine),
+            is_database_up=self._is_database_up,
+        )
         app.add_middleware(DrainGuard, drain=self.drain)
         app.add_api_route("/slow", self._slow)
         app.add_api_route("/fails", self._fails)
@@ -30,6 +35,9 @@ class Served:
         self.http = httpx.AsyncClient(
             transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://test"
         )
+
+    async def _is_database_up(self) -> bool:
+        return self.has_database
 
     async def _slow(self) -> str:
         await self.may_answer.wait()
@@ -87,5 +95,15 @@ def test_a_server_whose_engine_has_died_is_not_ready() -> None:
         served = Served()
         served.engine.errored = True
         assert (await served.http.get("/ready")).status_code == 503
+
+    asyncio.run(go())
+
+
+def test_a_server_whose_database_does_not_answer_is_not_ready() -> None:
+    async def go() -> None:
+        served = Served()
+        served.has_database = False
+        answer = await served.http.get("/ready")
+        assert (answer.status_code, answer.json()) == (503, {"status": "the database does not answer"})
 
     asyncio.run(go())

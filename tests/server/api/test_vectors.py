@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
-from tests.support.vector_files import LENGTHS, PLACES, Engine, file, numbers
+from tests.support.vector_files import file, held, numbers
 
 from saeclamp_server.api import vectors as routes
 from saeclamp_server.api.error_handlers import refuse
+from saeclamp_server.database import Database
 from saeclamp_server.errors import RequestError
-from saeclamp_server.vectors import (
-    MAX_BYTES,
-    VectorRegistry,
-    VectorStorage,
-)
+from saeclamp_server.vectors import MAX_BYTES, VectorStore
 
 OTHER = file(numbers(1))
 
@@ -28,12 +24,11 @@ OTHER = file(numbers(1))
 class Api:
     """The endpoints alone."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, database: Database) -> None:
         app = FastAPI()
         app.include_router(routes.router)
         app.add_exception_handler(RequestError, refuse)
-        vectors = VectorRegistry(PLACES, LENGTHS, VectorStorage(folder), Engine())
-        app.state.saeclamp = SimpleNamespace(vectors=vectors)
+        app.state.saeclamp = SimpleNamespace(vectors=held(database))
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
 
     async def upload(self, query: str, content: Any, kind: str = routes.CONTENT_TYPE) -> tuple[int, Any]:
@@ -41,9 +36,9 @@ class Api:
         return response.status_code, response.json()
 
 
-def test_the_endpoints_answer_in_openais_envelope(tmp_path: Path) -> None:
+def test_the_endpoints_answer_in_openais_envelope(database: Database) -> None:
     async def steps() -> None:
-        api = Api(tmp_path)
+        api = Api(database)
         assert (await api.upload("?name=a", file()))[0] == 201
         status, known = await api.upload("?name=a", file())
         assert (status, known["object"], known["name"]) == (200, "vector", "a")
@@ -78,16 +73,16 @@ def test_the_endpoints_answer_in_openais_envelope(tmp_path: Path) -> None:
     ],
 )
 def test_an_upload_that_is_malformed_is_refused(
-    tmp_path: Path, query: str, kind: str, size: int, status: int, param: str
+    database: Database, query: str, kind: str, size: int, status: int, param: str
 ) -> None:
     async def pieces() -> AsyncIterator[bytes]:
         for start in range(0, size, 1 << 20):
             yield b"\0" * min(1 << 20, size - start)
 
     async def steps() -> None:
-        found, body = await Api(tmp_path).upload(query, pieces() if size else file(), kind)
+        found, body = await Api(database).upload(query, pieces() if size else file(), kind)
         assert found == status
         assert (body["error"]["param"], body["error"]["code"]) == (param, "invalid_vector")
 
     asyncio.run(steps())
-    assert not [*tmp_path.iterdir()]
+    assert not VectorStore(database, "tiny").hashes()

@@ -23,11 +23,12 @@ from saeclamp_server.api import vectors as vector_routes
 from saeclamp_server.api.error_handlers import refuse
 from saeclamp_server.cli.control_vector import _import, read_control_vector
 from saeclamp_server.cli.server_client import CommandError
+from saeclamp_server.database import Database
 from saeclamp_server.errors import InvalidVectorError, RequestError
 from saeclamp_server.site_norms import SiteNorms
 from saeclamp_server.steering import SteeringContext
 from saeclamp_server.variants import VariantRegistry, VariantStore
-from saeclamp_server.vectors import SteeringVector, VectorRegistry, VectorSite, VectorStorage
+from saeclamp_server.vectors import SteeringVector, VectorRegistry, VectorSite, VectorStore
 
 LAYERS = (2, 3, 5)
 DRAWN = np.random.default_rng(7).standard_normal((len(LAYERS), WIDTH)).astype(np.float32)
@@ -73,13 +74,14 @@ class Running:
         places = [VectorSite(Site("resid_post", layer), WIDTH, 2) for layer in layers]
         norms = {place.bank_name: SiteNorms(50.0, []) for place in places}
         self.engine = Engine()
-        vectors = VectorRegistry(places, norms, VectorStorage(folder / "vectors"), self.engine)
+        database = Database(f"sqlite:///{folder}/variants.sqlite3")
+        vectors = VectorRegistry(places, norms, VectorStore(database, "tiny"), self.engine)
         served = SteeringContext({}, vectors=vectors)
         app = FastAPI()
         for routes in (vector_routes, variant_routes):
             app.include_router(routes.router)
         app.add_exception_handler(RequestError, refuse)
-        variants = VariantRegistry(VariantStore(f"sqlite:///{folder}/variants.sqlite3"), served, ["tiny"])
+        variants = VariantRegistry(VariantStore(database), served, ["tiny"])
         app.state.saeclamp = SimpleNamespace(context=served, variants=variants, vectors=vectors)
         self.client = Client("http://test", http_client=httpx.Client(transport=InProcess(app)))
 

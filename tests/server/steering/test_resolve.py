@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.blank_label import blank_label
-from tests.support.sae_entries import entry, report, served_saes
+from tests.support.sae_entries import SERVER, entry, report, served_saes
 
 from saeclamp import Ablate, Add, After, AtLeast, AtMost, Clamp, FeatureIndex, First, Positions, Roles, Scale, Steering
 from saeclamp.types import Operation, Tokens
@@ -313,7 +313,7 @@ def test_minus_zero_is_zero(served: SteeringContext) -> None:
 
 def test_a_receipt_sums_over_the_sequences_of_its_answer(served: SteeringContext) -> None:
     resolved = resolve(steering(Clamp(feature="big/bridge", value=0.5)), served)
-    written = build_receipt(resolved, {0: report(3, 5, 8.0, 4.0), 1: report(1, 1, 2.0, 1.5)}, 2, served, "tiny")
+    written = build_receipt(resolved, {0: report(3, 5, 8.0, 4.0), 1: report(1, 1, 2.0, 1.5)}, 2, served, "tiny", SERVER)
     (item,) = written.interventions
     assert (item.tokens.prompt, item.tokens.generated) == (8, 6)
     assert item.act_before is not None
@@ -326,7 +326,7 @@ def test_a_receipt_sums_over_the_sequences_of_its_answer(served: SteeringContext
 def test_a_receipt_does_not_invent_measurements(served: SteeringContext) -> None:
     resolved = resolve(steering(Ablate(feature="big/bridge")), served)
     cached = {**report(0, 0, 0.0, 0.0), "prompt": [7]}
-    (item,) = build_receipt(resolved, {0: cached}, 1, served, "tiny").interventions
+    (item,) = build_receipt(resolved, {0: cached}, 1, served, "tiny", SERVER).interventions
     assert item.tokens.prompt == 7
     assert (item.act_before, item.dose, item.value, item.value_act) == (None, None, None, 0.0)
 
@@ -337,11 +337,11 @@ def test_an_answer_whose_sequences_are_not_all_accounted_for_does_not_leave(
 ) -> None:
     resolved = resolve(steering(Ablate(feature="big/bridge")), served)
     with pytest.raises(NotAppliedError, match=f"{len(reports)} of 2"):
-        build_receipt(resolved, dict(enumerate(reports)), 2, served, "tiny")
+        build_receipt(resolved, dict(enumerate(reports)), 2, served, "tiny", SERVER)
 
 
 def test_one_failed_sequence_fails_the_answer(served: SteeringContext) -> None:
     resolved = resolve(steering(Ablate(feature="big/bridge")), served)
     failed = {"failure": "RuntimeError: lost", "prompt": [], "tallies": [], "fired": []}
     with pytest.raises(NotAppliedError, match="lost"):
-        build_receipt(resolved, {0: report(1, 1, 1.0, 1.0), 1: failed}, 2, served, "tiny")
+        build_receipt(resolved, {0: report(1, 1, 1.0, 1.0), 1: failed}, 2, served, "tiny", SERVER)

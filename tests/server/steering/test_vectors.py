@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.support.sae_entries import SERVER
 from tests.support.vector_files import file
 
 from saeclamp import Ablate, Add, AtMost, Clamp, FeatureCondition, Readout, Rule, Scale, Steering
@@ -135,7 +136,7 @@ def report(act_max: float) -> Mapping[str, Any]:
 
 def test_the_receipt_is_of_the_vector_as_it_was_when_the_request_began(with_vectors: SteeringContext) -> None:
     resolved = resolve(steering(Add(vector="sleepy", value=1, unit="resid_norm")), with_vectors)
-    written = build_receipt(resolved, {0: report(-1.5)}, 1, replace(with_vectors, vectors={}), "tiny")
+    written = build_receipt(resolved, {0: report(-1.5)}, 1, replace(with_vectors, vectors={}), "tiny", SERVER)
     (item,) = written.interventions
     assert (item.vector, item.feature, item.sae, item.index, item.name) == ("sleepy", None, None, None, None)
     assert (item.layer, item.site, item.op, item.unit, item.value) == (8, "resid_post 8", "add", "resid_norm", 1.0)

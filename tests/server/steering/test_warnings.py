@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.support.sae_entries import entry, report
+from tests.support.sae_entries import SERVER, entry, report
 
 from saeclamp import Ablate, Add, AtLeast, AtMost, Clamp, Scale, Steering
 from saeclamp.types import Operation
@@ -22,7 +22,7 @@ def test_a_dose_that_drowns_the_text_is_warned_of(served: SteeringContext) -> No
     resolved = resolve(steering(Clamp(feature="big/bridge", value=0.5)), served)
     loud = report(3, 5, 8.0, 4.0)
     loud["tallies"][0]["dose_max"] = 65.2
-    assert build_receipt(resolved, {0: loud}, 1, served, "tiny").warnings == (
+    assert build_receipt(resolved, {0: loud}, 1, served, "tiny", SERVER).warnings == (
         "interventions[0] moved a token by 65.2 x its residual norm; text usually breaks above 1.",
     )
 
@@ -80,7 +80,7 @@ def test_a_receipt_warns_of_what_did_too_little_and_of_clamps_outside_the_green_
         "prompt": [5] * 4,
         "tallies": [{**tally, "dose_max": dose} for dose in doses],
     }
-    assert build_receipt(resolved, {0: done}, 1, zoned, "tiny").warnings == (
+    assert build_receipt(resolved, {0: done}, 1, zoned, "tiny", SERVER).warnings == (
         "interventions[0]: 0.9 x max_act is outside the zone that was found to work, 0.5 to 0.75.",
         "interventions[1] moved no token by more than 0.0123 x its residual norm: below 0.02 answers hardly change.",
     )
@@ -90,4 +90,4 @@ def test_what_was_cached_is_not_warned_of_as_too_little(served: SteeringContext)
     resolved = resolve(steering(Clamp(feature="big/bridge", value=0.5)), served)
     cached = {**report(0, 0, 0.0, 0.0), "prompt": [7]}
     cached["tallies"][0]["dose_max"] = 0.0
-    assert build_receipt(resolved, {0: cached}, 1, served, "tiny").warnings == ()
+    assert build_receipt(resolved, {0: cached}, 1, served, "tiny", SERVER).warnings == ()

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, text
+from tests.support.databases import migrate_down
 from tests.support.variants import BRIDGE, FOOD, create, run, served
 
 from saeclamp import InvalidArgumentError
 from saeclamp.types import NewVariant, Steering, VariantExport
+from saeclamp_server.database import Database
 from saeclamp_server.errors import RequestError
 from saeclamp_server.variants import VariantRegistry, VariantStore
 
@@ -59,14 +60,15 @@ def test_another_alias_takes_the_place_of_the_first_and_a_deleted_variant_has_no
 def test_an_alias_that_already_means_something_is_refused(
     url: str, name: str, alias: str | None, says: str, param: str
 ) -> None:
-    store = VariantStore(url)
+    database = Database(url)
+    store = VariantStore(database)
     variants = VariantRegistry(store, served(), ["tiny", "tiny-too"], lambda: ["adapter"])
     named(variants, "chef", "cook")
     with pytest.raises(RequestError, match=says) as refused:
         named(variants, name, alias, FOOD)
     assert refused.value.param == param
     assert [one.id for one in run(variants.listed()) if not one.read_only] == ["tiny:chef"]
-    store.close()
+    database.close()
 
 
 @pytest.mark.parametrize("alias", ["tiny:chef", "chef@1", "a/b", "", ".a", "a" * 65])
@@ -76,20 +78,21 @@ def test_an_alias_has_neither_colon_nor_at(alias: str) -> None:
 
 
 def test_an_alias_of_a_model_that_is_not_served_here_means_nothing(url: str) -> None:
-    store = VariantStore(url)
+    database = Database(url)
+    store = VariantStore(database)
     named(VariantRegistry(store, served(), ["tiny"]), "chef", "cook")
     assert run(VariantRegistry(store, served(), ["another"]).of_model("cook")) is None
-    store.close()
+    database.close()
 
 
 def test_aliases_are_exported_and_taken_in_or_refused_with_the_whole(variants: VariantRegistry, tmp_path: Path) -> None:
     named(variants, "chef", "cook")
     named(variants, "plain", None, FOOD)
     export = VariantExport.model_validate_json(json.dumps(run(variants.exported())))
-    elsewhere = VariantRegistry(VariantStore(f"sqlite:///{tmp_path}/other.sqlite3"), served(), ["tiny"])
+    elsewhere = VariantRegistry(VariantStore(Database(f"sqlite:///{tmp_path}/other.sqlite3")), served(), ["tiny"])
     assert run(elsewhere.import_(export)) == (2, 0)
     assert run(elsewhere.of_model("cook")).name == "chef"
-    taken = VariantRegistry(VariantStore(f"sqlite:///{tmp_path}/third.sqlite3"), served(), ["tiny"])
+    taken = VariantRegistry(VariantStore(Database(f"sqlite:///{tmp_path}/third.sqlite3")), served(), ["tiny"])
     named(taken, "baker", "cook")
     with pytest.raises(RequestError, match="another variant's alias"):
         run(taken.import_(export))
@@ -97,15 +100,15 @@ def test_aliases_are_exported_and_taken_in_or_refused_with_the_whole(variants: V
 
 
 def test_a_database_without_aliases_is_brought_up_to_date(url: str) -> None:
-    store = VariantStore(url)
+    database = Database(url)
+    store = VariantStore(database)
     create(VariantRegistry(store, served(), ["tiny"]), "chef", BRIDGE)
-    store.close()
-    with create_engine(url).begin() as connection:  # as the first migration left it
-        connection.execute(text("DROP TABLE saeclamp_variant_aliases"))
-        connection.execute(text("UPDATE saeclamp_variant_schema SET version_num = '0001'"))
-    store = VariantStore(url)
+    database.close()
+    migrate_down(url, "0001")
+    database = Database(url)
+    store = VariantStore(database)
     variants = VariantRegistry(store, served(), ["tiny"])
     assert run(variants.of_model("tiny:chef")).parsed == BRIDGE
     named(variants, "chef", "cook")
     assert run(variants.of_model("cook")).parsed == BRIDGE
-    store.close()
+    database.close()

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from tests.support.variants import BRIDGE, FOOD, create, run, served
 
 from saeclamp.types import VariantExport
+from saeclamp_server.database import Database
 from saeclamp_server.errors import RequestError
 from saeclamp_server.variants import VariantRegistry, VariantStore
 
@@ -20,7 +21,7 @@ def test_an_export_is_taken_in_elsewhere(variants: VariantRegistry, tmp_path: Pa
     create(variants, "chef", BRIDGE)  # what the name means is not the newest version
     create(variants, "other", FOOD, description="Äpfel")
     exported = VariantExport.model_validate_json(json.dumps(run(variants.exported())))
-    elsewhere = VariantRegistry(VariantStore(f"sqlite:///{tmp_path}/other.sqlite3"), served(), ["tiny"])
+    elsewhere = VariantRegistry(VariantStore(Database(f"sqlite:///{tmp_path}/other.sqlite3")), served(), ["tiny"])
     assert run(elsewhere.import_(exported)) == (3, 0)
     assert run(elsewhere.import_(exported)) == (0, 3)
     for name in ("chef", "other"):
@@ -33,7 +34,7 @@ def test_a_changed_export_is_refused_as_a_whole(variants: VariantRegistry, tmp_p
     create(variants, "other", FOOD)
     exported = json.loads(json.dumps(run(variants.exported())))
     exported["data"][1]["steering"]["interventions"][0]["value"] = 9
-    elsewhere = VariantRegistry(VariantStore(f"sqlite:///{tmp_path}/other.sqlite3"), served(), ["tiny"])
+    elsewhere = VariantRegistry(VariantStore(Database(f"sqlite:///{tmp_path}/other.sqlite3")), served(), ["tiny"])
     with pytest.raises(RequestError) as refused:
         run(elsewhere.import_(VariantExport.model_validate(exported)))
     assert refused.value.param == "data[1].sha256"

@@ -12,11 +12,13 @@ import pytest
 from sqlalchemy import create_engine, text
 from tests.support.variants import version
 
-from saeclamp_server.variants import StoreError, VariantStore, default_url
+from saeclamp_server.database import Database, DatabaseError, default_url
+from saeclamp_server.variants import VariantStore
 
 
 def _create_some(url: str, process: int) -> None:
-    store = VariantStore(url)  # all of them bring the tables up to date at once
+    database = Database(url)  # all of them bring the tables up to date at once
+    store = VariantStore(database)
     for number in range(20):
         store.create(version(f"own-{process}", number))
         store.create(version("shared", 100 * process + number))
@@ -30,7 +32,8 @@ def test_several_processes_create_at_once_and_see_each_others(url: str) -> None:
     for process in processes:
         process.join(120)
         assert process.exitcode == 0
-    store = VariantStore(url)
+    database = Database(url)
+    store = VariantStore(database)
     found = store.all_versions()
     assert len({one.sha256 for one in found if one.name.startswith("own-")}) == 60
     assert len({one.sha256 for one in found if one.name == "shared"}) == 60
@@ -38,11 +41,12 @@ def test_several_processes_create_at_once_and_see_each_others(url: str) -> None:
         assert store.find("tiny", f"own-{process}") == store.find(
             "tiny", f"own-{process}", version(f"own-{process}", 19).sha256
         )
-    store.close()
+    database.close()
 
 
 def _create_on_and_on(url: str, number: int, acknowledged: int) -> None:
-    store = VariantStore(url)
+    database = Database(url)
+    store = VariantStore(database)
     while True:
         store.create(version("crash", number))
         os.write(acknowledged, f"{number}\n".encode())
@@ -65,22 +69,23 @@ def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
         writer.join()
         start = max(acknowledged) + 1
     assert len(acknowledged) > 100
-    store = VariantStore(url)
+    database = Database(url)
+    store = VariantStore(database)
     kept = {one.sha256 for one in store.all_versions()}
     assert {version("crash", number).sha256 for number in acknowledged} <= kept
     last = store.find("tiny", "crash")
     assert last is not None
     # the last one may have been kept and not acknowledged
     assert last.sha256 in (version("crash", start - 1).sha256, version("crash", start).sha256)
-    store.close()
+    database.close()
 
 
 def test_a_database_of_a_newer_version_is_not_touched(url: str) -> None:
-    VariantStore(url).close()
+    Database(url).close()
     with create_engine(url).begin() as connection:
         connection.execute(text("UPDATE saeclamp_variant_schema SET version_num = '9999'"))
-    with pytest.raises(StoreError, match="newer version"):
-        VariantStore(url)
+    with pytest.raises(DatabaseError, match="newer version"):
+        Database(url)
 
 
 @pytest.mark.parametrize(
@@ -92,14 +97,14 @@ def test_a_database_of_a_newer_version_is_not_touched(url: str) -> None:
     ],
 )
 def test_what_is_no_database_is_said_in_a_sentence(address: str, says: str) -> None:
-    with pytest.raises(StoreError, match=says):
-        VariantStore(address)
+    with pytest.raises(DatabaseError, match=says):
+        Database(address)
 
 
 def test_a_file_that_is_no_database_is_said_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "variants.sqlite3").write_text("not a database at all, but long enough to be read as one " * 40)
-    with pytest.raises(StoreError, match="not a database"):
-        VariantStore(f"sqlite:///{tmp_path}/variants.sqlite3")
+    with pytest.raises(DatabaseError, match="not a database"):
+        Database(f"sqlite:///{tmp_path}/variants.sqlite3")
 
 
 def test_variants_are_kept_among_the_users_data(monkeypatch: pytest.MonkeyPatch) -> None:

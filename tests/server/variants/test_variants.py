@@ -11,6 +11,7 @@ from tests.support.sae_entries import entry, served_saes
 from tests.support.variants import BRIDGE, FOOD, create, run, served, version
 
 from saeclamp.types import Add, Clamp, FeatureCondition, NewVariant, Roles, Rule, Steering
+from saeclamp_server.database import Database
 from saeclamp_server.errors import RequestError
 from saeclamp_server.site_norms import SiteNorms
 from saeclamp_server.steering import SteeringContext
@@ -145,7 +146,8 @@ def test_a_deleted_name_is_gone_with_its_versions(variants: VariantRegistry) -> 
 
 
 def test_a_variant_that_would_mean_something_else_is_refused(url: str) -> None:
-    store = VariantStore(url)
+    database = Database(url)
+    store = VariantStore(database)
     before = VariantRegistry(store, served(200.0), ["tiny"])
     made, _ = create(before, "chef", BRIDGE)
     version = run(before.get("chef"))
@@ -158,7 +160,7 @@ def test_a_variant_that_would_mean_something_else_is_refused(url: str) -> None:
     assert is_new
     assert again.sha256 != made.sha256
     assert after.resolved(run(after.get("chef")), None).steering == BRIDGE
-    store.close()
+    database.close()
 
 
 def test_a_requests_own_steering_is_added_and_contradictions_name_the_variant(variants: VariantRegistry) -> None:
@@ -180,7 +182,8 @@ def test_a_requests_own_steering_is_added_and_contradictions_name_the_variant(va
 
 
 def test_what_is_missing_of_a_variant_is_not_blamed_on_the_request(url: str) -> None:
-    store = VariantStore(url)
+    database = Database(url)
+    store = VariantStore(database)
     made = VariantRegistry(store, served(), ["tiny"])
     create(made, "chef", FOOD)
     version = run(made.get("chef"))
@@ -193,7 +196,7 @@ def test_what_is_missing_of_a_variant_is_not_blamed_on_the_request(url: str) -> 
             without.resolved(version, steering)
         assert refused.value.param == "model"
         assert "tiny:chef" in refused.value.message
-    store.close()
+    database.close()
 
 
 def test_two_rules_of_one_name_are_refused(variants: VariantRegistry) -> None:
@@ -239,7 +242,8 @@ def test_a_variant_in_lengths_of_the_stream_outlasts_a_restart_that_measures_a_l
     url: str, before: float, after: float
 ) -> None:
     pushed = Steering(interventions=(Add(feature="big/food", value=0.3, unit="resid_norm"),))
-    store = VariantStore(url)
+    database = Database(url)
+    store = VariantStore(database)
     first, second = (VariantRegistry(store, served(resid_norm=length), ["tiny"]) for length in (before, after))
     create(first, "pushed", pushed)
     was = first.resolved(run(first.get("pushed")), None).program
@@ -252,7 +256,7 @@ def test_a_variant_in_lengths_of_the_stream_outlasts_a_restart_that_measures_a_l
     with pytest.raises(RequestError) as refused:
         elsewhere.resolved(version, None)
     assert refused.value.code == "variant_changed"
-    store.close()
+    database.close()
 
 
 def test_tokens_that_are_chosen_by_role_can_be_saved(variants: VariantRegistry) -> None:

@@ -47,7 +47,7 @@ async def derive(
             "negative texts.",
             "negative",
         )
-    vectors.refuse_taken(request.name, site)
+    await vectors.refuse_taken(request.name, site)
     rows = await _read(request, site, model, streams, counter)
     num = len(request.positive)
     numbers, evidence = await run_computation(derived, rows[:num], rows[num:], request.method)

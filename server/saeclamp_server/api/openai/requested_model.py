@@ -8,7 +8,7 @@ from vllm import envs
 
 from saeclamp.types import Steering
 from saeclamp_server.api.state import AppState
-from saeclamp_server.steering import ResolvedSteering, resolve, roles_used
+from saeclamp_server.steering import ResolvedSteering, resolve, roles_used, vectors_used
 from saeclamp_server.steering.chat_spans import ChatSpans
 from saeclamp_server.variants.version import VariantVersion
 
@@ -44,8 +44,14 @@ class RequestedModel:
 
     def roles(self, state: AppState) -> set[str]:
         """Collect the roles by which tokens are chosen. Raises RequestError."""
-        of_variant = state.variants.steering(self.variant) if self.variant else None
-        return roles_used(self.own) | roles_used(of_variant)
+        return roles_used(self.own) | roles_used(self._of_variant(state))
+
+    def vectors(self, state: AppState) -> set[str]:
+        """Collect the names of the vectors that are moved. Raises RequestError."""
+        return vectors_used(self.own) | vectors_used(self._of_variant(state))
+
+    def _of_variant(self, state: AppState) -> Steering | None:
+        return state.variants.steering(self.variant) if self.variant else None
 
     def resolved(self, state: AppState, conversation: ChatSpans | None) -> ResolvedSteering:
         """Join both steerings, and resolve them. Raises RequestError. Something must steer."""

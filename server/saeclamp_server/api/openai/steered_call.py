@@ -55,6 +55,7 @@ class SteeredCall:
             raise InvalidSteeringError(
                 f"These are {num_sequences} answers; at most {MAX_SEQUENCES} can be steered at once.", "n"
             )
+        await state.vectors.refresh(asked.vectors(state))
         with metrics.time_resolution():
             resolved = asked.resolved(state, conversation)
         services, writer = state.calls, None
@@ -153,7 +154,12 @@ class SteeredCall:
         try:
             reports = await self._reports()
             written = build_receipt(
-                self.resolved, reports, self.num_sequences, self.services.context, self.services.model_name
+                self.resolved,
+                reports,
+                self.num_sequences,
+                self.services.context,
+                self.services.model_name,
+                self.services.server,
             )
         except NotAppliedError as exc:
             metrics.FAILURES.inc()

@@ -10,6 +10,7 @@ from saeclamp_server.api.state import state_of
 from saeclamp_server.api.steering.compare import compare
 from saeclamp_server.api.steering.validate import validate
 from saeclamp_server.api.strict_route import strict_router
+from saeclamp_server.steering import vectors_used
 
 router = strict_router(ends_with_client=True)
 
@@ -18,6 +19,7 @@ router = strict_router(ends_with_client=True)
 async def validate_steering(body: Validate, request: Request) -> Response:
     """Resolve a steering as a completion would, and say what it would do."""
     state = state_of(request.app)
+    await state.vectors.refresh(vectors_used(body.steering))
     return await answer_long(request, lambda model, counter: validate(body, model, state.context, state.search))
 
 
@@ -25,4 +27,5 @@ async def validate_steering(body: Validate, request: Request) -> Response:
 async def compare_steering(body: Compare, request: Request) -> Response:
     """Answer a question unsteered, steered, and, if wanted, prompted, with the same seeds."""
     state = state_of(request.app)
+    await state.vectors.refresh(vectors_used(body.steering))
     return await answer_long(request, lambda model, counter: compare(body, model, state.context, counter))

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tests.support.vector_files import PLACES, WIDTH, Engine, held
+from tests.support.vector_files import PLACES, WIDTH, held
 
 from saeclamp import InvalidArgumentError
 from saeclamp.types import Derive
 from saeclamp_server.api.features.derive import derive, derived
 from saeclamp_server.api.model_client import GenerateRequest, Prompt
 from saeclamp_server.api.progress import ProgressCounter
+from saeclamp_server.database import Database
 from saeclamp_server.engine.worker.prompt_means import MAX_RECORDS, PromptMeanRecorder, chosen_positions
 from saeclamp_server.errors import RequestError
 
@@ -135,21 +135,20 @@ class Texts:
         return {key: (lengths[key] * AXIS).tobytes() for key in keys}
 
 
-def ask(folder: Path, **fields: Any) -> tuple[Any, Texts]:
+def ask(database: Database, **fields: Any) -> tuple[Any, Texts]:
     body = {"name": "long", "site": "resid_post.3", "positive": ["aaaa"] * 4, "negative": ["a"] * 4}
     texts = Texts()
 
     async def whole() -> Any:
-        vectors = held(folder, Engine())
-        await vectors.load()
+        vectors = held(database)
         made = await derive(Derive(**body | fields), texts, vectors, texts, ProgressCounter())  # type: ignore[arg-type]
         return made, vectors[made.vector.name]
 
     return asyncio.run(whole()), texts
 
 
-def test_the_vector_is_kept_as_an_uploaded_one_and_says_where_it_comes_from(tmp_path: Path) -> None:
-    (made, vector), texts = ask(tmp_path)
+def test_the_vector_is_kept_as_an_uploaded_one_and_says_where_it_comes_from(database: Database) -> None:
+    (made, vector), texts = ask(database)
     assert (made.vector.name, made.vector.site, made.vector.sign) == ("long", "resid_post 3", 1)
     assert vector.direction.numbers.tolist() == (3 * AXIS).tolist()
     assert made.vector.source.startswith("difference of means of 4 and 4 texts, last token; held out: AUC 1.000")
@@ -168,9 +167,9 @@ def test_the_vector_is_kept_as_an_uploaded_one_and_says_where_it_comes_from(tmp_
         ({"positive": ["a" * 70_000] * 4}, "positive[1]", "at most 131072"),
     ],
 )
-def test_what_cannot_be_derived_is_refused(tmp_path: Path, fields: dict[str, Any], param: str, says: str) -> None:
+def test_what_cannot_be_derived_is_refused(database: Database, fields: dict[str, Any], param: str, says: str) -> None:
     with pytest.raises(RequestError) as refused:
-        ask(tmp_path, **fields)
+        ask(database, **fields)
     assert refused.value.param == param
     assert says in refused.value.message
 

@@ -13,6 +13,7 @@ from tests.support.variants import served
 
 from saeclamp.types import NewVariant, Steering
 from saeclamp_server.api.strictness.stray_names import refuse_loaded_names
+from saeclamp_server.database import Database
 from saeclamp_server.errors import RequestError
 from saeclamp_server.variants import VariantRegistry, VariantStore
 
@@ -24,12 +25,13 @@ MESSAGE = {"role": "user", "content": "x"}
 
 @pytest.fixture
 def variants(tmp_path: Path) -> Iterator[VariantRegistry]:
-    store = VariantStore(f"sqlite:///{tmp_path}/variants.sqlite3")
+    database = Database(f"sqlite:///{tmp_path}/variants.sqlite3")
+    store = VariantStore(database)
     held = VariantRegistry(store, SERVED, ["tiny"])
     steering = Steering.model_validate({"interventions": [{"op": "ablate", "feature": f"{SAE}/1"}]})
     asyncio.run(held.create(NewVariant(name="calm-sea", steering=steering, alias="tide")))
     yield held
-    store.close()
+    database.close()
 
 
 def check(variants: VariantRegistry | None, body: dict[str, Any], query: bytes = b"") -> None:

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from saeclamp_server.variants.tables import metadata
+from saeclamp_server.database.tables import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, ForeignKeyConstraint, MetaData, String, Table, Text, UniqueConstraint
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ForeignKeyConstraint,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
 
 metadata = MetaData()
 
@@ -41,3 +51,25 @@ aliases = Table(
     ForeignKeyConstraint(["base", "name"], [names.c.base, names.c.name], name="is_of_a_name"),
 )
 """Aliases: other names of names, without a colon."""
+
+vectors = Table(
+    "saeclamp_vectors",
+    metadata,
+    Column("model", String(256), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("sha256", String(64), nullable=False),
+    Column("site", String(64), nullable=False),
+    Column("file", LargeBinary, nullable=False),
+    Column("created", BigInteger, nullable=False),
+)
+"""Uploaded vectors: the safetensors file that the server made of each. Rows are never updated."""
+
+fleets = Table(
+    "saeclamp_fleets",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("fingerprint", Text, nullable=False),
+    Column("lengths", Text, nullable=False),
+    Column("created", BigInteger, nullable=False),
+)
+"""Fleets: what their first server was, as JSON, and the lengths that it measured."""

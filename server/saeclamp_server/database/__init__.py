@@ -1,0 +1,10 @@
+"""
+The database that outlasts servers: variants, uploaded vectors and fleets. Any number of processes may share it.
+
+    connection.py  SQLite or PostgreSQL, its transactions, and the one error that all of it raises
+    tables.py      the tables, as the newest migration leaves them; migrations/ makes and changes them
+"""
+
+from saeclamp_server.database.connection import Database, DatabaseError, default_url
+
+__all__ = ["Database", "DatabaseError", "default_url"]

@@ -1,0 +1,142 @@
+"""
+A database: SQLite by default, PostgreSQL by URL. Any number of API processes may share one.
+
+When a transaction that writes has ended, its change is on the disk: SQLite syncs its write-ahead log at every commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy import Connection, create_engine, event, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+from saeclamp_saes.errors import UserError
+from saeclamp_saes.io.paths import data_folder
+from saeclamp_saes.io.sanitize import first_line
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+BUSY_S = 30
+"""Seconds that a process waits for another one that writes."""
+WAITS = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
+"""Settings of libpq, unless the URL says otherwise (s, ms): a host that is gone would hold up requests for minutes."""
+LOCK = 0x5AEC1A39
+"""Number of the PostgreSQL advisory lock under which tables are changed, and whatever must not be done by two at once."""
+_INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+
+
+class DatabaseError(UserError):
+    """The database cannot be used. One sentence for the user."""
+
+
+def default_url() -> str:
+    """Return the URL of the default database. It is not in a cache folder, because what is in it is the user's own."""
+    return f"sqlite:///{data_folder() / 'variants.sqlite3'}"
+
+
+class Database:
+    """An open database, whose tables are up to date. All methods raise DatabaseError."""
+
+    def __init__(self, url: str) -> None:
+        """
+        Open a database, and bring its tables up to date.
+
+        url: SQLAlchemy's, of SQLite or PostgreSQL
+        """
+        self._engine = _engine(url)
+        with self.transaction(writes=True, alone=True) as connection:  # two may open a new database at once
+            _migrate(connection)
+
+    @property
+    def is_shared(self) -> bool:
+        """True if servers on other machines can use it too: SQLite is a file of this one."""
+        return self._engine.dialect.name == "postgresql"
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    def insert(self, table: Any) -> Any:
+        """Begin an `INSERT` that can say what is to be done on a conflict."""
+        return _INSERT[self._engine.dialect.name](table)
+
+    @contextmanager
+    def transaction(self, writes: bool = False, alone: bool = False) -> Iterator[Connection]:
+        """
+        Run statements, all or none.
+
+        alone: True if no two processes may do this at once. In SQLite no two write at once
+        """
+        try:
+            with (
+                self._engine.connect().execution_options(saeclamp_writes=writes) as connection,
+                connection.begin(),
+            ):
+                if alone and self.is_shared:
+                    connection.execute(text(f"SELECT pg_advisory_xact_lock({LOCK})"))
+                yield connection
+        except SQLAlchemyError as exc:
+            reason = getattr(exc, "orig", None) or exc
+            raise DatabaseError(f"The database of variants and vectors cannot be used: {first_line(reason)}.") from exc
+
+    def check(self) -> None:
+        """Ask the database for nothing, to see that it answers."""
+        with self.transaction() as connection:
+            connection.execute(text("SELECT 1"))
+
+
+def _engine(url: str) -> Engine:
+    try:
+        parsed = make_url(url)
+        kind = parsed.get_backend_name()
+        if kind not in _INSERT:
+            raise DatabaseError(f"Variants and vectors are kept in SQLite or PostgreSQL, not in {kind}.")
+        if kind == "postgresql":
+            waits = {name: value for name, value in WAITS.items() if name not in parsed.query}
+            # tried before use, because a server drops idle connections
+            return create_engine(parsed, pool_pre_ping=True, connect_args=waits)
+        if parsed.database and parsed.database != ":memory:":
+            Path(parsed.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
+        engine = create_engine(parsed, connect_args={"timeout": BUSY_S})
+    except (ArgumentError, NoSuchModuleError) as exc:
+        raise DatabaseError(
+            f"{url!r} is no database's URL, such as sqlite:////var/lib/variants.sqlite3: {exc}"
+        ) from exc
+    except ModuleNotFoundError as exc:
+        raise DatabaseError(f"PostgreSQL needs a driver: pip install 'saeclamp[postgres]' ({exc}).") from exc
+    except OSError as exc:
+        raise DatabaseError(f"The folder of {url} cannot be made: {exc.strerror}.") from exc
+    event.listen(engine, "connect", _set_up)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _set_up(connection: Any, record: Any) -> None:
+    """Set up a connection to SQLite: readers beside a writer, and commits that are on the disk."""
+    connection.isolation_level = None  # sqlite3 itself begins no transaction then: `_begin` does
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin(connection: Connection) -> None:
+    """Begin a transaction. SQLite refuses a reader that becomes a writer if another has written, so writers lock at once."""
+    writes = connection.get_execution_options().get("saeclamp_writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _migrate(connection: Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except CommandError as exc:
+        raise DatabaseError(f"The database of variants and vectors is of a newer version of saeclamp: {exc}.") from exc

@@ -1,0 +1,118 @@
+"""
+A fleet: servers on many machines that answer as one, because all that an answer depends on is the same on each.
+
+The first server of a fleet writes into the database what it is, field by field, and the lengths that it measured. Every
+later one is refused where a field differs, and takes the written lengths: measured again they would be an ulp off, and with
+them `meaning` and `spec`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from sqlalchemy import select
+
+from saeclamp_server.database import Database, DatabaseError
+from saeclamp_server.database.tables import fleets
+from saeclamp_server.model_info import StartupError
+from saeclamp_server.site_norms import SiteNorms
+
+TOLERANCE = 0.01
+"""Share by which a length may differ from the fleet's: more is another model or another SAE, whatever they are called."""
+MAX_SHOWN = 80
+"""Characters of a field's value that a refusal shows."""
+
+Fingerprint = Mapping[str, str]
+"""Description of a server: the values of its fields by their names, which a refusal shows to the user."""
+
+
+def check_database(database: Database) -> None:
+    """Raise StartupError for a database that other machines cannot use."""
+    if not database.is_shared:
+        raise StartupError(
+            "A fleet shares its variants and vectors, and SQLite is a file of this machine: name a PostgreSQL database with "
+            "--variants postgresql+psycopg://user:password@host/database."
+        )
+
+
+def join_fleet(
+    database: Database, name: str, own: Fingerprint, measured: Mapping[str, SiteNorms]
+) -> dict[str, SiteNorms]:
+    """
+    Enter a fleet, or found it.
+
+    measured: norms at each SAE's site and each vector bank's, by its name
+    Returns the norms to serve with. Raises StartupError where this server would answer otherwise than the others.
+    """
+    row = {
+        "name": name,
+        "fingerprint": json.dumps(own, sort_keys=True),
+        "lengths": json.dumps({of: _to_json(norms) for of, norms in measured.items()}),
+        "created": int(time.time()),
+    }
+    try:
+        with database.transaction(writes=True, alone=True) as connection:
+            kept = connection.execute(select(fleets).where(fleets.c.name == name)).first()
+            if kept is None:
+                connection.execute(fleets.insert().values(row))
+                return dict(measured)
+    except DatabaseError as exc:
+        raise StartupError(str(exc)) from exc
+    _refuse_other(name, own, json.loads(kept.fingerprint))
+    theirs = {of: _from_json(lengths) for of, lengths in json.loads(kept.lengths).items()}
+    for of, norms in measured.items():
+        _refuse_far(name, of, norms, theirs[of])
+    return theirs
+
+
+def forget_fleet(database: Database, name: str) -> bool:
+    """Delete what a fleet is, so that the next server founds it anew; tell whether there was one."""
+    with database.transaction(writes=True) as connection:
+        return connection.execute(fleets.delete().where(fleets.c.name == name)).rowcount > 0
+
+
+def list_fleets(database: Database) -> dict[str, Fingerprint]:
+    """List all fleets, with what their servers are."""
+    with database.transaction() as connection:
+        rows = connection.execute(select(fleets).order_by(fleets.c.name))
+        return {row.name: json.loads(row.fingerprint) for row in rows}
+
+
+def _refuse_other(name: str, own: Fingerprint, theirs: Fingerprint) -> None:
+    for field in [*own, *theirs]:
+        if own.get(field) != theirs.get(field):
+            raise StartupError(
+                f"This server is not like those of the fleet {name!r}: {field} is {_shown(own.get(field))} here, and "
+                f"{_shown(theirs.get(field))} there. Serve with the same, or under another --fleet."
+            )
+
+
+def _shown(value: str | None) -> str:
+    if value is None:
+        return "not there"
+    return value if len(value) <= MAX_SHOWN else f"{value[:MAX_SHOWN]}..."
+
+
+def _refuse_far(name: str, of: str, own: SiteNorms, theirs: SiteNorms) -> None:
+    mine, written = (np.array([norms.median_resid_norm or 0.0, *norms.row_norms]) for norms in (own, theirs))
+    if len(mine) != len(written) or not np.allclose(mine, written, rtol=TOLERANCE, atol=0.0):
+        raise StartupError(
+            f"This server is not like those of the fleet {name!r}: the lengths that it measured for {of} differ by more "
+            f"than {TOLERANCE:.0%} (the stream's is {own.median_resid_norm} here, and {theirs.median_resid_norm} there), so "
+            "the weights or the arithmetic are others."
+        )
+
+
+def _to_json(norms: SiteNorms) -> dict[str, Any]:
+    rows = base64.b64encode(np.asarray(norms.row_norms, "<f8").tobytes()).decode()
+    return {"median_resid_norm": norms.median_resid_norm, "row_norms": rows, "of_resid": norms.of_resid}
+
+
+def _from_json(lengths: Mapping[str, Any]) -> SiteNorms:
+    rows = np.frombuffer(base64.b64decode(lengths["row_norms"]), "<f8").tolist()
+    return SiteNorms(lengths["median_resid_norm"], rows, lengths["of_resid"])

@@ -1,0 +1,258 @@
+"""Servers of a fleet are alike in all that answers depend on, and measure by the lengths of the first."""
+
+from __future__ import annotations
+
+import math
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tests.support.databases import emptied
+from tests.support.sae_entries import entry
+from tests.support.variants import create, served
+
+from saeclamp import Add, Steering
+from saeclamp_saes import Site
+from saeclamp_saes.library.feature_book import FeatureNote
+from saeclamp_server.cli.args import parse_args
+from saeclamp_server.database import Database
+from saeclamp_server.fleet import check_database, join_fleet
+from saeclamp_server.model_info import ModelInfo, StartupError
+from saeclamp_server.served_sae import ServedSAE
+from saeclamp_server.site_norms import SiteNorms, rounded
+from saeclamp_server.startup import fingerprint
+from saeclamp_server.startup.fingerprint import SETTINGS, server_fingerprint
+from saeclamp_server.startup.options import ServeOptions
+from saeclamp_server.startup.serve_plan import ServePlan
+from saeclamp_server.steering import resolve
+from saeclamp_server.variants import VariantRegistry, VariantStore
+from saeclamp_server.vectors import VectorSite
+
+OWN = {"the model": "m", "SAE big": "s"}
+NORMS = {"big": SiteNorms(math.pi * 10, [1 / 3, 0.0, 2.5e-3]), "vectors@resid_post 3": SiteNorms(None, [], False)}
+
+
+@pytest.fixture
+def databases(postgres: str) -> Iterator[tuple[Database, Database]]:
+    """Two servers' connections to one database."""
+    emptied(postgres)
+    opened = Database(postgres), Database(postgres)
+    yield opened
+    for database in opened:
+        database.close()
+
+
+def scaled(factor: float) -> dict[str, SiteNorms]:
+    def of(norms: SiteNorms) -> SiteNorms:
+        stream = norms.median_resid_norm
+        rows = [row * factor for row in norms.row_norms]
+        return replace(norms, median_resid_norm=stream and stream * factor, row_norms=rows)
+
+    return {name: of(norms) for name, norms in NORMS.items()}
+
+
+def test_the_first_founds_and_later_ones_measure_as_it_did(databases: tuple[Database, Database]) -> None:
+    first, later = databases
+    assert join_fleet(first, "f", OWN, NORMS) == NORMS
+    for factor in (1.0, 1 + 2**-52, 0.9901, 1.0099):
+        assert join_fleet(later, "f", OWN, scaled(factor)) == NORMS
+    assert join_fleet(later, "g", OWN, scaled(3.0)) == scaled(3.0)
+
+
+@pytest.mark.parametrize(
+    "measured",
+    [
+        scaled(1.011),
+        scaled(0.98),
+        {**NORMS, "big": replace(NORMS["big"], median_resid_norm=None)},
+        {**NORMS, "big": replace(NORMS["big"], row_norms=[1 / 3, 1e-6, 2.5e-3])},
+        {**NORMS, "big": replace(NORMS["big"], row_norms=[1 / 3, 0.0])},
+        {**NORMS, "big": replace(NORMS["big"], row_norms=[1 / 3, math.nan, 2.5e-3])},
+    ],
+)
+def test_lengths_that_are_too_far_off_are_refused(
+    databases: tuple[Database, Database], measured: dict[str, SiteNorms]
+) -> None:
+    join_fleet(databases[0], "f", OWN, NORMS)
+    with pytest.raises(
+        StartupError, match=r"not like those of the fleet 'f'.* measured for big differ by more than 1%"
+    ):
+        join_fleet(databases[1], "f", OWN, measured)
+
+
+def test_of_two_that_start_at_once_one_founds_and_the_other_joins(databases: tuple[Database, Database]) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(30):
+            own = [scaled(1.0), scaled(1.001)]
+            found = [*pool.map(join_fleet, databases, [f"f{number}"] * 2, [OWN] * 2, own)]
+            assert found[0] == found[1]
+            assert found[0] in own
+
+
+def test_of_two_that_start_at_once_and_differ_one_is_refused(databases: tuple[Database, Database]) -> None:
+    def join(database: Database, name: str, own: Mapping[str, str]) -> str | None:
+        try:
+            join_fleet(database, name, own, NORMS)
+        except StartupError as exc:
+            return str(exc)
+        return None
+
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(20):
+            told = [*pool.map(join, databases, [f"f{number}"] * 2, [OWN, {**OWN, "SAE big": "t"}])]
+            (said,) = filter(None, told)
+            assert "SAE big is " in said
+
+
+def test_a_database_of_one_machine_is_refused(tmp_path: Path, postgres: str) -> None:
+    database = Database(f"sqlite:///{tmp_path}/variants.sqlite3")
+    with pytest.raises(StartupError, match="name a PostgreSQL database with --variants postgresql"):
+        check_database(database)
+    database.close()
+    shared = Database(postgres)
+    check_database(shared)
+    shared.close()
+
+
+class Described:
+    """What a server's fingerprint is made of."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(b"0" * 100)
+        (folder / "README.md").write_text("x")
+        self.folder = folder
+        self.args = Namespace(
+            model=str(folder), served_model_name=["tiny"], chat_template=None, **dict.fromkeys(SETTINGS)
+        )
+        self.config = SimpleNamespace(
+            dtype="torch.float32",
+            quantization=None,
+            max_model_len=64,
+            revision=None,
+            hf_config=SimpleNamespace(_commit_hash=None),
+        )
+        self.options = ServeOptions(str(folder), (), ())
+        self.places = (VectorSite(Site("resid_post", 3), 8, 2),)
+        self.entry = entry("big", 8, 100, FeatureNote(4, "bridge", 200.0))
+        self.labels: Any = None
+        self.curves: dict[int, dict[str, Any]] = {4: {"at": [1.0]}}
+
+    def fields(self) -> dict[str, str]:
+        model = ModelInfo(str(self.folder), "LlamaForCausalLM", 8, 4, 16, False)
+        nothing: Any = None
+        plan = ServePlan(self.options, model, {"big": self.entry}, self.places, nothing, None)
+        sae = ServedSAE(self.entry, SiteNorms(1.0, []), None, self.labels, self.curves)
+        return server_fingerprint(self.args, plan, self.config, {self.entry.name: sae})
+
+
+def other_template(own: Described) -> None:
+    own.args.chat_template = "{{ messages[0]['content'] }}"
+
+
+def other_labels(own: Described) -> None:
+    (own.folder.parent / "labels.parquet").write_bytes(b"1")
+    own.labels = SimpleNamespace(path=own.folder.parent / "labels.parquet")
+
+
+CHANGES: dict[str, Callable[[Described], Any]] = {
+    "the model": lambda own: (own.folder / "config.json").write_text('{"a": 1}'),
+    "the names that it is served under": lambda own: own.args.served_model_name.append("too"),
+    "--dtype": lambda own: setattr(own.config, "dtype", "torch.bfloat16"),
+    "--quantization": lambda own: setattr(own.config, "quantization", "fp8"),
+    "--max-model-len": lambda own: setattr(own.config, "max_model_len", 65),
+    "--chat-template": other_template,
+    "--seed": lambda own: setattr(own.args, "seed", 1),
+    "--max-dose": lambda own: setattr(own, "options", replace(own.options, max_dose=50.0)),
+    "--max-body": lambda own: setattr(own, "options", replace(own.options, max_body=1)),
+    "--max-features": lambda own: setattr(own, "options", replace(own.options, max_features=1)),
+    "the sites for vectors": lambda own: setattr(own, "places", (own.places[0]._replace(capacity=3),)),
+    "the names of the SAEs": lambda own: setattr(own, "entry", replace(own.entry, name="bigger")),
+    "SAE big": lambda own: setattr(own, "entry", replace(own.entry, sha256="other")),
+    "the feature book of big": lambda own: setattr(
+        own, "entry", replace(own.entry, features={4: FeatureNote(4, "bridge", 201.0)})
+    ),
+    "the labels of big": other_labels,
+    "the calibration curves of big": lambda own: own.curves[4]["at"].append(2.0),
+}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_a_server_that_differs_is_refused_by_the_name_of_what_differs(
+    databases: tuple[Database, Database], tmp_path: Path, field: str
+) -> None:
+    own = Described(tmp_path / "model")
+    join_fleet(databases[0], "f", own.fields(), NORMS)
+    CHANGES[field](own)
+    with pytest.raises(StartupError) as raised:
+        join_fleet(databases[1], "f", own.fields(), NORMS)
+    assert f"not like those of the fleet 'f': {field} is " in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_weights_of_another_size_are_another_model(databases: tuple[Database, Database], tmp_path: Path) -> None:
+    own = Described(tmp_path / "model")
+    before = own.fields()
+    (own.folder / "model.safetensors").write_bytes(b"0" * 101)
+    assert [field for field in before if before[field] != own.fields()[field]] == ["the model"]
+
+
+def test_another_version_of_a_package_is_refused(
+    databases: tuple[Database, Database], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Described(tmp_path / "model")
+    join_fleet(databases[0], "f", own.fields(), NORMS)
+    monkeypatch.setattr(fingerprint, "version", lambda name: "9")
+    with pytest.raises(StartupError, match="saeclamp is 9 here, and "):
+        join_fleet(databases[1], "f", own.fields(), NORMS)
+
+
+def test_where_the_same_files_lie_does_not_matter(tmp_path: Path) -> None:
+    one, other = Described(tmp_path / "one"), Described(tmp_path / "other")
+    (other.folder / "README.md").write_text("another text")
+    (other.folder / ".gitattributes").write_text("x")
+    assert one.fields() == other.fields()
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ messages[0]['content'] }}")
+    one.args.chat_template = str(template)
+    other_template(other)
+    assert one.fields() == other.fields()
+
+
+def test_variants_by_the_streams_length_mean_the_same_on_both_at_a_rounding_edge(
+    databases: tuple[Database, Database],
+) -> None:
+    """Measured an ulp apart, the four digits that doses go by differ."""
+    low = next(n / 1000 + 0.005 for n in range(12340, 99999, 10) if rounded(n / 1000 + 0.005) < n / 1000 + 0.005)
+    while rounded(math.nextafter(low, math.inf)) == rounded(low):
+        low = math.nextafter(low, math.inf)
+    lengths = [low, math.nextafter(low, math.inf)]
+    push = Steering(interventions=(Add(feature="big/bridge", value=0.5, unit="resid_norm"),))
+    own = [{"big": SiteNorms(length, [2.0] * 100)} for length in lengths]
+
+    def made(norms: Mapping[str, SiteNorms], database: Database, name: str) -> tuple[str, str]:
+        context = served(resid_norm=norms["big"].median_resid_norm or 0.0)
+        variants = VariantRegistry(VariantStore(database), context, ["tiny"])
+        return create(variants, name, push)[0].meaning, resolve(push, context).program.spec
+
+    alone = [made(norms, database, "alone") for norms, database in zip(own, databases, strict=True)]
+    assert alone[0][1] != alone[1][1]
+    joined = [join_fleet(database, "f", OWN, norms) for norms, database in zip(own, databases, strict=True)]
+    together = [made(norms, database, "together") for norms, database in zip(joined, databases, strict=True)]
+    assert together[0] == together[1] == alone[0]
+
+
+@pytest.mark.parametrize("flag", ["--fleet", "--replica"])
+def test_names_of_fleets_and_replicas_are_plain(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = parse_args(["serve", "m", "--sae", "none", "--vector-site", "all", flag, "a.b-1"])
+    assert getattr(options, flag[2:]) == "a.b-1"
+    for name in ("", "a b", "x" * 65, "a\n"):
+        with pytest.raises(SystemExit):
+            parse_args(["serve", "m", "--sae", "none", "--vector-site", "all", flag, name])
+        assert "is not 1 to 64 letters, digits" in capsys.readouterr().err
