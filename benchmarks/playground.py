@@ -161,9 +161,9 @@ def _longest(browser: Browser, url: str) -> str:
     computed, lasted = _longest_tasks(json.loads(browser.stop_tracing())["traceEvents"])
     page.context.close()
     return (
-        f"* While {shown} tokens came in beside as many of the default column, and 50 were gone through, the browser's longest "
-        f"task computed for {computed:.0f} ms. On the clock the longest took {lasted:.0f} ms: the engine's threads, which wait "
-        "by spinning, had both cores, and the browser waited for one."
+        f"* While {shown} tokens came in beside as many of the default column, and 50 were gone through, the browser's "
+        f"longest task computed for {computed:.0f} ms. On the clock the longest took {lasted:.0f} ms: the engine's threads, "
+        "which wait by spinning, had both cores, and the browser waited for one."
     )
 
 

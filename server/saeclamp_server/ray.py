@@ -29,6 +29,8 @@ from saeclamp_server.startup.serve_plan import make_plan
 
 logger = logging.getLogger("saeclamp.server")
 
+ROUTER: Any = {"request_router_class": "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"}
+"""One conversation to one replica, by the header `x-session-id`."""
 MAX_ONGOING = 512
 """Requests of a replica at once. Ray's default of 5 would leave the engine idle."""
 STOP_S = 10
@@ -97,7 +99,7 @@ class Replica:
             await self._engine.check_health()
 
     async def __del__(self) -> None:
-        """End the engine. Serve calls this when the last request has been answered, or `graceful_shutdown_timeout_s` is over."""
+        """End the engine: Serve calls this after the last answer, or when `graceful_shutdown_timeout_s` is over."""
         engine, self._engine = self._engine, None
         if engine is None:
             return
@@ -127,18 +129,17 @@ def app(settings: Settings) -> serve.Application:
         # one bundle: all GPUs of a replica on one machine
         scaling["placement_group_bundles"] = [{"CPU": settings.cpus, "GPU": settings.gpus}]
         scaling["placement_group_strategy"] = "STRICT_PACK"
-    deployment = serve.deployment(serve.ingress()(Replica)).options(
+    deployment: Any = serve.deployment(serve.ingress()(Replica))  # overloaded, and of its forms mypy takes another
+    bound: serve.Application = deployment.options(
         name="saeclamp",
         max_ongoing_requests=settings.max_ongoing_requests,
         ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
         graceful_shutdown_timeout_s=options.drain_s + STOP_S,
         health_check_period_s=HEALTH_S,
-        request_router_config=RequestRouterConfig(
-            request_router_class="ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
-        ),
+        request_router_config=RequestRouterConfig(**ROUTER),
         **scaling,
-    )
-    return deployment.bind(argv)
+    ).bind(argv)
+    return bound
 
 
 def _options(argv: list[str]) -> ServeOptions:
