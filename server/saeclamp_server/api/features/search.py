@@ -38,6 +38,10 @@ POLL_S = 0.05
 NUM_TOKENS = 5
 """Tokens of each kind that a hit shows."""
 NO_WORDS = "None of the labels and tokens that were searched has one of these words; these are nearest in meaning."
+NO_TEXT = (
+    "No feature of these SAEs has a name or a label, so there is nothing to search: make labels with `saeclamp label`, or "
+    "look in a text, or at what tells two sets of texts apart."
+)
 PREPARING = "Embeddings are still being computed, so this is a search by words."
 
 
@@ -112,8 +116,15 @@ class FeatureSearch:
             ),
             num_found=len(best),
             rankings=("words", "tokens", "meaning") if meanings else ("words", "tokens"),
-            note=self.note if meanings is None else None if has_words else NO_WORDS,
+            note=self._note(has_words, bool(best)),
         )
+
+    def _note(self, has_words: bool, has_hits: bool) -> str | None:
+        if not has_hits and not any(sae.has_text for sae in self._saes):
+            return NO_TEXT
+        if self._meanings is None:
+            return self.note
+        return NO_WORDS if has_hits and not has_words else None
 
     def _by_words(self, query: str, columns: str, wanted: Mask) -> list[Match]:
         assert self._words is not None, "it is ready"

@@ -85,6 +85,11 @@ class SearchDocuments:
                 " ".join(token.strip() for token in tokens if token.strip()),
             )
 
+    @property
+    def has_text(self) -> bool:
+        """True if there is anything to search."""
+        return self.sae.labels is not None or bool(self.sae.entry.features)
+
     def label(self, index: int) -> Label | None:
         """Choose the best of a feature's labels."""
         said = feature_book_label(self.sae.entry.features.get(index))

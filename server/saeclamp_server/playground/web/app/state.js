@@ -147,8 +147,12 @@ export function newEdit(edit) {
   };
 }
 
-/** @param {string} feature @returns {Rule} */
-export function newRule(feature = "") {
+/**
+ * @param {string} feature
+ * @param {number | null} [bound] in the SAE's units, for a feature that has no maximum
+ * @returns {Rule}
+ */
+export function newRule(feature = "", bound = null) {
   const used = new Set(rules.value.map((rule) => rule.name));
   let numbered = rules.value.length + 1;
   while (used.has(`rule-${numbered}`)) numbered++;
@@ -156,7 +160,7 @@ export function newRule(feature = "") {
     id: nextId(),
     name: `rule-${numbered}`,
     join: "all",
-    tests: [{ feature, op: "above", value: 0.5, unit: "max_act" }],
+    tests: [{ feature, op: "above", value: bound ?? 0.5, unit: bound === null ? "max_act" : "act" }],
     then: "abort",
     scope: "token",
     tokens: "generated",
@@ -164,6 +168,9 @@ export function newRule(feature = "") {
     off: false,
   };
 }
+
+/** Strength that whatever has no maximum begins with: a share of the stream's length that is felt. */
+export const UNMEASURED = { unit: "resid_norm", value: 0.3 };
 
 /** @param {Partial<Edit>} edit adds it, or replaces the one of the same feature */
 export function putEdit(edit) {

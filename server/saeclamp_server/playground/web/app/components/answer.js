@@ -50,7 +50,7 @@ export function AnswerView({ answer, title, kind, most, baseline, isCurrent, onA
       html`<p class="quiet">${heatFeature.value} was not read in this answer; regenerate to see it.</p>`
     }
     ${state.receipt && html`<${RuleTimeline} receipt=${state.receipt} state=${state} rules=${answer.body.steering?.rules} />`}
-    ${state.cost && html`<${Cost} cost=${state.cost} baseline=${baseline} isSteered=${kind === "steered" && isCurrent} isDefault=${kind === "default"} />`}
+    ${state.cost && html`<${Cost} cost=${state.cost} baseline=${baseline} isSteered=${kind === "steered"} isCurrent=${isCurrent} isDefault=${kind === "default"} />`}
     ${state.receipt && kind !== "default" && kind !== "prompted" && html`<${ReceiptStrip} receipt=${state.receipt} id=${state.id} />`}
   </article>`;
 }

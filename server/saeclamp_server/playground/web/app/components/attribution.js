@@ -29,7 +29,7 @@ export function Attribution({ answer, token, onClose }) {
           <span class="mono">${visible(found.target.text)}</span>,
           <${Term}
             name="logprob"
-          />${` ${number(found.value)} in the unsteered model. Beside each feature: by how much that changes without it.`}
+          />${` ${number(found.value)} in the unsteered model. What it would be without each of these features:`}
         </p>
         ${
           found.target.text !== token.text &&
@@ -39,7 +39,7 @@ export function Attribution({ answer, token, onClose }) {
           </p>`
         }
         <ul class="hits">
-          ${found.data.slice(0, 8).map((/** @type {any} */ hit) => html`<${Hit} hit=${hit}><p>${number(hit.change)}: ${hit.change < 0 ? "speaks for it" : "speaks against it"}</p><//>`)}
+          ${found.data.slice(0, 8).map((/** @type {any} */ hit) => html`<${Hit} hit=${hit}><p>${`${number(Math.abs(hit.change))} ${hit.change < 0 ? "lower: the feature speaks for the token" : "higher: it speaks against the token"}`}</p><//>`)}
         </ul>
         ${found.warnings.map((/** @type {string} */ warning) => html`<p class="quiet">${warning}</p>`)}
         <p class="quiet">${found.claim}</p>`

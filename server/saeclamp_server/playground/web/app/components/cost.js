@@ -12,11 +12,12 @@ const STEP = 0.8;
 const RAISING = ["clamp", "add", "at_least"];
 
 /**
- * @param {{cost: NonNullable<import("../answer-state.js").AnswerState["cost"]>, baseline: number | null, isSteered: boolean, isDefault: boolean}} props
+ * @param {{cost: NonNullable<import("../answer-state.js").AnswerState["cost"]>, baseline: number | null, isSteered: boolean, isCurrent: boolean,
+ *   isDefault: boolean}} props
  *   baseline: perplexity of the default column's answer
- *   isSteered: whether it is of the steering that is set now, so that there is something to lower
+ *   isCurrent: whether it is of the steering that is set now, so that there is something to lower
  */
-export function Cost({ cost, baseline, isSteered, isDefault }) {
+export function Cost({ cost, baseline, isSteered, isCurrent, isDefault }) {
   const isUnlikely = cost.perplexity !== null && baseline !== null && cost.perplexity > BROKEN * baseline;
   const isRepeating = cost.repetition !== null && cost.repetition > REPEATED;
   return html`<dl class="cost">
@@ -41,11 +42,11 @@ export function Cost({ cost, baseline, isSteered, isDefault }) {
         </div>`
       }
     </dl>
-    ${isSteered && (isUnlikely || isRepeating) && html`<${Lower} isRepeating=${isRepeating} />`}`;
+    ${isSteered && (isUnlikely || isRepeating) && html`<${Lower} isRepeating=${isRepeating} isCurrent=${isCurrent} />`}`;
 }
 
-/** @param {{isRepeating: boolean}} props */
-function Lower({ isRepeating }) {
+/** @param {{isRepeating: boolean, isCurrent: boolean}} props */
+function Lower({ isRepeating, isCurrent }) {
   const raised = edits.value.filter((edit) => !edit.off && RAISING.includes(edit.op) && Math.abs(edit.value) > 0.05);
   const isOneUnit = new Set(raised.map((edit) => edit.unit)).size === 1; // others cannot be compared
   const [strongest] = isOneUnit ? raised.sort((one, other) => Math.abs(other.value) - Math.abs(one.value)) : [];
@@ -62,11 +63,13 @@ function Lower({ isRepeating }) {
   return html`<${Notice} kind="warn">
     ${what}
     ${
-      canLower
-        ? html`<button class="small" onClick=${() => changeEdit(strongest.id, { value: lower })}>
-            ${strongest.value > 0 ? "Lower" : "Bring"} ${strongest.vector ?? strongest.feature} to ${lower}
-          </button>`
-        : zone && " It is as weak as it works; another question or seed may fare better."
+      !isCurrent
+        ? ""
+        : canLower
+          ? html`<button class="small" onClick=${() => changeEdit(strongest.id, { value: lower })}>
+              ${strongest.value > 0 ? "Lower" : "Bring"} ${strongest.vector ?? strongest.feature} to ${lower}
+            </button>`
+          : zone && " It is as weak as it works; another question or seed may fare better."
     }
   <//>`;
 }

@@ -2,13 +2,11 @@
 import { html, useEffect, useSignal } from "../h.js";
 import { directionInWords, OPS, SCOPES, title } from "../format.js";
 import { feature as lookUp } from "../server.js";
-import { changeEdit, drawer, focus, heatFeature, removeEdit } from "../state.js";
+import { changeEdit, drawer, focus, heatFeature, removeEdit, UNMEASURED } from "../state.js";
 import { Choice, NumberField } from "./field.js";
 import { Curve, zoneInWords, ZoneTrack } from "./zones.js";
 
 const LEAST = -1;
-/** Strength that a feature without a maximum begins with, as a share of the stream's length: a dose that is felt. */
-const UNMEASURED = 0.3;
 const UNITS = { max_act: "× its maximum", act: "in the SAE's units", resid_norm: "× the stream's length" };
 const VECTOR_UNITS = { act: "× the vector", resid_norm: "× the stream's length" };
 
@@ -24,7 +22,7 @@ export function EditRow({ edit }) {
       (found) => {
         known.value = found;
         // without labels there is no maximum to give a strength in
-        if (found.max_act === null && edit.unit === "max_act") change({ unit: "resid_norm", value: UNMEASURED });
+        if (found.max_act === null && edit.unit === "max_act") change(UNMEASURED);
       },
       (error) => (fault.value = error.message),
     );
@@ -60,7 +58,13 @@ export function EditRow({ edit }) {
         hidden
         value=${edit.op}
         options=${OPS}
-        onChange=${(/** @type {string} */ op) => change({ op })}
+        onChange=${(/** @type {string} */ op) =>
+          // a strength is no factor, and a factor no strength
+          change(
+            op === "scale" || edit.op === "scale"
+              ? { op, value: op === "scale" ? 2 : (known.value?.best ?? 1) }
+              : { op },
+          )}
       />
       ${
         hasValue &&

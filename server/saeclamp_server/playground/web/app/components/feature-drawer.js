@@ -2,7 +2,7 @@
 import { html, useEffect, useRef, useSignal } from "../h.js";
 import { number, percent, title, visible } from "../format.js";
 import { feature as lookUp } from "../server.js";
-import { drawer, edits, focus, putEdit } from "../state.js";
+import { drawer, edits, focus, putEdit, UNMEASURED } from "../state.js";
 import { heatLevel } from "./token-text.js";
 import { Histogram } from "./histogram.js";
 import { Notice } from "./notice.js";
@@ -46,16 +46,19 @@ function About({ known, feature }) {
   const edit = edits.value.find(
     (one) => one.feature === feature || one.feature === `${known.sae}/${known.name}` || one.feature === known.feature,
   );
+  const hasMaximum = known.max_act !== null;
+  const strength = hasMaximum ? { unit: "max_act", value: known.best ?? 1 } : UNMEASURED;
   return html`
     <p class="mono quiet">${known.feature}${known.name ? ` · ${known.name}` : ""}</p>
     ${known.num_active === 0 && html`<${Notice} kind="warn">It was active at no token that was counted: a dead feature.<//>`}
     <div class="row">
-      <button
-        class="main"
-        onClick=${() => putEdit({ feature: edit?.feature ?? feature, op: "clamp", unit: "max_act", value: known.best ?? 1 })}
-      >
-        Steer with it, ${number(known.best ?? 1, 2)} × its maximum
-      </button>
+      ${
+        edit
+          ? html`<span class="quiet">It is steered with.</span>`
+          : html`<button class="main" onClick=${() => putEdit({ feature, op: "clamp", ...strength })}>
+              Steer with it, ${number(strength.value, 2)} × ${hasMaximum ? "its maximum" : "the stream's length"}
+            </button>`
+      }
       <button onClick=${() => (focus.value = edit?.feature ?? feature)}>Show it in the text</button>
     </div>
     <ul class="labels">
@@ -87,6 +90,16 @@ function About({ known, feature }) {
       </div>
     </dl>
     <${Histogram} known=${known} />
+    ${
+      known.density === null &&
+      html`<${Notice} kind="info">
+        Nothing was measured of it.
+        <code>${`saeclamp label ${known.sae}=FOLDER --model MODEL --data TEXTS`}</code> counts where it is active, with
+        maxima, examples, histogram and the tokens that it promotes;
+        <code>${`saeclamp calibrate ${known.sae}=FOLDER --model MODEL --features ${known.index}=NAME`}</code> finds
+        strengths that work.
+      <//>`
+    }
     <h3>Strength</h3>
     <${Curve} known=${known} value=${edit && edit.unit === "max_act" && edit.op !== "scale" ? edit.value : null} />
     <${Evidence} evidence=${known.evidence} />

@@ -48,8 +48,7 @@ export function ByContrast() {
       found &&
       html`${found.warnings.map((/** @type {string} */ words) => html`<${Notice} kind="warn">${words}<//>`)}
         <p class="quiet" role="status">
-          ${found.num_significant} of ${found.num_features} differ by more than chance (p at most 0.05, corrected).
-          ${found.test}.
+          ${`${found.num_significant} of ${found.num_features} differ by more than chance (p at most 0.05, corrected). Test: ${found.test}.`}
         </p>
         <ul class="hits two">
           ${found.data.map(

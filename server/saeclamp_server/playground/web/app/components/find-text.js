@@ -38,7 +38,8 @@ export function InText() {
       shown &&
       html`<div class="stack">
         <p class="quiet">
-          ${shown.feature}, at most ${number(shown.max)} here. Below, what is most unusual for a text comes first.
+          ${shown.feature}, at most ${number(shown.max)} here.
+          ${found.features.some((/** @type {any} */ one) => one.density !== null) ? "Below, what is most unusual for a text comes first." : "Below, the strongest come first: without labels nobody knows which are unusual."}
           Choose a token to see its features.
         </p>
         <p class="tokens card">

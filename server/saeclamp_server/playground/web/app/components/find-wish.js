@@ -48,7 +48,7 @@ export function ByWish() {
                 ${found.best && html`<p>It gains ${number(found.best.gain)}, random features ${number(found.best.control)}, p ${number(found.best.p, 2)}.</p>`}
                 ${found.example && html`<blockquote>${found.example}</blockquote>`}
               <//>`
-            : html`<${Notice} kind="warn">Nothing was found that works; ${found.num_tried} steerings were tried.<//>`
+            : html`<${Notice} kind="warn">${found.note ?? "Nothing was found that works."}<//>`
         }
         <ul class="hits two">
           ${[...found.chosen, ...found.alternatives].map(

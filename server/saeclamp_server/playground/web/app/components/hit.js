@@ -13,7 +13,8 @@ export function Hit({ hit, children }) {
   const steered = edits.value.find((edit) => edit.feature === name || edit.feature === `${hit.sae}/${hit.name}`);
   const toggle = () => (steered ? removeEdit(steered.id) : putEdit({ feature: name, value: hit.best ?? 1 }));
   const watch = () => {
-    rules.value = [...rules.value, newRule(name)];
+    // half of what was seen, where there is no maximum to take half of
+    rules.value = [...rules.value, newRule(name, hit.max_act == null ? Math.round((hit.max ?? 2) / 2) : null)];
     view.value = "rules";
   };
   return html`<li class="hit">

@@ -1,7 +1,7 @@
 /** The list of interventions, and how one is added. */
 import { html, useSignal } from "../h.js";
-import { isFeature, presets, vectors } from "../server.js";
-import { activeRules, edits, putEdit, unfinishedRules, view, wanted } from "../state.js";
+import { isFeature, isKnown, presets, saes, vectors } from "../server.js";
+import { activeRules, edits, putEdit, UNMEASURED, unfinishedRules, view, wanted } from "../state.js";
 import { isPending, isRunning, obstacle, regenerate } from "../conversation.js";
 import { EditRow } from "./edit-row.js";
 import { Notice } from "./notice.js";
@@ -16,7 +16,7 @@ export function Interventions() {
             ${edits.value.map((edit) => html`<${EditRow} key=${edit.id} edit=${edit} />`)}
           </ul>`
         : html`<p class="quiet">
-            ${watching.length ? "None." : "None: both columns answer alike. Take a card above, or look for a feature."}
+            ${watching.length ? "None." : presets.value.length ? "None: both columns answer alike. Take a card above, or look for a feature." : "None: both columns answer alike. Look for a feature."}
           </p>`
     }
     ${
@@ -45,28 +45,34 @@ export function Interventions() {
 
 function AddForm() {
   const name = useSignal("");
+  const fault = useSignal("");
   /** @param {SubmitEvent} event */
   const submit = (event) => {
     event.preventDefault();
-    const typed = name.value.trim();
-    if (!typed) return;
-    name.value = "";
+    const written = name.value.trim();
+    if (!written) return;
+    const [only, ...others] = saes.value;
+    const typed = only && !others.length && /^[0-9]+$/.test(written) ? `${only.name}/${written}` : written;
+    fault.value = "";
     const isVector = vectors.value.data.some((/** @type {any} */ vector) => vector.name === typed);
+    if (isFeature(typed) && !isVector && !isKnown(typed)) {
+      fault.value = `This server has no feature ${typed}. To look for it by words, leave the slash out.`;
+      return;
+    }
+    name.value = "";
     if (!isVector && !isFeature(typed)) {
       wanted.value = typed;
       view.value = "find";
       return;
     }
     const preset = presets.value.find((one) => [`${one.sae}/${one.name}`, one.feature].includes(typed));
-    putEdit(
-      isVector ? { vector: typed, op: "add", value: 1, unit: "act" } : { feature: typed, value: preset?.best ?? 1 },
-    );
+    putEdit(isVector ? { vector: typed, op: "add", ...UNMEASURED } : { feature: typed, value: preset?.best ?? 1 });
   };
   return html`<form class="row wrap" onSubmit=${submit}>
     <label class="grow">
       <span class="unseen">Feature or vector to add</span>
       <input
-        placeholder="bundled/golden-gate, bundled/94 or a vector"
+        placeholder=${`${saes.value[0]?.name ?? "sae"}/94, a name or a vector`}
         list="vector-names"
         value=${name}
         onInput=${(/** @type {any} */ event) => (name.value = event.target.value)}
@@ -75,6 +81,7 @@ function AddForm() {
     <datalist id="vector-names">
       ${vectors.value.data.map((/** @type {any} */ vector) => html`<option value=${vector.name}></option>`)}
     </datalist>
+    ${fault.value && html`<span class="bad-text" role="alert">${fault.value}</span>`}
     <button>Add</button>
     <button type="button" onClick=${() => (view.value = "find")}>Find …</button>
   </form>`;

@@ -3,7 +3,7 @@ import { json } from "../api.js";
 import { html, useSignal } from "../h.js";
 import { number, siteInWords } from "../format.js";
 import { reloadVectors, vectors } from "../server.js";
-import { putEdit, view } from "../state.js";
+import { putEdit, UNMEASURED, view } from "../state.js";
 import { Delete } from "./delete.js";
 import { useAttempt } from "./use-attempt.js";
 
@@ -17,7 +17,7 @@ export function KeepVectors() {
     if (body) {
       attempt(async () => {
         const made = await json(`v1/vectors?name=${encodeURIComponent(name.value)}`, { body });
-        return `${made.name} is at ${siteInWords(made.site)}, ${number(made.resid_norm, 2)} of the stream's length.`;
+        return `${made.name} is ${siteInWords(made.site)}; its length is ${number(made.resid_norm, 2)} of the stream's.`;
       });
     }
   };
@@ -39,7 +39,10 @@ export function KeepVectors() {
         />
       </label>
       <label class="field">
-        <span>File (safetensors, one tensor and where it belongs)</span>
+        <span
+          >File: safetensors with one vector; in its metadata layer (“12”), site (“resid_post”), sign (“+1” or “-1”) and
+          source (whence it comes)</span
+        >
         <input
           type="file"
           accept=".safetensors"
@@ -62,7 +65,7 @@ export function KeepVectors() {
               <button
                 class="small"
                 onClick=${() => {
-                  putEdit({ vector: vector.name, op: "add", value: 1, unit: "act" });
+                  putEdit({ vector: vector.name, op: "add", ...UNMEASURED });
                   view.value = "steer";
                 }}
               >

@@ -7,6 +7,7 @@ import { Notice, Refusal } from "./notice.js";
 
 /** Long enough that a slider that is drawn asks once. */
 const REST_MS = 250;
+const DEPENDING = ["ablate", "scale", "at_least", "at_most"];
 
 export function Plan() {
   const plan = useSignal(/** @type {any} */ (null));
@@ -38,12 +39,13 @@ export function Plan() {
   }, [asked]);
   if (error.value) return html`<${Refusal} error=${error.value} />`;
   if (!plan.value) return null;
+  const depends = plan.value.interventions.some((/** @type {any} */ one) => DEPENDING.includes(one.op));
   const doses = Object.entries(plan.value.doses);
   return html`<div class="stack" role="status">
     ${doses.map(
       ([site, dose]) =>
         html`<p class="quiet">
-          ${`Moves a token of ordinary length ${siteInWords(site)} by about ${doseInWords(Number(dose), site)}.`}
+          ${`Moves a token of ordinary length ${siteInWords(site)} by ${doseInWords(Number(dose), site)}${depends ? "; how far, depends on how active it is by itself" : ""}.`}
         </p>`,
     )}
     ${plan.value.warnings.map((/** @type {string} */ words) => html`<${Notice} kind="warn">${words}<//>`)}

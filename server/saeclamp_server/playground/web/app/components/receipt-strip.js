@@ -18,8 +18,7 @@ export function ReceiptStrip({ receipt, id }) {
       </summary>
       ${interventions.map((/** @type {any} */ one) => html`<${Applied} one=${one} />`)}
       <p class="quiet mono">
-        ${id ? html`answer ${id}<br />` : null}steering ${receipt.spec}<br />model
-        ${receipt.model}${receipt.variant ? `, variant ${receipt.variant}` : ""}
+        ${id ? html`answer ${id}<br />` : null} ${`steering ${receipt.spec}`}<br />${`model ${receipt.model}${receipt.variant ? `, variant ${receipt.variant}` : ""}`}
         ${Object.entries(receipt.sae).map(([name, sha256]) => html`<br />${name} ${sha256}`)}
         ${receipt.server && html`<br />${`saeclamp ${receipt.server.version}, vllm ${receipt.server.vllm}, on ${receipt.server.replica}`}`}
       </p>
@@ -36,7 +35,10 @@ function firedInWords(fired) {
 /** @param {{one: any}} props */
 function Applied({ one }) {
   const what = one.op === "scale" ? number(one.factor) : one.op === "ablate" ? "" : `${number(one.value)} ${one.unit}`;
-  const applied = one.value_act === null || one.unit === "act" ? "" : ` = ${number(one.value_act)} in the SAE's units`;
+  const applied =
+    one.value_act === null || one.unit === "act"
+      ? ""
+      : ` = ${number(one.value_act)} ${one.vector ? "times the vector" : "in the SAE's units"}`;
   const layer = one.site ? siteInWords(one.site) : `layer ${one.layer}`;
   return html`<p>
     <strong>${one.description ?? one.feature ?? one.vector}</strong>

@@ -31,6 +31,8 @@ export function TokenText({ blocks, most, label, receipt, onAttribute }) {
     let sum = 0;
     return blocks.map((block) => (sum += block.length) - block.length);
   }, [blocks]);
+  // of a feature without a stored maximum the largest activation here is the fullest colour
+  const full = most > 0 || !feature ? most : largest(blocks, feature);
   const num = (firsts.at(-1) ?? 0) + (blocks.at(-1)?.length ?? 0);
   const tokenAt = (/** @type {number} */ number) => {
     const of = firsts.findLastIndex((first) => first <= number);
@@ -54,6 +56,11 @@ export function TokenText({ blocks, most, label, receipt, onAttribute }) {
     if (number !== undefined) show(event.currentTarget, Number(number));
   };
   const hide = () => (current.value = null);
+  /** @param {import("../answer-state.js").Token} token */
+  const trace = (token) => {
+    hide(); // the card would lie over what comes
+    onAttribute?.(token);
+  };
   /** @param {any} event */
   const leave = (event) => {
     if (!event.currentTarget.contains(event.relatedTarget)) hide();
@@ -87,13 +94,18 @@ export function TokenText({ blocks, most, label, receipt, onAttribute }) {
             block=${block}
             first=${firsts[number]}
             feature=${feature}
-            most=${most}
+            most=${full}
             current=${inBlock(current.value, firsts[number], block.length)}
           />`,
       )}
     </div>
-    ${token && html`<${TokenCard} token=${token} receipt=${receipt} place=${place.value} onAttribute=${onAttribute} />`}
+    ${token && html`<${TokenCard} token=${token} receipt=${receipt} place=${place.value} onAttribute=${onAttribute && trace} />`}
   </div>`;
+}
+
+/** @param {import("../answer-state.js").Token[][]} blocks @param {string} feature */
+function largest(blocks, feature) {
+  return Math.max(0, ...blocks.flat().map((token) => token.acts[feature] ?? 0));
 }
 
 /** @param {number | null} current @param {number} first @param {number} length */

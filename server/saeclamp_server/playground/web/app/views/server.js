@@ -109,7 +109,10 @@ export function Server() {
       )}
     </dl>
     <h2>Model</h2>
-    <p>${model?.id}, up to ${model?.max_model_len} tokens. Also answers to ${variants.value.length} variants.</p>
+    <p>
+      ${model?.id}, up to ${model?.max_model_len} tokens. Also answers to
+      ${variants.value.length === 1 ? "one variant" : `${variants.value.length} variants`}.
+    </p>
     <p class="quiet">
       ${software.join(", ")}${now.value.started ? `; answers for ${durationInWords(Date.now() / 1000 - now.value.started)}` : ""}.
     </p>
@@ -158,7 +161,7 @@ function SAE({ sae }) {
       </div>
       <div>
         <dt>sha256</dt>
-        <dd class="mono">${shortHash(sae.sha256)}</dd>
+        <dd class="mono" title=${sae.sha256}>${shortHash(sae.sha256)}</dd>
       </div>
     </dl>
     ${fit.problem && html`<p class="bad-text">${fit.problem}</p>`}
