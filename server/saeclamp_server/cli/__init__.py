@@ -12,6 +12,7 @@ The command line. `args.py` has the options of `serve`; the rest speaks to a run
     vectors.py        `saeclamp vectors upload | list | get | delete`
     control_vector.py  `saeclamp vectors import`, which needs the packages gguf and safetensors
     steering_trials.py   `saeclamp validate | compare`
+    fleets.py         `saeclamp fleets list | show | forget`, which reads the database itself
     chat.py           `saeclamp chat`: unsteered, steered and prompted answers in columns
     calibrate.py      `saeclamp calibrate`, which may start a server of its own
     demo.py           `make demo`
@@ -23,10 +24,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from saeclamp_server.cli import chat, features, steering_trials, variants, vectors
+from saeclamp_server.cli import chat, features, fleets, steering_trials, variants, vectors
 
 
 def register(commands: Any) -> None:
     """Add the commands to the command line; `commands` is what `ArgumentParser.add_subparsers` returned."""
-    for command in (features, variants, vectors, steering_trials, chat):
+    for command in (features, variants, vectors, fleets, steering_trials, chat):
         command.register(commands)

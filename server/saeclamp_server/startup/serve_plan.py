@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -54,4 +55,9 @@ def _open_database(options: ServeOptions) -> Database:
         raise StartupError(f"{exc} Name another one with --variants URL.") from exc
     if options.fleet is not None:
         check_database(database)
+        if os.environ.get("VLLM_ENABLE_RESPONSES_API_STORE", "0") not in ("", "0"):
+            raise StartupError(
+                "VLLM_ENABLE_RESPONSES_API_STORE keeps answers in one server, where the others of a fleet cannot find them: "
+                "unset it."
+            )
     return database

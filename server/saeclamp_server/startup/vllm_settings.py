@@ -94,6 +94,10 @@ def parse_vllm_args(
         args.served_model_name = args.served_model_name or [PACKAGED_MODEL]
         if current_platform.is_cpu() and args.dtype == "auto":
             args.dtype = "float32"  # faster than bfloat16 on CPUs without bf16 instructions, and exact
+    if args.distributed_executor_backend is None and args.pipeline_parallel_size * args.tensor_parallel_size > 1:
+        args.distributed_executor_backend = (
+            "mp"  # inside a replica of Ray Serve vLLM would choose Ray's, with other workers
+        )
     args.worker_cls = _worker_class(current_platform)
     args.scheduler_cls = "saeclamp_server.engine.scheduler.scheduler.make_scheduler"
     num_rows = options.max_features if options.offload_saes else None

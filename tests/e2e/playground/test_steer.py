@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 
 from playwright.sync_api import Browser, Page, expect
@@ -129,9 +131,14 @@ def test_the_same_settings_give_the_same_answer_in_another_profile(
     other.context.close()
 
 
-def test_a_feature_that_is_not_there_is_refused_with_its_place_and_no_answer(page: Page) -> None:
+def test_a_feature_that_is_not_there_is_refused_with_its_place_and_no_answer(server: Server, page: Page) -> None:
     page.get_by_label("Feature or vector to add").fill("bundled/golden-gat")
     page.get_by_role("button", name="Add", exact=True).click()
+    expect(page.get_by_text("This server has no feature bundled/golden-gat")).to_be_visible()
+    # as from a link that was made for another server
+    link = {"v": 1, "model": server.model, "edits": [{"feature": "bundled/golden-gat", "op": "clamp", "value": 1}]}
+    page.goto("about:blank")
+    page.goto(f"{server.url}/playground/#{base64.urlsafe_b64encode(json.dumps(link).encode()).decode().rstrip('=')}")
     expect(page.locator(".edit")).to_contain_text("Did you mean")
     page.get_by_label("Your question, for all columns").fill("Hello")
     page.keyboard.press("Enter")

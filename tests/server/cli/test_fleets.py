@@ -1,0 +1,50 @@
+"""`saeclamp fleets`: what is in the database, and what is forgotten of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from saeclamp_server.__main__ import main
+from saeclamp_server.database import Database
+from saeclamp_server.fleet import join_fleet, list_fleets
+from saeclamp_server.site_norms import SiteNorms
+
+OWN = {"saeclamp": "0.1.0", "the names that it is served under": '["tiny"]', "--dtype": "float32"}
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    address = f"sqlite:///{tmp_path / 'v.sqlite3'}"
+    join_fleet(Database(address), "prod-1", OWN, {"low": SiteNorms(10.0, [1.0])})
+    return address
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> object:
+    monkeypatch.setattr("sys.argv", ["saeclamp", "fleets", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code
+
+
+def test_fleets_are_listed_and_shown(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "list", "--variants", url) == 0
+    assert capsys.readouterr().out == 'fleet\tserved as\tsaeclamp\nprod-1\t["tiny"]\t0.1.0\n'
+    assert run(monkeypatch, "show", "prod-1", "--variants", url) == 0
+    assert capsys.readouterr().out.splitlines() == [f"{name}\t{OWN[name]}" for name in sorted(OWN)]
+
+
+def test_one_is_forgotten_only_when_that_is_sure(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "forget", "prod-1", "--variants", url) == 1
+    assert "say --yes" in capsys.readouterr().err
+    assert run(monkeypatch, "forget", "prod", "--yes", "--variants", url) == 1
+    assert "There is no fleet 'prod'. There are: prod-1." in capsys.readouterr().err
+    assert list_fleets(Database(url)) == {"prod-1": OWN}
+    assert run(monkeypatch, "forget", "prod-1", "--yes", "--variants", url) == 0
+    assert capsys.readouterr().out == "forgot prod-1\n"
+    assert list_fleets(Database(url)) == {}
