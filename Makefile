@@ -46,7 +46,7 @@ PREPARE := $(if $(filter smollm2-135m-instruct,$(MODEL)),.venv/bin/python -c \
 HINT = { echo; echo "saeclamp: installing failed, see above. On a CPU, vLLM needs torch==2.13.0+cpu, which pip must be able" \
 	"to see: set PIP_EXTRA_INDEX_URL to PyTorch's CPU wheel index. Then run make again; it goes on from here."; exit 1; } >&2
 
-.PHONY: help serve demo test quick check lock clean
+.PHONY: help serve demo test ray quick check lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this
@@ -60,10 +60,13 @@ serve: $(INSTALLED) ## Install what is missing, then serve the packaged model wi
 demo: $(INSTALLED) ## Ask the running server a few questions, unsteered and steered, side by side
 	@exec .venv/bin/python -m saeclamp_server.cli.demo --url $(URL) $(ARGS)
 
-test: check ## Install what is missing, then run the checks and all tests
+test: check ## Install what is missing, then run the checks and all tests but those of `make ray`
 	@for browser in $(BROWSERS); do command -v $$browser >/dev/null && exit; done; \
 		echo "saeclamp: no browser here, so tests of the page are skipped: apt-get install chromium"
-	.venv/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	.venv/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not ray" $(ARGS)
+
+ray: $(DEV_INSTALLED) ## Run the tests on Ray Serve, alone: a cluster of two replicas needs the machine for itself
+	.venv/bin/python -m pytest -m ray tests/e2e/fleet $(ARGS)
 
 quick: check ## Run the checks, and the tests that start no engine: for daily work
 	.venv/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not engine" $(ARGS)

@@ -30,6 +30,8 @@ from saeclamp_server.startup.server_log import ServerLog, killed
 
 logger = logging.getLogger("saeclamp.server")
 
+PATIENCE_S = 4
+"""Seconds of silence before the model and the SAEs are said to be read."""
 PROGRESS_S = 20
 """Seconds between signs of life."""
 STOP_S = 10
@@ -49,8 +51,16 @@ def launch(options: ServeOptions) -> int:
     set_up_log(ROOT_LOGGER, log.handler)
     try:
         vllm_version = check_vllm_version()
-        logger.info(f"reading {options.model} and what is to be loaded for it ...")
-        plan = make_plan(options)
+        # said only where it takes a while: what is wrong is found at once, and stands alone
+        patience = threading.Timer(
+            PATIENCE_S, logger.info, (f"reading {options.model} and what is to be loaded for it ...",)
+        )
+        patience.daemon = True
+        patience.start()
+        try:
+            plan = make_plan(options)
+        finally:
+            patience.cancel()
         check_address(options.vllm_argv)
         for sae in plan.saes.values():
             logger.info(_description(sae))

@@ -75,7 +75,7 @@ VARIANT = Variant(
             lambda: Inspect(text="a", topk=3),  # type: ignore[call-arg]
             "topk",
             "topk: unknown field 'topk'. Did you mean 'top_k'? Known: text, messages, features, top_k, saes, aggregate, "
-            "limit, include_template.",
+            "order, limit, include_template.",
         ),
         (
             lambda: Contrast(positive=("a",), negative=()),

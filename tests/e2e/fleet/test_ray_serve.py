@@ -25,6 +25,7 @@ from tests.support.serving import wait_until
 from saeclamp import Add, Client, SaeclampError
 
 pytest.importorskip("ray", reason="needs the extra ray")
+pytestmark = pytest.mark.ray
 
 KEY = "k"
 START_S = 600
@@ -227,7 +228,7 @@ def test_streams_of_a_replica_that_is_killed_are_errors_and_it_comes_back(client
             return False
 
     assert wait_until(is_back, START_S)
-    assert len(cluster.engines()) == 2  # that of the killed one is gone too
+    assert wait_until(lambda: len(cluster.engines()) == 2, 60)  # that of the killed one is gone too
 
 
 def test_a_rolling_redeployment_loses_no_steered_answer(client: Client, cluster: Cluster) -> None:
