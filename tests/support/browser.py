@@ -50,7 +50,7 @@ def playground(
     page.goto(f"{url}{ROOT}{fragment}")
     yield page
     page.context.close()
-    assert errors == []
+    assert errors == [], errors
 
 
 def _is_fault(said: ConsoleMessage) -> bool:
