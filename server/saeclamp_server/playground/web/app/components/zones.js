@@ -137,8 +137,8 @@ export function Curve({ known, value = null }) {
     </svg>
     <figcaption class="spaced">
       <span class="key effect">— effect, 0 to 1</span>
-      <span class="key perplexity">┄ perplexity, up to ${number(worst, 2)} × the unsteered one</span>, by clamp in
-      multiples of the maximum
+      <span class="key perplexity">┄ perplexity, up to ${number(worst, 2)} × the unsteered one;</span>
+      <span>by clamp, in multiples of the maximum</span>
     </figcaption>
   </figure>`;
 }
