@@ -104,15 +104,19 @@ def build_generation(
 
 
 def _session_id(body: Mapping[str, Any]) -> str:
-    """Name a conversation under one steering: by what its later requests have in common with its first one."""
+    """
+    Name a conversation under one steering: by what its later requests have in common with its first one.
+
+    Raises InvalidArgumentError for what is no JSON, as sending it would.
+    """
     messages, prompt = body.get("messages"), body.get("prompt")
     first = (
         next((one for one in messages if isinstance(one, Mapping) and one.get("role") == "user"), None)
         if isinstance(messages, Sequence)
         else prompt
     )
-    said = json.dumps([body.get("model"), body.get("steering"), first], sort_keys=True, default=str)
-    return hashlib.sha256(said.encode(errors="surrogatepass")).hexdigest()[:SESSION_LENGTH]
+    said = encode({"model": body.get("model"), "steering": body.get("steering"), "first": first})
+    return hashlib.sha256(said).hexdigest()[:SESSION_LENGTH]
 
 
 def _the_steering(steering: SteeringLike | None, extra_body: dict[str, Any]) -> Steering | None:

@@ -7,6 +7,7 @@ import logging
 import socket
 import threading
 from argparse import Namespace
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -48,7 +49,7 @@ from saeclamp_server.startup.preflight import check_vllm_version
 from saeclamp_server.startup.sae_quick_check import check_saes_on_model
 from saeclamp_server.startup.self_test import run_self_test
 from saeclamp_server.startup.serve_plan import ServePlan
-from saeclamp_server.startup.vllm_settings import sample_ids
+from saeclamp_server.startup.vllm_settings import sample_ids, served_names
 from saeclamp_server.steering import SteeringContext
 from saeclamp_server.steering.admission import Admission
 from saeclamp_server.steering.dose import MAX_DOSE
@@ -66,16 +67,14 @@ async def build_app(engine: Any, args: Namespace, plan: ServePlan) -> FastAPI:
     await run_self_test(engine, saes, plan.places)
     measured = await check_saes_on_model(engine, saes, sample_ids(args), options.allow_unverified)
     norms = {name: of.norms for name, of in measured.items()}
-    fits = {name: of.fit for name, of in measured.items()}
     labels = await labels_matching_weights(engine, saes)
-    served_saes = load_served_saes(saes, norms, fits, labels)
+    served_saes = load_served_saes(saes, norms, {name: of.fit for name, of in measured.items()}, labels)
     if options.fleet is not None:
         fingerprint = server_fingerprint(args, plan, engine.model_config, served_saes)
         norms = await asyncio.to_thread(join_fleet, plan.database, options.fleet, fingerprint, norms)
-        served_saes = load_served_saes(saes, norms, fits, labels)
+        served_saes = {name: replace(sae, norms=norms[name]) for name, sae in served_saes.items()}
         logger.info(f"one of the fleet {options.fleet}")
-    base = args.served_model_name[0] if args.served_model_name else args.model
-    vectors = VectorRegistry(plan.places, norms, VectorStore(plan.database, base), engine)
+    vectors = VectorRegistry(plan.places, norms, VectorStore(plan.database, served_names(args)[0]), engine)
     await vectors.take_over(VectorFolder(options.vectors or default_folder(options.model)))
     await vectors.refresh()
     tasks = await engine.get_supported_tasks()
@@ -93,7 +92,8 @@ async def build_app(engine: Any, args: Namespace, plan: ServePlan) -> FastAPI:
     threading.Thread(target=search.prepare, daemon=True).start()
     admission, sequences = Admission(options.max_features, options.max_waiting, metrics.WAIT.observe), SequenceTracker()
     metrics.observe_queue(admission)
-    metrics.observe_start()
+    identity = _identity(options)
+    metrics.observe_start(identity)
     sequences.listen(engine.output_processor)
     responses_and_messages.listen(engine)
     vllm = app.state
@@ -103,7 +103,7 @@ async def build_app(engine: Any, args: Namespace, plan: ServePlan) -> FastAPI:
     incomplete_answers.say_what_was_cut_short(vllm)
     serving = vllm.openai_serving_models
     bases = [path.name for path in serving.base_model_paths]
-    calls = CallServices(context, admission, sequences, ReportFetcher(engine), plan.trace, bases[0], _identity(options))
+    calls = CallServices(context, admission, sequences, ReportFetcher(engine), plan.trace, bases[0], identity)
     app.state.saeclamp = AppState(
         calls=calls,
         search=search,

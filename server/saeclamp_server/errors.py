@@ -186,14 +186,17 @@ class VectorNotKeptError(RequestError):
     code = "vector_not_kept"
 
 
-class VectorsUnavailableError(RequestError):
+class DatabaseUnavailableError(RequestError):
     status = 503
     type = "server_error"
-    code = "vectors_unavailable"
     retry_after_s = 1
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason, None)
+
+
+class VectorsUnavailableError(DatabaseUnavailableError):
+    code = "vectors_unavailable"
 
 
 class UnknownVariantError(RequestError):
@@ -247,14 +250,8 @@ class VariantChangedError(RequestError):
         )
 
 
-class VariantsUnavailableError(RequestError):
-    status = 503
-    type = "server_error"
+class VariantsUnavailableError(DatabaseUnavailableError):
     code = "variants_unavailable"
-    retry_after_s = 1
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason, None)
 
 
 class SearchUnavailableError(RequestError):

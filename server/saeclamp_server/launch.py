@@ -34,8 +34,6 @@ PATIENCE_S = 4
 """Seconds of silence before the model and the SAEs are said to be read."""
 PROGRESS_S = 20
 """Seconds between signs of life."""
-STOP_S = 10
-"""Seconds that the engine may take to clean up when the server ends."""
 NUM_NAMES = 5
 """Names of features that fit into a line of a terminal."""
 
@@ -147,7 +145,7 @@ async def _run(args: Namespace, started: threading.Event, plan: ServePlan, log: 
     from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
     from vllm.entrypoints.launchers.launcher import setup_server
 
-    from saeclamp_server.engine.lifeline import kill_descendants, release
+    from saeclamp_server.engine.lifeline import end_engine, kill_descendants
 
     def end_at_once(number: int, *_: object) -> None:
         kill_descendants()
@@ -167,11 +165,7 @@ async def _run(args: Namespace, started: threading.Event, plan: ServePlan, log: 
             processes = engine.engine_core.resources.engine_manager  # asked for now, since what ends forgets it
             await _serve_http(engine, args, address, socket, plan, log, started, end_at_once)
             has_died = engine.errored
-            release(engine)
-            # before the engine ends, which it would take for its death, and write that with a traceback into the log
-            if engine.output_handler is not None:
-                engine.output_handler.cancel()
-            await asyncio.to_thread(engine.shutdown, timeout=STOP_S)
+            await end_engine(engine)
     finally:
         socket.close()
     if has_died:
@@ -207,9 +201,11 @@ WITH_KEY = f", where {API_KEY_VARIABLE} has the server's key (export {API_KEY_VA
 
 async def print_ready(state: Any, args: Namespace, saes: Mapping[str, SAEEntry], address: str, log: ServerLog) -> None:
     """Wait until the server answers, then say so."""
+    from saeclamp_server.startup.vllm_settings import served_names
+
     while not getattr(getattr(state, "server", None), "started", False):
         await asyncio.sleep(0.05)
-    model = args.served_model_name[0] if args.served_model_name else args.model
+    model = served_names(args)[0]
     if not saes:
         logger.info(f"ready on {address}. Upload vectors to {address}/v1/vectors.")
         return

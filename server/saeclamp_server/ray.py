@@ -8,7 +8,6 @@ makes several answer as one is `--fleet` in `argv`, with a PostgreSQL database i
 from __future__ import annotations
 
 import asyncio
-import logging
 import shlex
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -22,19 +21,16 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
 from saeclamp_saes.cli.log_handler import ROOT_LOGGER, set_up_log
 from saeclamp_server.cli.args import parse_args
+from saeclamp_server.engine.lifeline import STOP_S, become_server, end_engine
 from saeclamp_server.model_info import StartupError
 from saeclamp_server.startup.options import ServeOptions
 from saeclamp_server.startup.preflight import check_vllm_version
 from saeclamp_server.startup.serve_plan import make_plan
 
-logger = logging.getLogger("saeclamp.server")
-
 ROUTER: Any = {"request_router_class": "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"}
 """One conversation to one replica, by the header `x-session-id`."""
 MAX_ONGOING = 512
 """Requests of a replica at once. Ray's default of 5 would leave the engine idle."""
-STOP_S = 10
-"""Seconds that the engine may take to clean up when its replica ends."""
 HEALTH_S = 10
 """Seconds between two checks of a replica."""
 
@@ -57,8 +53,6 @@ class Settings(BaseModel):
     """GPUs of a replica, all on one machine: as many as its tensor and pipeline parallel ranks."""
     cpus: float = Field(1, ge=0)
     """CPUs of a replica, by which Ray decides how many fit on a machine."""
-    start_s: float = Field(1800, gt=0)
-    """Seconds that a replica may take to start; compiling takes minutes."""
 
 
 class Replica:
@@ -81,7 +75,6 @@ class Replica:
         from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
 
         from saeclamp_server.app import build_app
-        from saeclamp_server.engine.lifeline import become_server
         from saeclamp_server.startup.vllm_settings import bind_threads, count_workers, parse_vllm_args
 
         args = parse_vllm_args(plan.options, plan.model, plan.saes, plan.places)
@@ -103,12 +96,7 @@ class Replica:
         engine, self._engine = self._engine, None
         if engine is None:
             return
-        from saeclamp_server.engine.lifeline import release
-
-        release(engine)
-        if engine.output_handler is not None:
-            engine.output_handler.cancel()
-        await asyncio.to_thread(engine.shutdown, timeout=STOP_S)
+        await end_engine(engine)
         await self._stack.aclose()
 
 

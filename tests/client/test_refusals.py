@@ -303,3 +303,10 @@ def test_names_are_listed_and_of_many_how_many_more_there_are() -> None:
 
 def test_a_value_is_shown_up_to_a_length() -> None:
     assert (shown("sea"), shown("x" * 81)) == ("'sea'", f"'{'x' * 80}'...")
+
+
+def test_a_message_within_itself_is_refused_before_a_session_is_named_after_it() -> None:
+    message: dict[str, Any] = {"role": "user"}
+    message["content"] = message
+    with Client("http://127.0.0.1:1") as client, pytest.raises(InvalidArgumentError, match="cannot be written as JSON"):
+        client.chat.completions.create(messages=[message], model="m")

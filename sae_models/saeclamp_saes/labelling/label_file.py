@@ -11,15 +11,8 @@ from typing import Any
 import pyarrow.parquet as pq
 from pyarrow.compute import list_value_length
 
-from saeclamp_saes.labelling.table import (
-    Feature,
-    LabelsInfo,
-    check_order,
-    read_info,
-    readable,
-    to_feature,
-    with_later_columns,
-)
+from saeclamp_saes.labelling.schema import with_later_columns
+from saeclamp_saes.labelling.table import Feature, LabelsInfo, check_order, read_info, readable, to_feature
 
 
 class LabelFile:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 
 _TOKEN_LOGITS = pa.list_(pa.struct([("token", pa.string()), ("id", pa.int32()), ("value", pa.float32())]))
@@ -44,3 +46,15 @@ SCHEMA = pa.schema(
 )
 LATER = {"histogram": 3}
 """Columns that came after version 2 of the file, with the version that brought them."""
+
+
+def schema_of(version: int) -> Any:
+    """Return the pyarrow.Schema of a version of the file."""
+    return pa.schema([field for field in SCHEMA if LATER.get(field.name, 0) <= version])
+
+
+def with_later_columns(table: Any) -> Any:
+    """Give a pyarrow.Table of an older version the columns that it lacks, empty."""
+    for name in LATER.keys() - set(table.column_names):
+        table = table.append_column(SCHEMA.field(name), pa.nulls(table.num_rows, SCHEMA.field(name).type))
+    return table

@@ -22,7 +22,7 @@ from saeclamp_saes.io.atomic import replacing
 from saeclamp_saes.io.checkpoint import LABELS
 from saeclamp_saes.io.hashes import tensor_sha256
 from saeclamp_saes.io.sanitize import first_line, one_line
-from saeclamp_saes.labelling.schema import LATER, SCHEMA
+from saeclamp_saes.labelling.schema import SCHEMA, schema_of, with_later_columns
 from saeclamp_saes.sae import SAE
 
 Kind = Literal["input", "say", "output", "none"]
@@ -315,22 +315,11 @@ def read_info(path: Path, schema: Any) -> LabelsInfo:
     match noted:
         case {"version": int() as version, "info": dict() as info} if (
             _OLDEST <= version <= _VERSION
-            and schema.equals(_schema_of(version), check_metadata=False)
+            and schema.equals(schema_of(version), check_metadata=False)
             and _says_all(info)
         ):
             return LabelsInfo(**{**info, "warnings": tuple(info["warnings"])})
     raise LabelError(f"{path} holds no labels that this version of saeclamp knows: move it away and make new ones.")
-
-
-def _schema_of(version: int) -> Any:
-    return pa.schema([field for field in SCHEMA if LATER.get(field.name, 0) <= version])
-
-
-def with_later_columns(table: Any) -> Any:
-    """Give a pyarrow.Table of an older version the columns that it lacks, empty."""
-    for name in LATER.keys() - set(table.column_names):
-        table = table.append_column(SCHEMA.field(name), pa.nulls(table.num_rows, SCHEMA.field(name).type))
-    return table
 
 
 def _says_all(info: dict[str, Any]) -> bool:

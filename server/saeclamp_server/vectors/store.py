@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from enum import Enum
+from typing import Any
 
 from sqlalchemy import func, select
 
@@ -38,9 +39,8 @@ class VectorStore:
 
     def read(self, name: str) -> SteeringVector | None:
         """Read a vector; None where there is none of that name. Raises InvalidVectorError for a damaged one too."""
-        wanted = (vectors.c.model == self._model) & (vectors.c.name == name)
         with self._database.transaction() as connection:
-            file = connection.execute(select(vectors.c.file).where(wanted)).scalar()
+            file = connection.execute(select(vectors.c.file).where(self._is(name))).scalar()
         return None if file is None else SteeringVector.parse(file)
 
     def create(self, name: str, direction: SteeringVector, capacity: int) -> bool | Refused:
@@ -58,10 +58,9 @@ class VectorStore:
             "file": direction.to_bytes(),
             "created": int(time.time()),
         }
-        own = (vectors.c.model == self._model) & (vectors.c.name == name)
         at_site = (vectors.c.model == self._model) & (vectors.c.site == str(direction.site))
         with self._database.transaction(writes=True, alone=True) as connection:  # two may want the last place
-            kept = connection.execute(select(vectors.c.sha256).where(own)).scalar()
+            kept = connection.execute(select(vectors.c.sha256).where(self._is(name))).scalar()
             if kept is not None:
                 return False if kept == direction.sha256 else Refused.NAME
             if connection.execute(select(func.count()).where(at_site)).scalar_one() >= capacity:
@@ -71,6 +70,8 @@ class VectorStore:
 
     def delete(self, name: str) -> bool:
         """Delete a vector; tell whether there was one."""
-        own = (vectors.c.model == self._model) & (vectors.c.name == name)
         with self._database.transaction(writes=True) as connection:
-            return connection.execute(vectors.delete().where(own)).rowcount > 0
+            return connection.execute(vectors.delete().where(self._is(name))).rowcount > 0
+
+    def _is(self, name: str) -> Any:
+        return (vectors.c.model == self._model) & (vectors.c.name == name)

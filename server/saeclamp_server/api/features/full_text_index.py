@@ -67,6 +67,8 @@ class FullTextIndex:
                 (f"{columns} : ({' OR '.join(terms)})", -1 if limit is None else limit),
             )
             numbers = [number for (number,) in ranked]
+            if len(terms) == 1:
+                return [Match(number, 1.0) for number in numbers]
             num_words = dict.fromkeys(numbers, 0)
             for term in terms:
                 holders = self._db.execute("SELECT rowid FROM words WHERE words MATCH ?", (f"{columns} : {term}",))
