@@ -1,9 +1,7 @@
 /** The present state as code: what is sent, exactly, in four forms. */
 import { address, apiKey } from "./api.js";
 import { servedModel } from "./server.js";
-import { sampling, steering, system } from "./state.js";
-
-const QUESTION = "How can I sleep better?";
+import { QUESTION, sampling, steering, system } from "./state.js";
 
 /** @param {string} question @param {{role: string, content: string}[]} asked what the last answer answers */
 function parts(question, asked) {

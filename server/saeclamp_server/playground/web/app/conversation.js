@@ -6,6 +6,7 @@ import { NUM_LIKELY, score } from "./score.js";
 import { isKnown, servedModel } from "./server.js";
 import { stream } from "./streaming.js";
 import {
+  activeRules,
   announce,
   columns,
   heatFeature,
@@ -14,7 +15,6 @@ import {
   prompted,
   sampling,
   settingsText,
-  rules,
   steering,
   system,
   unfinishedRules,
@@ -143,13 +143,9 @@ function messagesOf(column, user, before) {
  */
 function featuresToRead(isSteered) {
   const moved = edits.value.filter((edit) => !edit.off).map((edit) => edit.feature);
-  const watched = activeTests().map((test) => test.feature);
+  const watched = activeRules.value.flatMap((rule) => rule.tests).map((test) => test.feature);
   const asked = isSteered ? [heatFeature.value, ...moved, ...watched] : [heatFeature.value].filter(isKnown);
   return [...new Set(asked)].flatMap((feature) => feature || []).slice(0, MAX_SHOWN);
-}
-
-function activeTests() {
-  return rules.value.filter((rule) => !rule.off).flatMap((rule) => rule.tests);
 }
 
 /**

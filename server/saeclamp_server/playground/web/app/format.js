@@ -6,6 +6,11 @@ export function number(value, digits = 3) {
   return String(Number(value.toPrecision(digits)));
 }
 
+/** @param {number} num */
+export function tokensInWords(num) {
+  return num === 1 ? "one token" : `${num} tokens`;
+}
+
 /** @param {number | null | undefined} share */
 export function percent(share) {
   if (share == null) return "–";

@@ -1,5 +1,10 @@
 /** What an answer costs, computed as the server's `compare` computes it: see text_metrics.py and likelihoods.py. */
 
+/** Perplexity, in multiples of the unsteered one, above which text is broken: as calibration and `suggest` have it. */
+export const BROKEN = 3;
+/** Repetition above which text goes in circles. */
+export const REPEATED = 0.5;
+
 const LAST_WORDS = 20;
 /** What a share that rounding has left of nothing is taken for. */
 const LEAST = 1e-12;

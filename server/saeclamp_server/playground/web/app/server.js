@@ -69,6 +69,16 @@ export function isFeature(text) {
   return /^[^/\s]+\/[^/\s]+$/.test(text) && !text.split("/").some((part) => /^\.+$/.test(part));
 }
 
+/** Name a feature as requests do, by its name where it has one. @param {{sae: string, name?: string | null, index: number}} one */
+export function addressOf(one) {
+  return `${one.sae}/${one.name ?? one.index}`;
+}
+
+/** The preset of a feature, however it is named; nothing, where it has none. @param {string | undefined} feature */
+export function presetOf(feature) {
+  return presets.value.find((one) => [addressOf(one), one.feature].includes(feature));
+}
+
 /**
  * Tell whether a feature is one of this server's.
  *

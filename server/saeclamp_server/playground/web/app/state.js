@@ -30,6 +30,9 @@ import { isKnown } from "./server.js";
  * @property {boolean} off
  */
 
+/** What is asked where nothing has been, so that one click shows something. */
+export const QUESTION = "How can I sleep better?";
+
 export const VIEWS = /** @type {const} */ (["steer", "find", "rules", "keep", "server"]);
 /** @typedef {typeof VIEWS[number]} View */
 
@@ -97,18 +100,22 @@ export const activeRules = computed(() => rules.value.filter((rule) => !rule.off
  * Rules that are on and name no feature of this server somewhere: nothing is asked until they do, or are off, or what they were
  * made to watch would pass.
  */
-export const unfinishedRules = computed(() =>
-  activeRules.value.filter((rule) =>
-    [...rule.tests, ...(rule.then === "edit" ? [rule.edit] : [])].some((one) => !isKnown(one.feature)),
-  ),
-);
+export const unfinishedRules = computed(() => activeRules.value.filter(isUnfinished));
+
+/** Rules that go with the steered column. */
+export const watchingRules = computed(() => activeRules.value.filter((rule) => !isUnfinished(rule)));
+
+/** @param {Rule} rule */
+export function isUnfinished(rule) {
+  return [...rule.tests, ...(rule.then === "edit" ? [rule.edit] : [])].some((one) => !isKnown(one.feature));
+}
 
 /** The `steering` object as it stands, without what shows it; null where nothing is steered. */
 export const steering = computed(() => {
   const interventions = edits.value
     .filter((edit) => !edit.off)
     .map((edit) => ({ ...toIntervention(edit), ...(edit.tokens === "all" ? {} : { tokens: edit.tokens }) }));
-  const active = activeRules.value.filter((rule) => !unfinishedRules.value.includes(rule)).map(ruleToJson);
+  const active = watchingRules.value.map(ruleToJson);
   if (!interventions.length && !active.length) return null;
   return { ...(interventions.length ? { interventions } : {}), ...(active.length ? { rules: active } : {}) };
 });

@@ -1,13 +1,12 @@
 /** What an answer costs: whether it is still text, and what to do where it is not. */
 import { html } from "../h.js";
 import { number, percent } from "../format.js";
-import { presets } from "../server.js";
+import { BROKEN, REPEATED } from "../measures.js";
+import { presetOf } from "../server.js";
 import { changeEdit, edits } from "../state.js";
 import { Notice } from "./notice.js";
 import { Term } from "./term.js";
 
-const BROKEN = 3;
-const REPEATED = 0.5;
 const STEP = 0.8;
 const RAISING = ["clamp", "add", "at_least"];
 
@@ -50,9 +49,7 @@ function Lower({ isRepeating, isCurrent }) {
   const raised = edits.value.filter((edit) => !edit.off && RAISING.includes(edit.op) && Math.abs(edit.value) > 0.05);
   const isOneUnit = new Set(raised.map((edit) => edit.unit)).size === 1; // others cannot be compared
   const [strongest] = isOneUnit ? raised.sort((one, other) => Math.abs(other.value) - Math.abs(one.value)) : [];
-  const zone = presets.value.find((one) =>
-    [one.feature, `${one.sae}/${one.name}`].includes(strongest?.feature),
-  )?.green_zone;
+  const zone = presetOf(strongest?.feature)?.green_zone;
   const [weakest, most] = zone && strongest?.unit === "max_act" && strongest.value > 0 ? zone : [0, Infinity];
   // into the zone that was found to work; below it, it would do too little
   const lower = strongest ? Number(Math.min(strongest.value * STEP, most).toFixed(2)) : 0;

@@ -1,14 +1,14 @@
 /** The list of interventions, and how one is added. */
 import { html, useSignal } from "../h.js";
-import { isFeature, isKnown, presets, saes, vectors } from "../server.js";
-import { activeRules, edits, putEdit, UNMEASURED, unfinishedRules, view, wanted } from "../state.js";
+import { isFeature, isKnown, presetOf, presets, saes, vectors } from "../server.js";
+import { edits, putEdit, UNMEASURED, view, wanted, watchingRules } from "../state.js";
 import { isPending, isRunning, obstacle, regenerate } from "../conversation.js";
 import { EditRow } from "./edit-row.js";
 import { Notice } from "./notice.js";
 import { Plan } from "./plan.js";
 
 export function Interventions() {
-  const watching = activeRules.value.filter((rule) => !unfinishedRules.value.includes(rule));
+  const watching = watchingRules.value;
   return html`<h2>Interventions: what is turned up or down</h2>
     ${
       edits.value.length
@@ -65,7 +65,7 @@ function AddForm() {
       view.value = "find";
       return;
     }
-    const preset = presets.value.find((one) => [`${one.sae}/${one.name}`, one.feature].includes(typed));
+    const preset = presetOf(typed);
     putEdit(isVector ? { vector: typed, op: "add", ...UNMEASURED } : { feature: typed, value: preset?.best ?? 1 });
   };
   return html`<form class="row wrap" onSubmit=${submit}>

@@ -2,15 +2,12 @@
 import { ask, regenerate, stop, turns } from "../conversation.js";
 import { html } from "../h.js";
 import { number } from "../format.js";
-import { presets } from "../server.js";
-import { draft, edits, focus, newEdit, rules } from "../state.js";
-
-/** What is asked where nothing has been, so that one click shows something. */
-const QUESTION = "How can I sleep better?";
+import { addressOf, presets } from "../server.js";
+import { draft, edits, focus, newEdit, QUESTION, rules } from "../state.js";
 
 /** @param {any} preset */
 function choose(preset) {
-  const name = `${preset.sae}/${preset.name ?? preset.index}`;
+  const name = addressOf(preset);
   stop();
   rules.value = [];
   edits.value = [newEdit({ feature: name, value: preset.best ?? 1 })];
@@ -26,7 +23,7 @@ export function Presets() {
   const isSet = (/** @type {any} */ preset) =>
     edits.value.some(
       (edit) =>
-        edit.feature === `${preset.sae}/${preset.name ?? preset.index}` &&
+        edit.feature === addressOf(preset) &&
         edit.op === "clamp" &&
         edit.unit === "max_act" &&
         edit.value === (preset.best ?? 1),

@@ -1,8 +1,8 @@
 /** One rule, as a sentence to fill in. */
 import { html, useId } from "../h.js";
 import { OPS } from "../format.js";
-import { isKnown, presets } from "../server.js";
-import { edits, rules } from "../state.js";
+import { addressOf, isKnown, presets } from "../server.js";
+import { edits, isUnfinished, rules } from "../state.js";
 import { Choice, NumberField, useTyped } from "./field.js";
 
 const WHERE = { generated: "in what is generated", prompt: "in the prompt", all: "anywhere" };
@@ -21,8 +21,6 @@ export function RuleForm({ rule }) {
   };
   const setTest = (/** @type {number} */ at, /** @type {any} */ part) =>
     change(({ tests }) => ({ tests: tests.map((test, number) => (number === at ? { ...test, ...part } : test)) }));
-  const named = [...rule.tests, ...(rule.then === "edit" ? [rule.edit] : [])];
-  const isComplete = named.every((one) => isKnown(one.feature));
   const isSteered = edits.value.some((edit) => !edit.off && rule.tests.some((test) => test.feature === edit.feature));
   const name = useTyped(rule.name);
   /** @param {any} event */
@@ -148,7 +146,7 @@ export function RuleForm({ rule }) {
     </div>
     ${isSteered && html`<p class="quiet">What it watches is steered too. It sees the activation before that edit, as the model has it by itself.</p>`}
     <div class="row">
-      ${!isComplete && html`<span class="bad-text">Unfinished: nothing is asked until it names features of this server, or is off.</span>`}
+      ${isUnfinished(rule) && html`<span class="bad-text">Unfinished: nothing is asked until it names features of this server, or is off.</span>`}
       <label class="check"
         ><input type="checkbox" checked=${!rule.off} onChange=${() => set({ off: !rule.off })} /> on</label
       >
@@ -184,7 +182,7 @@ function FeatureField({ value, onChange }) {
       />
     </label>
     <datalist id=${list}>
-      ${presets.value.map((/** @type {any} */ one) => html`<option value=${`${one.sae}/${one.name ?? one.index}`}>${one.description}</option>`)}
+      ${presets.value.map((/** @type {any} */ one) => html`<option value=${addressOf(one)}>${one.description}</option>`)}
     </datalist>
     ${value && !isKnown(value) && html`<span class="bad-text">not a feature of this server</span>`}`;
 }

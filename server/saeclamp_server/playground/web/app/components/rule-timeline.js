@@ -1,6 +1,6 @@
 /** Where rules held, on a line as long as the answer. */
 import { html } from "../h.js";
-import { number } from "../format.js";
+import { number, tokensInWords } from "../format.js";
 
 /**
  * @param {{receipt: any, state: import("../answer-state.js").AnswerState, rules?: any[]}} props
@@ -27,16 +27,13 @@ export function RuleTimeline({ receipt, state, rules }) {
           <rect x=${100 * at - 0.6} y="0" width="1.2" height="8" />
         </svg>
         <span class="quiet">
-          ${`first ${where}${ended} (position ${fired.token}): ${values.length ? values.join(", ") : number(fired.value)}; held at ${tokens(fired.num_tokens)} in all`}
+          ${`first ${where}${ended} (position ${fired.token}): ${values.length ? values.join(", ") : number(fired.value)}; held at ${tokensInWords(fired.num_tokens)} in all`}
         </span>
       </div>`;
     })}
     ${idle.map((rule) => html`<p class="quiet">${idleInWords(rule, state)}</p>`)}
   </figure>`;
 }
-
-/** @param {number} num */
-const tokens = (num) => (num === 1 ? "one token" : `${num} tokens`);
 
 /**
  * That a rule watched and did not hold, with how near it came.

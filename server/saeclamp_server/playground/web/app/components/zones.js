@@ -1,10 +1,8 @@
 /** What calibration found of a feature, as zones of a slider's track and as a curve. */
 import { html } from "../h.js";
 import { number } from "../format.js";
+import { BROKEN, REPEATED } from "../measures.js";
 
-/** Perplexity, in multiples of the unsteered one, above which text is broken: as calibration and `suggest` have it. */
-const BROKEN = 3;
-const REPEATED = 0.5;
 const TICK_WIDTH = 20;
 
 /**

@@ -3,9 +3,9 @@ import { textOf } from "../answer-state.js";
 import { turns } from "../conversation.js";
 import { ApiError, json } from "../api.js";
 import { html, useSignal } from "../h.js";
-import { number, visible } from "../format.js";
-import { isKnown, presets } from "../server.js";
-import { newRule, ruleToJson, rules, unfinishedRules } from "../state.js";
+import { number, tokensInWords, visible } from "../format.js";
+import { addressOf, isKnown, presets } from "../server.js";
+import { activeRules, isUnfinished, newRule, ruleToJson, rules, unfinishedRules } from "../state.js";
 import { RuleForm } from "../components/rule-form.js";
 import { Notice, Refusal } from "../components/notice.js";
 import { Progress } from "../components/progress.js";
@@ -29,7 +29,7 @@ export function Rules() {
       ${
         example &&
         !rules.value.length &&
-        html`<button onClick=${() => (rules.value = [newRule(`${example.sae}/${example.name ?? example.index}`)])}>
+        html`<button onClick=${() => (rules.value = [newRule(addressOf(example))])}>
           For example: stop when it is about “${example.description ?? example.name}”
         </button>`
       }
@@ -45,7 +45,7 @@ function TryRules() {
   const refusal = useSignal(/** @type {ApiError | null} */ (null));
   const read = useSignal(/** @type {string[]} */ ([]));
   const { state, start, stop } = useTask("v1/features/inspect");
-  const active = rules.value.filter((rule) => !rule.off);
+  const active = activeRules.value;
   const look = (/** @type {Event} */ event) => {
     event.preventDefault();
     const features = [...new Set(active.flatMap((rule) => rule.tests.map((test) => test.feature)).filter(isKnown))];
@@ -96,11 +96,7 @@ function TryRules() {
       found &&
       active.map((rule) =>
         rule.tests.every((test) => read.value.includes(test.feature))
-          ? html`<${Tried}
-              rule=${rule}
-              found=${found}
-              works=${!refusal.value && !unfinishedRules.value.includes(rule)}
-            />`
+          ? html`<${Tried} rule=${rule} found=${found} works=${!refusal.value && !isUnfinished(rule)} />`
           : html`<p class="quiet">${rule.name} has changed: try again.</p>`,
       )
     }
@@ -126,7 +122,6 @@ function Tried({ rule, found, works }) {
     return rule.join === "all" ? verdicts.every(Boolean) : verdicts.some(Boolean);
   });
   const num = holds.filter(Boolean).length;
-  const where = num === 1 ? "one token" : `${num} tokens`;
   const first = holds.indexOf(true);
   const would = rule.then === "abort" ? "the answer would end before the first of them" : "it would act there";
   const what = works ? would : "it would do nothing, see above";
@@ -136,7 +131,7 @@ function Tried({ rule, found, works }) {
   return html`<div>
     <p>
       <strong>${rule.name}</strong>${": "}
-      ${num ? `holds at ${where}, first at “${visible(found.tokens[first].text)}”; ${what}.` : "holds nowhere in this text."}
+      ${num ? `holds at ${tokensInWords(num)}, first at “${visible(found.tokens[first].text)}”; ${what}.` : "holds nowhere in this text."}
     </p>
     <p class="tokens example">
       ${found.tokens.map(
