@@ -69,6 +69,9 @@ def test_nothing_is_asked_while_a_rule_that_is_on_is_unfinished(page: Page) -> N
     expect(page.locator(".turn")).to_have_count(1)
     expect(page.locator(".turn .answer[aria-busy=true]")).to_have_count(0)
     assert page.get_by_label("Your question, for all columns").input_value() == "And now?"
+    go_to(page, "Keep")
+    expect(page.get_by_text("What stands below is without it.")).to_be_visible()
+    expect(page.get_by_role("button", name="Save what is set")).to_be_disabled()
     go_to(page, "Rules")
     page.get_by_label("on", exact=True).uncheck()
     go_to(page, "Steer")

@@ -114,7 +114,9 @@ export function Opened() {
       !turns.value.length &&
       html`<${Notice} kind="info">
         ${isFromTab.value ? `Your last conversation had ${num}` : `This link holds ${num}`}: “${questions[0]}”
-        <button class="main" onClick=${run}>${isFromTab.value ? "Ask again" : "Run it"}</button>
+        <button class="main" disabled=${Boolean(obstacle.value)} onClick=${run}>
+          ${isFromTab.value ? "Ask again" : "Run it"}
+        </button>
         ${isFromTab.value && html`<button onClick=${() => (linkedQuestions.value = [])}>Forget</button>`}
       <//>`
     }

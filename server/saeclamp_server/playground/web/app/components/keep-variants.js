@@ -1,5 +1,6 @@
 /** Variants: the steering that is set, saved under a name that any client can ask for as a model. */
 import { ApiError, json } from "../api.js";
+import { obstacle } from "../conversation.js";
 import { html, useSignal } from "../h.js";
 import { reloadVariants, variants } from "../server.js";
 import { edits, newEdit, rules, steering, variantColumns, view } from "../state.js";
@@ -51,7 +52,7 @@ export function KeepVariants() {
         <input value=${description} onInput=${(/** @type {any} */ event) => (description.value = event.target.value)} />
       </label>
       <div class="row">
-        <button class="main" disabled=${!steering.value}>Save what is set</button>
+        <button class="main" disabled=${!steering.value || Boolean(obstacle.value)}>Save what is set</button>
         ${!steering.value && html`<span class="quiet">Nothing is set.</span>`}
       </div>
     </form>

@@ -1,5 +1,5 @@
 /** What is to outlast the page: a model name, a vector, code, a link, a file. */
-import { turns } from "../conversation.js";
+import { obstacle, turns } from "../conversation.js";
 import { html, useSignal } from "../h.js";
 import { codeFor } from "../code.js";
 import { makeLink } from "../link.js";
@@ -11,13 +11,14 @@ import { Notice } from "../components/notice.js";
 import { Copy, download } from "../components/save.js";
 
 export function Keep() {
-  return html`<div class="two">
-    <${KeepVariants} />
-    <${Code} />
-    <${Link} />
-    <${Files} />
-    <${KeepVectors} />
-  </div>`;
+  return html` ${obstacle.value && html`<${Notice} kind="bad">${obstacle.value} What stands below is without it.<//>`}
+    <div class="two">
+      <${KeepVariants} />
+      <${Code} />
+      <${Link} />
+      <${Files} />
+      <${KeepVectors} />
+    </div>`;
 }
 
 function Code() {
