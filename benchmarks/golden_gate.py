@@ -74,11 +74,11 @@ class Column:
 
 def measured(name: str, answers: Answers, unsteered: Answers) -> Column:
     """Compare the answers of a column with the unsteered ones, by decoding."""
-    figures = [
-        {decoding: compare(some, unsteered[decoding], words, None) for decoding, some in answers.items()}
-        for words in (MENTIONS, NAMES_IT)
-    ]
-    return Column(name, *figures, answers[GREEDY.name])
+
+    def figures(words: WordSet) -> dict[str, AnswerMetrics]:
+        return {decoding: compare(some, unsteered[decoding], words, None) for decoding, some in answers.items()}
+
+    return Column(name, figures(MENTIONS), figures(NAMES_IT), answers[GREEDY.name])
 
 
 class Bench:

@@ -30,8 +30,9 @@ from saeclamp.types import FeatureQuery
 from saeclamp_saes.cli.log_handler import set_up_log
 from saeclamp_saes.labelling.label_file import LabelFile
 from saeclamp_saes.labelling.table import LabelsInfo, TokenLogit, to_batch, write_labels
-from saeclamp_server.api.features import FeatureSearch, ServedSAE, embedding_index
+from saeclamp_server.api.features import FeatureSearch, embedding_index
 from saeclamp_server.sentence_encoder import SentenceEncoder
+from saeclamp_server.served_sae import ServedSAE
 from saeclamp_server.site_norms import SiteNorms
 
 RESULTS = Path(__file__).parent / "results"
@@ -97,7 +98,7 @@ def measure(num: int) -> tuple[float, list[float]]:
         known = ServedSAE(
             entry("large", 0, num), SiteNorms(1.0, [1.0]), labels=labels(Path(folder) / "labels.parquet", num, words)
         )
-        search = FeatureSearch({"large": known}, lambda sae, index: 1.0)
+        search = FeatureSearch({"large": known})
         embedding_index.EmbeddingIndex.build = chance_rows  # type: ignore[method-assign, assignment]
         started = time.perf_counter()
         search.prepare()

@@ -27,7 +27,8 @@ from saeclamp import (
     extra_body,
 )
 from saeclamp.types import Contrast, Derive, Inspect, as_steering
-from saeclamp.types.refusals import A_FEATURE, did_you_mean, listed, nearest, shown
+from saeclamp.types.interventions import A_FEATURE
+from saeclamp.types.refusals import did_you_mean, listed, nearest, shown
 
 SEA = FeatureHit(feature="bundled/123", sae="bundled", index=123)
 CLAMP = Clamp(feature="bundled/123", value=1)

@@ -18,7 +18,7 @@ from tests.support.fork_server import NURSERY
 from tests.support.serving import Process, serve, wait_for
 
 from saeclamp_saes.library.reference import BUNDLED
-from saeclamp_server.launch import STOP_S
+from saeclamp_server.engine.lifeline import STOP_S
 from saeclamp_server.packaged_model import PACKAGED_MODEL
 
 

@@ -46,7 +46,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Iter
 
 
 compared = st.builds(
-    lambda feature, bound, above: Compared(*feature, bound, above),
+    lambda feature, bound, above: Compared(feature[0], feature[1], bound, above),
     features,
     st.sampled_from([-0.5, 0.3, 0.9, 1.7, 3.1]),
     st.booleans(),

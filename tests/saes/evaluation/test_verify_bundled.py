@@ -14,7 +14,8 @@ from tests.support.bundled import LAYER
 
 from saeclamp_saes import SAE, Site, read_sae
 from saeclamp_saes.cli import verify as command
-from saeclamp_saes.evaluation.verify import Verification, verify
+from saeclamp_saes.evaluation.report import Verification
+from saeclamp_saes.evaluation.verify import verify
 from saeclamp_saes.library.reference import BUNDLED
 from saeclamp_saes.lm.load import load_model
 from saeclamp_saes.lm.text import read_text, tokenize_sequences

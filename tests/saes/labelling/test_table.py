@@ -20,6 +20,7 @@ from saeclamp_saes.errors import LabelError
 from saeclamp_saes.io.hashes import tensor_sha256
 from saeclamp_saes.labelling import table
 from saeclamp_saes.labelling.label_file import LabelFile
+from saeclamp_saes.labelling.schema import SCHEMA
 from saeclamp_saes.labelling.table import (
     Explanation,
     Feature,
@@ -91,7 +92,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_columns_are_the_fields_of_a_feature() -> None:
-    assert table.SCHEMA.names == [field.name for field in fields(Feature)]
+    assert SCHEMA.names == [field.name for field in fields(Feature)]
 
 
 def test_any_reader_of_parquet_can_read_it(tmp_path: Path) -> None:
