@@ -41,8 +41,9 @@ from saeclamp_server.api.openai.vllm_model_client import VLLMModelClient
 from saeclamp_server.api.state import AppState, CallServices
 from saeclamp_server.api.steering import router as steering
 from saeclamp_server.engine.client import DecoderQueryClient, PromptMeanClient, ReportFetcher
-from saeclamp_server.errors import RequestError
+from saeclamp_server.errors import RequestError, VectorsUnavailableError
 from saeclamp_server.fleet import join_fleet
+from saeclamp_server.model_info import StartupError
 from saeclamp_server.startup.fingerprint import server_fingerprint
 from saeclamp_server.startup.options import ServeOptions
 from saeclamp_server.startup.preflight import check_vllm_version
@@ -66,17 +67,20 @@ async def build_app(engine: Any, args: Namespace, plan: ServePlan) -> FastAPI:
     saes, options = plan.saes, plan.options
     await run_self_test(engine, saes, plan.places)
     measured = await check_saes_on_model(engine, saes, sample_ids(args), options.allow_unverified)
-    norms = {name: of.norms for name, of in measured.items()}
     labels = await labels_matching_weights(engine, saes)
-    served_saes = load_served_saes(saes, norms, {name: of.fit for name, of in measured.items()}, labels)
+    served_saes = load_served_saes(saes, measured, labels)
     if options.fleet is not None:
         fingerprint = server_fingerprint(args, plan, engine.model_config, served_saes)
-        norms = await asyncio.to_thread(join_fleet, plan.database, options.fleet, fingerprint, norms)
-        served_saes = {name: replace(sae, norms=norms[name]) for name, sae in served_saes.items()}
+        measured = await asyncio.to_thread(join_fleet, plan.database, options.fleet, fingerprint, measured)
+        served_saes = {name: replace(sae, **measured[name]._asdict()) for name, sae in served_saes.items()}
         logger.info(f"one of the fleet {options.fleet}")
+    norms = {name: result.norms for name, result in measured.items()}
     vectors = VectorRegistry(plan.places, norms, VectorStore(plan.database, served_names(args)[0]), engine)
-    await vectors.take_over(VectorFolder(options.vectors or default_folder(options.model)))
-    await vectors.refresh()
+    try:
+        await vectors.take_over(VectorFolder(options.vectors or default_folder(options.model)))
+        await vectors.refresh()
+    except VectorsUnavailableError as exc:
+        raise StartupError(exc.message) from exc
     tasks = await engine.get_supported_tasks()
     drain = Drain()
     app = build_steering_app(args, tasks, engine.model_config, drain, options.max_body, options.playground)

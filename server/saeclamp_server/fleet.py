@@ -1,8 +1,8 @@
 """
 A fleet: servers on many machines that answer as one, because all that an answer depends on is the same on each.
 
-The first server of a fleet writes into the database what it is, field by field, and the lengths that it measured. Every
-later one is refused where a field differs, and takes the written lengths: measured again they would be an ulp off, and with
+The first server of a fleet writes into the database what it is, field by field, and what it measured of its SAEs. Every
+later one is refused where a field differs, and takes what is written: measured again, lengths would be an ulp off, and with
 them `meaning` and `spec`.
 """
 
@@ -20,7 +20,7 @@ from sqlalchemy import select
 from saeclamp_server.database import Database, DatabaseError
 from saeclamp_server.database.tables import fleets
 from saeclamp_server.model_info import StartupError
-from saeclamp_server.site_norms import SiteNorms
+from saeclamp_server.site_norms import QuickCheckResult, SiteNorms
 
 TOLERANCE = 0.01
 """Share by which a length may differ from the fleet's: more is another model or another SAE, whatever they are called."""
@@ -41,18 +41,18 @@ def check_database(database: Database) -> None:
 
 
 def join_fleet(
-    database: Database, name: str, own: Fingerprint, measured: Mapping[str, SiteNorms]
-) -> dict[str, SiteNorms]:
+    database: Database, name: str, own: Fingerprint, measured: Mapping[str, QuickCheckResult]
+) -> dict[str, QuickCheckResult]:
     """
     Enter a fleet, or found it.
 
-    measured: norms at each SAE's site and each vector bank's, by its name
-    Returns the norms to serve with. Raises StartupError where this server would answer otherwise than the others.
+    measured: by the name of the SAE or of the vector bank
+    Returns what to serve with in its place. Raises StartupError where this server would answer otherwise than the others.
     """
     row = {
         "name": name,
         "fingerprint": json.dumps(own, sort_keys=True),
-        "lengths": json.dumps({of: _to_json(norms) for of, norms in measured.items()}),
+        "lengths": json.dumps({of: _to_json(result) for of, result in measured.items()}),
         "created": int(time.time()),
     }
     try:
@@ -64,9 +64,10 @@ def join_fleet(
     except DatabaseError as exc:
         raise StartupError(str(exc)) from exc
     _refuse_other(name, own, json.loads(kept.fingerprint))
-    theirs = {of: _from_json(lengths) for of, lengths in json.loads(kept.lengths).items()}
-    for of, norms in measured.items():
-        _refuse_far(name, of, norms, theirs[of])
+    written = json.loads(kept.lengths)
+    theirs = {of: _from_json(written[of], result) for of, result in measured.items()}
+    for of, result in measured.items():
+        _refuse_far(name, of, result.norms, theirs[of].norms)
     return theirs
 
 
@@ -108,11 +109,14 @@ def _refuse_far(name: str, of: str, own: SiteNorms, theirs: SiteNorms) -> None:
         )
 
 
-def _to_json(norms: SiteNorms) -> dict[str, Any]:
+def _to_json(result: QuickCheckResult) -> dict[str, Any]:
+    norms = result.norms
     rows = base64.b64encode(np.asarray(norms.row_norms, "<f8").tobytes()).decode()
-    return {"median_resid_norm": norms.median_resid_norm, "row_norms": rows, "of_resid": norms.of_resid}
+    lengths = {"median_resid_norm": norms.median_resid_norm, "row_norms": rows, "of_resid": norms.of_resid}
+    return {**lengths, "fit": result.fit}
 
 
-def _from_json(lengths: Mapping[str, Any]) -> SiteNorms:
-    rows = np.frombuffer(base64.b64decode(lengths["row_norms"]), "<f8").tolist()
-    return SiteNorms(lengths["median_resid_norm"], rows, lengths["of_resid"])
+def _from_json(written: Mapping[str, Any], own: QuickCheckResult) -> QuickCheckResult:
+    rows = np.frombuffer(base64.b64decode(written["row_norms"]), "<f8").tolist()
+    norms = SiteNorms(written["median_resid_norm"], rows, written["of_resid"])
+    return QuickCheckResult(norms, written.get("fit", own.fit))  # fleets founded by a version of before have none

@@ -1,9 +1,10 @@
-"""Norms of the residual stream and of decoder rows, as measured in the running engine."""
+"""Norms of the residual stream and of decoder rows, and how an SAE fits, as measured in the running engine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,15 @@ class SiteNorms:
     def rounded_resid_norm(self) -> float | None:
         """`median_resid_norm` to four digits, the same at every start, as it is shown and as doses are measured by it."""
         return None if self.median_resid_norm is None else rounded(self.median_resid_norm)
+
+
+class QuickCheckResult(NamedTuple):
+    """Measurements of an SAE, or of a vector bank."""
+
+    norms: SiteNorms
+    """Norms by which edits are measured."""
+    fit: Mapping[str, Any] | None
+    """Fit of an SAE: the fields of `evaluation.quick_check.QuickFit`; None for a vector bank."""
 
 
 NOISE = 1e-5

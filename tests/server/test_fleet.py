@@ -24,7 +24,7 @@ from saeclamp_server.database import Database
 from saeclamp_server.fleet import check_database, join_fleet
 from saeclamp_server.model_info import ModelInfo, StartupError
 from saeclamp_server.served_sae import ServedSAE
-from saeclamp_server.site_norms import SiteNorms, rounded
+from saeclamp_server.site_norms import QuickCheckResult, SiteNorms, rounded
 from saeclamp_server.startup import fingerprint
 from saeclamp_server.startup.fingerprint import SETTINGS, server_fingerprint
 from saeclamp_server.startup.options import ServeOptions
@@ -34,7 +34,11 @@ from saeclamp_server.variants import VariantRegistry, VariantStore
 from saeclamp_server.vectors import VectorSite
 
 OWN = {"the model": "m", "SAE big": "s"}
-NORMS = {"big": SiteNorms(math.pi * 10, [1 / 3, 0.0, 2.5e-3]), "vectors@resid_post 3": SiteNorms(None, [], False)}
+FIT = {"explained_variance": 2 / 3, "l0": 41.5, "num_tokens": 900, "problem": None}
+MEASURED = {
+    "big": QuickCheckResult(SiteNorms(math.pi * 10, [1 / 3, 0.0, 2.5e-3]), FIT),
+    "vectors@resid_post 3": QuickCheckResult(SiteNorms(None, [], False), None),
+}
 
 
 @pytest.fixture
@@ -47,20 +51,27 @@ def databases(postgres: str) -> Iterator[tuple[Database, Database]]:
         database.close()
 
 
-def scaled(factor: float) -> dict[str, SiteNorms]:
-    def of(norms: SiteNorms) -> SiteNorms:
+def scaled(factor: float) -> dict[str, QuickCheckResult]:
+    def of(norms: SiteNorms, fit: Any) -> QuickCheckResult:
         stream = norms.median_resid_norm
         rows = [row * factor for row in norms.row_norms]
-        return replace(norms, median_resid_norm=stream and stream * factor, row_norms=rows)
+        changed = replace(norms, median_resid_norm=stream and stream * factor, row_norms=rows)
+        return QuickCheckResult(changed, fit and fit | {"l0": fit["l0"] * factor})
 
-    return {name: of(norms) for name, norms in NORMS.items()}
+    return {name: of(*result) for name, result in MEASURED.items()}
+
+
+def other(**norms: Any) -> dict[str, QuickCheckResult]:
+    """What another server measured of the SAE."""
+    big = MEASURED["big"]
+    return {**MEASURED, "big": big._replace(norms=replace(big.norms, **norms))}
 
 
 def test_the_first_founds_and_later_ones_measure_as_it_did(databases: tuple[Database, Database]) -> None:
     first, later = databases
-    assert join_fleet(first, "f", OWN, NORMS) == NORMS
+    assert join_fleet(first, "f", OWN, MEASURED) == MEASURED
     for factor in (1.0, 1 + 2**-52, 0.9901, 1.0099):
-        assert join_fleet(later, "f", OWN, scaled(factor)) == NORMS
+        assert join_fleet(later, "f", OWN, scaled(factor)) == MEASURED
     assert join_fleet(later, "g", OWN, scaled(3.0)) == scaled(3.0)
 
 
@@ -69,16 +80,16 @@ def test_the_first_founds_and_later_ones_measure_as_it_did(databases: tuple[Data
     [
         scaled(1.011),
         scaled(0.98),
-        {**NORMS, "big": replace(NORMS["big"], median_resid_norm=None)},
-        {**NORMS, "big": replace(NORMS["big"], row_norms=[1 / 3, 1e-6, 2.5e-3])},
-        {**NORMS, "big": replace(NORMS["big"], row_norms=[1 / 3, 0.0])},
-        {**NORMS, "big": replace(NORMS["big"], row_norms=[1 / 3, math.nan, 2.5e-3])},
+        other(median_resid_norm=None),
+        other(row_norms=[1 / 3, 1e-6, 2.5e-3]),
+        other(row_norms=[1 / 3, 0.0]),
+        other(row_norms=[1 / 3, math.nan, 2.5e-3]),
     ],
 )
 def test_lengths_that_are_too_far_off_are_refused(
-    databases: tuple[Database, Database], measured: dict[str, SiteNorms]
+    databases: tuple[Database, Database], measured: dict[str, QuickCheckResult]
 ) -> None:
-    join_fleet(databases[0], "f", OWN, NORMS)
+    join_fleet(databases[0], "f", OWN, MEASURED)
     with pytest.raises(
         StartupError, match=r"not like those of the fleet 'f'.* measured for big differ by more than 1%"
     ):
@@ -97,7 +108,7 @@ def test_of_two_that_start_at_once_one_founds_and_the_other_joins(databases: tup
 def test_of_two_that_start_at_once_and_differ_one_is_refused(databases: tuple[Database, Database]) -> None:
     def join(database: Database, name: str, own: Mapping[str, str]) -> str | None:
         try:
-            join_fleet(database, name, own, NORMS)
+            join_fleet(database, name, own, MEASURED)
         except StartupError as exc:
             return str(exc)
         return None
@@ -188,10 +199,10 @@ def test_a_server_that_differs_is_refused_by_the_name_of_what_differs(
     databases: tuple[Database, Database], tmp_path: Path, field: str
 ) -> None:
     own = Described(tmp_path / "model")
-    join_fleet(databases[0], "f", own.fields(), NORMS)
+    join_fleet(databases[0], "f", own.fields(), MEASURED)
     CHANGES[field](own)
     with pytest.raises(StartupError) as raised:
-        join_fleet(databases[1], "f", own.fields(), NORMS)
+        join_fleet(databases[1], "f", own.fields(), MEASURED)
     assert f"not like those of the fleet 'f': {field} is " in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -207,10 +218,10 @@ def test_another_version_of_a_package_is_refused(
     databases: tuple[Database, Database], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = Described(tmp_path / "model")
-    join_fleet(databases[0], "f", own.fields(), NORMS)
+    join_fleet(databases[0], "f", own.fields(), MEASURED)
     monkeypatch.setattr(fingerprint, "version", lambda name: "9")
     with pytest.raises(StartupError, match="saeclamp is 9 here, and "):
-        join_fleet(databases[1], "f", own.fields(), NORMS)
+        join_fleet(databases[1], "f", own.fields(), MEASURED)
 
 
 def test_where_the_same_files_lie_does_not_matter(tmp_path: Path) -> None:
@@ -234,10 +245,10 @@ def test_variants_by_the_streams_length_mean_the_same_on_both_at_a_rounding_edge
         low = math.nextafter(low, math.inf)
     lengths = [low, math.nextafter(low, math.inf)]
     push = Steering(interventions=(Add(feature="big/bridge", value=0.5, unit="resid_norm"),))
-    own = [{"big": SiteNorms(length, [2.0] * 100)} for length in lengths]
+    own = [{"big": QuickCheckResult(SiteNorms(length, [2.0] * 100), None)} for length in lengths]
 
-    def made(norms: Mapping[str, SiteNorms], database: Database, name: str) -> tuple[str, str]:
-        context = served(resid_norm=norms["big"].median_resid_norm or 0.0)
+    def made(measured: Mapping[str, QuickCheckResult], database: Database, name: str) -> tuple[str, str]:
+        context = served(resid_norm=measured["big"].norms.median_resid_norm or 0.0)
         variants = VariantRegistry(VariantStore(database), context, ["tiny"])
         return create(variants, name, push)[0].meaning, resolve(push, context).program.spec
 

@@ -14,7 +14,7 @@ from saeclamp_server.api.error_handlers import refuse
 from saeclamp_server.api.features import load_served_saes
 from saeclamp_server.api.features import router as routes
 from saeclamp_server.errors import RequestError
-from saeclamp_server.site_norms import SiteNorms
+from saeclamp_server.site_norms import QuickCheckResult, SiteNorms
 from saeclamp_server.steering import SteeringContext
 
 LENGTHS = SiteNorms(250.0, [1.0] * D_SAE)
@@ -29,6 +29,6 @@ def app(entry: SAEEntry = ENTRY, labelled: bool = True) -> FastAPI:
     served = FastAPI()
     served.include_router(routes.router)
     served.add_exception_handler(RequestError, refuse)
-    saes = load_served_saes({entry.name: entry}, {entry.name: LENGTHS}, {entry.name: FIT}, labels)
+    saes = load_served_saes({entry.name: entry}, {entry.name: QuickCheckResult(LENGTHS, FIT)}, labels)
     served.state.saeclamp = SimpleNamespace(context=SteeringContext(saes))
     return served

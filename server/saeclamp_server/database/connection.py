@@ -28,6 +28,9 @@ BUSY_S = 30
 """Seconds that a process waits for another one that writes."""
 WAITS = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
 """Settings of libpq, unless the URL says otherwise (s, ms): a host that is gone would hold up requests for minutes."""
+POOL = {"pool_size": 2, "max_overflow": 2}
+"""Connections that a server keeps to PostgreSQL, and how many more it opens while those are busy: by default PostgreSQL has
+100 for all servers, and an answer needs one for a millisecond."""
 LOCK = 0x5AEC1A39
 """Number of the PostgreSQL advisory lock under which tables are changed, and whatever must not be done by two at once."""
 _INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
@@ -100,9 +103,12 @@ def _engine(url: str) -> Engine:
         if kind not in _INSERT:
             raise DatabaseError(f"Variants and vectors are kept in SQLite or PostgreSQL, not in {kind}.")
         if kind == "postgresql":
-            waits = {name: value for name, value in WAITS.items() if name not in parsed.query}
+            settings: dict[str, Any] = {name: value for name, value in WAITS.items() if name not in parsed.query}
+            if parsed.get_dialect().driver == "psycopg":
+                # a pooler such as PgBouncer gives each transaction another connection, which knows no prepared statement
+                settings["prepare_threshold"] = None
             # tried before use, because a server drops idle connections
-            return create_engine(parsed, pool_pre_ping=True, connect_args=waits)
+            return create_engine(parsed, pool_pre_ping=True, connect_args=settings, **POOL)
         if parsed.database and parsed.database != ":memory:":
             Path(parsed.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
         engine = create_engine(parsed, connect_args={"timeout": BUSY_S})

@@ -6,14 +6,14 @@ import logging
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from vllm import SamplingParams
 
 from saeclamp_saes import SAEEntry
 from saeclamp_server.engine.client import data_parallel_ranks
 from saeclamp_server.model_info import StartupError
-from saeclamp_server.site_norms import SiteNorms
+from saeclamp_server.site_norms import QuickCheckResult, SiteNorms
 from saeclamp_server.steering.program import EXTRA_ARGS_KEY
 
 logger = logging.getLogger("saeclamp.server")
@@ -22,15 +22,6 @@ CHUNK_TOKENS = 256
 MAX_TOKENS = 2048
 SECONDS = 10.0
 """Seconds after which no further chunk is run; the first one always is."""
-
-
-class QuickCheckResult(NamedTuple):
-    """Measurements of an SAE, or of a vector bank."""
-
-    norms: SiteNorms
-    """Norms by which edits are measured."""
-    fit: Mapping[str, Any] | None
-    """Fit of an SAE: the fields of `evaluation.quick_check.QuickFit`; None for a vector bank."""
 
 
 async def check_saes_on_model(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.support.databases import migrate_down
+from tests.support.databases import emptied, migrate_down, pgbouncer
 from tests.support.variants import BRIDGE, FOOD, create, run, served
 from tests.support.vector_files import file, held
 
@@ -41,6 +43,23 @@ def test_a_host_that_never_answers_is_given_up() -> None:
         with pytest.raises(DatabaseError, match="The database of variants and vectors cannot be used: "):
             Database(f"postgresql+psycopg://someone@127.0.0.1:{silent.getsockname()[1]}/database")
     assert time.monotonic() - begun < 15
+
+
+@pytest.mark.skipif(shutil.which("pgbouncer") is None, reason="needs PgBouncer: apt-get install pgbouncer")
+def test_many_servers_share_few_connections_through_a_pooler(
+    postgres: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("pgbouncer")
+    with pgbouncer(emptied(postgres), folder, connections=3) as url:
+        stores = [VariantStore(Database(url)) for _ in range(8)]
+
+        def make(number: int) -> None:
+            create(VariantRegistry(stores[number % 8], served(), ["tiny"]), f"chef-{number}", BRIDGE)
+
+        with ThreadPoolExecutor(16) as pool:
+            assert [*pool.map(make, range(80))] == [None] * 80
+        for store in stores:
+            assert {one.name for one in store.all_versions()} == {f"chef-{number}" for number in range(80)}
 
 
 def test_whether_the_database_answers_is_found_out(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from saeclamp_saes.io.atomic import replacing
+from saeclamp_saes.io.locks import exclusive_lock
 from saeclamp_saes.io.paths import cache_folder
 from saeclamp_server.sentence_encoder import WEIGHTS_SHA256, SentenceEncoder
 
@@ -37,13 +38,18 @@ class EmbeddingIndex:
 
     @classmethod
     def build(cls, sentences: Sequence[str], encoder: SentenceEncoder) -> EmbeddingIndex:
-        """Embed sentences, unless that was done before; of many, it takes minutes."""
+        """Embed sentences, unless that was done before; of many, it takes minutes, so one process of a machine does it."""
         path = cache_folder() / FOLDER / f"{_key(sentences)}.npy"
-        try:
-            rows = np.load(path, allow_pickle=False).astype(np.float32)
-        except (OSError, ValueError):  # not there, or cut short
-            rows = _embedded(sentences, encoder)
-            _keep(path, rows)
+        rows = _kept(path)
+        if rows is None:
+            with ExitStack() as stack:
+                with suppress(OSError):  # a folder that takes no lock takes no rows either
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(exclusive_lock(path.with_suffix(".lock")))
+                rows = _kept(path)  # another one may have embedded them meanwhile
+                if rows is None:
+                    rows = _embedded(sentences, encoder)
+                    _keep(path, rows)
         return cls(encoder, rows)
 
     def nearest(self, query: str, wanted: Mask, count: int, least: float) -> list[int]:
@@ -82,9 +88,15 @@ def _key(sentences: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
+def _kept(path: Path) -> Rows | None:
+    try:
+        rows: Rows = np.load(path, allow_pickle=False).astype(np.float32)
+    except (OSError, ValueError):  # not there, or cut short
+        return None
+    return rows
+
+
 def _keep(path: Path, rows: Rows) -> None:
     """Write rows in half precision, as a whole or not at all; a disk that takes nothing costs a repetition."""
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as unfinished, unfinished.open("wb") as file:
-            np.save(file, rows.astype(np.float16))
+    with suppress(OSError), replacing(path) as unfinished, unfinished.open("wb") as file:
+        np.save(file, rows.astype(np.float16))

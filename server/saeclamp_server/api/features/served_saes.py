@@ -13,15 +13,14 @@ from saeclamp_saes.labelling.table import labels_path
 from saeclamp_server.calibration.errors import CalibrationError
 from saeclamp_server.calibration.storage import CurveFile
 from saeclamp_server.served_sae import ServedSAE
-from saeclamp_server.site_norms import SiteNorms
+from saeclamp_server.site_norms import QuickCheckResult
 
 logger = logging.getLogger("saeclamp.server")
 
 
 def load_served_saes(
     saes: Mapping[str, SAEEntry],
-    norms: Mapping[str, SiteNorms],
-    fits: Mapping[str, Mapping[str, Any] | None],
+    measured: Mapping[str, QuickCheckResult],
     labels: Mapping[str, LabelFile],
 ) -> dict[str, ServedSAE]:
     """
@@ -31,9 +30,7 @@ def load_served_saes(
 
     labels: of those that have any
     """
-    return {
-        name: ServedSAE(sae, norms[name], fits.get(name), labels.get(name), _curves(sae)) for name, sae in saes.items()
-    }
+    return {name: ServedSAE(sae, *measured[name], labels.get(name), _curves(sae)) for name, sae in saes.items()}
 
 
 def _curves(sae: SAEEntry) -> Mapping[int, Mapping[str, Any]]:

@@ -38,6 +38,8 @@ async def get_model(request: Request, model: str) -> JSONResponse:
 async def _cards(request: Request) -> list[dict[str, Any]]:
     state = state_of(request.app)
     served = (await state.vllm.openai_serving_models.show_available_models()).model_dump()["data"]
+    if state.calls.server.fleet is not None:
+        served = [card | {"root": card["id"]} for card in served]  # the path of one machine is not that of another
     listed = await state.variants.listed()
     aliases = [_card(variant) | {"id": variant.alias} for variant in listed if variant.alias]
     return [*served, *map(_card, listed), *aliases]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,24 @@ def test_embeddings_are_kept_and_made_again_where_the_file_is_damaged(
     assert again == pytest.approx(first, abs=2e-3)  # half precision
     path.write_bytes(path.read_bytes()[:100])
     assert EmbeddingIndex.build(sentences, encoder).cosines("boat", range(3)) == pytest.approx(first, abs=2e-3)
+
+
+def test_of_servers_that_start_together_one_embeds_for_all(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sentences = [f"ship {number} on the sea" for number in range(20)]
+    encoders = [sentence_encoder.SentenceEncoder() for _ in range(4)]
+    asked: list[int] = []
+    embed = sentence_encoder.SentenceEncoder.encode
+
+    def counted(self: SentenceEncoder, texts: Sequence[str]) -> Any:
+        asked.append(len(texts))
+        return embed(self, texts)
+
+    monkeypatch.setattr(SentenceEncoder, "encode", counted)
+    with ThreadPoolExecutor(4) as pool:
+        built = [*pool.map(EmbeddingIndex.build, [sentences] * 4, encoders)]
+    assert asked == [20]
+    cosines = [index.cosines("boat", range(20)) for index in built]
+    assert all(one == pytest.approx(cosines[0], abs=2e-3) for one in cosines)
 
 
 def test_without_the_encoder_words_decide_and_that_is_said(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
