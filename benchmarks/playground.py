@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from benchmarks.robustness.report import machine
+from benchmarks.machine import RESULTS, machine
 from playwright.sync_api import Browser, Page
 from tests.support.browser import answered, chromium, open_playground
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
-RESULTS = Path(__file__).parent / "results"
 NUM_TRIES = 5
 NUM_TOKENS = 2000
 TASK = "ThreadControllerImpl::RunTask"

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.machine import RESULTS
 from tests.support.blank_label import blank_label
 from tests.support.sae_entries import entry
 
@@ -35,7 +36,6 @@ from saeclamp_server.sentence_encoder import SentenceEncoder
 from saeclamp_server.served_sae import ServedSAE
 from saeclamp_server.site_norms import SiteNorms
 
-RESULTS = Path(__file__).parent / "results"
 SMALL = 4096
 NUM_WORDS = 20_000
 NUM_QUERIES = 200

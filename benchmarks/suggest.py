@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
+from benchmarks.machine import RESULTS
 from tests.support.checkpoints import make_model, make_sae
 from tests.support.serving import serve
 
@@ -33,7 +34,6 @@ from saeclamp import Client, Suggestion
 from saeclamp_saes.cli.log_handler import set_up_log
 from saeclamp_server.packaged_model import PACKAGED_MODEL, prepared_model
 
-RESULTS = Path(__file__).parent / "results"
 REAL = ("talk about the sea", "mention the Golden Gate Bridge", "talk about food")
 ORDINARY = (
     *(

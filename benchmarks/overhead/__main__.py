@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
+from benchmarks.machine import RESULTS
 from benchmarks.overhead import peers, servers
 from benchmarks.overhead.load import Run, Steering, run
 from benchmarks.overhead.report import HOOKS, Figures, admission, report
@@ -31,7 +32,6 @@ from benchmarks.overhead.settings import BATCH, PLAIN, SETTINGS, WIDE, Setting
 
 from saeclamp_saes.cli.log_handler import set_up_log
 
-RESULTS = Path(__file__).parent.parent / "results"
 NUM_TOKENS = {1: 48, 8: 48, 32: 32, BATCH: 24, WIDE: 12}
 """Of an answer, by size of batch: a run takes about ten seconds on two cores."""
 PEER_BATCHES = (1, 32)

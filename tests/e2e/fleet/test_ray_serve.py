@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
+import re
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
+import httpx
 import pytest
 from safetensors.torch import save
-from tests.support.checkpoints import make_model, make_sae
 from tests.support.databases import postgresql
-from tests.support.serving import wait_until
+from tests.support.fleet_files import FleetFiles
+from tests.support.random_calls import Asker, check_that_they_agree
+from tests.support.ray_cluster import Cluster
+from tests.support.serving import serve, wait_until
 
 from saeclamp import Add, Client, SaeclampError
 
@@ -29,93 +26,18 @@ pytestmark = pytest.mark.ray
 
 KEY = "k"
 START_S = 600
-REPLICA = "ray::ServeReplica:default:saeclamp"
 STEERING = Add(feature="low/3", value=1.5, unit="act")
-
-
-class Cluster:
-    """Ray, and what runs on it."""
-
-    def __init__(self, folder: Path, argv: list[str]) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.url, self.log, self._argv = f"http://127.0.0.1:{port}", folder / "ray.log", argv
-        environment = {
-            **os.environ,
-            # else its processes give way to whatever else runs here
-            "RAY_worker_niceness": "0",
-            "RAY_AUTH_MODE": "disabled",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "VLLM_CPU_OMP_THREADS_BIND": "0",
-        }
-        with self.log.open("w") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.ray_process", str(port)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=environment,
-                start_new_session=True,
-            )
-
-    def deploy(self, *flags: str) -> None:
-        """Deploy two replicas, and wait until they run."""
-        settings = {"argv": " ".join([*self._argv, *flags]), "replicas": 2}
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(json.dumps(settings), file=self._process.stdin, flush=True)
-        # before it, Ray passes on what the replicas' processes print
-        running = any(line == "running\n" for line in self._process.stdout)
-        assert running, self.log.read_text()[-4000:]
-
-    def replicas(self) -> list[psutil.Process]:
-        return [process for process in self._descendants() if process.name().startswith("ray::ServeRepl")]
-
-    def engines(self) -> list[psutil.Process]:
-        return [process for process in self._descendants() if process.name().startswith("VLLM::Engine")]
-
-    def _descendants(self) -> list[psutil.Process]:
-        return psutil.Process(self._process.pid).children(recursive=True)
-
-    def end(self) -> list[psutil.Process]:
-        """End it; returns what is left of it."""
-        started = self._descendants()
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(120)
-        finally:
-            _, left = psutil.wait_procs(started, 20)
-            for process in left:
-                process.kill()
-        return left
+NUM_FEATURES = 8
+BUSY = ("--max-features", str(NUM_FEATURES), "--max-waiting", "1")
+"""Flags of a server that one request can fill."""
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("ray")
-    model = make_model(folder / "model", model_folder)
-    sae = make_sae(folder / "low", layer=1, d_in=64, seed=1, threshold=0.5)
     with postgresql(tmp_path_factory.mktemp("postgres")) as url:
-        flags = [
-            *(
-                str(model),
-                "--sae",
-                f"low={sae}",
-                "--fleet",
-                "ray",
-                "--variants",
-                url,
-                "--api-key",
-                KEY,
-                "--drain",
-                "30",
-            ),
-            *("--enforce-eager", "--max-model-len", "512", "--served-model-name", "tiny", "--dtype", "float32"),
-            *("--kv-cache-memory-bytes", str(64 << 20), "--allow-unverified-sae"),
-        ]
+        shared = ("--fleet", "ray", "--variants", url, "--api-key", KEY, "--drain", "10")
+        flags = [*FleetFiles.made(folder, model_folder).argv(), *shared, *BUSY]
         running = Cluster(folder, flags)
         try:
             running.deploy()
@@ -177,6 +99,46 @@ def test_what_one_replica_was_given_the_other_has(client: Client) -> None:
         for number in range(8)
     }
     assert len(specs) == 1
+    client.vectors.delete("calm")
+    client.variants.delete("seaman")
+
+
+def test_both_answer_as_one_server_does_that_nobody_stands_before(
+    cluster: Cluster, tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # as many threads as a replica has, because sums depend on it
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0")
+    argv = FleetFiles.made(tmp_path, model_folder).argv()
+    with serve(tmp_path / "log", *argv, *BUSY, "--replica", "alone", name="tiny") as single:
+        many = Asker(cluster.url, {"authorization": f"Bearer {KEY}"})
+        for asker in (alone := Asker(single.url), many):
+            asker.wait_for_meaning()
+        check_that_they_agree(alone, many)
+    assert len({*many.replicas}) == 2
+    assert {*alone.replicas} == {"alone"}
+
+
+def test_where_a_replica_is_full_the_proxy_passes_on_when_to_come_again(client: Client, cluster: Cluster) -> None:
+    headers = {"x-session-id": "full", "authorization": f"Bearer {KEY}"}
+
+    def completion(*features: int, max_tokens: int) -> dict[str, Any]:
+        moves = [{"op": "add", "feature": f"low/{one}", "value": 1, "unit": "act"} for one in features]
+        body = {"model": "tiny", "prompt": "x", "max_tokens": max_tokens, "ignore_eos": True}
+        return {**body, "stream": max_tokens > 1, "steering": {"interventions": moves}}
+
+    with httpx.Client(base_url=cluster.url, timeout=300, headers=headers) as http, ThreadPoolExecutor(3) as pool:
+        everything = completion(*range(NUM_FEATURES), max_tokens=500)
+        with http.stream("POST", "/v1/completions", json=everything) as long:
+            lines = long.iter_lines()
+            next(lines)  # it has begun, and goes on while there is someone to read it
+            others = [
+                pool.submit(http.post, "/v1/completions", json=completion(20 + n, max_tokens=1)) for n in range(3)
+            ]
+            answers = sorted((other.result() for other in others), key=lambda answer: answer.status_code)
+    assert [answer.status_code for answer in answers] == [200, 429, 429]
+    assert answers[0].json()["steering"]["applied"]
+    for refused in answers[1:]:
+        assert (refused.headers["retry-after"], refused.json()["error"]["code"]) == ("1", "steering_busy")
 
 
 def test_the_proxy_passes_queries_keys_and_refusals_on(client: Client, cluster: Cluster) -> None:
@@ -194,27 +156,38 @@ def test_the_proxy_passes_queries_keys_and_refusals_on(client: Client, cluster: 
     assert chunks[-1].steering is not None
 
 
-def streamed(client: Client, number: int) -> str:
-    """What became of a long steered stream: 'whole', or the error's class."""
+def streamed(client: Client, number: int, max_tokens: int = 300, begun: threading.Semaphore | None = None) -> str:
+    """What became of a steered stream: 'whole', or the error's class."""
     try:
         stream = client.completions.create(
             prompt=f"{number} bridges",
             steering=STEERING,
-            max_tokens=300,
+            max_tokens=max_tokens,
             stream=True,
             extra_body={"ignore_eos": True},
             extra_headers={"x-session-id": f"stream-{number}"},
         )
-        receipts = [chunk.steering for chunk in stream if chunk.steering is not None]
+        receipts = []
+        for index, chunk in enumerate(stream):
+            if index == 0 and begun is not None:
+                begun.release()
+            receipts += [chunk.steering] if chunk.steering is not None else []
     except SaeclampError as exc:
         return type(exc).__name__
     return "whole" if receipts and receipts[-1].applied else "without a receipt"
 
 
+def begin_16(client: Client, pool: ThreadPoolExecutor) -> list[Future[str]]:
+    """Long streams, half of which have begun to come in."""
+    begun = threading.Semaphore(0)
+    running = [pool.submit(streamed, client, number, begun=begun) for number in range(16)]
+    assert all(begun.acquire(timeout=60) for _ in range(8))
+    return running
+
+
 def test_streams_of_a_replica_that_is_killed_are_errors_and_it_comes_back(client: Client, cluster: Cluster) -> None:
     with ThreadPoolExecutor(16) as pool:
-        running = [pool.submit(streamed, client, number) for number in range(16)]
-        time.sleep(3)
+        running = begin_16(client, pool)
         cluster.replicas()[0].kill()
         ends = Counter(one.result() for one in running)
     assert ends["without a receipt"] == 0, ends
@@ -237,12 +210,12 @@ def test_a_rolling_redeployment_loses_no_steered_answer(client: Client, cluster:
 
     def ask(worker: int) -> None:
         number = 0
-        while not ended.is_set():
-            ends[streamed(client, 1000 * worker + number)] += 1
+        while not ended.wait(0.2):  # the new replicas start on the same cores
+            ends[streamed(client, 1000 * worker + number, max_tokens=100)] += 1
             number += 1
 
-    with ThreadPoolExecutor(4) as pool:
-        asking = [pool.submit(ask, worker) for worker in range(4)]
+    with ThreadPoolExecutor(2) as pool:
+        asking = [pool.submit(ask, worker) for worker in range(2)]
         try:
             cluster.deploy("--max-waiting", "17")
         finally:
@@ -252,3 +225,30 @@ def test_a_rolling_redeployment_loses_no_steered_answer(client: Client, cluster:
     assert set(ends) == {"whole"}, ends
     assert ends["whole"] > 4
     assert not before & all_replicas(client)
+
+
+def test_each_replica_has_metrics_of_its_own(client: Client, cluster: Cluster) -> None:
+    replicas = all_replicas(client)
+    ports = (cluster.metrics_port, cluster.metrics_port + 1)
+    # those before the redeployment may still hold the first ports
+    found = {replica: text for port in range(ports[0], ports[0] + 8) for replica, text in metrics_at(port)}
+    assert found.keys() >= replicas
+    for replica in replicas:
+        assert "vllm:num_requests_waiting" in found[replica]
+        assert "saeclamp_requests_waiting" in found[replica]
+
+
+def metrics_at(port: int) -> list[tuple[str, str]]:
+    """The replica whose metrics are on a port, if there is one, and its metrics."""
+    try:
+        text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    except httpx.TransportError:
+        return []
+    return [(replica, text) for replica in re.findall(r'saeclamp_build_info\{.*replica="(\w+)"', text)]
+
+
+def test_every_stream_is_whole_that_a_node_had_begun_when_it_was_told_to_end(client: Client, cluster: Cluster) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        running = begin_16(client, pool)
+        cluster.terminate()
+        assert Counter(one.result() for one in running) == {"whole": 16}

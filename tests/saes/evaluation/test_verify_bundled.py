@@ -21,7 +21,7 @@ from saeclamp_saes.lm.load import load_model
 from saeclamp_saes.lm.text import read_text, tokenize_sequences
 from saeclamp_server.packaged_model import prepared_model
 
-TOKENS = 512
+TOKENS = 256
 TOKENS_OF_A_COPY = 128
 Verify = Callable[[SAE, int], Verification]
 
