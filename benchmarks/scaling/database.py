@@ -77,7 +77,7 @@ class SimulatedServer:
 def measure() -> list[str]:
     """Return the tables' lines."""
     with tempfile.TemporaryDirectory() as files, tempfile.TemporaryDirectory() as other, postgresql(Path(files)) as url:
-        costs = _costs(url)
+        costs = _costs(url, Path(files))
         with pgbouncer(url, Path(other), CONNECTIONS) as pooled:
             fleets = [line for size in FLEETS for line in _fleet(size, url, pooled)]
     lines = [
@@ -112,7 +112,7 @@ def measure() -> list[str]:
     return lines
 
 
-def _costs(url: str) -> dict[str, Cost]:
+def _costs(url: str, folder: Path) -> dict[str, Cost]:
     """What each kind of call costs, asked by one server."""
     one = SimulatedServer(url)
     for number in range(NUM_VARIANTS):
@@ -142,7 +142,7 @@ def _costs(url: str) -> dict[str, Cost]:
             20,
         ),
     }
-    return {name: _cost(call, times) for name, (call, times) in calls.items()}
+    return {name: _cost(call, times, folder) for name, (call, times) in calls.items()}
 
 
 def _vector(width: int) -> SteeringVector:
@@ -150,7 +150,7 @@ def _vector(width: int) -> SteeringVector:
     return SteeringVector.parse(save({"v": torch.randn(width)}, metadata=said))
 
 
-def _cost(call: Callable[[], Any], times: int) -> Cost:
+def _cost(call: Callable[[], Any], times: int, folder: Path) -> Cost:
     statements = 0
 
     def counted(*_: Any) -> None:
@@ -160,19 +160,19 @@ def _cost(call: Callable[[], Any], times: int) -> Cost:
     call()
     event.listen(Engine, "before_cursor_execute", counted)
     try:
-        before, began = _computed(), time.perf_counter()
+        before, began = _computed(folder), time.perf_counter()
         for _ in range(times):
             call()
-        seconds, computed = time.perf_counter() - began, _computed() - before
+        seconds, computed = time.perf_counter() - began, _computed(folder) - before
     finally:
         event.remove(Engine, "before_cursor_execute", counted)
     return Cost(statements / times, seconds / times * 1000, computed / times * 1000)
 
 
-def _computed() -> float:
-    """Seconds that PostgreSQL's processes have computed."""
-    of = [process for process in psutil.process_iter(["name"]) if process.info["name"] == "postgres"]
-    return sum(sum(process.cpu_times()[:2]) for process in of)
+def _computed(folder: Path) -> float:
+    """Seconds that the processes of the PostgreSQL with these files have computed."""
+    (first,) = [one for one in psutil.process_iter(["name", "cmdline"]) if str(folder) in (one.info["cmdline"] or [])]
+    return sum(sum(process.cpu_times()[:2]) for process in (first, *first.children()))
 
 
 def _fleet(size: int, url: str, pooled: str) -> list[str]:

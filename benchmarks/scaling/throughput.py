@@ -39,6 +39,8 @@ class Model(NamedTuple):
     feature: str
     num_tokens: int
     """Tokens of an answer."""
+    num_answers: int
+    """Answers of a run, at least."""
 
     def steering(self, number: int) -> dict[str, Any]:
         """Move a feature a little."""
@@ -67,8 +69,8 @@ def _models(folder: Path) -> list[Model]:
     tiny = FleetFiles.made(folder, prepared_model()).argv()
     tiny[tiny.index("--max-num-seqs") + 1] = "32"
     return [
-        Model("tiny", "tiny (2 layers of 64: nearly all is HTTP)", tiny, "low/3", 64),
-        Model(PACKAGED_MODEL, PACKAGED_MODEL, packaged, "bundled/golden-gate", 32),
+        Model("tiny", "tiny (2 layers of 64: nearly all is HTTP)", tiny, "low/3", 128, 16),
+        Model(PACKAGED_MODEL, PACKAGED_MODEL, packaged, "bundled/golden-gate", 32, 4),
     ]
 
 
@@ -77,7 +79,7 @@ def _measured(model: Model, rounds: int, folder: Path) -> list[str]:
     speeds: dict[tuple[int, int], list[float]] = {}
     with (
         postgresql(folder / f"{model.name}-database") as url,
-        serve(folder / f"{model.name}.log", *model.argv, name=model.name) as direct,
+        serve(folder / f"{model.name}.log", *model.argv, name=model.name, whole=True, verbose=False) as direct,
     ):
         cluster = Cluster(folder, [*model.argv, "--fleet", model.name, "--variants", url], THREADS)
         try:
@@ -98,7 +100,12 @@ def _measured(model: Model, rounds: int, folder: Path) -> list[str]:
 
 
 def _run(model: Model, server: Server, in_flight: int) -> Run:
-    return asyncio.run(run(server, in_flight, model.num_tokens, model.steering))
+    """Ask, so often one after the other that a run has so many answers."""
+    runs = [
+        asyncio.run(run(server, in_flight, model.num_tokens, model.steering))
+        for _ in range(max(1, model.num_answers // in_flight))
+    ]
+    return Run(sum(one.num_tokens for one in runs), sum(one.seconds for one in runs))
 
 
 def _line(

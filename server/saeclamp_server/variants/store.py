@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, select
 
 from saeclamp_server.database import Database
 from saeclamp_server.database.tables import aliases, names, versions
@@ -57,20 +57,16 @@ class VariantStore:
 
     def find(self, base: str, name: str, sha256: str | None = None) -> VariantVersion | None:
         """Find the version that a name means, or the one whose hash begins with `sha256`; None for none, or several."""
+        if sha256 is None:
+            return self._find((names.c.base == base) & (names.c.name == name))
         with self._database.transaction() as connection:
-            if sha256 is None:
-                wanted = (names.c.base == base) & (names.c.name == name)
-                sha256 = connection.execute(select(names.c.sha256).where(wanted)).scalar()
-                if sha256 is None:
-                    return None
             found = _versions(connection, base, name, sha256)
         return found[0] if len(found) == 1 else None
 
     def find_alias(self, alias: str) -> VariantVersion | None:
         """Find the version that an alias's name means."""
-        with self._database.transaction() as connection:
-            found = connection.execute(select(aliases.c.base, aliases.c.name).where(aliases.c.alias == alias)).first()
-        return self.find(*found) if found is not None else None
+        named = (aliases.c.base == names.c.base) & (aliases.c.name == names.c.name)
+        return self._find((aliases.c.alias == alias) & named)
 
     def all_aliases(self) -> dict[tuple[str, str], str]:
         """List all aliases, by base and name."""
@@ -79,9 +75,8 @@ class VariantStore:
 
     def current(self) -> list[VariantVersion]:
         """List the version that every name means, sorted by name."""
-        joined = versions.join(names, (names.c.sha256 == versions.c.sha256) & _same_name())
         with self._database.transaction() as connection:
-            found = [_version(row) for row in connection.execute(select(versions).select_from(joined))]
+            found = [_version(row) for row in connection.execute(select(versions).where(_is_meant()))]
         return sorted(found, key=lambda one: (one.base, one.name))  # each database would sort in a way of its own
 
     def current_names(self) -> list[tuple[str, str]]:
@@ -115,6 +110,12 @@ class VariantStore:
             gone = versions.delete().where((versions.c.base == base) & (versions.c.name == name))
             return connection.execute(gone).rowcount
 
+    def _find(self, wanted: ColumnElement[bool]) -> VariantVersion | None:
+        # one statement: every request that names a variant asks, and a fleet's database is asked by all of its servers
+        with self._database.transaction() as connection:
+            row = connection.execute(select(versions).where(wanted & _is_meant())).first()
+        return _version(row) if row is not None else None
+
     def _keep(self, connection: Connection, version: VariantVersion) -> bool:
         insert = self._database.insert(versions).values(_row(version)).on_conflict_do_nothing()
         return connection.execute(insert.returning(versions.c.sha256)).first() is not None
@@ -141,8 +142,10 @@ def _versions(connection: Connection, base: str, name: str, sha256: str) -> list
     return [_version(row) for row in connection.execute(select(versions).where(wanted))]
 
 
-def _same_name() -> Any:
-    return (names.c.base == versions.c.base) & (names.c.name == versions.c.name)
+def _is_meant() -> ColumnElement[bool]:
+    """Join the versions that names mean with the names."""
+    same_name = (names.c.base == versions.c.base) & (names.c.name == versions.c.name)
+    return same_name & (names.c.sha256 == versions.c.sha256)
 
 
 def _row(version: VariantVersion) -> dict[str, Any]:
