@@ -69,7 +69,7 @@ ray: $(DEV_INSTALLED) ## Run the tests on Ray Serve, alone: a cluster of two rep
 	.venv/bin/python -m pytest -m ray tests/e2e/fleet $(ARGS)
 
 quick: check ## Run the checks, and the tests that start no engine: for daily work
-	.venv/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not engine" $(ARGS)
+	.venv/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --ignore tests/e2e $(ARGS)
 
 check: $(DEV_INSTALLED) $(if $(shell command -v npm),$(PAGE_TOOLS)) ## Lint, formatting, types and import rules
 	.venv/bin/python -m ruff check .

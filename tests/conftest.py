@@ -15,6 +15,7 @@ from xdist.scheduler import LoadFileScheduling
 
 TESTS = Path(__file__).parent
 WITH_ENGINES = TESTS / "e2e"
+"""Folder of the tests that start engines; `make quick` passes it over."""
 ONE_SERVER = WITH_ENGINES / "shared_server"
 """Folder whose tests all ask the same server."""
 
@@ -55,14 +56,7 @@ def said() -> Iterator[list[str]]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """
-    Mark what starts an engine, so that the rest can be run alone: `make quick`.
-
-    In processes side by side, what takes longest comes first, so that they end together.
-    """
-    for item in items:
-        if WITH_ENGINES in item.path.parents:
-            item.add_marker(pytest.mark.engine)
+    """In processes side by side, what takes longest comes first, so that they end together."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: (ONE_SERVER not in item.path.parents, WITH_ENGINES not in item.path.parents))
 

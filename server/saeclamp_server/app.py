@@ -81,7 +81,7 @@ async def build_app(engine: Any, args: Namespace, plan: ServePlan) -> FastAPI:
         await vectors.take_over(VectorFolder(options.vectors or default_folder(options.model)))
         await vectors.refresh()
     except VectorsUnavailableError as exc:
-        raise StartupError(exc.message) from exc
+        raise StartupError(str(exc.__cause__)) from exc
     tasks = await engine.get_supported_tasks()
     drain = Drain()
     app = build_steering_app(args, tasks, engine.model_config, drain, options.max_body, options.playground)

@@ -28,6 +28,7 @@ Refusals of requests.
     ├── SearchUnavailableError    500  what is searched could not be read at the start
     ├── BusyError                 429  as many features are in use, and as many requests wait, as this server allows
     ├── StoppingError             503  the server is about to stop, and takes no more requests
+    ├── EngineGoneError           503  the engine has died, and the server ends
     ├── NotAppliedError           500  the engine did not steer a request that asked for it
     └── ServerFailedError         500  something else went wrong when the answer had begun
 """
@@ -191,8 +192,9 @@ class DatabaseUnavailableError(RequestError):
     type = "server_error"
     retry_after_s = 1
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason, None)
+    def __init__(self) -> None:
+        # not the reason: a driver's message names hosts and users, which are the operator's alone
+        super().__init__("The database of variants and vectors cannot be used; the server's log says why.", None)
 
 
 class VectorsUnavailableError(DatabaseUnavailableError):
@@ -285,6 +287,16 @@ class StoppingError(RequestError):
 
     def __init__(self) -> None:
         super().__init__("The server is stopping: it finishes the requests it has, and takes no more.", None)
+
+
+class EngineGoneError(RequestError):
+    status = 503
+    type = "server_error"
+    code = "engine_gone"
+    retry_after_s = 5
+
+    def __init__(self) -> None:
+        super().__init__("The engine has died, so the server ends.", None)
 
 
 class NotAppliedError(RequestError):

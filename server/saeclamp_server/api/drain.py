@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
@@ -10,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from saeclamp_server.api.access import PUBLIC, route_path
 from saeclamp_server.api.state import state_of
-from saeclamp_server.errors import StoppingError
+from saeclamp_server.errors import EngineGoneError, RequestError, StoppingError, VariantsUnavailableError
 
 router = APIRouter()
 ANSWERED_TO_THE_END = PUBLIC | {"/metrics"}
@@ -61,9 +62,7 @@ class DrainGuard:
         if scope["type"] not in ("http", "websocket") or route_path(scope) in ANSWERED_TO_THE_END:
             return await self._app(scope, receive, send)
         if self._drain.is_draining:
-            error = StoppingError()
-            headers = {"Retry-After": str(error.retry_after_s), "Connection": "close"}
-            return await JSONResponse(error.body(), error.status, headers)(scope, receive, send)
+            return await _refusal(StoppingError(), {"Connection": "close"})(scope, receive, send)
         self._drain.enter()
         try:
             await self._app(scope, receive, send)
@@ -76,9 +75,14 @@ async def ready(request: Request) -> JSONResponse:
     """Tell whether requests should be sent here: 200 from the first to the last that is taken, 503 after it."""
     state = state_of(request.app)
     if state.drain.is_draining:
-        return JSONResponse({"status": "stopping"}, 503, {"Retry-After": str(StoppingError.retry_after_s)})
+        return _refusal(StoppingError())
     if state.vllm.engine_client.errored:
-        return JSONResponse({"status": "engine died"}, 503)
+        return _refusal(EngineGoneError())
     if not await state.is_database_up():
-        return JSONResponse({"status": "the database does not answer"}, 503)
+        return _refusal(VariantsUnavailableError())
     return JSONResponse({"status": "ready"})
+
+
+def _refusal(error: RequestError, more_headers: Mapping[str, str] | None = None) -> JSONResponse:
+    # answered here and not raised, because what watches a server is not counted among refused requests
+    return JSONResponse(error.body(), error.status, {"Retry-After": str(error.retry_after_s), **(more_headers or {})})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
@@ -32,6 +33,8 @@ from saeclamp_server.variants.names import ModelName, is_alias, near_name
 from saeclamp_server.variants.presets import presets
 from saeclamp_server.variants.store import AliasInUseError, VariantStore
 from saeclamp_server.variants.version import VariantVersion, canonical_json, resolved_fingerprint
+
+logger = logging.getLogger("saeclamp.server")
 
 RESERVED = ("export", "import")
 """Names that variants cannot have, because they are paths of our own endpoints."""
@@ -264,7 +267,8 @@ class VariantRegistry:
             # the store waits for a disk or a network
             return await run_in_threadpool(method, *args)
         except DatabaseError as exc:
-            raise VariantsUnavailableError(str(exc)) from exc
+            logger.warning(str(exc))
+            raise VariantsUnavailableError from exc
 
     def _check_alias(self, base: str, name: str, alias: str | None, path: str, name_path: str) -> None:
         """Refuse an alias that is in use as a name, and a name that is another variant's alias. Raises RequestError."""

@@ -272,7 +272,11 @@ class VectorRegistry(Mapping[str, RegisteredVector]):
             capacity = self.places[direction.site].capacity
             return await asyncio.to_thread(self._store.create, name, direction, capacity)
         except DatabaseError as exc:
-            raise VectorNotKeptError(f"The vector {name!r} could not be kept: {exc}", None) from exc
+            logger.warning(str(exc))
+            message = (
+                f"The vector {name!r} could not be kept: the database cannot be used, and the server's log says why."
+            )
+            raise VectorNotKeptError(message, None) from exc
 
     def _refuse(self, outcome: bool | Refused, name: str, site: Site) -> None:
         if outcome is Refused.NAME:
@@ -284,4 +288,5 @@ class VectorRegistry(Mapping[str, RegisteredVector]):
         try:
             return await asyncio.to_thread(method, *args)  # it waits for a disk or a network
         except DatabaseError as exc:
-            raise VectorsUnavailableError(str(exc)) from exc
+            logger.warning(str(exc))
+            raise VectorsUnavailableError from exc

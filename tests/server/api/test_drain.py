@@ -57,7 +57,8 @@ def test_what_runs_is_answered_and_what_comes_after_the_signal_is_refused() -> N
         served.drain.begin()
 
         ready = await served.http.get("/ready")
-        assert (ready.status_code, ready.json(), ready.headers["Retry-After"]) == (503, {"status": "stopping"}, "5")
+        assert (ready.status_code, ready.headers["Retry-After"]) == (503, "5")
+        assert ready.json()["error"]["code"] == "server_stopping"
         assert (await served.http.get("/metrics")).status_code == 200
         late = await served.http.get("/slow")
         assert (late.status_code, late.headers["Retry-After"], late.headers["Connection"]) == (503, "5", "close")
@@ -94,7 +95,8 @@ def test_a_server_whose_engine_has_died_is_not_ready() -> None:
     async def go() -> None:
         served = Served()
         served.engine.errored = True
-        assert (await served.http.get("/ready")).status_code == 503
+        answer = await served.http.get("/ready")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_gone")
 
     asyncio.run(go())
 
@@ -104,6 +106,6 @@ def test_a_server_whose_database_does_not_answer_is_not_ready() -> None:
         served = Served()
         served.has_database = False
         answer = await served.http.get("/ready")
-        assert (answer.status_code, answer.json()) == (503, {"status": "the database does not answer"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "variants_unavailable")
 
     asyncio.run(go())

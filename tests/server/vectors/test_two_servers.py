@@ -137,7 +137,7 @@ def test_only_requests_that_name_vectors_need_the_database(run: Callable[[Steps]
             with pytest.raises(VectorsUnavailableError) as raised:
                 await asked
             assert (raised.value.status, raised.value.code) == (503, "vectors_unavailable")
-            assert raised.value.message.startswith("The database of variants and vectors cannot be used: ")
+            assert raised.value.message.startswith("The database of variants and vectors cannot be used; ")
 
     run(steps)
 
