@@ -42,7 +42,7 @@ from saeclamp_server.api.state import AppState, CallServices
 from saeclamp_server.api.steering import router as steering
 from saeclamp_server.engine.client import DecoderQueryClient, PromptMeanClient, ReportFetcher
 from saeclamp_server.errors import RequestError, VectorsUnavailableError
-from saeclamp_server.fleet import join_fleet
+from saeclamp_server.fleet import confirm_fleet, join_fleet
 from saeclamp_server.model_info import StartupError
 from saeclamp_server.startup.fingerprint import server_fingerprint, set_system_fingerprint
 from saeclamp_server.startup.options import ServeOptions
@@ -74,7 +74,6 @@ async def build_app(engine: Any, args: Namespace, plan: ServePlan) -> FastAPI:
         set_system_fingerprint(args, fingerprint)
         measured = await asyncio.to_thread(join_fleet, plan.database, options.fleet, fingerprint, measured)
         served_saes = {name: replace(sae, **measured[name]._asdict()) for name, sae in served_saes.items()}
-        logger.info(f"one of the fleet {options.fleet}")
     norms = {name: result.norms for name, result in measured.items()}
     vectors = VectorRegistry(plan.places, norms, VectorStore(plan.database, served_names(args)[0]), engine)
     try:
@@ -122,6 +121,9 @@ async def build_app(engine: Any, args: Namespace, plan: ServePlan) -> FastAPI:
         database=plan.database,
         vllm=vllm,
     )
+    if options.fleet is not None:
+        await asyncio.to_thread(confirm_fleet, plan.database, options.fleet, fingerprint, measured)
+        logger.info(f"one of the fleet {options.fleet}")
     return app
 
 

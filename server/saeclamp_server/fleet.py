@@ -3,7 +3,7 @@ A fleet: servers on many machines that answer as one, because all that an answer
 
 The first server of a fleet writes into the database what it is, field by field, and what it measured of its SAEs. Every
 later one is refused where a field differs, and takes what is written: measured again, lengths would be an ulp off, and with
-them `meaning` and `spec`.
+them `meaning` and `spec`. Until one of them answers requests, what is written binds nobody: its start may have failed.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from saeclamp_server.database import Database, DatabaseError
 from saeclamp_server.database.tables import fleets
@@ -44,7 +45,7 @@ def join_fleet(
     database: Database, name: str, own: Fingerprint, measured: Mapping[str, QuickCheckResult]
 ) -> dict[str, QuickCheckResult]:
     """
-    Enter a fleet, or found it.
+    Enter a fleet, or found it. `confirm_fleet` must follow when this server is about to answer requests.
 
     measured: by the name of the SAE or of the vector bank
     Returns what to serve with in its place. Raises StartupError where this server would answer otherwise than the others.
@@ -52,20 +53,55 @@ def join_fleet(
     row = {
         "name": name,
         "fingerprint": json.dumps(own, sort_keys=True),
-        "lengths": json.dumps({of: _to_json(result) for of, result in measured.items()}),
+        "lengths": _written(measured),
+        "is_ready": False,
         "created": int(time.time()),
     }
+    with _startup(database) as connection:
+        kept = connection.execute(select(fleets).where(fleets.c.name == name)).first()
+        if kept is not None:
+            try:
+                return _taken(name, own, measured, kept)
+            except StartupError:
+                if kept.is_ready:
+                    raise
+        connection.execute(fleets.delete().where(fleets.c.name == name))
+        connection.execute(fleets.insert().values(row))
+    return dict(measured)
+
+
+def confirm_fleet(database: Database, name: str, own: Fingerprint, joined: Mapping[str, QuickCheckResult]) -> None:
+    """
+    Let a fleet be what this server has entered it as, from now on.
+
+    joined: what `join_fleet` returned
+    Raises StartupError where another server has made it something else meanwhile.
+    """
+    with _startup(database) as connection:
+        kept = connection.execute(select(fleets).where(fleets.c.name == name)).first()
+        if kept is not None:
+            _refuse_other(name, own, json.loads(kept.fingerprint))
+        if kept is None or kept.lengths != _written(joined):
+            raise StartupError(f"The fleet {name!r} was founded anew while this server started. Start it again.")
+        connection.execute(fleets.update().where(fleets.c.name == name).values(is_ready=True))
+
+
+@contextmanager
+def _startup(database: Database) -> Iterator[Connection]:
     try:
         with database.transaction(writes=True, alone=True) as connection:
-            kept = connection.execute(select(fleets).where(fleets.c.name == name)).first()
-            if kept is None:
-                connection.execute(fleets.insert().values(row))
-                return dict(measured)
+            yield connection
     except DatabaseError as exc:
         raise StartupError(str(exc)) from exc
+
+
+def _taken(
+    name: str, own: Fingerprint, measured: Mapping[str, QuickCheckResult], kept: Any
+) -> dict[str, QuickCheckResult]:
+    """Take what is written of a fleet in place of what was measured. Raises StartupError where that is of another server."""
     _refuse_other(name, own, json.loads(kept.fingerprint))
     written = json.loads(kept.lengths)
-    theirs = {of: _from_json(written[of], result) for of, result in measured.items()}
+    theirs = {of: _from_json(written[of]) for of in measured}
     for of, result in measured.items():
         _refuse_far(name, of, result.norms, theirs[of].norms)
     return theirs
@@ -78,9 +114,9 @@ def forget_fleet(database: Database, name: str) -> bool:
 
 
 def list_fleets(database: Database) -> dict[str, Fingerprint]:
-    """List all fleets, with what their servers are."""
+    """List all fleets that have come to answer requests, with what their servers are."""
     with database.transaction() as connection:
-        rows = connection.execute(select(fleets).order_by(fleets.c.name))
+        rows = connection.execute(select(fleets).where(fleets.c.is_ready).order_by(fleets.c.name))
         return {row.name: json.loads(row.fingerprint) for row in rows}
 
 
@@ -109,6 +145,10 @@ def _refuse_far(name: str, of: str, own: SiteNorms, theirs: SiteNorms) -> None:
         )
 
 
+def _written(measured: Mapping[str, QuickCheckResult]) -> str:
+    return json.dumps({of: _to_json(result) for of, result in measured.items()}, sort_keys=True)
+
+
 def _to_json(result: QuickCheckResult) -> dict[str, Any]:
     norms = result.norms
     rows = base64.b64encode(np.asarray(norms.row_norms, "<f8").tobytes()).decode()
@@ -116,7 +156,7 @@ def _to_json(result: QuickCheckResult) -> dict[str, Any]:
     return {**lengths, "fit": result.fit}
 
 
-def _from_json(written: Mapping[str, Any], own: QuickCheckResult) -> QuickCheckResult:
+def _from_json(written: Mapping[str, Any]) -> QuickCheckResult:
     rows = np.frombuffer(base64.b64decode(written["row_norms"]), "<f8").tolist()
     norms = SiteNorms(written["median_resid_norm"], rows, written["of_resid"])
-    return QuickCheckResult(norms, written.get("fit", own.fit))  # fleets founded by a version of before have none
+    return QuickCheckResult(norms, written["fit"])

@@ -21,7 +21,7 @@ from saeclamp_saes import Site
 from saeclamp_saes.library.feature_book import FeatureNote
 from saeclamp_server.cli.args import parse_args
 from saeclamp_server.database import Database
-from saeclamp_server.fleet import check_database, join_fleet
+from saeclamp_server.fleet import check_database, confirm_fleet, join_fleet, list_fleets
 from saeclamp_server.model_info import ModelInfo, StartupError
 from saeclamp_server.served_sae import ServedSAE
 from saeclamp_server.site_norms import QuickCheckResult, SiteNorms, rounded
@@ -67,6 +67,11 @@ def other(**norms: Any) -> dict[str, QuickCheckResult]:
     return {**MEASURED, "big": big._replace(norms=replace(big.norms, **norms))}
 
 
+def start(database: Database, name: str, own: Mapping[str, str], measured: dict[str, QuickCheckResult]) -> None:
+    """Enter a fleet, and come to answer requests."""
+    confirm_fleet(database, name, own, join_fleet(database, name, own, measured))
+
+
 def test_the_first_founds_and_later_ones_measure_as_it_did(databases: tuple[Database, Database]) -> None:
     first, later = databases
     assert join_fleet(first, "f", OWN, MEASURED) == MEASURED
@@ -89,7 +94,7 @@ def test_the_first_founds_and_later_ones_measure_as_it_did(databases: tuple[Data
 def test_lengths_that_are_too_far_off_are_refused(
     databases: tuple[Database, Database], measured: dict[str, QuickCheckResult]
 ) -> None:
-    join_fleet(databases[0], "f", OWN, MEASURED)
+    start(databases[0], "f", OWN, MEASURED)
     with pytest.raises(
         StartupError, match=r"not like those of the fleet 'f'.* measured for big differ by more than 1%"
     ):
@@ -108,7 +113,7 @@ def test_of_two_that_start_at_once_one_founds_and_the_other_joins(databases: tup
 def test_of_two_that_start_at_once_and_differ_one_is_refused(databases: tuple[Database, Database]) -> None:
     def join(database: Database, name: str, own: Mapping[str, str]) -> str | None:
         try:
-            join_fleet(database, name, own, MEASURED)
+            start(database, name, own, MEASURED)
         except StartupError as exc:
             return str(exc)
         return None
@@ -118,6 +123,33 @@ def test_of_two_that_start_at_once_and_differ_one_is_refused(databases: tuple[Da
             told = [*pool.map(join, databases, [f"f{number}"] * 2, [OWN, {**OWN, "SAE big": "t"}])]
             (said,) = filter(None, told)
             assert "SAE big is " in said
+            assert list_fleets(databases[0])[f"f{number}"]["SAE big"] == ("s" if told[0] is None else "t")
+
+
+def test_a_server_whose_start_fails_founds_nothing(databases: tuple[Database, Database]) -> None:
+    first, second = databases
+    failed = {**OWN, "--max-dose": "0.01"}
+    join_fleet(first, "f", failed, scaled(3.0))
+    assert list_fleets(first) == {}
+    joined = join_fleet(second, "f", OWN, MEASURED)
+    assert joined == MEASURED
+    with pytest.raises(StartupError, match=r"--max-dose is 0\.01 here, and not there there"):
+        confirm_fleet(first, "f", failed, scaled(3.0))
+    confirm_fleet(second, "f", OWN, joined)
+    assert list_fleets(first) == {"f": OWN}
+    with pytest.raises(StartupError, match="not like those of the fleet"):
+        join_fleet(first, "f", failed, MEASURED)
+    confirm_fleet(first, "f", OWN, join_fleet(first, "f", OWN, scaled(1.001)))
+
+
+def test_a_server_that_took_what_is_no_longer_written_does_not_answer(databases: tuple[Database, Database]) -> None:
+    first, second = databases
+    taken = join_fleet(first, "f", OWN, MEASURED)
+    other = join_fleet(second, "f", {**OWN, "SAE big": "t"}, scaled(2.0))
+    join_fleet(second, "f", OWN, scaled(1.5))
+    assert other == scaled(2.0)
+    with pytest.raises(StartupError, match="founded anew while this server started"):
+        confirm_fleet(first, "f", OWN, taken)
 
 
 def test_a_database_of_one_machine_is_refused(tmp_path: Path, postgres: str) -> None:
@@ -199,7 +231,7 @@ def test_a_server_that_differs_is_refused_by_the_name_of_what_differs(
     databases: tuple[Database, Database], tmp_path: Path, field: str
 ) -> None:
     own = Described(tmp_path / "model")
-    join_fleet(databases[0], "f", own.fields(), MEASURED)
+    start(databases[0], "f", own.fields(), MEASURED)
     CHANGES[field](own)
     with pytest.raises(StartupError) as raised:
         join_fleet(databases[1], "f", own.fields(), MEASURED)
@@ -218,7 +250,7 @@ def test_another_version_of_a_package_is_refused(
     databases: tuple[Database, Database], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = Described(tmp_path / "model")
-    join_fleet(databases[0], "f", own.fields(), MEASURED)
+    start(databases[0], "f", own.fields(), MEASURED)
     monkeypatch.setattr(fingerprint, "version", lambda name: "9")
     with pytest.raises(StartupError, match="saeclamp is 9 here, and "):
         join_fleet(databases[1], "f", own.fields(), MEASURED)

@@ -2,6 +2,7 @@
 The database that outlasts servers: variants, uploaded vectors and fleets. Any number of processes may share it.
 
     connection.py  SQLite or PostgreSQL, its transactions, and the one error that all of it raises
+    deadlines.py   how long it may take to answer
     tables.py      the tables, as the newest migration leaves them; migrations/ makes and changes them
 """
 

@@ -17,11 +17,12 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Engine, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DisconnectionError, NoSuchModuleError, SQLAlchemyError
 
 from saeclamp_saes.errors import UserError
 from saeclamp_saes.io.paths import data_folder
 from saeclamp_saes.io.sanitize import first_line
+from saeclamp_server.database.deadlines import ConnectionDeadlines
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_S = 30
@@ -31,8 +32,11 @@ WAITS = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
 POOL = {"pool_size": 2, "max_overflow": 2}
 """Connections that a server keeps to PostgreSQL, and how many more it opens while those are busy: by default PostgreSQL has
 100 for all servers, and an answer needs one for a millisecond."""
+ANSWER_S, ALONE_S = 5, 300
+"""Seconds that a transaction may take, and one that must be alone: beyond them its connection is cut."""
 LOCK = 0x5AEC1A39
 """Number of the PostgreSQL advisory lock under which tables are changed, and whatever must not be done by two at once."""
+_DEADLINES = ConnectionDeadlines()
 _INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
@@ -48,13 +52,14 @@ def default_url() -> str:
 class Database:
     """An open database, whose tables are up to date. All methods raise DatabaseError."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, answer_s: float = ANSWER_S) -> None:
         """
         Open a database, and bring its tables up to date.
 
-        url: SQLAlchemy's, of SQLite or PostgreSQL
+        url:      SQLAlchemy's, of SQLite or PostgreSQL
+        answer_s: seconds that PostgreSQL may take for a transaction
         """
-        self._engine = _engine(url)
+        self._engine = _engine(url, answer_s)
         with self.transaction(writes=True, alone=True) as connection:  # two may open a new database at once
             _migrate(connection)
 
@@ -84,6 +89,8 @@ class Database:
                 connection.begin(),
             ):
                 if alone and self.is_shared:
+                    # it may have to wait for all others
+                    _DEADLINES.begin(connection.connection.dbapi_connection, ALONE_S)
                     connection.execute(text(f"SELECT pg_advisory_xact_lock({LOCK})"))
                 yield connection
         except SQLAlchemyError as exc:
@@ -96,7 +103,7 @@ class Database:
             connection.execute(text("SELECT 1"))
 
 
-def _engine(url: str) -> Engine:
+def _engine(url: str, answer_s: float) -> Engine:
     try:
         parsed = make_url(url)
         kind = parsed.get_backend_name()
@@ -107,8 +114,9 @@ def _engine(url: str) -> Engine:
             if parsed.get_dialect().driver == "psycopg":
                 # a pooler such as PgBouncer gives each transaction another connection, which knows no prepared statement
                 settings["prepare_threshold"] = None
-            # tried before use, because a server drops idle connections
-            return create_engine(parsed, pool_pre_ping=True, connect_args=settings, **POOL)
+            engine = create_engine(parsed, connect_args=settings, pool_timeout=answer_s, **POOL)
+            _limit_waits(engine, answer_s)
+            return engine
         if parsed.database and parsed.database != ":memory:":
             Path(parsed.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
         engine = create_engine(parsed, connect_args={"timeout": BUSY_S})
@@ -123,6 +131,22 @@ def _engine(url: str) -> Engine:
     event.listen(engine, "connect", _set_up)
     event.listen(engine, "begin", _begin)
     return engine
+
+
+def _limit_waits(engine: Engine, answer_s: float) -> None:
+    """Give each use of a connection its deadline, from the first word on."""
+
+    def checkout(connection: Any, record: Any, proxy: Any) -> None:
+        _DEADLINES.begin(connection, answer_s)
+        try:
+            # tried before use, because a server drops idle connections. `pool_pre_ping` would come before the deadline
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as exc:
+            _DEADLINES.end(connection)
+            raise DisconnectionError(str(exc)) from exc
+
+    event.listen(engine, "checkout", checkout)
+    event.listen(engine, "checkin", lambda connection, record: _DEADLINES.end(connection))
 
 
 def _set_up(connection: Any, record: Any) -> None:

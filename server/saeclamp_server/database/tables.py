@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     ForeignKeyConstraint,
     LargeBinary,
@@ -70,6 +71,7 @@ fleets = Table(
     Column("name", String(64), primary_key=True),
     Column("fingerprint", Text, nullable=False),
     Column("lengths", Text, nullable=False),
+    Column("is_ready", Boolean, nullable=False),
     Column("created", BigInteger, nullable=False),
 )
-"""Fleets: what their first server was, as JSON, and the lengths that it measured."""
+"""Fleets: what their first server was, as JSON, the lengths that it measured, and whether any server has come to answer."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from saeclamp.types import Clamp, Steering
+from saeclamp_server.errors import DoseTooLargeError
 from saeclamp_server.steering import SteeringContext, resolve
 from saeclamp_server.variants.names import ModelName
 from saeclamp_server.variants.version import VariantVersion, canonical_json, resolved_fingerprint
+
+logger = logging.getLogger("saeclamp.server")
 
 
 def presets(context: SteeringContext, base: str) -> Mapping[str, VariantVersion]:
@@ -19,12 +23,12 @@ def presets(context: SteeringContext, base: str) -> Mapping[str, VariantVersion]
             if note.best is None or note.max_act is None or not fits or note.name in made:
                 continue
             steering = Steering(interventions=(Clamp(feature=f"{name}/{note.name}", value=note.best),))
+            try:
+                meaning = resolved_fingerprint(resolve(steering, context).program)
+            except DoseTooLargeError as exc:
+                logger.warning(f"the preset {base}:{note.name} is left out: {exc}")
+                continue
             made[note.name] = VariantVersion(
-                base,
-                note.name,
-                canonical_json(steering),
-                note.description or "",
-                resolved_fingerprint(resolve(steering, context).program),
-                read_only=True,
+                base, note.name, canonical_json(steering), note.description or "", meaning, read_only=True
             )
     return made

@@ -8,7 +8,7 @@ import pytest
 
 from saeclamp_server.__main__ import main
 from saeclamp_server.database import Database
-from saeclamp_server.fleet import join_fleet, list_fleets
+from saeclamp_server.fleet import confirm_fleet, join_fleet, list_fleets
 from saeclamp_server.site_norms import QuickCheckResult, SiteNorms
 
 OWN = {"saeclamp": "0.1.0", "the names that it is served under": '["tiny"]', "--dtype": "float32"}
@@ -17,7 +17,8 @@ OWN = {"saeclamp": "0.1.0", "the names that it is served under": '["tiny"]', "--
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     address = f"sqlite:///{tmp_path / 'v.sqlite3'}"
-    join_fleet(Database(address), "prod-1", OWN, {"low": QuickCheckResult(SiteNorms(10.0, [1.0]), None)})
+    database, measured = Database(address), {"low": QuickCheckResult(SiteNorms(10.0, [1.0]), None)}
+    confirm_fleet(database, "prod-1", OWN, join_fleet(database, "prod-1", OWN, measured))
     return address
 
 

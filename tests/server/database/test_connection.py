@@ -10,8 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
+from sqlalchemy import make_url
 from tests.support.databases import emptied, migrate_down, pgbouncer
+from tests.support.serving import wait_until
 from tests.support.variants import BRIDGE, FOOD, create, run, served
 from tests.support.vector_files import file, held
 
@@ -60,6 +63,42 @@ def test_many_servers_share_few_connections_through_a_pooler(
             assert [*pool.map(make, range(80))] == [None] * 80
         for store in stores:
             assert {one.name for one in store.all_versions()} == {f"chef-{number}" for number in range(80)}
+
+
+def test_a_database_that_is_frozen_is_given_up_and_used_again_when_it_goes_on(
+    postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_url(emptied(postgres)).query["host"]
+    database = Database(f"{postgres}&connect_timeout=2", answer_s=1)
+    store = VariantStore(database)
+    create(VariantRegistry(store, served(), ["tiny"]), "chef", BRIDGE)
+    processes = [one for one in psutil.process_iter(["cmdline"]) if folder in (one.info["cmdline"] or [])]
+    (first,) = processes
+    frozen = [first, *first.children()]
+    for process in frozen:
+        process.suspend()
+    try:
+        begun = time.monotonic()
+        with ThreadPoolExecutor(8) as pool:
+            asked = [pool.submit(store.find, "tiny", "chef") for _ in range(8)]
+            for one in asked:
+                with pytest.raises(DatabaseError, match="cannot be used"):
+                    one.result()
+        assert time.monotonic() - begun < 12
+    finally:
+        for process in frozen:
+            process.resume()
+    assert wait_until(lambda: _finds(store), 10)
+    for _ in range(20):
+        assert _finds(store)
+    database.close()
+
+
+def _finds(store: VariantStore) -> bool:
+    try:
+        return store.find("tiny", "chef") is not None
+    except DatabaseError:
+        return False
 
 
 def test_whether_the_database_answers_is_found_out(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -302,3 +302,16 @@ def test_a_version_is_addressed_by_all_that_users_give() -> None:
     ]
     assert len({one.sha256, *(other.sha256 for other in others)}) == 6
     assert replace(one, created=7, read_only=True).sha256 == one.sha256
+
+
+def test_a_preset_that_the_server_does_not_allow_is_left_out_and_said(database: Database, said: list[str]) -> None:
+    # 1.5 x 200 times a row of length 2 is 12 times the stream's 50
+    for max_dose, names in ((13.0, ["bridge"]), (11.0, [])):
+        context = replace(served(), max_dose=max_dose)
+        variants = VariantRegistry(VariantStore(database), context, ["tiny"])
+        assert [one.name for one in run(variants.listed())] == names
+    (left_out,) = said
+    assert left_out.startswith(
+        "the preset tiny:bridge is left out: At resid_post 8 this could move a token by 12 times"
+    )
+    assert left_out.endswith("this server allows 11.")

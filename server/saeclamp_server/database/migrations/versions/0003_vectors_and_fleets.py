@@ -23,6 +23,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(64), primary_key=True),
         sa.Column("fingerprint", sa.Text, nullable=False),
         sa.Column("lengths", sa.Text, nullable=False),
+        sa.Column("is_ready", sa.Boolean, nullable=False),
         sa.Column("created", sa.BigInteger, nullable=False),
     )
 
