@@ -10,7 +10,7 @@ from saeclamp_server.database.connection import POOL
 REQUESTS_S = 20
 """Requests a second of one server: a model of 8 billion parameters on one GPU, with answers of 200 tokens."""
 PROBE_S = 5
-"""Seconds between two readiness probes of a server, as deploy/kubernetes has them."""
+"""Seconds between two readiness probes of a server."""
 LISTED_S = 10
 """Seconds between two looks of a router or page at a server's `/v1/models`."""
 CONNECTIONS = 97

@@ -117,7 +117,7 @@ class Replica:
 
 def app(args: Mapping[str, Any]) -> serve.Application:
     """
-    Build the application, as `serve run`, `serve build` and config files ask for it.
+    Build the application, as `serve run` and config files ask for it.
 
     args: fields of `Settings`; as strings where they come from a command line
     Raises StartupError for others, and for arguments that `saeclamp serve` would not take.
@@ -153,9 +153,8 @@ def app(args: Mapping[str, Any]) -> serve.Application:
 
 def _serve_metrics(port: int) -> WSGIServer:
     """Serve this process's metrics on a port, or on one of those behind it. Raises StartupError."""
-    from vllm.v1.metrics.prometheus import (
-        get_prometheus_registry,
-    )  # later: importing vLLM is for a process that is set up
+    # later than the others: importing vLLM is for a process that is set up
+    from vllm.v1.metrics.prometheus import get_prometheus_registry
 
     for candidate in range(port, min(port + NUM_PORTS, 65_536)):
         try:

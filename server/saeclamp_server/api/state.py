@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:  # endpoints import this module; the state holds what they mak
     from saeclamp_server.trace import Trace
     from saeclamp_server.variants import VariantRegistry
     from saeclamp_server.vectors import VectorRegistry
+
+logger = logging.getLogger("saeclamp.server")
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class AppState:
         """Tell whether the database of variants and vectors answers."""
         try:
             await asyncio.to_thread(self.database.check)
-        except DatabaseError:
+        except DatabaseError as exc:
+            logger.warning(str(exc))
             return False
         return True
 

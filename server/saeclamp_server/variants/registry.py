@@ -35,7 +35,6 @@ from saeclamp_server.variants.store import AliasInUseError, VariantStore
 from saeclamp_server.variants.version import VariantVersion, canonical_json, resolved_fingerprint
 
 logger = logging.getLogger("saeclamp.server")
-
 RESERVED = ("export", "import")
 """Names that variants cannot have, because they are paths of our own endpoints."""
 
@@ -264,8 +263,7 @@ class VariantRegistry:
 
     async def _ask(self, method: Callable[..., ResultT], *args: Any) -> ResultT:
         try:
-            # the store waits for a disk or a network
-            return await run_in_threadpool(method, *args)
+            return await run_in_threadpool(method, *args)  # it waits for a disk or a network
         except DatabaseError as exc:
             logger.warning(str(exc))
             raise VariantsUnavailableError from exc

@@ -186,15 +186,17 @@ def test_a_comparison_shows_what_the_steering_does_and_a_prompt(client: Client) 
     assert compared.receipts[0].applied
 
 
-def test_a_wish_becomes_a_steering_that_beats_unsteered_answers_and_random_features(client: Client) -> None:
-    wish = "talk about the sea"  # others are wished for by tests of the command line and by benchmarks/suggest.py
+@pytest.mark.parametrize(("wish", "name"), [("talk about the sea", "sea"), ("talk about food", "food")])
+def test_a_wish_becomes_a_steering_that_beats_unsteered_answers_and_random_features(
+    client: Client, wish: str, name: str
+) -> None:
     searched(client, wish)  # embeddings are there
     found = client.features.suggest(wish, saes=("bundled",), num_candidates=2, strengths=(0.75, 1.0), max_tokens=16)
     assert found.outcome == "found"
     assert found.steering is not None
     assert found.best is not None
     # other features can do it too, some of them better
-    assert "sea" in [one.name for one in (*found.chosen, *(other for other in found.alternatives if other.curve))]
+    assert name in [one.name for one in (*found.chosen, *(other for other in found.alternatives if other.curve))]
     assert found.best.control is not None
     assert found.best.p <= 0.05
     assert found.best.gain > found.best.control + 0.03
@@ -209,8 +211,8 @@ def test_a_wish_becomes_a_steering_that_beats_unsteered_answers_and_random_featu
     assert [f"bundled/{item.index}" for item in answer.steering.interventions] == [one.feature for one in found.chosen]
 
 
-def test_nothing_is_suggested_for_a_wish_that_means_nothing(client: Client) -> None:
-    wish = "always zux the glex"  # how often something is suggested for such wishes: benchmarks/suggest.py
+@pytest.mark.parametrize("wish", ["always zux the glex", "vkprdlnktugrpo jowmkq", "seven rather of not neither than"])
+def test_nothing_is_suggested_for_a_wish_that_means_nothing(client: Client, wish: str) -> None:
     found = client.features.suggest(wish, saes=("bundled",), num_candidates=2, strengths=(0.75, 1.0), max_tokens=16)
     assert found.outcome == "nothing_found"
     assert (found.steering, found.chosen, found.best, found.example) == (None, (), None, None)

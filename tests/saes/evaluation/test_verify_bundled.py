@@ -21,7 +21,7 @@ from saeclamp_saes.lm.load import load_model
 from saeclamp_saes.lm.text import read_text, tokenize_sequences
 from saeclamp_server.packaged_model import prepared_model
 
-TOKENS = 256
+TOKENS = 512
 TOKENS_OF_A_COPY = 128
 Verify = Callable[[SAE, int], Verification]
 
@@ -62,7 +62,7 @@ def test_the_bundled_sae_fits(result: Verification) -> None:
     assert result.pca_explained_variance < result.explained_variance
     assert 26 < result.l0_mean < 40  # 32.1 on those
     assert result.l0_p5 < result.l0_mean < result.l0_p95
-    assert result.dead_share < 0.8  # of so few tokens; 0.03 on those
+    assert result.dead_share < 0.7  # of so few tokens; 0.03 on those
     assert result.dense_share < 0.05
     assert loss.clean < loss.spliced < loss.mean < loss.zero
     assert loss.recovered_against_zero is not None

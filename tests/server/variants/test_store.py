@@ -56,7 +56,7 @@ def _create_on_and_on(url: str, number: int, acknowledged: int) -> None:
 def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
     url, acknowledged, start = f"sqlite:///{tmp_path}/variants.sqlite3", set[int](), 0
     chance = random.Random(0)
-    for _ in range(25):
+    for _ in range(50):
         read_end, write_end = os.pipe()
         writer = multiprocessing.get_context("fork").Process(target=_create_on_and_on, args=(url, start, write_end))
         writer.start()
@@ -68,7 +68,7 @@ def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
             acknowledged |= {int(line) for line in [first, *told.readlines()] if line}
         writer.join()
         start = max(acknowledged) + 1
-    assert len(acknowledged) > 50
+    assert len(acknowledged) > 100
     database = Database(url)
     store = VariantStore(database)
     kept = {one.sha256 for one in store.all_versions()}
