@@ -7,6 +7,7 @@ import logging
 import socket
 import threading
 from argparse import Namespace
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -44,6 +45,8 @@ from saeclamp_server.engine.client import DecoderQueryClient, PromptMeanClient, 
 from saeclamp_server.errors import RequestError, VectorsUnavailableError
 from saeclamp_server.fleet import confirm_fleet, join_fleet
 from saeclamp_server.model_info import StartupError
+from saeclamp_server.served_sae import ServedSAE
+from saeclamp_server.site_norms import QuickCheckResult
 from saeclamp_server.startup.fingerprint import server_fingerprint, set_system_fingerprint
 from saeclamp_server.startup.options import ServeOptions
 from saeclamp_server.startup.preflight import check_vllm_version
@@ -69,11 +72,8 @@ async def build_app(engine: Any, args: Namespace, plan: ServePlan) -> FastAPI:
     measured = await check_saes_on_model(engine, saes, sample_ids(args), options.allow_unverified)
     labels = await labels_matching_weights(engine, saes)
     served_saes = load_served_saes(saes, measured, labels)
-    if options.fleet is not None:
-        fingerprint = server_fingerprint(args, plan, engine.model_config, served_saes)
-        set_system_fingerprint(args, fingerprint)
-        measured = await asyncio.to_thread(join_fleet, plan.database, options.fleet, fingerprint, measured)
-        served_saes = {name: replace(sae, **measured[name]._asdict()) for name, sae in served_saes.items()}
+    measured, confirm = await _join_fleet(args, plan, engine.model_config, served_saes, measured)
+    served_saes = {name: replace(sae, **measured[name]._asdict()) for name, sae in served_saes.items()}
     norms = {name: result.norms for name, result in measured.items()}
     vectors = VectorRegistry(plan.places, norms, VectorStore(plan.database, served_names(args)[0]), engine)
     try:
@@ -121,10 +121,34 @@ async def build_app(engine: Any, args: Namespace, plan: ServePlan) -> FastAPI:
         database=plan.database,
         vllm=vllm,
     )
-    if options.fleet is not None:
-        await asyncio.to_thread(confirm_fleet, plan.database, options.fleet, fingerprint, measured)
-        logger.info(f"one of the fleet {options.fleet}")
+    await asyncio.to_thread(confirm)
     return app
+
+
+async def _join_fleet(
+    args: Namespace,
+    plan: ServePlan,
+    model_config: Any,
+    served_saes: Mapping[str, ServedSAE],
+    measured: Mapping[str, QuickCheckResult],
+) -> tuple[Mapping[str, QuickCheckResult], Callable[[], None]]:
+    """
+    Enter the fleet that this server is to belong to, if any.
+
+    returns: what to serve with in place of what was measured; what to call when requests are about to be answered
+    """
+    name, database = plan.options.fleet, plan.database
+    if name is None:
+        return measured, lambda: None
+    fingerprint = server_fingerprint(args, plan, model_config, served_saes)
+    set_system_fingerprint(args, fingerprint)
+    joined = await asyncio.to_thread(join_fleet, database, name, fingerprint, measured)
+
+    def confirm() -> None:
+        confirm_fleet(database, name, fingerprint, joined)
+        logger.info(f"one of the fleet {name}")
+
+    return joined, confirm
 
 
 def _identity(options: ServeOptions) -> ServerIdentity:

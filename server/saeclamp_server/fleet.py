@@ -41,6 +41,20 @@ def check_database(database: Database) -> None:
         )
 
 
+def check_fleet(database: Database, name: str, own: Fingerprint) -> None:
+    """
+    Refuse a server early, before it has all that `join_fleet` wants.
+
+    own: some of its fields
+    Raises StartupError where they are not those of the fleet, if there is one whose servers answer requests.
+    """
+    with _startup(database) as connection:
+        kept = connection.execute(select(fleets).where(fleets.c.name == name)).first()
+    if kept is not None and kept.is_ready:
+        theirs = json.loads(kept.fingerprint)
+        _refuse_other(name, own, {field: theirs[field] for field in own if field in theirs})
+
+
 def join_fleet(
     database: Database, name: str, own: Fingerprint, measured: Mapping[str, QuickCheckResult]
 ) -> dict[str, QuickCheckResult]:

@@ -146,6 +146,7 @@ async def _run(args: Namespace, started: threading.Event, plan: ServePlan, log: 
     from vllm.entrypoints.launchers.launcher import setup_server
 
     from saeclamp_server.engine.lifeline import end_engine, kill_descendants
+    from saeclamp_server.startup.fingerprint import refuse_unlike_fleet
 
     def end_at_once(number: int, *_: object) -> None:
         kill_descendants()
@@ -160,6 +161,9 @@ async def _run(args: Namespace, started: threading.Event, plan: ServePlan, log: 
     except OSError as exc:
         raise StartupError(cannot_listen(args.host, args.port, exc)) from exc
     try:
+        if plan.options.metrics_port is not None:
+            _serve_metrics(plan.options.metrics_port, args)
+        await refuse_unlike_fleet(args, plan)
         async with build_async_engine_client(args) as engine:
             logger.info("the engine runs; trying its steering and how well the SAEs fit ...")
             processes = engine.engine_core.resources.engine_manager  # asked for now, since what ends forgets it
@@ -170,6 +174,15 @@ async def _run(args: Namespace, started: threading.Event, plan: ServePlan, log: 
         socket.close()
     if has_died:
         raise StartupError(f"The engine has died: {_cause_of_death(processes, log)}. {log.where()}")
+
+
+def _serve_metrics(port: int, args: Namespace) -> None:
+    from saeclamp_server.metrics_server import serve_metrics
+
+    if port == args.port:
+        raise StartupError(f"--metrics-port: {port} is the server's own --port, where /metrics needs the key.")
+    serve_metrics("--metrics-port", args.host, [port])
+    logger.info(f"metrics without a key are on port {port}")
 
 
 async def _serve_http(

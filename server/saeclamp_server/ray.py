@@ -8,25 +8,24 @@ makes several answer as one is `--fleet` in `argv`, with a PostgreSQL database i
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
+import os
 import shlex
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
-from wsgiref.simple_server import WSGIServer
 
 from fastapi import FastAPI
-from prometheus_client import start_http_server
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
 from saeclamp_saes.cli.log_handler import ROOT_LOGGER, set_up_log
 from saeclamp_server.cli.args import parse_args
-from saeclamp_server.engine.lifeline import STOP_S, become_server, end_engine
+from saeclamp_server.engine.lifeline import STOP_S, become_server, end_engine, kill_descendants
+from saeclamp_server.metrics_server import serve_metrics
 from saeclamp_server.model_info import StartupError
 from saeclamp_server.startup.options import ServeOptions
 from saeclamp_server.startup.preflight import check_vllm_version
@@ -40,6 +39,9 @@ MAX_ONGOING = 512
 """Requests of a replica at once. Ray's default of 5 would leave the engine idle."""
 HEALTH_S = 10
 """Seconds between two checks of a replica."""
+LOOK_S = 0.5
+LAST_ANSWERS_S = 1.0
+"""Seconds for the errors of what was being answered when the engine died."""
 NUM_PORTS = 100
 """Ports that are tried for the metrics of a replica."""
 
@@ -86,17 +88,22 @@ class Replica:
         from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
 
         from saeclamp_server.app import build_app
+        from saeclamp_server.startup.fingerprint import refuse_unlike_fleet
         from saeclamp_server.startup.vllm_settings import bind_threads, count_workers, parse_vllm_args
 
         args = parse_vllm_args(plan.options, plan.model, plan.saes, plan.places)
         bind_threads(count_workers(args))
         become_server()
+        await refuse_unlike_fleet(args, plan)
         self._engine = await self._stack.enter_async_context(build_async_engine_client(args))
         app = await build_app(self._engine, args, plan)
-        # vLLM's handlers of errors tell its HTTP server to end; here Serve asks `check_health`, and starts another replica
+        self._watch = asyncio.create_task(_end_with(self._engine))
+        # vLLM's handlers of errors tell its HTTP server to end; here `_end_with` ends the process
         app.state.server = SimpleNamespace(should_exit=False)
         if self._metrics_port is not None:
-            metrics = _serve_metrics(self._metrics_port)
+            ports = range(self._metrics_port, min(self._metrics_port + NUM_PORTS, 65_536))
+            metrics = serve_metrics("metrics_port", "0.0.0.0", ports)
+            logger.info(f"metrics of this replica are on port {metrics.server_port}")
             self._stack.callback(metrics.server_close)
             self._stack.callback(metrics.shutdown)
         return app
@@ -111,8 +118,23 @@ class Replica:
         engine, self._engine = self._engine, None
         if engine is None:
             return
+        self._watch.cancel()
         await end_engine(engine)
         await self._stack.aclose()
+
+
+async def _end_with(engine: Any) -> None:
+    """
+    End this process when its engine has died, so that Serve passes requests to others at once, and starts another one.
+
+    It would go on sending them here for three checks of health.
+    """
+    while not engine.errored:
+        await asyncio.sleep(LOOK_S)
+    logger.error("the engine has died; this replica ends")
+    await asyncio.sleep(LAST_ANSWERS_S)
+    kill_descendants()
+    os._exit(1)
 
 
 def app(args: Mapping[str, Any]) -> serve.Application:
@@ -125,6 +147,8 @@ def app(args: Mapping[str, Any]) -> serve.Application:
     settings = _settings(args)
     argv = shlex.split(settings.argv)
     options = _options(argv)
+    if options.metrics_port is not None:
+        raise StartupError("--metrics-port: replicas of one machine cannot share it; say metrics_port=PORT beside argv.")
     scaling: dict[str, Any] = {"num_replicas": settings.replicas}
     if settings.max_replicas is not None:
         scaling = {
@@ -149,23 +173,6 @@ def app(args: Mapping[str, Any]) -> serve.Application:
         **scaling,
     ).bind(argv, settings.metrics_port)
     return bound
-
-
-def _serve_metrics(port: int) -> WSGIServer:
-    """Serve this process's metrics on a port, or on one of those behind it. Raises StartupError."""
-    # later than the others: importing vLLM is for a process that is set up
-    from vllm.v1.metrics.prometheus import get_prometheus_registry
-
-    for candidate in range(port, min(port + NUM_PORTS, 65_536)):
-        try:
-            server, _ = start_http_server(candidate, registry=get_prometheus_registry())
-        except OSError as exc:
-            if exc.errno != errno.EADDRINUSE:
-                raise StartupError(f"metrics_port: {candidate} cannot be listened on: {exc.strerror}.") from exc
-            continue
-        logger.info(f"metrics of this replica are on port {candidate}")
-        return server
-    raise StartupError(f"metrics_port: none of the {NUM_PORTS} ports from {port} on is free.")
 
 
 def _settings(args: Mapping[str, Any]) -> Settings:

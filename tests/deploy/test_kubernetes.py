@@ -11,6 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from kubernetes_validate import latest_version
+from sqlalchemy import make_url
 
 from saeclamp_server.api.access import PUBLIC
 from saeclamp_server.cli.args import parse_args
@@ -89,9 +90,9 @@ def test_the_pool_has_the_published_schema_and_chooses_these_pods(pod: Any, cont
     jsonschema.validate(pool["spec"], POOL_SCHEMA)
     labels = pod["metadata"]["labels"]
     assert pool["spec"]["selector"]["matchLabels"].items() <= labels.items()
-    assert [port["number"] for port in pool["spec"]["targetPorts"]] == [
-        port["containerPort"] for port in container["ports"]
-    ]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert [port["number"] for port in pool["spec"]["targetPorts"]] == [ports["http"]]
+    assert f"--model-server-metrics-port={ports['metrics']}" in POOL.read_text()
     assert labels["llm-d.ai/engine-type"] == "vllm"
 
 
@@ -112,6 +113,35 @@ def test_the_server_takes_its_arguments_and_is_one_of_a_fleet(container: Any) ->
     assert "--host=0.0.0.0" in options.vllm_argv
     used = {name for argument in container["args"] for name in re.findall(r"\$\((\w+)\)", argument)}
     assert used < {variable["name"] for variable in container["env"]}
+
+
+def test_metrics_without_a_key_are_where_prometheus_looks_and_no_service_leads(pod: Any, container: Any) -> None:
+    port = options_of(container).metrics_port
+    assert {"name": "metrics", "containerPort": port} in container["ports"]
+    assert pod["metadata"]["annotations"]["prometheus.io/port"] == str(port)
+    assert [one["targetPort"] for one in named("Service")["spec"]["ports"]] == ["http"]
+
+
+def test_no_list_of_processes_shows_the_database_s_password(container: Any) -> None:
+    url = make_url(options_of(container).variants or "")
+    assert (url.username, url.password) == ("saeclamp", None)
+    assert "PGPASSWORD" in {variable["name"] for variable in container["env"]}
+
+
+def test_no_volume_hides_the_model_that_the_image_has(container: Any) -> None:
+    for mount in container["volumeMounts"]:
+        assert not "/home/saeclamp/.cache/saeclamp/models".startswith(mount["mountPath"])
+
+
+def test_all_policies_are_of_these_pods(pod: Any) -> None:
+    labels = pod["metadata"]["labels"]
+    database = named("StatefulSet", "saeclamp-database")["spec"]["template"]["metadata"]["labels"]
+    policy = named("NetworkPolicy", "saeclamp-database")["spec"]
+    assert policy["podSelector"]["matchLabels"].items() <= database.items()
+    assert policy["ingress"][0]["from"][0]["podSelector"]["matchLabels"].items() <= labels.items()
+    assert named("PodDisruptionBudget")["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    (spread,) = pod["spec"]["topologySpreadConstraints"]
+    assert spread["labelSelector"]["matchLabels"].items() <= labels.items()
 
 
 def test_a_pod_is_killed_after_its_answers_have_had_their_time(pod: Any, container: Any) -> None:

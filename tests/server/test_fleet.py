@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
@@ -15,13 +16,14 @@ import pytest
 from tests.support.databases import emptied
 from tests.support.sae_entries import entry
 from tests.support.variants import create, served
+from vllm.engine.arg_utils import AsyncEngineArgs
 
 from saeclamp import Add, Steering
 from saeclamp_saes import Site
 from saeclamp_saes.library.feature_book import FeatureNote
 from saeclamp_server.cli.args import parse_args
 from saeclamp_server.database import Database
-from saeclamp_server.fleet import check_database, confirm_fleet, join_fleet, list_fleets
+from saeclamp_server.fleet import check_database, check_fleet, confirm_fleet, join_fleet, list_fleets
 from saeclamp_server.model_info import ModelInfo, StartupError
 from saeclamp_server.served_sae import ServedSAE
 from saeclamp_server.site_norms import QuickCheckResult, SiteNorms, rounded
@@ -172,7 +174,11 @@ class Described:
         (folder / "README.md").write_text("x")
         self.folder = folder
         self.args = Namespace(
-            model=str(folder), served_model_name=["tiny"], chat_template=None, **dict.fromkeys(SETTINGS)
+            model=str(folder),
+            served_model_name=["tiny"],
+            chat_template=None,
+            max_model_len=None,
+            **dict.fromkeys(SETTINGS),
         )
         self.config = SimpleNamespace(
             dtype="torch.float32",
@@ -188,11 +194,13 @@ class Described:
         self.curves: dict[int, dict[str, Any]] = {4: {"at": [1.0]}}
 
     def fields(self) -> dict[str, str]:
-        model = ModelInfo(str(self.folder), "LlamaForCausalLM", 8, 4, 16, False)
-        nothing: Any = None
-        plan = ServePlan(self.options, model, {"big": self.entry}, self.places, nothing, None)
         sae = ServedSAE(self.entry, SiteNorms(1.0, []), None, self.labels, self.curves)
-        return server_fingerprint(self.args, plan, self.config, {self.entry.name: sae})
+        return server_fingerprint(self.args, self.plan(), self.config, {self.entry.name: sae})
+
+    def plan(self, database: Any = None, fleet: str | None = None) -> ServePlan:
+        model = ModelInfo(str(self.folder), "LlamaForCausalLM", 8, 4, 16, False)
+        options = replace(self.options, fleet=fleet)
+        return ServePlan(options, model, {self.entry.name: self.entry}, self.places, database, None)
 
 
 def other_template(own: Described) -> None:
@@ -237,6 +245,44 @@ def test_a_server_that_differs_is_refused_by_the_name_of_what_differs(
         join_fleet(databases[1], "f", own.fields(), MEASURED)
     assert f"not like those of the fleet 'f': {field} is " in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+EARLY = CHANGES.keys() - {"the labels of big", "the calibration curves of big"}
+
+
+@pytest.mark.parametrize("field", sorted(EARLY))
+def test_what_is_known_before_the_engine_starts_is_refused_before_it(
+    databases: tuple[Database, Database], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    own = Described(tmp_path / "model")
+    monkeypatch.setattr(
+        AsyncEngineArgs, "from_cli_args", lambda args: SimpleNamespace(create_model_config=lambda: own.config)
+    )
+
+    def refuse() -> None:
+        asyncio.run(fingerprint.refuse_unlike_fleet(own.args, own.plan(databases[1], "f")))
+
+    refuse()
+    join_fleet(databases[0], "f", {"SAE big": "failed to start"}, MEASURED)
+    refuse()
+    start(databases[0], "f", own.fields(), MEASURED)
+    refuse()
+    CHANGES[field](own)
+    with pytest.raises(StartupError) as raised:
+        refuse()
+    assert f"not like those of the fleet 'f': {field} is " in str(raised.value)
+
+
+def test_a_length_that_only_the_engine_knows_is_compared_when_it_stands(
+    databases: tuple[Database, Database], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Described(tmp_path / "model")
+    monkeypatch.setattr(
+        AsyncEngineArgs, "from_cli_args", lambda args: SimpleNamespace(create_model_config=lambda: own.config)
+    )
+    start(databases[0], "f", own.fields(), MEASURED)
+    own.args.max_model_len, own.config.max_model_len = -1, 1 << 20
+    asyncio.run(fingerprint.refuse_unlike_fleet(own.args, own.plan(databases[1], "f")))
 
 
 def test_weights_of_another_size_are_another_model(databases: tuple[Database, Database], tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ class Server:
         self.http = httpx.Client(base_url=url, timeout=300)
         self.trace: Path | None = None
         """Where it writes its trace, if it does."""
+        self.metrics_port: int | None = None
+        """Port of its metrics alone, if they have one."""
 
     def post(self, path: str, **body: Any) -> httpx.Response:
         return self.http.post(path, json={"model": self.model, **body})
@@ -111,7 +113,7 @@ def serve(
         with run_server([sys.executable, "-m", entry, *arguments], log, name or model, unset) as server:
             yield server
         return
-    port = port or _free_port()
+    port = port or free_port()
     process = NURSERY.fork(entry, [*arguments, "--port", str(port)], log, _environment(log, unset))
     with _served(process, port, log, name or model) as server:
         yield server
@@ -120,7 +122,7 @@ def serve(
 @contextmanager
 def run_server(command: Sequence[str], log: Path, name: str, unset: str | None = None) -> Iterator[Server]:
     """Run a command that takes `--port` and serves `/health`, in a process group of its own, until the block ends."""
-    port = _free_port()
+    port = free_port()
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, "--port", str(port)],
@@ -172,7 +174,7 @@ def _end(process: Process) -> None:
         os.killpg(process.pid, signal.SIGKILL)  # engines do not always go when their parent does
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from saeclamp_server.api.access import PUBLIC, route_path
 from saeclamp_server.api.state import state_of
-from saeclamp_server.errors import EngineGoneError, RequestError, StoppingError, VariantsUnavailableError
+from saeclamp_server.errors import EngineGoneError, RequestError, StoppingError
 
 router = APIRouter()
 ANSWERED_TO_THE_END = PUBLIC | {"/metrics"}
@@ -72,15 +72,17 @@ class DrainGuard:
 
 @router.get("/ready", response_model=None)
 async def ready(request: Request) -> JSONResponse:
-    """Tell whether requests should be sent here: 200 from the first to the last that is taken, 503 after it."""
+    """
+    Tell whether requests should be sent here: 200 from the first to the last that is taken, 503 after it.
+
+    A database that does not answer is said and no reason: all servers have it in common, and most requests do without.
+    """
     state = state_of(request.app)
     if state.drain.is_draining:
         return _refusal(StoppingError())
     if state.vllm.engine_client.errored:
         return _refusal(EngineGoneError())
-    if not await state.is_database_up():
-        return _refusal(VariantsUnavailableError())
-    return JSONResponse({"status": "ready"})
+    return JSONResponse({"status": "ready", "database": "ok" if await state.is_database_up() else "unavailable"})
 
 
 def _refusal(error: RequestError, more_headers: Mapping[str, str] | None = None) -> JSONResponse:

@@ -12,7 +12,15 @@ from saeclamp_saes.cli.arg_types import positive_arg
 from saeclamp_server import cli
 from saeclamp_server.cli import calibrate as calibrate_command
 from saeclamp_server.packaged_model import PACKAGED_MODEL, prepared_model
-from saeclamp_server.startup.options import DRAIN_S, MAX_BODY, MAX_FEATURES, MAX_VECTORS, MAX_WAITING, ServeOptions
+from saeclamp_server.startup.options import (
+    DRAIN_S,
+    MAX_BODY,
+    MAX_FEATURES,
+    MAX_PORT,
+    MAX_VECTORS,
+    MAX_WAITING,
+    ServeOptions,
+)
 
 DESCRIPTION = f"""\
 Serve MODEL with SAE features that every request can clamp.
@@ -59,6 +67,7 @@ def parse_args(argv: list[str]) -> ServeOptions | argparse.Namespace:
         playground=known.playground,
         verbose=known.verbose,
         trace=known.trace,
+        metrics_port=known.metrics_port,
         fleet=known.fleet,
         replica=known.replica,
     )
@@ -209,6 +218,12 @@ def _add_process(serve: argparse.ArgumentParser) -> None:
         "has none",
     )
     serve.add_argument(
+        "--metrics-port",
+        type=_port,
+        metavar="PORT",
+        help="serve /metrics on a port of its own too, where it needs no key: keep it from whom the server's port is for",
+    )
+    serve.add_argument(
         "--fleet",
         type=_name,
         metavar="NAME",
@@ -227,6 +242,12 @@ def _name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", text):
         raise argparse.ArgumentTypeError(f"{text[:80]!r} is not 1 to 64 letters, digits, '_', '.' and '-'")
     return text
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) <= MAX_PORT):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a port, a whole number from 1 to {MAX_PORT}")
+    return int(text)
 
 
 def _positive_capacity(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from argparse import Namespace
@@ -11,9 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.renderers.chat_utils import load_chat_template
 
 from saeclamp_saes.io.hashes import sha256_of
+from saeclamp_server.fleet import check_fleet
 from saeclamp_server.served_sae import ServedSAE
 from saeclamp_server.startup.preflight import check_vllm_version
 from saeclamp_server.startup.serve_plan import ServePlan
@@ -34,6 +37,8 @@ SETTINGS = (
     "default_chat_template_kwargs",
 )
 """vLLM's settings that change answers, and that neither the model's files nor its resolved configuration show."""
+FROM_MEMORY = -1
+"""`--max-model-len auto`: as long as the memory that is left lets it be, which only the engine knows."""
 PARTS = (".json", ".jinja", ".model", ".txt", ".py")
 """Endings of a model's files that answers depend on, beside its weights."""
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
@@ -49,6 +54,14 @@ def server_fingerprint(
     args:         vLLM's
     model_config: vLLM's, as the engine has resolved it
     """
+    fields = _known_before_the_engine(args, plan, model_config)
+    for name, sae in served_saes.items():
+        fields[f"the labels of {name}"] = sha256_of(sae.labels.path) if sae.labels else "none"
+        fields[f"the calibration curves of {name}"] = _digest({str(index): one for index, one in sae.curves.items()})
+    return fields
+
+
+def _known_before_the_engine(args: Namespace, plan: ServePlan, model_config: Any) -> dict[str, str]:
     options = plan.options
     fields = {
         **{package: version(package) for package in ("saeclamp", "torch", "transformers")},
@@ -64,14 +77,28 @@ def server_fingerprint(
         "--max-body": str(options.max_body),
         "--max-features": str(options.max_features),
         "the sites for vectors": _json([[str(place.site), place.capacity] for place in plan.places]),
-        "the names of the SAEs": _json(sorted(served_saes)),
+        "the names of the SAEs": _json(sorted(plan.saes)),
     }
-    for name, sae in served_saes.items():
-        fields[f"SAE {name}"] = sae.entry.sha256
-        fields[f"the feature book of {name}"] = _digest([asdict(note) for note in sae.entry.features.values()])
-        fields[f"the labels of {name}"] = sha256_of(sae.labels.path) if sae.labels else "none"
-        fields[f"the calibration curves of {name}"] = _digest({str(index): one for index, one in sae.curves.items()})
+    for name, entry in plan.saes.items():
+        fields[f"SAE {name}"] = entry.sha256
+        fields[f"the feature book of {name}"] = _digest([asdict(note) for note in entry.features.values()])
     return fields
+
+
+async def refuse_unlike_fleet(args: Namespace, plan: ServePlan) -> None:
+    """
+    Compare this server with its fleet, if it has one, as far as is known before the engine starts, which takes minutes.
+
+    args: vLLM's
+    Raises StartupError.
+    """
+    if plan.options.fleet is None:
+        return
+    model_config = AsyncEngineArgs.from_cli_args(args).create_model_config()
+    fields = _known_before_the_engine(args, plan, model_config)
+    if args.max_model_len == FROM_MEMORY:
+        del fields["--max-model-len"]
+    await asyncio.to_thread(check_fleet, plan.database, plan.options.fleet, fields)
 
 
 def set_system_fingerprint(args: Namespace, fields: Mapping[str, str]) -> None:

@@ -12,6 +12,8 @@ MAX_VECTORS = 256
 DEFAULT_HOST = "127.0.0.1"
 """vLLM listens on every interface by default; a server without a key should not."""
 
+MAX_PORT = (1 << 16) - 1
+
 DRAIN_S = 30.0
 
 MAX_FEATURES = 4096
@@ -59,5 +61,7 @@ class ServeOptions:
     """Name of the fleet that the server belongs to; None for none."""
     replica: str | None = None
     """Name of this server in receipts; None for that of the machine."""
+    metrics_port: int | None = None
+    """Port of a `/metrics` of its own, without a key; None for none."""
     trace: Path | None = None
     """File to which a line is written for each steered request; None for none."""

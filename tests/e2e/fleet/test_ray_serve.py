@@ -204,6 +204,17 @@ def test_streams_of_a_replica_that_is_killed_are_errors_and_it_comes_back(client
     assert wait_until(lambda: len(cluster.engines()) == 2, 60)  # that of the killed one is gone too
 
 
+def test_a_replica_whose_engine_dies_ends_and_another_one_takes_its_place(client: Client, cluster: Cluster) -> None:
+    before = cluster.replicas()
+    cluster.engines()[0].kill()
+    assert wait_until(lambda: any(not replica.is_running() for replica in before), 5)
+    # requests go to the one that is left, and none to an engine that is no more
+    for number in range(8):
+        replica_of(client, f"after-{number}")
+    assert wait_until(lambda: len(cluster.replicas()) == len(cluster.engines()) == 2, START_S)
+    assert wait_until(lambda: len(all_replicas(client)) == 2, START_S)
+
+
 def test_a_rolling_redeployment_loses_no_steered_answer(client: Client, cluster: Cluster) -> None:
     before, ended = all_replicas(client), threading.Event()
     ends: Counter[str] = Counter()

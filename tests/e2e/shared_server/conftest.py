@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.oracles.reference import ReferenceModel, ReferenceSAE
 from tests.support.checkpoints import make_sae
-from tests.support.serving import Server, serve
+from tests.support.serving import Server, free_port, serve
 from transformers import PreTrainedTokenizerBase
 
 from saeclamp_saes.library.reference import BUNDLED
@@ -34,6 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, second_sae: Path) -> Iterat
     flags += ["--enable-prompt-tokens-details", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
     log = tmp_path_factory.mktemp("log") / "server.log"
     trace = log.with_name("trace.jsonl")
-    with serve(log, PACKAGED_MODEL, *flags, "--trace", str(trace)) as running:
-        running.trace = trace
+    metrics_port = free_port()
+    with serve(log, PACKAGED_MODEL, *flags, "--trace", str(trace), "--metrics-port", str(metrics_port)) as running:
+        running.trace, running.metrics_port = trace, metrics_port
         yield running

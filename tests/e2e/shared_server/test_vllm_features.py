@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import httpx
 import pytest
 from tests.support.bundled import GOLDEN_GATE, LAYER, MAX_ACT, STRENGTH
 from tests.support.serving import Server
@@ -169,3 +170,15 @@ def test_a_client_that_leaves_does_not_disturb_the_next(server: Server) -> None:
     ) as response:
         next(response.iter_lines())
     assert "Golden Gate Bridge" in text_of(chat(server, steering=STEERING))
+
+
+def test_the_port_of_metrics_alone_has_the_engine_s_and_ours_and_nothing_else(server: Server) -> None:
+    steered = chat(server, steering=STEERING)
+    assert steered["steering"]["applied"]
+    own = f"http://127.0.0.1:{server.metrics_port}"
+    text = httpx.get(f"{own}/metrics").text
+    for name in ("vllm:num_requests_waiting{", "vllm:kv_cache_usage_perc{", "saeclamp_requests_total{"):
+        assert f"\n{name}" in text
+    for path in ("/v1/models", "/health"):
+        assert "tokenizer" not in (answer := httpx.get(f"{own}{path}")).text
+        assert not answer.headers["Content-Type"].startswith("application/json")
