@@ -72,9 +72,9 @@ async def build_app(engine: Any, args: Namespace, plan: ServePlan) -> FastAPI:
     measured = await check_saes_on_model(engine, saes, sample_ids(args), options.allow_unverified)
     labels = await labels_matching_weights(engine, saes)
     served_saes = load_served_saes(saes, measured, labels)
-    measured, confirm = await _join_fleet(args, plan, engine.model_config, served_saes, measured)
-    served_saes = {name: replace(sae, **measured[name]._asdict()) for name, sae in served_saes.items()}
-    norms = {name: result.norms for name, result in measured.items()}
+    agreed, confirm = await _join_fleet(args, plan, engine.model_config, served_saes, measured)
+    served_saes = {name: replace(sae, **agreed[name]._asdict()) for name, sae in served_saes.items()}
+    norms = {name: result.norms for name, result in agreed.items()}
     vectors = VectorRegistry(plan.places, norms, VectorStore(plan.database, served_names(args)[0]), engine)
     try:
         await vectors.take_over(VectorFolder(options.vectors or default_folder(options.model)))

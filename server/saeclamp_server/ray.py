@@ -148,7 +148,9 @@ def app(args: Mapping[str, Any]) -> serve.Application:
     argv = shlex.split(settings.argv)
     options = _options(argv)
     if options.metrics_port is not None:
-        raise StartupError("--metrics-port: replicas of one machine cannot share it; say metrics_port=PORT beside argv.")
+        raise StartupError(
+            "--metrics-port: replicas of one machine cannot share it; say metrics_port=PORT beside argv."
+        )
     scaling: dict[str, Any] = {"num_replicas": settings.replicas}
     if settings.max_replicas is not None:
         scaling = {

@@ -23,7 +23,7 @@ from saeclamp_saes import Site
 from saeclamp_saes.library.feature_book import FeatureNote
 from saeclamp_server.cli.args import parse_args
 from saeclamp_server.database import Database
-from saeclamp_server.fleet import check_database, check_fleet, confirm_fleet, join_fleet, list_fleets
+from saeclamp_server.fleet import check_database, confirm_fleet, join_fleet, list_fleets
 from saeclamp_server.model_info import ModelInfo, StartupError
 from saeclamp_server.served_sae import ServedSAE
 from saeclamp_server.site_norms import QuickCheckResult, SiteNorms, rounded

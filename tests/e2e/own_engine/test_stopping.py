@@ -53,7 +53,7 @@ def test_a_server_that_is_told_to_stop_ends_every_answer_with_its_receipt(tmp_pa
     flags = [*tiny[1:], "--drain", str(DRAIN_S)]
     with serve(log, tiny[0], *flags, name="tiny", verbose=False) as server, ThreadPoolExecutor(NUM_STREAMS) as pool:
         assert server.pid is not None
-        assert httpx.get(f"{server.url}/ready").json() == {"status": "ready"}
+        assert httpx.get(f"{server.url}/ready").json() == {"status": "ready", "database": "ok"}
         begun: list[int] = []
         answers = [pool.submit(stream, server, number, begun) for number in range(NUM_STREAMS)]
         wait_for(lambda: len(begun) == NUM_STREAMS, 60, "not all run")

@@ -177,8 +177,8 @@ def test_the_port_of_metrics_alone_has_the_engine_s_and_ours_and_nothing_else(se
     assert steered["steering"]["applied"]
     own = f"http://127.0.0.1:{server.metrics_port}"
     text = httpx.get(f"{own}/metrics").text
-    for name in ("vllm:num_requests_waiting{", "vllm:kv_cache_usage_perc{", "saeclamp_requests_total{"):
-        assert f"\n{name}" in text
+    for name in ("vllm:num_requests_waiting{", "vllm:kv_cache_usage_perc{", "saeclamp_features_in_use "):
+        assert f"\n{name}" in text, text
     for path in ("/v1/models", "/health"):
         assert "tokenizer" not in (answer := httpx.get(f"{own}{path}")).text
         assert not answer.headers["Content-Type"].startswith("application/json")
