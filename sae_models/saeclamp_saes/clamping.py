@@ -67,8 +67,6 @@ class EditRows(NamedTuple):
     """(num_pairs,) int64"""
     moves: Tensor
     """(num_pairs, 4): an `ActivationUpdate` a row"""
-    mask: Tensor
-    """(num_pairs,), 0 or 1; 0 leaves the token alone"""
     distinct: UniqueFeatures | None = None
     """Set where one product is cheaper than a gathered row for each pair; None: rows are gathered."""
 
@@ -179,7 +177,7 @@ def decoder_delta(
     decoder = sae.W_dec[:, write * width : (write + 1) * width]
     offset, gain, low, high = edits.moves.unbind(dim=1)
     moved = (offset + gain * before.acts).clamp(low - before.acts, high - before.acts)
-    units = moved * edits.mask * before.scale
+    units = moved * before.scale
     delta = torch.zeros(num_tokens, width, dtype=decoder.dtype, device=decoder.device)
     lengths = torch.empty(units.shape, dtype=decoder.dtype, device=decoder.device)
     if edits.distinct is None:

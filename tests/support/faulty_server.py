@@ -7,7 +7,8 @@ from typing import Any
 import saeclamp_server.startup.vllm_settings as settings
 from saeclamp_server.__main__ import main
 from saeclamp_server.engine.worker.cpu_worker import SteeringCPUWorker
-from saeclamp_server.engine.worker.request_states import RequestStates, ScheduledRequest
+from saeclamp_server.engine.worker.program_layout import FEATURE
+from saeclamp_server.engine.worker.request_states import RequestStates
 
 FAILS_AT_ADMISSION = 13
 FAILS_AFTER_TOKENS = 14
@@ -19,22 +20,24 @@ class FaultyWorker(SteeringCPUWorker):
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
-        admit, req_slice, steps = self._requests._register, self._requests._slice_of, dict[str, int]()
+        live: RequestStates = self._requests
+        admit, update, steps = live._register, self.model_runner._update_states, dict[str, int]()
 
         def failing_admit(payload: Any, prompt_ids: Any) -> Any:
             if payload["program"]["edits"][0]["index"] == FAILS_AT_ADMISSION:
                 raise RuntimeError("no room for its rows")
             return admit(payload, prompt_ids)
 
-        def failing_span(scheduled: ScheduledRequest) -> Any:
-            steps[scheduled.request_id] = steps.get(scheduled.request_id, 0) + 1
-            feature = scheduled.payload["program"]["edits"][0]["index"]
-            if feature == FAILS_AFTER_TOKENS and steps[scheduled.request_id] > NUM_GOOD_STEPS:
-                raise RuntimeError("its rows were lost")
-            return req_slice(scheduled)
+        def failing_update(scheduler_output: Any) -> Any:
+            for request_id, request in live._requests.items():
+                steps[request_id] = steps.get(request_id, 0) + 1
+                is_named = (request.program.edits.ints[:, FEATURE] == FAILS_AFTER_TOKENS).any()
+                if is_named and steps[request_id] > NUM_GOOD_STEPS:
+                    live.fail(request_id, request.key, "RuntimeError: its rows were lost")
+            return update(scheduler_output)
 
-        live: RequestStates = self._requests
-        live._register, live._slice_of = failing_admit, failing_span  # type: ignore[method-assign]
+        live._register = failing_admit  # type: ignore[method-assign]
+        self.model_runner._update_states = failing_update
 
 
 if __name__ == "__main__":

@@ -179,7 +179,7 @@ def output_scores(
     rows = torch.arange(num, device=features.device)
     moves = torch.tensor(UPDATES["clamp"](0.0), device=targets.device).repeat(num, 1)
     moves[:, 0] = targets
-    edits = EditRows(rows, features, moves, mask=torch.ones_like(targets))
+    edits = EditRows(rows, features, moves)
 
     def clamp(x: Tensor) -> Tensor:
         at_last = x[:, -1].to(sae.W_dec.dtype)

@@ -14,14 +14,11 @@ from saeclamp_server.steering import token_ranges
 from saeclamp_server.steering.chat_spans import ChatSpans
 from saeclamp_server.steering.context import SteeringContext
 from saeclamp_server.steering.dose import check_doses, dose
-from saeclamp_server.steering.program import EditOp, EditSpec, RuleSpec, SteeringProgram
+from saeclamp_server.steering.program import EditOp, EditSpec, ReadoutSpec, RuleSpec, SteeringProgram
 from saeclamp_server.steering.rules import check_rule_order, resolve_readout, resolve_rule
 from saeclamp_server.steering.units import find_feature, find_vector, to_act, to_projection, to_ranges
 from saeclamp_server.vector_names import VECTOR
 from saeclamp_server.vectors import RegisteredVector
-
-MAX_RANGES = 2048
-"""Separate ranges of positions in all interventions of a request, at most."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +83,12 @@ def resolve(steering: Steering, context: SteeringContext, conversation: ChatSpan
     paths = [path for _, _, path in interventions]
     _refuse_early_acts(rules, edits, context)
     prompt_len = conversation.prompt_len if conversation else None
-    _refuse_many_ranges(edits)
+    readout = resolve_readout(steering.readout, context, conversation, "steering.readout")
+    _refuse_many_ranges([*edits, *rules, *([] if readout is None else [readout])])
     meet = token_ranges.overlap_matrix([edit.tokens for edit in edits], prompt_len)
     _refuse_contradictions(edits, paths, meet, prompt_len)
     if context.max_dose is not None:
         _check_doses(edits, paths, meet, context, context.max_dose)
-    readout = resolve_readout(steering.readout, context, conversation, "steering.readout")
     # hashes last, of all names that edits, rules and the readout have brought in
     program = SteeringProgram(tuple(edits), (), rules, readout, itemised=steering.receipt == "tokens")
     program = add_sae_hashes(program, context)
@@ -150,11 +147,11 @@ def _refuse_early_acts(rules: Sequence[RuleSpec], edits: Sequence[EditSpec], con
         check_rule_order(rule, own, context, f"steering.rules[{number}]")
 
 
-def _refuse_many_ranges(edits: Sequence[EditSpec]) -> None:
-    num_ranges = sum(len(edit.tokens) for edit in edits)
-    if num_ranges > MAX_RANGES:
+def _refuse_many_ranges(parts: Sequence[EditSpec | RuleSpec | ReadoutSpec]) -> None:
+    num_ranges = sum(map(len, {part.tokens for part in parts}))
+    if num_ranges > token_ranges.MAX_RANGES:
         raise InvalidSteeringError(
-            f"The positions of all interventions make {num_ranges} separate ranges; at most {MAX_RANGES} can be asked for.",
+            f"All positions make {num_ranges} separate ranges; at most {token_ranges.MAX_RANGES} can be asked for.",
             "steering",
         )
 

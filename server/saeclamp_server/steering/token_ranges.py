@@ -14,6 +14,9 @@ PROMPT_END: Literal["prompt_end"] = "prompt_end"
 NO_END = 2**62
 """Position beyond all others. Fits into int64 with room to add to it."""
 
+MAX_RANGES = 2048
+"""Separate ranges of positions in the scopes of a request, at most; equal scopes count once."""
+
 Bound: TypeAlias = int | Literal["prompt_end"] | None
 Range: TypeAlias = tuple[Bound, Bound]
 """(from, included; to, excluded), as absolute positions of the request. None is without end."""

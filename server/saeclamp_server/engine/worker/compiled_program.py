@@ -1,23 +1,31 @@
 """
-Worker process: a program compiled for one engine and one length of the prompt: names are checked, token ranges are numbers,
-and edits and reads are sorted by SAE. Host-side and free of vLLM.
+Worker process: a program compiled for one engine and one length of the prompt: names are checked, positions are numbers, and
+edits, reads and rules are rows of the program tables. Host-side and free of vLLM.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from saeclamp_saes.clamping import UPDATES, ActivationUpdate
+from saeclamp_saes.clamping import UPDATES
+from saeclamp_server.engine.worker.program_layout import (
+    CARRIED,
+    FOREVER,
+    LASTING,
+    MANY,
+    SPECIAL,
+    Operation,
+)
 from saeclamp_server.steering.program import ComparisonSpec, Form, RuleSpec, SteeringProgram
 from saeclamp_server.steering.token_ranges import resolve_ranges
 
 Ranges = list[tuple[int, int]]
-"""(from, included; to, excluded) pairs, as absolute positions."""
+"""(from, included; to, excluded) pairs, as absolute positions; ascending, and apart."""
 
 
 class LoadedWeights(NamedTuple):
@@ -26,10 +34,19 @@ class LoadedWeights(NamedTuple):
     d_sae: int
     sha256: str
     """Hash of the weights and of the options with which they are read; empty for a bank."""
-    site_index: int = 0
+    number: int = 0
+    """Number of the SAE or bank among all of this engine."""
+    reads_at: int = 0
     """Number of the site where it reads."""
+    writes_at: tuple[int, ...] = (0,)
+    """Numbers of the sites where it writes."""
     row: tuple[str, int] | None = None
     """For a vector: the name of its bank, and its row there."""
+
+    @property
+    def is_carried(self) -> bool:
+        """True if activations are kept from the site where it reads to those where it writes."""
+        return self.writes_at != (self.reads_at,)
 
 
 def vector_key(name: str, sha256: str) -> str:
@@ -37,60 +54,31 @@ def vector_key(name: str, sha256: str) -> str:
     return f"{name} {sha256}"
 
 
-class EditTable(NamedTuple):
-    """A program's edits of one SAE's features, one array element per edit and range of positions."""
+class Rows(NamedTuple):
+    """Rows for one of the program tables, those of one site after the other."""
 
-    feature: NDArray[np.int64]
-    moves: NDArray[np.float32]
-    """(num_edits, 4): one `clamping.ActivationUpdate` per row."""
-    start: NDArray[np.int64]
-    """First position."""
-    end: NDArray[np.int64]
-    """Position after the last one."""
-    special: NDArray[np.bool_]
-    """True if special tokens and position 0 are touched too."""
-    edit: NDArray[np.int64]
-    """Number of the edit in the program."""
-    rule: NDArray[np.int64]
-    """Number of the rule that must hold; -1: none, the edit is always made."""
-
-
-class ReadTable(NamedTuple):
-    """A program's reads of one SAE's features, one array element per read and range of positions."""
-
-    feature: NDArray[np.int64]
-    start: NDArray[np.int64]
-    end: NDArray[np.int64]
-    special: NDArray[np.bool_]
-    read: NDArray[np.int64]
-    """Number of the read in the program."""
+    sites: NDArray[np.int64]
+    """(num_rows,), ascending"""
+    ints: NDArray[np.int32]
+    """(num_rows, 8), columns as `program_layout` has them. A run of ranges begins at a place among the program's own."""
+    floats: NDArray[np.float32]
+    """(num_rows, 4): of an edit its `clamping.ActivationUpdate`"""
 
 
 class CompiledRule(NamedTuple):
-    """A rule of a program."""
+    """A rule of a program, as its host needs it; its condition is in the tables."""
 
-    form: Form
-    """Condition on comparisons, by their number in the rule."""
-    reads: NDArray[np.int64]
-    """(num_comparisons,), numbers of the reads that are compared."""
-    bounds: NDArray[np.float32]
-    """(num_comparisons,)"""
-    above: NDArray[np.bool_]
-    """(num_comparisons,); False: the activation must be below its bound."""
-    ranges: Ranges
-    """Positions at which the condition is evaluated."""
-    special: bool
-    lasting: bool
     aborts: bool
-    site_index: int
+    site: int
     """Number of the last site that it reads, where all its activations are known."""
+    num_comparisons: int
 
 
 class CompiledReadout(NamedTuple):
     """A program's readout: activations that are shown of each token."""
 
-    reads: NDArray[np.int64]
-    """(num_features,), numbers of the reads that are shown."""
+    columns: NDArray[np.int64]
+    """(num_features,), columns of the activations that are shown."""
     saes: tuple[str, ...]
     """SAEs whose strongest features are shown."""
     top_k: int
@@ -102,11 +90,19 @@ class CompiledReadout(NamedTuple):
 class CompiledProgram:
     """A program checked against the SAEs of this engine."""
 
-    saes: Mapping[str, EditTable]
-    """Edits, by the SAE's name."""
+    prompt_len: int
+    edits: Rows
+    reads: Rows
+    """Activations that are read for rules and readouts, and those of edits that are carried to another site."""
+    conditions: Rows
+    """A row for each rule."""
+    code: NDArray[np.int32]
+    """(num_instructions, 2): operation, operand"""
+    bounds: NDArray[np.float32]
+    """(num_instructions, 2): of a comparison its bound, and 1 for above it, -1 for below it"""
+    ranges: NDArray[np.int32]
+    """(num_ranges, 2): the ranges of all scopes that have several, one scope's after the other's"""
     num_edits: int
-    reads: Mapping[str, ReadTable]
-    """Reads, by the SAE's name."""
     num_reads: int
     rules: tuple[CompiledRule, ...]
     readout: CompiledReadout | None
@@ -118,7 +114,7 @@ class CompiledProgram:
     @classmethod
     def compile(cls, program: SteeringProgram, loaded: Mapping[str, LoadedWeights], prompt_len: int) -> CompiledProgram:
         """
-        Sort edits and reads by SAE, and find their positions in a request with a prompt of that length.
+        Find a program's positions in a request with a prompt of that length, and its features among the loaded weights.
 
         loaded: by the SAE's name, or the vector's `vector_key`
         Raises KeyError for an SAE that this engine has not loaded, ValueError for a vector that it has not, for other
@@ -128,24 +124,26 @@ class CompiledProgram:
         for name, sha256 in program.saes:
             if loaded[name].sha256 != sha256:
                 raise ValueError(f"SAE {name!r} has other weights in the engine than in the API server.")
-        reads = _ReadColumns(loaded)
-        rules = tuple(_rule(rule, reads, loaded, prompt_len) for rule in program.rules)
-        readout = _readout(program, reads, prompt_len)
+        compiler = _Compiler(program, loaded, prompt_len)
+        rules = tuple(compiler.rule(number, rule) for number, rule in enumerate(program.rules))
+        readout = compiler.readout()
+        for number in range(len(program.edits)):
+            compiler.edit(number)
         return cls(
-            saes=_edits(program, loaded, prompt_len),
+            prompt_len=prompt_len,
+            edits=compiler.edits.table(),
+            reads=compiler.reads.table(),
+            conditions=compiler.conditions.table(),
+            code=np.array(compiler.code, np.int32).reshape(-1, 2),
+            bounds=np.array(compiler.bounds, np.float32).reshape(-1, 2),
+            ranges=np.array(compiler.ranges, np.int64).clip(max=FOREVER).astype(np.int32).reshape(-1, 2),
             num_edits=len(program.edits),
-            reads=reads.columns(),
-            num_reads=reads.num,
+            num_reads=compiler.num_reads,
             rules=rules,
             readout=readout,
             itemised=program.itemised,
             reports_steps=program.reports_steps,
         )
-
-    @property
-    def num_items(self) -> int:
-        """Number of items per token: edits that are shown, if they are made."""
-        return self.num_edits if self.itemised else 0
 
 
 def _with_rows(program: SteeringProgram, loaded: Mapping[str, LoadedWeights]) -> SteeringProgram:
@@ -165,85 +163,134 @@ def _with_rows(program: SteeringProgram, loaded: Mapping[str, LoadedWeights]) ->
     return replace(program, edits=tuple(edits), saes=tuple(pair for pair in program.saes if pair[0] not in rows))
 
 
-def _checked(sae: str, index: int, loaded: Mapping[str, LoadedWeights]) -> int:
-    if not 0 <= index < loaded[sae].d_sae:
-        raise ValueError(f"SAE {sae!r} has no feature {index}.")
-    return index
+class _RowList:
+    """Collects rows for a table."""
 
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, tuple[int, ...], tuple[float, ...]]] = []
 
-def _edits(program: SteeringProgram, loaded: Mapping[str, LoadedWeights], prompt_len: int) -> dict[str, EditTable]:
-    by_sae: dict[str, list[tuple[int, ActivationUpdate, int, int, bool, int, int]]] = {}
-    for number, edit in enumerate(program.edits):
-        feature, move = _checked(edit.sae, edit.index, loaded), UPDATES[edit.op](edit.value)
-        if edit.rule is not None and not 0 <= edit.rule < len(program.rules):
-            raise ValueError(f"There is no rule {edit.rule}.")
-        rule = -1 if edit.rule is None else edit.rule
-        by_sae.setdefault(edit.sae, []).extend(
-            (feature, move, start, end, edit.special, number, rule)
-            for start, end in resolve_ranges(edit.tokens, prompt_len)
+    def add(self, site: int, ints: tuple[int, ...], floats: tuple[float, ...] = (0.0,) * 4) -> None:
+        self._rows.append((site, ints, floats))
+
+    def table(self) -> Rows:
+        rows = sorted(self._rows, key=lambda row: row[0])
+        return Rows(
+            np.array([site for site, _, _ in rows], np.int64),
+            np.array([ints for _, ints, _ in rows], np.int32).reshape(-1, 8),
+            np.array([floats for _, _, floats in rows], np.float32).reshape(-1, 4),
         )
-    return {sae: _edit_columns(edits) for sae, edits in by_sae.items() if edits}
 
 
-def _edit_columns(edits: Sequence[tuple[int, ActivationUpdate, int, int, bool, int, int]]) -> EditTable:
-    feature, moves, start, end, special, number, rule = zip(*edits, strict=True)
-    return EditTable(
-        feature=np.array(feature, np.int64),
-        moves=np.array(moves, np.float32),
-        start=np.array(start, np.int64),
-        end=np.array(end, np.int64),
-        special=np.array(special, np.bool_),
-        edit=np.array(number, np.int64),
-        rule=np.array(rule, np.int64),
-    )
+class _Compiler:
+    """Collects the rows of one program."""
+
+    def __init__(self, program: SteeringProgram, loaded: Mapping[str, LoadedWeights], prompt_len: int) -> None:
+        self._program, self._loaded, self._prompt_len = program, loaded, prompt_len
+        self.edits, self.reads, self.conditions = _RowList(), _RowList(), _RowList()
+        self.code: list[tuple[int, int]] = []
+        self.bounds: list[tuple[float, float]] = []
+        self.ranges: Ranges = []
+        self.num_reads = 0
+        self._runs: dict[tuple[tuple[int, int], ...], int] = {}
+        """Place of each scope's run among `ranges`."""
+
+    def edit(self, number: int) -> None:
+        """Add an edit: a row at each site where it writes, and the read that it is carried by."""
+        edit = self._program.edits[number]
+        weights = self._weights(edit.sae, edit.index)
+        if edit.rule is not None and not 0 <= edit.rule < len(self._program.rules):
+            raise ValueError(f"There is no rule {edit.rule}.")
+        scope = self._scope(resolve_ranges(edit.tokens, self._prompt_len), edit.special)
+        if scope is None:
+            return
+        first, last, flags = scope
+        flags |= CARRIED if weights.is_carried else 0
+        flags |= LASTING if edit.rule is not None and self._program.rules[edit.rule].lasting else 0
+        rule = -1 if edit.rule is None else edit.rule
+        for write, site in enumerate(weights.writes_at):
+            of = (number, rule, weights.number, edit.index, write)
+            self.edits.add(site, (first, last, flags, *of), UPDATES[edit.op](edit.value))
+        if weights.is_carried:
+            self._read(weights, edit.index, (first, last, flags), number)
+
+    def rule(self, number: int, rule: RuleSpec) -> CompiledRule:
+        """Add a rule, and what it reads."""
+        ranges = resolve_ranges(rule.tokens, self._prompt_len)
+        column, begin = self.num_reads, len(self.code)
+        for comparison in rule.comparisons:
+            self._named(comparison.sae, comparison.index, ranges, rule.special)
+        self._instructions(_simplified(rule.form), rule.comparisons, column)
+        site = max(self._loaded[comparison.sae].reads_at for comparison in rule.comparisons)
+        scope = self._scope(ranges, rule.special)
+        if scope is not None:
+            first, last, flags = scope
+            flags |= LASTING if rule.lasting else 0
+            ints = (first, last, flags, number, begin, len(self.code), column, len(rule.comparisons))
+            self.conditions.add(site, ints)
+        return CompiledRule(rule.aborts, site, len(rule.comparisons))
+
+    def readout(self) -> CompiledReadout | None:
+        """Add what the readout shows, if there is one."""
+        readout = self._program.readout
+        if readout is None:
+            return None
+        ranges = resolve_ranges(readout.tokens, self._prompt_len)
+        columns = [self._named(sae, index, ranges, readout.special) for sae, index in readout.features]
+        return CompiledReadout(np.array(columns, np.int64), readout.saes, readout.top_k, ranges, readout.special)
+
+    def _weights(self, sae: str, index: int) -> LoadedWeights:
+        weights = self._loaded[sae]
+        if not 0 <= index < weights.d_sae:
+            raise ValueError(f"SAE {sae!r} has no feature {index}.")
+        return weights
+
+    def _named(self, sae: str, index: int, ranges: Ranges, special: bool) -> int:
+        """Add an activation that is read by name; returns its column."""
+        weights, column = self._weights(sae, index), self.num_reads
+        self.num_reads += 1
+        scope = self._scope(ranges, special)
+        if scope is not None:
+            self._read(weights, index, scope, column)
+        return column
+
+    def _read(self, weights: LoadedWeights, index: int, scope: tuple[int, int, int], number: int) -> None:
+        first, last, flags = scope
+        self.reads.add(weights.reads_at, (first, last, flags, number, -1, weights.number, index, 0))
+
+    def _scope(self, ranges: Ranges, special: bool) -> tuple[int, int, int] | None:
+        """Return the columns FIRST, LAST and FLAGS of a scope; None where it has no positions."""
+        flags = SPECIAL if special else 0
+        if not ranges:
+            return None
+        if len(ranges) == 1:
+            ((first, last),) = ranges
+            return min(first, FOREVER), min(last, FOREVER), flags
+        begin = self._runs.setdefault(tuple(ranges), len(self.ranges))
+        if begin == len(self.ranges):
+            self.ranges += ranges
+        return begin, begin + len(ranges), flags | MANY
+
+    def _instructions(self, form: Form, comparisons: Sequence[ComparisonSpec], column: int) -> None:
+        """Add a condition in postfix order: operands first, then what joins them."""
+        if isinstance(form, int):
+            comparison = comparisons[form]
+            self.code.append((Operation.COMPARE, column + form))
+            self.bounds.append((comparison.bound, 1.0 if comparison.above else -1.0))
+            return
+        kind, parts = form
+        for part in parts:
+            self._instructions(part, comparisons, column)
+        self.code.append((Operation[kind.upper()], len(parts)))
+        self.bounds.append((0.0, 0.0))
 
 
-class _ReadColumns:
-    """Collects the reads of a program, numbered as they are added."""
-
-    def __init__(self, loaded: Mapping[str, LoadedWeights]) -> None:
-        self._loaded = loaded
-        self._by_sae: dict[str, list[tuple[int, int, int, bool, int]]] = {}
-        self.num = 0
-
-    def add(self, sae: str, index: int, ranges: Ranges, special: bool) -> int:
-        feature, number = _checked(sae, index, self._loaded), self.num
-        self.num += 1
-        self._by_sae.setdefault(sae, []).extend((feature, start, end, special, number) for start, end in ranges)
-        return number
-
-    def columns(self) -> dict[str, ReadTable]:
-        columns = {}
-        for sae, reads in self._by_sae.items():
-            if reads:
-                feature, start, end, special, number = np.array(reads, np.int64).T
-                columns[sae] = ReadTable(feature, start, end, special.astype(np.bool_), number)
-        return columns
-
-
-def _rule(rule: RuleSpec, reads: _ReadColumns, loaded: Mapping[str, LoadedWeights], prompt_len: int) -> CompiledRule:
-    ranges = resolve_ranges(rule.tokens, prompt_len)
-
-    def read(comparison: ComparisonSpec) -> int:
-        return reads.add(comparison.sae, comparison.index, ranges, rule.special)
-
-    return CompiledRule(
-        form=rule.form,
-        reads=np.array([read(comparison) for comparison in rule.comparisons], np.int64),
-        bounds=np.array([comparison.bound for comparison in rule.comparisons], np.float32),
-        above=np.array([comparison.above for comparison in rule.comparisons], np.bool_),
-        ranges=ranges,
-        special=rule.special,
-        lasting=rule.lasting,
-        aborts=rule.aborts,
-        site_index=max(loaded[comparison.sae].site_index for comparison in rule.comparisons),
-    )
-
-
-def _readout(program: SteeringProgram, reads: _ReadColumns, prompt_len: int) -> CompiledReadout | None:
-    readout = program.readout
-    if readout is None:
-        return None
-    ranges = resolve_ranges(readout.tokens, prompt_len)
-    numbers = [reads.add(sae, index, ranges, readout.special) for sae, index in readout.features]
-    return CompiledReadout(np.array(numbers, np.int64), readout.saes, readout.top_k, ranges, readout.special)
+def _simplified(form: Form) -> Form:
+    """Leave out what changes nothing, so that a condition's length is bounded by that of its comparisons."""
+    if isinstance(form, int):
+        return form
+    kind, parts = form
+    simple: Any = tuple(map(_simplified, parts))
+    if kind != "not":
+        return simple[0] if len(simple) == 1 else (kind, simple)
+    (part,) = simple
+    return part[1][0] if not isinstance(part, int) and part[0] == "not" else ("not", simple)

@@ -2,8 +2,8 @@
 Worker process: the row cache, which has the rows of an SAE's features in use on the model's device. The whole SAE stays in
 the host's memory.
 
-The features that a step touches are known before it runs; missing ones are copied in then, in place of those that have not
-been touched for longest. `--max-features` bounds how many are in use at once, so it is the capacity of the cache.
+A running request holds the rows of its features from when it comes until it goes; missing ones are copied in then, in place
+of those that nobody has held for longest. `--max-features` bounds how many are in use at once, so it is the capacity.
 """
 
 from __future__ import annotations
@@ -32,40 +32,48 @@ class FeatureRowCache:
         self.whole, self._device = whole, device
         self._row_of = np.full(whole.d_sae, -1, np.int64)
         """(d_sae,), row of each feature; -1 where it is not in the cache."""
-        self._feature_of = np.full(min(capacity, whole.d_sae), -1, np.int64)
+        num_rows = min(capacity, whole.d_sae)
+        self._feature_of = np.full(num_rows, -1, np.int64)
         """(num_rows,), feature of each row; -1 where the row is free."""
-        self._last_touched = np.full(len(self._feature_of), -1, np.int64)
-        """(num_rows,), number of the step that last touched each row; -1: none has."""
-        self._step = 0
-        self.sae = self._empty(len(self._feature_of))
-        """The SAE that the op uses, whose features are the rows of the cache."""
+        self._num_holders = np.zeros(num_rows, np.int64)
+        """(num_rows,), requests that hold each row."""
+        self._given_back = np.full(num_rows, -1, np.int64)
+        """(num_rows,), when the last holder of each row went; -1: it has had none."""
+        self._now = 0
+        self.sae = self._empty(num_rows)
+        """The SAE that the tables go by, whose features are the rows of the cache."""
 
-    def ensure_resident(self, features: NDArray[np.int64]) -> None:
-        """Copy in the missing rows of the features that the coming step touches. Rows of earlier steps may be given up."""
+    def acquire(self, features: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Copy in missing rows of a request's features, hold them all, and return the rows, (num_features,)."""
         wanted = np.unique(features)
-        self._step += 1
-        loaded = self._row_of[wanted]
-        self._last_touched[loaded[loaded >= 0]] = self._step
-        missing = wanted[loaded < 0]
+        missing = wanted[self._row_of[wanted] < 0]
+        held = wanted[self._row_of[wanted] >= 0]
+        self._num_holders[self._row_of[held]] += 1  # first, so that they are not given up
         if missing.size:
-            self._copy_in(missing)
-
-    def rows(self, features: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Look up the rows of features that are in the cache."""
+            self._num_holders[self._copy_in(missing)] += 1
         return self._row_of[features]
 
-    def _copy_in(self, missing: NDArray[np.int64]) -> None:
-        while np.count_nonzero(self._last_touched < self._step) < len(missing):
+    def release(self, features: NDArray[np.int64]) -> None:
+        """Give back what `acquire` took."""
+        rows = self._row_of[np.unique(features)]
+        self._num_holders[rows] -= 1
+        self._now += 1
+        self._given_back[rows] = self._now
+
+    def _copy_in(self, missing: NDArray[np.int64]) -> NDArray[np.int64]:
+        while np.count_nonzero(self._num_holders == 0) < len(missing):
             self._grow()
+        idle = np.flatnonzero(self._num_holders == 0)
         # free rows come first, as -1 is the smallest
-        rows = np.argsort(self._last_touched, kind="stable")[: len(missing)]
+        rows = idle[np.argsort(self._given_back[idle], kind="stable")[: len(missing)]]
         given_up = self._feature_of[rows]
         self._row_of[given_up[given_up >= 0]] = -1
-        self._row_of[missing], self._feature_of[rows], self._last_touched[rows] = rows, missing, self._step
+        self._row_of[missing], self._feature_of[rows] = rows, missing
         brought = self.whole.rows(torch.from_numpy(missing))
         here = self.sae.rows()
         for whole, part in zip(here, brought, strict=True):
             whole[torch.from_numpy(rows).to(self._device)] = part.to(self._device)
+        return rows
 
     def _grow(self) -> None:
         """Double the capacity: requests whose clients went away run a few steps longer than they count as being in use."""
@@ -75,7 +83,8 @@ class FeatureRowCache:
             new[: len(old)] = old
         added = np.full(num - len(self._feature_of), -1, np.int64)
         self._feature_of = np.concatenate((self._feature_of, added))
-        self._last_touched = np.concatenate((self._last_touched, added))
+        self._given_back = np.concatenate((self._given_back, added))
+        self._num_holders = np.concatenate((self._num_holders, np.zeros_like(added)))
         self.sae = larger
 
     def _empty(self, num_rows: int) -> SAE:

@@ -1,15 +1,16 @@
 """
 Worker process: the adapter to vLLM's V1 model runner (`GPUModelRunner` and its CPU subclass).
 
-After `_prepare_inputs` the batch order of the step is fixed and the token ids are on the device; there the step inputs of
-every SAE and site are built. The step report leaves with the sampled tokens, in what `sample_tokens` returns.
+`_update_states` says which requests have gone. After `_prepare_inputs` the batch order of the step is fixed and the token
+ids are on the device; there tokens are mapped to programs. The step report leaves with the sampled tokens, in what
+`sample_tokens` returns.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,44 +23,69 @@ from saeclamp_server.engine.lifeline import begin_serving
 from saeclamp_server.engine.step_report import ATTRIBUTE, WIPED, RequestStepReport
 from saeclamp_server.engine.worker.kv_wipe import wipe_blocks
 from saeclamp_server.engine.worker.ops import HookState
-from saeclamp_server.engine.worker.pipeline_parallel import StageBoundary
+from saeclamp_server.engine.worker.pipeline_parallel import StageBoundary, StepContents
+from saeclamp_server.engine.worker.program_layout import FOREVER
+from saeclamp_server.engine.worker.program_tables import ProgramTables
 from saeclamp_server.engine.worker.prompt_means import PromptMeanRecorder
-from saeclamp_server.engine.worker.report_builder import abort_rule_slots, collect_step_report
-from saeclamp_server.engine.worker.request_states import RequestStates, ScheduledRequest
-from saeclamp_server.engine.worker.step_inputs import StepInputBuilder
-from saeclamp_server.engine.worker.step_plan import RequestSlice, StepLayout
+from saeclamp_server.engine.worker.readout_plan import RequestSlice, plan_top_features
+from saeclamp_server.engine.worker.report_builder import collect_step_report
+from saeclamp_server.engine.worker.request_states import RequestStates, SteeredRequest
+from saeclamp_server.engine.worker.step_tables import Batch, StepTables, map_tokens
+from saeclamp_server.engine.worker.top_features import TopFeatureFinder
+from saeclamp_server.engine.worker.torch_executor import TorchExecutor
 from saeclamp_server.steering.program import EXTRA_ARGS_KEY, RECORD_KEY
 
 
+class SteeringTables(NamedTuple):
+    """What a worker steers by."""
+
+    programs: ProgramTables
+    step: StepTables
+    executor: TorchExecutor
+    requests: RequestStates
+    top_features: TopFeatureFinder
+    prompt_means: PromptMeanRecorder
+
+
+class _BatchPrograms(NamedTuple):
+    """What the requests of a batch ask for; the same from step to step as long as the batch is."""
+
+    request_ids: Sequence[str]
+    """In the order of the batch."""
+    version: int
+    """Of the request states."""
+    program: Tensor
+    """(num_requests,) int32, on the device; -1: none"""
+    steered: Mapping[str, SteeredRequest]
+    telling: Sequence[tuple[int, str]]
+    """(place in the batch, id) of requests whose programs report on each step."""
+    recorded: Sequence[tuple[int, str]]
+    """The same of requests whose prompts are recorded."""
+    failures: Mapping[str, str]
+    """Reasons of requests that cannot be steered, by id."""
+    contents: StepContents
+
+
 class RunnerAdapter:
-    """Builds step inputs and collects step reports for one vLLM V1 runner, whose methods it wraps."""
+    """Maps tokens to programs and collects step reports for one vLLM V1 runner, whose methods it wraps."""
 
     def __init__(
         self,
         runner: Any,
-        input_builder: StepInputBuilder,
+        tables: SteeringTables,
         sites: Sequence[HookState],
-        requests: RequestStates,
-        prompt_means: PromptMeanRecorder,
         boundaries: tuple[StageBoundary | None, StageBoundary | None],
     ) -> None:
         """
         sites:      in the order of their numbers, at least one
         boundaries: to the pipeline stages before and behind this one
         """
-        self._runner = runner
-        self._input_builder = input_builder
-        self._sites = sites
-        self._step_outputs, self._edit_stats = sites[0].step_outputs, sites[0].edit_stats
-        self._requests, self._prompt_means = requests, prompt_means
+        self._runner, self._tables, self._sites = runner, tables, sites
         self._before, self._behind = boundaries
+        self._batch = self._last = self._nothing = self._programs_of([])
+        """Of the step's batch; without requests between steps. `_last` is that of the last step."""
         self._slices: dict[str, RequestSlice] = {}
-        """Slices of the step's steered requests, by request id, in the order of the batch; none between steps."""
-        self._layout = StepLayout([])
-        self._failures: dict[str, str] = {}
-        """Reasons why requests of the step cannot be steered, by request id."""
-        self._earlier: Tensor | None = None
-        """(num_rules,), first positions at which the step's aborting rules held at earlier stages; None without such."""
+        """Slices of the step's requests that report on it, by request id, in the order of the batch."""
         # methods of the instance, not of a subclass: vLLM's workers make the runner themselves
         self._vllm_update_states = runner._update_states
         self._vllm_prepare_inputs = runner._prepare_inputs
@@ -78,59 +104,93 @@ class RunnerAdapter:
         # these are n-gram drafts, the only ones that the server lets in: vLLM schedules synchronously then, so the accepted
         # tokens are on the host when it books them
         if runner.speculative_config is not None:
-            self._edit_stats.is_deferred = self._step_outputs.rule_states.is_deferred = True
             self._vllm_bookkeeping_sync = runner._bookkeeping_sync
-            runner._bookkeeping_sync = self._commit_accepted
+            runner._bookkeeping_sync = self._settle
 
     def _update_states(self, scheduler_output: Any) -> Any:
         begin_serving()  # at the first step the engine has started
         # before vLLM's own update, which may copy other blocks into those that are wiped
         wipe_blocks(self._runner, getattr(scheduler_output, WIPED, ()))
-        # before slices are made: an id that has ended may come again in this very step, as another request
-        self._requests.end(scheduler_output.finished_req_ids)
+        # before requests are admitted: an id that has ended may come again in this very step, as another request, and its
+        # number in the tables is free for one that comes
+        self._tables.requests.end(scheduler_output.finished_req_ids)
+        self._tables.requests.preempt(scheduler_output.preempted_req_ids or ())
         return self._vllm_update_states(scheduler_output)
 
     def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: NDArray[np.int32]) -> Any:
         prepared = self._vllm_prepare_inputs(scheduler_output, num_scheduled_tokens)
-        self._slices_of_step(num_scheduled_tokens)
-        # at later stages it comes afterwards, with the hidden states
-        self._earlier = None
-        self._layout = self._input_builder.build([*self._slices.values()], self._runner.input_ids.gpu)
+        runner, tables, request_ids = self._runner, self._tables, self._runner.input_batch.req_ids
+        if self._last.request_ids != request_ids or self._last.version != tables.requests.version:
+            self._last = self._programs_of(request_ids)
+        self._batch = self._last
+        if self._batch.steered:
+            num_requests, num_tokens = len(request_ids), int(num_scheduled_tokens.sum())
+            first_row = runner.query_start_loc.gpu[: num_requests + 1]
+            batch = Batch(self._batch.program, first_row, runner.positions, runner.input_ids.gpu, num_tokens)
+            map_tokens(batch, tables.programs, tables.step)
+        else:
+            tables.step.clear()
+        self._plan_what_is_shown(num_scheduled_tokens)
         self._choose_recorded_tokens(num_scheduled_tokens)
         return prepared
 
     def _dummy_run(self, *args: Any, **kwargs: Any) -> Any:
         # a dummy batch must not run the steps of the last real one
         self._forget_step()
-        self._prompt_means.begin_step()
-        self._layout = self._input_builder.build([], self._runner.input_ids.gpu)
+        self._tables.step.clear()
+        self._tables.prompt_means.begin_step()
+        self._tables.top_features.begin({}, self._tables.step)
         return self._vllm_dummy_run(*args, **kwargs)
 
-    def _slices_of_step(self, num_scheduled_tokens: NDArray[np.int32]) -> None:
-        requests, batch = self._runner.requests, self._runner.input_batch
-        self._slices, self._failures = {}, {}
-        self._prompt_means.begin_step()
-        first_row = 0
-        for index, (request_id, num_tokens) in enumerate(
-            zip(batch.req_ids, num_scheduled_tokens.tolist(), strict=True)
-        ):
-            request = requests[request_id]
-            params = request.sampling_params
-            if params is not None and params.extra_args and RECORD_KEY in params.extra_args:
-                asked, prompt_ids = params.extra_args[RECORD_KEY], request.prompt_token_ids or []
-                first = int(batch.num_computed_tokens_cpu[index])
-                self._prompt_means.point(asked, prompt_ids, first_row, num_tokens, first)
-            if params is not None and params.extra_args and EXTRA_ARGS_KEY in params.extra_args:
-                payload, prompt_ids = params.extra_args[EXTRA_ARGS_KEY], request.prompt_token_ids or []
-                position = int(batch.num_computed_tokens_cpu[index])
-                req_slice = self._requests.slice_of(
-                    ScheduledRequest(request_id, payload, prompt_ids, first_row, num_tokens, position)
+    def _programs_of(self, request_ids: Sequence[str]) -> _BatchPrograms:
+        """Admit the requests of a batch that are new, and find the programs of all."""
+        requests = self._tables.requests
+        numbers, steered, failures = [-1] * len(request_ids), dict[str, SteeredRequest](), dict[str, str]()
+        telling, recorded = [], []
+        for place, request_id in enumerate(request_ids):
+            request = self._runner.requests[request_id]
+            extra = (request.sampling_params and request.sampling_params.extra_args) or {}
+            if RECORD_KEY in extra:
+                recorded.append((place, request_id))
+            if EXTRA_ARGS_KEY not in extra:
+                continue
+            admitted = requests.admit(request_id, extra[EXTRA_ARGS_KEY], request.prompt_token_ids or [])
+            if admitted is None:
+                failures[request_id] = requests.failures[request_id][1]
+                continue
+            assert admitted.number is not None, "it runs"
+            numbers[place], steered[request_id] = admitted.number, admitted
+            if admitted.program.reports_steps:
+                telling.append((place, request_id))
+        programs = [one.program for one in steered.values()]
+        contents = StepContents(
+            [number for number in numbers if number >= 0],
+            max((program.num_reads for program in programs), default=0),
+            any(program.itemised for program in programs),
+        )
+        program = torch.tensor(numbers, dtype=torch.int32).to(self._runner.device)
+        return _BatchPrograms([*request_ids], requests.version, program, steered, telling, recorded, failures, contents)
+
+    def _plan_what_is_shown(self, num_scheduled_tokens: NDArray[np.int32]) -> None:
+        """Find the rows of those few requests of which the host must know them."""
+        tables, batch = self._tables, self._runner.input_batch
+        self._slices = {}
+        tables.prompt_means.begin_step()
+        if self._batch.telling or self._batch.recorded:
+            first_rows = (np.cumsum(num_scheduled_tokens) - num_scheduled_tokens).tolist()
+            for place, request_id in self._batch.telling:
+                num, position = int(num_scheduled_tokens[place]), int(batch.num_computed_tokens_cpu[place])
+                steered = self._batch.steered[request_id]
+                assert steered.number is not None, "it runs"
+                self._slices[request_id] = RequestSlice(
+                    steered.program, steered.number, first_rows[place], num, position
                 )
-                if req_slice is not None:
-                    self._slices[request_id] = req_slice
-                else:
-                    self._failures[request_id] = self._requests.failures[request_id][1]
-            first_row += num_tokens
+            for place, request_id in self._batch.recorded:
+                request = self._runner.requests[request_id]
+                asked = request.sampling_params.extra_args[RECORD_KEY]
+                num, position = int(num_scheduled_tokens[place]), int(batch.num_computed_tokens_cpu[place])
+                tables.prompt_means.point(asked, request.prompt_token_ids or [], first_rows[place], num, position)
+        tables.top_features.begin(plan_top_features(self._slices.values()), tables.step)
 
     def _choose_recorded_tokens(self, num_scheduled_tokens: NDArray[np.int32]) -> None:
         """Let recorders take prompt positions only: not padding, not generated tokens."""
@@ -144,30 +204,20 @@ class RunnerAdapter:
         for state in self._sites:
             state.recorder.rows = torch.from_numpy(np.concatenate(rows)).to(self._runner.device)
 
-    def _commit_accepted(self, scheduler_output: Any, *args: Any) -> Any:
+    def _settle(self, scheduler_output: Any, *args: Any) -> Any:
         # vLLM's booking appends the sampled tokens to the requests' output
-        num_before = {request_id: self._num_output(request_id) for request_id in self._slices}
+        num_before = {request_id: self._num_output(request_id) for request_id in self._batch.steered}
         booked = self._vllm_bookkeeping_sync(scheduler_output, *args)
         sampled: list[list[int]] = booked[3]
-        is_kept = torch.ones(scheduler_output.total_num_scheduled_tokens, dtype=torch.bool)
-        for request_id, req_slice in self._slices.items():
+        kept_to = torch.full((self._tables.programs.num_programs,), FOREVER, dtype=torch.int64)
+        for request_id, request in self._batch.steered.items():
             own = sampled[self._runner.input_batch.req_id_to_index[request_id]]
             # none in a step that computes only a part of the prompt, which has no drafts either
             if own:
+                num_kept = num_before[request_id] + self._num_kept(request_id, own, num_before[request_id])
                 # the answer's newest token is not counted: it has not been fed yet, or would not have been without drafts
-                end = (
-                    req_slice.prompt_len
-                    + num_before[request_id]
-                    + self._num_kept(request_id, own, num_before[request_id])
-                    - 1
-                )
-                is_kept[
-                    req_slice.first_row + max(0, end - req_slice.position) : req_slice.first_row + req_slice.num_tokens
-                ] = False
-                self._requests.roll_back(request_id, end)
-        is_kept = is_kept.to(self._runner.device)
-        self._edit_stats.commit_accepted(is_kept)
-        self._step_outputs.rule_states.commit_accepted(is_kept)
+                kept_to[request.number] = request.program.prompt_len + num_kept - 1
+        self._tables.executor.settle(kept_to.to(self._runner.device))
         return booked
 
     def _num_output(self, request_id: str) -> int:
@@ -183,33 +233,32 @@ class RunnerAdapter:
         return len(sampled)
 
     def _gather_intermediate_tensors(self, num_tokens: int, intermediate_tensors: Any, *args: Any) -> Any:
-        if intermediate_tensors is not None and self._slices:
+        if intermediate_tensors is not None and self._batch.steered:
             # before vLLM copies the tensors by their names, of which it knows the model's alone: `unpack` takes ours out
-            num_rules = len(abort_rule_slots(self._slices.values()))
-            self._earlier = self._before.unpack(intermediate_tensors.tensors, num_rules)  # type: ignore[union-attr]
+            self._before.unpack(intermediate_tensors.tensors, self._batch.contents)  # type: ignore[union-attr]
         return self._vllm_gather(num_tokens, intermediate_tensors, *args)
 
     def _execute_model(self, *args: Any, **kwargs: Any) -> Any:
         output = self._vllm_execute_model(*args, **kwargs)
-        if isinstance(output, IntermediateTensors) and self._slices:
-            output.tensors |= self._behind.pack(self._first_abort_positions())  # type: ignore[union-attr]
+        if isinstance(output, IntermediateTensors) and self._batch.steered:
+            output.tensors |= self._behind.pack(self._batch.contents)  # type: ignore[union-attr]
         self._forget_step()
         return output
 
-    def _first_abort_positions(self) -> Tensor:
-        """Return the first position at which each of the step's aborting rules held, at this stage or an earlier one."""
-        slots = torch.tensor(abort_rule_slots(self._slices.values()), dtype=torch.int64, device=self._runner.device)
-        first_aborts = self._step_outputs.rule_states.first(slots)
-        return first_aborts if self._earlier is None else torch.minimum(first_aborts, self._earlier)
-
     def _sample_tokens(self, grammar_output: Any) -> Any:
-        if not self._slices and not self._failures:
+        batch, tables = self._batch, self._tables
+        if not batch.steered and not batch.failures:
             return self._vllm_sample_tokens(grammar_output)
-        # taken before vLLM samples, which clears it, and whose booking (`_commit_accepted`) changes the rule states
+        # taken before vLLM samples, which clears it, and whose booking (`_settle`) changes the tables
         state = self._runner.execute_model_state
-        last_hidden = None if state is None else state.hidden_states
         fetch_report = collect_step_report(
-            self._slices, self._layout, self._step_outputs, self._first_abort_positions(), self._failures, last_hidden
+            self._slices,
+            {one.number: request_id for request_id, one in batch.steered.items() if one.number is not None},
+            tables.programs,
+            tables.step,
+            tables.top_features.found,
+            batch.failures,
+            None if state is None else state.hidden_states,
         )
         fetch = fetch_report and self._noting_failures(fetch_report)
         output = self._vllm_sample_tokens(grammar_output)
@@ -226,20 +275,21 @@ class RunnerAdapter:
     def _noting_failures(
         self, fetch: Callable[[], dict[str, RequestStepReport]]
     ) -> Callable[[], dict[str, RequestStepReport]]:
+        requests = self._tables.requests
         # looked up now: when a report is fetched asynchronously, its request may have ended here
-        keys = {name: key for name in self._slices if (key := self._requests.key(name)) is not None}
+        keys = {name: request.key for name, request in self._batch.steered.items()}
 
         def fetch_and_note() -> dict[str, RequestStepReport]:
             report = fetch()
             for request_id, one in report.items():
                 if one.failure is not None and request_id in keys:
-                    self._requests.fail(request_id, keys[request_id], one.failure)
+                    requests.fail(request_id, keys[request_id], one.failure)
             return report
 
         return fetch_and_note
 
     def _forget_step(self) -> None:
-        self._slices, self._failures = {}, {}
+        self._batch, self._slices = self._nothing, {}
 
 
 class AsyncOutputWithReport(AsyncModelRunnerOutput):

@@ -1,84 +1,102 @@
 """
-Worker process: sends step outputs from one pipeline stage to the next, beside vLLM's hidden states.
+Worker process: sends what was read and judged from one pipeline stage to the next, beside vLLM's hidden states.
 
-Every stage plans the whole step, with the same rows at the same places, and runs the ops of its own layers. Later layers
-need of earlier ones: activations, verdicts of rules, first positions of aborting rules, and the activations of SAEs that
-write at a later stage. The step report, which the last stage makes, also needs the strongest features and the items.
+Every stage has the same requests under the same numbers, and runs the ops of its own layers. Later layers need of earlier
+ones: activations, verdicts of rules, the positions since which lasting rules hold, and the activations of SAEs that write at
+a later stage. The step report, which the last stage makes, also needs the strongest features and the edits that are shown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from saeclamp_saes.clamping import ReadActs
-from saeclamp_server.engine.worker.ops import LoadedSAE
-from saeclamp_server.engine.worker.step_outputs import StepOutputs, TopFeatures
+from saeclamp_server.engine.worker.loaded_sae import LoadedSAE
+from saeclamp_server.engine.worker.program_tables import ProgramTables
+from saeclamp_server.engine.worker.step_tables import StepTables
+from saeclamp_server.engine.worker.top_features import TopFeatureFinder, TopFeatures
 
 FLOATS = "saeclamp_floats"
 INTS = "saeclamp_ints"
 """Names of the two tensors that are sent. They are flat, because vLLM sends few at once between processes on a CPU."""
 
 
-class StageBoundary:
-    """Boundary between two pipeline stages. Both sides have the same plan, so what is sent needs no shapes."""
+class StepContents(NamedTuple):
+    """What the tables hold of a step, as all stages know it on the host."""
 
-    def __init__(self, layer: int, saes: Sequence[LoadedSAE], step_outputs: StepOutputs) -> None:
+    programs: Sequence[int] = ()
+    """Numbers of the step's programs, in the order of the batch."""
+    num_reads: int = 0
+    """Columns of activations that are used."""
+    shows_edits: bool = False
+
+
+class StageBoundary:
+    """Boundary between two pipeline stages. Both sides have the same step, so what is sent needs no shapes."""
+
+    def __init__(
+        self,
+        layer: int,
+        saes: Sequence[LoadedSAE],
+        programs: ProgramTables,
+        step: StepTables,
+        top_features: TopFeatureFinder,
+    ) -> None:
         """`layer` is the first one behind the boundary."""
         self._read = [loaded for loaded in saes if loaded.sae.reads[-1].layer < layer]
-        self._crossing = [loaded for loaded in self._read if any(site.layer >= layer for site in loaded.sae.writes)]
-        self._step_outputs = step_outputs
+        self._carries = any(
+            loaded.sae.writes != loaded.sae.reads and any(site.layer >= layer for site in loaded.sae.writes)
+            for loaded in self._read
+        )
+        self._programs, self._step, self._top_features = programs, step, top_features
 
-    def pack(self, first_aborts: Tensor) -> dict[str, Tensor]:
-        """
-        Pack the step outputs of the stages in front of the boundary, by the tensors' names.
-
-        first_aborts: (num_rules,) int64, first position at which each of the step's aborting rules held
-        """
-        floats, ints = [self._step_outputs.acts, self._step_outputs.verdicts, self._step_outputs.items], [first_aborts]
-        for loaded in self._with_edits():
-            assert loaded.before is not None, "an SAE reads before it writes"
-            floats += loaded.before
-        for loaded in self._with_top():
-            top = self._step_outputs.top[loaded.name]
-            floats.append(top.acts)
-            ints.append(top.features)
+    def pack(self, contents: StepContents) -> dict[str, Tensor]:
+        """Pack what the stages in front of the boundary have found, by the tensors' names."""
+        floats, ints = self._tables(contents)
+        top = [self._top_features.found[name] for name in self._with_top()]
         return {
-            FLOATS: torch.cat([part.flatten() for part in floats]),
-            INTS: torch.cat([part.flatten() for part in ints]),
+            FLOATS: torch.cat([part.flatten() for part in (*floats, *(found.acts for found in top))]),
+            INTS: torch.cat([part.flatten() for part in (*ints, *(found.features for found in top))]),
         }
 
-    def unpack(self, sent: dict[str, Tensor], num_rules: int) -> Tensor:
+    def unpack(self, sent: dict[str, Tensor], contents: StepContents) -> None:
         """
-        Take our tensors out of `sent`, and put them into the step outputs of this stage; return `first_aborts` as in `pack`.
+        Take our tensors out of `sent`, and put them into the tables of this stage, whose step has been mapped.
 
-        The step inputs must have been built. Raises RuntimeError when the other side had another plan.
+        Raises RuntimeError when the other side had another step.
         """
         # copies: the next step may be received into the same memory
         floats, ints = _FlatTensorReader(sent.pop(FLOATS).clone()), _FlatTensorReader(sent.pop(INTS).clone())
-        self._step_outputs.acts = floats.take(len(self._step_outputs.acts))
-        self._step_outputs.verdicts = floats.take(len(self._step_outputs.verdicts))
-        self._step_outputs.items = floats.take(self._step_outputs.items.numel()).view(-1, 2)
-        first_aborts = ints.take(num_rules)
-        for loaded in self._with_edits():
-            num_pairs = len(loaded.step.slot)  # type: ignore[union-attr]
-            loaded.before = ReadActs(floats.take(num_pairs), floats.take(num_pairs))
-        for loaded in self._with_top():
-            top = loaded.step.top  # type: ignore[union-attr]
-            shape = len(top.token), min(top.top_k, loaded.whole.d_sae)  # type: ignore[union-attr]
-            acts, features = (part.take(shape[0] * shape[1]).view(shape) for part in (floats, ints))
-            self._step_outputs.top[loaded.name] = TopFeatures(acts, features)
+        own_floats, (_, own_held) = self._tables(contents)
+        for table in own_floats:
+            table.copy_(floats.take(table.shape))
+        self._step.verdicts[: self._step.num_tokens] = ints.take((self._step.num_tokens,)).int()
+        # a rule is judged at one stage; the others hear of it here
+        held = torch.minimum(own_held, ints.take(own_held.shape))
+        self._programs.first_held[list(contents.programs)] = held.int()
+        for name in self._with_top():
+            wanted = self._top_features.wanted[name]
+            (whole,) = [loaded.whole for loaded in self._read if loaded.name == name]
+            shape = len(wanted.rows), min(wanted.top_k, whole.d_sae)
+            self._top_features.found[name] = TopFeatures(floats.take(shape), ints.take(shape))
         if not floats.is_empty or not ints.is_empty:
-            raise RuntimeError("Two pipeline stages have planned a step differently.")
-        return first_aborts
+            raise RuntimeError("Two pipeline stages have mapped a step differently.")
 
-    def _with_edits(self) -> list[LoadedSAE]:
-        return [loaded for loaded in self._crossing if loaded.step is not None and len(loaded.step.slot) > 0]
+    def _tables(self, contents: StepContents) -> tuple[list[Tensor], list[Tensor]]:
+        step, num = self._step, self._step.num_tokens
+        floats = [
+            step.acts[:num, : contents.num_reads],
+            step.items[: num if contents.shows_edits else 0],
+            step.carried[: num if self._carries else 0],
+        ]
+        held = self._programs.first_held[list(contents.programs)]
+        return floats, [step.verdicts[:num].long(), held.long()]
 
-    def _with_top(self) -> list[LoadedSAE]:
-        return [loaded for loaded in self._read if loaded.step is not None and loaded.step.top is not None]
+    def _with_top(self) -> list[str]:
+        return [loaded.name for loaded in self._read if loaded.name in self._top_features.wanted]
 
 
 class _FlatTensorReader:
@@ -91,6 +109,7 @@ class _FlatTensorReader:
     def is_empty(self) -> bool:
         return self._next == len(self._tensor)
 
-    def take(self, num: int) -> Tensor:
+    def take(self, shape: Sequence[int]) -> Tensor:
+        num = torch.Size(shape).numel()
         self._next += num
-        return self._tensor[self._next - num : self._next]
+        return self._tensor[self._next - num : self._next].view(*shape)

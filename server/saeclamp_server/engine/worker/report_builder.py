@@ -1,78 +1,71 @@
-"""Worker process: makes the step report of each request, from the step outputs on the device."""
+"""Worker process: makes the step report of each request, from the step tables on the device."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from saeclamp_server.engine.step_report import ReadoutChunk, RequestStepReport
-from saeclamp_server.engine.worker.read_plan import plan_shown
-from saeclamp_server.engine.worker.step_outputs import StepOutputs
-from saeclamp_server.engine.worker.step_plan import RequestSlice, StepLayout
-from saeclamp_server.steering.token_ranges import NO_END
-
-
-def abort_rule_slots(slices: Iterable[RequestSlice]) -> list[int]:
-    """List the slots, in the rule state, of the rules that end an answer."""
-    return [slot for req_slice in slices for slot in _aborting(req_slice)]
+from saeclamp_server.engine.worker.program_layout import FOREVER, NUM_EDITS
+from saeclamp_server.engine.worker.program_tables import ProgramTables
+from saeclamp_server.engine.worker.readout_plan import RequestSlice, plan_shown
+from saeclamp_server.engine.worker.step_tables import StepTables
+from saeclamp_server.engine.worker.top_features import TopFeatures
 
 
 def collect_step_report(
-    slices: Mapping[str, RequestSlice],
-    layout: StepLayout,
-    step_outputs: StepOutputs,
-    first_aborts: Tensor,
+    telling: Mapping[str, RequestSlice],
+    steered: Mapping[int, str],
+    programs: ProgramTables,
+    step: StepTables,
+    top: Mapping[str, TopFeatures],
     failures: Mapping[str, str],
     last_hidden: Tensor | None = None,
 ) -> Callable[[], dict[str, RequestStepReport]] | None:
     """
-    Keep a forward's outputs, and return the function that makes step reports of them, by request id; None without any.
+    Copy a forward's outputs, and return the function that makes step reports of them, by request id; None without any.
 
-    The function fetches from the device. It may be called later, when the next step's outputs have been allocated.
+    The function fetches from the device. It may be called later, when the next step has begun.
 
-    slices:       of all steered requests of the step, by request id, in the order of the batch
-    layout:       of these slices
-    step_outputs: the step outputs
-    first_aborts: (num_rules,), for each of `abort_rule_slots` the first position at which its rule held
-    failures:     reasons of requests that cannot be steered, by request id
-    last_hidden:  (num_tokens, width), the model's last hidden states
+    telling:     requests of the step whose programs report on each step, in the order of the batch
+    steered:     id of each steered request of the step, by the number of its program
+    top:         strongest features of the tokens that show them, by SAE, in the order of the batch
+    failures:    reasons of requests that cannot be steered, by request id
+    last_hidden: (num_tokens, width), the model's last hidden states
     """
-    telling = {request_id: req_slice for request_id, req_slice in slices.items() if req_slice.program.reports_steps}
-    editing = {request_id: req_slice for request_id, req_slice in slices.items() if req_slice.program.num_edits}
-    if not telling and not editing and not failures:
+    if not steered and not failures:
         return None
-    # references, because the next step replaces the tensors in the step outputs, and leaves these as they are
-    acts, items, top = step_outputs.acts, step_outputs.items, dict(step_outputs.top)
-    starts = dict(zip(slices, zip(layout.first_act.tolist(), layout.first_item.tolist(), strict=True), strict=True))
-    is_lost = _lost(step_outputs, last_hidden) if editing else step_outputs.lost
+    # copies, because the next step writes to the same tables
+    num = step.num_tokens
+    is_lost = _is_lost(programs, step, last_hidden)
+    program, position = step.program[:num].clone(), step.position[:num].clone()
+    num_reads = max((req_slice.program.num_reads for req_slice in telling.values()), default=0)
+    acts = step.acts[:num, :num_reads].clone()
+    shows_edits = any(req_slice.program.itemised for req_slice in telling.values())
+    items = step.items[: num if shows_edits else 0].clone()
+    first_held = programs.first_held[[req_slice.number for req_slice in telling.values()]]
 
     def fetch() -> dict[str, RequestStepReport]:
         report = {request_id: RequestStepReport(0, 0, failure=reason) for request_id, reason in failures.items()}
-        report |= _lost_requests(editing, is_lost.cpu().numpy())
-        all_firsts, all_acts, all_items = first_aborts.tolist(), acts.cpu().numpy(), items.cpu().numpy()
+        report |= _lost_requests(steered, program, position, is_lost)
+        all_acts, all_items, all_first = acts.cpu().numpy(), items.cpu().numpy(), first_held.cpu().numpy()
         tops = {sae: _TopFeatureReader(found.acts.tolist(), found.features.tolist()) for sae, found in top.items()}
-        next_first = 0
-        for request_id, req_slice in telling.items():
-            num = len(_aborting(req_slice))
-            first = min(all_firsts[next_first : next_first + num], default=NO_END)
-            next_first += num
-            first_act, first_item = starts[request_id]
-            readout = _readout_chunk(  # also of a request that is lost: the rows of strongest features are taken in order
-                req_slice,
-                all_acts[first_act : first_act + req_slice.num_tokens * req_slice.program.num_reads],
-                all_items[first_item : first_item + req_slice.num_tokens * req_slice.program.num_items],
-                tops,
+        for (request_id, req_slice), held in zip(telling.items(), all_first, strict=True):
+            rows = slice(req_slice.first_row, req_slice.first_row + req_slice.num_tokens)
+            # also of a request that is lost: the rows of strongest features are taken in order
+            readout = _readout_chunk(req_slice, all_acts[rows], all_items[rows], tops)
+            first = min(
+                (int(held[n]) for n, rule in enumerate(req_slice.program.rules) if rule.aborts), default=FOREVER
             )
             if request_id not in report:
                 report[request_id] = RequestStepReport(
                     position=req_slice.position,
                     num_tokens=req_slice.num_tokens,
-                    abort=None if first == NO_END else first,
+                    abort=None if first == FOREVER else first,
                     readout=readout,
                 )
         return report
@@ -80,32 +73,33 @@ def collect_step_report(
     return fetch
 
 
-def _lost(step_outputs: StepOutputs, last_hidden: Tensor | None) -> Tensor:
+def _is_lost(programs: ProgramTables, step: StepTables, last_hidden: Tensor | None) -> Tensor:
     """
-    Find the rows of tokens whose vectors are not finite, or were too long: (num_rows,) bool, on the device.
+    Find the rows of tokens whose vectors are not finite, or were too long: (num_tokens,) bool, on the device.
 
     A vector that becomes infinite behind an edit stays so: each layer adds to the residual stream, and attends to the token
     itself. So the last hidden state tells whether all keys and values of its token are finite.
     """
+    num = step.num_tokens
     if last_hidden is None:
-        return step_outputs.lost
-    # the batch is longer where unsteered requests and padding follow
-    return step_outputs.lost | ~last_hidden[: len(step_outputs.lost)].isfinite().all(dim=1)
+        return step.is_lost[:num].clone()
+    program = step.program[:num]
+    # of requests that are not edited nothing is asked; whatever their vectors are is the model's own
+    is_edited = (program >= 0) & (programs.headers[program, NUM_EDITS] > 0)
+    is_lost: Tensor = step.is_lost[:num] | (is_edited & ~last_hidden[:num].isfinite().all(dim=1))
+    return is_lost
 
 
-def _lost_requests(editing: Mapping[str, RequestSlice], is_lost: NDArray[np.bool_]) -> dict[str, RequestStepReport]:
-    report = {}
-    for request_id, req_slice in editing.items():
-        lost = np.flatnonzero(is_lost[req_slice.first_row : req_slice.first_row + req_slice.num_tokens])
-        if lost.size:
-            position = req_slice.position + int(lost[0])
-            reason = f"its edits left no finite vector at position {position}; ask for smaller values"
-            report[request_id] = RequestStepReport(0, 0, failure=reason)
+def _lost_requests(
+    steered: Mapping[int, str], program: Tensor, position: Tensor, is_lost: Tensor
+) -> dict[str, RequestStepReport]:
+    rows = is_lost.cpu().nonzero()[:, 0]
+    report: dict[str, RequestStepReport] = {}
+    for number, at in zip(program.cpu()[rows].tolist(), position.cpu()[rows].tolist(), strict=True):
+        # the first position of each request, as positions ascend
+        reason = f"its edits left no finite vector at position {at}; ask for smaller values"
+        report.setdefault(steered[number], RequestStepReport(0, 0, failure=reason))
     return report
-
-
-def _aborting(req_slice: RequestSlice) -> list[int]:
-    return [req_slice.first_rule_slot + nth for nth, rule in enumerate(req_slice.program.rules) if rule.aborts]
 
 
 class _TopFeatureReader:
@@ -131,17 +125,17 @@ def _readout_chunk(
     """
     Make the readout of a slice from its parts of the step outputs; None for a request that shows nothing.
 
-    acts:  (num_tokens * num_reads,)
-    items: (num_tokens * num_items, 2)
+    acts:  (num_tokens, num_reads or more)
+    items: (num_tokens, EDITS, 2), NaN where an edit was not made; (0, ...) where no request of the step shows edits
     """
     program, readout = req_slice.program, req_slice.program.readout
     if readout is None and not program.itemised:
         return None
-    items = items.reshape(req_slice.num_tokens, program.num_items, 2)
+    items = items[:, : program.num_edits] if program.itemised else np.zeros((req_slice.num_tokens, 0, 2))
     is_shown = plan_shown(req_slice)
     # edits are shown wherever they were made, also outside the readout's ranges
     at = np.flatnonzero(is_shown | ~np.isnan(items[:, :, 0]).all(axis=1))
-    named = acts.reshape(req_slice.num_tokens, program.num_reads)[:, readout.reads if readout else []]
+    named = acts[:, readout.columns if readout else []]
     top: dict[str, list[list[tuple[int, float]] | None]] = {}
     if readout is not None:
         num_shown = int(is_shown.sum())

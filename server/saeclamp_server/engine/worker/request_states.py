@@ -1,22 +1,23 @@
 """
-Worker process: the steered requests that an engine is running, each with its compiled program and its slots, and the reports
-on those that have ended.
+Worker process: the steered requests that an engine is running, each with its compiled program and its number in the tables,
+and the reports on those that have ended.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saeclamp_server.engine.worker.compiled_program import CompiledProgram, LoadedWeights
-from saeclamp_server.engine.worker.edit_stats import EditStats
-from saeclamp_server.engine.worker.rule_state import RuleState
-from saeclamp_server.engine.worker.step_plan import RequestSlice
+from saeclamp_server.engine.worker.feature_row_cache import FeatureRowCache
+from saeclamp_server.engine.worker.program_layout import FEATURE, FOREVER, WEIGHTS
+from saeclamp_server.engine.worker.program_tables import Counters, ProgramTables
 from saeclamp_server.steering.program import SteeringProgram
 from saeclamp_server.steering.token_ranges import TokenRanges, resolve_ranges
 
@@ -24,6 +25,21 @@ UNCOLLECTED_BYTES = 32 << 20
 """Memory that reports on ended requests may take together until they are fetched; then the oldest are dropped."""
 MAX_ABANDONED = 1 << 12
 """Abandoned API calls that are remembered until their requests end here; more than may be running."""
+
+
+@dataclass(frozen=True)
+class EditStat:
+    """Statistics of one edit in one request."""
+
+    prompt: int
+    """Prompt positions edited in a forward pass (not those whose keys and values came from the prefix cache)."""
+    generated: int
+    """Generated positions edited."""
+    act_sum: float
+    dose_sum: float
+    act_max: float
+    dose_max: float
+    """0, like the other fields, where no position was edited in a forward pass."""
 
 
 @dataclass
@@ -38,9 +54,9 @@ class SteeringReport:
     at which the rule held when they were computed here.
     """
     tallies: list[dict[str, float]] = field(default_factory=list)
-    """Per edit: the fields of `edit_stats.EditStat`."""
+    """Per edit: the fields of `EditStat`."""
     fired: list[dict[str, Any] | None] = field(default_factory=list)
-    """Per rule: as `RuleState.read` returns it; None: it has not held."""
+    """Per rule: `position` at which it first held, the `acts` compared there, and `num_tokens`; None: it has not held."""
 
     @property
     def num_bytes(self) -> int:
@@ -49,103 +65,128 @@ class SteeringReport:
         return 500 + 600 * len(self.tallies) + 400 * len(self.fired) + 40 * num_acts
 
 
-class ScheduledRequest(NamedTuple):
-    """A steered request's part of a step, as vLLM's runner has it."""
-
-    request_id: str
-    payload: Mapping[str, Any]
-    """The request's value under `EXTRA_ARGS_KEY`: the key of its API call, and its program."""
-    prompt_ids: Sequence[int]
-    first_row: int
-    num_tokens: int
-    position: int
-
-
 @dataclass
-class _Request:
+class SteeredRequest:
+    """A request that has been registered."""
+
     key: str
     program: CompiledProgram
-    first_slot: int
-    first_rule_slot: int
     prompt: list[int | None]
     """Per edit: prompt positions in its token ranges; None for a rule's edit, which is counted on the device."""
-    counted: int = 0
-    """Positions below this have been counted in the request's slots."""
+    number: int | None
+    """Number of its program in the tables; None while it is preempted."""
+    counters: Counters | None = None
+    """Its counters while it is preempted."""
 
 
 class RequestStates:
     """
     The steered requests, by vLLM's request id.
 
-    A request is registered when the worker first sees it. One that cannot be registered or sliced is remembered as failed;
-    the scheduler then stops it, and its report carries the reason.
+    A request is registered when the worker first sees it. One that cannot be registered is remembered as failed; the
+    scheduler then stops it, and its report carries the reason.
     """
 
     def __init__(
         self,
         loaded: Mapping[str, LoadedWeights],
         special_ids: Sequence[int],
-        edit_stats: EditStats,
-        rule_states: RuleState,
+        tables: ProgramTables,
+        row_caches: Mapping[int, FeatureRowCache] | None = None,
         uncollected_bytes: int = UNCOLLECTED_BYTES,
     ) -> None:
-        self._loaded = loaded
+        """row_caches: by the number of the SAE"""
+        self._loaded, self._row_caches = loaded, row_caches or {}
         self._special_ids = np.array(sorted(special_ids), np.int64)
-        self._edit_stats = edit_stats
-        self._rule_states = rule_states
-        self._requests: dict[str, _Request] = {}
+        self._tables = tables
+        self._requests: dict[str, SteeredRequest] = {}
         self._ended = _UncollectedReports(uncollected_bytes)
         self._abandoned: dict[str, None] = {}
         """Keys of abandoned API calls, the oldest first."""
         self.failures: dict[str, tuple[str, str]] = {}
         """(key of the API call, reason), by id of failed requests that vLLM has not ended yet."""
+        self.version = 0
+        """Raised whenever a request gets a number in the tables, or loses it."""
 
-    def slice_of(self, scheduled: ScheduledRequest) -> RequestSlice | None:
-        """Return the request's slice of this step, or None when it has failed."""
-        if scheduled.request_id in self.failures:
+    def admit(self, request_id: str, payload: Mapping[str, Any], prompt_ids: Sequence[int]) -> SteeredRequest | None:
+        """
+        Return a request that runs, with its number in the tables; None when it has failed.
+
+        payload: the request's value under `EXTRA_ARGS_KEY`: the key of its API call, and its program
+        """
+        if request_id in self.failures:
             return None
         try:
-            return self._slice_of(scheduled)
+            return self._admit(request_id, payload, prompt_ids)
         except Exception as exc:  # noqa: BLE001 (the boundary of one request: its neighbours in the batch must go on)
-            self.failures[scheduled.request_id] = (str(scheduled.payload.get("key")), f"{type(exc).__name__}: {exc}")
+            self.failures[request_id] = (str(payload.get("key")), f"{type(exc).__name__}: {exc}")
             return None
 
-    def _slice_of(self, scheduled: ScheduledRequest) -> RequestSlice:
-        request = self._requests.get(scheduled.request_id)
+    def _admit(self, request_id: str, payload: Mapping[str, Any], prompt_ids: Sequence[int]) -> SteeredRequest:
+        request = self._requests.get(request_id)
         if request is None:
-            request = self._requests[scheduled.request_id] = self._register(scheduled.payload, scheduled.prompt_ids)
-        # the largest so far, as a preemption begins at position 0 again
-        counted, request.counted = request.counted, max(request.counted, scheduled.position + scheduled.num_tokens)
-        return RequestSlice(
-            request.program,
-            scheduled.first_row,
-            scheduled.num_tokens,
-            scheduled.position,
-            len(scheduled.prompt_ids),
-            counted,
-            request.first_slot,
-            request.first_rule_slot,
-        )
+            request = self._requests[request_id] = self._register(payload, prompt_ids)
+        elif request.number is None:  # it comes back after a preemption
+            assert request.counters is not None
+            request.number = self._enter(request.program)
+            self._tables.restore(request.number, request.counters)
+            request.counters = None
+        return request
 
-    def _register(self, payload: Mapping[str, Any], prompt_ids: Sequence[int]) -> _Request:
+    def _register(self, payload: Mapping[str, Any], prompt_ids: Sequence[int]) -> SteeredRequest:
         program = SteeringProgram.from_json(payload["program"])
         compiled = CompiledProgram.compile(program, self._loaded, len(prompt_ids))
         ordinary = ~np.isin(np.asarray(prompt_ids, np.int64), self._special_ids)
         ordinary[:1] = False  # position 0 is an attention sink, and treated as a special token
         prompt = [_count(ordinary | edit.special, edit.tokens) if edit.rule is None else None for edit in program.edits]
-        return _Request(
-            payload["key"],
-            compiled,
-            self._edit_stats.allocate(compiled.num_edits),
-            self._rule_states.allocate(len(compiled.rules)),
-            prompt,
-        )
+        return SteeredRequest(payload["key"], compiled, prompt, self._enter(compiled))
 
-    def roll_back(self, request_id: str, end: int) -> None:
-        """Count positions from `end` on anew: their tokens were drafts, and have been rejected."""
-        request = self._requests.get(request_id)
-        if request is not None:
-            request.counted = min(request.counted, end)
+    def _enter(self, program: CompiledProgram) -> int:
+        """Write a program into the tables, with the rows of its features where there is a row cache."""
+        features = [rows.ints[:, FEATURE].astype(np.int64) for rows in (program.edits, program.reads)]
+        for number, cached in self._cached_features(program):
+            in_cache = dict(zip(cached.tolist(), self._row_caches[number].acquire(cached).tolist(), strict=True))
+            for rows, column in zip((program.edits, program.reads), features, strict=True):
+                mine = rows.ints[:, WEIGHTS] == number
+                column[mine] = [in_cache[feature] for feature in rows.ints[mine, FEATURE].tolist()]
+        try:
+            entered = self._tables.add(program, features)
+        except BaseException:
+            self._release_rows(program)
+            raise
+        self.version += 1
+        return entered
+
+    def _leave(self, request: SteeredRequest) -> Counters:
+        """Take a program out of the tables, and return its counters."""
+        if request.number is None:
+            assert request.counters is not None
+            return request.counters
+        counters = self._tables.remove(request.number)
+        self._release_rows(request.program)
+        request.number = None
+        self.version += 1
+        return counters
+
+    def _release_rows(self, program: CompiledProgram) -> None:
+        for number, features in self._cached_features(program):
+            self._row_caches[number].release(features)
+
+    def _cached_features(self, program: CompiledProgram) -> list[tuple[int, NDArray[np.int64]]]:
+        """List the distinct features of a program, by SAE that has a row cache."""
+        ints = np.concatenate((program.edits.ints, program.reads.ints))
+        return [
+            (number, np.unique(ints[ints[:, WEIGHTS] == number, FEATURE]).astype(np.int64))
+            for number in self._row_caches
+            if (ints[:, WEIGHTS] == number).any()
+        ]
+
+    def preempt(self, request_ids: Iterable[str]) -> None:
+        """Give the numbers of preempted requests to others; their counters are kept until they come back."""
+        for request_id in request_ids:
+            request = self._requests.get(request_id)
+            if request is not None and request.number is not None:
+                request.counters = self._leave(request)
 
     def key(self, request_id: str) -> str | None:
         """Return the API call's key of a request that has been registered; None for others."""
@@ -155,6 +196,7 @@ class RequestStates:
     def fail(self, request_id: str, key: str, reason: str) -> None:
         """Remember that a step has failed a request; its later steps are not steered."""
         self.failures[request_id] = (key, reason)
+        self.version += 1
 
     def collect(self, keys: Iterable[str]) -> dict[str, dict[str, SteeringReport]]:
         """Return, and drop, the reports on all requests of some API calls, by key and request id."""
@@ -205,17 +247,29 @@ class RequestStates:
 
     def _close(self, request_id: str) -> SteeringReport:
         request = self._requests.pop(request_id)
-        num_edits = request.program.num_edits
-        tallies = [vars(tally) for tally in self._edit_stats.read(request.first_slot, num_edits)]
-        self._edit_stats.release(request.first_slot, num_edits)
-        rules = request.program.rules
-        fired = self._rule_states.read(request.first_rule_slot, [len(rule.reads) for rule in rules])
-        self._rule_states.release(request.first_rule_slot, len(rules))
-        prompt = [
-            int(tally["prompt"]) if count is None else count
-            for count, tally in zip(request.prompt, tallies, strict=True)
-        ]
-        return SteeringReport(prompt=prompt, tallies=tallies, fired=fired)
+        counters = self._leave(request)
+        stats = _edit_stats(counters, request.program.num_edits)
+        prompt = [stat.prompt if count is None else count for count, stat in zip(request.prompt, stats, strict=True)]
+        fired = [_fired(counters, nth, rule.num_comparisons) for nth, rule in enumerate(request.program.rules)]
+        return SteeringReport(prompt=prompt, tallies=[vars(stat) for stat in stats], fired=fired)
+
+
+def _edit_stats(counters: Counters, num_edits: int) -> list[EditStat]:
+    return [
+        EditStat(int(prompt), int(generated), act_sum, dose_sum, *(peak if peak > -math.inf else 0.0 for peak in both))
+        for (prompt, generated, act_sum, dose_sum), both in zip(
+            counters.sums[:num_edits].tolist(), counters.peaks[:num_edits].tolist(), strict=True
+        )
+    ]
+
+
+def _fired(counters: Counters, rule: int, num_comparisons: int) -> dict[str, Any] | None:
+    position = int(counters.first_held[rule])
+    if position == FOREVER:
+        return None
+    acts = counters.first_acts[rule, :num_comparisons].tolist()
+    # a rule may hold only at tokens that are computed again after a preemption, which are not counted twice
+    return {"position": position, "acts": acts, "num_tokens": max(1, int(counters.num_held[rule]))}
 
 
 class _UncollectedReports:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from saeclamp_saes import SAE, Site
-from saeclamp_server.engine.worker.ops import LoadedSAE
+from saeclamp_server.engine.worker.loaded_sae import LoadedSAE
 
 
 def make_vector_bank(name: str, site: Site, width: int, capacity: int, device: torch.device) -> LoadedSAE:

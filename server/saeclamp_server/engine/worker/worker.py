@@ -21,17 +21,18 @@ from saeclamp_saes.lm.token_mask import scored_token_mask
 from saeclamp_server.engine.lifeline import tie_to_server
 from saeclamp_server.engine.worker import decoder_queries
 from saeclamp_server.engine.worker.compiled_program import LoadedWeights, vector_key
-from saeclamp_server.engine.worker.edit_stats import EditStats
 from saeclamp_server.engine.worker.feature_row_cache import FeatureRowCache
 from saeclamp_server.engine.worker.hooks import WHOLE_STREAM, SiteHooks
-from saeclamp_server.engine.worker.model_runner import RunnerAdapter
-from saeclamp_server.engine.worker.ops import HookState, LoadedSAE, register_site
+from saeclamp_server.engine.worker.loaded_sae import LoadedSAE
+from saeclamp_server.engine.worker.model_runner import RunnerAdapter, SteeringTables
+from saeclamp_server.engine.worker.ops import HookState, register_site
 from saeclamp_server.engine.worker.pipeline_parallel import StageBoundary
+from saeclamp_server.engine.worker.program_tables import ProgramTables
 from saeclamp_server.engine.worker.prompt_means import PromptMeanRecorder
 from saeclamp_server.engine.worker.request_states import RequestStates
-from saeclamp_server.engine.worker.rule_state import RuleState
-from saeclamp_server.engine.worker.step_inputs import StepInputBuilder
-from saeclamp_server.engine.worker.step_outputs import StepOutputs
+from saeclamp_server.engine.worker.step_tables import StepTables
+from saeclamp_server.engine.worker.top_features import TopFeatureFinder
+from saeclamp_server.engine.worker.torch_executor import TorchExecutor
 from saeclamp_server.engine.worker.vector_bank import make_vector_bank, set_row
 from saeclamp_server.engine.worker.vector_recorder import Recorded
 from saeclamp_server.engine.worker_config import CONFIG_KEY
@@ -62,36 +63,54 @@ class SteeringWorker:
         saes = [self._load(sae, layout.layers) for sae in config["saes"]]
         vector_banks = [_vector_bank(place, self.device) for place in config["places"]]
         everything = [*saes, *vector_banks]
-        edit_stats, step_outputs = EditStats(self.device), StepOutputs(RuleState(self.device))
-        # also those of other pipeline stages: a rule is evaluated at the last site that it reads, wherever that is
+        # also those of other pipeline stages: a rule is judged at the last site that it reads, wherever that is
         sites = layout.sort_sites([site for loaded in everything for site in (*loaded.sae.reads, *loaded.sae.writes)])
         layout.attach(sites)
-        states = [_hook_state(site, everything, edit_stats, step_outputs, layout) for site in sites]
         # a bank has no hash: it is never named in a program, only its rows are, each with its vector's own hash
         hashes = [*(sae["sha256"] for sae in config["saes"]), *("" for _ in vector_banks)]
         weights_by_name = {
             loaded.name: LoadedWeights(
-                loaded.whole.d_sae, sha256, sites.index(layout.canonical_site(loaded.sae.reads[-1]))
+                loaded.whole.d_sae,
+                sha256,
+                number,
+                reads_at=sites.index(layout.canonical_site(loaded.sae.reads[-1])),
+                writes_at=tuple(sites.index(layout.canonical_site(site)) for site in loaded.sae.writes),
             )
-            for loaded, sha256 in zip(everything, hashes, strict=True)
+            for number, (loaded, sha256) in enumerate(zip(everything, hashes, strict=True))
         }
-        for number, state in enumerate(states):
-            register_site(number, state)
         # tokenizers may know special tokens beyond the model's vocabulary
         is_special = torch.zeros(
             max([self.vllm_config.model_config.get_vocab_size(), *config["special_ids"]]) + 1, dtype=torch.bool
         )
         is_special[torch.tensor(config["special_ids"], dtype=torch.long)] = True
-        self._saes, self._states, self._is_special, self._layout = saes, states, is_special, layout
+        self._saes, self._is_special, self._layout = saes, is_special, layout
         self._vector_banks, self._loaded = vector_banks, weights_by_name
-        self._requests = RequestStates(weights_by_name, config["special_ids"], edit_stats, step_outputs.rule_states)
-        input_builder = StepInputBuilder(everything, states, step_outputs, is_special.to(self.device))
-        boundaries = _stage_boundaries(layout.layers, everything, step_outputs)
-        self._prompt_means = PromptMeanRecorder(is_special, self.device)
-        for state in states:
-            state.prompt_means = self._prompt_means
-        self._steered_runner = RunnerAdapter(
-            self.model_runner, input_builder, states, self._requests, self._prompt_means, boundaries
+        tables = self._make_tables(everything, len(sites), config["special_ids"])
+        self._requests, self._prompt_means = tables.requests, tables.prompt_means
+        self._states = [_hook_state(site, everything, tables, layout) for site in sites]
+        for number, state in enumerate(self._states):
+            register_site(number, state)
+        boundaries = _stage_boundaries(layout.layers, everything, tables)
+        self._steered_runner = RunnerAdapter(self.model_runner, tables, self._states, boundaries)
+
+    def _make_tables(self, everything: Sequence[LoadedSAE], num_sites: int, special_ids: list[int]) -> SteeringTables:
+        """
+        Make what this worker steers by.
+
+        everything: SAEs and vector banks, in the order of their numbers
+        """
+        scheduler, weights = self.vllm_config.scheduler_config, [*self._loaded.values()]
+        programs = ProgramTables(scheduler.max_num_seqs, num_sites, weights, self.device)
+        carries = any(one.is_carried for one in weights)
+        step = StepTables(scheduler.max_num_batched_tokens, self._is_special.to(self.device), carries)
+        row_caches = {n: loaded.row_cache for n, loaded in enumerate(everything) if loaded.row_cache is not None}
+        return SteeringTables(
+            programs,
+            step,
+            TorchExecutor(programs, step, everything, is_deferred=self.vllm_config.speculative_config is not None),
+            RequestStates(self._loaded, special_ids, programs, row_caches),
+            TopFeatureFinder(),
+            PromptMeanRecorder(self._is_special, self.device),
         )
 
     def _load(self, sae: dict[str, Any], layers: range) -> LoadedSAE:
@@ -102,8 +121,7 @@ class SteeringWorker:
         # each activation of a TopK SAE depends on all rows of the encoder
         if sae["num_rows"] is None or whole.top_k is not None:
             return LoadedSAE(sae["name"], whole.to(self.device))
-        row_cache = FeatureRowCache(whole, sae["num_rows"], self.device)
-        return LoadedSAE(sae["name"], row_cache.sae, row_cache)
+        return LoadedSAE(sae["name"], whole, FeatureRowCache(whole, sae["num_rows"], self.device))
 
     def strongest_features(self, name: str, count: int) -> list[int]:
         """Find the features with the longest decoder rows; a dead feature's row may be zero, and show no edit."""
@@ -138,7 +156,7 @@ class SteeringWorker:
             del self._loaded[key]
         # a copy, because torch takes no read-only bytes without a warning
         set_row(sae, row, torch.frombuffer(bytearray(direction), dtype=torch.float32))
-        self._loaded[vector_key(name, sha256)] = LoadedWeights(1, sha256, self._loaded[place].site_index, (place, row))
+        self._loaded[vector_key(name, sha256)] = self._loaded[place]._replace(d_sae=1, sha256=sha256, row=(place, row))
 
     def start_recording(self) -> None:
         """Record vectors and norms at every site, until `quick_check` takes them."""
@@ -208,13 +226,13 @@ class SteeringWorker:
 
 
 def _stage_boundaries(
-    layers: range, saes: Sequence[LoadedSAE], step_outputs: StepOutputs
+    layers: range, saes: Sequence[LoadedSAE], tables: SteeringTables
 ) -> tuple[StageBoundary | None, StageBoundary | None]:
     """Make the boundaries to the pipeline stages before and behind this one, which has `layers`."""
-    group = get_pp_group()
+    group, shared = get_pp_group(), (saes, tables.programs, tables.step, tables.top_features)
     return (
-        None if group.is_first_rank else StageBoundary(layers.start, saes, step_outputs),
-        None if group.is_last_rank else StageBoundary(layers.stop, saes, step_outputs),
+        None if group.is_first_rank else StageBoundary(layers.start, *shared),
+        None if group.is_last_rank else StageBoundary(layers.stop, *shared),
     )
 
 
@@ -261,20 +279,13 @@ def _median(norms: Tensor, position: Tensor, is_special: Tensor) -> float | None
     return float(norms[counted].median()) if counted.any() else None
 
 
-def _hook_state(
-    site: Site, saes: list[LoadedSAE], edit_stats: EditStats, step_outputs: StepOutputs, layout: SiteHooks
-) -> HookState:
+def _hook_state(site: Site, saes: Sequence[LoadedSAE], tables: SteeringTables, layout: SiteHooks) -> HookState:
     return HookState(
         site=site,
-        edit_stats=edit_stats,
-        step_outputs=step_outputs,
+        executor=tables.executor,
+        top_features=tables.top_features,
+        prompt_means=tables.prompt_means,
         reads=[loaded for loaded in saes if site in map(layout.canonical_site, loaded.sae.reads)],
-        writes=[
-            (loaded, number)
-            for loaded in saes
-            for number, written in enumerate(loaded.sae.writes)
-            if layout.canonical_site(written) == site
-        ],
         whole_stream=site.point in WHOLE_STREAM,
         norm_eps=layout.norm_eps(site),
     )

@@ -1,0 +1,51 @@
+"""
+Worker process: the layout of the program tables: capacities of a program, columns of a row, flags, and operations of
+conditions. Imports nothing of torch or vLLM; the compiler, both executors and their tests go by it.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from saeclamp.types import MAX_INTERVENTIONS, MAX_READ, MAX_RULES, MAX_TESTS
+from saeclamp_server.steering.token_ranges import MAX_RANGES
+
+FOREVER = 2**31 - 1
+"""Position beyond all others."""
+
+EDITS = MAX_INTERVENTIONS
+"""Edits of a program, at most; and so are those that follow."""
+RULES = MAX_RULES
+READS = MAX_READ + MAX_RULES * MAX_TESTS
+"""Activations that are read by name."""
+INSTRUCTIONS = MAX_RULES * 4 * MAX_TESTS
+"""Of n comparisons at most n - 1 are joined, and one of each 2n - 1 is negated: fewer than 4n instructions a rule."""
+RANGES = MAX_RANGES
+
+FIRST, LAST, FLAGS, NUMBER = range(4)
+"""
+Columns of every row. First position and the one behind the last; with MANY, the same of a run of ranges. Number of the edit
+or rule in its program, or the column in which an activation is kept.
+"""
+RULE, WEIGHTS, FEATURE, WRITE = range(4, 8)
+"""Columns of edits and reads. RULE is -1 without one; WEIGHTS numbers SAEs and banks, WRITE the sites that one writes to."""
+BEGIN, END, COLUMN, COMPARISONS = range(4, 8)
+"""Columns of rules: the condition's instructions, the column of its first activation, and their number."""
+
+MANY, SPECIAL, LASTING, CARRIED = 1, 2, 4, 8
+"""Flags: several ranges; special tokens and position 0 too; the rule holds on; the activation is kept for another site."""
+
+PROMPT_LEN, NUM_EDITS, COUNTED_TO, REACHED = range(4)
+"""
+Columns of a program's header. Positions below COUNTED_TO were counted in an earlier step, and are computed again after a
+preemption; REACHED is behind the last position computed so far.
+"""
+
+
+class Operation(IntEnum):
+    """Operation of an instruction. The operand is the column of an activation, or the number of joined parts."""
+
+    COMPARE = 0
+    ALL = 1
+    ANY = 2
+    NOT = 3

@@ -1,0 +1,199 @@
+"""
+Worker process: the program tables, in which the model's device finds what each running request asks for.
+
+They are allocated once and never move, so that a captured graph may read them. Each request that is registered has a number
+below `num_programs`, and with it its own rows in every table: nothing is searched, grows or is compacted. The host writes to
+them when a request comes or goes, and at no step in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from saeclamp.types import MAX_TESTS
+from saeclamp_server.engine.worker.compiled_program import CompiledProgram, LoadedWeights, Rows
+from saeclamp_server.engine.worker.program_layout import (
+    BEGIN,
+    EDITS,
+    END,
+    FEATURE,
+    FIRST,
+    FLAGS,
+    FOREVER,
+    INSTRUCTIONS,
+    LAST,
+    MANY,
+    RANGES,
+    REACHED,
+    READS,
+    RULES,
+)
+
+
+class Counters(NamedTuple):
+    """Counters of one program, on the device or fetched."""
+
+    sums: Tensor
+    """(EDITS, 4) fp64: prompt positions, generated positions, sum of activations, sum of doses"""
+    peaks: Tensor
+    """(EDITS, 2) fp32: activation, dose; minus infinity where nothing was counted"""
+    first_held: Tensor
+    """(RULES,) int32, first position at which each rule held; FOREVER: it has not"""
+    num_held: Tensor
+    """(RULES,) int32, tokens at which it held"""
+    first_acts: Tensor
+    """(RULES, MAX_TESTS) fp32, activations that its condition compared at the first position"""
+    reached: Tensor
+    """(1,) int32, behind the last position that was computed"""
+
+
+class EntryTable:
+    """A table of rows, of which each program has the same number at each of its sites."""
+
+    def __init__(self, num_programs: int, num_sites: int, num_rows: int, device: torch.device) -> None:
+        """num_rows: of each program"""
+        self.num_rows = num_rows
+        # one more span than there are programs, which is empty: -1, as tokens without a program have it, finds that one
+        self.spans = torch.zeros(num_sites, num_programs + 1, 2, dtype=torch.int32, device=device)
+        """(num_sites, num_programs + 1, 2): first row of a program at a site, and the one behind its last"""
+        self.ints = torch.zeros(num_programs * num_rows, 8, dtype=torch.int32, device=device)
+        self.floats = torch.zeros(num_programs * num_rows, 4, dtype=torch.float32, device=device)
+        self.num_programs_at = np.zeros(num_sites, np.int64)
+        """(num_sites,), on the host: programs that have rows there. Without any, a site has nothing to do."""
+        self._sites = [np.zeros(0, np.int64)] * num_programs
+
+    def write(self, program: int, rows: Rows, ints: NDArray[np.int32]) -> None:
+        """
+        Write a program's rows.
+
+        ints: (num_rows, 8), those of `rows` with what is known here alone
+        """
+        assert len(ints) <= self.num_rows, "a program has its bounds"
+        base = program * self.num_rows
+        self.ints[base : base + len(ints)] = torch.from_numpy(ints)
+        self.floats[base : base + len(ints)] = torch.from_numpy(rows.floats)
+        edges = base + np.searchsorted(rows.sites, np.arange(len(self.spans) + 1))
+        self.spans[:, program] = torch.from_numpy(np.stack((edges[:-1], edges[1:]), axis=1))
+        self._sites[program] = np.unique(rows.sites)
+        self.num_programs_at[self._sites[program]] += 1
+
+    def erase(self, program: int) -> None:
+        """Empty a program's spans."""
+        self.spans[:, program] = 0
+        self.num_programs_at[self._sites[program]] -= 1
+        self._sites[program] = np.zeros(0, np.int64)
+
+
+class ProgramTables:
+    """The tables of one worker."""
+
+    def __init__(
+        self, num_programs: int, num_sites: int, weights: Sequence[LoadedWeights], device: torch.device
+    ) -> None:
+        """
+        num_programs: requests that run at once, at most
+        weights:      all SAEs and banks of the engine
+        """
+        self.num_programs, self.device = num_programs, device
+        max_writes = max((len(one.writes_at) for one in weights), default=1)
+        num_reads = READS + (EDITS if any(one.is_carried for one in weights) else 0)
+        self.edits = EntryTable(num_programs, num_sites, EDITS * max_writes, device)
+        self.reads = EntryTable(num_programs, num_sites, num_reads, device)
+        self.conditions = EntryTable(num_programs, num_sites, RULES, device)
+
+        def int32(*shape: int, fill: int = 0) -> Tensor:
+            return torch.full(shape, fill, dtype=torch.int32, device=device)
+
+        self.headers = int32(num_programs, 4)
+        self.ranges = int32(num_programs * RANGES, 2)
+        self.code = int32(num_programs * INSTRUCTIONS, 2)
+        self.bounds = torch.zeros(num_programs * INSTRUCTIONS, 2, device=device)
+        # fp64: counts and sums over long generations stay exact. Maxima need no more digits than the fp32 they are taken of
+        self.sums = torch.zeros(num_programs, EDITS, 4, dtype=torch.float64, device=device)
+        self.peaks = torch.full((num_programs, EDITS, 2), -torch.inf, device=device)
+        self.first_held = int32(num_programs, RULES, fill=FOREVER)
+        self.num_held = int32(num_programs, RULES)
+        self.first_acts = torch.zeros(num_programs, RULES, MAX_TESTS, device=device)
+        self.num_with_ranges = 0
+        """Programs that have scopes of several ranges."""
+        self._has_ranges = [False] * num_programs
+        self._free: list[int] = [*range(num_programs)][::-1]
+
+    @property
+    def is_full(self) -> bool:
+        return not self._free
+
+    def add(self, program: CompiledProgram, features: Sequence[NDArray[np.int64]] | None = None) -> int:
+        """
+        Write a program, with all its counters at zero, and return its number.
+
+        features: of the rows of its edits and its reads, where they are others than the program's: rows of a row cache
+        Raises RuntimeError where `num_programs` are there.
+        """
+        if self.is_full:
+            raise RuntimeError(f"{self.num_programs} requests are steered at once, and there is no room for another.")
+        number = self._free.pop()
+        edits, reads = (_placed(rows.ints, number) for rows in (program.edits, program.reads))
+        if features is not None:
+            edits[:, FEATURE], reads[:, FEATURE] = features
+        self.edits.write(number, program.edits, edits)
+        self.reads.write(number, program.reads, reads)
+        conditions = _placed(program.conditions.ints, number)
+        conditions[:, (BEGIN, END)] += number * INSTRUCTIONS
+        self.conditions.write(number, program.conditions, conditions)
+        _set(self.ranges, number * RANGES, program.ranges)
+        _set(self.code, number * INSTRUCTIONS, program.code)
+        _set(self.bounds, number * INSTRUCTIONS, program.bounds)
+        self.headers[number] = torch.tensor([program.prompt_len, program.num_edits, 0, 0], dtype=torch.int32)
+        for tensor, unused in zip(self._counters(number), (0.0, -torch.inf, FOREVER, 0, 0.0, 0), strict=True):
+            tensor.fill_(unused)
+        self._has_ranges[number] = len(program.ranges) > 0
+        self.num_with_ranges += self._has_ranges[number]
+        return number
+
+    def remove(self, number: int) -> Counters:
+        """Erase a program, and return its counters, fetched; waits for the device."""
+        counters = self.counters(number)
+        for table in (self.edits, self.reads, self.conditions):
+            table.erase(number)
+        self.num_with_ranges -= self._has_ranges[number]
+        self._free.append(number)
+        return counters
+
+    def counters(self, number: int) -> Counters:
+        """Fetch a program's counters; waits for the device."""
+        return Counters._make(tensor.cpu().clone() for tensor in self._counters(number))
+
+    def restore(self, number: int, counters: Counters) -> None:
+        """Set the counters of a program that was removed, and has come again."""
+        for tensor, values in zip(self._counters(number), counters, strict=True):
+            tensor.copy_(values)
+
+    def _counters(self, number: int) -> Counters:
+        """Return views of a program's counters."""
+        return Counters(
+            self.sums[number],
+            self.peaks[number],
+            self.first_held[number],
+            self.num_held[number],
+            self.first_acts[number],
+            self.headers[number, REACHED : REACHED + 1],
+        )
+
+
+def _placed(ints: NDArray[np.int32], number: int) -> NDArray[np.int32]:
+    """Move runs of ranges to where the program has its ranges."""
+    placed = ints.copy()
+    has_run = placed[:, FLAGS] & MANY != 0
+    placed[np.ix_(has_run, (FIRST, LAST))] += number * RANGES
+    return placed
+
+
+def _set(table: Tensor, first: int, rows: NDArray[np.int32] | NDArray[np.float32]) -> None:
+    table[first : first + len(rows)] = torch.from_numpy(rows)

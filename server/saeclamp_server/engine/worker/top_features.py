@@ -1,0 +1,77 @@
+"""Worker process: the strongest features of tokens that a readout shows, for which the whole SAE is run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from saeclamp_saes import SAE
+from saeclamp_saes.clamping import PART_BYTES, parts_of
+from saeclamp_server.engine.worker.readout_plan import TopFeatureRows
+from saeclamp_server.engine.worker.step_tables import StepTables
+
+
+class TopFeaturesInputs(NamedTuple):
+    """Tokens whose strongest features of an SAE are wanted."""
+
+    rows: Tensor
+    """(num_rows,) int64, row of the batch"""
+    is_seen: Tensor
+    """(num_rows,) bool; False for special tokens that are left out"""
+    top_k: int
+
+
+class TopFeatures(NamedTuple):
+    """Strongest features of some tokens, strongest first."""
+
+    acts: Tensor
+    """(num_rows, top_k); 0 where there is none, NaN in a row that is not to be seen"""
+    features: Tensor
+    """(num_rows, top_k) int64"""
+
+
+class TopFeatureFinder:
+    """What is wanted of a step, and what its sites have found."""
+
+    def __init__(self) -> None:
+        self.wanted: dict[str, TopFeaturesInputs] = {}
+        """By the SAE's name."""
+        self.found: dict[str, TopFeatures] = {}
+
+    def begin(self, planned: Mapping[str, TopFeatureRows], step: StepTables) -> None:
+        """Begin a step, whose tokens have been mapped."""
+        # new dictionaries each time: what the last step has found may not have been fetched yet
+        self.wanted, self.found = {}, {}
+        for name, plan in planned.items():
+            rows, special = (
+                torch.from_numpy(column).to(step.position.device) for column in (plan.batch_row, plan.special)
+            )
+            self.wanted[name] = TopFeaturesInputs(rows, ~step.is_sink[rows] | special, plan.top_k)
+
+    def find(self, name: str, sae: SAE, x: Tensor) -> None:
+        """
+        Find what is wanted of an SAE, whole and wherever it is.
+
+        x: (num_rows, d_in), the vectors at `wanted[name].rows`
+        """
+        self.found[name] = strongest_features(sae, x, self.wanted[name])
+
+
+def strongest_features(sae: SAE, x: Tensor, wanted: TopFeaturesInputs, part_bytes: int = PART_BYTES) -> TopFeatures:
+    """
+    Find the strongest of all features.
+
+    x:          (num_rows, d_in)
+    part_bytes: memory that encoding takes at a time
+    """
+    found = []
+    for part in parts_of(len(x), 4 * sae.d_sae * x.element_size(), part_bytes):  # a few tensors of this size
+        # the vectors go to the SAE, which may be whole in the host's memory alone
+        acts = sae.encode(x[part].to(sae.W_enc.device)).to(x.device)
+        index = acts.abs().topk(min(wanted.top_k, acts.shape[1]), dim=1).indices  # those of AbsTopK have either sign
+        shown = torch.where(wanted.is_seen[part, None], acts.gather(1, index), torch.nan)
+        found.append(TopFeatures(shown, index))
+    return TopFeatures(torch.cat([one.acts for one in found]), torch.cat([one.features for one in found]))

@@ -1,0 +1,336 @@
+"""
+Worker process: what the tables say, done with torch: activations are read, rules judged, vectors edited, edits counted.
+
+It runs on CPUs, and is what the kernels for GPUs are held against. Selecting pairs waits for the device, which on a CPU is
+nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from saeclamp.types import MAX_TESTS
+from saeclamp_saes.clamping import EditRows, FeaturePairs, ReadActs, UniqueFeatures, decoder_delta, read_acts
+from saeclamp_server.engine.worker.loaded_sae import LoadedSAE
+from saeclamp_server.engine.worker.program_layout import (
+    BEGIN,
+    CARRIED,
+    COLUMN,
+    COUNTED_TO,
+    EDITS,
+    END,
+    FEATURE,
+    FIRST,
+    FLAGS,
+    FOREVER,
+    LAST,
+    LASTING,
+    MANY,
+    NUMBER,
+    PROMPT_LEN,
+    RANGES,
+    REACHED,
+    RULE,
+    RULES,
+    SPECIAL,
+    WEIGHTS,
+    WRITE,
+    Operation,
+)
+from saeclamp_server.engine.worker.program_tables import EntryTable, ProgramTables
+from saeclamp_server.engine.worker.step_tables import StepTables
+
+MAX_NORM = 1e12
+"""
+Norm of an edited vector beyond which its request fails. No model's vectors come near it, and later layers stay finite with
+it: they square it, in a gated MLP and in a norm's sum, and fp32 and bf16 hold numbers up to 3e38.
+"""
+PRODUCT_PER_PAIR = 16
+"""Entries of a (tokens x distinct features) product that cost as much as gathering the two rows of one pair."""
+SEARCHES = RANGES.bit_length()
+"""Halvings until one of a program's ranges is found."""
+
+
+class SiteVectors(NamedTuple):
+    """The vectors of a site in the forward that runs."""
+
+    hidden: Tensor
+    """(num_tokens or more, width), the model's dtype; the summand that is edited"""
+    residual: Tensor | None
+    whole_stream: bool
+    """True if the vector is the sum of both tensors; else it is `hidden` alone."""
+    norm_eps: float | None
+    """Epsilon of the norm, where the vector is `hidden` over its root mean square; else None."""
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Gather vectors: (num_rows, width) fp32, as SAEs are, since a gate flips on a rounding error."""
+        x = self.hidden[rows].float()
+        if self.whole_stream and self.residual is not None:
+            return x + self.residual[rows].float()
+        # vLLM's fused norm returns its input's sum with the residual beside its result, but no vector without the gain
+        if self.norm_eps is not None:
+            return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + self.norm_eps)
+        return x
+
+    def resid_norms(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Compute the residual stream's norms at gathered vectors `x`, or theirs where it is not at hand: (num_rows,)."""
+        stream = x if self.residual is None or self.whole_stream else x + self.residual[rows].float()
+        norms: Tensor = stream.norm(dim=1)
+        return norms
+
+
+class _Pairs(NamedTuple):
+    """(token, row of a table) pairs, one element each."""
+
+    token: Tensor
+    """int64, row of the batch"""
+    program: Tensor
+    """int64"""
+    ints: Tensor
+    """(num_pairs, 8) int64"""
+    floats: Tensor
+    """(num_pairs, 4) fp32"""
+
+    def only(self, which: Tensor) -> _Pairs:
+        """Select pairs, by a mask."""
+        if bool(which.all()):
+            return self
+        index = which.nonzero()[:, 0]
+        return _Pairs(*(column[index] for column in self))
+
+    def of(self, number: int) -> _Pairs:
+        """Select the pairs of an SAE or bank."""
+        return self.only(self.ints[:, WEIGHTS] == number)
+
+
+class TorchExecutor:
+    """Executor of the tables of one worker."""
+
+    def __init__(
+        self, programs: ProgramTables, step: StepTables, saes: Sequence[LoadedSAE], is_deferred: bool = False
+    ) -> None:
+        """
+        saes:        all SAEs and banks, in the order of their numbers
+        is_deferred: True if counts wait for `settle`, as some of the tokens may be drafts
+        """
+        self._programs, self._step, self._saes, self._is_deferred = programs, step, saes, is_deferred
+
+    def judge(self, site: int, vectors: SiteVectors) -> None:
+        """Read the activations that are asked for at a site, and judge the rules whose last activation is among them."""
+        if not self._step.num_tokens:
+            return
+        if self._programs.reads.num_programs_at[site]:
+            self._read(site, vectors)
+        if self._programs.conditions.num_programs_at[site]:
+            self._judge(site)
+
+    def edit(self, site: int, vectors: SiteVectors) -> None:
+        """
+        Add all edits of a site, in place, and count them.
+
+        A vector that would be longer than `MAX_NORM`, or not finite, becomes NaN, so that requests which share its keys and
+        values are found lost too; they fail, and their blocks are wiped (see `report_builder`, `scheduler`).
+        """
+        step = self._step
+        if not step.num_tokens or not self._programs.edits.num_programs_at[site]:
+            return
+        pairs = self._pairs(self._programs.edits, site)
+        pairs = pairs.only(self._in_scope(pairs))
+        pairs = pairs.only(self._is_allowed(pairs))
+        if not len(pairs.token):
+            return
+        rows, place = torch.unique(pairs.token, return_inverse=True)
+        x = vectors.gather(rows)
+        norms = vectors.resid_norms(x, rows)
+        delta = torch.zeros_like(x)
+        for number in torch.unique(pairs.ints[:, WEIGHTS]).tolist():
+            is_mine = pairs.ints[:, WEIGHTS] == number
+            mine, at = pairs.only(is_mine), place[is_mine]
+            write = int(mine.ints[0, WRITE])  # an SAE writes to a site once
+            change, acts, pushes = self._change(number, write, mine, at, x)
+            # summed in fp32 over all SAEs, and rounded once, below: to bf16 each small change alone could be lost
+            delta += change
+            # counted at the first site alone: an SAE that writes to several makes one edit, not several
+            if write == 0:
+                # tiny: a zero vector gives a large dose, not NaN
+                self._count(mine, acts, pushes / norms[at].clamp_min(torch.finfo(torch.float32).tiny))
+        is_sound = (x + delta).norm(dim=1) <= MAX_NORM  # which NaN is not
+        step.is_lost[rows] |= ~is_sound
+        # added to the summand, not to the vector: the model adds the residual itself
+        hidden = vectors.hidden
+        edited = torch.where(is_sound[:, None], hidden[rows].float() + delta, torch.nan)
+        hidden.index_copy_(0, rows, edited.to(hidden.dtype))
+
+    def settle(self, kept_to: Tensor) -> None:
+        """
+        Count what was done at tokens that stay, and take back what rules say of the others, which were rejected drafts.
+
+        kept_to: (num_programs,) int64, position behind the last token that stays, by program
+        """
+        programs, step = self._programs, self._step
+        program, position = step.program[: step.num_tokens], step.position[: step.num_tokens]
+        has_program = program >= 0
+        counted_to = programs.headers[program, COUNTED_TO]
+        is_counted = has_program & (position < kept_to[program]) & (position >= counted_to)
+        items = step.items[: step.num_tokens]
+        token, number = (is_counted[:, None] & ~items[:, :, 0].isnan()).nonzero(as_tuple=True)
+        acts, doses = items[token, number].unbind(dim=1)
+        self._add(program[token], number, position[token], acts, doses)
+        held = (step.verdicts[: step.num_tokens, None] >> torch.arange(RULES, device=programs.device)) & 1
+        token, rule = (is_counted[:, None] & (held != 0)).nonzero(as_tuple=True)
+        programs.num_held.view(-1).index_add_(0, program[token] * RULES + rule, torch.ones_like(token).int())
+        first = programs.first_held
+        first.copy_(torch.where(first >= kept_to[:, None], FOREVER, first))
+        reached = programs.headers[:, REACHED]
+        reached.copy_(torch.minimum(reached, kept_to))
+        # what is settled is not settled again
+        step.items[: step.num_tokens] = torch.nan
+        step.verdicts[: step.num_tokens] = 0
+
+    def _pairs(self, table: EntryTable, site: int) -> _Pairs:
+        """Pair each token of the step with the rows that its program has at a site."""
+        program = self._step.program[: self._step.num_tokens]
+        spans = table.spans[site].long()[program]
+        num_rows = spans[:, 1] - spans[:, 0]
+        token = torch.repeat_interleave(num_rows)
+        begin = torch.cumsum(num_rows, 0) - num_rows
+        row = torch.arange(len(token), device=token.device) + (spans[:, 0] - begin)[token]
+        return _Pairs(token, program[token], table.ints[row].long(), table.floats[row])
+
+    def _in_scope(self, pairs: _Pairs) -> Tensor:
+        """Tell of each pair whether the token is in the row's scope; sinks only where special tokens are."""
+        step, ints = self._step, pairs.ints
+        position, flags = step.position[pairs.token], ints[:, FLAGS]
+        inside = (position >= ints[:, FIRST]) & (position < ints[:, LAST])
+        if self._programs.num_with_ranges:
+            has_run = (flags & MANY != 0).nonzero()[:, 0]
+            inside[has_run] = self._in_run(position[has_run], ints[has_run, FIRST], ints[has_run, LAST])
+        in_scope: Tensor = inside & (~step.is_sink[pairs.token] | (flags & SPECIAL != 0))
+        return in_scope
+
+    def _in_run(self, position: Tensor, first: Tensor, last: Tensor) -> Tensor:
+        """Tell of each position whether it is in one of the ranges from `first` to `last`, which ascend."""
+        ranges, low, high = self._programs.ranges, first, last
+        for _ in range(SEARCHES):
+            middle = (low + high) // 2
+            begins_before = (low < high) & (ranges[middle.clamp(max=len(ranges) - 1), 0] <= position)
+            low, high = torch.where(begins_before, middle + 1, low), torch.where(begins_before, high, middle)
+        # the last range that begins at the position or before it, if there is one
+        return (low > first) & (position < ranges[(low - 1).clamp(min=0), 1])
+
+    def _read(self, site: int, vectors: SiteVectors) -> None:
+        step, pairs = self._step, self._pairs(self._programs.reads, site)
+        pairs = pairs.only(self._in_scope(pairs))
+        if not len(pairs.token):
+            return
+        rows, place = torch.unique(pairs.token, return_inverse=True)
+        x = vectors.gather(rows)
+        for number in torch.unique(pairs.ints[:, WEIGHTS]).tolist():
+            is_mine = pairs.ints[:, WEIGHTS] == number
+            mine, at = pairs.only(is_mine), place[is_mine]
+            feature = mine.ints[:, FEATURE]
+            found = read_acts(x, self._saes[number].sae, FeaturePairs(at, feature, _distinct(feature, at)))
+            is_carried = mine.ints[:, FLAGS] & CARRIED != 0
+            shown, carried = (~is_carried).nonzero()[:, 0], is_carried.nonzero()[:, 0]
+            step.acts[mine.token[shown], mine.ints[shown, NUMBER]] = found.acts[shown]
+            step.carried[mine.token[carried], mine.ints[carried, NUMBER]] = torch.stack(found, dim=1)[carried]
+
+    def _judge(self, site: int) -> None:
+        programs, step = self._programs, self._step
+        pairs = self._pairs(programs.conditions, site)
+        pairs = pairs.only(self._in_scope(pairs))
+        if not len(pairs.token):
+            return
+        rule, position = pairs.ints[:, NUMBER], step.position[pairs.token]
+        is_met = self._is_met(pairs)
+        # each bit is added once, as a rule is judged at one site
+        step.verdicts.index_add_(0, pairs.token, (is_met.long() << rule).int())
+        slot, first = pairs.program * RULES + rule, programs.first_held.view(-1)
+        first.scatter_reduce_(0, slot, torch.where(is_met, position, FOREVER).int(), "amin")
+        begins = (is_met & (position == first[slot])).nonzero()[:, 0]
+        columns = pairs.ints[begins, COLUMN, None] + torch.arange(MAX_TESTS, device=programs.device)
+        programs.first_acts.view(-1, MAX_TESTS)[slot[begins]] = step.acts[pairs.token[begins, None], columns]
+        if not self._is_deferred:
+            is_counted = is_met & (position >= programs.headers[pairs.program, COUNTED_TO])
+            programs.num_held.view(-1).index_add_(0, slot, is_counted.int())
+
+    def _is_met(self, pairs: _Pairs) -> Tensor:
+        """Run each pair's condition, on a stack that is the bits of a number: (num_pairs,) bool."""
+        programs, acts = self._programs, self._step.acts
+        begin, end = pairs.ints[:, BEGIN], pairs.ints[:, END]
+        stack, height = torch.zeros_like(begin), torch.zeros_like(begin)
+        for number in range(int((end - begin).max())):
+            is_running = begin + number < end
+            at = torch.where(is_running, begin + number, begin)
+            operation, operand = programs.code[at].long().unbind(dim=1)
+            bound, sign = programs.bounds[at].unbind(dim=1)
+            is_comparison = operation == Operation.COMPARE
+            act = acts[pairs.token, torch.where(is_comparison, operand, 0)]
+            # an activation that was not read, NaN, is neither above nor below
+            compared = torch.where(sign > 0, act > bound, act < bound)
+            num_parts = torch.where(is_comparison, 0, torch.where(operation == Operation.NOT, 1, operand))
+            mask = (1 << num_parts) - 1
+            parts = (stack >> (height - num_parts).clamp(min=0)) & mask
+            joined = torch.where(operation == Operation.ALL, parts == mask, parts != 0)
+            result = torch.where(is_comparison, compared, torch.where(operation == Operation.NOT, parts == 0, joined))
+            below = height - num_parts
+            pushed = (stack & ((1 << below.clamp(min=0)) - 1)) | (result.long() << below.clamp(min=0))
+            stack, height = torch.where(is_running, pushed, stack), torch.where(is_running, below + 1, height)
+        return stack != 0
+
+    def _is_allowed(self, pairs: _Pairs) -> Tensor:
+        """Tell of each pair whether its rule holds at the token, or there is none: (num_pairs,) bool."""
+        rule = pairs.ints[:, RULE]
+        if bool((rule < 0).all()):
+            return rule < 0
+        nth = rule.clamp(min=0)
+        holds = (self._step.verdicts[pairs.token].long() >> nth) & 1 != 0
+        since = self._step.position[pairs.token] >= self._programs.first_held[pairs.program, nth]
+        is_allowed: Tensor = (rule < 0) | holds | ((pairs.ints[:, FLAGS] & LASTING != 0) & since)
+        return is_allowed
+
+    def _change(self, number: int, write: int, pairs: _Pairs, at: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        Compute what an SAE's edits add, with the activations before and the lengths of their shares.
+
+        at:      (num_pairs,), row of each pair's token in `x`
+        returns: (num_rows, width), (num_pairs,), (num_pairs,)
+        """
+        sae, feature = self._saes[number].sae, pairs.ints[:, FEATURE]
+        distinct = _distinct(feature, at)
+        if bool(pairs.ints[0, FLAGS] & CARRIED):
+            before = ReadActs(*self._step.carried[pairs.token, pairs.ints[:, NUMBER]].unbind(dim=1))
+        else:
+            before = read_acts(x, sae, FeaturePairs(at, feature, distinct))
+        change, pushes = decoder_delta(sae, EditRows(at, feature, pairs.floats, distinct), before, len(x), write)
+        return change, before.acts, pushes
+
+    def _count(self, pairs: _Pairs, acts: Tensor, doses: Tensor) -> None:
+        number, position = pairs.ints[:, NUMBER], self._step.position[pairs.token]
+        self._step.items[pairs.token, number] = torch.stack((acts, doses), dim=1)
+        if not self._is_deferred:
+            new = (position >= self._programs.headers[pairs.program, COUNTED_TO]).nonzero()[:, 0]
+            self._add(pairs.program[new], number[new], position[new], acts[new], doses[new])
+
+    def _add(self, program: Tensor, number: Tensor, position: Tensor, acts: Tensor, doses: Tensor) -> None:
+        """Add edits that were made to their counters. All arguments are (num_edits_made,)."""
+        programs, slot = self._programs, program * EDITS + number
+        is_generated = position >= programs.headers[program, PROMPT_LEN]
+        sums = torch.stack((~is_generated, is_generated, acts, doses), dim=1).double()
+        # several edits of a step may have one slot, which an indexed assignment would count once
+        programs.sums.view(-1, 4).index_add_(0, slot, sums)
+        peaks = torch.stack((acts, doses), dim=1)
+        programs.peaks.view(-1, 2).scatter_reduce_(0, slot[:, None].expand_as(peaks), peaks, "amax")
+
+
+def _distinct(feature: Tensor, token: Tensor) -> UniqueFeatures | None:
+    """Find the distinct features of an SAE's pairs, where one product is cheaper than gathering rows for each pair."""
+    features, which = torch.unique(feature, return_inverse=True)
+    num_tokens = len(torch.unique(token))
+    if num_tokens * len(features) > PRODUCT_PER_PAIR * len(feature):
+        return None
+    return UniqueFeatures(features, which)
