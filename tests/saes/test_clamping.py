@@ -20,18 +20,17 @@ from saeclamp_saes import SAE, Site, clamping, read_sae
 from saeclamp_saes.clamping import EditRows, UniqueFeatures, decoder_delta, read_acts
 
 
-def edits_of(moves: list[tuple[int, int, str, float]], mask: list[float] | None = None) -> EditRows:
+def edits_of(moves: list[tuple[int, int, str, float]]) -> EditRows:
     return EditRows(
         token=torch.tensor([move[0] for move in moves]),
         feature=torch.tensor([move[1] for move in moves]),
         moves=torch.tensor([clamping.UPDATES[op](value) for _, _, op, value in moves], dtype=torch.float64),
-        mask=torch.tensor(mask or [1.0] * len(moves)),
     )
 
 
 def edited(x: Tensor, y: Tensor, sae: SAE, moves: list[tuple[int, int, str, float]]) -> Tensor:
     edits = edits_of(moves)
-    edits = edits._replace(moves=edits.moves.to(x.dtype), mask=edits.mask.to(x.dtype))
+    edits = edits._replace(moves=edits.moves.to(x.dtype))
     return y + decoder_delta(sae, edits, read_acts(x, sae, edits), len(y))[0]
 
 
@@ -142,13 +141,6 @@ def test_an_edit_by_hand(stream: list[float], op: str, value: float, expected: l
     assert lengths.tolist() == [pytest.approx(delta.norm().item())]
 
 
-def test_a_pair_that_is_not_live_does_nothing() -> None:
-    x = torch.tensor([[3.0, 4.0, 0.0], [3.0, 4.0, 0.0]], dtype=torch.float64)
-    edits = edits_of([(0, 0, "clamp", 9.0), (1, 0, "clamp", 9.0)], mask=[0.0, 1.0])
-    delta, _ = decoder_delta(unit_sae(), edits, read_acts(x, unit_sae(), edits), 2)
-    assert delta.tolist() == [[0.0, 0.0, 0.0], [12.0, 0.0, 0.0]]
-
-
 def test_all_activations_are_read_before_any_edit() -> None:
     """Two features that read the same coordinate: the second must not see the first one's push."""
     reads_first = torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
@@ -179,7 +171,7 @@ def test_one_product_of_distinct_features_gives_what_rows_pair_by_pair_give() ->
     token = torch.tensor([0, 0, 1, 3, 3, 3, 4])
     feature = torch.tensor([0, 1, 1, 0, 1, 1, 0])  # one feature twice at one token: two ranges of an edit
     moves = torch.tensor([[*clamping.UPDATES["clamp"](float(value))] for value in range(-3, 4)], dtype=x.dtype)
-    pairs = EditRows(token, feature, moves, torch.tensor([1, 1, 0, 1, 1, 1, 1], dtype=x.dtype))
+    pairs = EditRows(token, feature, moves)
     product = pairs._replace(distinct=UniqueFeatures(*torch.unique(feature, return_inverse=True)))
     acts, expected = read_acts(x, sae, product), read_acts(x, sae, pairs)
     assert torch.allclose(acts.acts, expected.acts, atol=1e-6)
@@ -213,7 +205,7 @@ def test_any_number_of_pairs_is_done_in_parts_of_little_memory_with_the_same_res
     token = torch.arange(40).repeat_interleave(50)
     feature = torch.randint(D_SAE, (2000,), generator=generator)
     moves = torch.tensor([[*clamping.UPDATES["clamp"](value)] for value in torch.linspace(-3, 3, 2000).tolist()])
-    edits = EditRows(token, feature, moves.double(), torch.ones(2000, dtype=torch.float64))
+    edits = EditRows(token, feature, moves.double())
     if has_distinct:
         edits = edits._replace(distinct=UniqueFeatures(*torch.unique(feature, return_inverse=True)))
     whole = read_acts(x, sae, edits)

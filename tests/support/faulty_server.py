@@ -30,7 +30,7 @@ class FaultyWorker(SteeringCPUWorker):
 
         def failing_update(scheduler_output: Any) -> Any:
             for request_id, request in live._requests.items():
-                steps[request_id] = steps.get(request_id, 0) + 1
+                steps[request_id] = steps.get(request_id, 1) + 1  # the first made it known
                 is_named = (request.program.edits.ints[:, FEATURE] == FAILS_AFTER_TOKENS).any()
                 if is_named and steps[request_id] > NUM_GOOD_STEPS:
                     live.fail(request_id, request.key, "RuntimeError: its rows were lost")

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+from saeclamp_server.engine.worker.kernel import END, GENERATED, PROMPT, UNCOUNTED, UNTOUCHED, Entry
 from torch import Tensor
 
 from saeclamp_saes import clamping
-from saeclamp_server.engine.worker.kernel import END, GENERATED, PROMPT, UNCOUNTED, UNTOUCHED, Entry
 
 OPS: dict[str, tuple[float, Callable[[float, float], float]]] = {
     "clamp": (8.0, lambda act, value: value),

@@ -172,6 +172,8 @@ def test_scattered_positions_are_compared_at_once(server: Server) -> None:
     answer = server.http.post("/v1/steering/validate", json={"steering": {"interventions": moves}})
     assert answer.status_code == 200, answer.text
     assert answer.elapsed.total_seconds() < 5  # all pairs of ranges for each length of the prompt took minutes
-    more = [{"op": "clamp", "feature": f"bundled/{n}", "value": 0.01, "tokens": positions(n + 1, 1000)} for n in range(3)]
+    more = [
+        {"op": "clamp", "feature": f"bundled/{n}", "value": 0.01, "tokens": positions(n + 1, 1000)} for n in range(3)
+    ]
     refused = server.http.post("/v1/steering/validate", json={"steering": {"interventions": more}})
     assert (refused.status_code, "3000 separate ranges" in refused.json()["error"]["message"]) == (400, True)

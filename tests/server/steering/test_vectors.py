@@ -15,6 +15,7 @@ from saeclamp.types import Operation
 from saeclamp_server.cli.args import parse_args
 from saeclamp_server.engine.scheduler.prefix_cache import BlockEdits
 from saeclamp_server.engine.worker.compiled_program import CompiledProgram, LoadedWeights, vector_key
+from saeclamp_server.engine.worker.program_layout import FEATURE, NUMBER, WEIGHTS
 from saeclamp_server.errors import RequestError
 from saeclamp_server.site_norms import SiteNorms
 from saeclamp_server.startup.options import ServeOptions
@@ -149,10 +150,10 @@ def test_the_receipt_is_of_the_vector_as_it_was_when_the_request_began(with_vect
 
 
 HELD = {
-    "big": LoadedWeights(100, "sha-of-big", 1),
-    "vectors@resid_post 3": LoadedWeights(4, "", 0),
-    vector_key("vector:a", "one"): LoadedWeights(1, "one", 0, ("vectors@resid_post 3", 2)),
-    vector_key("vector:b", "two"): LoadedWeights(1, "two", 0, ("vectors@resid_post 3", 0)),
+    "big": LoadedWeights(100, "sha-of-big", 0, 1, (1,)),
+    "vectors@resid_post 3": LoadedWeights(4, "", 1),
+    vector_key("vector:a", "one"): LoadedWeights(1, "one", 1, row=("vectors@resid_post 3", 2)),
+    vector_key("vector:b", "two"): LoadedWeights(1, "two", 1, row=("vectors@resid_post 3", 0)),
 }
 
 
@@ -164,11 +165,9 @@ def test_the_engine_puts_rows_in_the_place_of_vectors() -> None:
     )
     program = SteeringProgram(edits, (("big", "sha-of-big"), ("vector:a", "one"), ("vector:b", "two")))
     compiled = CompiledProgram.compile(program, HELD, 5)
-    assert {sae: columns.feature.tolist() for sae, columns in compiled.saes.items()} == {
-        "vectors@resid_post 3": [2, 0],
-        "big": [7],
-    }
-    assert compiled.saes["vectors@resid_post 3"].edit.tolist() == [0, 2]
+    rows = compiled.edits
+    assert rows.sites.tolist() == [0, 0, 1]
+    assert rows.ints[:, [WEIGHTS, FEATURE, NUMBER]].tolist() == [[1, 2, 0], [1, 0, 2], [0, 7, 1]]
 
 
 @pytest.mark.parametrize("saes", [(("vector:a", "two"),), (("vector:c", "one"),)])

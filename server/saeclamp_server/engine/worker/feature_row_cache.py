@@ -43,6 +43,16 @@ class FeatureRowCache:
         self.sae = self._empty(num_rows)
         """The SAE that the tables go by, whose features are the rows of the cache."""
 
+    @property
+    def features(self) -> NDArray[np.int64]:
+        """Return the features whose rows are in the cache."""
+        return np.flatnonzero(self._row_of >= 0)
+
+    @property
+    def num_held(self) -> int:
+        """Number of rows that somebody holds."""
+        return int(np.count_nonzero(self._num_holders))
+
     def acquire(self, features: NDArray[np.int64]) -> NDArray[np.int64]:
         """Copy in missing rows of a request's features, hold them all, and return the rows, (num_features,)."""
         wanted = np.unique(features)
@@ -50,7 +60,8 @@ class FeatureRowCache:
         held = wanted[self._row_of[wanted] >= 0]
         self._num_holders[self._row_of[held]] += 1  # first, so that they are not given up
         if missing.size:
-            self._num_holders[self._copy_in(missing)] += 1
+            rows = self._copy_in(missing)  # which may put larger arrays in the place of these
+            self._num_holders[rows] += 1
         return self._row_of[features]
 
     def release(self, features: NDArray[np.int64]) -> None:

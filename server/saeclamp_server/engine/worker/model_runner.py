@@ -30,7 +30,7 @@ from saeclamp_server.engine.worker.prompt_means import PromptMeanRecorder
 from saeclamp_server.engine.worker.readout_plan import RequestSlice, plan_top_features
 from saeclamp_server.engine.worker.report_builder import collect_step_report
 from saeclamp_server.engine.worker.request_states import RequestStates, SteeredRequest
-from saeclamp_server.engine.worker.step_tables import Batch, StepTables, map_tokens
+from saeclamp_server.engine.worker.step_tables import Batch, StepTables
 from saeclamp_server.engine.worker.top_features import TopFeatureFinder
 from saeclamp_server.engine.worker.torch_executor import TorchExecutor
 from saeclamp_server.steering.program import EXTRA_ARGS_KEY, RECORD_KEY
@@ -127,7 +127,7 @@ class RunnerAdapter:
             num_requests, num_tokens = len(request_ids), int(num_scheduled_tokens.sum())
             first_row = runner.query_start_loc.gpu[: num_requests + 1]
             batch = Batch(self._batch.program, first_row, runner.positions, runner.input_ids.gpu, num_tokens)
-            map_tokens(batch, tables.programs, tables.step)
+            tables.executor.map_tokens(batch)
         else:
             tables.step.clear()
         self._plan_what_is_shown(num_scheduled_tokens)

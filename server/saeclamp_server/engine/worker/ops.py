@@ -16,8 +16,9 @@ from vllm.utils.torch_utils import direct_register_custom_op
 from saeclamp_saes import Site
 from saeclamp_server.engine.worker.loaded_sae import LoadedSAE
 from saeclamp_server.engine.worker.prompt_means import PromptMeanRecorder
+from saeclamp_server.engine.worker.site_vectors import SiteVectors
 from saeclamp_server.engine.worker.top_features import TopFeatureFinder
-from saeclamp_server.engine.worker.torch_executor import SiteVectors, TorchExecutor
+from saeclamp_server.engine.worker.torch_executor import TorchExecutor
 from saeclamp_server.engine.worker.vector_recorder import VectorRecorder
 
 

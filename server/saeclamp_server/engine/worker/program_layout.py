@@ -13,9 +13,16 @@ from saeclamp_server.steering.token_ranges import MAX_RANGES
 FOREVER = 2**31 - 1
 """Position beyond all others."""
 
+MAX_NORM = 1e12
+"""
+Norm of an edited vector beyond which its request fails. No model's vectors come near it, and later layers stay finite with
+it: they square it, in a gated MLP and in a norm's sum, and fp32 and bf16 hold numbers up to 3e38.
+"""
+
 EDITS = MAX_INTERVENTIONS
 """Edits of a program, at most; and so are those that follow."""
 RULES = MAX_RULES
+TESTS = MAX_TESTS
 READS = MAX_READ + MAX_RULES * MAX_TESTS
 """Activations that are read by name."""
 INSTRUCTIONS = MAX_RULES * 4 * MAX_TESTS
@@ -34,6 +41,11 @@ BEGIN, END, COLUMN, COMPARISONS = range(4, 8)
 
 MANY, SPECIAL, LASTING, CARRIED = 1, 2, 4, 8
 """Flags: several ranges; special tokens and position 0 too; the rule holds on; the activation is kept for another site."""
+CENTERED, BY_STD, BY_LENGTH = 16, 32, 64
+"""Flags of the kernels: how the SAE normalises its input, as `sae.InputNorm` has it."""
+
+BIAS, THRESHOLD, ROW_NORM, NORM_EPS = range(4, 8)
+"""Columns of floats behind the four of an edit's `clamping.ActivationUpdate`, for the kernels: what they need of a row."""
 
 PROMPT_LEN, NUM_EDITS, COUNTED_TO, REACHED = range(4)
 """

@@ -8,7 +8,7 @@ them when a request comes or goes, and at no step in between.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -63,7 +63,11 @@ class EntryTable:
         self.spans = torch.zeros(num_sites, num_programs + 1, 2, dtype=torch.int32, device=device)
         """(num_sites, num_programs + 1, 2): first row of a program at a site, and the one behind its last"""
         self.ints = torch.zeros(num_programs * num_rows, 8, dtype=torch.int32, device=device)
-        self.floats = torch.zeros(num_programs * num_rows, 4, dtype=torch.float32, device=device)
+        self.floats = torch.zeros(num_programs * num_rows, 8, dtype=torch.float32, device=device)
+        self.rows = torch.zeros(num_programs * num_rows, 2, dtype=torch.int64, device=device)
+        """(num_rows, 2), for the kernels: addresses of a feature's encoder and decoder rows"""
+        self.bind: Callable[[EntryTable, int, NDArray[np.int32]], None] | None = None
+        """Called with the first of a program's rows, and their ints; writes what an executor needs of the weights."""
         self.num_programs_at = np.zeros(num_sites, np.int64)
         """(num_sites,), on the host: programs that have rows there. Without any, a site has nothing to do."""
         self._sites = [np.zeros(0, np.int64)] * num_programs
@@ -77,7 +81,9 @@ class EntryTable:
         assert len(ints) <= self.num_rows, "a program has its bounds"
         base = program * self.num_rows
         self.ints[base : base + len(ints)] = torch.from_numpy(ints)
-        self.floats[base : base + len(ints)] = torch.from_numpy(rows.floats)
+        self.floats[base : base + len(ints), :4] = torch.from_numpy(rows.floats)
+        if self.bind is not None:
+            self.bind(self, base, ints)
         edges = base + np.searchsorted(rows.sites, np.arange(len(self.spans) + 1))
         self.spans[:, program] = torch.from_numpy(np.stack((edges[:-1], edges[1:]), axis=1))
         self._sites[program] = np.unique(rows.sites)

@@ -40,7 +40,7 @@ class StepTables:
         carries:    True if activations are kept from the site where an SAE reads to those where it writes
         """
         device = is_special.device
-        self._is_special = is_special
+        self.is_special = is_special
         self.program = torch.full((num_tokens,), -1, dtype=torch.int64, device=device)
         """(num_tokens,), program of each token; -1: none"""
         self.position = torch.zeros(num_tokens, dtype=torch.int64, device=device)
@@ -76,7 +76,7 @@ def map_tokens(batch: Batch, programs: ProgramTables, step: StepTables) -> None:
     num_rows = first_row[1:] - first_row[:-1]
     step.program[:num] = torch.repeat_interleave(batch.program.long(), num_rows, output_size=num)
     positions = step.position[:num] = batch.positions[:num]
-    step.is_sink[:num] = step._is_special[batch.input_ids[:num]] | (positions == 0)
+    step.is_sink[:num] = step.is_special[batch.input_ids[:num]] | (positions == 0)
     step.acts[:num] = torch.nan
     step.items[:num] = torch.nan
     step.verdicts[:num] = 0

@@ -30,6 +30,7 @@ from saeclamp_server.engine.worker.program_layout import (
     LAST,
     LASTING,
     MANY,
+    MAX_NORM,
     NUMBER,
     PROMPT_LEN,
     RANGES,
@@ -42,45 +43,13 @@ from saeclamp_server.engine.worker.program_layout import (
     Operation,
 )
 from saeclamp_server.engine.worker.program_tables import EntryTable, ProgramTables
-from saeclamp_server.engine.worker.step_tables import StepTables
+from saeclamp_server.engine.worker.site_vectors import SiteVectors
+from saeclamp_server.engine.worker.step_tables import Batch, StepTables, map_tokens
 
-MAX_NORM = 1e12
-"""
-Norm of an edited vector beyond which its request fails. No model's vectors come near it, and later layers stay finite with
-it: they square it, in a gated MLP and in a norm's sum, and fp32 and bf16 hold numbers up to 3e38.
-"""
 PRODUCT_PER_PAIR = 16
 """Entries of a (tokens x distinct features) product that cost as much as gathering the two rows of one pair."""
 SEARCHES = RANGES.bit_length()
 """Halvings until one of a program's ranges is found."""
-
-
-class SiteVectors(NamedTuple):
-    """The vectors of a site in the forward that runs."""
-
-    hidden: Tensor
-    """(num_tokens or more, width), the model's dtype; the summand that is edited"""
-    residual: Tensor | None
-    whole_stream: bool
-    """True if the vector is the sum of both tensors; else it is `hidden` alone."""
-    norm_eps: float | None
-    """Epsilon of the norm, where the vector is `hidden` over its root mean square; else None."""
-
-    def gather(self, rows: Tensor) -> Tensor:
-        """Gather vectors: (num_rows, width) fp32, as SAEs are, since a gate flips on a rounding error."""
-        x = self.hidden[rows].float()
-        if self.whole_stream and self.residual is not None:
-            return x + self.residual[rows].float()
-        # vLLM's fused norm returns its input's sum with the residual beside its result, but no vector without the gain
-        if self.norm_eps is not None:
-            return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + self.norm_eps)
-        return x
-
-    def resid_norms(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Compute the residual stream's norms at gathered vectors `x`, or theirs where it is not at hand: (num_rows,)."""
-        stream = x if self.residual is None or self.whole_stream else x + self.residual[rows].float()
-        norms: Tensor = stream.norm(dim=1)
-        return norms
 
 
 class _Pairs(NamedTuple):
@@ -118,6 +87,10 @@ class TorchExecutor:
         is_deferred: True if counts wait for `settle`, as some of the tokens may be drafts
         """
         self._programs, self._step, self._saes, self._is_deferred = programs, step, saes, is_deferred
+
+    def map_tokens(self, batch: Batch) -> None:
+        """Begin a step: tell each token its program."""
+        map_tokens(batch, self._programs, self._step)
 
     def judge(self, site: int, vectors: SiteVectors) -> None:
         """Read the activations that are asked for at a site, and judge the rules whose last activation is among them."""
@@ -306,7 +279,7 @@ class TorchExecutor:
             before = ReadActs(*self._step.carried[pairs.token, pairs.ints[:, NUMBER]].unbind(dim=1))
         else:
             before = read_acts(x, sae, FeaturePairs(at, feature, distinct))
-        change, pushes = decoder_delta(sae, EditRows(at, feature, pairs.floats, distinct), before, len(x), write)
+        change, pushes = decoder_delta(sae, EditRows(at, feature, pairs.floats[:, :4], distinct), before, len(x), write)
         return change, before.acts, pushes
 
     def _count(self, pairs: _Pairs, acts: Tensor, doses: Tensor) -> None:

@@ -38,39 +38,47 @@ def edited(sae: SAE, x: torch.Tensor, features: np.ndarray) -> tuple[torch.Tenso
     """Every token's activations of the features, and its change when they are clamped to 2."""
     token = torch.arange(len(x)).repeat_interleave(len(features))
     clamp = torch.tensor([[2.0, -1.0, -torch.inf, torch.inf]]).expand(len(token), 4)
-    edits = EditRows(token, torch.from_numpy(features).repeat(len(x)), clamp, torch.ones(len(token)))
+    edits = EditRows(token, torch.from_numpy(features).repeat(len(x)), clamp)
     acts = read_acts(x, sae, edits)
     return acts.acts, decoder_delta(sae, edits, acts, len(x))[0]
 
 
 @given(st.lists(st.sets(st.integers(0, NUM_FEATURES - 1), min_size=1, max_size=CAPACITY), min_size=1, max_size=12))
-def test_every_step_reads_and_moves_as_the_whole_sae_does(steps: list[set[int]]) -> None:
+def test_every_request_reads_and_moves_as_the_whole_sae_does(requests: list[set[int]]) -> None:
     whole = whole_sae()
     bank = FeatureRowCache(whole, CAPACITY, CPU)
     x = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(1))
-    for step in steps:
-        features = np.array(sorted(step), np.int64)
-        bank.ensure_resident(features)
-        for found, expected in zip(edited(bank.sae, x, bank.rows(features)), edited(whole, x, features), strict=True):
+    for request in requests:
+        features = np.array(sorted(request), np.int64)
+        rows = bank.acquire(features)
+        for found, expected in zip(edited(bank.sae, x, rows), edited(whole, x, features), strict=True):
             torch.testing.assert_close(found, expected)
+        bank.release(features)
     assert bank.sae.d_sae == CAPACITY
+    assert bank.num_held == 0
 
 
-def test_the_row_that_was_not_touched_for_longest_is_given_up() -> None:
+def test_the_row_that_was_held_by_nobody_for_longest_is_given_up() -> None:
     bank = FeatureRowCache(whole_sae(), CAPACITY, CPU)
     for features in ([0, 1], [2], [0], [3]):
-        bank.ensure_resident(np.array(features))
-    assert (bank.rows(np.arange(5)) >= 0).tolist() == [True, False, True, True, False]
+        bank.acquire(np.array(features))
+        bank.release(np.array(features))
+    assert sorted(bank.features.tolist()) == [0, 2, 3]
 
 
-def test_a_step_that_needs_more_rows_gets_them() -> None:
+def test_what_is_held_stays_where_it_is_and_what_several_hold_until_the_last_goes() -> None:
     whole = whole_sae()
     bank = FeatureRowCache(whole, CAPACITY, CPU)
     x = torch.randn(2, WIDTH)
-    everything = np.arange(NUM_FEATURES)
-    bank.ensure_resident(np.array([7]))
-    bank.ensure_resident(everything)
-    for found, expected in zip(edited(bank.sae, x, bank.rows(everything)), edited(whole, x, everything), strict=True):
+    few, everything = np.array([7, 2]), np.arange(NUM_FEATURES)
+    rows = bank.acquire(few)
+    assert bank.acquire(few[:1])[0] == rows[0]
+    bank.release(few)
+    # 7 is still held, so its row is none of those that the others get
+    all_rows = bank.acquire(everything)
+    assert all_rows[7] == rows[0]
+    assert len(set(all_rows.tolist())) == NUM_FEATURES
+    for found, expected in zip(edited(bank.sae, x, all_rows), edited(whole, x, everything), strict=True):
         torch.testing.assert_close(found, expected)
 
 

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from saeclamp_server.engine.worker.edit_stats import EditStats
+from saeclamp_server.engine.worker.kernel import GENERATED, PROMPT, UNCOUNTED, UNTOUCHED, FeatureRowTable, ProgramTable
 from tests.support.kernel_cases import Case, Edit, Outcome, one_token, random_case, slow_twin
 from tests.support.kernel_processes import Process, process
 from torch import Tensor
 
 from saeclamp_saes import SAE, Site
 from saeclamp_saes.clamping import EditRows, decoder_delta, read_acts
-from saeclamp_server.engine.worker.edit_stats import EditStats
-from saeclamp_server.engine.worker.kernel import GENERATED, PROMPT, UNCOUNTED, UNTOUCHED, FeatureRowTable, ProgramTable
 
 BF16, FP32 = torch.bfloat16, torch.float32
 

@@ -12,38 +12,56 @@ from tests.support.checkpoints import make_sae
 from tests.support.tiny_saes import ARCHITECTURES, D_IN, D_SAE
 from torch import Tensor
 
-from saeclamp_saes import Site, clamping, read_sae
-from saeclamp_saes.clamping import EditRows
-from saeclamp_server.engine.worker import ops
-from saeclamp_server.engine.worker.edit_stats import EditStats
-from saeclamp_server.engine.worker.ops import HookState, LoadedSAE, SAEStep, register_site, steer
+from saeclamp_saes import Site, read_sae
+from saeclamp_server.engine.worker.compiled_program import CompiledProgram, LoadedWeights
+from saeclamp_server.engine.worker.loaded_sae import LoadedSAE
+from saeclamp_server.engine.worker.ops import HookState, register_site, steer
+from saeclamp_server.engine.worker.program_tables import ProgramTables
 from saeclamp_server.engine.worker.prompt_means import PromptMeanRecorder
-from saeclamp_server.engine.worker.rule_state import RuleState
-from saeclamp_server.engine.worker.step_outputs import StepOutputs, TopFeaturesInputs
+from saeclamp_server.engine.worker.step_tables import Batch, StepTables, map_tokens
+from saeclamp_server.engine.worker.top_features import TopFeatureFinder
+from saeclamp_server.engine.worker.torch_executor import TorchExecutor
+from saeclamp_server.steering.program import EditSpec, SteeringProgram
+from saeclamp_server.steering.token_ranges import from_positions
 
+CPU = torch.device("cpu")
 HERE = Site("resid_post", 0)
-TOKENS = torch.tensor([1, 2, 5])
-"""Rows of the batch that are touched."""
+TOKENS = [1, 2, 5]
+"""Rows of the batch that are touched; it is one request, so they are positions too."""
 MOVES = [(0, 3, "clamp", 9.0), (1, 3, "add", -4.0), (1, 40, "clamp", 0.0), (2, 95, "clamp", -2.0)]
 """(which of `TOKENS`, feature, op, value)"""
 
 
-def loaded(folder: Path, at: Sequence[int] = (0,), moves: Sequence[tuple[int, int, str, float]] = MOVES) -> LoadedSAE:
-    edits = EditRows(
-        token=torch.tensor([move[0] for move in moves]),
-        feature=torch.tensor([move[1] for move in moves]),
-        moves=torch.tensor([clamping.UPDATES[op](value) for _, _, op, value in moves]),
-        mask=torch.ones(len(moves)),
-    )
-    step = SAEStep(dict.fromkeys(at, edits), torch.arange(len(moves)), torch.ones(len(moves), 2))
-    return LoadedSAE(folder.name, read_sae(folder), step=step)
+class Served:
+    """SAEs that are served at one site, or read at the first and write at the second; a step of one request of 8 tokens."""
 
-
-def state(reads: list[LoadedSAE], writes: list[LoadedSAE], whole_stream: bool = True) -> HookState:
-    cpu = torch.device("cpu")
-    step_outputs, writing = StepOutputs(RuleState(cpu)), [(sae, 0) for sae in writes]
-    step_outputs.begin(0, 1, {}, num_rows=8)
-    return HookState(HERE, EditStats(cpu), step_outputs, reads, writing, whole_stream, tokens=TOKENS)
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        moves: Sequence[tuple[int, int, str, float]] = MOVES,
+        writes_at: int = 0,
+        whole_stream: bool = True,
+    ) -> None:
+        saes = [LoadedSAE(folder.name, read_sae(folder)) for folder in folders]
+        loaded = {one.name: LoadedWeights(D_SAE, one.name, number, 0, (writes_at,)) for number, one in enumerate(saes)}
+        program = SteeringProgram(
+            tuple(
+                EditSpec(one.name, feature, op, value, from_positions([TOKENS[at]]))  # type: ignore[arg-type]
+                for one in saes
+                for at, feature, op, value in moves
+            ),
+            tuple((one.name, one.name) for one in saes),
+        )
+        programs = ProgramTables(1, 2, [*loaded.values()], CPU)
+        programs.add(CompiledProgram.compile(program, loaded, 8))
+        self.step = StepTables(8, torch.zeros(10, dtype=torch.bool), carries=writes_at != 0)
+        batch = Batch(torch.zeros(1).int(), torch.tensor([0, 8]), torch.arange(8), torch.full((8,), 5), 8)
+        map_tokens(batch, programs, self.step)
+        executor = TorchExecutor(programs, self.step, saes)
+        self.prompt_means = PromptMeanRecorder(torch.zeros(10, dtype=torch.bool), CPU)
+        for number in range(2):
+            state = HookState(HERE, executor, TopFeatureFinder(), self.prompt_means, saes, whole_stream)
+            register_site(number, state)
 
 
 def stream(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -58,9 +76,7 @@ def test_the_op_adds_what_the_full_computation_in_fp64_adds(tmp_path: Path, conf
     hidden, residual = stream()
     before = hidden.clone()
     if "hooks" in config:  # a transcoder: reads at site 0, writes at site 1
-        sae = loaded(folder, at=(0, 1))
-        register_site(0, state([sae], [], whole_stream=False))
-        register_site(1, state([], [sae], whole_stream=False))
+        Served([folder], writes_at=1, whole_stream=False)
         read, _ = stream()
         read = 2 * read + 0.5
         steer(read, None, 0)
@@ -68,8 +84,7 @@ def test_the_op_adds_what_the_full_computation_in_fp64_adds(tmp_path: Path, conf
         x, y = read[TOKENS].double(), before[TOKENS].double()
         changed = hidden[TOKENS].double()
     else:
-        sae = loaded(folder)
-        register_site(0, state([sae], [sae]))
+        Served([folder])
         steer(hidden, residual, 0)
         x = y = (before[TOKENS] + residual[TOKENS]).double()
         changed = hidden[TOKENS].double() + residual[TOKENS].double()
@@ -77,14 +92,13 @@ def test_the_op_adds_what_the_full_computation_in_fp64_adds(tmp_path: Path, conf
     delta = (expected - y).norm(dim=1)
     assert (delta > 0.1).all()
     assert ((changed - expected).norm(dim=1) / delta).max() < 1e-4
-    untouched = [row for row in range(len(hidden)) if row not in TOKENS.tolist()]
+    untouched = [row for row in range(len(hidden)) if row not in TOKENS]
     assert torch.equal(hidden[untouched], before[untouched])
 
 
 def test_saes_of_one_site_read_the_same_vectors_and_their_edits_are_rounded_once(tmp_path: Path) -> None:
     folders = [make_sae(tmp_path / name, layer=0, d_in=D_IN, d_sae=D_SAE, seed=seed) for seed, name in enumerate("ab")]
-    saes = [loaded(folder) for folder in folders]
-    register_site(0, state(saes, saes))
+    Served(folders)
     hidden, residual = stream(torch.bfloat16)
     x = hidden[TOKENS].float() + residual[TOKENS].float()
     delta = sum(clamped(x, x, ReferenceSAE(folder), MOVES) - x for folder in folders)
@@ -95,17 +109,6 @@ def test_saes_of_one_site_read_the_same_vectors_and_their_edits_are_rounded_once
     assert (hidden[TOKENS] == expected).float().mean() > 0.99
 
 
-def test_a_site_without_touched_tokens_is_left_alone(tmp_path: Path) -> None:
-    sae = loaded(make_sae(tmp_path / "sae", layer=0, d_in=D_IN, d_sae=D_SAE))
-    idle = state([sae], [sae])
-    idle.tokens = None
-    register_site(0, idle)
-    hidden, residual = stream()
-    before = hidden.clone()
-    steer(hidden, residual, 0)
-    assert torch.equal(hidden, before)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("value", [2e12, -3e38, float("inf"), float("nan")])
 def test_an_edit_that_leaves_no_sound_vector_is_marked_and_its_neighbours_are_as_without_it(
@@ -114,48 +117,31 @@ def test_an_edit_that_leaves_no_sound_vector_is_marked_and_its_neighbours_are_as
     folder = make_sae(tmp_path / "sae", layer=0, d_in=D_IN, d_sae=D_SAE)
     hidden, residual = stream(dtype)
     without = hidden.clone()
-    sae = loaded(folder, moves=MOVES[1:])
-    register_site(0, state([sae], [sae]))
+    Served([folder], MOVES[1:])
     steer(without, residual, 0)
-    sae = loaded(folder, moves=[(0, 3, "add", value), *MOVES[1:]])
-    lost = state([sae], [sae])
-    register_site(0, lost)
+    served = Served([folder], [(0, 3, "add", value), *MOVES[1:]])
     steer(hidden, residual, 0)
-    assert lost.step_outputs.lost.tolist() == [False, True, False, False, False, False, False, False]
+    assert served.step.is_lost.tolist() == [False, True, False, False, False, False, False, False]
     assert hidden[1].isnan().all()
     rest = [row for row in range(8) if row != 1]
     assert torch.equal(hidden[rest], without[rest])
 
 
 def test_long_vectors_that_numbers_hold_are_left_as_they_are(tmp_path: Path) -> None:
-    sae = loaded(make_sae(tmp_path / "sae", layer=0, d_in=D_IN, d_sae=D_SAE), moves=[(0, 3, "add", 9e11)])
-    long = state([sae], [sae])
-    register_site(0, long)
+    served = Served([make_sae(tmp_path / "sae", layer=0, d_in=D_IN, d_sae=D_SAE)], [(0, 3, "add", 9e11)])
     hidden, residual = stream()
     steer(hidden, residual, 0)
-    assert not long.step_outputs.lost.any()
+    assert not served.step.is_lost.any()
     assert hidden[1].norm().item() == pytest.approx(9e11, rel=1e-5)
 
 
-def test_strongest_features_are_found_in_parts_as_at_once(tmp_path: Path) -> None:
-    sae = read_sae(make_sae(tmp_path / "sae", layer=0, d_in=D_IN, d_sae=D_SAE))
-    x = torch.randn(50, D_IN, generator=torch.Generator().manual_seed(0))
-    top = TopFeaturesInputs(torch.arange(50).flip(0), torch.arange(50) % 7 > 0, 5)
-    whole, in_parts = ops.strongest_features(sae, x, top), ops.strongest_features(sae, x, top, 4 * 3 * D_SAE * 4)
-    assert torch.equal(whole.features, in_parts.features)
-    assert torch.allclose(whole.acts, in_parts.acts, atol=1e-5, equal_nan=True)
-    assert whole.acts.isnan().all(dim=1).tolist() == [n % 7 == 0 for n in range(50)]
-
-
 def test_a_request_records_its_own_rows_of_the_whole_stream_before_any_edit(tmp_path: Path) -> None:
-    sae = loaded(make_sae(tmp_path / "sae", layer=0, d_in=D_IN, d_sae=D_SAE, threshold=0.8))
+    served = Served([make_sae(tmp_path / "sae", layer=0, d_in=D_IN, d_sae=D_SAE, threshold=0.8)])
     hidden, residual = stream()
     expected = (hidden + residual)[4:6].mean(dim=0).double()
-    site = state([sae], [sae])
-    site.prompt_means = PromptMeanRecorder(torch.zeros(10, dtype=torch.bool), torch.device("cpu"))
-    site.prompt_means.point({"key": "a", "site": str(HERE), "tokens": "all"}, [1, 2, 3], row=3, num_tokens=3, first=0)
-    register_site(0, site)
+    asked = {"key": "a", "site": str(HERE), "tokens": "all"}
+    served.prompt_means.point(asked, [1, 2, 3], row=3, num_tokens=3, first=0)
     steer(hidden, residual, 0)
-    ((key, mean),) = site.prompt_means.fetch(["a", "b"])
+    ((key, mean),) = served.prompt_means.fetch(["a", "b"])
     assert key == "a"
     assert torch.allclose(torch.frombuffer(bytearray(mean), dtype=torch.float64), expected, atol=1e-6)

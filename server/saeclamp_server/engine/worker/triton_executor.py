@@ -1,0 +1,186 @@
+"""
+Worker process: the executor for GPUs, which launches the kernels of `triton_kernels`.
+
+At every site it launches the same kernels whatever the step is: a token without a program costs a load of four bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from numpy.typing import NDArray
+from torch import Tensor
+
+from saeclamp_server.engine.worker import triton_kernels as kernels
+from saeclamp_server.engine.worker.loaded_sae import LoadedSAE
+from saeclamp_server.engine.worker.program_layout import (
+    BIAS,
+    BY_LENGTH,
+    BY_STD,
+    CENTERED,
+    FEATURE,
+    FLAGS,
+    NORM_EPS,
+    ROW_NORM,
+    THRESHOLD,
+    WEIGHTS,
+    WRITE,
+)
+from saeclamp_server.engine.worker.program_tables import EntryTable, ProgramTables
+from saeclamp_server.engine.worker.site_vectors import SiteVectors
+from saeclamp_server.engine.worker.step_tables import Batch, StepTables
+
+ELEMENTS_PER_WARP = 512
+"""16 per thread: as many loads in flight as leave the rows that are needed at once in registers, up to d = 8192."""
+MAX_WARPS = 16
+MAP_BLOCK = 256
+
+
+class _Table(NamedTuple):
+    spans: Tensor
+    """(num_programs + 1, 2) int32, those of one site"""
+    ints: Tensor
+    floats: Tensor
+    rows: Tensor
+    """(num_rows, 2) int64, addresses of a feature's encoder and decoder rows"""
+
+
+class _Step(NamedTuple):
+    program: Tensor
+    position: Tensor
+    is_sink: Tensor
+    acts: Tensor
+    carried: Tensor
+    items: Tensor
+    verdicts: Tensor
+    is_lost: Tensor
+
+
+class _Programs(NamedTuple):
+    headers: Tensor
+    ranges: Tensor
+    code: Tensor
+    bounds: Tensor
+    sums: Tensor
+    peaks: Tensor
+    first_held: Tensor
+    num_held: Tensor
+    first_acts: Tensor
+
+
+class _Batch(NamedTuple):
+    program: Tensor
+    first_row: Tensor
+    positions: Tensor
+    input_ids: Tensor
+    is_special: Tensor
+
+
+class TritonExecutor:
+    """Executor of the tables of one worker."""
+
+    def __init__(
+        self, programs: ProgramTables, step: StepTables, saes: Sequence[LoadedSAE], is_deferred: bool = False
+    ) -> None:
+        """
+        saes:        all SAEs and banks, in the order of their numbers
+        is_deferred: True if counts wait for `settle`, as some of the tokens may be drafts
+        Raises ValueError for an SAE that keeps the largest activations only.
+        """
+        for one in saes:
+            if one.whole.top_k is not None:
+                raise ValueError(f"{one.name}: each activation of a TopK SAE depends on all others.")
+        self._tables, self._step_tables, self._saes = programs, step, saes
+        self._flags = {"ACTS": step.acts.shape[1], "IS_DEFERRED": is_deferred}
+        self._step = _Step(
+            step.program,
+            step.position,
+            step.is_sink.view(torch.int8),
+            step.acts,
+            step.carried,
+            step.items,
+            step.verdicts,
+            step.is_lost.view(torch.int8),
+        )
+        self._programs = _Programs(*(getattr(programs, name) for name in _Programs._fields))
+        for table in (programs.edits, programs.reads):
+            table.bind = self._bind
+
+    def map_tokens(self, batch: Batch) -> None:
+        """Begin a step; does what `step_tables.map_tokens` does."""
+        self._step_tables.num_tokens = batch.num_tokens
+        is_special = self._step_tables.is_special.view(torch.int8)
+        own = _Batch(batch.program, batch.first_row, batch.positions, batch.input_ids, is_special)
+        acts = self._step.acts.shape[1]
+        kernels.map_tokens[(len(batch.program) + 1,)](
+            own, self._step, self._programs, len(self._step.program),
+            ACTS=acts, BLOCK=MAP_BLOCK, WIDE=triton.next_power_of_2(max(acts, self._step.items[0].numel())),
+        )  # fmt: skip
+
+    def judge(self, site: int, vectors: SiteVectors) -> None:
+        """Read the activations that are asked for at a site, and judge the rules whose last activation is among them."""
+        self._launch(kernels.judge, self._tables.reads, site, vectors)
+
+    def edit(self, site: int, vectors: SiteVectors) -> None:
+        """Add all edits of a site, in place, and count them."""
+        self._launch(kernels.edit, self._tables.edits, site, vectors)
+
+    def settle(self, kept_to: Tensor) -> None:
+        """
+        Count what was done at tokens that stay, and take back what rules say of the others, which were rejected drafts.
+
+        kept_to: (num_programs,) int64, position behind the last token that stays, by program
+        """
+        kernels.settle[(self._step_tables.num_tokens,)](self._step, self._programs, kept_to)
+        kernels.settle_programs[(self._tables.num_programs,)](self._programs, kept_to)
+
+    def _launch(self, kernel: triton.JITFunction, table: EntryTable, site: int, vectors: SiteVectors) -> None:
+        hidden, residual = vectors.hidden, vectors.residual
+        num_tokens, d = hidden.shape
+        assert num_tokens <= len(self._step.program), "no more tokens than the tables were made for"
+        assert hidden.stride(1) == 1, "a token's vector lies in one piece"
+        assert residual is None or (residual.shape == hidden.shape and residual.stride(1) == 1)
+        block = triton.next_power_of_2(d)
+        kernel[(num_tokens,)](
+            hidden, residual, self._step, _at(table, site), _at(self._tables.conditions, site), self._programs,
+            hidden.stride(0), 0 if residual is None else residual.stride(0), vectors.norm_eps or 0.0,
+            D=d, BLOCK=block, ROW=tl.float32, WHOLE_STREAM=vectors.whole_stream, HAS_NORM=vectors.norm_eps is not None,
+            num_warps=min(MAX_WARPS, max(1, block // ELEMENTS_PER_WARP)), **self._flags,
+        )  # fmt: skip
+
+    def _bind(self, table: EntryTable, first: int, ints: NDArray[np.int32]) -> None:
+        """
+        Write where the weights of a program's rows are, and what else the kernels need of them.
+
+        first: row of the table
+        ints:  (num_rows, 8)
+        """
+        device = table.ints.device
+        for number in np.unique(ints[:, WEIGHTS]).tolist():
+            mine = np.flatnonzero(ints[:, WEIGHTS] == number)
+            row = torch.from_numpy(first + mine).to(device)
+            feature, write = (torch.from_numpy(ints[mine, column]).long().to(device) for column in (FEATURE, WRITE))
+            sae = self._saes[number].sae
+            weights, norm = sae.rows(), sae.input_norm
+            width = sae.d_out // len(sae.writes)
+            for column, tensor, offset in ((0, weights.encoder, 0), (1, weights.decoder, write * width)):
+                assert tensor.stride(1) == 1, "a row lies in one piece"
+                address = tensor.data_ptr() + (feature * tensor.stride(0) + offset) * tensor.element_size()
+                table.rows[row, column] = address
+            parts = weights.decoder.view(len(weights.decoder), len(sae.writes), width)
+            table.floats[row, BIAS] = weights.bias[feature]
+            table.floats[row, THRESHOLD] = weights.threshold[feature]
+            table.floats[row, ROW_NORM] = parts[feature, write].norm(dim=1)
+            table.floats[row, NORM_EPS] = norm.eps
+            table.ints[row, FLAGS] |= (CENTERED if norm.center else 0) | {"none": 0, "std": BY_STD, "l2": BY_LENGTH}[
+                norm.scale
+            ]
+
+
+def _at(table: EntryTable, site: int) -> _Table:
+    return _Table(table.spans[site], table.ints, table.floats, table.rows)

@@ -1,0 +1,23 @@
+"""The strongest features of a token are those of the whole SAE, in however many parts they are found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tests.support.checkpoints import make_sae
+from tests.support.tiny_saes import D_IN, D_SAE
+
+from saeclamp_saes import read_sae
+from saeclamp_server.engine.worker.top_features import TopFeaturesInputs, strongest_features
+
+
+def test_strongest_features_are_found_in_parts_as_at_once(tmp_path: Path) -> None:
+    sae = read_sae(make_sae(tmp_path / "sae", layer=0, d_in=D_IN, d_sae=D_SAE))
+    x = torch.randn(50, D_IN, generator=torch.Generator().manual_seed(0))
+    wanted = TopFeaturesInputs(torch.arange(50), torch.arange(50) % 7 > 0, 5)
+    whole, in_parts = strongest_features(sae, x, wanted), strongest_features(sae, x, wanted, 4 * 3 * D_SAE * 4)
+    assert torch.equal(whole.features, in_parts.features)
+    assert torch.allclose(whole.acts, in_parts.acts, atol=1e-5, equal_nan=True)
+    assert whole.acts.isnan().all(dim=1).tolist() == [n % 7 == 0 for n in range(50)]
+    assert torch.equal(whole.features[1], sae.encode(x[1]).topk(5).indices)
