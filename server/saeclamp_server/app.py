@@ -23,6 +23,7 @@ from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app as build_vllm_app
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
+from saeclamp._server_config import DEFAULT_PORT
 from saeclamp.types import ServerIdentity
 from saeclamp_server import playground
 from saeclamp_server.api import drain as draining
@@ -41,6 +42,7 @@ from saeclamp_server.api.openai.sequence_tracker import SequenceTracker
 from saeclamp_server.api.openai.vllm_model_client import VLLMModelClient
 from saeclamp_server.api.state import AppState, CallServices
 from saeclamp_server.api.steering import router as steering
+from saeclamp_server.database.watch import DatabaseWatch
 from saeclamp_server.engine.client import DecoderQueryClient, PromptMeanClient, ReportFetcher
 from saeclamp_server.errors import RequestError, VectorsUnavailableError
 from saeclamp_server.fleet import confirm_fleet, join_fleet
@@ -96,7 +98,7 @@ async def build_app(engine: Any, args: Namespace, plan: ServePlan) -> FastAPI:
     threading.Thread(target=search.prepare, daemon=True).start()
     admission, sequences = Admission(options.max_features, options.max_waiting, metrics.WAIT.observe), SequenceTracker()
     metrics.observe_queue(admission)
-    identity = _identity(options)
+    identity = _identity(options, args)
     metrics.observe_start(identity)
     sequences.listen(engine.output_processor)
     responses_and_messages.listen(engine)
@@ -105,6 +107,8 @@ async def build_app(engine: Any, args: Namespace, plan: ServePlan) -> FastAPI:
     await early_checks.check_before_answers(vllm, engine)  # around `listen`: what is refused does not count as run
     error_handlers.say_errors_in_messages(vllm)
     incomplete_answers.say_what_was_cut_short(vllm)
+    database = DatabaseWatch(plan.database, metrics.DATABASE.set)
+    database.start()
     serving = vllm.openai_serving_models
     bases = [path.name for path in serving.base_model_paths]
     calls = CallServices(context, admission, sequences, ReportFetcher(engine), plan.trace, bases[0], identity)
@@ -118,7 +122,7 @@ async def build_app(engine: Any, args: Namespace, plan: ServePlan) -> FastAPI:
         prompt_means=PromptMeanClient(engine),
         cells=CellBudget(),
         drain=drain,
-        database=plan.database,
+        database=database,
         vllm=vllm,
     )
     await asyncio.to_thread(confirm)
@@ -151,12 +155,13 @@ async def _join_fleet(
     return joined, confirm
 
 
-def _identity(options: ServeOptions) -> ServerIdentity:
+def _identity(options: ServeOptions, args: Namespace) -> ServerIdentity:
+    machine = socket.gethostname()  # of several servers on one machine, the others have ports of their own
     return ServerIdentity(
         version=version("saeclamp"),
         vllm=check_vllm_version(),
         fleet=options.fleet,
-        replica=options.replica or socket.gethostname(),
+        replica=options.replica or (machine if args.port == DEFAULT_PORT else f"{machine}-{args.port}"),
     )
 
 

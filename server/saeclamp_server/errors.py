@@ -175,16 +175,9 @@ class VectorsFullError(RequestError):
 
     def __init__(self, site: str, capacity: int) -> None:
         super().__init__(
-            f"{site} holds {capacity} vectors, those of requests that are still running among them, and no more: delete "
-            "one, or serve with a larger --max-vectors.",
+            f"{site} holds {capacity} vectors, and no more: delete one, or serve with a larger --max-vectors.",
             "name",
         )
-
-
-class VectorNotKeptError(RequestError):
-    status = 500
-    type = "server_error"
-    code = "vector_not_kept"
 
 
 class DatabaseUnavailableError(RequestError):
@@ -195,6 +188,27 @@ class DatabaseUnavailableError(RequestError):
     def __init__(self) -> None:
         # not the reason: a driver's message names hosts and users, which are the operator's alone
         super().__init__("The database of variants and vectors cannot be used; the server's log says why.", None)
+
+
+class VectorsBusyError(RequestError):
+    status = 503
+    type = "server_error"
+    code = "vectors_busy"
+    retry_after_s = 1
+
+    def __init__(self, site: str) -> None:
+        super().__init__(
+            f"All rows for vectors at {site} are taken by answers that are still being written, of vectors that have been "
+            "deleted meanwhile. Try again later.",
+            None,
+        )
+
+
+class VectorNotKeptError(RequestError):
+    status = 503
+    type = "server_error"
+    code = "vector_not_kept"
+    retry_after_s = 1
 
 
 class VectorsUnavailableError(DatabaseUnavailableError):

@@ -13,12 +13,12 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from sqlalchemy import Connection, select
 
-from saeclamp_server.database import Database, DatabaseError
+from saeclamp_server.database import Alone, Database, DatabaseError
 from saeclamp_server.database.tables import fleets
 from saeclamp_server.model_info import StartupError
 from saeclamp_server.site_norms import QuickCheckResult, SiteNorms
@@ -28,8 +28,19 @@ TOLERANCE = 0.01
 MAX_SHOWN = 80
 """Characters of a field's value that a refusal shows."""
 
+MAX_TOLD = 5
+"""Fields that a refusal names."""
+
 Fingerprint = Mapping[str, str]
 """Description of a server: the values of its fields by their names, which a refusal shows to the user."""
+
+
+class FoundedFleet(NamedTuple):
+    """A fleet as it is written."""
+
+    fingerprint: Fingerprint
+    created: int
+    """Unix time at which its first server entered it."""
 
 
 def check_database(database: Database) -> None:
@@ -96,14 +107,15 @@ def confirm_fleet(database: Database, name: str, own: Fingerprint, joined: Mappi
         if kept is not None:
             _refuse_other(name, own, json.loads(kept.fingerprint))
         if kept is None or kept.lengths != _written(joined):
-            raise StartupError(f"The fleet {name!r} was founded anew while this server started. Start it again.")
+            happened = "forgotten" if kept is None else "founded anew"
+            raise StartupError(f"The fleet {name!r} was {happened} while this server started. Start it again.")
         connection.execute(fleets.update().where(fleets.c.name == name).values(is_ready=True))
 
 
 @contextmanager
 def _startup(database: Database) -> Iterator[Connection]:
     try:
-        with database.transaction(writes=True, alone=True) as connection:
+        with database.transaction(writes=True, alone=Alone.START) as connection:
             yield connection
     except DatabaseError as exc:
         raise StartupError(str(exc)) from exc
@@ -127,20 +139,22 @@ def forget_fleet(database: Database, name: str) -> bool:
         return connection.execute(fleets.delete().where(fleets.c.name == name)).rowcount > 0
 
 
-def list_fleets(database: Database) -> dict[str, Fingerprint]:
+def list_fleets(database: Database) -> dict[str, FoundedFleet]:
     """List all fleets that have come to answer requests, with what their servers are."""
     with database.transaction() as connection:
         rows = connection.execute(select(fleets).where(fleets.c.is_ready).order_by(fleets.c.name))
-        return {row.name: json.loads(row.fingerprint) for row in rows}
+        return {row.name: FoundedFleet(json.loads(row.fingerprint), row.created) for row in rows}
 
 
 def _refuse_other(name: str, own: Fingerprint, theirs: Fingerprint) -> None:
-    for field in [*own, *theirs]:
-        if own.get(field) != theirs.get(field):
-            raise StartupError(
-                f"This server is not like those of the fleet {name!r}: {field} is {_shown(own.get(field))} here, and "
-                f"{_shown(theirs.get(field))} there. Serve with the same, or under another --fleet."
-            )
+    others = [field for field in dict.fromkeys([*own, *theirs]) if own.get(field) != theirs.get(field)]
+    if others:
+        told = [f"{one} is {_shown(own.get(one))} here, and {_shown(theirs.get(one))} there" for one in others]
+        more = f"; {len(told) - MAX_TOLD} more fields differ" if len(told) > MAX_TOLD else ""
+        raise StartupError(
+            f"This server is not like those of the fleet {name!r}: {'; '.join(told[:MAX_TOLD])}{more}. Serve with the same, "
+            "or under another --fleet."
+        )
 
 
 def _shown(value: str | None) -> str:

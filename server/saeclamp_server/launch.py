@@ -59,7 +59,7 @@ def launch(options: ServeOptions) -> int:
             plan = make_plan(options)
         finally:
             patience.cancel()
-        check_address(options.vllm_argv)
+        check_address(options.vllm_argv, options.metrics_port)
         for sae in plan.saes.values():
             logger.info(_description(sae))
         _serve(plan, log, vllm_version)
@@ -179,8 +179,6 @@ async def _run(args: Namespace, started: threading.Event, plan: ServePlan, log: 
 def _serve_metrics(port: int, args: Namespace) -> None:
     from saeclamp_server.metrics_server import serve_metrics
 
-    if port == args.port:
-        raise StartupError(f"--metrics-port: {port} is the server's own --port, where /metrics needs the key.")
     serve_metrics("--metrics-port", args.host, [port])
     logger.info(f"metrics without a key are on port {port}")
 

@@ -136,6 +136,10 @@ def test_no_volume_hides_the_model_that_the_image_has(container: Any) -> None:
 def test_all_policies_are_of_these_pods(pod: Any) -> None:
     labels = pod["metadata"]["labels"]
     database = named("StatefulSet", "saeclamp-database")["spec"]["template"]["metadata"]["labels"]
+    own = named("NetworkPolicy")["spec"]
+    assert own["podSelector"]["matchLabels"].items() <= labels.items()
+    open_to_all = [rule["ports"] for rule in own["ingress"] if "from" not in rule]
+    assert open_to_all == [[{"port": 8000}]], "metrics need no key, so not everybody reaches them"
     policy = named("NetworkPolicy", "saeclamp-database")["spec"]
     assert policy["podSelector"]["matchLabels"].items() <= database.items()
     assert policy["ingress"][0]["from"][0]["podSelector"]["matchLabels"].items() <= labels.items()
@@ -153,6 +157,24 @@ def test_probes_need_no_key(container: Any) -> None:
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert container[probe]["httpGet"]["path"] in PUBLIC
     assert container["readinessProbe"]["httpGet"]["path"] == "/ready"
+
+
+def test_pods_may_do_no_more_than_they_must() -> None:
+    for owner in (named("Deployment"), named("StatefulSet", "saeclamp-database")):
+        pod = owner["spec"]["template"]["spec"]
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in pod["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            }
+
+
+def test_a_slow_start_is_no_failed_rollout(container: Any) -> None:
+    probe = container["startupProbe"]
+    assert named("Deployment")["spec"]["progressDeadlineSeconds"] > probe["periodSeconds"] * probe["failureThreshold"]
 
 
 def test_services_find_their_pods() -> None:

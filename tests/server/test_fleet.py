@@ -28,9 +28,10 @@ from saeclamp_server.model_info import ModelInfo, StartupError
 from saeclamp_server.served_sae import ServedSAE
 from saeclamp_server.site_norms import QuickCheckResult, SiteNorms, rounded
 from saeclamp_server.startup import fingerprint
-from saeclamp_server.startup.fingerprint import SETTINGS, server_fingerprint
+from saeclamp_server.startup.fingerprint import FILES, SETTINGS, server_fingerprint
 from saeclamp_server.startup.options import ServeOptions
 from saeclamp_server.startup.serve_plan import ServePlan
+from saeclamp_server.startup.tested_flags import ALLOWED, SOME_VALUES
 from saeclamp_server.steering import resolve
 from saeclamp_server.variants import VariantRegistry, VariantStore
 from saeclamp_server.vectors import VectorSite
@@ -125,7 +126,7 @@ def test_of_two_that_start_at_once_and_differ_one_is_refused(databases: tuple[Da
             told = [*pool.map(join, databases, [f"f{number}"] * 2, [OWN, {**OWN, "SAE big": "t"}])]
             (said,) = filter(None, told)
             assert "SAE big is " in said
-            assert list_fleets(databases[0])[f"f{number}"]["SAE big"] == ("s" if told[0] is None else "t")
+            assert list_fleets(databases[0])[f"f{number}"].fingerprint["SAE big"] == ("s" if told[0] is None else "t")
 
 
 def test_a_server_whose_start_fails_founds_nothing(databases: tuple[Database, Database]) -> None:
@@ -138,7 +139,7 @@ def test_a_server_whose_start_fails_founds_nothing(databases: tuple[Database, Da
     with pytest.raises(StartupError, match=r"--max-dose is 0\.01 here, and not there there"):
         confirm_fleet(first, "f", failed, scaled(3.0))
     confirm_fleet(second, "f", OWN, joined)
-    assert list_fleets(first) == {"f": OWN}
+    assert list_fleets(first)["f"].fingerprint == OWN
     with pytest.raises(StartupError, match="not like those of the fleet"):
         join_fleet(first, "f", failed, MEASURED)
     confirm_fleet(first, "f", OWN, join_fleet(first, "f", OWN, scaled(1.001)))
@@ -178,7 +179,7 @@ class Described:
             served_model_name=["tiny"],
             chat_template=None,
             max_model_len=None,
-            **dict.fromkeys(SETTINGS),
+            **dict.fromkeys(SETTINGS + FILES),
         )
         self.config = SimpleNamespace(
             dtype="torch.float32",
@@ -285,11 +286,88 @@ def test_a_length_that_only_the_engine_knows_is_compared_when_it_stands(
     asyncio.run(fingerprint.refuse_unlike_fleet(own.args, own.plan(databases[1], "f")))
 
 
+def test_all_that_differs_is_told_at_once(databases: tuple[Database, Database], tmp_path: Path) -> None:
+    own = Described(tmp_path / "model")
+    start(databases[0], "f", own.fields(), MEASURED)
+    for field in ("--dtype", "--max-dose"):
+        CHANGES[field](own)
+    with pytest.raises(StartupError, match=r"--dtype is .* there; --max-dose is 50.0 here, and None there"):
+        join_fleet(databases[1], "f", own.fields(), MEASURED)
+    for field in EARLY - {"the names of the SAEs"}:
+        CHANGES[field](own)
+    with pytest.raises(StartupError, match=r"; \d+ more fields differ\. Serve with the same"):
+        join_fleet(databases[1], "f", own.fields(), MEASURED)
+
+
 def test_weights_of_another_size_are_another_model(databases: tuple[Database, Database], tmp_path: Path) -> None:
     own = Described(tmp_path / "model")
     before = own.fields()
     (own.folder / "model.safetensors").write_bytes(b"0" * 101)
     assert [field for field in before if before[field] != own.fields()[field]] == ["the model"]
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "generation_config"])
+def test_files_that_settings_name_are_compared_by_what_is_in_them(
+    databases: tuple[Database, Database], tmp_path: Path, name: str
+) -> None:
+    one, other = Described(tmp_path / "one"), Described(tmp_path / "other")
+    for own in (one, other):
+        folder = tmp_path / f"{own.folder.name}-files"
+        folder.mkdir()
+        (folder / "generation_config.json").write_text('{"temperature": 1.0}')
+        setattr(own.args, name, str(folder))
+    assert one.fields() == other.fields()
+    start(databases[0], "f", one.fields(), MEASURED)
+    (tmp_path / "other-files" / "generation_config.json").write_text('{"temperature": 0.1}')
+    with pytest.raises(StartupError, match=rf"--{name.replace('_', '-')} is "):
+        join_fleet(databases[1], "f", other.fields(), MEASURED)
+
+
+OWN_TO_A_SERVER = {
+    # where it listens and to whom, what it logs, how it loads and computes; answers are the same, or differ in last digits
+    *(
+        "help",
+        "model_tag",
+        "config",
+        "fail_on_environ_validation",
+        "host",
+        "port",
+        "root_path",
+        "api_key",
+        "middleware",
+    ),
+    *("enable_offline_docs", "allow_credentials", "allowed_origins", "allowed_methods", "allowed_headers"),
+    *("ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "enable_ssl_refresh", "ssl_cert_reqs", "ssl_ciphers"),
+    *("h11_max_incomplete_event_size", "h11_max_header_count", "enable_server_load_tracking"),
+    *("disable_log_stats", "aggregate_engine_logging", "enable_log_requests", "max_log_len", "enable_log_outputs"),
+    *("enable_log_deltas", "log_error_stack", "log_level", "log_config_file", "logging_config", "uvicorn_log_level"),
+    *("disable_uvicorn_access_log", "disable_access_log_for_endpoints", "show_hidden_metrics_for_version"),
+    *("otlp_traces_endpoint", "collect_detailed_traces", "per_request_spec_decode_metrics", "kv_cache_metrics"),
+    *("kv_cache_metrics_sample", "custom_histogram_buckets", "cudagraph_metrics", "enable_mfu_metrics"),
+    *("enable_logging_iteration_details", "jit_monitor_mode", "jit_monitor_verbose", "use_tqdm_on_load"),
+    *("hf_token", "download_dir", "enforce_eager", "safetensors_load_strategy", "safetensors_prefetch_num_threads"),
+    *("safetensors_prefetch_block_size", "model_loader_extra_config", "ignore_patterns", "pt_load_map_location"),
+    *("max_parallel_loading_workers", "attention_backend", "attention_config", "disable_cascade_attn"),
+    *("compilation_config", "optimization_level", "performance_mode", "cudagraph_capture_sizes", "moe_backend"),
+    *("max_cudagraph_capture_size", "enable_flashinfer_autotune", "linear_backend", "disable_custom_all_reduce"),
+    *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "distributed_timeout_seconds"),
+    *("cpu_distributed_timeout_seconds", "block_size", "gpu_memory_utilization", "kv_cache_memory_bytes"),
+    *("num_gpu_blocks_override", "kv_offloading_size", "max_num_batched_tokens", "max_num_scheduled_tokens"),
+    *("max_num_seqs", "max_num_active_seqs", "max_num_queued_reqs", "max_num_queued_tokens", "enable_chunked_prefill"),
+    *("long_prefill_token_threshold", "long_prefill_token_threshold_adaptive", "scheduler_reserve_full_isl"),
+    *("watermark", "prefill_schedule_interval", "disable_hybrid_kv_cache_manager", "async_scheduling"),
+    *("api_server_count", "config_format", "convert", "data_parallel_backend", "distributed_executor_backend"),
+    *("kv_offloading_backend", "load_format", "model_impl", "prefix_caching_hash_algo", "runner"),
+}
+COMPARED_OTHERWISE = {"served_model_name", "chat_template", "dtype", "max_model_len"}
+
+
+def test_of_each_flag_that_may_be_given_it_is_known_whether_servers_may_differ_in_it() -> None:
+    compared = {*SETTINGS, *FILES, *COMPARED_OTHERWISE}
+    given = ALLOWED | SOME_VALUES.keys()
+    assert not compared & OWN_TO_A_SERVER
+    assert given - compared - OWN_TO_A_SERVER == set()
+    assert given >= OWN_TO_A_SERVER
 
 
 def test_another_version_of_a_package_is_refused(

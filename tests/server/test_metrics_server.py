@@ -20,10 +20,24 @@ def test_metrics_are_on_the_first_port_that_is_free() -> None:
         server = serve_metrics("--metrics-port", "127.0.0.1", ports)
         try:
             assert server.server_port == ports[1]
-            assert "saeclamp_requests_waiting" in httpx.get(f"http://127.0.0.1:{ports[1]}/metrics").text
+            own = f"http://127.0.0.1:{ports[1]}"
+            assert "saeclamp_requests_waiting" in httpx.get(f"{own}/metrics").text
+            # a probe of the wrong port must not find the server well
+            for path in ("/ready", "/health", "/", "/metrics/x"):
+                assert httpx.get(f"{own}{path}").status_code == 404
         finally:
             server.shutdown()
             server.server_close()
+
+
+def test_an_address_of_the_sixth_version_is_listened_on() -> None:
+    port = free_port()
+    server = serve_metrics("--metrics-port", "::1", [port])
+    try:
+        assert httpx.get(f"http://[::1]:{port}/metrics").status_code == 200
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.mark.parametrize(("host", "said"), [("127.0.0.1", "Address already in use"), ("192.0.2.1", "assign")])

@@ -70,6 +70,7 @@ class DrainGuard:
             self._drain.leave()
 
 
+@router.head("/ready", response_model=None, include_in_schema=False)
 @router.get("/ready", response_model=None)
 async def ready(request: Request) -> JSONResponse:
     """
@@ -82,7 +83,7 @@ async def ready(request: Request) -> JSONResponse:
         return _refusal(StoppingError())
     if state.vllm.engine_client.errored:
         return _refusal(EngineGoneError())
-    return JSONResponse({"status": "ready", "database": "ok" if await state.is_database_up() else "unavailable"})
+    return JSONResponse({"status": "ready", "database": "ok" if state.database.is_up else "unavailable"})
 
 
 def _refusal(error: RequestError, more_headers: Mapping[str, str] | None = None) -> JSONResponse:

@@ -18,7 +18,7 @@ from saeclamp.types.refusals import but_not, json_path
 from saeclamp_server.api.error_envelope import STREAM_ERROR, openai_error, path_of, written
 from saeclamp_server.api.metrics import REFUSALS
 from saeclamp_server.api.strictness.path_suggestions import not_found
-from saeclamp_server.errors import InvalidRequestError, RequestError
+from saeclamp_server.errors import DatabaseUnavailableError, InvalidRequestError, RequestError
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ UNREADABLE = "The body cannot be read: it is nested too deeply, or has a number 
 async def refuse(request: Request, exc: Exception) -> JSONResponse:
     """Answer with a refusal of ours."""
     assert isinstance(exc, RequestError)
-    if exc.status < 500:
+    if exc.status < 500 or isinstance(exc, DatabaseUnavailableError):
         REFUSALS.labels(exc.code).inc()
     return response_of(exc)
 

@@ -18,6 +18,7 @@ REFUSALS = Counter("saeclamp_refusals", "Requests refused for what they asked of
 TOKENS = Counter("saeclamp_tokens", "Tokens edited, counted once for each intervention.", ["side"])
 FIRINGS = Counter("saeclamp_rule_firings", "Answers in which a rule held.", ["then"])
 IN_USE = Gauge("saeclamp_features_in_use", "Distinct features that requests in flight use.")
+DATABASE = Gauge("saeclamp_database_up", "1 while the database of variants and vectors answers, else 0.")
 WAITING = Gauge("saeclamp_requests_waiting", "Requests that wait for features.")
 WAIT = Histogram("saeclamp_wait_seconds", "Time that steered requests waited for features.")
 ADMISSION = Histogram(

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-from saeclamp_server.database import Database, DatabaseError
 
 if TYPE_CHECKING:  # endpoints import this module; the state holds what they make
     from saeclamp.types import ServerIdentity
@@ -18,14 +14,13 @@ if TYPE_CHECKING:  # endpoints import this module; the state holds what they mak
     from saeclamp_server.api.model_share import CellBudget
     from saeclamp_server.api.openai.sequence_tracker import SequenceTracker
     from saeclamp_server.api.openai.vllm_model_client import VLLMModelClient
+    from saeclamp_server.database.watch import DatabaseWatch
     from saeclamp_server.engine.client import ReportFetcher
     from saeclamp_server.steering import SteeringContext
     from saeclamp_server.steering.admission import Admission
     from saeclamp_server.trace import Trace
     from saeclamp_server.variants import VariantRegistry
     from saeclamp_server.vectors import VectorRegistry
-
-logger = logging.getLogger("saeclamp.server")
 
 
 @dataclass(frozen=True)
@@ -56,18 +51,9 @@ class AppState:
     cells: CellBudget
     """Shared by all requests of our own endpoints, so that none of them fills the engine's answers alone."""
     drain: Drain
-    database: Database
+    database: DatabaseWatch
     vllm: Any
     """vLLM's own state of the app, which has no type: its models, its adapters, its renderers."""
-
-    async def is_database_up(self) -> bool:
-        """Tell whether the database of variants and vectors answers."""
-        try:
-            await asyncio.to_thread(self.database.check)
-        except DatabaseError as exc:
-            logger.warning(str(exc))
-            return False
-        return True
 
     @property
     def context(self) -> SteeringContext:

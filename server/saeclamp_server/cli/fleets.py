@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from saeclamp_server.cli.server_client import CommandError, add_yes, confirmed
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from saeclamp_server.database import Database
 
 NEEDS = ("sqlalchemy", "alembic")
+SERVED_AS = "the names that it is served under"
 
 
 def register(commands: Any) -> None:
@@ -44,9 +47,12 @@ def _list(args: argparse.Namespace) -> int:
     from saeclamp_server.fleet import list_fleets
 
     fleets = list_fleets(_open(args))
-    fields = ("the names that it is served under", "saeclamp")
-    rows = [(name, *(own.get(field, "-") for field in fields)) for name, own in fleets.items()]
-    print_table(("fleet", "served as", "saeclamp"), rows)
+    rows = []
+    for name, one in fleets.items():
+        served_as = ", ".join(json.loads(one.fingerprint[SERVED_AS]))
+        founded = datetime.fromtimestamp(one.created, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        rows.append((name, served_as, one.fingerprint["saeclamp"], founded))
+    print_table(("fleet", "served as", "saeclamp", "founded"), rows)
     return 0
 
 
@@ -56,7 +62,7 @@ def _show(args: argparse.Namespace) -> int:
     fleets = list_fleets(_open(args))
     if args.name not in fleets:
         raise CommandError(_unknown(args.name, fleets))
-    print_facts(fleets[args.name])
+    print_facts(fleets[args.name].fingerprint)
     return 0
 
 
@@ -76,8 +82,14 @@ def _forget(args: argparse.Namespace) -> int:
 
 def _open(args: argparse.Namespace) -> Database:
     from saeclamp_server.database import Database
+    from saeclamp_server.fleet import check_database
 
-    return Database(args.variants)
+    # as they are: a newer version's tables would keep servers of an older one from starting
+    database = Database(args.variants, is_migrated=False)
+    check_database(database)
+    if not database.has_tables:
+        raise CommandError("This database has no tables of saeclamp: no server has used it yet.")
+    return database
 
 
 def _unknown(name: str, fleets: Any) -> str:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy import Connection, create_engine, event, text
+from sqlalchemy import Connection, create_engine, event, inspect, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DisconnectionError, NoSuchModuleError, SQLAlchemyError
 
 from saeclamp_saes.errors import UserError
@@ -32,10 +33,22 @@ WAITS = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
 POOL = {"pool_size": 2, "max_overflow": 2}
 """Connections that a server keeps to PostgreSQL, and how many more it opens while those are busy: by default PostgreSQL has
 100 for all servers, and an answer needs one for a millisecond."""
-ANSWER_S, ALONE_S = 5, 300
-"""Seconds that a transaction may take, and one that must be alone: beyond them its connection is cut."""
-LOCK = 0x5AEC1A39
-"""Number of the PostgreSQL advisory lock under which tables are changed, and whatever must not be done by two at once."""
+ANSWER_S, START_S = 5, 300
+"""Seconds that a transaction may take, and one of a server that starts: beyond them its connection is cut."""
+IDLE_S = 10
+"""Seconds after which PostgreSQL ends a transaction that holds a lock and does nothing: its server may be frozen."""
+
+
+class Alone(IntEnum):
+    """Numbers of the PostgreSQL advisory locks under which is done what must not be done by two at once."""
+
+    START = 0x5AEC1A39
+    """Changing tables, and entering a fleet."""
+    NAMES = 0x5AEC1A3A
+    """Changing variants: a name must be no other's alias, which no constraint can say."""
+    VECTORS = 0x5AEC1A3B
+
+
 _DEADLINES = ConnectionDeadlines()
 _INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
@@ -52,21 +65,32 @@ def default_url() -> str:
 class Database:
     """An open database, whose tables are up to date. All methods raise DatabaseError."""
 
-    def __init__(self, url: str, answer_s: float = ANSWER_S) -> None:
+    def __init__(self, url: str, answer_s: float = ANSWER_S, is_migrated: bool = True) -> None:
         """
         Open a database, and bring its tables up to date.
 
         url:      SQLAlchemy's, of SQLite or PostgreSQL
         answer_s: seconds that PostgreSQL may take for a transaction
+        is_migrated: False to leave the tables as they are, or are not
         """
         self._engine = _engine(url, answer_s)
-        with self.transaction(writes=True, alone=True) as connection:  # two may open a new database at once
+        self.is_away = False
+        """True while it is known not to answer: then nobody waits to be told so. Set by `DatabaseWatch`."""
+        if not is_migrated:
+            return
+        with self.transaction(writes=True, alone=Alone.START) as connection:  # two may open a new database at once
             _migrate(connection)
 
     @property
     def is_shared(self) -> bool:
         """True if servers on other machines can use it too: SQLite is a file of this one."""
         return self._engine.dialect.name == "postgresql"
+
+    @property
+    def has_tables(self) -> bool:
+        """True if a server has made its tables."""
+        with self.transaction() as connection:
+            return bool(inspect(connection).has_table("saeclamp_fleets"))
 
     def close(self) -> None:
         """Close all connections."""
@@ -77,35 +101,43 @@ class Database:
         return _INSERT[self._engine.dialect.name](table)
 
     @contextmanager
-    def transaction(self, writes: bool = False, alone: bool = False) -> Iterator[Connection]:
+    def transaction(self, writes: bool = False, alone: Alone | None = None) -> Iterator[Connection]:
         """
         Run statements, all or none.
 
-        alone: True if no two processes may do this at once. In SQLite no two write at once
+        alone: what no two processes may do at once. In SQLite no two write at once
         """
+        if self.is_away:
+            raise DatabaseError("The database of variants and vectors does not answer.")
         try:
             with (
                 self._engine.connect().execution_options(saeclamp_writes=writes) as connection,
                 connection.begin(),
             ):
-                if alone and self.is_shared:
-                    # it may have to wait for all others
-                    _DEADLINES.begin(connection.connection.dbapi_connection, ALONE_S)
-                    connection.execute(text(f"SELECT pg_advisory_xact_lock({LOCK})"))
+                if alone is not None and self.is_shared:
+                    if alone is Alone.START:  # it may have to wait for all others
+                        _DEADLINES.begin(connection.connection.dbapi_connection, START_S)
+                    # one statement: whoever is frozen behind it is ended by PostgreSQL, and holds up nobody for long
+                    idle = f"set_config('idle_in_transaction_session_timeout', '{IDLE_S}s', true)"
+                    connection.execute(text(f"SELECT {idle}, pg_advisory_xact_lock({alone.value})"))
                 yield connection
         except SQLAlchemyError as exc:
             reason = getattr(exc, "orig", None) or exc
             raise DatabaseError(f"The database of variants and vectors cannot be used: {first_line(reason)}.") from exc
 
     def check(self) -> None:
-        """Ask the database for nothing, to see that it answers."""
-        with self.transaction() as connection:
-            connection.execute(text("SELECT 1"))
+        """Ask the database for nothing, to see that it answers, even where it is known not to."""
+        try:
+            with self._engine.connect() as connection:
+                connection.execute(text("SELECT 1"))
+        except SQLAlchemyError as exc:
+            reason = getattr(exc, "orig", None) or exc
+            raise DatabaseError(f"The database of variants and vectors cannot be used: {first_line(reason)}.") from exc
 
 
 def _engine(url: str, answer_s: float) -> Engine:
     try:
-        parsed = make_url(url)
+        parsed = _with_driver(make_url(url))
         kind = parsed.get_backend_name()
         if kind not in _INSERT:
             raise DatabaseError(f"Variants and vectors are kept in SQLite or PostgreSQL, not in {kind}.")
@@ -131,6 +163,11 @@ def _engine(url: str, answer_s: float) -> Engine:
     event.listen(engine, "connect", _set_up)
     event.listen(engine, "begin", _begin)
     return engine
+
+
+def _with_driver(url: URL) -> URL:
+    """Name our driver where the URL names none, `postgres://` as clouds write it among them."""
+    return url.set(drivername="postgresql+psycopg") if url.drivername in ("postgres", "postgresql") else url
 
 
 def _limit_waits(engine: Engine, answer_s: float) -> None:

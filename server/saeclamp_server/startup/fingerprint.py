@@ -23,26 +23,51 @@ from saeclamp_server.startup.serve_plan import ServePlan
 from saeclamp_server.startup.vllm_settings import served_names
 
 SETTINGS = (
-    "tokenizer",
-    "seed",
-    "hf_overrides",
-    "generation_config",
+    # requests and answers
+    "chat_template_content_format",
+    "trust_request_chat_template",
+    "default_chat_template_kwargs",
+    "response_role",
+    "return_tokens_as_token_ids",
+    "enable_auto_tool_choice",
+    "exclude_tools_when_tool_choice_none",
+    "tool_call_parser",
+    "tool_strict_level",
+    "reasoning_parser",
+    "structured_outputs_config",
+    "enable_prompt_tokens_details",
+    "enable_per_request_metrics",
+    "enable_force_include_usage",
+    "enable_request_id_headers",
+    "enable_tokenizer_info_endpoint",
+    "disable_fastapi_docs",
+    "fingerprint_mode",
+    "fingerprint_value",
+    "anthropic_disabled_thinking_effort",
     "override_generation_config",
-    "kv_cache_dtype",
     "max_logprobs",
     "logprobs_mode",
-    "reasoning_parser",
-    "tool_call_parser",
-    "enable_auto_tool_choice",
-    "default_chat_template_kwargs",
+    "seed",
+    "enable_prompt_embeds",
+    # the model
+    "tokenizer_mode",
+    "trust_remote_code",
+    "hf_overrides",
+    "kv_cache_dtype",
+    "speculative_config",
+    # what a receipt has measured, and what a queue is sorted by
+    "enable_prefix_caching",
+    "scheduling_policy",
 )
 """vLLM's settings that change answers, and that neither the model's files nor its resolved configuration show."""
-FROM_MEMORY = -1
-"""`--max-model-len auto`: as long as the memory that is left lets it be, which only the engine knows."""
-PARTS = (".json", ".jinja", ".model", ".txt", ".py")
+FILES = ("tool_parser_plugin", "reasoning_parser_plugin", "generation_config", "tokenizer")
+"""The same that name files or folders, which other machines may have elsewhere."""
+PARTS = (".json", ".jinja", ".model", ".tiktoken", ".txt", ".py")
 """Endings of a model's files that answers depend on, beside its weights."""
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
 """Endings of files that are told apart by their sizes: hashing tens of gigabytes would keep the server from starting."""
+FROM_MEMORY = -1
+"""`--max-model-len auto`: as long as the memory that is left lets it be, which only the engine knows."""
 
 
 def server_fingerprint(
@@ -72,7 +97,8 @@ def _known_before_the_engine(args: Namespace, plan: ServePlan, model_config: Any
         "--quantization": str(model_config.quantization),
         "--max-model-len": str(model_config.max_model_len),
         "--chat-template": _digest(load_chat_template(args.chat_template)),
-        **{f"--{name.replace('_', '-')}": _json(getattr(args, name)) for name in SETTINGS},
+        **{_flag(name): _json(getattr(args, name)) for name in SETTINGS},
+        **{_flag(name): _contents(getattr(args, name)) for name in FILES},
         "--max-dose": str(options.max_dose),
         "--max-body": str(options.max_body),
         "--max-features": str(options.max_features),
@@ -119,8 +145,29 @@ def _model(path: str, model_config: Any) -> str:
     if not folder.is_dir():
         commit = getattr(model_config.hf_config, "_commit_hash", None)
         return f"{path}@{commit or model_config.revision or 'main'}"
-    files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in PARTS + WEIGHTS)
-    return _digest([[file.name, file.stat().st_size if file.suffix in WEIGHTS else sha256_of(file)] for file in files])
+    return _folder(folder)
+
+
+def _contents(named: Any) -> str:
+    """Digest the file or folder that a setting names; what is neither is told as it is."""
+    path = Path(str(named))
+    if path.is_dir():
+        return _folder(path)
+    return sha256_of(path) if path.is_file() else _json(named)
+
+
+def _folder(folder: Path) -> str:
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.suffix in PARTS + WEIGHTS)
+    return _digest(
+        [
+            [str(file.relative_to(folder)), file.stat().st_size if file.suffix in WEIGHTS else sha256_of(file)]
+            for file in files
+        ]
+    )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _json(value: Any) -> str:

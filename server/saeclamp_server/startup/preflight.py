@@ -6,7 +6,7 @@ import argparse
 import errno
 import json
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,11 @@ def check_vllm_version() -> str:
     raise StartupError("vLLM is not installed: pip install 'saeclamp[cpu]', or 'saeclamp[server]' for an NVIDIA GPU.")
 
 
-def check_address(vllm_argv: Sequence[str]) -> None:
+def check_address(vllm_argv: Sequence[str], metrics_port: int | None = None) -> None:
     """
     Listen for a moment where the server will, because vLLM takes a quarter of a minute to come to that.
 
+    metrics_port: port of the metrics alone
     An address that cannot be read here, such as one in a file of vLLM's, is left to vLLM. Raises StartupError.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -55,16 +56,30 @@ def check_address(vllm_argv: Sequence[str]) -> None:
         raise StartupError(
             f"--port {address.port} is no port: it is a number from 1 to {MAX_PORT}, or 0 for any free one."
         )
-    if address.uds or address.config or not address.port:
+    if address.config or address.uds:
         return
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    if metrics_port is not None and metrics_port == address.port:
+        raise StartupError(f"--metrics-port: {metrics_port} is the server's own --port, where /metrics needs the key.")
+    if address.port:
+        _listen(address.host, address.port, lambda exc: cannot_listen(address.host, address.port, exc))
+    if metrics_port is not None:
+        _listen(address.host, metrics_port, lambda exc: cannot_serve_metrics("--metrics-port", metrics_port, exc))
+
+
+def _listen(host: str, port: int, reason: Callable[[OSError], str]) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as tried:
         # as vLLM will: without it, connections of an earlier server that still close would make the port seem taken
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            tried.bind((address.host, address.port))
+            tried.bind((host, port))
         except OSError as exc:
-            raise StartupError(cannot_listen(address.host, address.port, exc)) from exc
+            raise StartupError(reason(exc)) from exc
+
+
+def cannot_serve_metrics(flag: str, port: int, exc: OSError) -> str:
+    """Say why the port of the metrics alone cannot be had. `flag` is what the user calls it."""
+    return f"{flag}: {port} cannot be listened on: {exc.strerror}."
 
 
 def cannot_listen(host: str | None, port: int, exc: OSError) -> str:

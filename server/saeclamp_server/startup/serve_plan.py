@@ -52,7 +52,9 @@ def _open_database(options: ServeOptions) -> Database:
     try:
         database = Database(options.variants or default_url())
     except DatabaseError as exc:
-        raise StartupError(f"{exc} Name another one with --variants URL.") from exc
+        # one of a fleet must not be told to take another
+        other = "" if options.fleet is not None else " Name another one with --variants URL."
+        raise StartupError(f"{exc}{other}") from exc
     if options.fleet is not None:
         check_database(database)
         if os.environ.get("VLLM_ENABLE_RESPONSES_API_STORE", "0") not in ("", "0"):

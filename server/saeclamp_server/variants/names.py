@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from saeclamp.types.refusals import nearest
 from saeclamp.types.variants import VARIANT_NAME
+from saeclamp_server.errors import AliasTakenError
 
 SHOWN = 12
 """Digits of a version's hash that its name shows; fewer are not accepted."""
@@ -70,3 +71,31 @@ def near_name(name: str, bases: Collection[str], variants: Sequence[str]) -> str
     known = {own: other for one in variants for other, _, own in [one.rpartition(":")] if meant in (None, other)}
     near = variant if variant in known else nearest(variant, known)
     return f"{known[near]}:{near}" if near else None
+
+
+class NamesInUse(NamedTuple):
+    """Names that are taken, at a moment when nobody changes them."""
+
+    names: Collection[tuple[str, str]]
+    """Base and name of variants."""
+    aliases: Mapping[tuple[str, str], str]
+    """Aliases, by base and name."""
+    models: Collection[str] = ()
+    """Names of models and adapters."""
+
+
+def refuse_taken_alias(own: tuple[str, str], alias: str | None, in_use: NamesInUse, path: str, name_path: str) -> None:
+    """
+    Refuse an alias that is in use as a name, and a name that is another variant's alias. Raises AliasTakenError.
+
+    own: base and name of the variant
+    """
+    if alias is not None:
+        if alias in in_use.models:
+            raise AliasTakenError(alias, "a model's name", path)
+        other = next((f"{base}:{name}" for base, name in in_use.names if name == alias and (base, name) != own), None)
+        if other is not None:
+            raise AliasTakenError(alias, f"the name of {other}", path)
+    of = next((key for key, one in in_use.aliases.items() if one == own[1] and key != own), None)
+    if of is not None:
+        raise AliasTakenError(own[1], f"the alias of {':'.join(of)}", name_path)

@@ -29,7 +29,7 @@ from saeclamp_server.errors import (
 from saeclamp_server.site_norms import rounded_other_way
 from saeclamp_server.steering import ResolvedSteering, SteeringContext, resolve, roles_used
 from saeclamp_server.steering.chat_spans import ChatSpans
-from saeclamp_server.variants.names import ModelName, is_alias, near_name
+from saeclamp_server.variants.names import ModelName, NamesInUse, is_alias, near_name, refuse_taken_alias
 from saeclamp_server.variants.presets import presets
 from saeclamp_server.variants.store import AliasInUseError, VariantStore
 from saeclamp_server.variants.version import VariantVersion, canonical_json, resolved_fingerprint
@@ -67,8 +67,10 @@ class VariantRegistry:
         )
 
         def created() -> tuple[Variant, bool]:
-            self._check_alias(base, new.name, new.alias, "alias", "name")
-            kept, is_new = self._kept("alias", new.alias, lambda: self._store.create(version, new.alias))
+            def check(in_use: NamesInUse) -> None:
+                self._check_alias((base, new.name), new.alias, in_use, "alias", "name")
+
+            kept, is_new = self._kept("alias", new.alias, lambda: self._store.create(version, new.alias, check))
             return kept.to_wire(self._store.all_aliases().get((base, new.name))), is_new
 
         return await self._ask(created)
@@ -123,7 +125,14 @@ class VariantRegistry:
 
         def taken_in() -> tuple[int, int]:
             versions, aliases = self._imported(export)
-            num_new = self._kept("data", None, lambda: self._store.import_(versions, aliases))
+
+            def check(in_use: NamesInUse) -> None:
+                own = dict.fromkeys((version.base, version.name) for version in versions)
+                both = NamesInUse([*in_use.names, *own], {**in_use.aliases, **aliases})
+                for one in own:
+                    self._check_alias(one, aliases.get(one), both, "data", "data")
+
+            num_new = self._kept("data", None, lambda: self._store.import_(versions, aliases, check))
             return num_new, len(versions) - num_new
 
         return await self._ask(taken_in)
@@ -142,8 +151,6 @@ class VariantRegistry:
             versions.append(version)
             if item.alias is not None:
                 aliases[version.base, version.name] = item.alias
-        for (base, name), alias in aliases.items():
-            self._check_alias(base, name, alias, "data", "data")
         return versions, aliases
 
     async def of_model(self, model: str) -> VariantVersion | None:
@@ -268,20 +275,13 @@ class VariantRegistry:
             logger.warning(str(exc))
             raise VariantsUnavailableError from exc
 
-    def _check_alias(self, base: str, name: str, alias: str | None, path: str, name_path: str) -> None:
-        """Refuse an alias that is in use as a name, and a name that is another variant's alias. Raises RequestError."""
-        own = (base, name)
-        names = [*self._presets, *self._store.current_names()] if alias is not None else []
-        other = next((f"{of}:{one}" for of, one in names if one == alias and (of, one) != own), None)
-        if alias is not None and (alias in self._bases or alias in self._adapters()):
-            raise AliasTakenError(alias, "a model's name", path)
+    def _check_alias(
+        self, own: tuple[str, str], alias: str | None, in_use: NamesInUse, path: str, name_path: str
+    ) -> None:
+        others = in_use._replace(names=[*self._presets, *in_use.names], models=[*self._bases, *self._adapters()])
         if alias in RESERVED:
             raise InvalidRequestError(f"{path}: no variant can be named {alias!r}.", path)
-        if alias is not None and other is not None:
-            raise AliasTakenError(alias, f"the name of {other}", path)
-        of = next((key for key, taken in self._store.all_aliases().items() if taken == name and key != own), None)
-        if of is not None:
-            raise AliasTakenError(name, f"the alias of {':'.join(of)}", name_path)
+        refuse_taken_alias(own, alias, others, path, name_path)
 
     def _kept(self, path: str, alias: str | None, keep: Callable[[], ResultT]) -> ResultT:
         try:

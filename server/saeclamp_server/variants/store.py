@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 from sqlalchemy import ColumnElement, Connection, select
 
-from saeclamp_server.database import Database
+from saeclamp_server.database import Alone, Database
 from saeclamp_server.database.tables import aliases, names, versions
+from saeclamp_server.variants.names import NamesInUse
 from saeclamp_server.variants.version import VariantVersion
+
+Check: TypeAlias = Callable[[NamesInUse], None]
+"""Refuses a change, by an exception of its own, or does not."""
 
 
 class AliasInUseError(Exception):
@@ -23,30 +28,39 @@ class VariantStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def create(self, version: VariantVersion, alias: str | None = None) -> tuple[VariantVersion, bool]:
+    def create(
+        self, version: VariantVersion, alias: str | None = None, check: Check | None = None
+    ) -> tuple[VariantVersion, bool]:
         """
         Store a version, and let its name mean it. Returns it as it is stored, and whether it is new.
 
         alias: the name's alias from now on; None leaves it as it is
+        check: as in `import_`
         Raises AliasInUseError too.
         """
-        with self._database.transaction(writes=True) as connection:
+        with self._changing(check) as connection:
             is_new = self._keep(connection, version)
             self._name(connection, version)
             self._alias(connection, version.base, version.name, alias)
             (kept,) = _versions(connection, version.base, version.name, version.sha256)
         return kept, is_new
 
-    def import_(self, imported: Sequence[VariantVersion], with_aliases: Mapping[tuple[str, str], str]) -> int:
+    def import_(
+        self,
+        imported: Sequence[VariantVersion],
+        with_aliases: Mapping[tuple[str, str], str],
+        check: Check | None = None,
+    ) -> int:
         """
         Store versions from elsewhere, all or none; those that were here stay as they are. Returns how many are new.
 
         A name comes to mean the last of its versions, as if they had been created one after the other.
 
         with_aliases: aliases, by base and name
+        check:        called with all names while nobody else changes them
         Raises AliasInUseError too.
         """
-        with self._database.transaction(writes=True) as connection:
+        with self._changing(check) as connection:
             num_new = 0
             for version in imported:
                 num_new += self._keep(connection, version)
@@ -103,12 +117,22 @@ class VariantStore:
 
     def delete(self, base: str, name: str) -> int:
         """Delete a name, its alias and its versions. Returns the number of versions."""
-        with self._database.transaction(writes=True) as connection:
+        with self._changing() as connection:
             # in the order of the foreign keys: an alias refers to a name, and a name to a version
             connection.execute(aliases.delete().where((aliases.c.base == base) & (aliases.c.name == name)))
             connection.execute(names.delete().where((names.c.base == base) & (names.c.name == name)))
             gone = versions.delete().where((versions.c.base == base) & (versions.c.name == name))
             return connection.execute(gone).rowcount
+
+    @contextmanager
+    def _changing(self, check: Check | None = None) -> Iterator[Connection]:
+        # one after the other: what is checked must hold still, and foreign keys and deadlocks are no business of clients
+        with self._database.transaction(writes=True, alone=Alone.NAMES) as connection:
+            if check is not None:
+                taken = {(row.base, row.name): row.alias for row in connection.execute(select(aliases))}
+                of_all = connection.execute(select(names.c.base, names.c.name))
+                check(NamesInUse([(base, name) for base, name in of_all], taken))
+            yield connection
 
     def _find(self, wanted: ColumnElement[bool]) -> VariantVersion | None:
         # one statement: every request that names a variant asks, and a fleet's database is asked by all of its servers

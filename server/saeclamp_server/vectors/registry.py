@@ -15,7 +15,7 @@ import gc
 import logging
 import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ from saeclamp_server.errors import (
     UnknownVectorError,
     VectorExistsError,
     VectorNotKeptError,
+    VectorsBusyError,
     VectorsFullError,
     VectorsUnavailableError,
 )
@@ -130,11 +131,24 @@ class VectorRegistry(Mapping[str, RegisteredVector]):
         """
         Look up in the database what these names mean now, or all names, and load what this server lacks.
 
-        Raises VectorsUnavailableError, and VectorsFullError where a named one has no room. What does not fit this server is
-        reported, once, and left out.
+        Raises VectorsUnavailableError, and VectorsBusyError or VectorsFullError where a named one has no room. What does
+        not fit this server is reported, once, and left out.
         """
-        if names is not None and not names:
-            return
+        if names is None or names:
+            await self._with_patience(self._refresh, names)
+
+    async def _with_patience(self, change: Callable[..., Awaitable[ResultT]], *args: Any) -> ResultT:
+        """Try again for a moment while rows are taken: a request that is answered lets go of its vectors a little later."""
+        for seconds in WAITS_S:
+            try:
+                return await change(*args)
+            except VectorsBusyError:
+                # nothing is locked meanwhile: others may need no room
+                await asyncio.sleep(seconds)
+                gc.collect()  # what ended in an error may be held by its traceback
+        return await change(*args)
+
+    async def _refresh(self, names: Collection[str] | None) -> None:
         found: Mapping[str, str] = {}
         if names is not None and all(map(is_vector_name, names)):  # PostgreSQL itself refuses some others
             found = await self._ask(self._store.hashes, names)
@@ -145,28 +159,32 @@ class VectorRegistry(Mapping[str, RegisteredVector]):
         async with self._changing:
             # again, because this server itself may have changed something meanwhile
             hashes = await self._ask(self._store.hashes, names)
-            for name in [*self._by_name] if names is None else names:
-                if name in self._by_name and hashes.get(name) != self._by_name[name].sha256:
-                    del self._by_name[name]
+            self._drop_gone(hashes, [*self._by_name] if names is None else names)
             if names is None:
                 self._unfit &= hashes.items()
-            for name, sha256 in hashes.items():
-                if name not in self._by_name and (name, sha256) not in self._unfit:
-                    await self._take_in(name, sha256, is_needed=names is not None)
+            missing = [key for key in hashes.items() if key[0] not in self._by_name and key not in self._unfit]
+            if names is not None and missing:  # what others have deleted meanwhile must not take their room
+                self._drop_gone(await self._ask(self._store.hashes, None), [*self._by_name])
+            for name, sha256 in missing:
+                await self._take_in(name, sha256, is_needed=names is not None)
+
+    def _drop_gone(self, hashes: Mapping[str, str], names: Iterable[str]) -> None:
+        """Forget those of these names that mean something else now, or nothing."""
+        for name in names:
+            if name in self._by_name and hashes.get(name) != self._by_name[name].sha256:
+                del self._by_name[name]
 
     async def _take_in(self, name: str, sha256: str, is_needed: bool) -> None:
-        """Load a vector of the database. Raises VectorsFullError for one that is needed."""
+        """Load a vector of the database. Raises VectorsBusyError and VectorsFullError for one that is needed."""
         key = name, sha256
         try:
             direction = await self._ask(self._store.read, name)
             if direction is None:  # it was deleted a moment ago
                 return
             self._check_fit(direction)
-            if is_needed or key not in self._no_room:
-                await self._wait_for_room(direction.site)
             self._by_name[name] = await self._loaded(name, direction)
             self._no_room.discard(key)
-        except VectorsFullError as exc:
+        except (VectorsBusyError, VectorsFullError) as exc:
             if is_needed:
                 raise
             if key not in self._no_room:
@@ -192,12 +210,14 @@ class VectorRegistry(Mapping[str, RegisteredVector]):
         direction = await run_computation(SteeringVector.parse, data)
         self._check_fit(direction)
         await self.refresh([name])
+        return await self._with_patience(self._add, name, direction)
+
+    async def _add(self, name: str, direction: SteeringVector) -> tuple[RegisteredVector, bool]:
         async with self._changing:
             if name in self._by_name:
                 if self._by_name[name].sha256 != direction.sha256:
                     raise VectorExistsError(name, f"at {self._by_name[name].site}")
                 return self._by_name[name], False
-            await self._wait_for_room(direction.site)
             # to the engine first: a vector for which it has no room must not be found by anyone
             vector = await self._loaded(name, direction)
             is_new = await self._kept(name, direction)
@@ -238,20 +258,15 @@ class VectorRegistry(Mapping[str, RegisteredVector]):
                 "body",
             )
 
-    async def _wait_for_room(self, site: Site) -> None:
-        """Wait a moment if all rows are taken: a request that has been answered lets go of its vectors a little later."""
-        for seconds in WAITS_S:
-            if self._free[site]:
-                return
-            await asyncio.sleep(seconds)
-            gc.collect()  # what ended in an error may be held by its traceback
-
     async def _loaded(self, name: str, direction: SteeringVector) -> RegisteredVector:
         """Load a vector into a free row of the engine, unless requests still refer to the very same one."""
         if (alive := self._alive.get((name, direction.sha256))) is not None:
             return alive
         place, free = self.places[direction.site], self._free[direction.site]
         if not free:
+            num_named = sum(one.site == direction.site for one in self._by_name.values())
+            if num_named < place.capacity:
+                raise VectorsBusyError(str(place.site))
             raise VectorsFullError(str(place.site), place.capacity)
         row = free.popleft()
         measured = self._norms[place.bank_name]

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from saeclamp_server.database import Database
+from saeclamp_server.database import Alone, Database
 from saeclamp_server.database.tables import vectors
 from saeclamp_server.vectors.vector_file import SteeringVector
 
@@ -59,7 +59,7 @@ class VectorStore:
             "created": int(time.time()),
         }
         at_site = (vectors.c.model == self._model) & (vectors.c.site == str(direction.site))
-        with self._database.transaction(writes=True, alone=True) as connection:  # two may want the last place
+        with self._database.transaction(writes=True, alone=Alone.VECTORS) as connection:  # two may want the last place
             kept = connection.execute(select(vectors.c.sha256).where(self._is(name))).scalar()
             if kept is not None:
                 return False if kept == direction.sha256 else Refused.NAME

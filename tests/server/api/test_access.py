@@ -46,12 +46,8 @@ def args(*argv: str) -> Any:
 def app(*argv: str, has_playground: bool = True) -> FastAPI:
     made = build_steering_app(args(*argv), TASKS, None, Drain(), MAX_BODY, has_playground)
     made.state.engine_client = SimpleNamespace(errored=False, check_health=_healthy)
-    made.state.saeclamp = SimpleNamespace(drain=Drain(), vllm=made.state, is_database_up=_is_up)
+    made.state.saeclamp = SimpleNamespace(drain=Drain(), vllm=made.state, database=SimpleNamespace(is_up=True))
     return made
-
-
-async def _is_up() -> bool:
-    return True
 
 
 async def _healthy() -> None: ...

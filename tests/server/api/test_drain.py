@@ -21,11 +21,11 @@ class Served:
         app = FastAPI()
         app.include_router(drain.router)
         self.engine = SimpleNamespace(errored=False)
-        self.has_database = True
+        self.database = SimpleNamespace(is_up=True)
         app.state.saeclamp = SimpleNamespace(
             drain=self.drain,
             vllm=SimpleNamespace(engine_client=self.engine),
-            is_database_up=self._is_database_up,
+            database=self.database,
         )
         app.add_middleware(DrainGuard, drain=self.drain)
         app.add_api_route("/slow", self._slow)
@@ -35,9 +35,6 @@ class Served:
         self.http = httpx.AsyncClient(
             transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://test"
         )
-
-    async def _is_database_up(self) -> bool:
-        return self.has_database
 
     async def _slow(self) -> str:
         await self.may_answer.wait()
@@ -105,7 +102,7 @@ def test_a_server_without_its_database_is_ready_for_what_needs_none_and_says_so(
     async def go() -> None:
         served = Served()
         assert (await served.http.get("/ready")).json() == {"status": "ready", "database": "ok"}
-        served.has_database = False
+        served.database.is_up = False
         answer = await served.http.get("/ready")
         assert (answer.status_code, answer.json()) == (200, {"status": "ready", "database": "unavailable"})
 

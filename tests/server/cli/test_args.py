@@ -163,6 +163,18 @@ def test_a_port_that_is_taken_is_refused_before_vllm_is_imported(spelling: list[
     check_address(argv)
 
 
+def test_a_port_of_metrics_that_is_taken_or_the_server_s_own_is_refused_as_early() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"--metrics-port: {port} cannot be listened on: Address already in use"):
+            check_address(["--port", "0"], port)
+    check_address(["--port", "0"], port)
+    with pytest.raises(UserError, match=f"--metrics-port: {port} is the server's own --port"):
+        check_address(["--port", str(port)], port)
+
+
 def test_a_host_that_is_not_this_machine_is_refused_as_such() -> None:
     with pytest.raises(UserError, match=r"Cannot listen on 192\.0\.2\.1:0?.*; choose another --host"):
         check_address(["--host", "192.0.2.1"])

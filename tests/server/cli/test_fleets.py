@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, inspect
+from tests.support.databases import emptied
 
 from saeclamp_server.__main__ import main
 from saeclamp_server.database import Database
@@ -15,11 +18,12 @@ OWN = {"saeclamp": "0.1.0", "the names that it is served under": '["tiny"]', "--
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    address = f"sqlite:///{tmp_path / 'v.sqlite3'}"
-    database, measured = Database(address), {"low": QuickCheckResult(SiteNorms(10.0, [1.0]), None)}
+def url(postgres: str) -> str:
+    emptied(postgres)
+    database, measured = Database(postgres), {"low": QuickCheckResult(SiteNorms(10.0, [1.0]), None)}
     confirm_fleet(database, "prod-1", OWN, join_fleet(database, "prod-1", OWN, measured))
-    return address
+    database.close()
+    return postgres
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> object:
@@ -33,7 +37,9 @@ def test_fleets_are_listed_and_shown(
     url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, "list", "--variants", url) == 0
-    assert capsys.readouterr().out == 'fleet\tserved as\tsaeclamp\nprod-1\t["tiny"]\t0.1.0\n'
+    header, row = capsys.readouterr().out.splitlines()
+    assert header == "fleet\tserved as\tsaeclamp\tfounded"
+    assert re.fullmatch(r"prod-1\ttiny\t0\.1\.0\t\d{4}-\d\d-\d\d \d\d:\d\d UTC", row)
     assert run(monkeypatch, "show", "prod-1", "--variants", url) == 0
     assert capsys.readouterr().out.splitlines() == [f"{name}\t{OWN[name]}" for name in sorted(OWN)]
 
@@ -45,7 +51,20 @@ def test_one_is_forgotten_only_when_that_is_sure(
     assert "say --yes" in capsys.readouterr().err
     assert run(monkeypatch, "forget", "prod", "--yes", "--variants", url) == 1
     assert "There is no fleet 'prod'. There are: prod-1." in capsys.readouterr().err
-    assert list_fleets(Database(url)) == {"prod-1": OWN}
+    assert list_fleets(Database(url))["prod-1"].fingerprint == OWN
     assert run(monkeypatch, "forget", "prod-1", "--yes", "--variants", url) == 0
     assert capsys.readouterr().out == "forgot prod-1\n"
     assert list_fleets(Database(url)) == {}
+
+
+def test_the_database_is_only_looked_at(
+    postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    emptied(postgres)
+    assert run(monkeypatch, "list", "--variants", postgres) == 1
+    assert "has no tables of saeclamp" in capsys.readouterr().err
+    assert inspect(create_engine(postgres)).get_table_names() == []
+    file = tmp_path / "variants.sqlite3"
+    assert run(monkeypatch, "list", "--variants", f"sqlite:///{file}") == 1
+    assert "name a PostgreSQL database" in capsys.readouterr().err
+    assert not file.exists()

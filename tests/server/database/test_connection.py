@@ -7,19 +7,16 @@ import shutil
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
-from typing import Any
 
 import psutil
 import pytest
-from sqlalchemy import make_url
+from sqlalchemy import make_url, text
 from tests.support.databases import emptied, migrate_down, pgbouncer
 from tests.support.serving import wait_until
 from tests.support.variants import BRIDGE, FOOD, create, run, served
 from tests.support.vector_files import file, held
 
-from saeclamp_server.api.state import AppState
-from saeclamp_server.database import Database, DatabaseError
+from saeclamp_server.database import Alone, Database, DatabaseError, connection
 from saeclamp_server.variants import VariantRegistry, VariantStore
 
 
@@ -101,12 +98,40 @@ def _finds(store: VariantStore) -> bool:
         return False
 
 
-def test_whether_the_database_answers_is_found_out(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    state: Any = SimpleNamespace(database=database)
-    assert asyncio.run(AppState.is_database_up(state))
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
+def test_a_url_without_a_driver_has_ours(postgres: str, scheme: str) -> None:
+    database = Database(postgres.replace("postgresql+psycopg", scheme, 1))
+    assert database.is_shared
+    database.check()
+    database.close()
 
-    def gone() -> None:
-        raise DatabaseError("It is gone.")
 
-    monkeypatch.setattr(database, "check", gone)
-    assert not asyncio.run(AppState.is_database_up(state))
+def test_a_server_that_is_frozen_while_it_holds_a_lock_holds_up_nobody_for_long(
+    postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "IDLE_S", 1)
+    frozen, other = Database(emptied(postgres)), Database(postgres)
+
+    def hold() -> None:
+        with frozen.transaction(writes=True, alone=Alone.VECTORS) as own:
+            begun = time.monotonic()
+            asyncio.run(held(other).upload("a", file()))
+            assert time.monotonic() - begun < 4
+            own.execute(text("SELECT 1"))  # it goes on, and is told that its transaction is over
+
+    with pytest.raises(DatabaseError):
+        hold()
+    frozen.check()
+    frozen.close()
+    other.close()
+
+
+def test_while_it_is_known_to_be_away_nobody_waits_to_be_told(postgres: str) -> None:
+    database = Database(emptied(postgres))
+    database.is_away = True
+    with pytest.raises(DatabaseError, match="does not answer"):
+        VariantStore(database).find("tiny", "chef")
+    database.check()  # who looks whether it is back must be let through
+    database.is_away = False
+    assert VariantStore(database).find("tiny", "chef") is None
+    database.close()

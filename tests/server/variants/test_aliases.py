@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.databases import migrate_down
+from tests.support.databases import emptied, migrate_down
 from tests.support.variants import BRIDGE, FOOD, create, run, served
 
 from saeclamp import InvalidArgumentError
@@ -112,3 +113,55 @@ def test_a_database_without_aliases_is_brought_up_to_date(url: str) -> None:
     named(variants, "chef", "cook")
     assert run(variants.of_model("cook")).parsed == BRIDGE
     database.close()
+
+
+def test_a_name_and_an_alias_that_come_at_once_do_not_both_stay(postgres: str) -> None:
+    emptied(postgres)
+    opened = [Database(postgres) for _ in range(2)]
+    servers = [VariantRegistry(VariantStore(database), served(), ["tiny"]) for database in opened]
+
+    def make(server: VariantRegistry, name: str, alias: str | None) -> str:
+        try:
+            named(server, name, alias)
+        except RequestError as exc:
+            return exc.code
+        return "made"
+
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(25):
+            one = pool.submit(make, servers[0], f"foo-{number}", None)
+            other = pool.submit(make, servers[1], f"bar-{number}", f"foo-{number}")
+            assert sorted((one.result(), other.result())) == ["alias_taken", "made"]
+    # so a copy of all can be read again
+    exported = run(servers[0].exported())
+    emptied(postgres)
+    for database in opened:
+        database.close()
+    fresh = Database(postgres)
+    registry = VariantRegistry(VariantStore(fresh), served(), ["tiny"])
+    assert run(registry.import_(VariantExport.model_validate({"data": exported["data"]}))) == (25, 0)
+    fresh.close()
+
+
+def test_creating_and_deleting_one_name_at_once_is_no_fault_of_the_database(postgres: str) -> None:
+    emptied(postgres)
+    opened = [Database(postgres) for _ in range(4)]
+    servers = [VariantRegistry(VariantStore(database), served(), ["tiny"]) for database in opened]
+
+    def go(number: int) -> str:
+        server, steering = servers[number % 4], (BRIDGE, FOOD)[number % 3 == 0]
+        try:
+            if number % 2:
+                run(server.delete("chef"))
+            else:
+                named(server, "chef", "cook" if number % 5 else None, steering)
+        except RequestError as exc:
+            return exc.code
+        return "done"
+
+    with ThreadPoolExecutor(8) as pool:
+        told = [*pool.map(go, range(160))]
+    assert set(told) <= {"done", "model_not_found"}
+    assert told.count("done") > 80
+    for database in opened:
+        database.close()

@@ -20,7 +20,13 @@ from tests.support.vector_files import WIDTH, Engine, file, held, numbers
 
 from saeclamp_saes.errors import UserError
 from saeclamp_server.database import Database, DatabaseError, tables
-from saeclamp_server.errors import InvalidVectorError, RequestError, UnknownVectorError, VectorsFullError
+from saeclamp_server.errors import (
+    InvalidVectorError,
+    RequestError,
+    UnknownVectorError,
+    VectorsBusyError,
+    VectorsFullError,
+)
 from saeclamp_server.model_info import ModelInfo
 from saeclamp_server.steering import SteeringContext
 from saeclamp_server.vectors import SteeringVector, VectorRegistry, VectorStore, vector_sites
@@ -111,7 +117,7 @@ def test_a_row_is_used_again_when_nobody_refers_to_its_vector(database: Database
         await vectors.upload("elsewhere", file(site="resid_mid", layer="5"))
         await vectors.delete("a")
         assert "a" not in vectors
-        with pytest.raises(VectorsFullError, match="of requests that are still running among them"):
+        with pytest.raises(VectorsBusyError, match="answers that are still being written"):
             await vectors.upload("c", file(numbers(2)))
         await vectors.delete("b")
         await vectors.upload("c", file(numbers(2)))
@@ -168,7 +174,7 @@ def test_an_upload_that_fails_leaves_nothing(
         for _ in range(5):
             with pytest.raises(RequestError, match="could not be kept") as raised:
                 await vectors.upload("a", file())
-            assert (raised.value.status, raised.value.code) == (500, "vector_not_kept")
+            assert (raised.value.status, raised.value.code) == (503, "vector_not_kept")
         monkeypatch.undo()
         # the reason is for whoever runs the server
         assert said == ["No space left on device."] * 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from saeclamp_server.errors import (
     RequestError,
     UnknownVectorError,
     VectorExistsError,
-    VectorsFullError,
+    VectorsBusyError,
     VectorsUnavailableError,
 )
 from saeclamp_server.steering import vectors_used
@@ -116,7 +117,7 @@ def test_what_one_deletes_the_other_refuses_at_once_and_its_running_requests_kee
         assert other["a"].sha256 != running.sha256
         assert {content[1] for content in engine.rows.values()} == {other["a"].sha256, running.sha256}
         await one.upload("b", file(numbers(2)))
-        with pytest.raises(VectorsFullError, match="still running"):
+        with pytest.raises(VectorsBusyError, match="still being written"):
             await other.refresh({"b"})
         del running
         await other.refresh({"b"})
@@ -171,3 +172,27 @@ def test_names_of_two_models_are_apart(database: Database) -> None:
         assert "a" in server
 
     asyncio.run(steps())
+
+
+def test_while_one_waits_for_a_row_the_others_that_need_none_do_not(run: Callable[[Steps], None]) -> None:
+    async def steps(one: VectorRegistry, other: VectorRegistry) -> None:
+        for name in "ab":
+            await one.upload(name, file(numbers(ord(name))))
+        await other.refresh({"a", "b"})
+        running = [other["a"], other["b"]]
+        await one.delete("a")
+        await one.delete("b")
+        await one.upload("mine", file(numbers(5)))
+        waiting = asyncio.create_task(other.refresh({"mine"}))
+        await asyncio.sleep(0.05)
+        begun = time.monotonic()
+        with pytest.raises(UnknownVectorError):
+            await other.delete("nobody")
+        assert time.monotonic() - begun < 0.3
+        with pytest.raises(VectorsBusyError):
+            await waiting
+        del running
+        await other.refresh({"mine"})
+        assert "mine" in other
+
+    run(steps)
