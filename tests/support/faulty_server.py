@@ -29,7 +29,8 @@ class FaultyWorker(SteeringCPUWorker):
             return admit(payload, prompt_ids)
 
         def failing_update(scheduler_output: Any) -> Any:
-            for request_id, request in live._requests.items():
+            for request_id in live._requests.keys() - scheduler_output.finished_req_ids:
+                request = live._requests[request_id]
                 steps[request_id] = steps.get(request_id, 1) + 1  # the first made it known
                 is_named = (request.program.edits.ints[:, FEATURE] == FAILS_AFTER_TOKENS).any()
                 if is_named and steps[request_id] > NUM_GOOD_STEPS:

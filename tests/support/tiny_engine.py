@@ -21,9 +21,13 @@ MOVES = [
 
 @contextmanager
 def tiny_engine(
-    folder: Path, tokenizer_folder: Path, kind: str, *flags: str
+    folder: Path, tokenizer_folder: Path, kind: str, *flags: str, runner: str = "V1"
 ) -> Iterator[tuple[Server, ReferenceModel]]:
-    """A random four-layer model with SAEs behind layers 0 and 3 (the last), two of them behind layer 3."""
+    """
+    A random four-layer model with SAEs behind layers 0 and 3 (the last), two of them behind layer 3.
+
+    runner: of vLLM, "V1" or "V2"; the latter in Triton's interpreter, which is slow
+    """
     model = make_model(folder / "model", tokenizer_folder, kind)
     saes = {
         "low": make_sae(folder / "low", layer=0, d_in=64, seed=1, threshold=0.5),
@@ -32,5 +36,6 @@ def tiny_engine(
     }
     named = [part for name, path in saes.items() for part in ("--sae", f"{name}={path}")]
     flags = ("--dtype", "float32", "--max-model-len", "1024", "--served-model-name", "tiny", *flags)
-    with serve(folder / "server.log", str(model), *named, *flags, name="tiny") as server:
+    own = {"whole": True, "entry": "tests.support.v2_server"} if runner == "V2" else {}
+    with serve(folder / "server.log", str(model), *named, *flags, name="tiny", **own) as server:
         yield server, ReferenceModel(model, {name: ReferenceSAE(path) for name, path in saes.items()}, SPECIAL_IDS)

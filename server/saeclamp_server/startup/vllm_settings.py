@@ -30,7 +30,7 @@ def prepare_environment() -> None:
 
     Raises StartupError where that cannot be steered.
     """
-    # the adapter in engine/worker/model_runner.py is for the V1 model runner
+    # the adapter in engine/worker/v1_model_runner.py is for the V1 model runner
     if os.environ.setdefault(V2_RUNNER, "0") not in ("", "0"):
         raise StartupError(
             f"{V2_RUNNER}={os.environ[V2_RUNNER]}: vLLM's V2 model runner cannot be steered yet; unset it."

@@ -1,21 +1,23 @@
 """
 Worker process: the model, the SAEs and the edits.
 
-A step, from top to bottom, with the modules that take part:
+What a request asks for is written into tables on the model's device once, when it comes. Nothing is computed on the host
+from step to step; the op of each hooked layer finds in the tables what to do at each token.
 
     worker.py            loads SAEs and vectors, hooks the model's layers       cpu_worker, gpu_worker, hooks, vector_bank
-    model_runner.py      wraps methods of vLLM's V1 runner, before and behind each forward
-    request_states.py    running requests, each with its compiled program       compiled_program, slot_pool
-    step_plan.py         (token, edit) and (token, read) pairs of the step      read_plan
-    step_inputs.py       the pairs as tensors on the device, by SAE and site    feature_row_cache
-    ops.py               reads activations, evaluates rules, edits, counts      rule_state, edit_stats, vector_recorder
-    step_outputs.py      activations, verdicts and items, on the device         pipeline_parallel, for the next stage
-    report_builder.py    step outputs as step reports, sent with the tokens
+    v1_model_runner.py   wraps methods of vLLM's V1 runner, before and behind each forward; v2_model_runner.py those of V2
+    steered_steps.py     what is done in each step, whichever runner runs it
+    request_states.py    running requests, each with its compiled program       compiled_program, feature_row_cache
+    program_tables.py    a program's edits, reads and rules, and what is counted of them        program_layout
+    step_tables.py       each token's program, and what was read and done at it
+    ops.py               the op: what only looks, then the executor             vector_recorder, prompt_means, top_features
+    torch_executor.py    reads activations, judges rules, edits, counts         site_vectors
+    triton_executor.py   the same by kernels, for GPUs; not used yet            triton_kernels
+    report_builder.py    what a step showed, sent with the tokens               readout_plan
+    pipeline_parallel.py sends what was read to the next stage
 
 For our own endpoints: decoder_queries, prompt_means. Work-arounds for vLLM: kv_wipe, cpu_seed_fix.
-For CUDA graphs, not used yet: kernel.
 
-Words: a slice is the rows of one request in a step. A read is an activation that a rule or a readout needs. A verdict says
-whether a rule holds at a token. An item is an edit of a token that the answer shows. A slot is a row of counts on the device
-that belongs to one edit or rule of one request.
+Words: a read is an activation that a rule or a readout needs. A verdict says whether a rule's condition holds at a token. An
+item is an edit of a token that was made. A slice is the tokens of one request in a step.
 """

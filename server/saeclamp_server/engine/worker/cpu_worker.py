@@ -19,6 +19,8 @@ class SteeringCPUWorker(SteeringWorker, CPUWorker):
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load and hook the model, and apply the work-arounds for CPUs."""
         super().load_model(*args, **kwargs)
+        if self.use_v2_model_runner:
+            return
         keep_generators_of_partial_prefills(self.model_runner)
         if not get_pp_group().is_first_rank:
             _allocate_intermediate_tensors(self.model_runner)

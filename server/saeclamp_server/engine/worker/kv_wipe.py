@@ -15,7 +15,7 @@ def wipe_blocks(runner: Any, block_ids: Sequence[int]) -> None:
     Attention kernels read whole blocks, also slots that no token has been written to, and NaN times the weight zero of such
     a slot is NaN: so a NaN that stays in a freed block harms whoever gets the block next.
 
-    runner: vLLM's V1 model runner
+    runner: vLLM's model runner, V1 or V2
     """
     if not block_ids:
         return

@@ -14,11 +14,11 @@ from torch import Tensor
 from vllm.utils.torch_utils import direct_register_custom_op
 
 from saeclamp_saes import Site
+from saeclamp_server.engine.worker.executor import Executor
 from saeclamp_server.engine.worker.loaded_sae import LoadedSAE
 from saeclamp_server.engine.worker.prompt_means import PromptMeanRecorder
 from saeclamp_server.engine.worker.site_vectors import SiteVectors
 from saeclamp_server.engine.worker.top_features import TopFeatureFinder
-from saeclamp_server.engine.worker.torch_executor import TorchExecutor
 from saeclamp_server.engine.worker.vector_recorder import VectorRecorder
 
 
@@ -27,7 +27,7 @@ class HookState:
     """State of the op at one site."""
 
     site: Site
-    executor: TorchExecutor
+    executor: Executor
     top_features: TopFeatureFinder
     prompt_means: PromptMeanRecorder
     """Records vectors of requests that ask for it. Like the executor and the finder, one for all sites of the worker."""

@@ -60,10 +60,6 @@ class StepTables:
         self.num_tokens = 0
         """Tokens of the step, on the host; 0 where none of them has a program."""
 
-    def clear(self) -> None:
-        """Begin a step that reads and edits nothing."""
-        self.num_tokens = 0
-
 
 def map_tokens(batch: Batch, programs: ProgramTables, step: StepTables) -> None:
     """

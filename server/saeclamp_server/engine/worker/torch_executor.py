@@ -89,11 +89,15 @@ class TorchExecutor:
         self._programs, self._step, self._saes, self._is_deferred = programs, step, saes, is_deferred
 
     def map_tokens(self, batch: Batch) -> None:
-        """Begin a step: tell each token its program."""
+        """Begin a step; as in `Executor`, and so are the others."""
         map_tokens(batch, self._programs, self._step)
 
+    def clear(self) -> None:
+        """Begin a step that reads and edits nothing."""
+        self._step.num_tokens = 0
+
     def judge(self, site: int, vectors: SiteVectors) -> None:
-        """Read the activations that are asked for at a site, and judge the rules whose last activation is among them."""
+        """Read and judge."""
         if not self._step.num_tokens:
             return
         if self._programs.reads.num_programs_at[site]:
@@ -102,12 +106,7 @@ class TorchExecutor:
             self._judge(site)
 
     def edit(self, site: int, vectors: SiteVectors) -> None:
-        """
-        Add all edits of a site, in place, and count them.
-
-        A vector that would be longer than `MAX_NORM`, or not finite, becomes NaN, so that requests which share its keys and
-        values are found lost too; they fail, and their blocks are wiped (see `report_builder`, `scheduler`).
-        """
+        """Edit and count."""
         step = self._step
         if not step.num_tokens or not self._programs.edits.num_programs_at[site]:
             return
@@ -139,11 +138,7 @@ class TorchExecutor:
         hidden.index_copy_(0, rows, edited.to(hidden.dtype))
 
     def settle(self, kept_to: Tensor) -> None:
-        """
-        Count what was done at tokens that stay, and take back what rules say of the others, which were rejected drafts.
-
-        kept_to: (num_programs,) int64, position behind the last token that stays, by program
-        """
+        """Count what stays."""
         programs, step = self._programs, self._step
         program, position = step.program[: step.num_tokens], step.position[: step.num_tokens]
         has_program = program >= 0

@@ -96,6 +96,10 @@ class TritonExecutor:
             if one.whole.top_k is not None:
                 raise ValueError(f"{one.name}: each activation of a TopK SAE depends on all others.")
         self._tables, self._step_tables, self._saes = programs, step, saes
+        self._places: dict[int, int] = {}
+        """Address of each SAE's weights when rows were last bound to them, by its number."""
+        self._is_clear = True
+        """True if no token of the step tables has a program."""
         self._flags = {"ACTS": step.acts.shape[1], "IS_DEFERRED": is_deferred}
         self._step = _Step(
             step.program,
@@ -112,8 +116,9 @@ class TritonExecutor:
             table.bind = self._bind
 
     def map_tokens(self, batch: Batch) -> None:
-        """Begin a step; does what `step_tables.map_tokens` does."""
+        """Begin a step; as in `Executor`, and so are the others."""
         self._step_tables.num_tokens = batch.num_tokens
+        self._is_clear = False
         is_special = self._step_tables.is_special.view(torch.int8)
         own = _Batch(batch.program, batch.first_row, batch.positions, batch.input_ids, is_special)
         acts = self._step.acts.shape[1]
@@ -122,20 +127,23 @@ class TritonExecutor:
             ACTS=acts, BLOCK=MAP_BLOCK, WIDE=triton.next_power_of_2(max(acts, self._step.items[0].numel())),
         )  # fmt: skip
 
+    def clear(self) -> None:
+        """Begin a step that reads and edits nothing."""
+        self._step_tables.num_tokens = 0
+        if not self._is_clear:  # as long as nobody is steered, steps cost nothing here
+            self._step.program.fill_(-1)
+            self._is_clear = True
+
     def judge(self, site: int, vectors: SiteVectors) -> None:
-        """Read the activations that are asked for at a site, and judge the rules whose last activation is among them."""
+        """Read and judge."""
         self._launch(kernels.judge, self._tables.reads, site, vectors)
 
     def edit(self, site: int, vectors: SiteVectors) -> None:
-        """Add all edits of a site, in place, and count them."""
+        """Edit and count."""
         self._launch(kernels.edit, self._tables.edits, site, vectors)
 
     def settle(self, kept_to: Tensor) -> None:
-        """
-        Count what was done at tokens that stay, and take back what rules say of the others, which were rejected drafts.
-
-        kept_to: (num_programs,) int64, position behind the last token that stays, by program
-        """
+        """Count what stays."""
         kernels.settle[(self._step_tables.num_tokens,)](self._step, self._programs, kept_to)
         kernels.settle_programs[(self._tables.num_programs,)](self._programs, kept_to)
 
@@ -160,26 +168,36 @@ class TritonExecutor:
         first: row of the table
         ints:  (num_rows, 8)
         """
-        device = table.ints.device
         for number in np.unique(ints[:, WEIGHTS]).tolist():
-            mine = np.flatnonzero(ints[:, WEIGHTS] == number)
-            row = torch.from_numpy(first + mine).to(device)
-            feature, write = (torch.from_numpy(ints[mine, column]).long().to(device) for column in (FEATURE, WRITE))
-            sae = self._saes[number].sae
-            weights, norm = sae.rows(), sae.input_norm
-            width = sae.d_out // len(sae.writes)
-            for column, tensor, offset in ((0, weights.encoder, 0), (1, weights.decoder, write * width)):
-                assert tensor.stride(1) == 1, "a row lies in one piece"
-                address = tensor.data_ptr() + (feature * tensor.stride(0) + offset) * tensor.element_size()
-                table.rows[row, column] = address
-            parts = weights.decoder.view(len(weights.decoder), len(sae.writes), width)
-            table.floats[row, BIAS] = weights.bias[feature]
-            table.floats[row, THRESHOLD] = weights.threshold[feature]
-            table.floats[row, ROW_NORM] = parts[feature, write].norm(dim=1)
-            table.floats[row, NORM_EPS] = norm.eps
-            table.ints[row, FLAGS] |= (CENTERED if norm.center else 0) | {"none": 0, "std": BY_STD, "l2": BY_LENGTH}[
-                norm.scale
-            ]
+            here = self._saes[number].sae.rows().encoder.data_ptr()
+            if self._places.setdefault(number, here) != here:  # a row cache has grown, and moved
+                self._places[number] = here
+                for one in (self._tables.edits, self._tables.reads):
+                    self._write_weights(one, number, (one.ints[:, WEIGHTS] == number).nonzero()[:, 0])
+            mine = torch.from_numpy(first + np.flatnonzero(ints[:, WEIGHTS] == number))
+            self._write_weights(table, number, mine.to(table.ints.device))
+
+    def _write_weights(self, table: EntryTable, number: int, row: Tensor) -> None:
+        """
+        Write addresses and constants of some rows of a table.
+
+        number: of the SAE whose features they are of
+        row:    (num_rows,) int64
+        """
+        sae = self._saes[number].sae
+        weights, norm, width = sae.rows(), sae.input_norm, sae.d_out // len(sae.writes)
+        feature, write = table.ints[row, FEATURE].long(), table.ints[row, WRITE].long()
+        for column, tensor, offset in ((0, weights.encoder, 0), (1, weights.decoder, write * width)):
+            assert tensor.stride(1) == 1, "a row lies in one piece"
+            address = tensor.data_ptr() + (feature * tensor.stride(0) + offset) * tensor.element_size()
+            table.rows[row, column] = address
+        parts = weights.decoder.view(len(weights.decoder), len(sae.writes), width)
+        table.floats[row, BIAS] = weights.bias[feature]
+        table.floats[row, THRESHOLD] = weights.threshold[feature]
+        table.floats[row, ROW_NORM] = parts[feature, write].norm(dim=1)
+        table.floats[row, NORM_EPS] = norm.eps
+        scaled = {"none": 0, "std": BY_STD, "l2": BY_LENGTH}[norm.scale]
+        table.ints[row, FLAGS] |= scaled | (CENTERED if norm.center else 0)
 
 
 def _at(table: EntryTable, site: int) -> _Table:

@@ -21,18 +21,21 @@ from saeclamp_saes.lm.token_mask import scored_token_mask
 from saeclamp_server.engine.lifeline import tie_to_server
 from saeclamp_server.engine.worker import decoder_queries
 from saeclamp_server.engine.worker.compiled_program import LoadedWeights, vector_key
+from saeclamp_server.engine.worker.executor import Executor
 from saeclamp_server.engine.worker.feature_row_cache import FeatureRowCache
 from saeclamp_server.engine.worker.hooks import WHOLE_STREAM, SiteHooks
 from saeclamp_server.engine.worker.loaded_sae import LoadedSAE
-from saeclamp_server.engine.worker.model_runner import RunnerAdapter, SteeringTables
 from saeclamp_server.engine.worker.ops import HookState, register_site
 from saeclamp_server.engine.worker.pipeline_parallel import StageBoundary
 from saeclamp_server.engine.worker.program_tables import ProgramTables
 from saeclamp_server.engine.worker.prompt_means import PromptMeanRecorder
 from saeclamp_server.engine.worker.request_states import RequestStates
+from saeclamp_server.engine.worker.steered_steps import SteeringTables
 from saeclamp_server.engine.worker.step_tables import StepTables
 from saeclamp_server.engine.worker.top_features import TopFeatureFinder
 from saeclamp_server.engine.worker.torch_executor import TorchExecutor
+from saeclamp_server.engine.worker.v1_model_runner import V1RunnerAdapter
+from saeclamp_server.engine.worker.v2_model_runner import V2RunnerAdapter
 from saeclamp_server.engine.worker.vector_bank import make_vector_bank, set_row
 from saeclamp_server.engine.worker.vector_recorder import Recorded
 from saeclamp_server.engine.worker_config import CONFIG_KEY
@@ -52,8 +55,6 @@ class SteeringWorker:
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load the model, then the SAEs, and hook their layers: before vLLM compiles or captures anything."""
-        if self.use_v2_model_runner:
-            raise RuntimeError("saeclamp steers vLLM's V1 model runner: set VLLM_USE_V2_MODEL_RUNNER=0.")
         if self.vllm_config.model_config.dtype is torch.float16:
             # a large edit overflows beyond 65504, and its NaN reaches other requests through recycled cache blocks
             raise RuntimeError("float16 is too narrow for steering: use --dtype bfloat16 or float32.")
@@ -90,8 +91,11 @@ class SteeringWorker:
         self._states = [_hook_state(site, everything, tables, layout) for site in sites]
         for number, state in enumerate(self._states):
             register_site(number, state)
+        if self.use_v2_model_runner:
+            self._adapter: V1RunnerAdapter | V2RunnerAdapter = V2RunnerAdapter(self.model_runner, tables, self._states)
+            return
         boundaries = _stage_boundaries(layout.layers, everything, tables)
-        self._steered_runner = RunnerAdapter(self.model_runner, tables, self._states, boundaries)
+        self._adapter = V1RunnerAdapter(self.model_runner, tables, self._states, boundaries)
 
     def _make_tables(self, everything: Sequence[LoadedSAE], num_sites: int, special_ids: list[int]) -> SteeringTables:
         """
@@ -107,11 +111,20 @@ class SteeringWorker:
         return SteeringTables(
             programs,
             step,
-            TorchExecutor(programs, step, everything, is_deferred=self.vllm_config.speculative_config is not None),
+            self._make_executor(programs, step, everything),
             RequestStates(self._loaded, special_ids, programs, row_caches),
             TopFeatureFinder(),
             PromptMeanRecorder(self._is_special, self.device),
         )
+
+    def _make_executor(self, programs: ProgramTables, step: StepTables, everything: Sequence[LoadedSAE]) -> Executor:
+        is_deferred = self.vllm_config.speculative_config is not None
+        # the V2 runner itself runs on Triton. Activations of a TopK SAE depend on each other, which kernels do not do yet
+        if self.use_v2_model_runner and all(one.whole.top_k is None for one in everything):
+            from saeclamp_server.engine.worker.triton_executor import TritonExecutor
+
+            return TritonExecutor(programs, step, everything, is_deferred)
+        return TorchExecutor(programs, step, everything, is_deferred)
 
     def _load(self, sae: dict[str, Any], layers: range) -> LoadedSAE:
         """Read an SAE, and put it on the device if it acts on layers of this process: whole, or as a row cache."""
@@ -218,7 +231,7 @@ class SteeringWorker:
 
         abandoned: keys of calls whose reports nobody will fetch
         """
-        self._requests.abandon(abandoned, self.model_runner.requests.__contains__)
+        self._requests.abandon(abandoned, self._adapter.is_running)
         return {
             key: {request_id: vars(report) for request_id, report in reports.items()}
             for key, reports in self._requests.collect(keys).items()

@@ -122,7 +122,7 @@ def test_a_step_without_steered_requests_reads_and_edits_nothing() -> None:
     sites = random_sites(random, 4, 16, torch.float32)
     for after, (hidden, _) in zip(engine.run(Step([(plain, 4)]), sites), sites, strict=True):
         assert torch.equal(after, hidden)
-    engine.step_tables.clear()
+    engine.executor.clear()
     for site in range(NUM_SITES):  # which would fail, if anything looked at the vectors
         engine.executor.judge(site, None)  # type: ignore[arg-type]
         engine.executor.edit(site, None)  # type: ignore[arg-type]

@@ -1,0 +1,100 @@
+"""
+Worker process: the adapter to vLLM's V2 model runner (`v1.worker.gpu.model_runner.GPUModelRunner`), which is for GPUs.
+
+`finish_requests` says which requests have gone, preempted ones among them, and `add_requests` which have come. What follows
+`prepare_inputs` and comes before the forward, captured or not, is `ModelState.preprocess_state`: there the batch is laid out
+on the device. The step report leaves with what `sample_tokens` returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from saeclamp_server.engine.lifeline import begin_serving
+from saeclamp_server.engine.step_report import WIPED
+from saeclamp_server.engine.worker.kv_wipe import wipe_blocks
+from saeclamp_server.engine.worker.ops import HookState
+from saeclamp_server.engine.worker.steered_steps import (
+    KnownRequest,
+    SteeredSteps,
+    SteeringTables,
+    StepInputs,
+    with_report,
+)
+
+
+class V2RunnerAdapter:
+    """Runs steered steps in one vLLM V2 runner, whose methods it wraps."""
+
+    def __init__(self, runner: Any, tables: SteeringTables, sites: Sequence[HookState]) -> None:
+        """
+        sites: in the order of their numbers, at least one
+        Raises RuntimeError for what cannot be steered there yet: drafts, and several pipeline stages.
+        """
+        if runner.speculative_config is not None or not (runner.is_first_pp_rank and runner.is_last_pp_rank):
+            raise RuntimeError("Steering in vLLM's V2 model runner takes neither drafts nor pipeline stages yet.")
+        self._runner, self._tables = runner, tables
+        self._known: dict[str, KnownRequest] = {}
+        """Requests that have come and not gone, by id."""
+        self._steps = SteeredSteps(tables, sites, self._known.__getitem__, runner.device)
+        # methods of the instance, not of a subclass: vLLM's workers make the runner themselves
+        self._vllm_finish_requests = runner.finish_requests
+        self._vllm_add_requests = runner.add_requests
+        self._vllm_sample_tokens = runner.sample_tokens
+        self._vllm_dummy_run = runner._dummy_run
+        self._vllm_preprocess_state = runner.model_state.preprocess_state
+        runner.finish_requests = self._finish_requests
+        runner.add_requests = self._add_requests
+        runner.sample_tokens = self._sample_tokens
+        runner._dummy_run = self._dummy_run
+        runner.model_state.preprocess_state = self._preprocess_state
+
+    def is_running(self, request_id: str) -> bool:
+        """Tell whether the runner knows a request."""
+        return request_id in self._known
+
+    def _finish_requests(self, scheduler_output: Any) -> None:
+        begin_serving()  # at the first step the engine has started
+        wipe_blocks(self._runner, getattr(scheduler_output, WIPED, ()))
+        preempted = scheduler_output.preempted_req_ids or set()
+        self._tables.requests.end(scheduler_output.finished_req_ids)
+        self._tables.requests.preempt(preempted)
+        # one that is aborted while it is preempted comes as finished, in a later step
+        for request_id in scheduler_output.finished_req_ids:
+            self._known.pop(request_id, None)
+        self._vllm_finish_requests(scheduler_output)
+
+    def _add_requests(self, scheduler_output: Any) -> None:
+        for new in scheduler_output.scheduled_new_reqs:
+            params = new.sampling_params
+            # of one that comes again after a preemption the generated tokens are part of what is computed, not of the prompt
+            prompt_ids = (new.prompt_token_ids or new.prefill_token_ids)[: new.prompt_len]
+            self._known[new.req_id] = KnownRequest((params and params.extra_args) or {}, prompt_ids)
+        self._vllm_add_requests(scheduler_output)
+
+    def _preprocess_state(self, input_batch: Any, *args: Any) -> None:
+        self._vllm_preprocess_state(input_batch, *args)
+        num_requests = input_batch.num_reqs
+        self._steps.begin(
+            StepInputs(
+                [*input_batch.req_ids],
+                input_batch.num_scheduled_tokens[:num_requests],
+                input_batch.num_computed_tokens_np[:num_requests],
+                input_batch.query_start_loc[: num_requests + 1],
+                input_batch.positions,
+                input_batch.input_ids,
+            )
+        )
+
+    def _dummy_run(self, *args: Any, **kwargs: Any) -> Any:
+        self._steps.begin_without_requests()
+        return self._vllm_dummy_run(*args, **kwargs)
+
+    def _sample_tokens(self, grammar_output: Any) -> Any:
+        # taken before vLLM samples, which clears it
+        state = self._runner.execute_model_state
+        fetch = None if state is None else self._steps.collect(state.hidden_states)
+        output = self._vllm_sample_tokens(grammar_output)
+        self._steps.forget()
+        return output if fetch is None else with_report(output, fetch)

@@ -1,0 +1,56 @@
+"""The kernels, in Triton's interpreter and compiled for GPUs: they do what the slow twin does, and fit into registers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from tests.support.triton_processes import Process, process
+
+NUM_CASES = 300
+
+
+@pytest.fixture(scope="module")
+def interpreter() -> Iterator[Process]:
+    with process(TRITON_INTERPRET="1") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    with process(TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path_factory.mktemp("triton"))) as started:
+        yield started
+
+
+def test_any_requests_in_any_steps_are_steered_as_the_slow_twin_says(interpreter: Process) -> None:
+    num = interpreter.run(range(NUM_CASES))
+    assert num["cases"] == NUM_CASES
+    assert num["edited"] > 1000
+    assert num["held"] > 200
+    assert num["lost"] > 5
+
+
+def test_drafts_are_settled_as_the_slow_twin_says(interpreter: Process) -> None:
+    num = interpreter.run(range(1000, 1040), with_drafts=True)
+    assert num["edited"] > 100
+
+
+def test_in_bf16_the_sum_of_all_edits_is_rounded_once(interpreter: Process) -> None:
+    num = interpreter.run(range(2000, 2020), dtype=torch.bfloat16)
+    assert num["edited"] > 50
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("width", [64, 576, 2304, 4096, 8192])
+def test_they_compile_for_gpus_and_a_token_fits_into_registers(compiler: Process, width: int, capability: int) -> None:
+    """The interpreter runs more than the compiler takes, and knows nothing of registers."""
+    for name, about in compiler.compile(width, capability, with_residual=width != 576).items():
+        assert about["target"].startswith(f"sm_{capability}"), name
+        assert about["registers"] <= 128, name
+        assert (about["stack"], about["has_local"]) == (0, False), name
+        if name in ("judge", "edit"):
+            assert about["num_warps"] == {64: 1, 576: 2, 2304: 8, 4096: 8, 8192: 16}[width]
+            assert about["has_wide_loads"] or width == 64
+        if name == "edit":
+            assert about["rounds"]

@@ -1,0 +1,24 @@
+"""
+`saeclamp serve` in vLLM's V2 model runner, on a CPU: its Triton kernels run in Triton's interpreter.
+
+vLLM takes Triton only where there is a driver, so it is shown one that does nothing. Each process that is spawned imports
+this file first, as its main module.
+"""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+os.environ |= {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+
+from triton.backends import backends
+
+backends["cpu"] = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: True), compiler=None)
+
+import saeclamp_server.startup.vllm_settings as settings  # noqa: E402
+from saeclamp_server.__main__ import main  # noqa: E402
+
+if __name__ == "__main__":
+    settings.prepare_environment = lambda: None
+    main()
