@@ -83,7 +83,7 @@ def random_program(random: Random, saes: dict[str, Placed], prompt_len: int) -> 
             name = random.choice([name for name, placed in saes.items() if min(placed.writes_at) >= last])
         op = random.choice([*VALUES])
         value = VALUES[op] * (2 * random.random() - 1)
-        if random.random() < 0.02:
+        if op != "scale" and random.random() < 0.02:
             value = 1e13  # which no vector can bear
         scope, special = _random_scope(random, prompt_len), random.random() < 0.3
         edits.append(EditSpec(name, random.randrange(NUM_FEATURES), op, value, scope, special, rule))  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ INTS = "saeclamp_ints"
 
 
 class StepContents(NamedTuple):
-    """What the tables hold of a step, as all stages know it on the host."""
+    """Contents of the tables in a step, as all stages know them on the host."""
 
     programs: Sequence[int] = ()
     """Numbers of the step's programs, in the order of the batch."""

@@ -26,7 +26,7 @@ TESTS = MAX_TESTS
 READS = MAX_READ + MAX_RULES * MAX_TESTS
 """Activations that are read by name."""
 INSTRUCTIONS = MAX_RULES * 4 * MAX_TESTS
-"""Of n comparisons at most n - 1 are joined, and one of each 2n - 1 is negated: fewer than 4n instructions a rule."""
+"""At most n - 1 joins of n comparisons, and a negation of each of these 2n - 1: fewer than 4n instructions a rule."""
 RANGES = MAX_RANGES
 
 FIRST, LAST, FLAGS, NUMBER = range(4)

@@ -30,7 +30,7 @@ from saeclamp_server.steering.program import EXTRA_ARGS_KEY, RECORD_KEY
 
 
 class SteeringTables(NamedTuple):
-    """What a worker steers by."""
+    """All that a worker steers by."""
 
     programs: ProgramTables
     step: StepTables
@@ -44,7 +44,7 @@ class KnownRequest(NamedTuple):
     """A request as its runner knows it."""
 
     extra_args: Mapping[str, Any]
-    """Of its sampling parameters: our payloads are among them."""
+    """Extra arguments of its sampling parameters: our payloads are among them."""
     prompt_ids: Sequence[int]
 
 
@@ -66,11 +66,11 @@ class StepInputs(NamedTuple):
 
 
 class BatchPrograms(NamedTuple):
-    """What the requests of a batch ask for; the same from step to step as long as the batch is."""
+    """Programs of the requests of a batch; the same from step to step as long as the batch is."""
 
     request_ids: Sequence[str]
     version: int
-    """Of the request states."""
+    """Version of the request states."""
     program: Tensor
     """(num_requests,) int32, on the device; -1: none"""
     steered: Mapping[str, SteeredRequest]

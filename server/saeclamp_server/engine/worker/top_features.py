@@ -34,11 +34,11 @@ class TopFeatures(NamedTuple):
 
 
 class TopFeatureFinder:
-    """What is wanted of a step, and what its sites have found."""
+    """Finder of the strongest features: wanted ones of a step, and those that its sites have found."""
 
     def __init__(self) -> None:
         self.wanted: dict[str, TopFeaturesInputs] = {}
-        """By the SAE's name."""
+        """(name of the SAE: its tokens); and so is `found`."""
         self.found: dict[str, TopFeatures] = {}
 
     def begin(self, planned: Mapping[str, TopFeatureRows], step: StepTables) -> None:
