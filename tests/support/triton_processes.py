@@ -36,6 +36,10 @@ class Process:
         """Run random schedules by the kernels, and count what was compared. Raises AssertionError where they differ."""
         return self._pool.submit(_run, [*seeds], options).result()
 
+    def count_steady(self, num_steps: int) -> dict[str, Any]:
+        """Count what steps ask of torch and of Triton when no request comes or goes."""
+        return self._pool.submit(_count_steady, num_steps).result()
+
     def compile(self, width: int, capability: int, with_residual: bool) -> dict[str, dict[str, Any]]:
         """Compile for NVIDIA GPUs of a capability, as launches would, and tell about the results, by kernel."""
         return self._pool.submit(_compile, width, capability, with_residual).result()
@@ -87,6 +91,73 @@ def check_row(seed: int, before: torch.Tensor, wanted: torch.Tensor, found: torc
     # Triton's interpreter cuts off bits of bf16 that a GPU rounds
     tolerance = 2**-6 * wanted.norm() if found.dtype is torch.bfloat16 else 1e-5 * change + 1e-5 * wanted.norm()
     assert (found.double() - wanted).norm() <= tolerance, f"seed {seed}"
+
+
+def _count_steady(num_steps: int) -> dict[str, Any]:
+    """Run steps by the kernels that launch and do nothing, and count what else is asked of torch."""
+    from tests.support.random_steps import Request, TableEngine, random_program, random_saes, random_sites
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from saeclamp_server.engine.worker import triton_kernels
+    from saeclamp_server.engine.worker.site_vectors import SiteVectors
+    from saeclamp_server.engine.worker.step_tables import Batch
+    from saeclamp_server.engine.worker.triton_executor import TritonExecutor
+
+    class Asked(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.operations = list[str]()
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.operations.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    random = Random(0)
+    saes = random_saes(random, 24, with_top_k=False)
+    engine = TableEngine(saes, 4, 32, executor=TritonExecutor)
+    requests = [Request(str(n), random_program(random, saes, 9), 9, [5] * 64) for n in range(3)]
+    for request in requests:
+        engine.admit(request)
+    sites = [
+        SiteVectors(hidden, residual, whole_stream=True, norm_eps=None)
+        for hidden, residual in random_sites(random, 3, 24, torch.float32)
+    ]
+    batch = Batch(
+        torch.tensor([request.number for request in requests], dtype=torch.int32),
+        torch.arange(4).int(),
+        torch.full((3,), 20),
+        torch.full((3,), 5).int(),
+        3,
+    )
+    engine.executor.clear()
+    launches = {name: _Launches() for name in ("map_tokens", "judge", "edit")}
+    with patch.multiple(triton_kernels, **launches), Asked() as asked:
+        for _ in range(num_steps):
+            engine.executor.map_tokens(batch)
+            for number, vectors in enumerate(sites):
+                engine.executor.judge(number, vectors)
+                engine.executor.edit(number, vectors)
+        steered = len(asked.operations)
+        for _ in range(num_steps):
+            engine.executor.clear()
+    return {
+        "operations of steered steps": steered,
+        "operations of idle steps": len(asked.operations) - steered,
+        **{name: one.num for name, one in launches.items()},
+    }
+
+
+class _Launches:
+    """In the place of a kernel: counts launches."""
+
+    def __init__(self) -> None:
+        self.num = 0
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def launch(*args: Any, **options: Any) -> None:
+            self.num += 1
+
+        return launch
 
 
 def _compile(width: int, capability: int, with_residual: bool) -> dict[str, dict[str, Any]]:

@@ -95,6 +95,8 @@ class CheckpointSummary:
     """Difference between its activations and the trained SAE's, where the user asked for one."""
     unit_note: str | None = None
     """Note on the units in which the family's own code gives activations, if in others than here."""
+    keeps_largest: bool = False
+    """True if each activation depends on all others, as those of a TopK SAE do."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -142,6 +144,7 @@ def summarize(path: Path, options: Options | None = None) -> CheckpointSummary:
         configs=tuple(source.configs),
         approximation=source.approximation,
         unit_note=source.unit_note,
+        keeps_largest=sae.top_k is not None,
     )
 
 

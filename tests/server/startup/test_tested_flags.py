@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from argparse import Namespace
 from itertools import combinations
 from pathlib import Path
@@ -12,8 +13,14 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from saeclamp_saes.errors import UserError
+from saeclamp_server.startup import vllm_settings
 from saeclamp_server.startup.tested_flags import ALLOWED, JUDGED, REFUSED, SOME_VALUES, check_tested_flags
-from saeclamp_server.startup.vllm_settings import prepare_environment
+from saeclamp_server.startup.vllm_settings import (
+    STEER_OP,
+    check_v2_runner,
+    leave_the_op_out_of_cuda_graphs,
+    prepare_environment,
+)
 
 PARSER = make_arg_parser(FlexibleArgumentParser())
 PLAIN = PARSER.parse_args(["model"])
@@ -104,12 +111,56 @@ def test_a_flag_of_another_version_is_refused_at_any_value_but_its_default() -> 
         check_tested_flags(Namespace(**vars(PLAIN), telepathy=True), defaults)
 
 
-def test_the_model_runner_that_cannot_be_steered_is_refused_and_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("is_for_cpus", "refused", "taken"), [(True, ("1", "true"), ("0", "")), (False, ("0", "false"), ("1", ""))]
+)
+def test_the_model_runner_that_is_not_steered_here_is_refused_and_not_replaced(
+    monkeypatch: pytest.MonkeyPatch, is_for_cpus: bool, refused: tuple[str, ...], taken: tuple[str, ...]
+) -> None:
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-    for value in ("1", "true"):
+    monkeypatch.setattr(vllm_settings, "is_for_cpus", lambda: is_for_cpus)
+    for value in refused:
         monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", value)
         with pytest.raises(UserError, match=f"VLLM_USE_V2_MODEL_RUNNER={value}: .*; unset it"):
             prepare_environment()
-    for value in ("0", ""):
+    for value in taken:
         monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", value)
         prepare_environment()
+
+
+def test_on_gpus_the_runner_is_left_to_vllm_and_on_cpus_it_is_v1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    for is_for_cpus, chosen in ((False, None), (True, "0")):
+        monkeypatch.setattr(vllm_settings, "is_for_cpus", lambda answer=is_for_cpus: answer)
+        monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
+        prepare_environment()
+        assert os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == chosen
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--pipeline-parallel-size", "2"], "--pipeline-parallel-size is not supported with steering on GPUs yet"),
+        (
+            ["--speculative-config", '{"method": "ngram"}'],
+            "--speculative-config is not supported with steering on GPUs",
+        ),
+    ],
+)
+def test_what_the_runner_of_gpus_does_not_steer_is_refused(argv: list[str], says: str) -> None:
+    check_v2_runner(PARSER.parse_args(["model"]))
+    with pytest.raises(UserError, match=says):
+        check_v2_runner(PARSER.parse_args(["model", *argv]))
+
+
+def test_graphs_are_cut_for_topk_saes_and_a_mode_that_cannot_be_is_refused() -> None:
+    args = PARSER.parse_args(["model"])
+    leave_the_op_out_of_cuda_graphs(args)
+    assert STEER_OP in args.compilation_config.splitting_ops
+    assert args.compilation_config.cudagraph_mode.name == "PIECEWISE"
+    eager = PARSER.parse_args(["model", "--enforce-eager"])
+    leave_the_op_out_of_cuda_graphs(eager)
+    assert not eager.compilation_config.splitting_ops
+    full = PARSER.parse_args(["model", "--compilation-config", '{"cudagraph_mode": "FULL"}'])
+    with pytest.raises(UserError, match="cudagraph_mode FULL is not supported"):
+        leave_the_op_out_of_cuda_graphs(full)

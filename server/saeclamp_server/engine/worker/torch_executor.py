@@ -62,7 +62,7 @@ class _Pairs(NamedTuple):
     ints: Tensor
     """(num_pairs, 8) int64"""
     floats: Tensor
-    """(num_pairs, 4) fp32"""
+    """(num_pairs, 8) fp32"""
 
     def only(self, which: Tensor) -> _Pairs:
         """Select pairs, by a mask."""
@@ -70,10 +70,6 @@ class _Pairs(NamedTuple):
             return self
         index = which.nonzero()[:, 0]
         return _Pairs(*(column[index] for column in self))
-
-    def of(self, number: int) -> _Pairs:
-        """Select the pairs of an SAE or bank."""
-        return self.only(self.ints[:, WEIGHTS] == number)
 
 
 class TorchExecutor:

@@ -23,6 +23,7 @@ from saeclamp_server.engine.worker.program_layout import (
     BY_LENGTH,
     BY_STD,
     CENTERED,
+    EDITS,
     FEATURE,
     FLAGS,
     NORM_EPS,
@@ -112,6 +113,12 @@ class TritonExecutor:
             step.is_lost.view(torch.int8),
         )
         self._programs = _Programs(*(getattr(programs, name) for name in _Programs._fields))
+        # made once: a step makes no tensor, not even a view
+        self._is_special = step.is_special.view(torch.int8)
+        self._edits, self._reads, self._conditions = (
+            [_Table(spans, table.ints, table.floats, table.rows) for spans in table.spans]
+            for table in (programs.edits, programs.reads, programs.conditions)
+        )
         for table in (programs.edits, programs.reads):
             table.bind = self._bind
 
@@ -119,12 +126,11 @@ class TritonExecutor:
         """Begin a step; as in `Executor`, and so are the others."""
         self._step_tables.num_tokens = batch.num_tokens
         self._is_clear = False
-        is_special = self._step_tables.is_special.view(torch.int8)
-        own = _Batch(batch.program, batch.first_row, batch.positions, batch.input_ids, is_special)
+        own = _Batch(batch.program, batch.first_row, batch.positions, batch.input_ids, self._is_special)
         acts = self._step.acts.shape[1]
         kernels.map_tokens[(len(batch.program) + 1,)](
             own, self._step, self._programs, len(self._step.program),
-            ACTS=acts, BLOCK=MAP_BLOCK, WIDE=triton.next_power_of_2(max(acts, self._step.items[0].numel())),
+            ACTS=acts, BLOCK=MAP_BLOCK, WIDE=triton.next_power_of_2(max(acts, 2 * EDITS)),
         )  # fmt: skip
 
     def clear(self) -> None:
@@ -136,18 +142,18 @@ class TritonExecutor:
 
     def judge(self, site: int, vectors: SiteVectors) -> None:
         """Read and judge."""
-        self._launch(kernels.judge, self._tables.reads, site, vectors)
+        self._launch(kernels.judge, self._reads[site], self._conditions[site], vectors)
 
     def edit(self, site: int, vectors: SiteVectors) -> None:
         """Edit and count."""
-        self._launch(kernels.edit, self._tables.edits, site, vectors)
+        self._launch(kernels.edit, self._edits[site], self._conditions[site], vectors)
 
     def settle(self, kept_to: Tensor) -> None:
         """Count what stays."""
         kernels.settle[(self._step_tables.num_tokens,)](self._step, self._programs, kept_to)
         kernels.settle_programs[(self._tables.num_programs,)](self._programs, kept_to)
 
-    def _launch(self, kernel: triton.JITFunction, table: EntryTable, site: int, vectors: SiteVectors) -> None:
+    def _launch(self, kernel: triton.JITFunction, table: _Table, conditions: _Table, vectors: SiteVectors) -> None:
         hidden, residual = vectors.hidden, vectors.residual
         num_tokens, d = hidden.shape
         assert num_tokens <= len(self._step.program), "no more tokens than the tables were made for"
@@ -155,7 +161,7 @@ class TritonExecutor:
         assert residual is None or (residual.shape == hidden.shape and residual.stride(1) == 1)
         block = triton.next_power_of_2(d)
         kernel[(num_tokens,)](
-            hidden, residual, self._step, _at(table, site), _at(self._tables.conditions, site), self._programs,
+            hidden, residual, self._step, table, conditions, self._programs,
             hidden.stride(0), 0 if residual is None else residual.stride(0), vectors.norm_eps or 0.0,
             D=d, BLOCK=block, ROW=tl.float32, WHOLE_STREAM=vectors.whole_stream, HAS_NORM=vectors.norm_eps is not None,
             num_warps=min(MAX_WARPS, max(1, block // ELEMENTS_PER_WARP)), **self._flags,
@@ -198,7 +204,3 @@ class TritonExecutor:
         table.floats[row, NORM_EPS] = norm.eps
         scaled = {"none": 0, "std": BY_STD, "l2": BY_LENGTH}[norm.scale]
         table.ints[row, FLAGS] |= scaled | (CENTERED if norm.center else 0)
-
-
-def _at(table: EntryTable, site: int) -> _Table:
-    return _Table(table.spans[site], table.ints, table.floats, table.rows)

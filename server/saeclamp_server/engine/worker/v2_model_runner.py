@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import vllm.v1.worker.gpu.model_runner as vllm_model_runner
+
 from saeclamp_server.engine.lifeline import begin_serving
 from saeclamp_server.engine.step_report import WIPED
 from saeclamp_server.engine.worker.kv_wipe import wipe_blocks
@@ -22,6 +24,7 @@ from saeclamp_server.engine.worker.steered_steps import (
     StepInputs,
     with_report,
 )
+from saeclamp_server.steering.program import EXTRA_ARGS_KEY, RECORD_KEY
 
 
 class V2RunnerAdapter:
@@ -49,6 +52,9 @@ class V2RunnerAdapter:
         runner.sample_tokens = self._sample_tokens
         runner._dummy_run = self._dummy_run
         runner.model_state.preprocess_state = self._preprocess_state
+        # what looks at whole vectors is host code, which no captured graph runs: such steps run without
+        self._sites, self._vllm_dispatch = sites, vllm_model_runner.dispatch_cg_and_sync_dp
+        vllm_model_runner.dispatch_cg_and_sync_dp = self._dispatch
 
     def is_running(self, request_id: str) -> bool:
         """Tell whether the runner knows a request."""
@@ -72,6 +78,14 @@ class V2RunnerAdapter:
             prompt_ids = (new.prompt_token_ids or new.prefill_token_ids)[: new.prompt_len]
             self._known[new.req_id] = KnownRequest((params and params.extra_args) or {}, prompt_ids)
         self._vllm_add_requests(scheduler_output)
+
+    def _dispatch(self, *args: Any, need_eager: bool = False, **kwargs: Any) -> Any:
+        return self._vllm_dispatch(*args, need_eager=need_eager or self._looks_at_vectors(), **kwargs)
+
+    def _looks_at_vectors(self) -> bool:
+        return any(state.recorder.is_recording for state in self._sites) or any(
+            map(_shows_vectors, self._known.values())
+        )
 
     def _preprocess_state(self, input_batch: Any, *args: Any) -> None:
         self._vllm_preprocess_state(input_batch, *args)
@@ -98,3 +112,9 @@ class V2RunnerAdapter:
         output = self._vllm_sample_tokens(grammar_output)
         self._steps.forget()
         return output if fetch is None else with_report(output, fetch)
+
+
+def _shows_vectors(known: KnownRequest) -> bool:
+    """Tell whether a request's prompt is recorded, or its strongest features are shown."""
+    program = known.extra_args.get(EXTRA_ARGS_KEY, {}).get("program", {})
+    return RECORD_KEY in known.extra_args or bool((program.get("readout") or {}).get("top_k"))

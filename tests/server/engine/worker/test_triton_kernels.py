@@ -41,6 +41,17 @@ def test_in_bf16_the_sum_of_all_edits_is_rounded_once(interpreter: Process) -> N
     assert num["edited"] > 50
 
 
+def test_a_step_in_which_nobody_comes_or_goes_asks_nothing_of_torch(interpreter: Process) -> None:
+    """No copy, no tensor that is made, nothing that could wait for the device."""
+    assert interpreter.count_steady(1000) == {
+        "operations of steered steps": 0,
+        "operations of idle steps": 1,  # the first one of them leaves all tokens without a program
+        "map_tokens": 1000,
+        "judge": 3000,
+        "edit": 3000,
+    }
+
+
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("width", [64, 576, 2304, 4096, 8192])
 def test_they_compile_for_gpus_and_a_token_fits_into_registers(compiler: Process, width: int, capability: int) -> None:
