@@ -20,6 +20,8 @@ from saeclamp import (
     Clamp,
     FeatureIndex,
     First,
+    GeneratedWindow,
+    Last,
     Positions,
     Receipt,
     Roles,
@@ -40,6 +42,10 @@ numbers = st.integers(min_value=1, max_value=2**31)
 tokens = (
     st.sampled_from(["all", "prompt", "generated"])
     | st.builds(First, first=numbers)
+    | st.builds(Last, last=numbers)
+    | st.builds(
+        lambda start, num: GeneratedWindow(generated=(start, num and start + num)), numbers, st.none() | numbers
+    )
     | st.builds(After, after=numbers)
     | st.builds(
         Roles, roles=st.lists(st.sampled_from(["user", "assistant", "system"]), min_size=1, max_size=3).map(tuple)
@@ -128,7 +134,12 @@ def test_a_receipt_survives_json(receipt: Receipt) -> None:
         pytest.param({"tokens": {"roles": ["usr"]}}, id="unknown-role"),
         pytest.param({"tokens": {"roles": "user"}}, id="role-outside-a-list"),
         pytest.param({"tokens": {"positions": []}}, id="no-positions"),
-        pytest.param({"tokens": {"positions": [-1]}}, id="negative-position"),
+        pytest.param({"tokens": {"positions": [1.5]}}, id="half-a-position"),
+        pytest.param({"tokens": {"last": 0}}, id="no-last-position"),
+        pytest.param({"tokens": {"generated": [3, 3]}}, id="empty-window"),
+        pytest.param({"tokens": {"generated": [-1, 3]}}, id="window-that-begins-in-the-prompt"),
+        pytest.param({"tokens": {"generated": [1]}}, id="half-a-window"),
+        pytest.param({"tokens": {"generated": [0, 2], "last": 1}}, id="two-scopes"),
         pytest.param({"tokens": {"positions": [1] * 1025}}, id="too-many-positions"),
         pytest.param({"special_tokens": "yes"}, id="string-for-bool"),
         pytest.param({"special_tokens": 1}, id="number-for-bool"),

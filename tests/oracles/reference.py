@@ -291,7 +291,12 @@ def _is_in_scope(position: int, prompt_len: int, tokens: Tokens) -> bool:
         return {"all": True, "prompt": position < prompt_len, "generated": position >= prompt_len}[tokens]
     ((kind, value),) = tokens.items()
     if kind == "positions":
-        return position in value
+        return position in value or (position - prompt_len in value and position < prompt_len)
+    if kind == "last":
+        return prompt_len - value <= position < prompt_len
+    if kind == "generated":
+        start, end = value
+        return prompt_len + start <= position and (end is None or position < prompt_len + end)
     return position < value if kind == "first" else position >= value
 
 

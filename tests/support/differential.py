@@ -45,6 +45,13 @@ scopes = (
     | st.builds(lambda num: {"first": num + 1}, positions)
     | st.builds(lambda num: {"after": num}, positions)
     | st.builds(lambda some: {"positions": some}, st.lists(positions, min_size=1, max_size=8))
+    | st.builds(lambda some: {"positions": some}, st.lists(st.integers(-60, 90), min_size=1, max_size=8))
+    | st.builds(lambda num: {"last": num}, st.integers(1, 60))
+    | st.builds(
+        lambda start, num: {"generated": [start, None if num is None else start + num]},
+        st.integers(0, 12),
+        st.none() | st.integers(1, 12),
+    )
 )
 
 

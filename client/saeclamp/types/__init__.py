@@ -86,7 +86,7 @@ from saeclamp.types.suggest import (
     SuggestedTrial,
     Suggestion,
 )
-from saeclamp.types.tokens import TOKEN_OBJECTS, After, First, Positions, Role, Roles, Tokens
+from saeclamp.types.tokens import TOKEN_OBJECTS, After, First, GeneratedWindow, Last, Positions, Role, Roles, Tokens
 from saeclamp.types.validate import PlannedIntervention, Validate, Validation
 from saeclamp.types.variants import (
     DeletedVariant,
@@ -156,6 +156,8 @@ __all__ = [
     "TOKEN_OBJECTS",
     "After",
     "First",
+    "GeneratedWindow",
+    "Last",
     "Positions",
     "Role",
     "Roles",

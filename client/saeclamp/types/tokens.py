@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from saeclamp.types.base import MAX_POSITIONS, RequestModel
 
@@ -24,6 +24,31 @@ class After(RequestModel):
     after: Annotated[int, Field(strict=True, ge=0, le=2**31)]
 
 
+class Last(RequestModel):
+    """The last positions of the prompt: with 1 the one at which the first new token is predicted."""
+
+    last: Annotated[int, Field(strict=True, ge=1, le=2**31)]
+
+
+class GeneratedWindow(RequestModel):
+    """
+    Positions of tokens that the model has produced, counted from 0: from the first number to before the second.
+
+    None in its place: to the end.
+    """
+
+    generated: tuple[
+        Annotated[int, Field(strict=True, ge=0, le=2**31)], Annotated[int, Field(strict=True, ge=1, le=2**31)] | None
+    ]
+
+    @model_validator(mode="after")
+    def _refuse_empty(self) -> GeneratedWindow:
+        start, end = self.generated
+        if end is not None and end <= start:
+            raise ValueError(f"the window from {start} to before {end} has no position")
+        return self
+
+
 class Roles(RequestModel):
     """
     The content of the messages of these roles, in a chat completion; with `assistant`, what the model generates too.
@@ -35,14 +60,22 @@ class Roles(RequestModel):
 
 
 class Positions(RequestModel):
-    """Single positions of the request, counted from 0."""
+    """Single positions of the request, counted from 0; negative ones from the end of its prompt, whose last is -1."""
 
     positions: Annotated[
-        tuple[Annotated[int, Field(strict=True, ge=0, le=2**31)], ...], Field(min_length=1, max_length=MAX_POSITIONS)
+        tuple[Annotated[int, Field(strict=True, ge=-(2**31), le=2**31)], ...],
+        Field(min_length=1, max_length=MAX_POSITIONS),
     ]
 
 
-TOKEN_OBJECTS: dict[str, type[RequestModel]] = {"first": First, "after": After, "roles": Roles, "positions": Positions}
+TOKEN_OBJECTS: dict[str, type[RequestModel]] = {
+    "first": First,
+    "after": After,
+    "last": Last,
+    "generated": GeneratedWindow,
+    "roles": Roles,
+    "positions": Positions,
+}
 """The one field that an object has, to its class."""
 
 CHOOSING_TOKENS = f"tokens are 'all', 'prompt' or 'generated', or an object with one of {', '.join(TOKEN_OBJECTS)}"
@@ -65,6 +98,8 @@ Tokens = Annotated[
     Annotated[Literal["all", "prompt", "generated"], Tag("<scope>")]
     | Annotated[First, Tag("<first>")]
     | Annotated[After, Tag("<after>")]
+    | Annotated[Last, Tag("<last>")]
+    | Annotated[GeneratedWindow, Tag("<generated>")]
     | Annotated[Roles, Tag("<roles>")]
     | Annotated[Positions, Tag("<positions>")],
     Discriminator(_kind_of_tokens, custom_error_type="tokens_type", custom_error_message=CHOOSING_TOKENS),

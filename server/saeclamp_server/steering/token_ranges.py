@@ -4,51 +4,83 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations_with_replacement, product
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-PROMPT_END: Literal["prompt_end"] = "prompt_end"
-"""The position of the first generated token, wherever that will be."""
+PROMPT_END = "prompt_end"
+"""The position of the first generated token, wherever that is; `prompt_end+2` is two behind it, `prompt_end-1` before."""
 NO_END = 2**62
 """Position beyond all others. Fits into int64 with room to add to it."""
 
 MAX_RANGES = 2048
 """Separate ranges of positions in the scopes of a request, at most; equal scopes count once."""
 
-Bound: TypeAlias = int | Literal["prompt_end"] | None
+Bound: TypeAlias = int | str | None
 Range: TypeAlias = tuple[Bound, Bound]
 """(from, included; to, excluded), as absolute positions of the request. None is without end."""
 TokenRanges: TypeAlias = tuple[Range, ...]
-"""Ascending ranges that neither overlap nor touch. JSON-able; equal for equal positions."""
+"""
+Ranges, first those that are the same for every prompt, which ascend and neither overlap nor touch, then those that depend on
+its length. JSON-able; equal for equal choices of tokens.
+"""
 
 ALL: TokenRanges = ((0, None),)
 PROMPT: TokenRanges = ((0, PROMPT_END),)
 GENERATED: TokenRanges = ((PROMPT_END, None),)
 
 
+def from_prompt_end(offset: int) -> str:
+    """Make a bound of a number of positions behind the end of the prompt; before it for a negative one."""
+    return f"{PROMPT_END}{offset:+d}" if offset else PROMPT_END
+
+
 def from_positions(positions: Iterable[int]) -> TokenRanges:
-    """Make ranges of single positions, with neighbours in one range."""
+    """Make ranges of single positions, with neighbours in one range; negative ones are before the end of the prompt."""
+    chosen = set(positions)
+    before_end = [
+        (from_prompt_end(start), from_prompt_end(end)) for start, end in _runs(one for one in chosen if one < 0)
+    ]
+    return (*_runs(one for one in chosen if one >= 0), *before_end)
+
+
+def _runs(positions: Iterable[int]) -> list[tuple[int, int]]:
     runs: list[tuple[int, int]] = []
-    for position in sorted(set(positions)):
+    for position in sorted(positions):
         if runs and runs[-1][1] == position:
             runs[-1] = (runs[-1][0], position + 1)
         else:
             runs.append((position, position + 1))
-    return tuple(runs)
+    return runs
 
 
 def resolve_ranges(scope: Sequence[Sequence[Bound]], prompt_len: int) -> list[tuple[int, int]]:
-    """Return the ranges as numbers, for a prompt of that length; without those that are empty then."""
-    ranges = [(_number(start, prompt_len), _number(end, prompt_len)) for start, end in scope]
-    return [(start, end) for start, end in ranges if start < end]
+    """Return the ranges as numbers, for a prompt of that length: ascending and apart, without those that are empty then."""
+    resolved: list[tuple[int, int]] = []
+    for start, end in sorted((_number(start, prompt_len), _number(end, prompt_len)) for start, end in scope):
+        if start >= end:
+            continue
+        # what counts from the end of the prompt may meet what counts from its beginning
+        if resolved and start <= resolved[-1][1]:
+            resolved[-1] = (resolved[-1][0], max(resolved[-1][1], end))
+        else:
+            resolved.append((start, end))
+    return resolved
 
 
 def _number(bound: Bound, prompt_len: int) -> int:
     if bound is None:
         return NO_END
-    return prompt_len if bound == PROMPT_END else int(bound)
+    fixed, share = _parts(bound)
+    return max(0, fixed + share * prompt_len)
+
+
+def _parts(bound: int | str) -> tuple[int, int]:
+    """Take a bound apart: it is the first number, and as many lengths of the prompt as the second says."""
+    if isinstance(bound, int):
+        return bound, 0
+    return int(bound.removeprefix(PROMPT_END) or 0), 1
 
 
 def can_overlap(one: TokenRanges, other: TokenRanges, prompt_len: int | None = None) -> bool:
@@ -95,26 +127,27 @@ def _overlap(one: Sequence[tuple[int, int]], other: Sequence[tuple[int, int]]) -
 
 def _apart(scope: TokenRanges) -> tuple[TokenRanges, TokenRanges]:
     """Split token ranges into those that are the same for every prompt, and the few that depend on its length."""
-    waiting = tuple(bounds for bounds in scope if PROMPT_END in bounds)
-    return tuple(bounds for bounds in scope if PROMPT_END not in bounds), waiting
+    waiting = tuple(bounds for bounds in scope if any(isinstance(bound, str) for bound in bounds))
+    return tuple(bounds for bounds in scope if bounds not in waiting), waiting
 
 
 def _overlap_for_some_length(one: Range, other: Range) -> bool:
     """
     Tell whether there is a length of the prompt, 1 or more, for which two ranges have a position in common.
 
-    They have if each start is before each end; every such pair bounds the length from below or above.
+    They have if each start is before each end, and so is position 0; every such pair bounds the length from below or above.
     """
     least, most = 1, NO_END
-    for start, end in product((one[0], other[0]), (one[1], other[1])):
+    for start, end in product((one[0], other[0], 0), (one[1], other[1])):
         if end is None:
             continue
-        if start == PROMPT_END and end == PROMPT_END:
-            return False
-        if start == PROMPT_END:
-            most = min(most, int(end) - 1)
-        elif end == PROMPT_END:
-            least = max(least, int(start or 0) + 1)
-        elif int(start or 0) >= int(end):
-            return False
+        (fixed, share), (end_fixed, end_share) = _parts(start or 0), _parts(end)
+        # the difference of both must be 1 at least
+        if share == end_share:
+            if fixed >= end_fixed:
+                return False
+        elif share:
+            most = min(most, end_fixed - fixed - 1)
+        else:
+            least = max(least, fixed - end_fixed + 1)
     return least <= most

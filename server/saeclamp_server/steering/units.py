@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from saeclamp.types import After, FeatureIndex, First, Positions, Roles, Tokens, Unit
+from saeclamp.types import After, FeatureIndex, First, GeneratedWindow, Last, Positions, Roles, Tokens, Unit
 from saeclamp_saes import SAEEntry
 from saeclamp_server.errors import (
     FeatureOutOfRangeError,
@@ -99,6 +99,11 @@ def to_ranges(tokens: Tokens, conversation: ChatSpans | None, path: str) -> Toke
             return ((0, num),)
         case After(after=num):
             return ((num, None),)
+        case Last(last=num):
+            return ((token_ranges.from_prompt_end(-num), token_ranges.PROMPT_END),)
+        case GeneratedWindow(generated=(start, end)):
+            ends = None if end is None else token_ranges.from_prompt_end(end)
+            return ((token_ranges.from_prompt_end(start), ends),)
         case Positions(positions=positions):
             return token_ranges.from_positions(positions)
         case Roles(roles=roles):

@@ -13,7 +13,22 @@ from hypothesis import strategies as st
 from tests.support.blank_label import blank_label
 from tests.support.sae_entries import SERVER, entry, report, served_saes
 
-from saeclamp import Ablate, Add, After, AtLeast, AtMost, Clamp, FeatureIndex, First, Positions, Roles, Scale, Steering
+from saeclamp import (
+    Ablate,
+    Add,
+    After,
+    AtLeast,
+    AtMost,
+    Clamp,
+    FeatureIndex,
+    First,
+    GeneratedWindow,
+    Last,
+    Positions,
+    Roles,
+    Scale,
+    Steering,
+)
 from saeclamp.types import Operation, Tokens
 from saeclamp_saes.labelling.label_file import LabelFile
 from saeclamp_saes.labelling.table import LabelsInfo, LabelTable
@@ -89,6 +104,12 @@ def test_what_does_not_exist_is_refused_with_what_does(
         (Positions(positions=(2, 4)), Positions(positions=(3,)), False),
         (Positions(positions=(2, 4)), Positions(positions=(4,)), True),
         (Positions(positions=(5,)), "prompt", True),
+        (Last(last=3), "generated", False),
+        (Last(last=3), Positions(positions=(-3,)), True),
+        (Last(last=3), Positions(positions=(-4,)), False),
+        (Last(last=1), First(first=5), True),
+        (GeneratedWindow(generated=(0, 4)), GeneratedWindow(generated=(4, 8)), False),
+        (GeneratedWindow(generated=(0, 5)), GeneratedWindow(generated=(4, None)), True),
     ],
 )
 def test_two_targets_for_one_feature_at_one_token_contradict(
@@ -116,6 +137,10 @@ def test_tokens_become_ranges_of_positions(served: SteeringContext) -> None:
         First(first=5): ((0, 5),),
         After(after=5): ((5, None),),
         Positions(positions=(4, 1, 2)): ((1, 3), (4, 5)),
+        Positions(positions=(-1, 4)): ((4, 5), ("prompt_end-1", "prompt_end")),
+        Last(last=2): (("prompt_end-2", "prompt_end"),),
+        GeneratedWindow(generated=(0, 5)): (("prompt_end", "prompt_end+5"),),
+        GeneratedWindow(generated=(3, None)): (("prompt_end+3", None),),
         Roles(roles=("user",)): ((9, 14), (22, 27)),
         Roles(roles=("assistant", "system")): ((3, 7), (16, 20), (PROMPT_END, None)),
         Roles(roles=("tool",)): (),
