@@ -35,4 +35,5 @@ def report(prompt: int, generated: int, act_sum: float, act_max: float) -> dict[
         "prompt": [prompt + 2],
         "tallies": [{**tally, "dose_sum": 0.4, "dose_max": 0.3}],
         "fired": [],
+        "num_positions": 9,
     }

@@ -230,6 +230,7 @@ def _opened(entry: SAEEntry, found: SAEReference) -> dict[str, Any]:
         "model": (record.model if record else None) or entry.summary.model_name,
         **listed_summary(entry.summary),
         "units elsewhere": entry.summary.unit_note,
+        "trained on texts of": entry.summary.context_size and f"{entry.summary.context_size} tokens",
         "options": dict(entry.options.values),
         "sha256": entry.sha256,
         "named features": {note.name: note.index for note in entry.features.values()},

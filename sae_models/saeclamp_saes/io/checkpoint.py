@@ -63,6 +63,8 @@ class CheckpointSource:
         """Difference between the SAE that is read and the trained one, where the user asked for one."""
         self.unit_note: str | None = None
         """Note on the units in which the family's own code gives activations, if in others than here."""
+        self.context_size: Any = None
+        """Tokens of the texts that it was trained on, as the checkpoint says; not checked."""
         self._unpickled = unpickled or {}
         self._extras = extras or {}
         self._used_extras: set[str] = set()

@@ -95,6 +95,8 @@ class CheckpointSummary:
     """Difference between its activations and the trained SAE's, where the user asked for one."""
     unit_note: str | None = None
     """Note on the units in which the family's own code gives activations, if in others than here."""
+    context_size: int | None = None
+    """Tokens of the texts that it was trained on; None where the checkpoint does not say."""
     keeps_largest: bool = False
     """True if each activation depends on all others, as those of a TopK SAE do."""
 
@@ -144,8 +146,14 @@ def summarize(path: Path, options: Options | None = None) -> CheckpointSummary:
         configs=tuple(source.configs),
         approximation=source.approximation,
         unit_note=source.unit_note,
+        context_size=_context_size(source.context_size),
         keeps_largest=sae.top_k is not None,
     )
+
+
+def _context_size(given: Any) -> int | None:
+    is_number = isinstance(given, int) and not isinstance(given, bool)
+    return given if is_number and given > 0 else None
 
 
 def detect(source: CheckpointSource) -> Loader:

@@ -111,6 +111,8 @@ def read(source: CheckpointSource) -> SAE:
     # the checkpoint's code normalises first, so it is folded last
     _fold_normalisation(tensors, draft)
     source.unit_note = UNITS.get(name)
+    buffer = (source.config(CONFIG) or {}).get("buffer")
+    source.context_size = buffer.get("ctx_len") if isinstance(buffer, dict) else None
     return draft.finish(
         source.site(_site(source, trainer)),
         architecture=architecture,

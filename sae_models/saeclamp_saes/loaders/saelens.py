@@ -69,6 +69,7 @@ def read(source: CheckpointSource) -> SAE:
     d_out = positive_int(cfg, "d_out", path) if kind != "sae" and "d_out" in cfg else d_in
     _check_tensors(source, kind, activation, d_in, d_sae, d_out)
     reads, writes = _sites(source, cfg, kind)
+    source.context_size = _metadata(cfg).get("context_size")
     draft = _draft(source, activation, d_in, d_sae, d_out)
     if kind == "sae" and cfg.get("apply_b_dec_to_input", True):
         draft.subtract_from_input(draft.b_dec)

@@ -139,6 +139,7 @@ def _join_stages(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return failed
     return {
         "failure": None,
+        "num_positions": max(stage["num_positions"] for stage in stages),
         # for a rule's edit this is a count, which is 0 at all stages but the one that made it
         "prompt": [max(counts) for counts in _by_entry(stages, "prompt")],
         "tallies": [

@@ -79,7 +79,24 @@ def warnings_after(
                 f"interventions[{number}] moved a token by {dose_in_words(dose)} x its residual norm; text usually breaks "
                 f"above {SAFE_DOSE:g}."
             )
-    return (*idle, *_outside_green_zones(program, context), *weak, *excessive)
+    num_positions = max(report["num_positions"] for report in reports)
+    return (
+        *idle,
+        *_outside_green_zones(program, context),
+        *weak,
+        *excessive,
+        *_too_long(program, num_positions, context),
+    )
+
+
+def _too_long(program: SteeringProgram, num_positions: int, context: SteeringContext) -> Iterator[str]:
+    for name in sorted(program.sae_names & context.saes.keys()):
+        size = context.saes[name].entry.summary.context_size
+        if size is not None and num_positions > size:
+            yield (
+                f"SAE {name} was trained on texts of {size} tokens, and here there were {num_positions}: behind those its "
+                "features may mean less."
+            )
 
 
 def _outside_green_zones(program: SteeringProgram, context: SteeringContext) -> Iterator[str]:

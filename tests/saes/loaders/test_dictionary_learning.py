@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +190,12 @@ def test_tensors_of_another_class_are_refused(tmp_path: Path) -> None:
 def test_a_calibrated_threshold_cannot_be_overridden(tmp_path: Path) -> None:
     path = layout.write(tmp_path).path
     assert refusal(path, "threshold=0.9") == "Option threshold has no meaning for this checkpoint."
+
+
+def test_on_how_long_texts_it_was_trained_is_in_its_buffer_s_settings(tmp_path: Path) -> None:
+    written = layout.write(tmp_path, dict_class="AutoEncoder")
+    path = written.path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"buffer": {"ctx_len": 128}}))
+    source = source_of(written.path, "")
+    dictionary_learning.read(source)
+    assert source.context_size == 128

@@ -338,3 +338,11 @@ def test_the_trainers_files_beside_it_are_not_opened(tmp_path: Path) -> None:
     x = tokens(16)
     torch.testing.assert_close(read_sae(tmp_path).encode(x).double(), written.encode(x), rtol=1e-4, atol=1e-4)
     assert [path.name for path in summarize(tmp_path).weights] == ["sae_weights.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("said", "size"), [(128, 128), (None, None), ("128", None), (True, None), (0, None), (1.5, None)]
+)
+def test_on_how_long_texts_it_was_trained_is_told_if_it_is_said(folder: Path, said: object, size: int | None) -> None:
+    change_config(folder, metadata={"hook_name": "blocks.5.hook_resid_pre", "context_size": said})
+    assert summarize(folder).context_size == size

@@ -367,6 +367,6 @@ def test_an_answer_whose_sequences_are_not_all_accounted_for_does_not_leave(
 
 def test_one_failed_sequence_fails_the_answer(served: SteeringContext) -> None:
     resolved = resolve(steering(Ablate(feature="big/bridge")), served)
-    failed = {"failure": "RuntimeError: lost", "prompt": [], "tallies": [], "fired": []}
+    failed = {"failure": "RuntimeError: lost", "prompt": [], "tallies": [], "fired": [], "num_positions": 0}
     with pytest.raises(NotAppliedError, match="lost"):
         build_receipt(resolved, {0: report(1, 1, 1.0, 1.0), 1: failed}, 2, served, "tiny", SERVER)

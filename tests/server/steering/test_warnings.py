@@ -91,3 +91,16 @@ def test_what_was_cached_is_not_warned_of_as_too_little(served: SteeringContext)
     cached = {**report(0, 0, 0.0, 0.0), "prompt": [7]}
     cached["tallies"][0]["dose_max"] = 0.0
     assert build_receipt(resolved, {0: cached}, 1, served, "tiny", SERVER).warnings == ()
+
+
+def test_texts_longer_than_those_of_training_are_warned_of(served: SteeringContext) -> None:
+    big = served.saes["big"]
+    short = replace(big, entry=replace(big.entry, summary=replace(big.entry.summary, context_size=8)))
+    context = replace(served, saes={**served.saes, "big": short})
+    resolved = resolve(steering(Clamp(feature="big/bridge", value=0.5)), context)
+    for num_positions, warned in ((8, False), (9, True)):
+        done = {**report(3, 5, 8.0, 4.0), "num_positions": num_positions}
+        warnings = build_receipt(resolved, {0: done}, 1, context, "tiny", SERVER).warnings
+        assert [one for one in warnings if "trained on texts of 8 tokens, and here there were 9" in one] == (
+            list(warnings)[-1:] if warned else []
+        )

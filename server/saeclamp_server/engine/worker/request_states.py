@@ -58,6 +58,9 @@ class SteeringReport:
     fired: list[dict[str, Any] | None] = field(default_factory=list)
     """Per rule: `position` at which it first held, the `acts` compared there, and `num_tokens`; None: it has not held."""
 
+    num_positions: int = 0
+    """Positions that were computed here, or found in the prefix cache."""
+
     @property
     def num_bytes(self) -> int:
         """Estimated memory of the report: numbers in Python's lists and dictionaries."""
@@ -251,7 +254,9 @@ class RequestStates:
         stats = _edit_stats(counters, request.program.num_edits)
         prompt = [stat.prompt if count is None else count for count, stat in zip(request.prompt, stats, strict=True)]
         fired = [_fired(counters, nth, rule.num_comparisons) for nth, rule in enumerate(request.program.rules)]
-        return SteeringReport(prompt=prompt, tallies=[vars(stat) for stat in stats], fired=fired)
+        return SteeringReport(
+            prompt=prompt, tallies=[vars(stat) for stat in stats], fired=fired, num_positions=int(counters.reached)
+        )
 
 
 def _edit_stats(counters: Counters, num_edits: int) -> list[EditStat]:
