@@ -23,7 +23,7 @@ from unittest.mock import patch
 
 import torch
 
-NUM_STEPS = 3
+NUM_STEPS = 2
 
 
 class Process:
@@ -68,7 +68,7 @@ def _run(seeds: list[int], options: dict[str, Any]) -> dict[str, int]:
         width = Random(seed).choice((24, 64, 72))
         num["cases"] += 1
         for tokens, sites, expected, after, made in run_schedule(
-            seed, width, NUM_STEPS, with_top_k=False, max_tokens=8, executor=TritonExecutor, **options
+            seed, width, NUM_STEPS, with_top_k=False, max_tokens=6, executor=TritonExecutor, **options
         ):
             for (hidden, _), wanted, found in zip(sites, expected, after, strict=True):
                 for row, token in enumerate(tokens):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from argparse import Namespace
@@ -227,9 +228,9 @@ def leave_the_op_out_of_cuda_graphs(args: Namespace) -> None:
     """
     from vllm.config import CompilationConfig, CUDAGraphMode
 
-    config = args.compilation_config
     if args.enforce_eager:
         return
+    config = args.compilation_config = copy.copy(args.compilation_config)  # the parser's default is one object
     if config.cudagraph_mode not in (None, CUDAGraphMode.NONE, CUDAGraphMode.PIECEWISE):
         raise StartupError(
             f"--compilation-config: with a TopK SAE the CUDA graph is cut at its layer, so cudagraph_mode "

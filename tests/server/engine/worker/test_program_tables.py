@@ -55,7 +55,7 @@ def test_addresses_never_change_whatever_comes_and_goes() -> None:
     }
     assert len(places) > 15
     running: list[Request] = []
-    for step in range(300):
+    for step in range(1000):
         if len(running) < 4 and random.random() < 0.5:
             running.append(steered(random, engine, saes, str(step)))
         if running:

@@ -26,13 +26,13 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 def test_any_requests_in_any_steps_are_steered_as_the_slow_twin_says(interpreter: Process) -> None:
     num = interpreter.run(range(NUM_CASES))
     assert num["cases"] == NUM_CASES
-    assert num["edited"] > 1000
-    assert num["held"] > 200
+    assert num["edited"] > 500
+    assert num["held"] > 100
     assert num["lost"] > 5
 
 
 def test_drafts_are_settled_as_the_slow_twin_says(interpreter: Process) -> None:
-    num = interpreter.run(range(1000, 1040), with_drafts=True)
+    num = interpreter.run(range(1000, 1060), with_drafts=True)
     assert num["edited"] > 100
 
 
