@@ -58,7 +58,11 @@ def said() -> Iterator[list[str]]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """In processes side by side, what takes longest comes first, so that they end together."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: (ONE_SERVER not in item.path.parents, WITH_ENGINES not in item.path.parents))
+        items.sort(key=lambda item: (ONE_SERVER not in item.path.parents, not _is_slow(item.path)))
+
+
+def _is_slow(path: Path) -> bool:
+    return WITH_ENGINES in path.parents or path.name == "test_triton_kernels.py"
 
 
 def pytest_collection_finish() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Iterator
 from threading import Lock
 from typing import NamedTuple
 
@@ -54,7 +55,7 @@ class FullTextIndex:
         limit:   of the matches that are ranked; None ranks all of them, which takes longer
         """
         # once each: the index is read again for every word
-        words = [*dict.fromkeys(re.findall(r"\w+", query))][:MAX_WORDS]
+        words = [*dict.fromkeys(_words(query))][:MAX_WORDS]
         words = [word for word in words if word.lower() not in COMMON] or words
         if not words:
             return []
@@ -76,3 +77,18 @@ class FullTextIndex:
                     if number in num_words:
                         num_words[number] += 1
         return [Match(number, num_words[number] / len(words)) for number in numbers]
+
+
+def _words(query: str) -> Iterator[str]:
+    """
+    Yield the words of a query as the index has them: of letters and digits alone.
+
+    One that the index would take for several would be a phrase, which it refuses. SQLite knows the letters of an old Unicode;
+    those that are newer than its are words by themselves, whichever it takes them for.
+    """
+    for word in re.findall(r"[^\W_]+", query):
+        yield from re.findall(r"\S+", "".join(one if _is_old(one) else f" {one} " for one in word))
+
+
+def _is_old(character: str) -> bool:
+    return unicodedata.ucd_3_2_0.category(character)[0] in "LN"

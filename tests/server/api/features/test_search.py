@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from tests.support.blank_label import blank_label
 from tests.support.bundled import ENTRY, GOLDEN_GATE
 from tests.support.messages import kept_messages
@@ -22,7 +24,7 @@ from saeclamp_server import sentence_encoder
 from saeclamp_server.api.features import FeatureSearch
 from saeclamp_server.api.features.description import description
 from saeclamp_server.api.features.embedding_index import EmbeddingIndex
-from saeclamp_server.api.features.full_text_index import FullTextIndex, Match
+from saeclamp_server.api.features.full_text_index import SAID, TOKENS, FullTextIndex, Match
 from saeclamp_server.api.features.sae_info import feature_info
 from saeclamp_server.api.features.search_documents import FeatureDocument, SearchDocuments
 from saeclamp_server.sentence_encoder import SentenceEncoder
@@ -317,3 +319,18 @@ def test_who_asks_for_two_words_does_not_mean_one_of_them(tmp_path: Path, cache:
     search = FeatureSearch({"small": sae})
     search.prepare()
     assert found(search, "climate change") == ["small/2", "small/1", "small/0"]
+
+
+@given(st.text(max_size=40))
+@example("unicode_escape")
+@example("snake_case and __dunder__")
+@example("a\U0001e900b \u1c80\u0301x")  # letters that SQLite's Unicode does not have yet
+def test_any_query_is_answered(query: str) -> None:
+    index = FullTextIndex([FeatureDocument("a", "unicode and escape sequences", "b")])
+    for columns in (SAID, TOKENS):
+        index.search(query, columns)
+
+
+def test_words_that_are_joined_by_underscores_are_words() -> None:
+    index = FullTextIndex([FeatureDocument("a", "escape sequences", ""), FeatureDocument("b", "Unicode", "")])
+    assert {found.number for found in index.search("unicode_escape", SAID)} == {0, 1}
