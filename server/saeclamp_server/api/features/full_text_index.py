@@ -83,8 +83,8 @@ def _words(query: str) -> Iterator[str]:
     """
     Yield the words of a query as the index has them: of letters and digits alone.
 
-    One that the index would take for several would be a phrase, which it refuses. SQLite knows the letters of an old Unicode;
-    those that are newer than its are words by themselves, whichever it takes them for.
+    One that the index would take for several would be a phrase, which it refuses. SQLite knows the letters of an old
+    Unicode; those that are newer than its are words by themselves, whichever it takes them for.
     """
     for word in re.findall(r"[^\W_]+", query):
         yield from re.findall(r"\S+", "".join(one if _is_old(one) else f" {one} " for one in word))
