@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -28,8 +29,10 @@ from saeclamp import (
     Scale,
     Steering,
     extra_body,
+    types,
 )
 from saeclamp.types import MAX_INTERVENTIONS, MAX_VALUE, InterventionReceipt, Summary, TokenCounts, as_steering
+from saeclamp.types.base import RequestModel
 
 CLAMP: dict[str, Any] = {"op": "clamp", "feature": "s/1", "value": 0.5}
 
@@ -224,3 +227,20 @@ def test_extra_body_holds_plain_json() -> None:
             "receipt": "none",
         }
     }
+
+
+def test_no_boolean_is_taken_for_a_number() -> None:
+    """In all bodies; a query has no types: there `true` is a text, and is refused as such."""
+    bodies = {kind for kind in vars(types).values() if isinstance(kind, type) and issubclass(kind, RequestModel)}
+    taken = []
+    for kind in bodies - {types.FeatureQuery}:
+        for name, field in kind.model_fields.items():
+            for value in (True, [True], {"x": True}):
+                if re.search(r"\b(int|float)\b", str(field.annotation)):
+                    try:
+                        kind.__pydantic_validator__.validate_assignment(kind.model_construct(), name, value)
+                    except ValidationError:
+                        continue
+                    taken.append((kind.__name__, name, value))
+    assert len(bodies) > 20
+    assert taken == []

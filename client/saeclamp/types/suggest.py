@@ -13,7 +13,7 @@ from saeclamp.types.features import MAX_QUERY, Label
 from saeclamp.types.inspect import Saes
 from saeclamp.types.rows import Tabular
 
-Strength = Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)]
+Strength = Annotated[float, Field(strict=True, ge=-10, le=10, allow_inf_nan=False)]
 
 
 class Suggest(EndpointRequest):
