@@ -13,10 +13,11 @@ from saeclamp_server.engine.worker import program_layout as layout
 
 EDITS, RULES, TESTS = tl.constexpr(layout.EDITS), tl.constexpr(layout.RULES), tl.constexpr(layout.TESTS)
 FOREVER = tl.constexpr(layout.FOREVER)
-FIRST, LAST, FLAGS, NUMBER = (tl.constexpr(column) for column in range(4))
+FIRST, LAST = tl.constexpr(layout.FIRST), tl.constexpr(layout.LAST)
+FLAGS, NUMBER = tl.constexpr(layout.FLAGS), tl.constexpr(layout.NUMBER)
 RULE, WRITE = tl.constexpr(layout.RULE), tl.constexpr(layout.WRITE)
 BEGIN, END = tl.constexpr(layout.BEGIN), tl.constexpr(layout.END)
-COLUMN, COMPARISONS = tl.constexpr(layout.COLUMN), tl.constexpr(layout.COMPARISONS)
+COLUMN = tl.constexpr(layout.COLUMN)
 MANY, SPECIAL, LASTING = tl.constexpr(layout.MANY), tl.constexpr(layout.SPECIAL), tl.constexpr(layout.LASTING)
 CARRIED, CENTERED = tl.constexpr(layout.CARRIED), tl.constexpr(layout.CENTERED)
 BY_STD, BY_LENGTH = tl.constexpr(layout.BY_STD), tl.constexpr(layout.BY_LENGTH)

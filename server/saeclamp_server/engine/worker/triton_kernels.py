@@ -4,9 +4,9 @@ Worker process: what the tables say, done by Triton kernels with an instance for
 A launch depends on nothing that changes from step to step but its grid; it allocates nothing and never waits for the device,
 so it can be captured in a CUDA graph: the contents of the tables, which stay where they are, decide what a replay does.
 
-`_map_tokens` begins a step. At each site `_judge` reads and judges, then `_edit` edits: two launches, because a rule that
+`map_tokens` begins a step. At each site `judge` reads and judges, then `edit` edits: two launches, because a rule that
 lasts holds from the smallest of all positions on at which its condition held, and all are in only when a launch has ended.
-`_settle` ends a step with drafts. The torch executor does the same, and says the same in fewer words.
+`settle` ends a step with drafts. The torch executor does the same, and says the same in fewer words.
 
 Imports neither vllm nor torch's own operations.
 """
