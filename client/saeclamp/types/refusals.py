@@ -108,6 +108,8 @@ def in_plain_words(error: Mapping[str, Any]) -> str:
         return f"{A_FEATURE}{but_not(given)}"
     if kind == "too_short":
         return "the list is empty"
+    if kind == "missing" and isinstance(error["loc"][-1], int):
+        return f"the list is too short: its item {error['loc'][-1]} is missing"
     if kind == "missing":
         return CHOOSING_THEN if error["loc"][-1:] == ("then",) else "the field is required"
     if kind == "tuple_type" and isinstance(given, str):

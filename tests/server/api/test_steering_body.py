@@ -121,13 +121,19 @@ def test_a_body_that_asks_for_nothing_gets_nothing(body: Any) -> None:
     ("tokens", "param", "says"),
     [
         ("promt", "tokens", "'all', 'prompt' or 'generated'"),
-        ({}, "tokens", "an object with one of first, after, roles, positions"),
-        ({"frist": 3}, "tokens", "an object with one of first, after, roles, positions"),
-        (3, "tokens", "an object with one of first, after, roles, positions"),
+        ({}, "tokens", "an object with one of first, after, last, generated, roles, positions"),
+        ({"frist": 3}, "tokens", "an object with one of first, after, last, generated, roles, positions"),
+        (3, "tokens", "an object with one of first, after, last, generated, roles, positions"),
         ({"first": 0}, "tokens.first", "greater than or equal to 1"),
         ({"first": 1, "last": 2}, "tokens.last", "unknown field 'last'. Known: first"),
         ({"roles": ["usr"]}, "tokens.roles[0]", "'user'"),
-        ({"positions": [1, -1]}, "tokens.positions[1]", "greater than or equal to 0"),
+        ({"last": 0}, "tokens.last", "greater than or equal to 1"),
+        ({"generated": [2]}, "tokens.generated", "the list is too short: its item 1 is missing"),
+        ({"generated": [0, 1, 2]}, "tokens.generated", "at most 2 items"),
+        ({"generated": [-1, 2]}, "tokens.generated[0]", "greater than or equal to 0, not -1"),
+        ({"generated": [2, 2]}, "tokens", "the window from 2 to before 2 has no position"),
+        ({"positions": []}, "tokens.positions", "the list is empty"),
+        ({"positions": [1, 1.5]}, "tokens.positions[1]", "a valid integer"),
     ],
 )
 def test_what_is_wrong_with_the_choice_of_tokens_is_said(tokens: Any, param: str, says: str) -> None:

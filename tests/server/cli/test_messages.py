@@ -121,7 +121,7 @@ def test_a_server_names_its_saes_before_anything_long(saeclamp: Command, tmp_pat
     assert (done.returncode, done.stdout, len(lines)) == (1, "", 2)
     assert lines[0].startswith("saeclamp: SAE mine: 64 features at resid_post 1, sha256 ")
     assert lines[0].endswith("; none is named")
-    assert lines[1] == ("saeclamp: VLLM_USE_V2_MODEL_RUNNER=1: vLLM's V2 model runner cannot be steered yet; unset it.")
+    assert lines[1] == "saeclamp: VLLM_USE_V2_MODEL_RUNNER=1: on CPUs vLLM's V1 model runner is steered; unset it."
 
 
 def test_a_server_says_what_it_fetches(saeclamp: Command, tmp_path: Path, model: Path) -> None:
