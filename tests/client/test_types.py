@@ -47,7 +47,9 @@ tokens = (
     | st.builds(First, first=numbers)
     | st.builds(Last, last=numbers)
     | st.builds(
-        lambda start, num: GeneratedWindow(generated=(start, num and start + num)), numbers, st.none() | numbers
+        lambda start, num: GeneratedWindow(generated=(start, num and min(start + num, 2**31))),
+        st.integers(min_value=0, max_value=2**31 - 1),
+        st.none() | numbers,
     )
     | st.builds(After, after=numbers)
     | st.builds(

@@ -61,6 +61,12 @@ class Made:
     """Rules whose condition held."""
     items: dict[int, tuple[float, float]] = field(default_factory=dict)
     """Activation before and dose of the edits that were made, by number."""
+    long_at: set[int] = field(default_factory=set)
+    """Sites at which the vector is that of a sink."""
+    left_out: set[int] = field(default_factory=set)
+    """Edits that were not made, because the token is a sink."""
+    unjudged: set[int] = field(default_factory=set)
+    """Rules that were not judged, because the token is a sink."""
     is_lost: bool = False
 
 
@@ -74,6 +80,7 @@ class Running:
     first_held: dict[int, int] = field(default_factory=dict)
     first_acts: dict[int, list[float]] = field(default_factory=dict)
     num_held: dict[int, int] = field(default_factory=dict)
+    num_unjudged: dict[int, int] = field(default_factory=dict)
     sums: dict[int, list[float]] = field(default_factory=dict)
     peaks: dict[int, list[float]] = field(default_factory=dict)
 
@@ -81,8 +88,9 @@ class Running:
 class SlowEngine:
     """Steers requests step by step."""
 
-    def __init__(self, saes: Mapping[str, Placed], special_ids: Sequence[int]) -> None:
-        self._saes, self._special_ids = saes, set(special_ids)
+    def __init__(self, saes: Mapping[str, Placed], special_ids: Sequence[int], sink_norms: Sequence[float]) -> None:
+        """sink_norms: of each site, norm above which a vector is that of a sink"""
+        self._saes, self._special_ids, self._sink_norms = saes, set(special_ids), sink_norms
         self.requests: dict[str, Running] = {}
 
     def step(
@@ -117,6 +125,8 @@ class SlowEngine:
             for row, token in enumerate(tokens):
                 if token.request is not None:
                     x = both[row]
+                    if np.linalg.norm(x) > self._sink_norms[site]:
+                        made[row].long_at.add(site)
                     self._read(site, token, x, made[row], carried, row)
                     self._judge(site, token, made[row])
                     self._edit(site, row, token, x, out, made[row], carried)
@@ -159,6 +169,9 @@ class SlowEngine:
             last = max(self._saes[comparison.sae].reads_at for comparison in rule.comparisons)
             if last != site or not self._in_scope(token, rule.tokens, rule.special):
                 continue
+            if not rule.special and any(self._is_sink(comparison.sae, made) for comparison in rule.comparisons):
+                made.unjudged.add(number)
+                continue
             acts = [made.acts[comparison.sae, comparison.index] for comparison in rule.comparisons]
             compared = [
                 act > comparison.bound if comparison.above else act < comparison.bound
@@ -184,6 +197,9 @@ class SlowEngine:
         for number, edit in enumerate(self._of(token).program.edits):
             placed = self._saes[edit.sae]
             if site not in placed.writes_at or not self._is_made(edit, token, made):
+                continue
+            if not edit.special and self._is_sink(edit.sae, made):
+                made.left_out.add(number)
                 continue
             has_edit = True
             write, width = placed.writes_at.index(site), len(x)
@@ -217,13 +233,21 @@ class SlowEngine:
     def _count(self, request: Running, token: Token, made: Made) -> None:
         for rule in made.held:
             request.num_held[rule] = request.num_held.get(rule, 0) + 1
+        for rule in made.unjudged:
+            request.num_unjudged[rule] = request.num_unjudged.get(rule, 0) + 1
         is_generated = token.position >= request.prompt_len
+        for number in made.left_out:
+            request.sums.setdefault(number, [0.0] * 6)[4 + is_generated] += 1
         for number, (act, dose) in made.items.items():
-            sums = request.sums.setdefault(number, [0.0] * 4)
+            sums = request.sums.setdefault(number, [0.0] * 6)
             for column, value in enumerate((not is_generated, is_generated, act, dose)):
                 sums[column] += value
             peaks = request.peaks.setdefault(number, [-torch.inf] * 2)
             request.peaks[number] = [max(peaks[0], act), max(peaks[1], dose)]
+
+    def _is_sink(self, sae: str, made: Made) -> bool:
+        """Tell whether an SAE finds a sink where it reads."""
+        return self._saes[sae].reads_at in made.long_at
 
     def _of(self, token: Token) -> Running:
         assert token.request is not None

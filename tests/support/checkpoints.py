@@ -81,8 +81,14 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 """Class of the configuration in transformers, and what it needs besides the common ones."""
 
 
+SINK_ID = 77
+"""A token whose vectors are a hundred times as long as those of others."""
+LEFT_OUT_IDS = (*SPECIAL_IDS, SINK_ID)
+"""Tokens that are neither moved nor read unless they are asked for."""
+
+
 def make_model(folder: Path, tokenizer: Path, kind: str = "llama", num_layers: int = 4, d_model: int = 64) -> Path:
-    """Write a random model of a real architecture, with the tokenizer of another model."""
+    """Write a random model of a real architecture, with the tokenizer of another model, and with one sink."""
     import transformers
 
     torch.manual_seed(1)
@@ -102,7 +108,9 @@ def make_model(folder: Path, tokenizer: Path, kind: str = "llama", num_layers: i
         "initializer_range": 0.2,
     }
     config = getattr(transformers, config_class)(**common | special)
-    transformers.AutoModelForCausalLM.from_config(config).float().save_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_config(config).float()
+    model.get_input_embeddings().weight.data[SINK_ID] *= 1000
+    model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(tokenizer / name, folder)
     return folder

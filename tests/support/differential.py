@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from hypothesis import strategies as st
+from tests.support.checkpoints import SINK_ID
 from tests.support.serving import Server
 
 TOLERANCE = 1e-4
@@ -68,7 +69,7 @@ kinds = st.tuples(
 prompts = st.builds(
     lambda num, tail: [*BASE[:num], *tail],
     st.integers(0, len(BASE)),
-    st.lists(st.sampled_from([0, 1, 2, 305, 300, 301]), min_size=1, max_size=40),
+    st.lists(st.sampled_from([0, 1, 2, 305, 300, 301, SINK_ID]), min_size=1, max_size=40),
 )
 
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import strategies as st
 from tests.oracles.reference import Compared, Condition, Move, ReferenceModel, When, touched_positions
 from tests.support.agreement import assert_choice_agrees, max_difference, on_the_wire, rules_on_the_wire
-from tests.support.checkpoints import SPECIAL_IDS
+from tests.support.checkpoints import LEFT_OUT_IDS
 from tests.support.differential import NEAR_A_JUMP, TOLERANCE, completed, features, kinds, prompts, scopes
 from tests.support.serving import Server
 
@@ -130,7 +130,7 @@ def assert_read(asked: Asked, choice: dict[str, Any], oracle: ReferenceModel, ch
     tokens = [*(shown.get("prompt_tokens") or [None] * len(asked.prompt)), *shown["tokens"]]
     assert len(tokens) == len(ids)
     in_scope = touched_positions(len(ids), len(asked.prompt), asked.read)
-    expected = [at for at in in_scope if ids[at] not in SPECIAL_IDS]
+    expected = [at for at in in_scope if ids[at] not in LEFT_OUT_IDS]
     assert [at for at, token in enumerate(tokens) if token is not None] == expected
     for at in expected:
         assert (tokens[at]["position"], tokens[at]["token_id"]) == (at, ids[at])

@@ -31,6 +31,9 @@ VALUES = {"clamp": 8.0, "add": 6.0, "at_least": 5.0, "at_most": 2.0, "scale": 3.
 """How far an operation's value goes in both directions."""
 
 
+SINK_SCALE = 100.0
+
+
 def random_sae(random: Random, width: int, reads: int, writes: tuple[int, ...], **options: Any) -> SAE:
     """Make an SAE between sites that have numbers."""
     generator = torch.Generator().manual_seed(random.getrandbits(32))
@@ -206,9 +209,12 @@ class TableEngine:
             name: LoadedWeights(NUM_FEATURES, name, number, placed.reads_at, placed.writes_at)
             for number, (name, placed) in enumerate(saes.items())
         }
+        sink_norms = executors.pop("sink_norms", None)
         is_special = torch.zeros(8, dtype=torch.bool)
         is_special[list(SPECIAL_IDS)] = True
         self.programs = ProgramTables(num_programs, NUM_SITES, [*self.loaded.values()], CPU)
+        if sink_norms is not None:
+            self.programs.sink_norms.copy_(torch.tensor(sink_norms))
         self.step_tables = StepTables(num_tokens, is_special, carries=True)
         own = [LoadedSAE(name, placed.sae) for name, placed in saes.items()]
         make = executors.get("executor", TorchExecutor)
@@ -266,6 +272,8 @@ def random_sites(random: Random, num_tokens: int, width: int, dtype: torch.dtype
     made: list[tuple[Tensor, Tensor | None]] = []
     for site in range(NUM_SITES):
         hidden, residual = torch.randn(2, num_tokens, width, generator=generator)
+        # some are sinks
+        hidden = torch.where(torch.rand(num_tokens, 1, generator=generator) < 0.1, SINK_SCALE * hidden, hidden)
         made.append((hidden.to(dtype), None if site == 0 else (2 * residual).to(dtype)))
     return made
 
@@ -273,14 +281,16 @@ def random_sites(random: Random, num_tokens: int, width: int, dtype: torch.dtype
 def check_counters(found: Counters, expected: Running) -> None:
     """Compare the counters of a request."""
     for number in range(len(expected.program.edits)):
-        sums = expected.sums.get(number, [0.0] * 4)
+        sums = expected.sums.get(number, [0.0] * 6)
         assert found.sums[number, :2].tolist() == sums[:2]
+        assert found.sums[number, 4:].tolist() == sums[4:]
         torch.testing.assert_close(found.sums[number].tolist(), sums, rtol=1e-4, atol=1e-4)
         peaks = expected.peaks.get(number, [-math.inf] * 2)
         torch.testing.assert_close(found.peaks[number].tolist(), peaks, rtol=1e-4, atol=1e-4)
     for rule, spec in enumerate(expected.program.rules):
         assert int(found.first_held[rule]) == expected.first_held.get(rule, FOREVER)
         assert int(found.num_held[rule]) == expected.num_held.get(rule, 0)
+        assert int(found.num_unjudged[rule]) == expected.num_unjudged.get(rule, 0)
         if rule in expected.first_held:
             acts = found.first_acts[rule, : len(spec.comparisons)].tolist()
             torch.testing.assert_close(acts, expected.first_acts[rule], rtol=1e-4, atol=1e-4)
@@ -309,6 +319,9 @@ def _check_token(request: Request, tables: StepTables, row: int, made: Made, is_
     if not is_settled:
         held = {rule for rule in range(32) if int(tables.verdicts[row]) >> rule & 1}
         assert held == made.held
+        assert {rule for rule in range(32) if int(tables.unjudged[row]) >> rule & 1} == made.unjudged
+        left_out = {number for number in range(EDITS) if float(tables.items[row, number, 1]) == 0.0}
+        assert left_out - made.items.keys() == made.left_out
         items = {
             number: tuple(tables.items[row, number].tolist())
             for number in range(EDITS)
@@ -331,8 +344,9 @@ def run_schedule(seed: int, width: int, num_steps: int, with_drafts: bool = Fals
     dtype = options.pop("dtype", torch.float32)
     saes = random_saes(random, width, options.pop("with_top_k", True))
     max_tokens, num_programs = options.pop("max_tokens", 24), 4
-    engine = TableEngine(saes, num_programs, max_tokens, with_drafts, **options)
-    slow, schedule = SlowEngine(saes, SPECIAL_IDS), Schedule(random, saes, max_tokens, with_drafts)
+    sink_norms = [10 * width**0.5 * (1 if site == 0 else 5**0.5) for site in range(NUM_SITES)]
+    engine = TableEngine(saes, num_programs, max_tokens, with_drafts, sink_norms=sink_norms, **options)
+    slow, schedule = SlowEngine(saes, SPECIAL_IDS, sink_norms), Schedule(random, saes, max_tokens, with_drafts)
     preempted: list[Request] = []
     for _ in range(num_steps):
         while len(schedule.running) < num_programs and random.random() < 0.6:

@@ -30,10 +30,12 @@ def served_saes(*saes: tuple[SAEEntry, SiteNorms]) -> dict[str, ServedSAE]:
 def report(prompt: int, generated: int, act_sum: float, act_max: float) -> dict[str, Any]:
     """What the engine tells of a sequence: two more tokens of the prompt were cached."""
     tally = {"prompt": prompt, "generated": generated, "act_sum": act_sum, "act_max": act_max}
+    tally |= {"dose_sum": 0.4, "dose_max": 0.3, "prompt_sinks": 0, "generated_sinks": 0}
     return {
         "failure": None,
         "prompt": [prompt + 2],
-        "tallies": [{**tally, "dose_sum": 0.4, "dose_max": 0.3}],
+        "tallies": [tally],
         "fired": [],
+        "unjudged": [],
         "num_positions": 9,
     }

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.oracles.reference import Move, ReferenceModel, ReferenceSAE
-from tests.support.checkpoints import SPECIAL_IDS, make_model, make_sae
+from tests.support.checkpoints import LEFT_OUT_IDS, make_model, make_sae
 from tests.support.serving import Server, serve
 
 MOVES = [
@@ -38,4 +38,4 @@ def tiny_engine(
     flags = ("--dtype", "float32", "--max-model-len", "1024", "--served-model-name", "tiny", *flags)
     own = {"whole": True, "entry": "tests.support.v2_server"} if runner == "V2" else {}
     with serve(folder / "server.log", str(model), *named, *flags, name="tiny", **own) as server:
-        yield server, ReferenceModel(model, {name: ReferenceSAE(path) for name, path in saes.items()}, SPECIAL_IDS)
+        yield server, ReferenceModel(model, {name: ReferenceSAE(path) for name, path in saes.items()}, LEFT_OUT_IDS)

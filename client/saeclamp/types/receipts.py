@@ -17,6 +17,11 @@ class TokenCounts(Answer):
     prompt: int
     """Includes positions whose edited keys and values were already in the prefix cache."""
     generated: int
+    sinks: int = 0
+    """
+    Positions in its token ranges that were left out as attention sinks: their vectors are longer than ten times the median.
+    Of those that were computed for this response; of cached ones it is not known, and they are counted as edited.
+    """
 
 
 class Summary(Answer):

@@ -10,6 +10,10 @@ Reports: TypeAlias = dict[str, dict[str, Any]]
 """Fields of `engine.worker.request_states.SteeringReport`, by request id; an API call with n choices has n of these."""
 
 
+COUNTS = ("prompt", "generated", "prompt_sinks", "generated_sinks")
+"""Fields of `request_states.EditStat` that count positions."""
+
+
 async def call_all_workers(engine: Any, method: str, *args: Any) -> list[list[Any]]:
     """
     Call a worker's method on all workers of all data-parallel engines; return each engine's list of results.
@@ -143,11 +147,12 @@ def _join_stages(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
         # for a rule's edit this is a count, which is 0 at all stages but the one that made it
         "prompt": [max(counts) for counts in _by_entry(stages, "prompt")],
         "tallies": [
-            max(tally, key=lambda one: one["prompt"] + one["generated"]) for tally in _by_entry(stages, "tallies")
+            max(tally, key=lambda one: sum(one[name] for name in COUNTS)) for tally in _by_entry(stages, "tallies")
         ],
         "fired": [
             next((one for one in of_stages if one is not None), None) for of_stages in _by_entry(stages, "fired")
         ],
+        "unjudged": [max(counts) for counts in _by_entry(stages, "unjudged")],
     }
 
 

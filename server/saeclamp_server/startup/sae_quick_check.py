@@ -45,7 +45,8 @@ async def check_saes_on_model(
         run.append(chunk)
         if time.monotonic() - started > SECONDS:
             break
-    measured = (await engine.collective_rpc("quick_check", args=(run,)))[0]
+    measured, sink_norms = (await engine.collective_rpc("quick_check", args=(run,)))[0]
+    await engine.collective_rpc("set_sink_norms", args=(sink_norms,))
     for name in saes:
         fit = measured[name]["fit"]
         if fit["problem"] is not None and not allow_unverified:

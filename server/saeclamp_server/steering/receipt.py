@@ -19,7 +19,7 @@ from saeclamp_server.errors import NotAppliedError
 from saeclamp_server.steering.context import SteeringContext
 from saeclamp_server.steering.program import EditSpec
 from saeclamp_server.steering.resolve import ResolvedSteering
-from saeclamp_server.steering.warnings import warnings_after
+from saeclamp_server.steering.warnings import num_prompt_edited, warnings_after
 
 
 def build_receipt(
@@ -71,7 +71,7 @@ class _EditResult(NamedTuple):
 
     @classmethod
     def from_report(cls, report: Mapping[str, Any], number: int) -> _EditResult:
-        return cls(report["prompt"][number], report["tallies"][number])
+        return cls(num_prompt_edited(report, number), report["tallies"][number])
 
 
 def _intervention_receipt(
@@ -98,6 +98,7 @@ def _intervention_receipt(
         tokens=TokenCounts(
             prompt=sum(prompt for prompt, _ in done),
             generated=sum(int(stats["generated"]) for stats in stats_of_edits),
+            sinks=sum(int(stats["prompt_sinks"] + stats["generated_sinks"]) for stats in stats_of_edits),
         ),
         act_before=_summary(stats_of_edits, "act", "act"),
         dose=_summary(

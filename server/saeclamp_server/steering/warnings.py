@@ -50,6 +50,15 @@ def warnings_before(program: SteeringProgram, context: SteeringContext) -> tuple
     return (*_outside_green_zones(program, context), *weak, *excessive)
 
 
+def num_prompt_edited(report: Mapping[str, Any], number: int) -> int:
+    """
+    Count the prompt positions that an edit has touched, computed for this answer or found in the prefix cache.
+
+    report: fields of `engine.worker.request_states.SteeringReport`
+    """
+    return int(report["prompt"][number] - report["tallies"][number]["prompt_sinks"])
+
+
 def warnings_after(
     program: SteeringProgram, reports: Sequence[Mapping[str, Any]], context: SteeringContext
 ) -> tuple[str, ...]:
@@ -62,7 +71,7 @@ def warnings_after(
     for number, edit in enumerate(program.edits):
         stats_of_edits = [report["tallies"][number] for report in reports]
         measured = sum(stats["prompt"] + stats["generated"] for stats in stats_of_edits)
-        count = sum(report["prompt"][number] for report in reports) + sum(
+        count = sum(num_prompt_edited(report, number) for report in reports) + sum(
             stats["generated"] for stats in stats_of_edits
         )
         dose = max(stats["dose_max"] for stats in stats_of_edits)
@@ -80,8 +89,16 @@ def warnings_after(
                 f"above {SAFE_DOSE:g}."
             )
     num_positions = max(report["num_positions"] for report in reports)
+    unjudged = (sum(counts) for counts in zip(*(report["unjudged"] for report in reports), strict=True))
+    blind = [
+        f"rules[{number}] was not looked at where its tokens are attention sinks (vectors longer than ten times the "
+        f"median): at {count} of them. With special_tokens it is."
+        for number, count in enumerate(unjudged)
+        if count
+    ]
     return (
         *idle,
+        *blind,
         *_outside_green_zones(program, context),
         *weak,
         *excessive,

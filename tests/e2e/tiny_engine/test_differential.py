@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from tests.oracles.reference import Move, ReferenceModel, touched_positions
-from tests.support.agreement import assert_choice_agrees, on_the_wire
-from tests.support.checkpoints import SPECIAL_IDS
+from tests.oracles.reference import Compared, Move, ReferenceModel, When, touched_positions
+from tests.support.agreement import assert_choice_agrees, on_the_wire, rules_on_the_wire
+from tests.support.checkpoints import SINK_ID, SPECIAL_IDS
 from tests.support.differential import (
     BASE,
     FLAGS,
@@ -110,10 +110,14 @@ def assert_receipt_counts(asked: Asked, generated: list[int], receipt: dict[str,
     for number, move in enumerate(asked.moves):
         touched = touched_positions(len(ids), len(asked.prompt), move.tokens, move.special)
         touched = [position for position in touched if move.special or ids[position] not in SPECIAL_IDS]
-        in_prompt = sum(position < len(asked.prompt) for position in touched)
+        sinks = [position for position in touched if not move.special and ids[position] == SINK_ID]
+        in_prompt, sinks_in_prompt = (sum(at < len(asked.prompt) for at in some) for some in (touched, sinks))
         assert receipt is not None
         counts = receipt["interventions"][number]["tokens"]
-        assert counts == {"prompt": in_prompt, "generated": len(touched) - in_prompt}
+        assert counts["generated"] == len(touched) - in_prompt - (len(sinks) - sinks_in_prompt)
+        # where the prompt was cached it is not known which of its tokens are sinks
+        assert len(sinks) - sinks_in_prompt <= counts["sinks"] <= len(sinks)
+        assert counts["prompt"] + counts["generated"] + counts["sinks"] == len(touched)
 
 
 def test_enough_was_checked_and_requests_were_preempted(engine: tuple[Server, ReferenceModel]) -> None:
@@ -150,6 +154,37 @@ def test_exactly_the_positions_in_scope_are_steered(
     ids = [*prompt, *generated[:-1]]
     in_scope = touched_positions(len(ids), len(prompt), tokens, special)
     assert changed == [position for position in in_scope if special or ids[position] not in SPECIAL_IDS]
+
+
+def test_sinks_in_the_middle_of_a_text_are_left_out_and_counted(engine: tuple[Server, ReferenceModel]) -> None:
+    server, oracle = engine
+    prompt = [*BASE[:20], SINK_ID, *BASE[20:50], SINK_ID, SINK_ID, *BASE[1:9]]
+    moves = [
+        Move(LAST, 3, "add", 25.0),
+        Move("low", 5, "add", 4.0, {"first": 30}),
+        Move("low", 6, "add", 4.0, "prompt", special=True),
+    ]
+    rule = When(("not", (Compared("low", 7, 1e6),)), (Move(LAST, 4, "add", 9.0, "prompt"),))
+    body = {"prompt": prompt, "max_tokens": 6, "temperature": 0, "ignore_eos": True, "prompt_logprobs": 0, "logprobs": 0}
+    steering = {
+        "interventions": on_the_wire(moves),
+        "rules": rules_on_the_wire([rule]),
+        "readout": {"features": ["low/1"], "top_k": 2, "tokens": "prompt"},
+    }
+    answer = server.post("/v1/completions", **body, steering=steering, return_token_ids=True).json()
+    (choice,) = answer["choices"]
+    assert_choice_agrees(choice, oracle, prompt, moves, TOLERANCE, [rule])
+    counts = [one["tokens"] for one in answer["steering"]["interventions"]]
+    num = len(prompt)
+    assert counts == [
+        {"prompt": num - 4, "generated": 5, "sinks": 3},
+        {"prompt": 28, "generated": 0, "sinks": 1},
+        {"prompt": num, "generated": 0, "sinks": 0},
+        {"prompt": num - 4, "generated": 0, "sinks": 0},
+    ]
+    assert any("attention sinks" in warning and "at 3 of" in warning for warning in answer["steering"]["warnings"])
+    shown = choice["steering"]["prompt_tokens"]
+    assert [at for at, token in enumerate(shown) if token is None] == [0, 20, 51, 52]
 
 
 def test_a_request_for_more_than_the_servers_dose_is_refused(engine: tuple[Server, ReferenceModel]) -> None:

@@ -58,7 +58,10 @@ def test_requests_that_were_preempted_are_steered_and_counted_as_if_they_had_not
     for choice in answer["choices"]:
         assert_choice_agrees(choice, oracle, prompts[choice["index"]], moves, TOLERANCE)
     counts = [one["tokens"] for one in answer["steering"]["interventions"]]
-    assert counts == [{"prompt": 4 * 90, "generated": 4 * 39}, {"prompt": 0, "generated": 4 * 39}]
+    assert counts == [
+        {"prompt": 4 * 90, "generated": 4 * 39, "sinks": 0},
+        {"prompt": 0, "generated": 4 * 39, "sinks": 0},
+    ]
     metrics = server.http.get("/metrics").text
     (preemptions,) = re.findall(r"^vllm:num_preemptions_total\{.*\} ([\d.e+]+)$", metrics, re.MULTILINE)
     assert float(preemptions) > 0

@@ -11,7 +11,7 @@ from saeclamp_server.engine.client import ReportFetcher
 
 
 def report(count: int) -> dict[str, Any]:
-    return {"failure": None, "prompt": [count], "tallies": [], "fired": [], "num_positions": count}
+    return {"failure": None, "prompt": [count], "tallies": [], "fired": [], "unjudged": [], "num_positions": count}
 
 
 class Engine:

@@ -132,7 +132,8 @@ def test_readouts_are_of_saes(with_vectors: SteeringContext) -> None:
 
 def report(act_max: float) -> Mapping[str, Any]:
     tally = {"prompt": 2, "generated": 2, "act_sum": -8.0, "act_max": act_max, "dose_sum": 0.4, "dose_max": 0.3}
-    return {"failure": None, "prompt": [3], "tallies": [tally], "fired": [], "num_positions": 9}
+    tally |= {"prompt_sinks": 0, "generated_sinks": 0}
+    return {"failure": None, "prompt": [3], "tallies": [tally], "fired": [], "unjudged": [], "num_positions": 9}
 
 
 def test_the_receipt_is_of_the_vector_as_it_was_when_the_request_began(with_vectors: SteeringContext) -> None:

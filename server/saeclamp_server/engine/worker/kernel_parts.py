@@ -12,6 +12,10 @@ import triton.language as tl
 from saeclamp_server.engine.worker import program_layout as layout
 
 EDITS, RULES, TESTS = tl.constexpr(layout.EDITS), tl.constexpr(layout.RULES), tl.constexpr(layout.TESTS)
+SUMS = tl.constexpr(layout.SUMS)
+ACT_SUM, DOSE_SUM = tl.constexpr(layout.ACT_SUM), tl.constexpr(layout.DOSE_SUM)
+SINKS = tl.constexpr(layout.PROMPT_SINKS)
+LEFT_OUT = tl.constexpr(layout.LEFT_OUT)
 FOREVER = tl.constexpr(layout.FOREVER)
 FIRST, LAST = tl.constexpr(layout.FIRST), tl.constexpr(layout.LAST)
 FLAGS, NUMBER = tl.constexpr(layout.FLAGS), tl.constexpr(layout.NUMBER)
@@ -103,14 +107,19 @@ def activation(
 
 
 @triton.jit
-def is_met(ints: tl.tensor, programs: tl.tuple, acts: tl.tensor) -> tl.tensor:
-    """Run a rule's condition, on a stack that is the bits of a number."""
+def is_met(ints: tl.tensor, programs: tl.tuple, acts: tl.tensor) -> tl.tuple:
+    """
+    Run a rule's condition, on a stack that is the bits of a number; and tell whether all its activations were read.
+
+    At a sink they were not, and no condition holds there, not even a negated one.
+    """
     stack = tl.full((), 0, tl.int64)
+    is_judged = tl.full((), True, tl.int1)
     for at in range(tl.load(ints + BEGIN), tl.load(ints + END)):
         operation, operand = tl.load(programs.code + at * 2), tl.load(programs.code + at * 2 + 1)
         if operation == COMPARE:
             act, bound = tl.load(acts + operand), tl.load(programs.bounds + at * 2)
-            # an activation that was not read, NaN, is neither above nor below
+            is_judged = is_judged & (act == act)
             is_above = tl.load(programs.bounds + at * 2 + 1) > 0
             compared = (is_above & (act > bound)) | ((is_above == 0) & (act < bound))
             stack = (stack << 1) | compared.to(tl.int64)
@@ -122,7 +131,7 @@ def is_met(ints: tl.tensor, programs: tl.tuple, acts: tl.tensor) -> tl.tensor:
             parts = stack & mask
             joined = tl.where(operation == ALL, parts == mask, parts != 0)
             stack = ((stack >> num_parts) << 1) | joined.to(tl.int64)
-    return stack & 1 != 0
+    return (stack & 1 != 0) & is_judged, is_judged
 
 
 @triton.jit
@@ -151,9 +160,16 @@ def count(
     # relaxed: they are read after the kernel, and order nothing within it
     slot = program * EDITS + number
     is_generated = (position >= tl.load(programs.headers + program * 4 + PROMPT_LEN)).to(tl.int32)
-    sums, peaks = programs.sums + slot * 4, programs.peaks + slot * 2
+    sums, peaks = programs.sums + slot * SUMS, programs.peaks + slot * 2
     tl.atomic_add(sums + is_generated, tl.full((), 1.0, tl.float64), sem="relaxed")
-    tl.atomic_add(sums + 2, act.to(tl.float64), sem="relaxed")
-    tl.atomic_add(sums + 3, dose.to(tl.float64), sem="relaxed")
+    tl.atomic_add(sums + ACT_SUM, act.to(tl.float64), sem="relaxed")
+    tl.atomic_add(sums + DOSE_SUM, dose.to(tl.float64), sem="relaxed")
     tl.atomic_max(peaks, act, sem="relaxed")
     tl.atomic_max(peaks + 1, dose, sem="relaxed")
+
+
+@triton.jit
+def count_left_out(programs: tl.tuple, program: tl.tensor, number: tl.tensor, position: tl.tensor) -> None:
+    is_generated = (position >= tl.load(programs.headers + program * 4 + PROMPT_LEN)).to(tl.int32)
+    sums = programs.sums + (program * EDITS + number) * SUMS
+    tl.atomic_add(sums + SINKS + is_generated, tl.full((), 1.0, tl.float64), sem="relaxed")

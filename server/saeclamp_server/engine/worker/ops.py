@@ -35,6 +35,8 @@ class HookState:
     """SAEs that read their activations here."""
     whole_stream: bool
     """True if the vector is the sum of both tensors; else it is `hidden` alone."""
+    sink_norm: Tensor
+    """() fp32, norm above which a vector is that of a sink"""
     norm_eps: float | None = None
     """Epsilon of the norm, where the vector is `hidden` over its root mean square; else None."""
     recorder: VectorRecorder = field(default_factory=VectorRecorder)
@@ -64,11 +66,12 @@ def steer(hidden: Tensor, residual: Tensor | None, number: int) -> None:
         x = vectors.gather(state.recorder.rows)
         state.recorder.record(x, vectors.resid_norms(x, state.recorder.rows))
     for take in state.prompt_means.takes.get(str(state.site), ()):
-        state.prompt_means.record(take.key, vectors.gather(take.rows))
+        x = vectors.gather(take.rows)
+        state.prompt_means.record(take.key, x, is_sink=x.norm(dim=1) > state.sink_norm)
     for loaded in state.reads:
         if loaded.name in state.top_features.wanted:
-            rows = state.top_features.wanted[loaded.name].rows
-            state.top_features.find(loaded.name, loaded.whole, vectors.gather(rows))
+            x = vectors.gather(state.top_features.wanted[loaded.name].rows)
+            state.top_features.find(loaded.name, loaded.whole, x, is_sink=x.norm(dim=1) > state.sink_norm)
     state.executor.judge(number, vectors)
     state.executor.edit(number, vectors)
 

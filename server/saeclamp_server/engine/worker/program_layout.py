@@ -47,6 +47,13 @@ CENTERED, BY_STD, BY_LENGTH = 16, 32, 64
 BIAS, THRESHOLD, ROW_NORM, NORM_EPS = range(4, 8)
 """Columns of floats behind the four of an edit's `clamping.ActivationUpdate`, for the kernels: what they need of a row."""
 
+SUMS = 6
+PROMPT, GENERATED, ACT_SUM, DOSE_SUM, PROMPT_SINKS, GENERATED_SINKS = range(SUMS)
+"""Columns of an edit's sums: positions that were edited, their activations and doses, positions left out as sinks."""
+
+LEFT_OUT = 0.0
+"""Dose of an item without an activation, NaN: the edit was left out, because the token is a sink."""
+
 PROMPT_LEN, NUM_EDITS, COUNTED_TO, REACHED = range(4)
 """
 Columns of a program's header. Positions below COUNTED_TO were counted in an earlier step, and are computed again after a

@@ -33,6 +33,7 @@ from saeclamp_server.engine.worker.program_layout import (
     REACHED,
     READS,
     RULES,
+    SUMS,
 )
 
 
@@ -40,13 +41,15 @@ class Counters(NamedTuple):
     """Counters of one program, on the device or fetched."""
 
     sums: Tensor
-    """(EDITS, 4) fp64: prompt positions, generated positions, sum of activations, sum of doses"""
+    """(EDITS, SUMS) fp64, columns as `program_layout` has them"""
     peaks: Tensor
     """(EDITS, 2) fp32: activation, dose; minus infinity where nothing was counted"""
     first_held: Tensor
     """(RULES,) int32, first position at which each rule held; FOREVER: it has not"""
     num_held: Tensor
     """(RULES,) int32, tokens at which it held"""
+    num_unjudged: Tensor
+    """(RULES,) int32, tokens in its scope at which it was not judged, as they are sinks"""
     first_acts: Tensor
     """(RULES, MAX_TESTS) fp32, activations that its condition compared at the first position"""
     reached: Tensor
@@ -121,11 +124,14 @@ class ProgramTables:
         self.code = int32(num_programs * INSTRUCTIONS, 2)
         self.bounds = torch.zeros(num_programs * INSTRUCTIONS, 2, device=device)
         # fp64: counts and sums over long generations stay exact. Maxima need no more digits than the fp32 they are taken of
-        self.sums = torch.zeros(num_programs, EDITS, 4, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(num_programs, EDITS, SUMS, dtype=torch.float64, device=device)
         self.peaks = torch.full((num_programs, EDITS, 2), -torch.inf, device=device)
         self.first_held = int32(num_programs, RULES, fill=FOREVER)
         self.num_held = int32(num_programs, RULES)
+        self.num_unjudged = int32(num_programs, RULES)
         self.first_acts = torch.zeros(num_programs, RULES, MAX_TESTS, device=device)
+        self.sink_norms = torch.full((num_sites,), torch.inf, device=device)
+        """(num_sites,) fp32, norm above which a site's vector is that of a sink; infinity until the model is measured"""
         self.num_with_ranges = 0
         """Programs that have scopes of several ranges."""
         self._has_ranges = [False] * num_programs
@@ -157,7 +163,7 @@ class ProgramTables:
         _set(self.code, number * INSTRUCTIONS, program.code)
         _set(self.bounds, number * INSTRUCTIONS, program.bounds)
         self.headers[number] = torch.tensor([program.prompt_len, program.num_edits, 0, 0], dtype=torch.int32)
-        for tensor, unused in zip(self._counters(number), (0.0, -torch.inf, FOREVER, 0, 0.0, 0), strict=True):
+        for tensor, unused in zip(self._counters(number), (0.0, -torch.inf, FOREVER, 0, 0, 0.0, 0), strict=True):
             tensor.fill_(unused)
         self._has_ranges[number] = len(program.ranges) > 0
         self.num_with_ranges += self._has_ranges[number]
@@ -188,6 +194,7 @@ class ProgramTables:
             self.peaks[number],
             self.first_held[number],
             self.num_held[number],
+            self.num_unjudged[number],
             self.first_acts[number],
             self.headers[number, REACHED : REACHED + 1],
         )

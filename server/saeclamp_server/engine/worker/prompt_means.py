@@ -23,6 +23,12 @@ class PromptMean:
     """(width,) fp64"""
     num_tokens: int = 0
 
+    def add(self, vectors: Tensor) -> None:
+        """Add vectors, (num_tokens, width) fp32."""
+        # fp64, so that a prompt has the same mean, to fp32, in however many parts it is computed
+        self.total += vectors.double().sum(dim=0).cpu()
+        self.num_tokens += len(vectors)
+
 
 @dataclass(frozen=True)
 class RecordedRows:
@@ -39,7 +45,8 @@ class PromptMeanRecorder:
     def __init__(self, is_special: Tensor, device: torch.device) -> None:
         """`is_special` is (vocab_size,) bool, on the host."""
         self._is_special, self._device = is_special.numpy(), device
-        self._records = OrderedDict[str, PromptMean]()
+        self._records = OrderedDict[str, tuple[PromptMean, PromptMean]]()
+        """Sums over ordinary tokens, and over sinks, which count only where there are no others."""
         self.takes: dict[str, list[RecordedRows]] = {}
         """Rows to be recorded in the coming forward, by the site's name."""
 
@@ -64,21 +71,26 @@ class PromptMeanRecorder:
             take = RecordedRows(asked["key"], torch.from_numpy(rows).to(self._device))
             self.takes.setdefault(asked["site"], []).append(take)
 
-    def record(self, key: str, vectors: Tensor) -> None:
-        """Add vectors to a record, (num_tokens, width) fp32."""
-        # fp64, so that a prompt has the same mean, to fp32, in however many parts it is computed
-        total = vectors.double().sum(dim=0).cpu()
-        found = self._records.setdefault(key, PromptMean(torch.zeros_like(total)))
-        found.total += total
-        found.num_tokens += len(vectors)
+    def record(self, key: str, vectors: Tensor, is_sink: Tensor) -> None:
+        """
+        Add vectors to a record.
+
+        vectors: (num_tokens, width) fp32
+        is_sink: (num_tokens,) bool, by the vector's length
+        """
+        nothing = torch.zeros(vectors.shape[1], dtype=torch.float64)
+        ordinary, sinks = self._records.setdefault(key, (PromptMean(nothing), PromptMean(nothing.clone())))
+        ordinary.add(vectors[~is_sink])
+        sinks.add(vectors[is_sink])
         while len(self._records) > MAX_RECORDS:
             self._records.popitem(last=False)
 
     def fetch(self, keys: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         """Yield, and drop, the means of those records that are here: (width,) fp64, as bytes."""
         for key in keys:
-            found = self._records.pop(key, None)
-            if found is not None:
+            if key in self._records:
+                ordinary, sinks = self._records.pop(key)
+                found = ordinary if ordinary.num_tokens else sinks
                 yield key, (found.total / found.num_tokens).numpy().tobytes()
 
 

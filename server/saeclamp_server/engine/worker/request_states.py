@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 
 from saeclamp_server.engine.worker.compiled_program import CompiledProgram, LoadedWeights
 from saeclamp_server.engine.worker.feature_row_cache import FeatureRowCache
-from saeclamp_server.engine.worker.program_layout import FEATURE, FOREVER, WEIGHTS
+from saeclamp_server.engine.worker.program_layout import (
+    ACT_SUM,
+    DOSE_SUM,
+    FEATURE,
+    FOREVER,
+    GENERATED,
+    GENERATED_SINKS,
+    PROMPT,
+    PROMPT_SINKS,
+    WEIGHTS,
+)
 from saeclamp_server.engine.worker.program_tables import Counters, ProgramTables
 from saeclamp_server.steering.program import SteeringProgram
 from saeclamp_server.steering.token_ranges import TokenRanges, resolve_ranges
@@ -40,6 +50,9 @@ class EditStat:
     act_max: float
     dose_max: float
     """0, like the other fields, where no position was edited in a forward pass."""
+    prompt_sinks: int
+    """Prompt positions in its token ranges that were computed here and left out as sinks."""
+    generated_sinks: int
 
 
 @dataclass
@@ -51,13 +64,15 @@ class SteeringReport:
     prompt: list[int] = field(default_factory=list)
     """
     Per edit: prompt positions in its token ranges, computed here or found in the prefix cache. For a rule's edit only those
-    at which the rule held when they were computed here.
+    at which the rule held when they were computed here. The sinks among them are not taken off yet.
     """
     tallies: list[dict[str, float]] = field(default_factory=list)
     """Per edit: the fields of `EditStat`."""
     fired: list[dict[str, Any] | None] = field(default_factory=list)
     """Per rule: `position` at which it first held, the `acts` compared there, and `num_tokens`; None: it has not held."""
 
+    unjudged: list[int] = field(default_factory=list)
+    """Per rule: tokens in its scope at which it was not judged, because they are sinks."""
     num_positions: int = 0
     """Positions that were computed here, or found in the prefix cache."""
 
@@ -252,17 +267,33 @@ class RequestStates:
         request = self._requests.pop(request_id)
         counters = self._leave(request)
         stats = _edit_stats(counters, request.program.num_edits)
-        prompt = [stat.prompt if count is None else count for count, stat in zip(request.prompt, stats, strict=True)]
+        prompt = [
+            stat.prompt + stat.prompt_sinks if count is None else count
+            for count, stat in zip(request.prompt, stats, strict=True)
+        ]
         fired = [_fired(counters, nth, rule.num_comparisons) for nth, rule in enumerate(request.program.rules)]
         return SteeringReport(
-            prompt=prompt, tallies=[vars(stat) for stat in stats], fired=fired, num_positions=int(counters.reached)
+            prompt=prompt,
+            tallies=[vars(stat) for stat in stats],
+            fired=fired,
+            unjudged=counters.num_unjudged[: len(fired)].tolist(),
+            num_positions=int(counters.reached),
         )
 
 
 def _edit_stats(counters: Counters, num_edits: int) -> list[EditStat]:
     return [
-        EditStat(int(prompt), int(generated), act_sum, dose_sum, *(peak if peak > -math.inf else 0.0 for peak in both))
-        for (prompt, generated, act_sum, dose_sum), both in zip(
+        EditStat(
+            prompt=int(sums[PROMPT]),
+            generated=int(sums[GENERATED]),
+            act_sum=sums[ACT_SUM],
+            dose_sum=sums[DOSE_SUM],
+            act_max=act_max if act_max > -math.inf else 0.0,
+            dose_max=dose_max if dose_max > -math.inf else 0.0,
+            prompt_sinks=int(sums[PROMPT_SINKS]),
+            generated_sinks=int(sums[GENERATED_SINKS]),
+        )
+        for sums, (act_max, dose_max) in zip(
             counters.sums[:num_edits].tolist(), counters.peaks[:num_edits].tolist(), strict=True
         )
     ]

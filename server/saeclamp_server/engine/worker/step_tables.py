@@ -45,16 +45,21 @@ class StepTables:
         """(num_tokens,), program of each token; -1: none"""
         self.position = torch.zeros(num_tokens, dtype=torch.int64, device=device)
         self.is_sink = torch.zeros(num_tokens, dtype=torch.bool, device=device)
-        """(num_tokens,): special tokens and position 0"""
+        """(num_tokens,): special tokens and position 0. Sinks behind it are known by their vectors alone, at each site"""
         # as wide as a rule is long, behind the last column too: a rule's activations are gathered at once
         self.acts = torch.full((num_tokens, READS + MAX_TESTS), torch.nan, device=device)
         """(num_tokens, READS + ...) fp32, activations that were read, by their column; NaN where none was"""
         self.carried = torch.zeros(num_tokens if carries else 0, EDITS, 2, device=device)
-        """(num_tokens, EDITS, 2) fp32, of edits of another site: activation, and the token's own scale"""
+        """(num_tokens, EDITS, 2) fp32, of edits of another site: activation, NaN at a sink, and the token's own scale"""
         self.items = torch.full((num_tokens, EDITS, 2), torch.nan, device=device)
-        """(num_tokens, EDITS, 2) fp32, of edits that were made: activation before, dose; NaN where one was not"""
+        """
+        (num_tokens, EDITS, 2) fp32, of edits that were made: activation before, dose. NaN where one was not; where it was
+        left out because the token is a sink, the dose is LEFT_OUT.
+        """
         self.verdicts = torch.zeros(num_tokens, dtype=torch.int32, device=device)
         """(num_tokens,), a bit for each rule, 1 where its condition holds"""
+        self.unjudged = torch.zeros(num_tokens, dtype=torch.int32, device=device)
+        """(num_tokens,), a bit for each rule in whose scope the token is, but which was not judged, as the token is a sink"""
         self.is_lost = torch.zeros(num_tokens, dtype=torch.bool, device=device)
         """(num_tokens,): an edit left a vector that is not finite, or too long"""
         self.num_tokens = 0
@@ -76,6 +81,7 @@ def map_tokens(batch: Batch, programs: ProgramTables, step: StepTables) -> None:
     step.acts[:num] = torch.nan
     step.items[:num] = torch.nan
     step.verdicts[:num] = 0
+    step.unjudged[:num] = 0
     step.is_lost[:num] = False
     has_program = (batch.program >= 0) & (num_rows > 0)
     of = batch.program[has_program].long()

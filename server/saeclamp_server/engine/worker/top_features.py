@@ -21,6 +21,8 @@ class TopFeaturesInputs(NamedTuple):
     """(num_rows,) int64, row of the batch"""
     is_seen: Tensor
     """(num_rows,) bool; False for special tokens that are left out"""
+    with_sinks: Tensor
+    """(num_rows,) bool, True where sinks are not left out"""
     top_k: int
 
 
@@ -49,15 +51,18 @@ class TopFeatureFinder:
             rows, special = (
                 torch.from_numpy(column).to(step.position.device) for column in (plan.batch_row, plan.special)
             )
-            self.wanted[name] = TopFeaturesInputs(rows, ~step.is_sink[rows] | special, plan.top_k)
+            self.wanted[name] = TopFeaturesInputs(rows, ~step.is_sink[rows] | special, special, plan.top_k)
 
-    def find(self, name: str, sae: SAE, x: Tensor) -> None:
+    def find(self, name: str, sae: SAE, x: Tensor, is_sink: Tensor) -> None:
         """
         Find what is wanted of an SAE, whole and wherever it is.
 
-        x: (num_rows, d_in), the vectors at `wanted[name].rows`
+        x:       (num_rows, d_in), the vectors at `wanted[name].rows`
+        is_sink: (num_rows,) bool, by the vector's length
         """
-        self.found[name] = strongest_features(sae, x, self.wanted[name])
+        wanted = self.wanted[name]
+        seen = wanted._replace(is_seen=wanted.is_seen & (~is_sink | wanted.with_sinks))
+        self.found[name] = strongest_features(sae, x, seen)
 
 
 def strongest_features(sae: SAE, x: Tensor, wanted: TopFeaturesInputs, part_bytes: int = PART_BYTES) -> TopFeatures:

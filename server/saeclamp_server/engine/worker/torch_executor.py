@@ -27,17 +27,21 @@ from saeclamp_server.engine.worker.program_layout import (
     FIRST,
     FLAGS,
     FOREVER,
+    GENERATED_SINKS,
     LAST,
     LASTING,
+    LEFT_OUT,
     MANY,
     MAX_NORM,
     NUMBER,
     PROMPT_LEN,
+    PROMPT_SINKS,
     RANGES,
     REACHED,
     RULE,
     RULES,
     SPECIAL,
+    SUMS,
     WEIGHTS,
     WRITE,
     Operation,
@@ -113,6 +117,14 @@ class TorchExecutor:
             return
         rows, place = torch.unique(pairs.token, return_inverse=True)
         x = vectors.gather(rows)
+        is_left_out = self._is_left_out(site, pairs, place, x)
+        if bool(is_left_out.any()):
+            self._count_left_out(pairs.only(is_left_out))
+            pairs, place = pairs.only(~is_left_out), place[~is_left_out]
+            if not len(pairs.token):
+                return
+            kept, place = torch.unique(place, return_inverse=True)
+            rows, x = rows[kept], x[kept]
         norms = vectors.resid_norms(x, rows)
         delta = torch.zeros_like(x)
         for number in torch.unique(pairs.ints[:, WEIGHTS]).tolist():
@@ -140,13 +152,15 @@ class TorchExecutor:
         has_program = program >= 0
         counted_to = programs.headers[program, COUNTED_TO]
         is_counted = has_program & (position < kept_to[program]) & (position >= counted_to)
-        items = step.items[: step.num_tokens]
-        token, number = (is_counted[:, None] & ~items[:, :, 0].isnan()).nonzero(as_tuple=True)
-        acts, doses = items[token, number].unbind(dim=1)
-        self._add(program[token], number, position[token], acts, doses)
-        held = (step.verdicts[: step.num_tokens, None] >> torch.arange(RULES, device=programs.device)) & 1
-        token, rule = (is_counted[:, None] & (held != 0)).nonzero(as_tuple=True)
-        programs.num_held.view(-1).index_add_(0, program[token] * RULES + rule, torch.ones_like(token).int())
+        acts, doses = step.items[: step.num_tokens].unbind(dim=2)
+        token, number = (is_counted[:, None] & ~acts.isnan()).nonzero(as_tuple=True)
+        self._add(program[token], number, position[token], acts[token, number], doses[token, number])
+        token, number = (is_counted[:, None] & acts.isnan() & (doses == LEFT_OUT)).nonzero(as_tuple=True)
+        self._add_left_out(program[token], number, position[token])
+        for bits, counts in ((step.verdicts, programs.num_held), (step.unjudged, programs.num_unjudged)):
+            is_set = (bits[: step.num_tokens, None] >> torch.arange(RULES, device=programs.device)) & 1 != 0
+            token, rule = (is_counted[:, None] & is_set).nonzero(as_tuple=True)
+            counts.view(-1).index_add_(0, program[token] * RULES + rule, torch.ones_like(token).int())
         first = programs.first_held
         first.copy_(torch.where(first >= kept_to[:, None], FOREVER, first))
         reached = programs.headers[:, REACHED]
@@ -154,6 +168,7 @@ class TorchExecutor:
         # what is settled is not settled again
         step.items[: step.num_tokens] = torch.nan
         step.verdicts[: step.num_tokens] = 0
+        step.unjudged[: step.num_tokens] = 0
 
     def _pairs(self, table: EntryTable, site: int) -> _Pairs:
         """Pair each token of the step with the rows that its program has at a site."""
@@ -193,11 +208,13 @@ class TorchExecutor:
             return
         rows, place = torch.unique(pairs.token, return_inverse=True)
         x = vectors.gather(rows)
+        is_left_out = self._is_sink(site, pairs, place, x)
         for number in torch.unique(pairs.ints[:, WEIGHTS]).tolist():
             is_mine = pairs.ints[:, WEIGHTS] == number
             mine, at = pairs.only(is_mine), place[is_mine]
             feature = mine.ints[:, FEATURE]
             found = read_acts(x, self._saes[number].sae, FeaturePairs(at, feature, _distinct(feature, at)))
+            found = found._replace(acts=found.acts.masked_fill(is_left_out[is_mine], torch.nan))
             is_carried = mine.ints[:, FLAGS] & CARRIED != 0
             shown, carried = (~is_carried).nonzero()[:, 0], is_carried.nonzero()[:, 0]
             step.acts[mine.token[shown], mine.ints[shown, NUMBER]] = found.acts[shown]
@@ -210,23 +227,31 @@ class TorchExecutor:
         if not len(pairs.token):
             return
         rule, position = pairs.ints[:, NUMBER], step.position[pairs.token]
-        is_met = self._is_met(pairs)
+        is_met, is_judged = self._is_met(pairs)
         # each bit is added once, as a rule is judged at one site
         step.verdicts.index_add_(0, pairs.token, (is_met.long() << rule).int())
+        step.unjudged.index_add_(0, pairs.token, ((~is_judged).long() << rule).int())
         slot, first = pairs.program * RULES + rule, programs.first_held.view(-1)
         first.scatter_reduce_(0, slot, torch.where(is_met, position, FOREVER).int(), "amin")
         begins = (is_met & (position == first[slot])).nonzero()[:, 0]
         columns = pairs.ints[begins, COLUMN, None] + torch.arange(MAX_TESTS, device=programs.device)
         programs.first_acts.view(-1, MAX_TESTS)[slot[begins]] = step.acts[pairs.token[begins, None], columns]
         if not self._is_deferred:
-            is_counted = is_met & (position >= programs.headers[pairs.program, COUNTED_TO])
-            programs.num_held.view(-1).index_add_(0, slot, is_counted.int())
+            is_new = position >= programs.headers[pairs.program, COUNTED_TO]
+            programs.num_held.view(-1).index_add_(0, slot, (is_met & is_new).int())
+            programs.num_unjudged.view(-1).index_add_(0, slot, (~is_judged & is_new).int())
 
-    def _is_met(self, pairs: _Pairs) -> Tensor:
-        """Run each pair's condition, on a stack that is the bits of a number: (num_pairs,) bool."""
+    def _is_met(self, pairs: _Pairs) -> tuple[Tensor, Tensor]:
+        """
+        Run each pair's condition, on a stack that is the bits of a number.
+
+        returns: (num_pairs,) bool; (num_pairs,) bool, False where an activation was not read, as the token is a sink: there
+            no condition holds, not even a negated one
+        """
         programs, acts = self._programs, self._step.acts
         begin, end = pairs.ints[:, BEGIN], pairs.ints[:, END]
         stack, height = torch.zeros_like(begin), torch.zeros_like(begin)
+        is_judged = torch.ones_like(begin, dtype=torch.bool)
         for number in range(int((end - begin).max())):
             is_running = begin + number < end
             at = torch.where(is_running, begin + number, begin)
@@ -234,7 +259,7 @@ class TorchExecutor:
             bound, sign = programs.bounds[at].unbind(dim=1)
             is_comparison = operation == Operation.COMPARE
             act = acts[pairs.token, torch.where(is_comparison, operand, 0)]
-            # an activation that was not read, NaN, is neither above nor below
+            is_judged &= ~(is_running & is_comparison & act.isnan())
             compared = torch.where(sign > 0, act > bound, act < bound)
             num_parts = torch.where(is_comparison, 0, torch.where(operation == Operation.NOT, 1, operand))
             mask = (1 << num_parts) - 1
@@ -244,7 +269,27 @@ class TorchExecutor:
             below = height - num_parts
             pushed = (stack & ((1 << below.clamp(min=0)) - 1)) | (result.long() << below.clamp(min=0))
             stack, height = torch.where(is_running, pushed, stack), torch.where(is_running, below + 1, height)
-        return stack != 0
+        return (stack != 0) & is_judged, is_judged
+
+    def _is_sink(self, site: int, pairs: _Pairs, place: Tensor, x: Tensor) -> Tensor:
+        """
+        Tell of each pair whether it is left out because the token's vector is that of a sink.
+
+        place:   (num_pairs,), row of each pair's token in `x`
+        x:       (num_rows, width)
+        returns: (num_pairs,) bool
+        """
+        is_long = x.norm(dim=1) > self._programs.sink_norms[site]
+        is_sink: Tensor = is_long[place] & (pairs.ints[:, FLAGS] & SPECIAL == 0)
+        return is_sink
+
+    def _is_left_out(self, site: int, pairs: _Pairs, place: Tensor, x: Tensor) -> Tensor:
+        """Tell the same of edits: those that are carried are left out where their SAE has found a sink when it read."""
+        is_left_out = self._is_sink(site, pairs, place, x)
+        carried = (pairs.ints[:, FLAGS] & CARRIED != 0).nonzero()[:, 0]
+        acts = self._step.carried[pairs.token[carried], pairs.ints[carried, NUMBER], 0]
+        is_left_out[carried] = acts.isnan()
+        return is_left_out
 
     def _is_allowed(self, pairs: _Pairs) -> Tensor:
         """Tell of each pair whether its rule holds at the token, or there is none: (num_pairs,) bool."""
@@ -280,13 +325,28 @@ class TorchExecutor:
             new = (position >= self._programs.headers[pairs.program, COUNTED_TO]).nonzero()[:, 0]
             self._add(pairs.program[new], number[new], position[new], acts[new], doses[new])
 
+    def _count_left_out(self, pairs: _Pairs) -> None:
+        pairs = pairs.only(pairs.ints[:, WRITE] == 0)
+        number, position = pairs.ints[:, NUMBER], self._step.position[pairs.token]
+        self._step.items[pairs.token, number, 1] = LEFT_OUT
+        if not self._is_deferred:
+            new = (position >= self._programs.headers[pairs.program, COUNTED_TO]).nonzero()[:, 0]
+            self._add_left_out(pairs.program[new], number[new], position[new])
+
+    def _add_left_out(self, program: Tensor, number: Tensor, position: Tensor) -> None:
+        """Add edits that were left out to their counters. All arguments are (num_edits,)."""
+        is_generated = position >= self._programs.headers[program, PROMPT_LEN]
+        column = torch.where(is_generated, GENERATED_SINKS, PROMPT_SINKS)
+        place = (program * EDITS + number) * SUMS + column
+        self._programs.sums.view(-1).index_add_(0, place, torch.ones_like(place).double())
+
     def _add(self, program: Tensor, number: Tensor, position: Tensor, acts: Tensor, doses: Tensor) -> None:
         """Add edits that were made to their counters. All arguments are (num_edits_made,)."""
         programs, slot = self._programs, program * EDITS + number
         is_generated = position >= programs.headers[program, PROMPT_LEN]
         sums = torch.stack((~is_generated, is_generated, acts, doses), dim=1).double()
         # several edits of a step may have one slot, which an indexed assignment would count once
-        programs.sums.view(-1, 4).index_add_(0, slot, sums)
+        programs.sums.view(-1, SUMS)[:, :4].index_add_(0, slot, sums)
         peaks = torch.stack((acts, doses), dim=1)
         programs.peaks.view(-1, 2).scatter_reduce_(0, slot[:, None].expand_as(peaks), peaks, "amax")
 

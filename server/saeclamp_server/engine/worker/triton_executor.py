@@ -59,6 +59,7 @@ class _Step(NamedTuple):
     carried: Tensor
     items: Tensor
     verdicts: Tensor
+    unjudged: Tensor
     is_lost: Tensor
 
 
@@ -71,6 +72,7 @@ class _Programs(NamedTuple):
     peaks: Tensor
     first_held: Tensor
     num_held: Tensor
+    num_unjudged: Tensor
     first_acts: Tensor
 
 
@@ -110,6 +112,7 @@ class TritonExecutor:
             step.carried,
             step.items,
             step.verdicts,
+            step.unjudged,
             step.is_lost.view(torch.int8),
         )
         self._programs = _Programs(*(getattr(programs, name) for name in _Programs._fields))
@@ -119,6 +122,7 @@ class TritonExecutor:
             [_Table(spans, table.ints, table.floats, table.rows) for spans in table.spans]
             for table in (programs.edits, programs.reads, programs.conditions)
         )
+        self._sink_norms = [*programs.sink_norms]
         for table in (programs.edits, programs.reads):
             table.bind = self._bind
 
@@ -142,18 +146,18 @@ class TritonExecutor:
 
     def judge(self, site: int, vectors: SiteVectors) -> None:
         """Read and judge."""
-        self._launch(kernels.judge, self._reads[site], self._conditions[site], vectors)
+        self._launch(kernels.judge, site, self._reads[site], vectors)
 
     def edit(self, site: int, vectors: SiteVectors) -> None:
         """Edit and count."""
-        self._launch(kernels.edit, self._edits[site], self._conditions[site], vectors)
+        self._launch(kernels.edit, site, self._edits[site], vectors)
 
     def settle(self, kept_to: Tensor) -> None:
         """Count what stays."""
         kernels.settle[(self._step_tables.num_tokens,)](self._step, self._programs, kept_to)
         kernels.settle_programs[(self._tables.num_programs,)](self._programs, kept_to)
 
-    def _launch(self, kernel: triton.JITFunction, table: _Table, conditions: _Table, vectors: SiteVectors) -> None:
+    def _launch(self, kernel: triton.JITFunction, site: int, table: _Table, vectors: SiteVectors) -> None:
         hidden, residual = vectors.hidden, vectors.residual
         num_tokens, d = hidden.shape
         assert num_tokens <= len(self._step.program), "no more tokens than the tables were made for"
@@ -161,7 +165,7 @@ class TritonExecutor:
         assert residual is None or (residual.shape == hidden.shape and residual.stride(1) == 1)
         block = triton.next_power_of_2(d)
         kernel[(num_tokens,)](
-            hidden, residual, self._step, table, conditions, self._programs,
+            hidden, residual, self._step, table, self._conditions[site], self._programs, self._sink_norms[site],
             hidden.stride(0), 0 if residual is None else residual.stride(0), vectors.norm_eps or 0.0,
             D=d, BLOCK=block, ROW=tl.float32, WHOLE_STREAM=vectors.whole_stream, HAS_NORM=vectors.norm_eps is not None,
             num_warps=min(MAX_WARPS, max(1, block // ELEMENTS_PER_WARP)), **self._flags,

@@ -18,23 +18,30 @@ import triton
 import triton.language as tl
 
 from saeclamp_server.engine.worker.kernel_parts import (
+    ACT_SUM,
     CARRIED,
     COLUMN,
     COUNTED_TO,
+    DOSE_SUM,
     EDITS,
     FLAGS,
     FOREVER,
+    LEFT_OUT,
     MAX_NORM,
     NUMBER,
     PROMPT_LEN,
     REACHED,
     ROW_NORM,
     RULES,
+    SINKS,
+    SPECIAL,
+    SUMS,
     TESTS,
     TINY,
     WRITE,
     activation,
     count,
+    count_left_out,
     in_scope,
     is_allowed,
     is_met,
@@ -74,6 +81,7 @@ def map_tokens(
         tl.store(step.position + at, position, mask=here)
         tl.store(step.is_sink + at, ((position == 0) | (is_special != 0)).to(tl.int8), mask=here)
         tl.store(step.verdicts + at, 0, mask=here)
+        tl.store(step.unjudged + at, 0, mask=here)
         tl.store(step.is_lost + at, tl.zeros((BLOCK,), tl.int8), mask=here)
     if (program < 0) | (begin == end):
         return
@@ -99,6 +107,7 @@ def judge(
     reads: tl.tuple,
     conditions: tl.tuple,
     programs: tl.tuple,
+    sink_norm: tl.tensor,
     hidden_stride: tl.tensor,
     residual_stride: tl.tensor,
     norm_eps: tl.tensor,
@@ -125,32 +134,40 @@ def judge(
         x = site_vector(
             hidden, residual, token, hidden_stride, residual_stride, norm_eps, D, BLOCK, WHOLE_STREAM, HAS_NORM
         )
+        is_long = tl.sqrt(tl.sum(x * x)) > tl.load(sink_norm)
         for row in range(first_read, last_read):
             ints = reads.ints + row * 8
             if in_scope(ints, programs, position, is_sink):
                 act, scale = activation(x, reads, row, D, BLOCK, ROW)
-                number = tl.load(ints + NUMBER)
-                if tl.load(ints + FLAGS) & CARRIED != 0:
+                flags, number = tl.load(ints + FLAGS), tl.load(ints + NUMBER)
+                if is_long & (flags & SPECIAL == 0):
+                    act = float("nan")
+                if flags & CARRIED != 0:
                     tl.store(step.carried + (token * EDITS + number) * 2, act)
                     tl.store(step.carried + (token * EDITS + number) * 2 + 1, scale)
                 else:
                     tl.store(acts + number, act)
         # one thread has stored what all load below
         tl.debug_barrier()
-    verdicts = tl.load(step.verdicts + token)
+    verdicts, unjudged = tl.load(step.verdicts + token), tl.load(step.unjudged + token)
     counted_to = tl.load(programs.headers + program * 4 + COUNTED_TO)
     for row in range(first_rule, last_rule):
         ints = conditions.ints + row * 8
         if in_scope(ints, programs, position, is_sink):
-            if is_met(ints, programs, acts):
-                number = tl.load(ints + NUMBER)
-                verdicts |= (1 << number).to(tl.int32)
-                slot = program * RULES + number
+            number = tl.load(ints + NUMBER)
+            bit, slot = (1 << number).to(tl.int32), program * RULES + number
+            holds, is_judged = is_met(ints, programs, acts)
+            if holds:
+                verdicts |= bit
                 tl.atomic_min(programs.first_held + slot, position.to(tl.int32), sem="relaxed")
-                if not IS_DEFERRED:
-                    if position >= counted_to:
-                        tl.atomic_add(programs.num_held + slot, 1, sem="relaxed")
+            if is_judged == 0:
+                unjudged |= bit
+            if not IS_DEFERRED:
+                if position >= counted_to:
+                    tl.atomic_add(programs.num_held + slot, 1, mask=holds, sem="relaxed")
+                    tl.atomic_add(programs.num_unjudged + slot, 1, mask=is_judged == 0, sem="relaxed")
     tl.store(step.verdicts + token, verdicts)
+    tl.store(step.unjudged + token, unjudged)
 
 
 @triton.jit
@@ -161,6 +178,7 @@ def edit(
     edits: tl.tuple,
     conditions: tl.tuple,
     programs: tl.tuple,
+    sink_norm: tl.tensor,
     hidden_stride: tl.tensor,
     residual_stride: tl.tensor,
     norm_eps: tl.tensor,
@@ -197,31 +215,44 @@ def edit(
             stream += tl.load(residual + token * residual_stride + column, mask=inside, other=0.0).to(tl.float32)
     # tiny: a zero vector gives a large dose, not NaN
     length = tl.maximum(tl.sqrt(tl.sum(stream * stream)), TINY)
+    is_long = tl.sqrt(tl.sum(x * x)) > tl.load(sink_norm)
+    counted_to = tl.load(programs.headers + program * 4 + COUNTED_TO)
     change = tl.zeros((BLOCK,), dtype=tl.float32)
     num_made = 0
     for row in range(first, last):
         ints, floats = edits.ints + row * 8, edits.floats + row * 8
         if in_scope(ints, programs, position, is_sink) & is_allowed(ints, programs, program, position, verdicts):
-            number = tl.load(ints + NUMBER)
+            flags, number = tl.load(ints + FLAGS), tl.load(ints + NUMBER)
             # asked for before the encoder's row is summed, so that both are on their way at once
             decoder_row = tl.multiple_of(tl.load(edits.rows + row * 2 + 1).to(tl.pointer_type(ROW)), 16)
             decoder = tl.load(decoder_row + column, mask=inside, other=0.0).to(tl.float32)
-            if tl.load(ints + FLAGS) & CARRIED != 0:
+            if flags & CARRIED != 0:
                 act = tl.load(step.carried + (token * EDITS + number) * 2)
                 scale = tl.load(step.carried + (token * EDITS + number) * 2 + 1)
+                is_left_out = act != act
             else:
                 act, scale = activation(x, edits, row, D, BLOCK, ROW)
-            units = moved(floats, act) * scale
-            change += units * decoder
-            num_made += 1
+                is_left_out = is_long & (flags & SPECIAL == 0)
             # counted at the first site alone: an SAE that writes to several makes one edit, not several
-            if tl.load(ints + WRITE) == 0:
-                dose = tl.abs(units) * tl.load(floats + ROW_NORM) / length
-                tl.store(step.items + (token * EDITS + number) * 2, act)
-                tl.store(step.items + (token * EDITS + number) * 2 + 1, dose)
-                if not IS_DEFERRED:
-                    if position >= tl.load(programs.headers + program * 4 + COUNTED_TO):
-                        count(programs, program, number, position, act, dose)
+            is_first = tl.load(ints + WRITE) == 0
+            items = step.items + (token * EDITS + number) * 2
+            if is_left_out:
+                if is_first:
+                    tl.store(items + 1, LEFT_OUT)
+                    if not IS_DEFERRED:
+                        if position >= counted_to:
+                            count_left_out(programs, program, number, position)
+            else:
+                units = moved(floats, act) * scale
+                change += units * decoder
+                num_made += 1
+                if is_first:
+                    dose = tl.abs(units) * tl.load(floats + ROW_NORM) / length
+                    tl.store(items, act)
+                    tl.store(items + 1, dose)
+                    if not IS_DEFERRED:
+                        if position >= counted_to:
+                            count(programs, program, number, position, act, dose)
     # adding zero would not do: it turns -0.0 into 0.0
     if num_made > 0:
         edited = x + change
@@ -248,20 +279,20 @@ def settle(step: tl.tuple, programs: tl.tuple, kept_to: tl.tensor) -> None:
         number = tl.arange(0, EDITS)
         items = step.items + (token * EDITS + number) * 2
         act, dose = tl.load(items), tl.load(items + 1)
-        was_made = act == act
-        is_generated = position >= tl.load(programs.headers + program * 4 + PROMPT_LEN)
-        sums, peaks = programs.sums + (program * EDITS + number) * 4, programs.peaks + (program * EDITS + number) * 2
-        tl.atomic_add(
-            sums + is_generated.to(tl.int32), tl.full((EDITS,), 1.0, tl.float64), mask=was_made, sem="relaxed"
-        )
-        tl.atomic_add(sums + 2, act.to(tl.float64), mask=was_made, sem="relaxed")
-        tl.atomic_add(sums + 3, dose.to(tl.float64), mask=was_made, sem="relaxed")
+        was_made, was_left_out = act == act, (act != act) & (dose == LEFT_OUT)
+        is_generated = (position >= tl.load(programs.headers + program * 4 + PROMPT_LEN)).to(tl.int32)
+        sums, peaks = programs.sums + (program * EDITS + number) * SUMS, programs.peaks + (program * EDITS + number) * 2
+        one = tl.full((EDITS,), 1.0, tl.float64)
+        tl.atomic_add(sums + is_generated, one, mask=was_made, sem="relaxed")
+        tl.atomic_add(sums + ACT_SUM, act.to(tl.float64), mask=was_made, sem="relaxed")
+        tl.atomic_add(sums + DOSE_SUM, dose.to(tl.float64), mask=was_made, sem="relaxed")
+        tl.atomic_add(sums + SINKS + is_generated, one, mask=was_left_out, sem="relaxed")
         tl.atomic_max(peaks, act, mask=was_made, sem="relaxed")
         tl.atomic_max(peaks + 1, dose, mask=was_made, sem="relaxed")
-        rule = tl.arange(0, RULES)
-        held = (tl.load(step.verdicts + token) >> rule) & 1
-        ones = tl.full((RULES,), 1, tl.int32)
-        tl.atomic_add(programs.num_held + program * RULES + rule, ones, mask=held != 0, sem="relaxed")
+        rule, ones = tl.arange(0, RULES), tl.full((RULES,), 1, tl.int32)
+        held, unjudged = tl.load(step.verdicts + token) >> rule, tl.load(step.unjudged + token) >> rule
+        tl.atomic_add(programs.num_held + program * RULES + rule, ones, mask=held & 1 != 0, sem="relaxed")
+        tl.atomic_add(programs.num_unjudged + program * RULES + rule, ones, mask=unjudged & 1 != 0, sem="relaxed")
 
 
 @triton.jit

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-Recorded = tuple[Tensor, Tensor]
-"""Vectors (num_tokens, width) and norms (num_tokens,), as `VectorRecorder.record` takes them."""
+
+class Recorded(NamedTuple):
+    """Vectors of a site and their norms, token by token."""
+
+    vectors: Tensor
+    """(num_tokens, width) fp32; without width where only norms are kept"""
+    norms: Tensor
+    """(num_tokens,), of the vectors"""
+    resid_norms: Tensor
+    """(num_tokens,), of the residual stream there, or of the vectors where the stream is not at hand"""
 
 
 class VectorRecorder:
@@ -18,21 +28,15 @@ class VectorRecorder:
         """True if only norms are kept: the vectors of every layer would be too many."""
         self.rows = torch.empty(0, dtype=torch.int64)
         """(num_tokens,), the rows of the coming forward that are real tokens; set by the runner's adapter."""
-        self._vectors: list[Tensor] = []
-        self._norms: list[Tensor] = []
+        self._parts: list[Recorded] = []
 
-    def record(self, vectors: Tensor, norms: Tensor) -> None:
-        """
-        Keep the vectors of one forward, (num_tokens, width) fp32.
-
-        norms: (num_tokens,) of the residual stream, or of the site's vector where the stream is not at hand
-        """
-        self._vectors.append(vectors[:, : 0 if self.norms_only else None].cpu())
-        self._norms.append(norms.cpu())
+    def record(self, vectors: Tensor, resid_norms: Tensor) -> None:
+        """Keep the vectors of one forward; the arguments are as `Recorded` has them, all with their width."""
+        kept = vectors[:, : 0 if self.norms_only else None]
+        self._parts.append(Recorded(kept.cpu(), vectors.norm(dim=1).cpu(), resid_norms.cpu()))
 
     def take(self) -> Recorded | None:
         """Stop, return all vectors and norms since the start, and drop them; None where nothing was recorded."""
         self.is_recording = False
-        recorded = (torch.cat(self._vectors), torch.cat(self._norms)) if self._vectors else None
-        self._vectors, self._norms = [], []
-        return recorded
+        parts, self._parts = self._parts, []
+        return Recorded(*map(torch.cat, zip(*parts, strict=True))) if parts else None

@@ -17,7 +17,7 @@ from saeclamp_saes import SAE, Options, Site, read_sae
 from saeclamp_saes.evaluation.quick_check import quick_check
 from saeclamp_saes.labelling.table import decoder_sha256
 from saeclamp_saes.library.resolve import entry_hash
-from saeclamp_saes.lm.token_mask import scored_token_mask
+from saeclamp_saes.lm.token_mask import SINK_MULTIPLE, scored_token_mask
 from saeclamp_server.engine.lifeline import tie_to_server
 from saeclamp_server.engine.worker import decoder_queries
 from saeclamp_server.engine.worker.compiled_program import LoadedWeights, vector_key
@@ -88,7 +88,8 @@ class SteeringWorker:
         self._vector_banks, self._loaded = vector_banks, weights_by_name
         tables = self._make_tables(everything, len(sites), config["special_ids"])
         self._requests, self._prompt_means = tables.requests, tables.prompt_means
-        self._states = [_hook_state(site, everything, tables, layout) for site in sites]
+        self._sink_norms, self._sites = tables.programs.sink_norms, sites
+        self._states = [_hook_state(number, site, everything, tables, layout) for number, site in enumerate(sites)]
         for number, state in enumerate(self._states):
             register_site(number, state)
         if self.use_v2_model_runner:
@@ -181,9 +182,12 @@ class SteeringWorker:
             state.recorder.norms_only = state.site not in of_saes
             state.recorder.is_recording = True
 
-    def quick_check(self, chunks: list[list[int]]) -> dict[str, dict[str, Any]]:
+    def quick_check(self, chunks: list[list[int]]) -> tuple[dict[str, dict[str, Any]], dict[str, float | None]]:
         """
-        Measure every SAE and vector bank on the recorded vectors, by name, and stop recording; {} where nothing was.
+        Measure every SAE and vector bank on the recorded vectors, by name, and stop recording; ({}, {}) where nothing was.
+
+        Returns beside it the norm above which a vector of a site is that of a sink, by the site's name; None where no
+        ordinary token tells.
 
         `fit`, of SAEs, has the fields of `evaluation.quick_check.QuickCheck`; `norms` those of `site_norms.SiteNorms`, for
         the first chunk.
@@ -192,26 +196,32 @@ class SteeringWorker:
         """
         recorded = _gather_stages({state.site: state.recorder.take() for state in self._states})
         if not recorded:  # another data-parallel engine ran them
-            return {}
+            return {}, {}
         ids = torch.tensor([token for chunk in chunks for token in chunk])
         position = torch.tensor([position for chunk in chunks for position in range(len(chunk))])
         # norms are of the same text at every start, however many chunks the check runs, so that doses stay what they were
         first = slice(len(chunks[0]))
+        is_special = self._is_special[ids]
+        # as training, verification and labels define a sink: by the median of ordinary tokens
+        medians = {
+            str(site): _median(of_site.norms[first], position[first], is_special[first])
+            for site, of_site in recorded.items()
+        }
+        sink_norms = {site: None if median is None else SINK_MULTIPLE * median for site, median in medians.items()}
         measured: dict[str, dict[str, Any]] = {}
         for loaded in self._vector_banks:
-            norms = recorded[self._layout.canonical_site(loaded.sae.site)][1]
-            median = _median(norms[first], position[first], self._is_special[ids[first]])
+            norms = recorded[self._layout.canonical_site(loaded.sae.site)].resid_norms
+            median = _median(norms[first], position[first], is_special[first])
             of_resid = self._layout.has_resid(loaded.sae.site)
             measured[loaded.name] = {"norms": {"of_resid": of_resid, "median_resid_norm": median, "row_norms": []}}
         for loaded in self._saes:
             # on the CPU: beside a model on a GPU there may be no room for the activations of all features
             sae = loaded.whole.to(torch.device("cpu"))
             x, target = (
-                torch.cat([recorded[self._layout.canonical_site(site)][0] for site in sites], dim=1)
+                torch.cat([recorded[self._layout.canonical_site(site)].vectors for site in sites], dim=1)
                 for sites in (sae.reads, sae.writes)
             )
-            norms = recorded[self._layout.canonical_site(sae.site)][1]
-            is_special = self._is_special[ids]
+            norms = recorded[self._layout.canonical_site(sae.site)].resid_norms
             measured[loaded.name] = {
                 "fit": vars(quick_check(sae, x, target, position, is_special)),
                 "norms": {
@@ -219,7 +229,13 @@ class SteeringWorker:
                     **_site_norms(sae, x[first], norms[first], position[first], is_special[first]),
                 },
             }
-        return measured
+        return measured, sink_norms
+
+    def set_sink_norms(self, by_site: dict[str, float | None]) -> None:
+        """Leave out tokens whose vectors are longer: what `quick_check` has measured, in whichever engine."""
+        limits = [by_site.get(str(site)) for site in self._sites]
+        # in place: the op finds it where it was when the model was compiled
+        self._sink_norms.copy_(torch.tensor([torch.inf if limit is None else limit for limit in limits]))
 
     def recorded_prompt_means(self, keys: list[str]) -> dict[str, bytes]:
         """Fetch, and drop, mean vectors of requests' prompts as far as they were recorded here: (width,) fp64, as bytes."""
@@ -292,7 +308,9 @@ def _median(norms: Tensor, position: Tensor, is_special: Tensor) -> float | None
     return float(norms[counted].median()) if counted.any() else None
 
 
-def _hook_state(site: Site, saes: Sequence[LoadedSAE], tables: SteeringTables, layout: SiteHooks) -> HookState:
+def _hook_state(
+    number: int, site: Site, saes: Sequence[LoadedSAE], tables: SteeringTables, layout: SiteHooks
+) -> HookState:
     return HookState(
         site=site,
         executor=tables.executor,
@@ -300,5 +318,6 @@ def _hook_state(site: Site, saes: Sequence[LoadedSAE], tables: SteeringTables, l
         prompt_means=tables.prompt_means,
         reads=[loaded for loaded in saes if site in map(layout.canonical_site, loaded.sae.reads)],
         whole_stream=site.point in WHOLE_STREAM,
+        sink_norm=tables.programs.sink_norms[number],
         norm_eps=layout.norm_eps(site),
     )

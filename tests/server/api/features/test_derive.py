@@ -79,7 +79,8 @@ def test_positions_are_the_last_or_all_that_are_ordinary(tokens: str, positions:
 class Forward:
     """Records vectors as a worker does, each token's its own number."""
 
-    def __init__(self) -> None:
+    def __init__(self, sinks_from: float = float("inf")) -> None:
+        self.sinks_from = sinks_from
         self.recorder = PromptMeanRecorder(torch.tensor([False, True]), torch.device("cpu"))
 
     def run(self, *parts: tuple[str, Sequence[int], int, int]) -> None:
@@ -92,7 +93,8 @@ class Forward:
             numbers += [1000.0 * len(ids) + position for position in range(first, first + num)]
             row += num
         for take in self.recorder.takes.get("resid_post 1", ()):
-            self.recorder.record(take.key, torch.tensor(numbers)[take.rows][:, None])
+            vectors = torch.tensor(numbers)[take.rows][:, None]
+            self.recorder.record(take.key, vectors, is_sink=vectors[:, 0] >= self.sinks_from)
 
     def fetch(self, *keys: str) -> dict[str, float]:
         return {key: float(np.frombuffer(mean, np.float64)[0]) for key, mean in self.recorder.fetch(keys)}
@@ -107,6 +109,13 @@ def test_each_request_records_its_own_rows_over_chunks_and_after_a_preemption() 
     forward.run(("b", long, 6, 1))  # what is generated
     assert forward.fetch("a", "b", "gone") == {"a": 4002.0, "b": 6000 + (1 + 3 + 4 + 5) / 4}
     assert forward.fetch("a") == {}
+
+
+def test_sinks_count_only_where_there_is_nothing_else() -> None:
+    forward = Forward(sinks_from=4003)
+    forward.run(("a", [0] * 4, 0, 2), ("b", [0, 1, 1, 0], 0, 4))
+    forward.run(("a", [0] * 4, 2, 2))
+    assert forward.fetch("a", "b") == {"a": 4001.5, "b": 4003.0}
 
 
 def test_records_that_nobody_fetches_make_room() -> None:

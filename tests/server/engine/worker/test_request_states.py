@@ -56,7 +56,7 @@ def test_a_preempted_request_gives_its_number_to_another_and_comes_back_with_its
     requests = RequestStates(HELD, SPECIAL, own)
     first = requests.admit("1", payload("k"), [1, 5, 6])
     assert first is not None
-    own.sums[0, 0] = torch.tensor([2.0, 1.0, 7.0, 0.5])
+    own.sums[0, 0] = torch.tensor([2.0, 1.0, 7.0, 0.5, 0.0, 0.0])
     own.headers[0, 3] = 6
     requests.preempt(["1", "nobody", "1"])
     assert first.number is None

@@ -9,15 +9,23 @@ from tests.support.checkpoints import make_sae
 from tests.support.tiny_saes import D_IN, D_SAE
 
 from saeclamp_saes import read_sae
-from saeclamp_server.engine.worker.top_features import TopFeaturesInputs, strongest_features
+from saeclamp_server.engine.worker.top_features import TopFeatureFinder, TopFeaturesInputs, strongest_features
 
 
 def test_strongest_features_are_found_in_parts_as_at_once(tmp_path: Path) -> None:
     sae = read_sae(make_sae(tmp_path / "sae", layer=0, d_in=D_IN, d_sae=D_SAE))
     x = torch.randn(50, D_IN, generator=torch.Generator().manual_seed(0))
-    wanted = TopFeaturesInputs(torch.arange(50), torch.arange(50) % 7 > 0, 5)
+    wanted = TopFeaturesInputs(torch.arange(50), torch.arange(50) % 7 > 0, torch.zeros(50, dtype=torch.bool), 5)
     whole, in_parts = strongest_features(sae, x, wanted), strongest_features(sae, x, wanted, 4 * 3 * D_SAE * 4)
     assert torch.equal(whole.features, in_parts.features)
     assert torch.allclose(whole.acts, in_parts.acts, atol=1e-5, equal_nan=True)
     assert whole.acts.isnan().all(dim=1).tolist() == [n % 7 == 0 for n in range(50)]
     assert torch.equal(whole.features[1], sae.encode(x[1]).topk(5).indices)
+
+
+def test_at_sinks_nothing_is_found_unless_they_are_asked_for(tmp_path: Path) -> None:
+    sae = read_sae(make_sae(tmp_path / "sae", layer=0, d_in=D_IN, d_sae=D_SAE))
+    finder, everyone = TopFeatureFinder(), torch.ones(4, dtype=torch.bool)
+    finder.wanted = {"mine": TopFeaturesInputs(torch.arange(4), everyone, torch.tensor([False, True, False, True]), 3)}
+    finder.find("mine", sae, torch.randn(4, D_IN), is_sink=torch.tensor([True, True, False, False]))
+    assert finder.found["mine"].acts.isnan().all(dim=1).tolist() == [True, False, False, False]
