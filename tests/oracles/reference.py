@@ -48,12 +48,24 @@ def moved(act: Tensor, op: str, value: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Compared:
-    """Whether a feature's activation is above a value, or below it."""
+    """Whether a feature's activation, or what it was so far where its rule was looked at, is above a value or below it."""
 
     sae: str
     index: int
     bound: float
     above: bool = True
+    over: str | int = "token"
+    """`token`, `max`, `mean`, or the number of the last tokens whose mean it is."""
+
+    def values(self, acts: Tensor) -> list[float]:
+        """What is compared at each of some tokens, in order; `acts` are those there."""
+        read = acts[:, self.index].tolist()
+        each = []
+        for at in range(len(read)):
+            so_far = read[: at + 1]
+            last = so_far[-self.over :] if isinstance(self.over, int) else so_far
+            each.append({"token": read[at], "max": max(so_far)}.get(str(self.over), sum(last) / len(last)))
+        return each
 
 
 Condition: TypeAlias = "Compared | tuple[str, tuple[Condition, ...]]"
@@ -141,8 +153,8 @@ class ReferenceModel:
             held[:] = self._held(rule, shown.acts, ids, prompt_len)
             for compared in comparisons(rule.condition):
                 looked_at = self._positions(ids, prompt_len, Move("", 0, "", tokens=rule.tokens, special=rule.special))
-                acts = shown.acts[compared.sae][looked_at, compared.index]
-                self.to_jump = min([self.to_jump, *(acts - compared.bound).abs().tolist()])
+                values = compared.values(shown.acts[compared.sae][looked_at])
+                self.to_jump = min([self.to_jump, *(abs(value - compared.bound) for value in values)])
         return shown._replace(logprobs=torch.log_softmax(logits, dim=-1))
 
     def _change(
@@ -179,7 +191,8 @@ class ReferenceModel:
 
     def _held(self, rule: When, acts: Mapping[str, Tensor], ids: Sequence[int], prompt_len: int) -> list[int]:
         looked_at = self._positions(ids, prompt_len, Move("", 0, "", tokens=rule.tokens, special=rule.special))
-        return [position for position in looked_at if holds(rule.condition, acts, position)]
+        values = {compared: compared.values(acts[compared.sae][looked_at]) for compared in comparisons(rule.condition)}
+        return [at for nth, at in enumerate(looked_at) if holds(rule.condition, values, nth)]
 
     def _overwrite(self, acts: Tensor, ids: Sequence[int], prompt_len: int, moves: Sequence[Move]) -> Tensor:
         edited = acts.clone()
@@ -267,13 +280,13 @@ def comparisons(condition: Condition) -> list[Compared]:
     return [compared for part in condition[1] for compared in comparisons(part)]
 
 
-def holds(condition: Condition, acts: Mapping[str, Tensor], position: int) -> bool:
-    """Whether a condition holds at a position."""
+def holds(condition: Condition, values: Mapping[Compared, Sequence[float]], nth: int) -> bool:
+    """Whether a condition holds at the nth token at which it is looked at."""
     if isinstance(condition, Compared):
-        act = float(acts[condition.sae][position, condition.index])
-        return act > condition.bound if condition.above else act < condition.bound
+        value = values[condition][nth]
+        return value > condition.bound if condition.above else value < condition.bound
     kind, parts = condition
-    each = [holds(part, acts, position) for part in parts]
+    each = [holds(part, values, nth) for part in parts]
     return {"all": all(each), "any": any(each), "not": not each[0]}[kind]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from saeclamp_saes import SAE
 from saeclamp_saes.sae import InputNorm, TopK
-from saeclamp_server.steering.program import EditSpec, Form, SteeringProgram
+from saeclamp_server.steering.program import ComparisonSpec, EditSpec, Form, SteeringProgram
 from saeclamp_server.steering.token_ranges import PROMPT_END, TokenRanges
 
 MAX_NORM = 1e12
@@ -81,6 +81,8 @@ class Running:
     first_acts: dict[int, list[float]] = field(default_factory=dict)
     num_held: dict[int, int] = field(default_factory=dict)
     num_unjudged: dict[int, int] = field(default_factory=dict)
+    looked_at: dict[tuple[int, int], dict[int, float]] = field(default_factory=dict)
+    """By (rule, comparison): the activation at each position at which it was read."""
     sums: dict[int, list[float]] = field(default_factory=dict)
     peaks: dict[int, list[float]] = field(default_factory=dict)
 
@@ -117,6 +119,9 @@ class SlowEngine:
                 # at positions that are computed again, what was found before is void
                 for rule in [rule for rule, first in request.first_held.items() if first >= positions[0]]:
                     del request.first_held[rule]
+                for acts_at in request.looked_at.values():
+                    for position in [position for position in acts_at if position >= positions[0]]:
+                        del acts_at[position]
         after = []
         for site, (hidden, residual) in enumerate(sites):
             out, both = hidden.double().numpy().copy(), hidden.double().numpy().copy()
@@ -169,10 +174,15 @@ class SlowEngine:
             last = max(self._saes[comparison.sae].reads_at for comparison in rule.comparisons)
             if last != site or not self._in_scope(token, rule.tokens, rule.special):
                 continue
-            if not rule.special and any(self._is_sink(comparison.sae, made) for comparison in rule.comparisons):
+            acts = []
+            for nth, comparison in enumerate(rule.comparisons):
+                if rule.special or not self._is_sink(comparison.sae, made):
+                    so_far = request.looked_at.setdefault((number, nth), {})
+                    so_far[token.position] = made.acts[comparison.sae, comparison.index]
+                    acts.append(aggregated(comparison, [act for _, act in sorted(so_far.items())]))
+            if len(acts) < len(rule.comparisons):
                 made.unjudged.add(number)
                 continue
-            acts = [made.acts[comparison.sae, comparison.index] for comparison in rule.comparisons]
             compared = [
                 act > comparison.bound if comparison.above else act < comparison.bound
                 for act, comparison in zip(acts, rule.comparisons, strict=True)
@@ -259,6 +269,16 @@ class SlowEngine:
         bounds = [[prompt_len if bound == PROMPT_END else bound for bound in one] for one in scope]
         inside = any(start <= token.position and (end is None or token.position < end) for start, end in bounds)  # type: ignore[operator]
         return inside and (special or not is_sink)
+
+
+def aggregated(comparison: ComparisonSpec, acts: Sequence[float]) -> float:
+    """Return what is compared, of the activations so far."""
+    if comparison.over == "token":
+        return acts[-1]
+    if comparison.over == "max":
+        return max(acts)
+    last = acts[-comparison.window :] if comparison.window else acts
+    return sum(last) / len(last)
 
 
 def holds(form: Form, compared: Sequence[bool]) -> bool:

@@ -54,8 +54,12 @@ def rules_on_the_wire(rules: Sequence[When]) -> list[dict[str, Any]]:
 
 def _condition(condition: Condition) -> dict[str, Any]:
     if isinstance(condition, Compared):
-        bound = {"above" if condition.above else "below": condition.bound}
-        return {"feature": f"{condition.sae}/{condition.index}", "unit": "act", **bound}
+        said: dict[str, Any] = {"above" if condition.above else "below": condition.bound, "unit": "act"}
+        if condition.over != "token":
+            said["over"] = {"last": condition.over} if isinstance(condition.over, int) else condition.over
+        if condition.sae.startswith("vector:"):
+            return {"vector": condition.sae.removeprefix("vector:"), **said}
+        return {"feature": f"{condition.sae}/{condition.index}", **said}
     kind, parts = condition
     return {kind: _condition(parts[0]) if kind == "not" else [_condition(part) for part in parts]}
 

@@ -19,10 +19,11 @@ ACT_TOLERANCE = 1e-3
 """Of activations, which are of the order of 1 to 10."""
 
 compared = st.builds(
-    lambda feature, bound, above: Compared(feature[0], feature[1], bound, above),
+    lambda feature, bound, above, over: Compared(feature[0], feature[1], bound, above, over),
     features,
     st.sampled_from([-0.5, 0.3, 0.9, 1.7, 3.1]),
     st.booleans(),
+    st.sampled_from(["token"] * 4 + ["max", "mean", 1, 4, 64]),
 )
 conditions = st.recursive(
     compared,

@@ -32,6 +32,7 @@ VALUES = {"clamp": 8.0, "add": 6.0, "at_least": 5.0, "at_most": 2.0, "scale": 3.
 
 
 SINK_SCALE = 100.0
+OVERS: tuple[tuple[Any, int], ...] = (("token", 0),) * 5 + (("max", 0), ("mean", 0), ("mean", 1), ("mean", 3))
 
 
 def random_sae(random: Random, width: int, reads: int, writes: tuple[int, ...], **options: Any) -> SAE:
@@ -106,7 +107,12 @@ def _random_feature(random: Random, saes: dict[str, Placed]) -> tuple[str, int]:
 
 def _random_rule(random: Random, saes: dict[str, Placed], prompt_len: int) -> RuleSpec:
     comparisons = tuple(
-        ComparisonSpec(*_random_feature(random, saes), random.uniform(-0.5, 2.0), random.random() < 0.6)
+        ComparisonSpec(
+            *_random_feature(random, saes),
+            random.uniform(-0.5, 2.0),
+            random.random() < 0.6,
+            *random.choice(OVERS),
+        )
         for _ in range(random.choice((1, 1, 2, 5)))
     )
     form = random_form(random, [*range(len(comparisons))])

@@ -28,6 +28,8 @@ def ruled(when: Any = None, **changes: Any) -> dict[str, Any]:
     return {"steering": {"rules": [{"name": "a", "when": when, "then": "abort", **changes}]}}
 
 
+LOOKS_BACK = {"feature": "bundled/5", "above": 1, "unit": "act", "over": "max"}
+
 REFUSALS = {
     "unknown field of steering": Refusal(steering(GOOD, intervention=1), "steering.intervention", "unknown field"),
     "unknown field of an intervention": Refusal(one(valeu=1), "steering.interventions[0].valeu", "'value'"),
@@ -126,6 +128,42 @@ REFUSALS = {
     "a rule that does something else": Refusal(ruled(then="stop"), "steering.rules[0].then", "'abort' or a list"),
     "a rule that does nothing": Refusal(ruled(then=[]), "steering.rules[0].then", ""),
     "an abort with a scope": Refusal(ruled(scope="rest_of_request"), "steering.rules[0]", "no scope"),
+    "a note with a scope": Refusal(
+        ruled(then="note", scope="rest_of_request"), "steering.rules[0]", "does nothing to later tokens"
+    ),
+    "a look back over nothing": Refusal(
+        ruled({"feature": "bundled/5", "above": 1, "unit": "act", "over": {"last": 0}}),
+        "steering.rules[0].when.over.last",
+        "greater than or equal to 1",
+    ),
+    "a look back over what is no tokens": Refusal(
+        ruled({"feature": "bundled/5", "above": 1, "unit": "act", "over": "median"}),
+        "steering.rules[0].when.over",
+        "'token', 'max' or 'mean'",
+    ),
+    "a look back by no word": Refusal(
+        ruled({"feature": "bundled/5", "above": 1, "unit": "act", "over": 3}),
+        "steering.rules[0].when.over",
+        "'over' is 'token', 'max' or 'mean', or an object with 'last'",
+    ),
+    "a probe that is not there": Refusal(
+        ruled({"vector": "harm", "above": 3}), "steering.rules[0].when.vector", "no vector named 'harm'"
+    ),
+    "a probe in a unit of features": Refusal(
+        ruled({"vector": "harm", "above": 3, "unit": "max_act"}), "steering.rules[0].when.unit", "'score' or 'act'"
+    ),
+    "more looks back than there is room for": Refusal(
+        {
+            "steering": {
+                "rules": [
+                    {"name": "a", "when": {"all": [LOOKS_BACK] * 16}, "then": "note"},
+                    {"name": "b", "when": LOOKS_BACK, "then": "note"},
+                ]
+            }
+        },
+        "steering.rules[1].when",
+        "At most 16 comparisons",
+    ),
     "an unknown field of a rule": Refusal(ruled(thn="abort"), "steering.rules[0].thn", "Did you mean 'then'?"),
     "a rule against an intervention": Refusal(
         {"steering": {"interventions": [GOOD], **ruled(then=[GOOD])["steering"]}},

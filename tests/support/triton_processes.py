@@ -98,7 +98,7 @@ def _count_steady(num_steps: int) -> dict[str, Any]:
     from tests.support.random_steps import Request, TableEngine, random_program, random_saes, random_sites
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from saeclamp_server.engine.worker import triton_kernels
+    from saeclamp_server.engine.worker import judge_kernel, triton_kernels
     from saeclamp_server.engine.worker.site_vectors import SiteVectors
     from saeclamp_server.engine.worker.step_tables import Batch
     from saeclamp_server.engine.worker.triton_executor import TritonExecutor
@@ -130,8 +130,9 @@ def _count_steady(num_steps: int) -> dict[str, Any]:
         3,
     )
     engine.executor.clear()
-    launches = {name: _Launches() for name in ("map_tokens", "judge", "edit")}
-    with patch.multiple(triton_kernels, **launches), Asked() as asked:
+    launches = {name: _Launches() for name in ("map_tokens", "read", "edit")}
+    judged = _Launches()
+    with patch.multiple(triton_kernels, **launches), patch.object(judge_kernel, "judge", judged), Asked() as asked:
         for _ in range(num_steps):
             engine.executor.map_tokens(batch)
             for number, vectors in enumerate(sites):
@@ -143,7 +144,7 @@ def _count_steady(num_steps: int) -> dict[str, Any]:
     return {
         "operations of steered steps": steered,
         "operations of idle steps": len(asked.operations) - steered,
-        **{name: one.num for name, one in launches.items()},
+        **{name: one.num for name, one in [*launches.items(), ("judge", judged)]},
     }
 
 
@@ -165,7 +166,7 @@ def _compile(width: int, capability: int, with_residual: bool) -> dict[str, dict
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
-    from saeclamp_server.engine.worker import triton_kernels
+    from saeclamp_server.engine.worker import judge_kernel, triton_kernels
     from saeclamp_server.engine.worker.site_vectors import SiteVectors
     from saeclamp_server.engine.worker.triton_executor import TritonExecutor
 
@@ -178,8 +179,9 @@ def _compile(width: int, capability: int, with_residual: bool) -> dict[str, dict
     )
     random = Random(0)
     saes = random_saes(random, width, with_top_k=False)
-    warm_ups = {name: _WarmUp(getattr(triton_kernels, name)) for name in ("map_tokens", "judge", "edit", "settle")}
-    with patch.multiple(triton_kernels, **warm_ups):
+    warm_ups = {name: _WarmUp(getattr(triton_kernels, name)) for name in ("map_tokens", "read", "edit", "settle")}
+    judge = _WarmUp(judge_kernel.judge)
+    with patch.multiple(triton_kernels, **warm_ups), patch.object(judge_kernel, "judge", judge):
         engine = TableEngine(saes, 4, 8, executor=TritonExecutor)
         engine.admit(Request("a", random_program(random, saes, 9), 9, [5] * 64))
         hidden, residual = torch.zeros(2, 8, width, dtype=torch.bfloat16)
@@ -190,7 +192,7 @@ def _compile(width: int, capability: int, with_residual: bool) -> dict[str, dict
         engine.executor.edit(0, vectors)
         with patch.object(triton_kernels, "settle_programs", _WarmUp(triton_kernels.settle_programs)):
             engine.executor.settle(torch.zeros(4, dtype=torch.int64))
-    return {name: warm_up.about() for name, warm_up in warm_ups.items()}
+    return {name: warm_up.about() for name, warm_up in [*warm_ups.items(), ("judge", judge)]}
 
 
 class _WarmUp:

@@ -14,6 +14,7 @@ from saeclamp.types.attribute import (
     Together,
 )
 from saeclamp.types.base import (
+    MAX_AGGREGATES,
     MAX_DEPTH,
     MAX_INTERVENTIONS,
     MAX_KEY,
@@ -22,6 +23,7 @@ from saeclamp.types.base import (
     MAX_RULES,
     MAX_TESTS,
     MAX_VALUE,
+    MAX_WINDOW,
     Answer,
     Unit,
     looks_like_steering,
@@ -76,7 +78,19 @@ from saeclamp.types.receipts import (
     TokenReadout,
     TopFeature,
 )
-from saeclamp.types.rules import CONDITIONS, AllOf, AnyOf, Condition, FeatureCondition, Not, Rule, comparisons
+from saeclamp.types.rules import (
+    CONDITIONS,
+    AllOf,
+    AnyOf,
+    Condition,
+    FeatureCondition,
+    LastTokens,
+    Not,
+    Over,
+    Rule,
+    VectorCondition,
+    comparisons,
+)
 from saeclamp.types.steering import Readout, ReceiptKind, Steering, as_steering, extra_body
 from saeclamp.types.suggest import (
     Suggest,
@@ -128,10 +142,12 @@ __all__ = [
     "MAX_INTERVENTIONS",
     "MAX_KEY",
     "MAX_POSITIONS",
+    "MAX_AGGREGATES",
     "MAX_READ",
     "MAX_RULES",
     "MAX_TESTS",
     "MAX_VALUE",
+    "MAX_WINDOW",
     "Unit",
     "looks_like_steering",
     "Ablate",
@@ -150,7 +166,10 @@ __all__ = [
     "AnyOf",
     "Condition",
     "FeatureCondition",
+    "LastTokens",
     "Not",
+    "Over",
+    "VectorCondition",
     "Rule",
     "comparisons",
     "TOKEN_OBJECTS",

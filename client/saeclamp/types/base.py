@@ -23,8 +23,14 @@ MAX_DEPTH = 32
 MAX_TESTS = 16
 """Comparisons of activations in one rule's condition."""
 
+MAX_AGGREGATES = 16
+"""Comparisons of one request that look at several tokens."""
+
+MAX_WINDOW = 64
+"""Tokens that a comparison can look back over, if not over all."""
+
 MAX_READ = 64
-"""Features that a readout can name, and the most of the strongest ones that it can ask for per token."""
+"""Features and vectors that a readout can name, and the most of the strongest ones that it can ask for per token."""
 
 MAX_POSITIONS = 1024
 """Positions that one intervention can name."""

@@ -76,9 +76,12 @@ class Fired(Answer):
     token: int
     """Absolute position, in the request, of the first token at which it held."""
     value: float
-    """Activation, in the encoder's units, of the rule's first feature at that token."""
+    """
+    The value that the rule's first comparison had at that token: an activation, in the encoder's units, or a vector's score;
+    where it looks over several tokens, their maximum or mean.
+    """
     acts: dict[str, float] = Field(default_factory=dict)
-    """Activations of all its features at that token."""
+    """The same of all its comparisons, by the names of their features and vectors; of several of one the first."""
     num_tokens: int = 1
     """At how many tokens it held."""
 
@@ -114,6 +117,8 @@ class TokenReadout(Answer):
     """Bytes of a token that is a part of a character, which `text` shows as U+FFFD: its neighbours have the rest."""
     features: dict[str, float] = Field(default_factory=dict)
     """Activations by the feature's name in the request, in the encoder's units."""
+    vectors: dict[str, float] | None = None
+    """Scores by the vector's name; None where the readout names no vectors."""
     top: dict[str, list[TopFeature]] = Field(default_factory=dict)
     """The strongest features by SAE, strongest first; only those that are active."""
     edits: list[TokenEdit] = Field(default_factory=list)

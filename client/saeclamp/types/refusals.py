@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, get_args
 from pydantic import BaseModel, ValidationError
 
 from saeclamp.types.interventions import A_FEATURE, FEATURE_PATTERN, FeatureIndex, Operation
-from saeclamp.types.rules import CHOOSING_THEN, CONDITION_TYPE, CONDITIONS, Rule
+from saeclamp.types.rules import CHOOSING_THEN, CONDITION_TYPE, CONDITIONS, LastTokens, Rule
 from saeclamp.types.steering import Readout, Steering
 from saeclamp.types.tokens import TOKEN_OBJECTS
 
@@ -38,6 +38,7 @@ PARTS: dict[int | str, type[BaseModel]] = {
     **OPERATIONS,
     **{f"<{key}>": kind for key, kind in {**TOKEN_OBJECTS, **CONDITIONS}.items()},
     "<object>": FeatureIndex,
+    "<last_tokens>": LastTokens,
     "rules": Rule,
     "readout": Readout,
     "steering": Steering,

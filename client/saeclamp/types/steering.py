@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from saeclamp._exceptions import ArgumentTypeError
 from saeclamp.types.base import MAX_INTERVENTIONS, MAX_READ, MAX_RULES, RequestModel, invalid_argument
-from saeclamp.types.interventions import Feature, Intervention, Operation
+from saeclamp.types.interventions import Feature, Intervention, Operation, VectorName
 from saeclamp.types.rules import Rule
 from saeclamp.types.tokens import SpecialTokens, Tokens
 
@@ -21,6 +21,8 @@ class Readout(RequestModel):
     """The activations that the response is to show, for each token, as they are before any edit at their layer."""
 
     features: Annotated[tuple[Feature, ...], Field(max_length=MAX_READ)] = ()
+    vectors: Annotated[tuple[VectorName, ...], Field(min_length=1, max_length=MAX_READ)] | None = None
+    """Uploaded vectors, probes, whose scores are shown; None for none."""
     top_k: Annotated[int, Field(strict=True, ge=0, le=MAX_READ)] = 0
     """Number of strongest features of each SAE."""
     saes: Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_READ)] | None = None
@@ -30,8 +32,10 @@ class Readout(RequestModel):
 
     @model_validator(mode="after")
     def _reads_something(self) -> Readout:
-        if not self.features and not self.top_k:
-            raise ValueError("give 'features' or 'top_k'")
+        if not self.features and not self.top_k and not self.vectors:
+            raise ValueError("give 'features', 'vectors' or 'top_k'")
+        if len(self.features) + len(self.vectors or ()) > MAX_READ:
+            raise ValueError(f"a readout names at most {MAX_READ} features and vectors together")
         return self
 
 

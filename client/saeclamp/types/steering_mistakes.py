@@ -8,7 +8,7 @@ from saeclamp.types.base import Answer
 from saeclamp.types.feature_actions import Composable
 from saeclamp.types.interventions import Operation
 from saeclamp.types.refusals import MAX_SHOWN, shown
-from saeclamp.types.rules import AllOf, AnyOf, FeatureCondition, Not, Rule
+from saeclamp.types.rules import AllOf, AnyOf, FeatureCondition, Not, Rule, VectorCondition
 from saeclamp.types.steering import Readout, Steering
 from saeclamp.types.suggest import Suggestion
 from saeclamp.types.variants import Variant
@@ -50,7 +50,7 @@ def _why_not(value: object) -> str | None:
             )
         case Readout():
             return "a readout stands in the whole object: write Steering(readout=readout)"
-        case FeatureCondition() | AllOf() | AnyOf() | Not():
+        case FeatureCondition() | VectorCondition() | AllOf() | AnyOf() | Not():
             return "a condition stands in a rule: write Steering(rules=(Rule(name=..., when=condition, then=...),))"
         case Composable():
             return f"{value.feature} is a feature, and what becomes of it is not said: write hit.clamp(1.0) or another"

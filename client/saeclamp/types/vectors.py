@@ -20,6 +20,8 @@ class StoredVector(Answer):
     """-1: it is the negative of the uploaded numbers that pushes towards the concept, and that an `add` of 1 adds."""
     source: str
     """Origin, in the words of who uploaded it."""
+    bias: float | None = None
+    """Number that is added to the stream's dot product with it where it is read, as a probe; None: it was given none."""
     norm: float
     """Its length: what an `add` of 1 in unit `act` adds."""
     resid_norm: float | None = None

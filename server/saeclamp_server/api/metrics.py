@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from time import perf_counter
@@ -54,11 +54,11 @@ def time_resolution() -> Iterator[None]:
     ADMISSION.observe(perf_counter() - started)
 
 
-def count(receipt: Receipt, aborting: Collection[str]) -> None:
-    """Count an answered request; `aborting` are the names of its rules that end the answer."""
+def count(receipt: Receipt, outcomes: Mapping[str, str]) -> None:
+    """Count an answered request; `outcomes` is what each of its rules does, by its name."""
     REQUESTS.inc()
     for item in receipt.interventions:
         TOKENS.labels("prompt").inc(item.tokens.prompt)
         TOKENS.labels("generated").inc(item.tokens.generated)
     for fired in receipt.fired:
-        FIRINGS.labels("abort" if fired.rule in aborting else "interventions").inc()
+        FIRINGS.labels(outcomes[fired.rule]).inc()

@@ -94,7 +94,9 @@ def in_words(steering: Steering) -> str:
     """Write a steering in a line, in the words of its flags and receipts: `clamp bundled/sea 1 max_act`."""
     parts = [_moved(move) for move in steering.interventions]
     for rule in steering.rules:
-        parts.append(f"rule {rule.name} ({rule.then if rule.then == 'abort' else ', '.join(map(_moved, rule.then))})")
+        parts.append(
+            f"rule {rule.name} ({rule.then if isinstance(rule.then, str) else ', '.join(map(_moved, rule.then))})"
+        )
     if steering.readout is not None:
         parts.append("a readout, which moves nothing")
     return ", ".join(parts)

@@ -36,6 +36,16 @@ class SteeringContext:
         """Return the site where the edit is added, the first one if there are several."""
         return self.vectors[edit.vector].site if edit.vector is not None else self.saes[edit.sae].entry.summary.site
 
+    def read_site(self, name: str) -> Site:
+        """Return the site where an SAE's activations, or a vector's as edits name it, are known: the last where it reads."""
+        if name.startswith(VECTOR):
+            return self.vectors[name.removeprefix(VECTOR)].site
+        return self.saes[name].entry.summary.reads[-1]
+
+    def shown_act(self, name: str, act: float) -> float:
+        """Convert an activation to what users are shown: itself, or of a vector, as edits name it, the score."""
+        return self.vectors[name.removeprefix(VECTOR)].score(act) if name.startswith(VECTOR) else act
+
     def norms_of(self, edit: EditSpec) -> SiteNorms:
         """Return the norms by which the edit is measured; those of a vector have one row, its own."""
         return self.vectors[edit.vector].norms if edit.vector is not None else self.saes[edit.sae].norms

@@ -58,14 +58,24 @@ class EditSpec:
 
 @dataclass(frozen=True)
 class ComparisonSpec:
-    """Comparison of a feature's activation with a bound."""
+    """Comparison of an activation with a bound, at a token or over the tokens so far at which its rule was looked at."""
 
     sae: str
+    """SAE of the feature, or the vector's name, as `EditSpec` has them."""
     index: int
     bound: float
-    """Activation in the units of the SAE's encoder."""
+    """Activation in the units of the SAE's encoder, or of the projection on a vector."""
     above: bool
     """True: the activation must be above the bound; False: below it."""
+    over: Literal["token", "max", "mean"] = "token"
+    """The activation at the token, or the maximum or mean of those so far."""
+    window: int = 0
+    """Number of the last tokens that the mean is over; 0: all so far."""
+
+    @property
+    def target(self) -> str:
+        """Name of the feature or vector, for messages and receipts."""
+        return self.sae.removeprefix(VECTOR) if self.sae.startswith(VECTOR) else f"{self.sae}/{self.index}"
 
 
 Form: TypeAlias = "int | tuple[Literal['all', 'any', 'not'], tuple[Form, ...]]"
@@ -92,7 +102,7 @@ class ReadoutSpec:
     """Activations that the answer shows, token by token."""
 
     features: tuple[tuple[str, int], ...] = ()
-    """(SAE, index)"""
+    """(SAE, index) of features, then those of vectors, as `EditSpec` names them"""
     top_k: int = 0
     """Number of strongest features that are shown of each of `saes`."""
     saes: tuple[str, ...] = ()
@@ -113,7 +123,7 @@ class SteeringProgram:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able form; `from_json` is its inverse."""
-        return asdict(self)
+        return asdict(self) | {"rules": [rule_to_json(rule) for rule in self.rules]}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> SteeringProgram:
@@ -144,8 +154,18 @@ class SteeringProgram:
 
     @property
     def reads_prompt(self) -> bool:
-        """True if activations at prompt positions are read: these must be computed, not taken from the prefix cache."""
+        """True if activations at prompt positions are read."""
         return any(can_overlap(rule.tokens, PROMPT) for rule in self.rules) or self.shows(PROMPT)
+
+    @property
+    def needs_all_computed(self) -> bool:
+        """
+        True if no position may be taken from the prefix cache: what is read there must be computed.
+
+        What is aggregated must be so from the first token on, and also when the request comes back after a preemption, when
+        what it has generated is in the cache.
+        """
+        return self.reads_prompt or any(one.over != "token" for rule in self.rules for one in rule.comparisons)
 
     def shows(self, side: TokenRanges) -> bool:
         """Tell whether the answer can show positions of a side of the request, `PROMPT` or `GENERATED`."""
@@ -171,6 +191,15 @@ class SteeringProgram:
     def delays_output(self) -> bool:
         """True if a generated token may leave only when the model has read it, one step after it was sampled."""
         return self.can_abort or self.shows(GENERATED)
+
+
+def rule_to_json(rule: RuleSpec) -> dict[str, Any]:
+    """Return a rule's JSON-able form, in which what does not aggregate has the form that it has always had."""
+    value = asdict(rule)
+    for comparison in value["comparisons"]:
+        if comparison["over"] == "token":
+            del comparison["over"], comparison["window"]
+    return value
 
 
 def _rule(value: Mapping[str, Any]) -> RuleSpec:

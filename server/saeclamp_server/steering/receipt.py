@@ -57,7 +57,7 @@ def build_receipt(
             )
             for number, (edit, (operation, rule)) in enumerate(zip(program.edits, resolved.interventions, strict=True))
         ),
-        fired=_fired(resolved, reports),
+        fired=_fired(resolved, reports, context),
         warnings=warnings_after(program, done, context),
         server=server,
     )
@@ -120,16 +120,19 @@ def _summary(stats_of_edits: Sequence[Mapping[str, float]], what: str, unit: str
     )
 
 
-def _fired(resolved: ResolvedSteering, reports: Mapping[int, Mapping[str, Any]]) -> tuple[Fired, ...]:
+def _fired(
+    resolved: ResolvedSteering, reports: Mapping[int, Mapping[str, Any]], context: SteeringContext
+) -> tuple[Fired, ...]:
     return tuple(
         Fired(
             rule=wire.name,
             choice=choice,
             token=fired["position"],
-            value=fired["acts"][0],
+            value=context.shown_act(rule.comparisons[0].sae, fired["acts"][0]),
+            # from the last to the first, so that of several of one feature the first stays
             acts={
-                f"{comparison.sae}/{comparison.index}": act
-                for comparison, act in zip(rule.comparisons, fired["acts"], strict=True)
+                comparison.target: context.shown_act(comparison.sae, act)
+                for comparison, act in reversed([*zip(rule.comparisons, fired["acts"], strict=True)])
             },
             num_tokens=fired["num_tokens"],
         )

@@ -8,7 +8,18 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from saeclamp.types import MAX_INTERVENTIONS, Ablate, Operation, Roles, Scale, Steering, Unit
+from saeclamp.types import (
+    MAX_AGGREGATES,
+    MAX_INTERVENTIONS,
+    Ablate,
+    Operation,
+    Roles,
+    Scale,
+    Steering,
+    Unit,
+    VectorCondition,
+    comparisons,
+)
 from saeclamp_server.errors import ContradictionError, InvalidSteeringError
 from saeclamp_server.steering import token_ranges
 from saeclamp_server.steering.chat_spans import ChatSpans
@@ -29,7 +40,7 @@ class ResolvedSteering:
     program: SteeringProgram
     """One edit per intervention, in order: those of the request, then those of its rules."""
     vectors: Mapping[str, RegisteredVector] = field(default_factory=dict)
-    """Vectors that are moved, by name. The engine keeps them as long as this refers to them, deleted or not."""
+    """Vectors that are moved or read, by name. The engine keeps them as long as this refers to them, deleted or not."""
 
     @property
     def interventions(self) -> list[tuple[Operation, str | None]]:
@@ -37,9 +48,9 @@ class ResolvedSteering:
         return [(operation, rule) for operation, rule, _ in _interventions(self.steering)]
 
     @property
-    def aborting(self) -> set[str]:
-        """Names of the rules that end the answer."""
-        return {rule.name for rule in self.steering.rules if rule.then == "abort"}
+    def outcomes(self) -> dict[str, str]:
+        """Outcome of each rule, by its name: "abort", "note" or "interventions"."""
+        return {rule.name: rule.then if isinstance(rule.then, str) else "interventions" for rule in self.steering.rules}
 
 
 def roles_used(steering: Steering | None) -> set[str]:
@@ -53,10 +64,13 @@ def roles_used(steering: Steering | None) -> set[str]:
 
 
 def vectors_used(steering: Steering | None) -> set[str]:
-    """Collect the names of the vectors that a steering moves."""
+    """Collect the names of the vectors that a steering moves or reads."""
     if steering is None:
         return set()
-    return {operation.vector for operation, _, _ in _interventions(steering) if operation.vector is not None}
+    moved = {operation.vector for operation, _, _ in _interventions(steering) if operation.vector is not None}
+    compared = [one for rule in steering.rules for one in comparisons(rule.when)]
+    read = steering.readout.vectors or () if steering.readout else ()
+    return moved | {one.vector for one in compared if isinstance(one, VectorCondition)} | {*read}
 
 
 def resolve(steering: Steering, context: SteeringContext, conversation: ChatSpans | None = None) -> ResolvedSteering:
@@ -81,6 +95,7 @@ def resolve(steering: Steering, context: SteeringContext, conversation: ChatSpan
         for operation, name, path in interventions
     ]
     paths = [path for _, _, path in interventions]
+    _refuse_many_aggregates(rules)
     _refuse_early_acts(rules, edits, context)
     prompt_len = conversation.prompt_len if conversation else None
     readout = resolve_readout(steering.readout, context, conversation, "steering.readout")
@@ -92,7 +107,7 @@ def resolve(steering: Steering, context: SteeringContext, conversation: ChatSpan
     # hashes last, of all names that edits, rules and the readout have brought in
     program = SteeringProgram(tuple(edits), (), rules, readout, itemised=steering.receipt == "tokens")
     program = add_sae_hashes(program, context)
-    vectors = {edit.vector: context.vectors[edit.vector] for edit in edits if edit.vector is not None}
+    vectors = {name: context.vectors[name] for name in vectors_used(steering)}
     return ResolvedSteering(steering, program, vectors)
 
 
@@ -110,8 +125,7 @@ def _interventions(steering: Steering) -> list[tuple[Operation, str | None, str]
     return own + [
         (operation, rule.name, f"steering.rules[{number}].then[{nth}]")
         for number, rule in enumerate(steering.rules)
-        if rule.then != "abort"
-        for nth, operation in enumerate(rule.then)
+        for nth, operation in enumerate(rule.interventions)
     ]
 
 
@@ -139,6 +153,17 @@ def _edit_op(operation: Operation, to_act: Callable[[float, Unit], float]) -> tu
     if isinstance(operation, Scale):
         return "scale", operation.factor + 0.0
     return operation.op, to_act(operation.value, operation.unit) + 0.0  # no -0.0: it does what 0.0 does
+
+
+def _refuse_many_aggregates(rules: Sequence[RuleSpec]) -> None:
+    num = 0
+    for number, rule in enumerate(rules):
+        num += sum(one.over != "token" for one in rule.comparisons)
+        if num > MAX_AGGREGATES:
+            raise InvalidSteeringError(
+                f"At most {MAX_AGGREGATES} comparisons of a request can look over several tokens.",
+                f"steering.rules[{number}].when",
+            )
 
 
 def _refuse_early_acts(rules: Sequence[RuleSpec], edits: Sequence[EditSpec], context: SteeringContext) -> None:

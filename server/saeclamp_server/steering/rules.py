@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from saeclamp.types import AllOf, AnyOf, Condition, FeatureCondition, Not
+from saeclamp.types import AllOf, AnyOf, Condition, FeatureCondition, LastTokens, Not, VectorCondition
 from saeclamp.types import Readout as WireReadout
 from saeclamp.types import Rule as WireRule
 from saeclamp_server.errors import InvalidSteeringError
 from saeclamp_server.steering.chat_spans import ChatSpans
 from saeclamp_server.steering.context import SteeringContext
 from saeclamp_server.steering.program import ComparisonSpec, EditSpec, Form, ReadoutSpec, RuleSpec
-from saeclamp_server.steering.units import check_sae_names, find_feature, to_act, to_ranges
+from saeclamp_server.steering.units import check_sae_names, find_feature, find_vector, to_act, to_ranges
+from saeclamp_server.vector_names import VECTOR
 
 
 def resolve_rule(rule: WireRule, context: SteeringContext, conversation: ChatSpans | None, path: str) -> RuleSpec:
@@ -39,12 +40,19 @@ def _form(condition: Condition, context: SteeringContext, path: str, found: dict
     return number
 
 
-def _comparison(condition: FeatureCondition, context: SteeringContext, path: str) -> ComparisonSpec:
-    sae, index = find_feature(condition.feature, context.saes, f"{path}.feature")
-    above = condition.above is not None
-    bound = condition.above if condition.above is not None else condition.below
-    assert bound is not None, "the wire takes one of the two"
-    return ComparisonSpec(sae.name, index, to_act(bound, condition.unit, context, sae.name, index, path), above)
+def _comparison(condition: FeatureCondition | VectorCondition, context: SteeringContext, path: str) -> ComparisonSpec:
+    if isinstance(condition, VectorCondition):
+        vector = find_vector(condition.vector, context.vectors, f"{path}.vector")
+        name, index = f"{VECTOR}{vector.name}", 0
+        bound = condition.bound if condition.unit == "act" else vector.act_of(condition.bound)
+    else:
+        sae, index = find_feature(condition.feature, context.saes, f"{path}.feature")
+        name = sae.name
+        bound = to_act(condition.bound, condition.unit, context, name, index, path)
+    above, over = condition.above is not None, condition.over or "token"
+    if isinstance(over, LastTokens):
+        return ComparisonSpec(name, index, bound, above, "mean", over.last)
+    return ComparisonSpec(name, index, bound, above, over)
 
 
 def check_rule_order(rule: RuleSpec, edits: list[EditSpec], context: SteeringContext, path: str) -> None:
@@ -53,15 +61,14 @@ def check_rule_order(rule: RuleSpec, edits: list[EditSpec], context: SteeringCon
 
     edits: those of the rule's `then`, in order
     """
-    last = max(rule.comparisons, key=lambda comparison: context.saes[comparison.sae].entry.summary.reads[-1].order)
-    # an SAE that reads at several sites is known at the last of them
-    known = context.saes[last.sae].entry.summary.reads[-1]
+    last = max(rule.comparisons, key=lambda comparison: context.read_site(comparison.sae).order)
+    known = context.read_site(last.sae)
     for number, edit in enumerate(edits):
         site = context.site_of(edit)
         if site.order < known.order:
             raise InvalidSteeringError(
                 f"{edit.target} is moved at {site}, before the rule's condition is known: it reads "
-                f"{last.sae}/{last.index} at {known}.",
+                f"{last.target} at {known}.",
                 f"{path}.then[{number}].{'feature' if edit.vector is None else 'vector'}",
             )
 
@@ -69,7 +76,7 @@ def check_rule_order(rule: RuleSpec, edits: list[EditSpec], context: SteeringCon
 def resolve_readout(
     readout: WireReadout | None, context: SteeringContext, conversation: ChatSpans | None, path: str
 ) -> ReadoutSpec | None:
-    """Find a readout's features and SAEs. Raises RequestError."""
+    """Find a readout's features, vectors and SAEs. Raises RequestError."""
     if readout is None:
         return None
     saes = check_sae_names(readout.saes, context, f"{path}.saes")
@@ -77,8 +84,12 @@ def resolve_readout(
         find_feature(feature, context.saes, f"{path}.features[{number}]")
         for number, feature in enumerate(readout.features)
     ]
+    vectors = [
+        find_vector(name, context.vectors, f"{path}.vectors[{number}]")
+        for number, name in enumerate(readout.vectors or ())
+    ]
     return ReadoutSpec(
-        features=tuple((sae.name, index) for sae, index in found),
+        features=(*((sae.name, index) for sae, index in found), *((f"{VECTOR}{one.name}", 0) for one in vectors)),
         top_k=readout.top_k,
         saes=saes if readout.top_k else (),
         tokens=to_ranges(readout.tokens, conversation, f"{path}.tokens"),

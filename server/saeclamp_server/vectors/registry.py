@@ -66,6 +66,14 @@ class RegisteredVector:
     def sha256(self) -> str:
         return self.direction.sha256
 
+    def score(self, act: float) -> float:
+        """Convert the coefficient of the stream's projection to its dot product with the vector, plus the bias."""
+        return act * self.direction.norm**2 + (self.direction.bias or 0.0)
+
+    def act_of(self, score: float) -> float:
+        """Convert a score to the coefficient of the projection; the inverse of `score`."""
+        return (score - (self.direction.bias or 0.0)) / self.direction.norm**2
+
     def to_wire(self) -> StoredVector:
         """Make the API's `StoredVector`."""
         stream = self.norms.rounded_resid_norm
@@ -75,6 +83,7 @@ class RegisteredVector:
             layer=self.site.layer,
             sign=self.direction.sign,
             source=self.direction.source,
+            bias=self.direction.bias,
             norm=self.direction.norm,
             resid_norm=self.direction.norm / stream if stream else None,
             sha256=f"sha256:{self.sha256}",

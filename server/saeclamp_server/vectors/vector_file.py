@@ -25,11 +25,15 @@ MAX_BYTES = 4 << 20
 """Bytes of a file, at most. The widest models' vectors take a fiftieth of it."""
 MAX_SOURCE = 2000
 """Characters of `source`, at most."""
+MAX_NUMBER = 40
+"""Characters of a number in the metadata, at most."""
 SHORTEST, LONGEST = 1e-9, 1e9
 """Norms beyond which squares and quotients leave what fp32 can hold."""
 
 REQUIRED = ("layer", "site", "sign", "source")
 """Metadata that a file must have."""
+BIAS = "bias"
+"""Metadata that the file of a probe has: the number that is added to the dot product with the vector."""
 CHECKSUM = "sha256"
 """Metadata that a file may have, and then must be right; files that the server writes have it."""
 
@@ -57,6 +61,8 @@ class SteeringVector:
     """Origin of the numbers, in the user's words."""
     numbers: Tensor
     """(width,) fp32, as uploaded"""
+    bias: float | None = None
+    """Number that is added to the stream's dot product with the signed vector where it is read; None: none was given."""
 
     @classmethod
     def parse(cls, data: bytes) -> SteeringVector:
@@ -66,6 +72,7 @@ class SteeringVector:
         except (ValueError, RecursionError) as exc:
             raise InvalidVectorError(_unreadable(data, exc), "body") from exc
         site, sign, source = _described(metadata)
+        bias = _bias(metadata[BIAS]) if BIAS in metadata else None
         if len(stored) != 1:
             raise InvalidVectorError(f"The file must hold one tensor; it holds {len(stored)}.", "body")
         ((name, entry),) = stored.items()
@@ -77,7 +84,7 @@ class SteeringVector:
         if len(entry.shape) != 1 or not entry.shape[0]:
             raise InvalidVectorError(f"{name[:64]!r} has shape {entry.shape}; a vector has one dimension.", "body")
         numbers = torch.frombuffer(bytearray(data[entry.offset :]), dtype=entry.dtype).float()
-        direction = cls(site, sign, source, numbers)
+        direction = cls(site, sign, source, numbers, bias)
         direction._check(metadata.get(CHECKSUM))
         return direction
 
@@ -88,7 +95,8 @@ class SteeringVector:
     @cached_property
     def sha256(self) -> str:
         """Hex digest of the numbers and of the metadata."""
-        said = json.dumps([str(self.site), self.sign, self.source])
+        # the hash of a vector without a bias is what it was before there were any
+        said = json.dumps([str(self.site), self.sign, self.source, *([] if self.bias is None else [self.bias])])
         return hashlib.sha256(said.encode() + b"\0" + self.numbers.numpy().tobytes()).hexdigest()
 
     def signed(self) -> Tensor:
@@ -99,6 +107,7 @@ class SteeringVector:
         """Write a file that `parse` reads, and finds any damage in."""
         sign = next(text for text, sign in SIGNS.items() if sign == self.sign)
         said = {"layer": str(self.site.layer), "site": self.site.point, "sign": sign, "source": self.source}
+        said |= {} if self.bias is None else {BIAS: repr(self.bias)}
         return bytes(save({"vector": self.numbers}, metadata={**said, CHECKSUM: self.sha256}))
 
     def _check(self, checksum: str | None) -> None:
@@ -122,8 +131,9 @@ def _described(metadata: Mapping[str, Any]) -> tuple[Site, Literal[1, -1], str]:
     """Parse the metadata: site, sign and source. Raises InvalidVectorError."""
     # unknown keys are refused, because one of the required ones may be misspelt
     for key in metadata:
-        if key not in (*REQUIRED, CHECKSUM):
-            raise _refusal(key, f"is not known.{did_you_mean(key, REQUIRED)} Known: {', '.join(REQUIRED)}.")
+        if key not in (*REQUIRED, BIAS, CHECKSUM):
+            known = (*REQUIRED, BIAS)
+            raise _refusal(key, f"is not known.{did_you_mean(key, known)} Known: {', '.join(known)}.")
     for key in REQUIRED:
         if key not in metadata:
             raise _refusal(key, f"is missing; required are {', '.join(REQUIRED)}.")
@@ -137,6 +147,16 @@ def _described(metadata: Mapping[str, Any]) -> tuple[Site, Literal[1, -1], str]:
     if not metadata["source"].strip() or len(metadata["source"]) > MAX_SOURCE:
         raise _refusal("source", f"must say where the vector comes from, in 1 to {MAX_SOURCE} characters.")
     return _site(metadata["site"], metadata["layer"]), SIGNS[metadata["sign"]], metadata["source"]
+
+
+def _bias(text: str) -> float:
+    """Read a number as JSON has it. Raises InvalidVectorError."""
+    if len(text) > MAX_NUMBER or not re.fullmatch(r"-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?", text):
+        raise _refusal(BIAS, f"is {text[:16]!r}; it must be a number, such as '-1.5'.")
+    bias = float(text)
+    if abs(bias) > LONGEST:
+        raise _refusal(BIAS, f"is {bias:.3g}; up to {LONGEST:g} is allowed.")
+    return bias + 0.0  # no -0.0: it does what 0.0 does
 
 
 def _site(text: str, layer: str) -> Site:

@@ -13,7 +13,13 @@ from typing import Any
 import pytest
 import torch
 from tests.oracles.reference import Compared, Move, ReferenceModel, When
-from tests.support.agreement import assert_agreement, assert_choice_agrees, max_difference, on_the_wire
+from tests.support.agreement import (
+    assert_agreement,
+    assert_choice_agrees,
+    max_difference,
+    on_the_wire,
+    rules_on_the_wire,
+)
 from tests.support.checkpoints import SPECIAL_IDS, make_model
 from tests.support.differential import BASE, FLAGS, TOLERANCE
 from tests.support.random_vectors import Made, draw, upload
@@ -79,6 +85,97 @@ def test_moving_vectors_and_features_is_what_the_oracle_does(
 ) -> None:
     server, oracle = engine
     assert_agreement(server, oracle, PROMPT, moves)
+
+
+def test_a_probe_is_read_and_its_note_changes_nothing(engine: tuple[Server, ReferenceModel]) -> None:
+    """Its score is the dot product with the signed vector, plus the bias; aggregates look back over all chunks."""
+    server, oracle = engine
+    made, bias = VECTORS["minus"], -2.25
+    name = "vector:minus"
+    assert upload(server, "probe", made.file(bias=str(bias))).json()["bias"] == bias
+    prompt, square = PROMPT, float(made.numbers.double().square().sum())
+    acts = oracle.forward(prompt, len(prompt), [], reads=[name]).acts[name][:, 0].double()
+    scores = (acts * square + bias).tolist()
+    ordinary = [at for at, token in enumerate(prompt) if at > 0 and token not in SPECIAL_IDS]
+    means = [sum(scores[at] for at in ordinary[: nth + 1]) / (nth + 1) for nth in range(len(ordinary))]
+    middle = sorted(means)[len(means) // 2]
+    largest = sorted(scores[at] for at in ordinary)[-2]
+    when = [
+        {"vector": "probe", "above": largest - 0.01},
+        {"vector": "probe", "above": middle, "over": "mean"},
+        {
+            "any": [
+                {"vector": "probe", "above": largest - 0.01, "over": "max"},
+                {"feature": "low/3", "above": 1e6, "unit": "act"},
+            ]
+        },
+    ]
+    rules = [{"name": f"n{n}", "when": one, "then": "note", "tokens": "prompt"} for n, one in enumerate(when)]
+    readout = {"vectors": ["probe"], "features": ["low/3"], "tokens": "prompt"}
+    before = _firings(server)
+    answer = server.post(
+        "/v1/completions", prompt=prompt, temperature=0, steering={"rules": rules, "readout": readout}, **PARAMS
+    ).json()
+    (choice,) = answer["choices"]
+    assert_choice_agrees(choice, oracle, prompt, [], TOLERANCE)
+    shown = choice["steering"]["prompt_tokens"]
+    assert [at for at, token in enumerate(shown) if token is not None] == ordinary
+    read = [shown[at]["vectors"]["probe"] for at in ordinary]
+    assert max_difference(read, [scores[at] for at in ordinary]) < 1e-3
+    fired = {item["rule"]: item for item in answer["steering"]["fired"]}
+    held = [at for at in ordinary if scores[at] > largest - 0.01]
+    assert (fired["n0"]["token"], fired["n0"]["num_tokens"]) == (held[0], 2)
+    assert fired["n0"]["value"] == pytest.approx(scores[held[0]], abs=1e-3)
+    assert fired["n0"]["acts"] == {"probe": fired["n0"]["value"]}
+    over = [at for at, mean in zip(ordinary, means, strict=True) if mean > middle + 1e-4]
+    close = sum(abs(mean - middle) <= 1e-4 for mean in means)
+    assert len(over) <= fired["n1"]["num_tokens"] <= len(over) + close
+    # from where it first held on, the maximum stays above
+    assert fired["n2"]["token"] == held[0]
+    assert fired["n2"]["num_tokens"] == sum(at >= held[0] for at in ordinary)
+    assert _firings(server) == before + 3
+    server.http.delete("/v1/vectors/probe")
+
+
+def _firings(server: Server) -> float:
+    line = 'saeclamp_rule_firings_total{then="note"} '
+    found = [text for text in server.http.get("/metrics").text.splitlines() if text.startswith(line)]
+    return float(found[0].removeprefix(line)) if found else 0.0
+
+
+def test_rules_on_vectors_move_and_abort_as_the_oracle_says(engine: tuple[Server, ReferenceModel]) -> None:
+    server, oracle = engine
+    acts = oracle.forward(PROMPT, len(PROMPT), [], reads=["vector:plus"]).acts["vector:plus"][1:, 0]
+    bound = float(acts.median()) + 1e-3
+    rules = [
+        When(Compared("vector:plus", 0, bound), (Move("high", 3, "add", 6.0),)),
+        When(Compared("vector:plus", 0, bound, over=5), (Move("vector:minus", 0, "add", 1.5),)),
+    ]
+    steering = {"rules": rules_on_the_wire(rules), "receipt": "summary"}
+    body = {"prompt": PROMPT, "temperature": 0, "prompt_logprobs": 0, "steering": steering, **PARAMS}
+    answer = server.post("/v1/completions", **body).json()
+    (choice,) = answer["choices"]
+    assert_choice_agrees(choice, oracle, PROMPT, [], TOLERANCE, rules)
+    ids = [*PROMPT, *choice["token_ids"][:-1]]
+    held = oracle.forward(ids, len(PROMPT), [], rules).held
+    assert [(one["token"], one["num_tokens"]) for one in answer["steering"]["fired"]] == [
+        (at[0], len(at)) for at in held
+    ]
+    abort = {"rules": rules_on_the_wire([When(Compared("vector:plus", 0, bound))])}
+    response = server.post("/v1/completions", prompt=PROMPT, temperature=0, steering=abort, **PARAMS).json()
+    assert response["choices"][0]["finish_reason"] == "content_filter"
+
+
+def test_a_condition_on_a_vector_that_is_not_there_is_refused(engine: tuple[Server, ReferenceModel]) -> None:
+    server, _ = engine
+    rule = {"name": "r", "when": {"not": {"vector": "plsu", "above": 1}}, "then": "note"}
+    for steering, param in (
+        ({"rules": [rule]}, "steering.rules[0].when.not.vector"),
+        ({"readout": {"vectors": ["plus", "plsu"]}}, "steering.readout.vectors[1]"),
+    ):
+        response = server.post("/v1/completions", prompt=PROMPT, steering=steering)
+        assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+        assert "Did you mean 'plus'?" in response.json()["error"]["message"]
 
 
 def test_an_ablated_vector_is_gone_from_the_stream(engine: tuple[Server, ReferenceModel]) -> None:

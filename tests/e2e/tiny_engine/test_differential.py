@@ -165,7 +165,14 @@ def test_sinks_in_the_middle_of_a_text_are_left_out_and_counted(engine: tuple[Se
         Move("low", 6, "add", 4.0, "prompt", special=True),
     ]
     rule = When(("not", (Compared("low", 7, 1e6),)), (Move(LAST, 4, "add", 9.0, "prompt"),))
-    body = {"prompt": prompt, "max_tokens": 6, "temperature": 0, "ignore_eos": True, "prompt_logprobs": 0, "logprobs": 0}
+    body = {
+        "prompt": prompt,
+        "max_tokens": 6,
+        "temperature": 0,
+        "ignore_eos": True,
+        "prompt_logprobs": 0,
+        "logprobs": 0,
+    }
     steering = {
         "interventions": on_the_wire(moves),
         "rules": rules_on_the_wire([rule]),

@@ -11,7 +11,7 @@ from tests.support.sae_entries import SERVER
 from tests.support.vector_files import file
 
 from saeclamp import Ablate, Add, AtMost, Clamp, FeatureCondition, Readout, Rule, Scale, Steering
-from saeclamp.types import Operation
+from saeclamp.types import AllOf, Fired, LastTokens, Operation, TokenCounts, VectorCondition
 from saeclamp_server.cli.args import parse_args
 from saeclamp_server.engine.scheduler.prefix_cache import BlockEdits
 from saeclamp_server.engine.worker.compiled_program import CompiledProgram, LoadedWeights, vector_key
@@ -19,8 +19,8 @@ from saeclamp_server.engine.worker.program_layout import FEATURE, NUMBER, WEIGHT
 from saeclamp_server.errors import RequestError
 from saeclamp_server.site_norms import SiteNorms
 from saeclamp_server.startup.options import ServeOptions
-from saeclamp_server.steering import SteeringContext, build_receipt, resolve
-from saeclamp_server.steering.program import EditSpec, SteeringProgram
+from saeclamp_server.steering import SteeringContext, build_receipt, resolve, vectors_used
+from saeclamp_server.steering.program import ComparisonSpec, EditSpec, SteeringProgram
 from saeclamp_server.steering.token_ranges import ALL, GENERATED
 from saeclamp_server.vectors import RegisteredVector, SteeringVector
 
@@ -121,6 +121,50 @@ def test_a_rule_moves_vectors_only_where_it_knows(with_vectors: SteeringContext)
     with pytest.raises(RequestError, match="vector:honest is moved at resid_post 3, before") as raised:
         resolve(asked("honest"), with_vectors)
     assert raised.value.param == "steering.rules[0].then[0].vector"
+
+
+def test_scores_of_probes_are_read_as_projections(with_vectors: SteeringContext) -> None:
+    probe = vector("probe", 4, bias="-2")
+    context = replace(with_vectors, vectors={**with_vectors.vectors, "probe": probe})
+    asked = Steering(
+        rules=(
+            Rule(name="a", when=VectorCondition(vector="probe", above=3), then="note"),
+            Rule(name="b", when=VectorCondition(vector="probe", below=3, unit="act", over="max"), then="abort"),
+            Rule(name="c", when=VectorCondition(vector="sleepy", above=3, over=LastTokens(last=5)), then="note"),
+        ),
+        readout=Readout(features=("big/1",), vectors=("probe",)),
+    )
+    resolved = resolve(asked, context)
+    assert [rule.comparisons for rule in resolved.program.rules] == [
+        (ComparisonSpec("vector:probe", 0, 5 / NORM**2, True),),
+        (ComparisonSpec("vector:probe", 0, 3.0, False, "max"),),
+        (ComparisonSpec("vector:sleepy", 0, 3 / NORM**2, True, "mean", 5),),
+    ]
+    assert resolved.program.readout is not None
+    assert resolved.program.readout.features == (("big", 1), ("vector:probe", 0))
+    assert set(resolved.vectors) == vectors_used(asked) == {"probe", "sleepy"}
+    assert resolved.outcomes == {"a": "note", "b": "abort", "c": "note"}
+    assert probe.score(probe.act_of(3.5)) == pytest.approx(3.5)
+    assert SteeringProgram.from_json(resolved.program.to_json()) == resolved.program
+    assert resolved.program.needs_all_computed
+
+
+def test_the_receipt_shows_scores_of_probes_and_what_was_left_out(with_vectors: SteeringContext) -> None:
+    context = replace(with_vectors, vectors={"probe": vector("probe", 4, bias="-2"), **with_vectors.vectors})
+    when = AllOf(all=(VectorCondition(vector="probe", above=3), FeatureCondition(feature="big/1", above=1, unit="act")))
+    asked = Steering(
+        interventions=(Add(vector="sleepy", value=1, unit="act"),), rules=(Rule(name="r", when=when, then="note"),)
+    )
+    fired = {"position": 7, "acts": [1.5, 4.0], "num_tokens": 2}
+    done = {**report(-1.5), "fired": [fired], "unjudged": [2]}
+    done["tallies"] = [{**done["tallies"][0], "prompt_sinks": 1, "generated_sinks": 3}]
+    written = build_receipt(resolve(asked, context), {0: done}, 1, replace(context, vectors={}), "tiny", SERVER)
+    score = 1.5 * NORM**2 - 2
+    assert written.fired == (
+        Fired(rule="r", choice=0, token=7, value=score, acts={"probe": score, "big/1": 4.0}, num_tokens=2),
+    )
+    assert written.interventions[0].tokens == TokenCounts(prompt=2, generated=2, sinks=4)
+    assert any("rules[0] was not looked at" in warning and "at 2 of them" in warning for warning in written.warnings)
 
 
 def test_readouts_are_of_saes(with_vectors: SteeringContext) -> None:

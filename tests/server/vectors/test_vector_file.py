@@ -65,6 +65,11 @@ REFUSED = {
     "long source": (file(source="x" * 2001), "metadata.source", "1 to 2000 characters"),
     "metadata that is no text": (raw({"v": ENTRY, "__metadata__": {**SAID, "layer": 3}}), "metadata.layer", "a string"),
     "metadata that is no object": (raw({"v": ENTRY, "__metadata__": 3}), "body", "its metadata is no JSON object"),
+    "a bias of words": (file(bias="none"), "metadata.bias", "is 'none'; it must be a number"),
+    "a bias that is not finite": (file(bias="nan"), "metadata.bias", "must be a number"),
+    "an infinite bias": (file(bias="1e400"), "metadata.bias", "up to 1e+09 is allowed"),
+    "a bias in other digits": (file(bias="٣"), "metadata.bias", "must be a number"),
+    "a long bias": (file(bias="1" * 41), "metadata.bias", "must be a number"),
     "two tensors": (save({"v": numbers(), "w": numbers(1)}, metadata=SAID), "body", "one tensor; it holds 2"),
     "no tensor": (raw({"__metadata__": SAID}, b""), "body", "one tensor; it holds 0"),
     "a matrix": (file(torch.ones(2, 4)), "body", "has shape (2, 4); a vector has one dimension"),
@@ -152,13 +157,18 @@ def test_the_hash_is_of_what_is_meant_and_not_of_how_it_is_stored() -> None:
             file(halves, sign="-1"),
             file(halves, source="x"),
             file(halves, layer="4"),
+            file(halves, bias="0"),
+            file(halves, bias="-1.5"),
         )
     }
-    assert len(others) == 5
+    assert len(others) == 7
+    assert SteeringVector.parse(file(halves, bias="-1.5e0")).sha256 in others
 
 
 def test_what_is_written_is_read_again() -> None:
-    direction = SteeringVector.parse(file(site="resid_mid", sign="-1"))
+    direction = SteeringVector.parse(file(site="resid_mid", sign="-1", bias="0.1"))
     again = SteeringVector.parse(direction.to_bytes())
     assert again.sha256 == direction.sha256
     assert (again.site, again.sign, again.source) == (direction.site, direction.sign, direction.source)
+    assert again.bias == 0.1
+    assert SteeringVector.parse(file()).bias is None

@@ -10,6 +10,7 @@ from saeclamp.types import ChoiceReadout, Readout, TokenEdit, TokenReadout, TopF
 from saeclamp_server.api.openai.sequence_tracker import SequenceTracker, TrackedSequence
 from saeclamp_server.steering import SteeringContext
 from saeclamp_server.steering.program import ABORTED
+from saeclamp_server.vector_names import VECTOR
 
 
 @dataclass
@@ -58,13 +59,14 @@ class ReadoutWriter:
         reading = sequence.readings.pop(position, None)
         if reading is None or reading.is_empty:
             return None
-        names = map(str, self.readout.features) if self.readout else ()
+        names = [*map(str, self.readout.features)] if self.readout else []
         return TokenReadout(
             position=position,
             token_id=token_id,
             text=self.text_of(token_id),
             bytes=self.bytes_of(token_id),
-            features={name: act for name, act in zip(names, reading.acts, strict=True) if act is not None},
+            features={name: act for name, act in zip(names, reading.acts, strict=False) if act is not None},
+            vectors=self._scores(reading.acts[len(names) :]),
             top={
                 sae: [
                     TopFeature(index=index, name=self.context.name_of(sae, index), act=act) for index, act in strongest
@@ -74,6 +76,16 @@ class ReadoutWriter:
             },
             edits=[TokenEdit(intervention=edit, act_before=act, dose=dose) for edit, act, dose in reading.edits],
         )
+
+    def _scores(self, acts: Sequence[float | None]) -> dict[str, float] | None:
+        """Convert what was read of the readout's vectors; None where it names none."""
+        if self.readout is None or not self.readout.vectors:
+            return None
+        return {
+            name: self.context.shown_act(f"{VECTOR}{name}", act)
+            for name, act in zip(self.readout.vectors, acts, strict=True)
+            if act is not None
+        }
 
 
 def name_aborted(body: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from saeclamp.types import Receipt
@@ -62,7 +62,7 @@ class SteeredCall:
         if resolved.program.has_token_output:
             writer = ReadoutWriter(
                 resolved.steering.readout,
-                services.context,
+                replace(services.context, vectors=resolved.vectors),  # some may be deleted meanwhile
                 services.sequences,
                 key,
                 shows_token_ids,
@@ -94,7 +94,7 @@ class SteeredCall:
         program = self.resolved.program
         payload = {"key": self.key, "prompt": prompt_index, "program": program.to_json()}
         params.extra_args = {**(params.extra_args or {}), EXTRA_ARGS_KEY: payload}
-        if program.reads_prompt:
+        if program.needs_all_computed:
             params.skip_reading_prefix_cache = True  # activations at cached positions are not computed
         if program.delays_output and params.max_tokens is not None:
             params.max_tokens += 1  # the scheduler drops it, when the one before it has been read
@@ -165,7 +165,7 @@ class SteeredCall:
             metrics.FAILURES.inc()
             self.failed(exc.message)
             raise
-        metrics.count(written, self.resolved.aborting)
+        metrics.count(written, self.resolved.outcomes)
         variant = self._variant.to_wire().version if self._variant else None
         written = written.model_copy(update={"variant": variant}) if variant else written
         if self.entry is not None:
@@ -183,4 +183,5 @@ class SteeredCall:
 
     def aborted(self, receipt: Receipt) -> set[int]:
         """Return the choices that a rule has ended."""
-        return {fired.choice for fired in receipt.fired if fired.rule in self.resolved.aborting}
+        outcomes = self.resolved.outcomes
+        return {fired.choice for fired in receipt.fired if outcomes[fired.rule] == "abort"}

@@ -11,10 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any, TypeAlias
 
-from saeclamp_server.steering.program import EditSpec, SteeringProgram
+from saeclamp_server.steering.program import EditSpec, SteeringProgram, rule_to_json
 from saeclamp_server.steering.token_ranges import NO_END, resolve_ranges
 
 Hasher: TypeAlias = Callable[[Any], list[bytes]]
@@ -63,7 +62,7 @@ def _edit(edit: EditSpec, program: SteeringProgram, prompt_len: int) -> tuple[tu
         return (*what, ""), ranges
     rule = program.rules[edit.rule]
     looked_at = resolve_ranges(rule.tokens, prompt_len)
-    condition = {"rule": asdict(rule), "weights": [weights[comparison.sae] for comparison in rule.comparisons]}
+    condition = {"rule": rule_to_json(rule), "weights": [weights[comparison.sae] for comparison in rule.comparisons]}
     first = min([start for start, _ in looked_at], default=NO_END)
     return (*what, json.dumps([condition, ranges, looked_at])), [(first, NO_END)] if first < NO_END else []
 

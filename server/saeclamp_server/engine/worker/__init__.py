@@ -11,8 +11,8 @@ from step to step; the op of each hooked layer finds in the tables what to do at
     program_tables.py    a program's edits, reads and rules, and what is counted of them        program_layout
     step_tables.py       each token's program, and what was read and done at it
     ops.py               the op: what only looks, then the executor             vector_recorder, prompt_means, top_features
-    torch_executor.py    reads activations, judges rules, edits, counts         site_vectors
-    triton_executor.py   the same by kernels, for GPUs                            triton_kernels, kernel_parts
+    torch_executor.py    reads activations, judges rules, edits, counts         site_vectors, conditions
+    triton_executor.py   the same by kernels, for GPUs                            triton_kernels, judge_kernel, kernel_parts
     report_builder.py    what a step showed, sent with the tokens               readout_plan
     pipeline_parallel.py sends what was read to the next stage
 

@@ -7,22 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saeclamp_saes.clamping import UPDATES
 from saeclamp_server.engine.worker.program_layout import (
+    AGGREGATED,
     CARRIED,
     FOREVER,
     LASTING,
     MANY,
     SPECIAL,
+    Aggregate,
     Operation,
 )
-from saeclamp_server.steering.program import ComparisonSpec, Form, RuleSpec, SteeringProgram
+from saeclamp_server.steering.program import ComparisonSpec, EditSpec, Form, RuleSpec, SteeringProgram
 from saeclamp_server.steering.token_ranges import resolve_ranges
+from saeclamp_server.vector_names import is_vector
 
 Ranges = list[tuple[int, int]]
 """(from, included; to, excluded) pairs, as absolute positions; ascending, and apart."""
@@ -47,6 +50,9 @@ class LoadedWeights(NamedTuple):
     def is_carried(self) -> bool:
         """True if activations are kept from the site where it reads to those where it writes."""
         return self.writes_at != (self.reads_at,)
+
+
+NamedT = TypeVar("NamedT", EditSpec, ComparisonSpec)
 
 
 def vector_key(name: str, sha256: str) -> str:
@@ -94,6 +100,8 @@ class CompiledProgram:
     edits: Rows
     reads: Rows
     """Activations that are read for rules and readouts, and those of edits that are carried to another site."""
+    aggregates: Rows
+    """Comparisons that look at several tokens, at the site where their rule is judged."""
     conditions: Rows
     """A row for each rule."""
     code: NDArray[np.int32]
@@ -133,6 +141,7 @@ class CompiledProgram:
             prompt_len=prompt_len,
             edits=compiler.edits.table(),
             reads=compiler.reads.table(),
+            aggregates=compiler.aggregates.table(),
             conditions=compiler.conditions.table(),
             code=np.array(compiler.code, np.int32).reshape(-1, 2),
             bounds=np.array(compiler.bounds, np.float32).reshape(-1, 2),
@@ -150,17 +159,27 @@ def _with_rows(program: SteeringProgram, loaded: Mapping[str, LoadedWeights]) ->
     """Replace each vector by its row of a bank, so that the engine knows features alone."""
     weights = dict(program.saes)
     rows: dict[str, tuple[str, int]] = {}
-    for name in {edit.sae for edit in program.edits if edit.vector is not None}:
+    for name in filter(is_vector, program.sae_names):
         # by name and hash, as the vector may have been deleted and its name given to another since the program was made
         vector = loaded.get(vector_key(name, weights[name]))
         if vector is None or vector.row is None:
             raise ValueError(f"{name!r} is not in the engine as it was when the request began.")
         rows[name] = vector.row
-    edits = [
-        replace(edit, sae=rows[edit.sae][0], index=rows[edit.sae][1]) if edit.sae in rows else edit
-        for edit in program.edits
-    ]
-    return replace(program, edits=tuple(edits), saes=tuple(pair for pair in program.saes if pair[0] not in rows))
+
+    def placed(named: NamedT) -> NamedT:
+        return replace(named, sae=rows[named.sae][0], index=rows[named.sae][1]) if named.sae in rows else named
+
+    rules = tuple(replace(rule, comparisons=tuple(map(placed, rule.comparisons))) for rule in program.rules)
+    readout = program.readout
+    if readout is not None:
+        readout = replace(readout, features=tuple(rows.get(sae, (sae, index)) for sae, index in readout.features))
+    return replace(
+        program,
+        edits=tuple(map(placed, program.edits)),
+        rules=rules,
+        readout=readout,
+        saes=tuple(pair for pair in program.saes if pair[0] not in rows),
+    )
 
 
 class _RowList:
@@ -186,11 +205,12 @@ class _Compiler:
 
     def __init__(self, program: SteeringProgram, loaded: Mapping[str, LoadedWeights], prompt_len: int) -> None:
         self._program, self._loaded, self._prompt_len = program, loaded, prompt_len
-        self.edits, self.reads, self.conditions = _RowList(), _RowList(), _RowList()
+        self.edits, self.reads, self.conditions, self.aggregates = _RowList(), _RowList(), _RowList(), _RowList()
         self.code: list[tuple[int, int]] = []
         self.bounds: list[tuple[float, float]] = []
         self.ranges: Ranges = []
         self.num_reads = 0
+        self._num_aggregates = 0
         self._runs: dict[tuple[tuple[int, int], ...], int] = {}
         """Place of each scope's run among `ranges`."""
 
@@ -215,16 +235,21 @@ class _Compiler:
 
     def rule(self, number: int, rule: RuleSpec) -> CompiledRule:
         """Add a rule, and what it reads."""
-        ranges = resolve_ranges(rule.tokens, self._prompt_len)
+        scope = self._scope(resolve_ranges(rule.tokens, self._prompt_len), rule.special)
+        site = max(self._weights(comparison.sae, comparison.index).reads_at for comparison in rule.comparisons)
+        # what is compared lies side by side; what is only aggregated comes behind it
         column, begin = self.num_reads, len(self.code)
-        for comparison in rule.comparisons:
-            self._named(comparison.sae, comparison.index, ranges, rule.special)
+        self.num_reads += len(rule.comparisons)
+        for nth, comparison in enumerate(rule.comparisons):
+            if comparison.over == "token":
+                self._read_named(comparison.sae, comparison.index, scope, column + nth)
+            else:
+                self._aggregate(comparison, scope, site, column + nth)
         self._instructions(_simplified(rule.form), rule.comparisons, column)
-        site = max(self._loaded[comparison.sae].reads_at for comparison in rule.comparisons)
-        scope = self._scope(ranges, rule.special)
         if scope is not None:
             first, last, flags = scope
             flags |= LASTING if rule.lasting else 0
+            flags |= AGGREGATED if any(comparison.over != "token" for comparison in rule.comparisons) else 0
             ints = (first, last, flags, number, begin, len(self.code), column, len(rule.comparisons))
             self.conditions.add(site, ints)
         return CompiledRule(rule.aborts, site, len(rule.comparisons))
@@ -235,7 +260,11 @@ class _Compiler:
         if readout is None:
             return None
         ranges = resolve_ranges(readout.tokens, self._prompt_len)
-        columns = [self._named(sae, index, ranges, readout.special) for sae, index in readout.features]
+        scope = self._scope(ranges, readout.special)
+        columns = [*range(self.num_reads, self.num_reads + len(readout.features))]
+        self.num_reads += len(columns)
+        for column, (sae, index) in zip(columns, readout.features, strict=True):
+            self._read_named(sae, index, scope, column)
         return CompiledReadout(np.array(columns, np.int64), readout.saes, readout.top_k, ranges, readout.special)
 
     def _weights(self, sae: str, index: int) -> LoadedWeights:
@@ -244,14 +273,23 @@ class _Compiler:
             raise ValueError(f"SAE {sae!r} has no feature {index}.")
         return weights
 
-    def _named(self, sae: str, index: int, ranges: Ranges, special: bool) -> int:
-        """Add an activation that is read by name; returns its column."""
-        weights, column = self._weights(sae, index), self.num_reads
-        self.num_reads += 1
-        scope = self._scope(ranges, special)
+    def _read_named(self, sae: str, index: int, scope: tuple[int, int, int] | None, column: int) -> None:
+        """Add an activation that is read by name; `scope` is as `_scope` returns it."""
+        weights = self._weights(sae, index)
         if scope is not None:
             self._read(weights, index, scope, column)
-        return column
+
+    def _aggregate(
+        self, comparison: ComparisonSpec, scope: tuple[int, int, int] | None, site: int, column: int
+    ) -> None:
+        """Add a comparison that looks at several tokens, with the activation that it aggregates."""
+        source, slot = self.num_reads, self._num_aggregates
+        self.num_reads += 1
+        self._num_aggregates += 1
+        self._read_named(comparison.sae, comparison.index, scope, source)
+        if scope is not None:
+            kind = Aggregate[comparison.over.upper()]
+            self.aggregates.add(site, (*scope, column, source, kind, comparison.window, slot))
 
     def _read(self, weights: LoadedWeights, index: int, scope: tuple[int, int, int], number: int) -> None:
         first, last, flags = scope

@@ -20,6 +20,10 @@ FOREVER = tl.constexpr(layout.FOREVER)
 FIRST, LAST = tl.constexpr(layout.FIRST), tl.constexpr(layout.LAST)
 FLAGS, NUMBER = tl.constexpr(layout.FLAGS), tl.constexpr(layout.NUMBER)
 RULE, WRITE = tl.constexpr(layout.RULE), tl.constexpr(layout.WRITE)
+SOURCE, KIND = tl.constexpr(layout.SOURCE), tl.constexpr(layout.KIND)
+WINDOW, SLOT = tl.constexpr(layout.WINDOW), tl.constexpr(layout.SLOT)
+AGGREGATED, AGGREGATES = tl.constexpr(layout.AGGREGATED), tl.constexpr(layout.AGGREGATES)
+MAX, RECENT = tl.constexpr(int(layout.Aggregate.MAX)), tl.constexpr(layout.RECENT)
 BEGIN, END = tl.constexpr(layout.BEGIN), tl.constexpr(layout.END)
 COLUMN = tl.constexpr(layout.COLUMN)
 MANY, SPECIAL, LASTING = tl.constexpr(layout.MANY), tl.constexpr(layout.SPECIAL), tl.constexpr(layout.LASTING)
@@ -132,6 +136,39 @@ def is_met(ints: tl.tensor, programs: tl.tuple, acts: tl.tensor) -> tl.tuple:
             joined = tl.where(operation == ALL, parts == mask, parts != 0)
             stack = ((stack >> num_parts) << 1) | joined.to(tl.int64)
     return (stack & 1 != 0) & is_judged, is_judged
+
+
+@triton.jit
+def aggregate(
+    ints: tl.tensor, programs: tl.tuple, step: tl.tuple, program: tl.tensor, token: tl.tensor, ACTS: tl.constexpr
+) -> tl.tuple:
+    """
+    Take a token's activation into an aggregate, if its rule looks at the token.
+
+    returns: total, number of activations, and what is compared at the token: NaN where it is not looked at
+    """
+    slot = program * AGGREGATES + tl.load(ints + SLOT)
+    total, num = tl.load(programs.totals + slot * 2), tl.load(programs.totals + slot * 2 + 1)
+    act = tl.load(step.acts + token * ACTS + tl.load(ints + SOURCE))
+    value = tl.full((), float("nan"), tl.float32)
+    # NaN where it was not read: outside the rule's scope, and at sinks
+    if act == act:
+        place, window = num.to(tl.int32) % RECENT, tl.load(ints + WINDOW)
+        tl.store(programs.recent + slot * RECENT + place, act)
+        num += 1.0
+        if tl.load(ints + KIND) == MAX:
+            total = tl.where(num > 1.0, tl.maximum(total, act.to(tl.float64)), act.to(tl.float64))
+            value = total.to(tl.float32)
+        else:
+            total += act.to(tl.float64)
+            value = (total / num).to(tl.float32)
+        if window > 0:
+            tl.debug_barrier()
+            age = (place - tl.arange(0, RECENT) + RECENT) % RECENT
+            is_in = (age < window) & (age < num)
+            last = tl.load(programs.recent + slot * RECENT + tl.arange(0, RECENT), mask=is_in, other=0.0)
+            value = (tl.sum(last.to(tl.float64)) / tl.minimum(num, window.to(tl.float64))).to(tl.float32)
+    return total, num, value
 
 
 @triton.jit

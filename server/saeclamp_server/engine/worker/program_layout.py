@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from saeclamp.types import MAX_INTERVENTIONS, MAX_READ, MAX_RULES, MAX_TESTS
+from saeclamp.types import MAX_AGGREGATES, MAX_INTERVENTIONS, MAX_READ, MAX_RULES, MAX_TESTS, MAX_WINDOW
 from saeclamp_server.steering.token_ranges import MAX_RANGES
 
 FOREVER = 2**31 - 1
@@ -23,8 +23,12 @@ EDITS = MAX_INTERVENTIONS
 """Edits of a program, at most; and so are those that follow."""
 RULES = MAX_RULES
 TESTS = MAX_TESTS
-READS = MAX_READ + MAX_RULES * MAX_TESTS
-"""Activations that are read by name."""
+AGGREGATES = MAX_AGGREGATES
+"""Comparisons of a program, at most, that look at several tokens."""
+READS = MAX_READ + MAX_RULES * MAX_TESTS + AGGREGATES
+"""Columns of activations: those that are read by name, and what is aggregated of some of them."""
+RECENT = 2 * MAX_WINDOW
+"""Activations that are kept for a window: as many again as it is long, because drafts that are rejected overwrite some."""
 INSTRUCTIONS = MAX_RULES * 4 * MAX_TESTS
 """At most n - 1 joins of n comparisons, and a negation of each of these 2n - 1: fewer than 4n instructions a rule."""
 RANGES = MAX_RANGES
@@ -39,10 +43,18 @@ RULE, WEIGHTS, FEATURE, WRITE = range(4, 8)
 BEGIN, END, COLUMN, COMPARISONS = range(4, 8)
 """Columns of rules: the condition's instructions, the column of its first activation, and their number."""
 
+SOURCE, KIND, WINDOW, SLOT = range(4, 8)
+"""
+Columns of aggregates: the column of the activation, `Aggregate`, the number of tokens (0: all so far), and the number among
+those of the program. NUMBER is the column of the result.
+"""
+
 MANY, SPECIAL, LASTING, CARRIED = 1, 2, 4, 8
 """Flags: several ranges; special tokens and position 0 too; the rule holds on; the activation is kept for another site."""
 CENTERED, BY_STD, BY_LENGTH = 16, 32, 64
 """Flags of the kernels: how the SAE normalises its input, as `sae.InputNorm` has it."""
+AGGREGATED = 128
+"""Flag of rules: its condition has aggregates, so its tokens are judged one after the other."""
 
 BIAS, THRESHOLD, ROW_NORM, NORM_EPS = range(4, 8)
 """Columns of floats behind the four of an edit's `clamping.ActivationUpdate`, for the kernels: what they need of a row."""
@@ -68,3 +80,10 @@ class Operation(IntEnum):
     ALL = 1
     ANY = 2
     NOT = 3
+
+
+class Aggregate(IntEnum):
+    """Kinds of aggregates of an activation over the tokens so far."""
+
+    MAX = 0
+    MEAN = 1

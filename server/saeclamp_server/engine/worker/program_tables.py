@@ -19,6 +19,7 @@ from torch import Tensor
 from saeclamp.types import MAX_TESTS
 from saeclamp_server.engine.worker.compiled_program import CompiledProgram, LoadedWeights, Rows
 from saeclamp_server.engine.worker.program_layout import (
+    AGGREGATES,
     BEGIN,
     EDITS,
     END,
@@ -32,6 +33,7 @@ from saeclamp_server.engine.worker.program_layout import (
     RANGES,
     REACHED,
     READS,
+    RECENT,
     RULES,
     SUMS,
 )
@@ -114,6 +116,7 @@ class ProgramTables:
         num_reads = READS + (EDITS if any(one.is_carried for one in weights) else 0)
         self.edits = EntryTable(num_programs, num_sites, EDITS * max_writes, device)
         self.reads = EntryTable(num_programs, num_sites, num_reads, device)
+        self.aggregates = EntryTable(num_programs, num_sites, AGGREGATES, device)
         self.conditions = EntryTable(num_programs, num_sites, RULES, device)
 
         def int32(*shape: int, fill: int = 0) -> Tensor:
@@ -130,6 +133,12 @@ class ProgramTables:
         self.num_held = int32(num_programs, RULES)
         self.num_unjudged = int32(num_programs, RULES)
         self.first_acts = torch.zeros(num_programs, RULES, MAX_TESTS, device=device)
+        self.totals = torch.zeros(num_programs, AGGREGATES, 2, dtype=torch.float64, device=device)
+        """(num_programs, AGGREGATES, 2) fp64: maximum or sum over the tokens so far, and their number"""
+        self.recent = torch.zeros(num_programs, AGGREGATES, RECENT, device=device)
+        """(num_programs, AGGREGATES, RECENT) fp32, the last activations, the nth at n modulo RECENT"""
+        self.step_rows = int32(num_programs, 2)
+        """(num_programs, 2): row of the program's first token in the step's batch, and the number of its tokens"""
         self.sink_norms = torch.full((num_sites,), torch.inf, device=device)
         """(num_sites,) fp32, norm above which a site's vector is that of a sink; infinity until the model is measured"""
         self.num_with_ranges = 0
@@ -159,6 +168,8 @@ class ProgramTables:
         conditions = _placed(program.conditions.ints, number)
         conditions[:, (BEGIN, END)] += number * INSTRUCTIONS
         self.conditions.write(number, program.conditions, conditions)
+        self.aggregates.write(number, program.aggregates, _placed(program.aggregates.ints, number))
+        self.totals[number] = 0
         _set(self.ranges, number * RANGES, program.ranges)
         _set(self.code, number * INSTRUCTIONS, program.code)
         _set(self.bounds, number * INSTRUCTIONS, program.bounds)
@@ -172,7 +183,7 @@ class ProgramTables:
     def remove(self, number: int) -> Counters:
         """Erase a program, and return its counters, fetched; waits for the device."""
         counters = self.counters(number)
-        for table in (self.edits, self.reads, self.conditions):
+        for table in (self.edits, self.reads, self.aggregates, self.conditions):
             table.erase(number)
         self.num_with_ranges -= self._has_ranges[number]
         self._free.append(number)

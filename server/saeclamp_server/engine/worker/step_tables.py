@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from saeclamp.types import MAX_TESTS
-from saeclamp_server.engine.worker.program_layout import COUNTED_TO, EDITS, FOREVER, REACHED, READS
+from saeclamp_server.engine.worker.program_layout import (
+    AGGREGATES,
+    COUNTED_TO,
+    EDITS,
+    FOREVER,
+    REACHED,
+    READS,
+)
 from saeclamp_server.engine.worker.program_tables import ProgramTables
 
 
@@ -56,10 +63,12 @@ class StepTables:
         (num_tokens, EDITS, 2) fp32, of edits that were made: activation before, dose. NaN where one was not; where it was
         left out because the token is a sink, the dose is LEFT_OUT.
         """
+        self.totals = torch.zeros(num_tokens, AGGREGATES, 2, dtype=torch.float64, device=device)
+        """(num_tokens, AGGREGATES, 2) fp64, totals of the program after each token, kept where it may be a draft"""
         self.verdicts = torch.zeros(num_tokens, dtype=torch.int32, device=device)
         """(num_tokens,), a bit for each rule, 1 where its condition holds"""
         self.unjudged = torch.zeros(num_tokens, dtype=torch.int32, device=device)
-        """(num_tokens,), a bit for each rule in whose scope the token is, but which was not judged, as the token is a sink"""
+        """(num_tokens,), a bit for each rule in whose scope the token is, but which was not judged, as it is a sink"""
         self.is_lost = torch.zeros(num_tokens, dtype=torch.bool, device=device)
         """(num_tokens,): an edit left a vector that is not finite, or too long"""
         self.num_tokens = 0
@@ -89,6 +98,7 @@ def map_tokens(batch: Batch, programs: ProgramTables, step: StepTables) -> None:
     behind = start + num_rows[has_program].int()
     held = programs.first_held[of]
     programs.first_held[of] = torch.where(held >= start[:, None], FOREVER, held)
+    programs.step_rows[of] = torch.stack((first_row[:-1], num_rows), dim=1)[has_program].int()
     reached = programs.headers[of, REACHED]
     programs.headers[of, COUNTED_TO] = reached
     programs.headers[of, REACHED] = torch.maximum(reached, behind)

@@ -15,14 +15,13 @@ from torch import Tensor
 
 from saeclamp.types import MAX_TESTS
 from saeclamp_saes.clamping import EditRows, FeaturePairs, ReadActs, UniqueFeatures, decoder_delta, read_acts
+from saeclamp_server.engine.worker.conditions import aggregate, run_conditions
 from saeclamp_server.engine.worker.loaded_sae import LoadedSAE
 from saeclamp_server.engine.worker.program_layout import (
-    BEGIN,
     CARRIED,
     COLUMN,
     COUNTED_TO,
     EDITS,
-    END,
     FEATURE,
     FIRST,
     FLAGS,
@@ -44,7 +43,6 @@ from saeclamp_server.engine.worker.program_layout import (
     SUMS,
     WEIGHTS,
     WRITE,
-    Operation,
 )
 from saeclamp_server.engine.worker.program_tables import EntryTable, ProgramTables
 from saeclamp_server.engine.worker.site_vectors import SiteVectors
@@ -102,6 +100,9 @@ class TorchExecutor:
             return
         if self._programs.reads.num_programs_at[site]:
             self._read(site, vectors)
+        if self._programs.aggregates.num_programs_at[site]:
+            pairs = self._pairs(self._programs.aggregates, site)
+            aggregate(pairs.ints, pairs.token, self._programs, self._step)
         if self._programs.conditions.num_programs_at[site]:
             self._judge(site)
 
@@ -165,6 +166,8 @@ class TorchExecutor:
         first.copy_(torch.where(first >= kept_to[:, None], FOREVER, first))
         reached = programs.headers[:, REACHED]
         reached.copy_(torch.minimum(reached, kept_to))
+        last = (has_program & (position == kept_to[program] - 1)).nonzero()[:, 0]
+        programs.totals[program[last]] = step.totals[last]
         # what is settled is not settled again
         step.items[: step.num_tokens] = torch.nan
         step.verdicts[: step.num_tokens] = 0
@@ -227,7 +230,7 @@ class TorchExecutor:
         if not len(pairs.token):
             return
         rule, position = pairs.ints[:, NUMBER], step.position[pairs.token]
-        is_met, is_judged = self._is_met(pairs)
+        is_met, is_judged = run_conditions(pairs.ints, pairs.token, step.acts, programs)
         # each bit is added once, as a rule is judged at one site
         step.verdicts.index_add_(0, pairs.token, (is_met.long() << rule).int())
         step.unjudged.index_add_(0, pairs.token, ((~is_judged).long() << rule).int())
@@ -240,36 +243,6 @@ class TorchExecutor:
             is_new = position >= programs.headers[pairs.program, COUNTED_TO]
             programs.num_held.view(-1).index_add_(0, slot, (is_met & is_new).int())
             programs.num_unjudged.view(-1).index_add_(0, slot, (~is_judged & is_new).int())
-
-    def _is_met(self, pairs: _Pairs) -> tuple[Tensor, Tensor]:
-        """
-        Run each pair's condition, on a stack that is the bits of a number.
-
-        returns: (num_pairs,) bool; (num_pairs,) bool, False where an activation was not read, as the token is a sink: there
-            no condition holds, not even a negated one
-        """
-        programs, acts = self._programs, self._step.acts
-        begin, end = pairs.ints[:, BEGIN], pairs.ints[:, END]
-        stack, height = torch.zeros_like(begin), torch.zeros_like(begin)
-        is_judged = torch.ones_like(begin, dtype=torch.bool)
-        for number in range(int((end - begin).max())):
-            is_running = begin + number < end
-            at = torch.where(is_running, begin + number, begin)
-            operation, operand = programs.code[at].long().unbind(dim=1)
-            bound, sign = programs.bounds[at].unbind(dim=1)
-            is_comparison = operation == Operation.COMPARE
-            act = acts[pairs.token, torch.where(is_comparison, operand, 0)]
-            is_judged &= ~(is_running & is_comparison & act.isnan())
-            compared = torch.where(sign > 0, act > bound, act < bound)
-            num_parts = torch.where(is_comparison, 0, torch.where(operation == Operation.NOT, 1, operand))
-            mask = (1 << num_parts) - 1
-            parts = (stack >> (height - num_parts).clamp(min=0)) & mask
-            joined = torch.where(operation == Operation.ALL, parts == mask, parts != 0)
-            result = torch.where(is_comparison, compared, torch.where(operation == Operation.NOT, parts == 0, joined))
-            below = height - num_parts
-            pushed = (stack & ((1 << below.clamp(min=0)) - 1)) | (result.long() << below.clamp(min=0))
-            stack, height = torch.where(is_running, pushed, stack), torch.where(is_running, below + 1, height)
-        return (stack != 0) & is_judged, is_judged
 
     def _is_sink(self, site: int, pairs: _Pairs, place: Tensor, x: Tensor) -> Tensor:
         """

@@ -16,6 +16,7 @@ import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 
+from saeclamp_server.engine.worker import judge_kernel
 from saeclamp_server.engine.worker import triton_kernels as kernels
 from saeclamp_server.engine.worker.loaded_sae import LoadedSAE
 from saeclamp_server.engine.worker.program_layout import (
@@ -56,6 +57,7 @@ class _Step(NamedTuple):
     position: Tensor
     is_sink: Tensor
     acts: Tensor
+    totals: Tensor
     carried: Tensor
     items: Tensor
     verdicts: Tensor
@@ -68,6 +70,9 @@ class _Programs(NamedTuple):
     ranges: Tensor
     code: Tensor
     bounds: Tensor
+    totals: Tensor
+    recent: Tensor
+    step_rows: Tensor
     sums: Tensor
     peaks: Tensor
     first_held: Tensor
@@ -109,6 +114,7 @@ class TritonExecutor:
             step.position,
             step.is_sink.view(torch.int8),
             step.acts,
+            step.totals,
             step.carried,
             step.items,
             step.verdicts,
@@ -118,9 +124,9 @@ class TritonExecutor:
         self._programs = _Programs(*(getattr(programs, name) for name in _Programs._fields))
         # made once: a step makes no tensor, not even a view
         self._is_special = step.is_special.view(torch.int8)
-        self._edits, self._reads, self._conditions = (
+        self._edits, self._reads, self._aggregates, self._conditions = (
             [_Table(spans, table.ints, table.floats, table.rows) for spans in table.spans]
-            for table in (programs.edits, programs.reads, programs.conditions)
+            for table in (programs.edits, programs.reads, programs.aggregates, programs.conditions)
         )
         self._sink_norms = [*programs.sink_norms]
         for table in (programs.edits, programs.reads):
@@ -146,7 +152,10 @@ class TritonExecutor:
 
     def judge(self, site: int, vectors: SiteVectors) -> None:
         """Read and judge."""
-        self._launch(kernels.judge, site, self._reads[site], vectors)
+        self._launch(kernels.read, site, self._reads[site], vectors)
+        judge_kernel.judge[(len(vectors.hidden),)](
+            self._step, self._aggregates[site], self._conditions[site], self._programs, num_warps=1, **self._flags
+        )
 
     def edit(self, site: int, vectors: SiteVectors) -> None:
         """Edit and count."""

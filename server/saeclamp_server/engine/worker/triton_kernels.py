@@ -4,8 +4,9 @@ Worker process: what the tables say, done by Triton kernels with an instance for
 A launch depends on nothing that changes from step to step but its grid; it allocates nothing and never waits for the device,
 so it can be captured in a CUDA graph: the contents of the tables, which stay where they are, decide what a replay does.
 
-`map_tokens` begins a step. At each site `judge` reads and judges, then `edit` edits: two launches, because a rule that
-lasts holds from the smallest of all positions on at which its condition held, and all are in only when a launch has ended.
+`map_tokens` begins a step. At each site `read` reads, `judge` judges, and `edit` edits. They are launches of their own, as
+all that one has written is in only when it has ended: a rule may look at the activations of several tokens, and one that
+lasts holds from the smallest of all positions on at which its condition held.
 `settle` ends a step with drafts. The torch executor does the same, and says the same in fewer words.
 
 Imports neither vllm nor torch's own operations.
@@ -19,6 +20,7 @@ import triton.language as tl
 
 from saeclamp_server.engine.worker.kernel_parts import (
     ACT_SUM,
+    AGGREGATES,
     CARRIED,
     COLUMN,
     COUNTED_TO,
@@ -44,7 +46,6 @@ from saeclamp_server.engine.worker.kernel_parts import (
     count_left_out,
     in_scope,
     is_allowed,
-    is_met,
     moved,
     site_vector,
 )
@@ -96,11 +97,13 @@ def map_tokens(
     header = programs.headers + program * 4
     reached = tl.load(header + REACHED)
     tl.store(header + COUNTED_TO, reached)
+    tl.store(programs.step_rows + program * 2, begin)
+    tl.store(programs.step_rows + program * 2 + 1, end - begin)
     tl.store(header + REACHED, tl.maximum(reached, start + end - begin))
 
 
 @triton.jit
-def judge(
+def read(
     hidden: tl.tensor,
     residual: tl.tensor,
     step: tl.tuple,
@@ -119,55 +122,29 @@ def judge(
     ACTS: tl.constexpr,
     IS_DEFERRED: tl.constexpr,
 ) -> None:
-    """Read the activations of a token that are asked for at this site, and judge the rules that have all of theirs."""
+    """Read the activations of a token that are asked for at this site."""
     token = tl.program_id(0).to(tl.int64)
     program = tl.load(step.program + token)
     if program < 0:
         return
-    first_read, last_read = tl.load(reads.spans + program * 2), tl.load(reads.spans + program * 2 + 1)
-    first_rule, last_rule = tl.load(conditions.spans + program * 2), tl.load(conditions.spans + program * 2 + 1)
-    if (first_read == last_read) & (first_rule == last_rule):
+    first, last = tl.load(reads.spans + program * 2), tl.load(reads.spans + program * 2 + 1)
+    if first == last:
         return
     position, is_sink = tl.load(step.position + token), tl.load(step.is_sink + token)
-    acts = step.acts + token * ACTS
-    if first_read < last_read:
-        x = site_vector(
-            hidden, residual, token, hidden_stride, residual_stride, norm_eps, D, BLOCK, WHOLE_STREAM, HAS_NORM
-        )
-        is_long = tl.sqrt(tl.sum(x * x)) > tl.load(sink_norm)
-        for row in range(first_read, last_read):
-            ints = reads.ints + row * 8
-            if in_scope(ints, programs, position, is_sink):
-                act, scale = activation(x, reads, row, D, BLOCK, ROW)
-                flags, number = tl.load(ints + FLAGS), tl.load(ints + NUMBER)
-                if is_long & (flags & SPECIAL == 0):
-                    act = float("nan")
-                if flags & CARRIED != 0:
-                    tl.store(step.carried + (token * EDITS + number) * 2, act)
-                    tl.store(step.carried + (token * EDITS + number) * 2 + 1, scale)
-                else:
-                    tl.store(acts + number, act)
-        # one thread has stored what all load below
-        tl.debug_barrier()
-    verdicts, unjudged = tl.load(step.verdicts + token), tl.load(step.unjudged + token)
-    counted_to = tl.load(programs.headers + program * 4 + COUNTED_TO)
-    for row in range(first_rule, last_rule):
-        ints = conditions.ints + row * 8
+    x = site_vector(hidden, residual, token, hidden_stride, residual_stride, norm_eps, D, BLOCK, WHOLE_STREAM, HAS_NORM)
+    is_long = tl.sqrt(tl.sum(x * x)) > tl.load(sink_norm)
+    for row in range(first, last):
+        ints = reads.ints + row * 8
         if in_scope(ints, programs, position, is_sink):
-            number = tl.load(ints + NUMBER)
-            bit, slot = (1 << number).to(tl.int32), program * RULES + number
-            holds, is_judged = is_met(ints, programs, acts)
-            if holds:
-                verdicts |= bit
-                tl.atomic_min(programs.first_held + slot, position.to(tl.int32), sem="relaxed")
-            if is_judged == 0:
-                unjudged |= bit
-            if not IS_DEFERRED:
-                if position >= counted_to:
-                    tl.atomic_add(programs.num_held + slot, 1, mask=holds, sem="relaxed")
-                    tl.atomic_add(programs.num_unjudged + slot, 1, mask=is_judged == 0, sem="relaxed")
-    tl.store(step.verdicts + token, verdicts)
-    tl.store(step.unjudged + token, unjudged)
+            act, scale = activation(x, reads, row, D, BLOCK, ROW)
+            flags, number = tl.load(ints + FLAGS), tl.load(ints + NUMBER)
+            if is_long & (flags & SPECIAL == 0):
+                act = float("nan")
+            if flags & CARRIED != 0:
+                tl.store(step.carried + (token * EDITS + number) * 2, act)
+                tl.store(step.carried + (token * EDITS + number) * 2 + 1, scale)
+            else:
+                tl.store(step.acts + token * ACTS + number, act)
 
 
 @triton.jit
@@ -293,6 +270,11 @@ def settle(step: tl.tuple, programs: tl.tuple, kept_to: tl.tensor) -> None:
         held, unjudged = tl.load(step.verdicts + token) >> rule, tl.load(step.unjudged + token) >> rule
         tl.atomic_add(programs.num_held + program * RULES + rule, ones, mask=held & 1 != 0, sem="relaxed")
         tl.atomic_add(programs.num_unjudged + program * RULES + rule, ones, mask=unjudged & 1 != 0, sem="relaxed")
+    if position == tl.load(kept_to + program) - 1:
+        # what drafts behind it have added is void
+        pair = tl.arange(0, 2 * AGGREGATES)
+        totals = tl.load(step.totals + token * (2 * AGGREGATES) + pair)
+        tl.store(programs.totals + program * (2 * AGGREGATES) + pair, totals)
 
 
 @triton.jit

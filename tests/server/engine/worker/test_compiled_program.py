@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.random_steps import random_form
 
-from saeclamp.types import MAX_INTERVENTIONS, MAX_READ, MAX_RULES, MAX_TESTS
+from saeclamp.types import MAX_AGGREGATES, MAX_INTERVENTIONS, MAX_READ, MAX_RULES, MAX_TESTS
 from saeclamp_server.engine.worker.compiled_program import CompiledProgram, LoadedWeights
 from saeclamp_server.engine.worker.program_layout import (
+    AGGREGATES,
     CARRIED,
     EDITS,
     FIRST,
@@ -117,14 +118,16 @@ def test_a_program_for_another_engine_is_refused(edit: EditSpec, sha256: str, er
 @given(seed=st.integers(0, 2**32))
 def test_the_largest_program_that_is_let_in_has_room(seed: int) -> None:
     random = Random(seed)
-    comparisons = tuple(ComparisonSpec("a", n % 10, 0.5, True) for n in range(MAX_TESTS))
-    forms = [random_form(random, [*range(MAX_TESTS)]) for _ in range(MAX_RULES)]
-    rules = tuple(RuleSpec(comparisons, form) for form in forms)
+    compared = [tuple(ComparisonSpec("a", n % 10, 0.5, True) for n in range(MAX_TESTS))] * MAX_RULES
+    compared[0] = tuple(ComparisonSpec("a", n % 10, 0.5, True, "max") for n in range(MAX_AGGREGATES))
+    rules = tuple(RuleSpec(one, random_form(random, [*range(MAX_TESTS)])) for one in compared)
     edits = tuple(EditSpec("carried", n % 4, "add", 1.0) for n in range(MAX_INTERVENTIONS))
     readout = ReadoutSpec(tuple(("b", n % 5) for n in range(MAX_READ)), tokens=ALL)
     saes = tuple((name, weights.sha256) for name, weights in HELD.items())
     program = CompiledProgram.compile(SteeringProgram(edits, saes, rules, readout), HELD, 4)
     assert len(program.edits.ints) == 2 * EDITS
-    assert len(program.reads.ints) == READS + EDITS
+    assert len(program.reads.ints) == READS - AGGREGATES + EDITS
+    assert len(program.aggregates.ints) == AGGREGATES
+    assert program.num_reads == READS
     assert len(program.conditions.ints) == RULES
     assert len(program.code) <= INSTRUCTIONS

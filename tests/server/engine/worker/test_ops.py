@@ -60,7 +60,9 @@ class Served:
         executor = TorchExecutor(programs, self.step, saes)
         self.prompt_means = PromptMeanRecorder(torch.zeros(10, dtype=torch.bool), CPU)
         for number in range(2):
-            state = HookState(HERE, executor, TopFeatureFinder(), self.prompt_means, saes, whole_stream, torch.tensor(torch.inf))
+            state = HookState(
+                HERE, executor, TopFeatureFinder(), self.prompt_means, saes, whole_stream, torch.tensor(torch.inf)
+            )
             register_site(number, state)
 
 

@@ -47,6 +47,7 @@ def test_a_step_in_which_nobody_comes_or_goes_asks_nothing_of_torch(interpreter:
         "operations of steered steps": 0,
         "operations of idle steps": 1,  # the first one of them leaves all tokens without a program
         "map_tokens": 1000,
+        "read": 3000,
         "judge": 3000,
         "edit": 3000,
     }
@@ -60,7 +61,7 @@ def test_they_compile_for_gpus_and_a_token_fits_into_registers(compiler: Process
         assert about["target"].startswith(f"sm_{capability}"), name
         assert about["registers"] <= 128, name
         assert (about["stack"], about["has_local"]) == (0, False), name
-        if name in ("judge", "edit"):
+        if name in ("read", "edit"):
             assert about["num_warps"] == {64: 1, 576: 2, 2304: 8, 4096: 8, 8192: 16}[width]
             assert about["has_wide_loads"] or width == 64
         if name == "edit":
