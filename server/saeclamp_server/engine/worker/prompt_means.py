@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from saeclamp_server.engine.worker.device_copies import Fetch, upload
 
 MAX_RECORDS = 1024
 """Records that wait to be fetched, at most; the oldest make room, as clients may have gone. 32 MB at width 4096."""
@@ -17,10 +19,10 @@ MAX_RECORDS = 1024
 
 @dataclass
 class PromptMean:
-    """Running sum of one request's vectors."""
+    """Sums of one request's vectors."""
 
-    total: Tensor
-    """(width,) fp64"""
+    sums: list[Fetch] = field(default_factory=list)
+    """Of each part of the prompt, (width,) fp64."""
     num_tokens: int = 0
 
 
@@ -61,15 +63,14 @@ class PromptMeanRecorder:
         positions = chosen_positions(prompt_ids, asked["tokens"], self._is_special)
         rows = positions[(positions >= first) & (positions < first + num_tokens)] - first + row
         if len(rows):
-            take = RecordedRows(asked["key"], torch.from_numpy(rows).to(self._device))
+            take = RecordedRows(asked["key"], upload(rows, self._device))
             self.takes.setdefault(asked["site"], []).append(take)
 
     def record(self, key: str, vectors: Tensor) -> None:
         """Add vectors to a record, (num_tokens, width) fp32."""
         # fp64, so that a prompt has the same mean, to fp32, in however many parts it is computed
-        total = vectors.double().sum(dim=0).cpu()
-        found = self._records.setdefault(key, PromptMean(torch.zeros_like(total)))
-        found.total += total
+        found = self._records.setdefault(key, PromptMean())
+        found.sums.append(Fetch([vectors.double().sum(dim=0)]))
         found.num_tokens += len(vectors)
         while len(self._records) > MAX_RECORDS:
             self._records.popitem(last=False)
@@ -79,7 +80,8 @@ class PromptMeanRecorder:
         for key in keys:
             found = self._records.pop(key, None)
             if found is not None:
-                yield key, (found.total / found.num_tokens).numpy().tobytes()
+                total = torch.stack([one for part in found.sums for one in part.wait()]).sum(dim=0)
+                yield key, (total / found.num_tokens).numpy().tobytes()
 
 
 def chosen_positions(

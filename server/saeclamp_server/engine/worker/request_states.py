@@ -9,12 +9,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saeclamp_server.engine.worker.compiled_program import CompiledProgram, LoadedWeights
+from saeclamp_server.engine.worker.device_copies import Fetch
 from saeclamp_server.engine.worker.feature_row_cache import FeatureRowCache
 from saeclamp_server.engine.worker.program_layout import FEATURE, FOREVER, WEIGHTS
 from saeclamp_server.engine.worker.program_tables import Counters, ProgramTables
@@ -61,11 +62,8 @@ class SteeringReport:
     num_positions: int = 0
     """Positions that were computed here, or found in the prefix cache."""
 
-    @property
-    def num_bytes(self) -> int:
-        """Estimated memory of the report: numbers in Python's lists and dictionaries."""
-        num_acts = sum(len(fired["acts"]) for fired in self.fired if fired is not None)
-        return 500 + 600 * len(self.tallies) + 400 * len(self.fired) + 40 * num_acts
+    num_bytes: ClassVar[int] = 500
+    """Estimated memory of one that is kept, which is a failure's: others are made when they are fetched."""
 
 
 @dataclass
@@ -79,7 +77,35 @@ class SteeredRequest:
     number: int | None
     """Number of its program in the tables; None while it is preempted."""
     counters: Counters | None = None
-    """Its counters while it is preempted."""
+    """Its counters while it is preempted, on the device."""
+
+
+class EndedRequest:
+    """A request that has ended. Its report is made when it is asked for, and by then its counters have come."""
+
+    def __init__(self, request: SteeredRequest, fetched: Fetch, nth: int) -> None:
+        """
+        fetched: the fields of `Counters` of several requests
+        nth:     which of these it is
+        """
+        self._prompt = request.prompt
+        self._num_compared = [rule.num_comparisons for rule in request.program.rules]
+        self._fetched, self._nth = fetched, nth
+
+    @property
+    def num_bytes(self) -> int:
+        """Estimated memory: numbers in Python's lists and dictionaries, if all rules have held, and the counters."""
+        return 4500 + 600 * len(self._prompt) + 400 * len(self._num_compared) + 40 * sum(self._num_compared)
+
+    def report(self) -> SteeringReport:
+        """Make the report; waits where the counters are on their way."""
+        counters = Counters._make(tensor[self._nth] for tensor in self._fetched.wait())
+        stats = _edit_stats(counters, len(self._prompt))
+        prompt = [stat.prompt if count is None else count for count, stat in zip(self._prompt, stats, strict=True)]
+        fired = [_fired(counters, rule, num) for rule, num in enumerate(self._num_compared)]
+        return SteeringReport(
+            prompt=prompt, tallies=[vars(stat) for stat in stats], fired=fired, num_positions=int(counters.reached)
+        )
 
 
 class RequestStates:
@@ -160,16 +186,16 @@ class RequestStates:
         self.version += 1
         return entered
 
-    def _leave(self, request: SteeredRequest) -> Counters:
-        """Take a program out of the tables, and return its counters."""
-        if request.number is None:
-            assert request.counters is not None
-            return request.counters
-        counters = self._tables.remove(request.number)
-        self._release_rows(request.program)
-        request.number = None
+    def _leave(self, requests: Sequence[SteeredRequest]) -> Counters:
+        """Take programs out of the tables; returns their counters, (num_requests, ...), on the device."""
+        numbers = []
+        for request in requests:
+            assert request.number is not None, "it runs"
+            numbers.append(request.number)
+            self._release_rows(request.program)
+            request.number = None
         self.version += 1
-        return counters
+        return self._tables.remove(numbers)
 
     def _release_rows(self, program: CompiledProgram) -> None:
         for number, features in self._cached_features(program):
@@ -186,10 +212,14 @@ class RequestStates:
 
     def preempt(self, request_ids: Iterable[str]) -> None:
         """Give the numbers of preempted requests to others; their counters are kept until they come back."""
-        for request_id in request_ids:
-            request = self._requests.get(request_id)
-            if request is not None and request.number is not None:
-                request.counters = self._leave(request)
+        known = [
+            self._requests[request_id] for request_id in dict.fromkeys(request_ids) if request_id in self._requests
+        ]
+        running = [request for request in known if request.number is not None]
+        if running:
+            counters = self._leave(running)
+            for nth, request in enumerate(running):
+                request.counters = Counters._make(tensor[nth] for tensor in counters)
 
     def key(self, request_id: str) -> str | None:
         """Return the API call's key of a request that has been registered; None for others."""
@@ -205,9 +235,8 @@ class RequestStates:
         """Return, and drop, the reports on all requests of some API calls, by key and request id."""
         reports: dict[str, dict[str, SteeringReport]] = {key: {} for key in keys}
         # the API process may be told of an answer's end before the worker is, which learns of it with the next step
-        for request_id, request in [*self._requests.items()]:
-            if request.key in reports:
-                reports[request.key][request_id] = self._close(request_id)
+        for key, request_id, ended in self._close([name for name, one in self._requests.items() if one.key in reports]):
+            reports[key][request_id] = ended.report()
         for key, found in reports.items():
             found |= self._ended.take(key)
         for request_id, (key, reason) in [*self.failures.items()]:
@@ -218,23 +247,24 @@ class RequestStates:
 
     def end(self, request_ids: Iterable[str]) -> None:
         """Close requests that vLLM has ended: their slots are released, and only reports are kept that are not abandoned."""
+        request_ids = [*dict.fromkeys(request_ids)]
+        ended: dict[str, tuple[str, EndedRequest | SteeringReport]] = {
+            request_id: (key, one)
+            for key, request_id, one in self._close([name for name in request_ids if name in self._requests])
+        }
         for request_id in request_ids:
-            reports: dict[str, SteeringReport] = {}
-            if request_id in self._requests:
-                key = self._requests[request_id].key
-                reports[key] = self._close(request_id)
             if request_id in self.failures:  # instead of what it did before it failed
                 key, reason = self.failures.pop(request_id)
-                reports[key] = SteeringReport(failure=reason)
-            for key, report in reports.items():
-                if key not in self._abandoned:
-                    self._ended.add(key, request_id, report)
+                ended[request_id] = key, SteeringReport(failure=reason)
+        for request_id, (key, one) in ended.items():
+            if key not in self._abandoned:
+                self._ended.add(key, request_id, one)
 
     def abandon(self, keys: Iterable[str], is_running: Callable[[str], bool]) -> None:
         """Drop the reports of API calls that nobody will fetch: at once, or when vLLM ends their requests."""
         abandoned = {*keys}
         for key in abandoned:
-            self._ended.take(key)
+            self._ended.drop(key)
         self._abandoned |= dict.fromkeys(abandoned)
         for key in [*islice(self._abandoned, max(0, len(self._abandoned) - MAX_ABANDONED))]:
             del self._abandoned[key]
@@ -248,15 +278,18 @@ class RequestStates:
             if key in abandoned and not is_running(request_id)
         )
 
-    def _close(self, request_id: str) -> SteeringReport:
-        request = self._requests.pop(request_id)
-        counters = self._leave(request)
-        stats = _edit_stats(counters, request.program.num_edits)
-        prompt = [stat.prompt if count is None else count for count, stat in zip(request.prompt, stats, strict=True)]
-        fired = [_fired(counters, nth, rule.num_comparisons) for nth, rule in enumerate(request.program.rules)]
-        return SteeringReport(
-            prompt=prompt, tallies=[vars(stat) for stat in stats], fired=fired, num_positions=int(counters.reached)
-        )
+    def _close(self, request_ids: Sequence[str]) -> list[tuple[str, str, EndedRequest]]:
+        """End requests, and send for their counters: (key of the API call, id, the request) of each."""
+        closed = [(request_id, self._requests.pop(request_id)) for request_id in request_ids]
+        running = [one for one in closed if one[1].number is not None]
+        ended = []
+        if running:
+            fetched = Fetch(self._leave([request for _, request in running]))
+            ended += [(one.key, name, EndedRequest(one, fetched, nth)) for nth, (name, one) in enumerate(running)]
+        for name, one in closed:
+            if one.counters is not None:  # it was preempted
+                ended.append((one.key, name, EndedRequest(one, Fetch([t[None] for t in one.counters]), 0)))
+        return ended
 
 
 def _edit_stats(counters: Counters, num_edits: int) -> list[EditStat]:
@@ -278,21 +311,27 @@ def _fired(counters: Counters, rule: int, num_comparisons: int) -> dict[str, Any
 
 
 class _UncollectedReports:
-    """Reports on ended requests that have not been fetched yet, by the API call's key. The oldest make room."""
+    """Ended requests whose reports have not been fetched yet, by the API call's key. The oldest make room."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._by_key: dict[str, dict[str, SteeringReport]] = {}
+        self._by_key: dict[str, dict[str, EndedRequest | SteeringReport]] = {}
         self._num_bytes, self._max_bytes = 0, max_bytes
 
-    def add(self, key: str, request_id: str, report: SteeringReport) -> None:
-        self._by_key.setdefault(key, {})[request_id] = report
-        self._num_bytes += report.num_bytes
+    def add(self, key: str, request_id: str, ended: EndedRequest | SteeringReport) -> None:
+        self._by_key.setdefault(key, {})[request_id] = ended
+        self._num_bytes += ended.num_bytes
         while self._num_bytes > self._max_bytes:
-            self.take(next(iter(self._by_key)))
+            self.drop(next(iter(self._by_key)))
 
     def take(self, key: str) -> dict[str, SteeringReport]:
+        return {
+            request_id: ended if isinstance(ended, SteeringReport) else ended.report()
+            for request_id, ended in self.drop(key).items()
+        }
+
+    def drop(self, key: str) -> dict[str, EndedRequest | SteeringReport]:
         found = self._by_key.pop(key, {})
-        self._num_bytes -= sum(report.num_bytes for report in found.values())
+        self._num_bytes -= sum(ended.num_bytes for ended in found.values())
         return found
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from saeclamp_server.engine.worker.device_copies import Fetch
+
 Recorded = tuple[Tensor, Tensor]
 """Vectors (num_tokens, width) and norms (num_tokens,), as `VectorRecorder.record` takes them."""
 
@@ -18,8 +20,8 @@ class VectorRecorder:
         """True if only norms are kept: the vectors of every layer would be too many."""
         self.rows = torch.empty(0, dtype=torch.int64)
         """(num_tokens,), the rows of the coming forward that are real tokens; set by the runner's adapter."""
-        self._vectors: list[Tensor] = []
-        self._norms: list[Tensor] = []
+        self._parts: list[Fetch] = []
+        """Vectors and norms of each forward."""
 
     def record(self, vectors: Tensor, norms: Tensor) -> None:
         """
@@ -27,12 +29,11 @@ class VectorRecorder:
 
         norms: (num_tokens,) of the residual stream, or of the site's vector where the stream is not at hand
         """
-        self._vectors.append(vectors[:, : 0 if self.norms_only else None].cpu())
-        self._norms.append(norms.cpu())
+        self._parts.append(Fetch([vectors[:, : 0 if self.norms_only else None], norms]))
 
     def take(self) -> Recorded | None:
         """Stop, return all vectors and norms since the start, and drop them; None where nothing was recorded."""
         self.is_recording = False
-        recorded = (torch.cat(self._vectors), torch.cat(self._norms)) if self._vectors else None
-        self._vectors, self._norms = [], []
-        return recorded
+        parts = [part.wait() for part in self._parts]
+        self._parts = []
+        return (torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])) if parts else None

@@ -150,7 +150,7 @@ def test_the_reports_of_ended_requests_are_kept_small_and_within_a_bound() -> No
         assert requests.admit(str(number), {"key": f"k{number}", "program": program}, [1, 2]) is not None
         requests.end([str(number)])
     kept = [number for number in range(50) if requests.collect([f"k{number}"])[f"k{number}"]]
-    assert kept == [*range(36, 50)]  # of 16 rules each: 500 + 16 * 400 bytes
+    assert kept == [*range(46, 50)]  # 4,500 bytes each, and for 16 rules of 16 comparisons 16 * (400 + 16 * 40)
     assert requests.collect(["k49"]) == {"k49": {}}
 
 
