@@ -36,6 +36,10 @@ class Process:
         """Run random schedules by the kernels, and count what was compared. Raises AssertionError where they differ."""
         return self._pool.submit(_run, [*seeds], options).result()
 
+    def find_kept(self, seeds: Sequence[int]) -> int:
+        """Settle random drafts by the kernel; returns how many answers ended before the last token sampled at once."""
+        return self._pool.submit(_find_kept, [*seeds]).result()
+
     def count_steady(self, num_steps: int) -> dict[str, Any]:
         """Count what steps ask of torch and of Triton when no request comes or goes."""
         return self._pool.submit(_count_steady, num_steps).result()
@@ -77,6 +81,40 @@ def _run(seeds: list[int], options: dict[str, Any]) -> dict[str, int]:
             num["held"] += sum(bool(one.held) for one in made)
             num["lost"] += sum(one.is_lost for one in made)
     return num
+
+
+def _find_kept(seeds: list[int]) -> int:
+    from saeclamp_server.engine.worker.draft_settlement import DraftSettlement
+    from saeclamp_server.engine.worker.program_layout import FOREVER
+    from saeclamp_server.engine.worker.sampled_tokens import AnswerEnd, SampledTokens
+
+    num_cut = 0
+    settlement = DraftSettlement(8, torch.device("cpu"))
+    for seed in seeds:
+        random = Random(seed)
+        num_requests, num_tokens = random.randint(1, 6), random.choice((1, 4))
+        program = torch.tensor(random.sample([-1, *range(8)], num_requests), dtype=torch.int32)
+        row = torch.tensor(random.sample(range(10), num_requests))
+        tokens = torch.randint(0, 6, (num_requests, num_tokens), generator=torch.Generator().manual_seed(seed))
+        num = torch.tensor([random.randint(0, num_tokens) for _ in range(num_requests)], dtype=torch.int32)
+        # of all tokens the last one has not been computed
+        num_computed = torch.arange(20, 30, dtype=torch.int32)
+        len_before = [int(num_computed[at]) + 1 - n for at, n in zip(row.tolist(), num.tolist(), strict=True)]
+        ends = [
+            AnswerEnd(frozenset(random.sample(range(6), random.choice((0, 1, 3)))), n + random.randint(1, 6))
+            for n in len_before
+        ]
+        expected = torch.full((8,), FOREVER)
+        for nth, number in enumerate(program.tolist()):
+            own = tokens[nth, : num[nth]].tolist()
+            num_kept = ends[nth].num_kept(own, len_before[nth])
+            if number >= 0:
+                expected[number] = len_before[nth] + num_kept - 1
+                num_cut += num_kept < len(own)
+        for _ in range(2):  # the second time, the batch is known
+            found = settlement.find_kept(program, lambda ends=ends: ends, SampledTokens(row, tokens, num, num_computed))
+            assert torch.equal(found, expected), f"seed {seed}"
+    return num_cut
 
 
 def check_row(seed: int, before: torch.Tensor, wanted: torch.Tensor, found: torch.Tensor, is_steered: bool) -> None:

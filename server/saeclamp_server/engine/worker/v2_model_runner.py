@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import vllm.v1.worker.gpu.model_runner as vllm_model_runner
+from torch import Tensor
 
 from saeclamp_server.engine.lifeline import begin_serving
 from saeclamp_server.engine.step_report import WIPED
 from saeclamp_server.engine.worker.kv_wipe import wipe_blocks
 from saeclamp_server.engine.worker.ops import HookState
+from saeclamp_server.engine.worker.sampled_tokens import AnswerEnd, SampledTokens
 from saeclamp_server.engine.worker.steered_steps import (
     KnownRequest,
     SteeredSteps,
@@ -33,10 +35,10 @@ class V2RunnerAdapter:
     def __init__(self, runner: Any, tables: SteeringTables, sites: Sequence[HookState]) -> None:
         """
         sites: in the order of their numbers, at least one
-        Raises RuntimeError for what cannot be steered there yet: drafts, and several pipeline stages.
+        Raises RuntimeError for what cannot be steered there yet: several pipeline stages.
         """
-        if runner.speculative_config is not None or not (runner.is_first_pp_rank and runner.is_last_pp_rank):
-            raise RuntimeError("Steering in vLLM's V2 model runner takes neither drafts nor pipeline stages yet.")
+        if not (runner.is_first_pp_rank and runner.is_last_pp_rank):
+            raise RuntimeError("Steering in vLLM's V2 model runner takes no pipeline stages yet.")
         self._runner, self._tables = runner, tables
         self._known: dict[str, KnownRequest] = {}
         """Requests that have come and not gone, by id."""
@@ -52,6 +54,13 @@ class V2RunnerAdapter:
         runner.sample_tokens = self._sample_tokens
         runner._dummy_run = self._dummy_run
         runner.model_state.preprocess_state = self._preprocess_state
+        if runner.speculative_config is not None:
+            # the V1 runner, which there is for CPUs, does without Triton
+            from saeclamp_server.engine.worker.draft_settlement import DraftSettlement
+
+            self._settlement = DraftSettlement(tables.programs.num_programs, runner.device)
+            self._vllm_postprocess_sampled = runner.postprocess_sampled
+            runner.postprocess_sampled = self._postprocess_sampled
         # what looks at whole vectors is host code, which no captured graph runs: such steps run without
         self._sites, self._vllm_dispatch = sites, vllm_model_runner.dispatch_cg_and_sync_dp
         vllm_model_runner.dispatch_cg_and_sync_dp = self._dispatch
@@ -76,7 +85,7 @@ class V2RunnerAdapter:
             params = new.sampling_params
             # of one that comes again after a preemption the generated tokens are part of what is computed, not of the prompt
             prompt_ids = (new.prompt_token_ids or new.prefill_token_ids)[: new.prompt_len]
-            self._known[new.req_id] = KnownRequest((params and params.extra_args) or {}, prompt_ids)
+            self._known[new.req_id] = KnownRequest((params and params.extra_args) or {}, prompt_ids, params)
         self._vllm_add_requests(scheduler_output)
 
     def _dispatch(self, *args: Any, need_eager: bool = False, **kwargs: Any) -> Any:
@@ -104,6 +113,20 @@ class V2RunnerAdapter:
     def _dummy_run(self, *args: Any, **kwargs: Any) -> Any:
         self._steps.begin_without_requests()
         return self._vllm_dummy_run(*args, **kwargs)
+
+    def _postprocess_sampled(
+        self, idx_mapping: Tensor, sampled_tokens: Tensor, num_sampled: Tensor, *args: Any, **kwargs: Any
+    ) -> None:
+        # first vLLM's own, which takes rejected drafts off the number of computed tokens
+        self._vllm_postprocess_sampled(idx_mapping, sampled_tokens, num_sampled, *args, **kwargs)
+        batch, num_computed = self._steps.batch, self._runner.req_states.num_computed_tokens.gpu
+        if batch.steered:
+            sampled = SampledTokens(idx_mapping, sampled_tokens, num_sampled, num_computed)
+            self._steps.settle(self._settlement.find_kept(batch.program, self._answer_ends, sampled))
+
+    def _answer_ends(self) -> list[AnswerEnd]:
+        known = map(self._known.__getitem__, self._steps.batch.request_ids)
+        return [AnswerEnd.from_params(one.params, len(one.prompt_ids)) for one in known]
 
     def _sample_tokens(self, grammar_output: Any) -> Any:
         # taken before vLLM samples, which clears it
