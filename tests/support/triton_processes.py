@@ -203,7 +203,9 @@ def _compile(width: int, capability: int, with_residual: bool) -> dict[str, dict
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
-    from saeclamp_server.engine.worker import triton_kernels
+    from saeclamp_server.engine.worker import step_end_kernels, triton_kernels
+    from saeclamp_server.engine.worker.draft_settlement import DraftSettlement
+    from saeclamp_server.engine.worker.sampled_tokens import AnswerEnd, SampledTokens
     from saeclamp_server.engine.worker.site_vectors import SiteVectors
     from saeclamp_server.engine.worker.triton_executor import TritonExecutor
 
@@ -217,7 +219,8 @@ def _compile(width: int, capability: int, with_residual: bool) -> dict[str, dict
     random = Random(0)
     saes = random_saes(random, width, with_top_k=False)
     warm_ups = {name: _WarmUp(getattr(triton_kernels, name)) for name in ("map_tokens", "judge", "edit", "settle")}
-    with patch.multiple(triton_kernels, **warm_ups):
+    at_the_end = {name: _WarmUp(getattr(step_end_kernels, name)) for name in ("find_lost", "find_kept")}
+    with patch.multiple(triton_kernels, **warm_ups), patch.multiple(step_end_kernels, **at_the_end):
         engine = TableEngine(saes, 4, 8, executor=TritonExecutor)
         engine.admit(Request("a", random_program(random, saes, 9), 9, [5] * 64))
         hidden, residual = torch.zeros(2, 8, width, dtype=torch.bfloat16)
@@ -228,7 +231,12 @@ def _compile(width: int, capability: int, with_residual: bool) -> dict[str, dict
         engine.executor.edit(0, vectors)
         with patch.object(triton_kernels, "settle_programs", _WarmUp(triton_kernels.settle_programs)):
             engine.executor.settle(torch.zeros(4, dtype=torch.int64))
-    return {name: warm_up.about() for name, warm_up in warm_ups.items()}
+        engine.executor.find_lost(hidden)
+        row = torch.zeros(8, dtype=torch.int64)
+        sampled = SampledTokens(row, torch.zeros(8, 4, dtype=torch.int64), row.int(), row.int())
+        ends = [AnswerEnd(frozenset({2, 5, 7}), 20)] * 8
+        DraftSettlement(4, torch.device("cpu")).find_kept(row.int(), lambda: ends, sampled)
+    return {name: warm_up.about() for name, warm_up in (warm_ups | at_the_end).items()}
 
 
 class _WarmUp:

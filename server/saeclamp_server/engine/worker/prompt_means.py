@@ -22,7 +22,7 @@ class PromptMean:
     """Sums of one request's vectors."""
 
     sums: list[Fetch] = field(default_factory=list)
-    """Of each part of the prompt, (width,) fp64."""
+    """Sum of each part of the prompt, (width,) fp64."""
     num_tokens: int = 0
 
 

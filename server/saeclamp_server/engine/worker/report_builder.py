@@ -47,24 +47,22 @@ def collect_step_report(
     failures: reasons of requests that cannot be steered, by request id
     """
     num, slices = step.num_tokens, [*telling.values()]
-    num_reads = max((req_slice.program.num_reads for req_slice in slices), default=0)
-    shows_edits = any(req_slice.program.itemised for req_slice in slices)
-    # of all programs, as a choice of them would have to be sent to the device first
-    num_programs = programs.num_programs if any(map(_can_abort, slices)) else 0
-    fetched = copy_stream.fetch(
-        [
-            step.is_lost[:num],
-            step.acts[:num, :num_reads],
-            step.items[: num if shows_edits else 0],
-            programs.first_held[:num_programs],
-            *(part for found in top.values() for part in found),
-        ]
-    )
+    sent = [step.is_lost[:num]]
+    if slices:
+        num_reads = max(req_slice.program.num_reads for req_slice in slices)
+        shows_edits = any(req_slice.program.itemised for req_slice in slices)
+        # of all programs, as a choice of them would have to be sent to the device first
+        sent += [step.acts[:num, :num_reads], step.items[: num if shows_edits else 0], programs.first_held]
+        sent += [part for found in top.values() for part in found]
+    fetched = copy_stream.fetch(sent)
 
     def fetch() -> dict[str, RequestStepReport]:
         report = {request_id: RequestStepReport(0, 0, failure=reason) for request_id, reason in failures.items()}
-        is_lost, acts, items, first_held, *found = (tensor.numpy() for tensor in fetched.wait())
+        is_lost, *rest = (tensor.numpy() for tensor in fetched.wait())
         report |= _lost_requests(rows, is_lost)
+        if not rest:
+            return report
+        acts, items, first_held, *found = rest
         tops = {
             sae: _TopFeatureReader(found[2 * nth].tolist(), found[2 * nth + 1].tolist()) for nth, sae in enumerate(top)
         }
@@ -86,10 +84,6 @@ def collect_step_report(
         return report
 
     return fetch
-
-
-def _can_abort(req_slice: RequestSlice) -> bool:
-    return any(rule.aborts for rule in req_slice.program.rules)
 
 
 def _lost_requests(rows: BatchRows, is_lost: NDArray[np.bool_]) -> dict[str, RequestStepReport]:

@@ -143,7 +143,8 @@ class RequestStates:
 
         payload: the request's value under `EXTRA_ARGS_KEY`: the key of its API call, and its program
         """
-        if request_id in self.failures:
+        request = self._requests.get(request_id)
+        if request_id in self.failures and (request is None or request.number is None):
             return None
         try:
             return self._admit(request_id, payload, prompt_ids)
@@ -227,9 +228,12 @@ class RequestStates:
         return request.key if request else None
 
     def fail(self, request_id: str, key: str, reason: str) -> None:
-        """Remember that a step has failed a request; its later steps are not steered."""
+        """
+        Remember that a step has failed a request, which the scheduler ends.
+
+        A step of it that is on its way is steered as before: all pipeline stages must map it alike, and one knows of this.
+        """
         self.failures[request_id] = (key, reason)
-        self.version += 1
 
     def collect(self, keys: Iterable[str]) -> dict[str, dict[str, SteeringReport]]:
         """Return, and drop, the reports on all requests of some API calls, by key and request id."""

@@ -14,11 +14,11 @@ from saeclamp_server.engine.worker.program_layout import FOREVER
 
 
 class AnswerEnd(NamedTuple):
-    """What ends the answer to a request; as in vLLM's `v1.core.sched.utils.check_stop`."""
+    """End of the answer to a request, as in vLLM's `v1.core.sched.utils.check_stop`."""
 
     stop_ids: frozenset[int] = frozenset()
     max_len: int = FOREVER
-    """Of the prompt and the answer, in tokens. The context's length is no bound here: no drafts are scheduled beyond it."""
+    """Tokens of the prompt and the answer. The context's length is no bound here: no drafts are scheduled beyond it."""
 
     @classmethod
     def from_params(cls, params: Any, prompt_len: int) -> AnswerEnd:
@@ -38,7 +38,7 @@ class AnswerEnd(NamedTuple):
 
 
 class SampledTokens(NamedTuple):
-    """What vLLM has sampled in a step, and booked; on the device."""
+    """Tokens that vLLM has sampled in a step, and booked; on the device."""
 
     row: Tensor
     """(num_requests,) int64, row of each request in vLLM's own tables"""

@@ -13,11 +13,13 @@ from typing import Any
 
 import vllm.v1.worker.gpu.model_runner as vllm_model_runner
 from torch import Tensor
+from vllm.sequence import IntermediateTensors
 
 from saeclamp_server.engine.lifeline import begin_serving
 from saeclamp_server.engine.step_report import WIPED
 from saeclamp_server.engine.worker.kv_wipe import wipe_blocks
 from saeclamp_server.engine.worker.ops import HookState
+from saeclamp_server.engine.worker.pipeline_parallel import StageBoundary
 from saeclamp_server.engine.worker.sampled_tokens import AnswerEnd, SampledTokens
 from saeclamp_server.engine.worker.steered_steps import (
     KnownRequest,
@@ -32,13 +34,17 @@ from saeclamp_server.steering.program import EXTRA_ARGS_KEY, RECORD_KEY
 class V2RunnerAdapter:
     """Runs steered steps in one vLLM V2 runner, whose methods it wraps."""
 
-    def __init__(self, runner: Any, tables: SteeringTables, sites: Sequence[HookState]) -> None:
+    def __init__(
+        self,
+        runner: Any,
+        tables: SteeringTables,
+        sites: Sequence[HookState],
+        boundaries: tuple[StageBoundary | None, StageBoundary | None],
+    ) -> None:
         """
-        sites: in the order of their numbers, at least one
-        Raises RuntimeError for what cannot be steered there yet: several pipeline stages.
+        sites:      in the order of their numbers, at least one
+        boundaries: to the pipeline stages before and behind this one
         """
-        if not (runner.is_first_pp_rank and runner.is_last_pp_rank):
-            raise RuntimeError("Steering in vLLM's V2 model runner takes no pipeline stages yet.")
         self._runner, self._tables = runner, tables
         self._known: dict[str, KnownRequest] = {}
         """Requests that have come and not gone, by id."""
@@ -54,6 +60,12 @@ class V2RunnerAdapter:
         runner.sample_tokens = self._sample_tokens
         runner._dummy_run = self._dummy_run
         runner.model_state.preprocess_state = self._preprocess_state
+        self._before, self._behind = boundaries
+        self._received: IntermediateTensors | None = None
+        """Sent by the stage before this one, for the step that runs."""
+        if self._before is not None or self._behind is not None:
+            self._vllm_execute_model = runner.execute_model
+            runner.execute_model = self._execute_model
         if runner.speculative_config is not None:
             # the V1 runner, which there is for CPUs, does without Triton
             from saeclamp_server.engine.worker.draft_settlement import DraftSettlement
@@ -109,6 +121,21 @@ class V2RunnerAdapter:
                 input_batch.input_ids,
             )
         )
+        if self._before is not None and self._steps.batch.steered:
+            assert self._received is not None, "a stage behind another one"
+            # vLLM copies tensors by their names, of which it knows the model's alone: `unpack` takes ours out
+            self._before.unpack(self._received.tensors, self._steps.batch.contents)
+
+    def _execute_model(
+        self, scheduler_output: Any, intermediate_tensors: IntermediateTensors | None = None, **kwargs: Any
+    ) -> Any:
+        self._received = intermediate_tensors
+        output = self._vllm_execute_model(scheduler_output, intermediate_tensors, **kwargs)
+        self._received = None
+        if self._behind is not None and isinstance(output, IntermediateTensors) and self._steps.batch.steered:
+            # another object: vLLM's own may be that of a captured graph, which it returns at each step
+            return IntermediateTensors({**output.tensors, **self._behind.pack(self._steps.batch.contents)})
+        return output
 
     def _dummy_run(self, *args: Any, **kwargs: Any) -> Any:
         self._steps.begin_without_requests()
@@ -131,7 +158,9 @@ class V2RunnerAdapter:
     def _sample_tokens(self, grammar_output: Any) -> Any:
         # taken before vLLM samples, which clears it
         state = self._runner.execute_model_state
-        fetch = None if state is None else self._steps.collect(state.hidden_states)
+        # told once, at the last stage
+        has_report = state is not None and self._behind is None
+        fetch = self._steps.collect(state.hidden_states) if has_report else None
         output = self._vllm_sample_tokens(grammar_output)
         self._steps.forget()
         return output if fetch is None else with_report(output, fetch)

@@ -91,11 +91,11 @@ class SteeringWorker:
         self._states = [_hook_state(site, everything, tables, layout) for site in sites]
         for number, state in enumerate(self._states):
             register_site(number, state)
-        if self.use_v2_model_runner:
-            self._adapter: V1RunnerAdapter | V2RunnerAdapter = V2RunnerAdapter(self.model_runner, tables, self._states)
-            return
+        adapter: type[V1RunnerAdapter | V2RunnerAdapter] = (
+            V2RunnerAdapter if self.use_v2_model_runner else V1RunnerAdapter
+        )
         boundaries = _stage_boundaries(layout.layers, everything, tables)
-        self._adapter = V1RunnerAdapter(self.model_runner, tables, self._states, boundaries)
+        self._adapter = adapter(self.model_runner, tables, self._states, boundaries)
 
     def _make_tables(self, everything: Sequence[LoadedSAE], num_sites: int, special_ids: list[int]) -> SteeringTables:
         """

@@ -190,10 +190,16 @@ def test_a_failure_of_an_abandoned_call_is_forgotten_too(requests: RequestStates
     assert not requests.failures
 
 
-def test_a_request_that_a_step_has_lost_reports_that_and_is_steered_no_more(requests: RequestStates) -> None:
-    requests.admit("1", payload("k"), [1, 5, 6])
+def test_a_request_that_a_step_has_lost_reports_that_and_steps_on_their_way_are_as_before(
+    requests: RequestStates,
+) -> None:
+    request = requests.admit("1", payload("k"), [1, 5, 6])
     assert requests.key("1") == "k"
+    version = requests.version
     requests.fail("1", "k", "its edits left no finite vector")
+    assert requests.admit("1", payload("k"), [1, 5, 6]) is request
+    assert requests.version == version
+    requests.preempt(["1"])
     assert requests.admit("1", payload("k"), [1, 5, 6]) is None
     requests.end(["1"])
     (report,) = requests.collect(["k"])["k"].values()
