@@ -48,7 +48,7 @@ class KnownRequest(NamedTuple):
     """Extra arguments of its sampling parameters: our payloads are among them."""
     prompt_ids: Sequence[int]
     params: Any = None
-    """Its sampling parameters."""
+    """Its sampling parameters, where drafts are settled by them."""
 
 
 class StepInputs(NamedTuple):

@@ -1,6 +1,6 @@
 """
-Worker process: kernels behind a forward, in the way of those of `triton_kernels`: what the model's last hidden states tell
-of the edits.
+Worker process: kernels behind a forward, made as those of `triton_kernels` are: which tokens are lost, and which stay of
+those that were sampled at once.
 
 Imports neither vllm nor torch's own operations.
 """

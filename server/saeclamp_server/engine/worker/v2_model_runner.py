@@ -3,7 +3,8 @@ Worker process: the adapter to vLLM's V2 model runner (`v1.worker.gpu.model_runn
 
 `finish_requests` says which requests have gone, preempted ones among them, and `add_requests` which have come. What follows
 `prepare_inputs` and comes before the forward, captured or not, is `ModelState.preprocess_state`: there the batch is laid out
-on the device. The step report leaves with what `sample_tokens` returns.
+on the device. The step report leaves with what `sample_tokens` returns. In `postprocess_sampled` the device knows how many
+drafts were accepted, and `execute_model` takes and gives what is sent between pipeline stages.
 """
 
 from __future__ import annotations

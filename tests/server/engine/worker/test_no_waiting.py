@@ -25,6 +25,7 @@ from saeclamp_server.engine.worker.feature_row_cache import FeatureRowCache
 from saeclamp_server.engine.worker.kv_wipe import wipe_blocks
 from saeclamp_server.engine.worker.loaded_sae import LoadedSAE
 from saeclamp_server.engine.worker.ops import HookState, register_site, steer
+from saeclamp_server.engine.worker.pipeline_parallel import StageBoundary
 from saeclamp_server.engine.worker.program_tables import ProgramTables
 from saeclamp_server.engine.worker.prompt_means import PromptMeanRecorder
 from saeclamp_server.engine.worker.request_states import RequestStates
@@ -56,7 +57,9 @@ class Engine:
     """What a worker steers by, on a pretended GPU; one of its SAEs is on the host."""
 
     gpu: PretendGPU
-    with_drafts: bool
+    with_drafts: bool = False
+    with_stages: bool = False
+    """True if it is two pipeline stages at once."""
     random: Random = field(default_factory=lambda: Random(0))
     running: dict[str, Running] = field(default_factory=dict)
     preempted: dict[str, Running] = field(default_factory=dict)
@@ -99,6 +102,7 @@ class Engine:
             register_site(number, state)
         self.tables = tables
         self.steps = SteeredSteps(tables, self.sites, lambda name: self.running[name].known, GPU)
+        self.boundary = StageBoundary(2, loaded, programs, step, tables.top_features)
         self.settlement = DraftSettlement(NUM_PROGRAMS, GPU)
         self.num = 0
 
@@ -133,6 +137,9 @@ class Engine:
             self.steps.begin(inputs)
             for number in range(NUM_SITES):
                 steer(hidden, residual, number)
+            if self.with_stages and self.steps.batch.steered:
+                contents = self.steps.batch.contents
+                self.boundary.unpack(self.boundary.pack(contents), contents)
             report = self.steps.collect(hidden)
             if self.with_drafts and self.steps.batch.steered:
                 self._settle(len(nums))
@@ -189,21 +196,21 @@ class Engine:
 
 
 @contextmanager
-def engine(with_drafts: bool = False) -> Iterator[Engine]:
+def engine(**options: bool) -> Iterator[Engine]:
     gpu = PretendGPU()
     with ExitStack() as stack:
         for module, names in KERNELS.items():
             for name in names:
                 stack.enter_context(patch.object(module, name, gpu.kernel(name)))
         stack.enter_context(gpu.installed())
-        started = Engine(gpu, with_drafts)
+        started = Engine(gpu, **options)
         gpu.faults, gpu.copied = [], []  # those of the start
         yield started
 
 
 @pytest.mark.parametrize(("num_steps", "with_drafts"), [(1000, False), (200, True)])
 def test_nothing_that_steps_do_waits_for_the_device(num_steps: int, with_drafts: bool) -> None:
-    with engine(with_drafts) as one:
+    with engine(with_drafts=with_drafts, with_stages=not with_drafts) as one:
         one.run(num_steps)
     assert not set(one.gpu.faults)
     assert not one.tables.requests.failures
