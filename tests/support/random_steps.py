@@ -237,7 +237,9 @@ class TableEngine:
 
     def remove(self, request: Request) -> Counters | None:
         """Take it out again."""
-        return None if request.program is None else self.programs.remove(request.number)
+        if request.program is None:
+            return None
+        return Counters._make(table[0] for table in self.programs.remove([request.number]))
 
     def map(self, step: Step) -> None:
         """Begin a step."""

@@ -36,6 +36,10 @@ class Process:
         """Run random schedules by the kernels, and count what was compared. Raises AssertionError where they differ."""
         return self._pool.submit(_run, [*seeds], options).result()
 
+    def find_kept(self, seeds: Sequence[int]) -> int:
+        """Settle random drafts by the kernel; returns how many answers ended before the last token sampled at once."""
+        return self._pool.submit(_find_kept, [*seeds]).result()
+
     def count_steady(self, num_steps: int) -> dict[str, Any]:
         """Count what steps ask of torch and of Triton when no request comes or goes."""
         return self._pool.submit(_count_steady, num_steps).result()
@@ -77,6 +81,40 @@ def _run(seeds: list[int], options: dict[str, Any]) -> dict[str, int]:
             num["held"] += sum(bool(one.held) for one in made)
             num["lost"] += sum(one.is_lost for one in made)
     return num
+
+
+def _find_kept(seeds: list[int]) -> int:
+    from saeclamp_server.engine.worker.draft_settlement import DraftSettlement
+    from saeclamp_server.engine.worker.program_layout import FOREVER
+    from saeclamp_server.engine.worker.sampled_tokens import AnswerEnd, SampledTokens
+
+    num_cut = 0
+    settlement = DraftSettlement(8, torch.device("cpu"))
+    for seed in seeds:
+        random = Random(seed)
+        num_requests, num_tokens = random.randint(1, 6), random.choice((1, 4))
+        program = torch.tensor(random.sample([-1, *range(8)], num_requests), dtype=torch.int32)
+        row = torch.tensor(random.sample(range(10), num_requests))
+        tokens = torch.randint(0, 6, (num_requests, num_tokens), generator=torch.Generator().manual_seed(seed))
+        num = torch.tensor([random.randint(0, num_tokens) for _ in range(num_requests)], dtype=torch.int32)
+        # of all tokens the last one has not been computed
+        num_computed = torch.arange(20, 30, dtype=torch.int32)
+        len_before = [int(num_computed[at]) + 1 - n for at, n in zip(row.tolist(), num.tolist(), strict=True)]
+        ends = [
+            AnswerEnd(frozenset(random.sample(range(6), random.choice((0, 1, 3)))), n + random.randint(1, 6))
+            for n in len_before
+        ]
+        expected = torch.full((8,), FOREVER)
+        for nth, number in enumerate(program.tolist()):
+            own = tokens[nth, : num[nth]].tolist()
+            num_kept = ends[nth].num_kept(own, len_before[nth])
+            if number >= 0:
+                expected[number] = len_before[nth] + num_kept - 1
+                num_cut += num_kept < len(own)
+        for _ in range(2):  # the second time, the batch is known
+            found = settlement.find_kept(program, lambda ends=ends: ends, SampledTokens(row, tokens, num, num_computed))
+            assert torch.equal(found, expected), f"seed {seed}"
+    return num_cut
 
 
 def check_row(seed: int, before: torch.Tensor, wanted: torch.Tensor, found: torch.Tensor, is_steered: bool) -> None:
@@ -166,7 +204,9 @@ def _compile(width: int, capability: int, with_residual: bool) -> dict[str, dict
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
-    from saeclamp_server.engine.worker import judge_kernel, triton_kernels
+    from saeclamp_server.engine.worker import judge_kernel, step_end_kernels, triton_kernels
+    from saeclamp_server.engine.worker.draft_settlement import DraftSettlement
+    from saeclamp_server.engine.worker.sampled_tokens import AnswerEnd, SampledTokens
     from saeclamp_server.engine.worker.site_vectors import SiteVectors
     from saeclamp_server.engine.worker.triton_executor import TritonExecutor
 
@@ -180,8 +220,13 @@ def _compile(width: int, capability: int, with_residual: bool) -> dict[str, dict
     random = Random(0)
     saes = random_saes(random, width, with_top_k=False)
     warm_ups = {name: _WarmUp(getattr(triton_kernels, name)) for name in ("map_tokens", "read", "edit", "settle")}
-    judge = _WarmUp(judge_kernel.judge)
-    with patch.multiple(triton_kernels, **warm_ups), patch.object(judge_kernel, "judge", judge):
+    judge = {"judge": _WarmUp(judge_kernel.judge)}
+    at_the_end = {name: _WarmUp(getattr(step_end_kernels, name)) for name in ("find_lost", "find_kept")}
+    with (
+        patch.multiple(triton_kernels, **warm_ups),
+        patch.multiple(judge_kernel, **judge),
+        patch.multiple(step_end_kernels, **at_the_end),
+    ):
         engine = TableEngine(saes, 4, 8, executor=TritonExecutor)
         engine.admit(Request("a", random_program(random, saes, 9), 9, [5] * 64))
         hidden, residual = torch.zeros(2, 8, width, dtype=torch.bfloat16)
@@ -192,7 +237,12 @@ def _compile(width: int, capability: int, with_residual: bool) -> dict[str, dict
         engine.executor.edit(0, vectors)
         with patch.object(triton_kernels, "settle_programs", _WarmUp(triton_kernels.settle_programs)):
             engine.executor.settle(torch.zeros(4, dtype=torch.int64))
-    return {name: warm_up.about() for name, warm_up in [*warm_ups.items(), ("judge", judge)]}
+        engine.executor.find_lost(hidden)
+        row = torch.zeros(8, dtype=torch.int64)
+        sampled = SampledTokens(row, torch.zeros(8, 4, dtype=torch.int64), row.int(), row.int())
+        ends = [AnswerEnd(frozenset({2, 5, 7}), 20)] * 8
+        DraftSettlement(4, torch.device("cpu")).find_kept(row.int(), lambda: ends, sampled)
+    return {name: warm_up.about() for name, warm_up in (warm_ups | judge | at_the_end).items()}
 
 
 class _WarmUp:

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 Reports: TypeAlias = dict[str, dict[str, Any]]
-"""Fields of `engine.worker.request_states.SteeringReport`, by request id; an API call with n choices has n of these."""
+"""Fields of `engine.worker.steering_report.SteeringReport`, by request id; an API call with n choices has n of these."""
 
 
 COUNTS = ("prompt", "generated", "prompt_sinks", "generated_sinks")
-"""Fields of `request_states.EditStat` that count positions."""
+"""Fields of `steering_report.EditStat` that count positions."""
 
 
 async def call_all_workers(engine: Any, method: str, *args: Any) -> list[list[Any]]:
@@ -134,7 +134,7 @@ def _retrieve_exception(task: asyncio.Task[Any]) -> None:
 
 def _join_stages(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
-    Join the pipeline stages' reports on one request into one `request_states.SteeringReport`.
+    Join the pipeline stages' reports on one request into one `steering_report.SteeringReport`.
 
     An edit is made at one stage, and a rule is evaluated at one; the other stages have counted nothing of it.
     """

@@ -191,9 +191,9 @@ def check_tested_flags(args: Namespace, defaults: Namespace) -> None:
     if args.speculative_config and args.speculative_config.get("method") != DRAFTS:
         raise StartupError(f"Of speculative decoding, only the method {DRAFTS} is supported with steering.")
     if args.pipeline_parallel_size > 1 and args.speculative_config:
-        raise StartupError("--speculative-config: vLLM verifies no drafts with --pipeline-parallel-size.")
-    if args.pipeline_parallel_size > 1 and args.async_scheduling:
-        raise StartupError("--async-scheduling: vLLM's V1 model runner cannot with --pipeline-parallel-size.")
+        raise StartupError(
+            "--speculative-config is not supported with --pipeline-parallel-size. Leave one of them out."
+        )
     if args.data_parallel_size_local not in (None, args.data_parallel_size):
         raise StartupError(f"--data-parallel-size-local: {_CLUSTER}.")
 

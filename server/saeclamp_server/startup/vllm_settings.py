@@ -111,10 +111,9 @@ def parse_vllm_args(
     args.scheduler_cls = "saeclamp_server.engine.scheduler.scheduler.make_scheduler"
     num_rows = options.max_features if options.offload_saes else None
     args.additional_config = {**(args.additional_config or {}), **_worker_config(args, saes, places, num_rows)}
-    if current_platform.is_cuda():
-        check_v2_runner(args)
-        if any(sae.summary.keeps_largest for sae in saes.values()):
-            leave_the_op_out_of_cuda_graphs(args)
+    check_pipeline(args, has_gpus=current_platform.is_cuda())
+    if current_platform.is_cuda() and any(sae.summary.keeps_largest for sae in saes.values()):
+        leave_the_op_out_of_cuda_graphs(args)
     args.api_server_count = None
     validate_parsed_serve_args(args)
     if current_platform.is_cpu() and not user_sized_cache:
@@ -210,14 +209,17 @@ def _tokenizer(path: str, trust_remote_code: bool) -> Any:
         raise StartupError(f"{path} has no tokenizer that can be read, and steering needs one.") from exc
 
 
-def check_v2_runner(args: Namespace) -> None:
-    """Raise StartupError for what is steered in vLLM's V1 model runner alone, and so on CPUs."""
-    for name, is_given in (
-        ("--pipeline-parallel-size", args.pipeline_parallel_size > 1),
-        ("--speculative-config", bool(args.speculative_config)),
-    ):
-        if is_given:
-            raise StartupError(f"{name} is not supported with steering on GPUs yet. Leave it out.")
+def check_pipeline(args: Namespace, has_gpus: bool) -> None:
+    """Raise StartupError for a way of scheduling in which vLLM's runner for this machine has no pipeline stages."""
+    if args.pipeline_parallel_size == 1:
+        return
+    if has_gpus and args.async_scheduling is False:
+        # a stage takes over a request's tokens as many steps later as there are stages, which the other scheduler keeps to
+        raise StartupError(
+            "--no-async-scheduling is not supported with --pipeline-parallel-size on GPUs. Leave it out."
+        )
+    if not has_gpus and args.async_scheduling:
+        raise StartupError("--async-scheduling: vLLM's V1 model runner cannot with --pipeline-parallel-size.")
 
 
 def leave_the_op_out_of_cuda_graphs(args: Namespace) -> None:

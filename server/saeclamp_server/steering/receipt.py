@@ -35,7 +35,7 @@ def build_receipt(
 
     model:   name of the base model
     server:  that answers
-    reports: fields of `engine.worker.request_states.SteeringReport`, by the sequence's number among the choices
+    reports: fields of `engine.worker.steering_report.SteeringReport`, by the sequence's number among the choices
     context: the steering context
     Raises NotAppliedError unless every sequence was steered: the answer must not leave then.
     """

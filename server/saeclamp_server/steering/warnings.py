@@ -54,7 +54,7 @@ def num_prompt_edited(report: Mapping[str, Any], number: int) -> int:
     """
     Count the prompt positions that an edit has touched, computed for this answer or found in the prefix cache.
 
-    report: fields of `engine.worker.request_states.SteeringReport`
+    report: fields of `engine.worker.steering_report.SteeringReport`
     """
     return int(report["prompt"][number] - report["tallies"][number]["prompt_sinks"])
 
@@ -65,7 +65,7 @@ def warnings_after(
     """
     Warn of the edits as they were made, in one sentence each.
 
-    reports: fields of `engine.worker.request_states.SteeringReport`, per sequence
+    reports: fields of `engine.worker.steering_report.SteeringReport`, per sequence
     """
     idle, weak, excessive = [], [], []
     for number, edit in enumerate(program.edits):

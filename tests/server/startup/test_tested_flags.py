@@ -17,7 +17,7 @@ from saeclamp_server.startup import vllm_settings
 from saeclamp_server.startup.tested_flags import ALLOWED, JUDGED, REFUSED, SOME_VALUES, check_tested_flags
 from saeclamp_server.startup.vllm_settings import (
     STEER_OP,
-    check_v2_runner,
+    check_pipeline,
     leave_the_op_out_of_cuda_graphs,
     prepare_environment,
 )
@@ -83,8 +83,7 @@ def test_what_was_tried_or_cannot_matter_is_allowed(argv: tuple[str, ...]) -> No
         (("--shutdown-timeout", "5"), "--shutdown-timeout is not .*: use --drain SECONDS"),
         (("--spec-method", "eagle"), "--spec-method is not .* the method ngram"),
         (("--speculative-config", '{"method": "suffix"}'), "only the method ngram"),
-        (("--speculative-config", NGRAM, "-pp", "2"), "vLLM verifies no drafts with --pipeline-parallel-size"),
-        (("--async-scheduling", "-pp", "2"), "cannot with --pipeline-parallel-size"),
+        (("--speculative-config", NGRAM, "-pp", "2"), "--speculative-config is not supported with -"),
         (("--enable-lora",), "--enable-lora is not .* merge one into the model"),
         (("--sse-keep-alive-interval", "5"), "--sse-keep-alive-interval is not"),
         (("--model", "other"), "--model is not .*: the model comes first"),
@@ -138,19 +137,17 @@ def test_on_gpus_the_runner_is_left_to_vllm_and_on_cpus_it_is_v1(monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("has_gpus", "flag", "says"),
     [
-        (["--pipeline-parallel-size", "2"], "--pipeline-parallel-size is not supported with steering on GPUs yet"),
-        (
-            ["--speculative-config", '{"method": "ngram"}'],
-            "--speculative-config is not supported with steering on GPUs",
-        ),
+        (True, "--no-async-scheduling", "--no-async-scheduling is not supported with -.* on GPUs"),
+        (False, "--async-scheduling", "V1 model runner cannot with --pipeline-parallel-size"),
     ],
 )
-def test_what_the_runner_of_gpus_does_not_steer_is_refused(argv: list[str], says: str) -> None:
-    check_v2_runner(PARSER.parse_args(["model"]))
+def test_pipeline_stages_have_one_way_of_scheduling_on_each_machine(has_gpus: bool, flag: str, says: str) -> None:
+    check_pipeline(PARSER.parse_args(["model", flag]), has_gpus)
+    check_pipeline(PARSER.parse_args(["model", "-pp", "2"]), has_gpus)
     with pytest.raises(UserError, match=says):
-        check_v2_runner(PARSER.parse_args(["model", *argv]))
+        check_pipeline(PARSER.parse_args(["model", "-pp", "2", flag]), has_gpus)
 
 
 def test_graphs_are_cut_for_topk_saes_and_a_mode_that_cannot_be_is_refused() -> None:

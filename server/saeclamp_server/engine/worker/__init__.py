@@ -12,8 +12,11 @@ from step to step; the op of each hooked layer finds in the tables what to do at
     step_tables.py       each token's program, and what was read and done at it
     ops.py               the op: what only looks, then the executor             vector_recorder, prompt_means, top_features
     torch_executor.py    reads activations, judges rules, edits, counts         site_vectors, conditions
-    triton_executor.py   the same by kernels, for GPUs                            triton_kernels, judge_kernel, kernel_parts
+    triton_executor.py   the same by kernels, for GPUs       triton_kernels, judge_kernel, kernel_parts, step_end_kernels
+    draft_settlement.py  which of several tokens sampled at once stay, on the device        sampled_tokens
+    steering_report.py   what requests that have ended are reported to have done
     report_builder.py    what a step showed, sent with the tokens               readout_plan
+    device_copies.py     all copies between host and device; none of them makes the host wait
     pipeline_parallel.py sends what was read to the next stage
 
 For our own endpoints: decoder_queries, prompt_means. Work-arounds for vLLM: kv_wipe, cpu_seed_fix.

@@ -30,6 +30,17 @@ class Executor(Protocol):
         values are found lost too; they fail, and their blocks are wiped (see `report_builder`, `scheduler`).
         """
 
+    def find_lost(self, last_hidden: Tensor) -> None:
+        """
+        Mark as lost the tokens of edited requests whose vectors became infinite behind their edits.
+
+        Such a vector stays so: each layer adds to the residual stream, and attends to the token itself. So the last hidden
+        state tells whether all keys and values of its token are finite. Of requests that are not edited nothing is asked;
+        whatever their vectors are is the model's own.
+
+        last_hidden: (num_tokens or more, width), the model's last hidden states
+        """
+
     def settle(self, kept_to: Tensor) -> None:
         """
         Count what was done at tokens that stay, and take back what rules say of the others, which were rejected drafts.

@@ -14,8 +14,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from saeclamp_saes import SAE
+from saeclamp_server.engine.worker.device_copies import upload
 
 
 class FeatureRowCache:
@@ -40,7 +42,7 @@ class FeatureRowCache:
         self._given_back = np.full(num_rows, -1, np.int64)
         """(num_rows,), when the last holder of each row went; -1: it has had none."""
         self._now = 0
-        self.sae = self._empty(num_rows)
+        self.sae = self._empty(num_rows, whole.b_dec.to(device))
         """The SAE that the tables go by, whose features are the rows of the cache."""
 
     @property
@@ -82,14 +84,15 @@ class FeatureRowCache:
         self._row_of[missing], self._feature_of[rows] = rows, missing
         brought = self.whole.rows(torch.from_numpy(missing))
         here = self.sae.rows()
-        for whole, part in zip(here, brought, strict=True):
-            whole[torch.from_numpy(rows).to(self._device)] = part.to(self._device)
+        to = upload(rows, self._device)
+        for table, part in zip(here, brought, strict=True):
+            table[to] = upload(part, self._device)
         return rows
 
     def _grow(self) -> None:
         """Double the capacity: requests whose clients went away run a few steps longer than they count as being in use."""
         num = min(2 * len(self._feature_of) or 1, self.whole.d_sae)
-        larger = self._empty(num)
+        larger = self._empty(num, self.sae.b_dec)
         for old, new in zip(self.sae.rows(), larger.rows(), strict=True):
             new[: len(old)] = old
         added = np.full(num - len(self._feature_of), -1, np.int64)
@@ -98,11 +101,11 @@ class FeatureRowCache:
         self._num_holders = np.concatenate((self._num_holders, np.zeros_like(added)))
         self.sae = larger
 
-    def _empty(self, num_rows: int) -> SAE:
+    def _empty(self, num_rows: int, b_dec: Tensor) -> SAE:
         whole, device = self.whole, self._device
         return replace(
             whole,
-            b_dec=whole.b_dec.to(device),
+            b_dec=b_dec,
             W_skip=None,  # it cancels in an edit
             W_enc=torch.zeros(num_rows, whole.d_in, device=device).T,
             b_enc=torch.zeros(num_rows, device=device),

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+
+from saeclamp_server.engine.worker.device_copies import upload
 
 
 def wipe_blocks(runner: Any, block_ids: Sequence[int]) -> None:
@@ -20,7 +23,7 @@ def wipe_blocks(runner: Any, block_ids: Sequence[int]) -> None:
     if not block_ids:
         return
     num_blocks = runner.kv_cache_config.num_blocks
-    blocks = torch.as_tensor(block_ids, dtype=torch.int64, device=runner.device)
+    blocks = upload(np.array(block_ids, np.int64), runner.device)
     for cache in runner.kv_caches:
         # a backend may split each of the scheduler's blocks into several of its own; as bytes, because not every type
         # that keys and values are stored in can be filled

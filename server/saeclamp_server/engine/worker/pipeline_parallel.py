@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from saeclamp_server.engine.worker.device_copies import upload
 from saeclamp_server.engine.worker.loaded_sae import LoadedSAE
 from saeclamp_server.engine.worker.program_tables import ProgramTables
 from saeclamp_server.engine.worker.step_tables import StepTables
@@ -76,7 +78,7 @@ class StageBoundary:
         self._step.verdicts[: self._step.num_tokens] = ints.take((self._step.num_tokens,)).int()
         # a rule is judged at one stage; the others hear of it here
         held = torch.minimum(own_held, ints.take(own_held.shape))
-        self._programs.first_held[list(contents.programs)] = held.int()
+        self._programs.first_held.index_copy_(0, self._numbers(contents), held.int())
         for name in self._with_top():
             wanted = self._top_features.wanted[name]
             (whole,) = [loaded.whole for loaded in self._read if loaded.name == name]
@@ -92,8 +94,11 @@ class StageBoundary:
             step.items[: num if contents.shows_edits else 0],
             step.carried[: num if self._carries else 0],
         ]
-        held = self._programs.first_held[list(contents.programs)]
+        held = self._programs.first_held.index_select(0, self._numbers(contents))
         return floats, [step.verdicts[:num].long(), held.long()]
+
+    def _numbers(self, contents: StepContents) -> Tensor:
+        return upload(np.array(contents.programs, np.int64), self._programs.device)
 
     def _with_top(self) -> list[str]:
         return [loaded.name for loaded in self._read if loaded.name in self._top_features.wanted]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from saeclamp.types import MAX_TESTS
 from saeclamp_server.engine.worker.compiled_program import CompiledProgram, LoadedWeights, Rows
+from saeclamp_server.engine.worker.device_copies import upload, upload_into
 from saeclamp_server.engine.worker.program_layout import (
     AGGREGATES,
     BEGIN,
@@ -36,11 +37,12 @@ from saeclamp_server.engine.worker.program_layout import (
     RECENT,
     RULES,
     SUMS,
+    WEIGHTS,
 )
 
 
 class Counters(NamedTuple):
-    """Counters of one program, on the device or fetched."""
+    """Counters of one program, or of several along a first dimension; on the device or fetched."""
 
     sums: Tensor
     """(EDITS, SUMS) fp64, columns as `program_layout` has them"""
@@ -73,6 +75,8 @@ class EntryTable:
         """(num_rows, 2), for the kernels: addresses of a feature's encoder and decoder rows"""
         self.bind: Callable[[EntryTable, int, NDArray[np.int32]], None] | None = None
         """Called with the first of a program's rows, and their ints; writes what an executor needs of the weights."""
+        self.weights = np.full(num_programs * num_rows, -1, np.int32)
+        """(num_rows,), on the host, of edits and reads: the number of the SAE of each row in use; -1 of the others."""
         self.num_programs_at = np.zeros(num_sites, np.int64)
         """(num_sites,), on the host: programs that have rows there. Without any, a site has nothing to do."""
         self._sites = [np.zeros(0, np.int64)] * num_programs
@@ -84,19 +88,23 @@ class EntryTable:
         ints: (num_rows, 8), those of `rows` with what is known here alone
         """
         assert len(ints) <= self.num_rows, "a program has its bounds"
+        if not len(ints):  # and its spans are empty
+            return
         base = program * self.num_rows
-        self.ints[base : base + len(ints)] = torch.from_numpy(ints)
-        self.floats[base : base + len(ints), :4] = torch.from_numpy(rows.floats)
+        upload_into(self.ints[base : base + len(ints)], ints)
+        upload_into(self.floats[base : base + len(ints), :4], rows.floats)
+        self.weights[base : base + len(ints)] = ints[:, WEIGHTS]
         if self.bind is not None:
             self.bind(self, base, ints)
         edges = base + np.searchsorted(rows.sites, np.arange(len(self.spans) + 1))
-        self.spans[:, program] = torch.from_numpy(np.stack((edges[:-1], edges[1:]), axis=1))
+        upload_into(self.spans[:, program], np.stack((edges[:-1], edges[1:]), axis=1).astype(np.int32))
         self._sites[program] = np.unique(rows.sites)
         self.num_programs_at[self._sites[program]] += 1
 
     def erase(self, program: int) -> None:
         """Empty a program's spans."""
-        self.spans[:, program] = 0
+        self.spans[:, program].zero_()
+        self.weights[program * self.num_rows : (program + 1) * self.num_rows] = -1
         self.num_programs_at[self._sites[program]] -= 1
         self._sites[program] = np.zeros(0, np.int64)
 
@@ -173,25 +181,31 @@ class ProgramTables:
         _set(self.ranges, number * RANGES, program.ranges)
         _set(self.code, number * INSTRUCTIONS, program.code)
         _set(self.bounds, number * INSTRUCTIONS, program.bounds)
-        self.headers[number] = torch.tensor([program.prompt_len, program.num_edits, 0, 0], dtype=torch.int32)
+        upload_into(self.headers[number], np.array([program.prompt_len, program.num_edits, 0, 0], np.int32))
         for tensor, unused in zip(self._counters(number), (0.0, -torch.inf, FOREVER, 0, 0, 0.0, 0), strict=True):
             tensor.fill_(unused)
         self._has_ranges[number] = len(program.ranges) > 0
         self.num_with_ranges += self._has_ranges[number]
         return number
 
-    def remove(self, number: int) -> Counters:
-        """Erase a program, and return its counters, fetched; waits for the device."""
-        counters = self.counters(number)
-        for table in (self.edits, self.reads, self.aggregates, self.conditions):
-            table.erase(number)
-        self.num_with_ranges -= self._has_ranges[number]
-        self._free.append(number)
+    def remove(self, numbers: Sequence[int]) -> Counters:
+        """
+        Erase some programs, and return their counters, (num_programs, ...), on the device.
+
+        Whatever is written to the tables afterwards comes behind that copy on the same stream, so the numbers are free.
+        """
+        counters = self.counters(numbers)
+        for number in numbers:
+            for table in (self.edits, self.reads, self.aggregates, self.conditions):
+                table.erase(number)
+            self.num_with_ranges -= self._has_ranges[number]
+            self._free.append(number)
         return counters
 
-    def counters(self, number: int) -> Counters:
-        """Fetch a program's counters; waits for the device."""
-        return Counters._make(tensor.cpu().clone() for tensor in self._counters(number))
+    def counters(self, numbers: Sequence[int]) -> Counters:
+        """Copy the counters of some programs, (num_programs, ...), on the device."""
+        index = upload(np.array(numbers, np.int64), self.device)
+        return Counters._make(table.index_select(0, index) for table in self._all_counters())
 
     def restore(self, number: int, counters: Counters) -> None:
         """Set the counters of a program that was removed, and has come again."""
@@ -200,14 +214,18 @@ class ProgramTables:
 
     def _counters(self, number: int) -> Counters:
         """Return views of a program's counters."""
+        return Counters._make(table[number] for table in self._all_counters())
+
+    def _all_counters(self) -> Counters:
+        """Return views of all programs' counters."""
         return Counters(
-            self.sums[number],
-            self.peaks[number],
-            self.first_held[number],
-            self.num_held[number],
-            self.num_unjudged[number],
-            self.first_acts[number],
-            self.headers[number, REACHED : REACHED + 1],
+            self.sums,
+            self.peaks,
+            self.first_held,
+            self.num_held,
+            self.num_unjudged,
+            self.first_acts,
+            self.headers[:, REACHED : REACHED + 1],
         )
 
 
@@ -220,4 +238,4 @@ def _placed(ints: NDArray[np.int32], number: int) -> NDArray[np.int32]:
 
 
 def _set(table: Tensor, first: int, rows: NDArray[np.int32] | NDArray[np.float32]) -> None:
-    table[first : first + len(rows)] = torch.from_numpy(rows)
+    upload_into(table[first : first + len(rows)], rows)

@@ -11,23 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saeclamp_server.engine.worker.device_copies import Fetch, upload
+
 MAX_RECORDS = 1024
 """Records that wait to be fetched, at most; the oldest make room, as clients may have gone. 32 MB at width 4096."""
-
-
-@dataclass
-class PromptMean:
-    """Running sum of one request's vectors."""
-
-    total: Tensor
-    """(width,) fp64"""
-    num_tokens: int = 0
-
-    def add(self, vectors: Tensor) -> None:
-        """Add vectors, (num_tokens, width) fp32."""
-        # fp64, so that a prompt has the same mean, to fp32, in however many parts it is computed
-        self.total += vectors.double().sum(dim=0).cpu()
-        self.num_tokens += len(vectors)
 
 
 @dataclass(frozen=True)
@@ -45,8 +32,8 @@ class PromptMeanRecorder:
     def __init__(self, is_special: Tensor, device: torch.device) -> None:
         """`is_special` is (vocab_size,) bool, on the host."""
         self._is_special, self._device = is_special.numpy(), device
-        self._records = OrderedDict[str, tuple[PromptMean, PromptMean]]()
-        """Sums over ordinary tokens, and over sinks, which count only where there are no others."""
+        self._records = OrderedDict[str, list[Fetch]]()
+        """Per part of a prompt: sums over ordinary tokens and over sinks, (width,) fp64, and their numbers."""
         self.takes: dict[str, list[RecordedRows]] = {}
         """Rows to be recorded in the coming forward, by the site's name."""
 
@@ -68,7 +55,7 @@ class PromptMeanRecorder:
         positions = chosen_positions(prompt_ids, asked["tokens"], self._is_special)
         rows = positions[(positions >= first) & (positions < first + num_tokens)] - first + row
         if len(rows):
-            take = RecordedRows(asked["key"], torch.from_numpy(rows).to(self._device))
+            take = RecordedRows(asked["key"], upload(rows, self._device))
             self.takes.setdefault(asked["site"], []).append(take)
 
     def record(self, key: str, vectors: Tensor, is_sink: Tensor) -> None:
@@ -78,10 +65,10 @@ class PromptMeanRecorder:
         vectors: (num_tokens, width) fp32
         is_sink: (num_tokens,) bool, by the vector's length
         """
-        nothing = torch.zeros(vectors.shape[1], dtype=torch.float64)
-        ordinary, sinks = self._records.setdefault(key, (PromptMean(nothing), PromptMean(nothing.clone())))
-        ordinary.add(vectors[~is_sink])
-        sinks.add(vectors[is_sink])
+        # fp64, so that a prompt has the same mean, to fp32, in however many parts it is computed
+        all_of, ordinary = vectors.double(), ~is_sink
+        sums = [all_of.where(mask[:, None], 0.0).sum(dim=0) for mask in (ordinary, is_sink)]
+        self._records.setdefault(key, []).append(Fetch([*sums, ordinary.sum(), is_sink.sum()]))
         while len(self._records) > MAX_RECORDS:
             self._records.popitem(last=False)
 
@@ -89,9 +76,11 @@ class PromptMeanRecorder:
         """Yield, and drop, the means of those records that are here: (width,) fp64, as bytes."""
         for key in keys:
             if key in self._records:
-                ordinary, sinks = self._records.pop(key)
-                found = ordinary if ordinary.num_tokens else sinks
-                yield key, (found.total / found.num_tokens).numpy().tobytes()
+                parts = zip(*(part.wait() for part in self._records.pop(key)), strict=True)
+                total, of_sinks, num, num_sinks = (torch.stack(column).sum(dim=0) for column in parts)
+                # sinks count only where there is nothing else
+                mean = total / num if num else of_sinks / num_sinks
+                yield key, mean.numpy().tobytes()
 
 
 def chosen_positions(

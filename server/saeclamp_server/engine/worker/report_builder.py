@@ -3,63 +3,76 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
+from numpy.typing import NDArray
 
 from saeclamp_server.engine.step_report import ReadoutChunk, RequestStepReport
-from saeclamp_server.engine.worker.program_layout import FOREVER, NUM_EDITS
+from saeclamp_server.engine.worker.device_copies import CopyStream
+from saeclamp_server.engine.worker.program_layout import FOREVER
 from saeclamp_server.engine.worker.program_tables import ProgramTables
 from saeclamp_server.engine.worker.readout_plan import RequestSlice, plan_shown
 from saeclamp_server.engine.worker.step_tables import StepTables
 from saeclamp_server.engine.worker.top_features import TopFeatures
 
 
+class BatchRows(NamedTuple):
+    """The rows of each request in a step's batch, as the host knows them."""
+
+    request_ids: Sequence[str]
+    first_row: NDArray[np.int64]
+    """(num_requests,), row of each request's first token"""
+    position: NDArray[np.int64]
+    """(num_requests,), position of that token"""
+
+
 def collect_step_report(
     telling: Mapping[str, RequestSlice],
-    steered: Mapping[int, str],
+    rows: BatchRows,
     programs: ProgramTables,
     step: StepTables,
     top: Mapping[str, TopFeatures],
     failures: Mapping[str, str],
-    last_hidden: Tensor | None = None,
-) -> Callable[[], dict[str, RequestStepReport]] | None:
+    copy_stream: CopyStream,
+) -> Callable[[], dict[str, RequestStepReport]]:
     """
-    Copy a forward's outputs, and return the function that makes step reports of them, by request id; None without any.
+    Send for what a forward has found, and return the function that makes step reports of it, by request id.
 
-    The function fetches from the device. It may be called later, when the next step has begun.
+    The function waits for what was sent for alone. It may be called later, when the next step has begun.
 
-    telling:     requests of the step whose programs report on each step, in the order of the batch
-    steered:     id of each steered request of the step, by the number of its program
-    top:         strongest features of the tokens that show them, by SAE, in the order of the batch
-    failures:    reasons of requests that cannot be steered, by request id
-    last_hidden: (num_tokens, width), the model's last hidden states
+    telling:  requests of the step whose programs report on each step, in the order of the batch
+    top:      strongest features of the tokens that show them, by SAE, in the order of the batch
+    failures: reasons of requests that cannot be steered, by request id
     """
-    if not steered and not failures:
-        return None
-    # copies, because the next step writes to the same tables
-    num = step.num_tokens
-    is_lost = _is_lost(programs, step, last_hidden)
-    program, position = step.program[:num].clone(), step.position[:num].clone()
-    num_reads = max((req_slice.program.num_reads for req_slice in telling.values()), default=0)
-    acts = step.acts[:num, :num_reads].clone()
-    shows_edits = any(req_slice.program.itemised for req_slice in telling.values())
-    items = step.items[: num if shows_edits else 0].clone()
-    first_held = programs.first_held[[req_slice.number for req_slice in telling.values()]]
+    num, slices = step.num_tokens, [*telling.values()]
+    sent = [step.is_lost[:num]]
+    if slices:
+        num_reads = max(req_slice.program.num_reads for req_slice in slices)
+        shows_edits = any(req_slice.program.itemised for req_slice in slices)
+        # of all programs, as a choice of them would have to be sent to the device first
+        sent += [step.acts[:num, :num_reads], step.items[: num if shows_edits else 0], programs.first_held]
+        sent += [part for found in top.values() for part in found]
+    fetched = copy_stream.fetch(sent)
 
     def fetch() -> dict[str, RequestStepReport]:
         report = {request_id: RequestStepReport(0, 0, failure=reason) for request_id, reason in failures.items()}
-        report |= _lost_requests(steered, program, position, is_lost)
-        all_acts, all_items, all_first = acts.cpu().numpy(), items.cpu().numpy(), first_held.cpu().numpy()
-        tops = {sae: _TopFeatureReader(found.acts.tolist(), found.features.tolist()) for sae, found in top.items()}
-        for (request_id, req_slice), held in zip(telling.items(), all_first, strict=True):
-            rows = slice(req_slice.first_row, req_slice.first_row + req_slice.num_tokens)
+        is_lost, *rest = (tensor.numpy() for tensor in fetched.wait())
+        report |= _lost_requests(rows, is_lost)
+        if not rest:
+            return report
+        acts, items, first_held, *found = rest
+        tops = {
+            sae: _TopFeatureReader(found[2 * nth].tolist(), found[2 * nth + 1].tolist()) for nth, sae in enumerate(top)
+        }
+        for request_id, req_slice in telling.items():
+            own = slice(req_slice.first_row, req_slice.first_row + req_slice.num_tokens)
             # also of a request that is lost: the rows of strongest features are taken in order
-            readout = _readout_chunk(req_slice, all_acts[rows], all_items[rows], tops)
+            readout = _readout_chunk(req_slice, acts[own], items[own], tops)
             first = min(
-                (int(held[n]) for n, rule in enumerate(req_slice.program.rules) if rule.aborts), default=FOREVER
+                (int(first_held[req_slice.number, n]) for n, rule in enumerate(req_slice.program.rules) if rule.aborts),
+                default=FOREVER,
             )
             if request_id not in report:
                 report[request_id] = RequestStepReport(
@@ -73,32 +86,14 @@ def collect_step_report(
     return fetch
 
 
-def _is_lost(programs: ProgramTables, step: StepTables, last_hidden: Tensor | None) -> Tensor:
-    """
-    Find the rows of tokens whose vectors are not finite, or were too long: (num_tokens,) bool, on the device.
-
-    A vector that becomes infinite behind an edit stays so: each layer adds to the residual stream, and attends to the token
-    itself. So the last hidden state tells whether all keys and values of its token are finite.
-    """
-    num = step.num_tokens
-    if last_hidden is None:
-        return step.is_lost[:num].clone()
-    program = step.program[:num]
-    # of requests that are not edited nothing is asked; whatever their vectors are is the model's own
-    is_edited = (program >= 0) & (programs.headers[program, NUM_EDITS] > 0)
-    is_lost: Tensor = step.is_lost[:num] | (is_edited & ~last_hidden[:num].isfinite().all(dim=1))
-    return is_lost
-
-
-def _lost_requests(
-    steered: Mapping[int, str], program: Tensor, position: Tensor, is_lost: Tensor
-) -> dict[str, RequestStepReport]:
-    rows = is_lost.cpu().nonzero()[:, 0]
+def _lost_requests(rows: BatchRows, is_lost: NDArray[np.bool_]) -> dict[str, RequestStepReport]:
     report: dict[str, RequestStepReport] = {}
-    for number, at in zip(program.cpu()[rows].tolist(), position.cpu()[rows].tolist(), strict=True):
+    for row in np.flatnonzero(is_lost).tolist():
+        nth = int(np.searchsorted(rows.first_row, row, side="right")) - 1
+        at = int(rows.position[nth]) + row - int(rows.first_row[nth])
         # the first position of each request, as positions ascend
         reason = f"its edits left no finite vector at position {at}; ask for smaller values"
-        report.setdefault(steered[number], RequestStepReport(0, 0, failure=reason))
+        report.setdefault(rows.request_ids[nth], RequestStepReport(0, 0, failure=reason))
     return report
 
 

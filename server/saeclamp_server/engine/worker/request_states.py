@@ -5,9 +5,8 @@ and the reports on those that have ended.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -15,19 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saeclamp_server.engine.worker.compiled_program import CompiledProgram, LoadedWeights
+from saeclamp_server.engine.worker.device_copies import Fetch
 from saeclamp_server.engine.worker.feature_row_cache import FeatureRowCache
-from saeclamp_server.engine.worker.program_layout import (
-    ACT_SUM,
-    DOSE_SUM,
-    FEATURE,
-    FOREVER,
-    GENERATED,
-    GENERATED_SINKS,
-    PROMPT,
-    PROMPT_SINKS,
-    WEIGHTS,
-)
+from saeclamp_server.engine.worker.program_layout import FEATURE, WEIGHTS
 from saeclamp_server.engine.worker.program_tables import Counters, ProgramTables
+from saeclamp_server.engine.worker.steering_report import EndedRequest, SteeringReport, UncollectedReports
 from saeclamp_server.steering.program import SteeringProgram
 from saeclamp_server.steering.token_ranges import TokenRanges, resolve_ranges
 
@@ -35,52 +26,6 @@ UNCOLLECTED_BYTES = 32 << 20
 """Memory that reports on ended requests may take together until they are fetched; then the oldest are dropped."""
 MAX_ABANDONED = 1 << 12
 """Abandoned API calls that are remembered until their requests end here; more than may be running."""
-
-
-@dataclass(frozen=True)
-class EditStat:
-    """Statistics of one edit in one request."""
-
-    prompt: int
-    """Prompt positions edited in a forward pass (not those whose keys and values came from the prefix cache)."""
-    generated: int
-    """Generated positions edited."""
-    act_sum: float
-    dose_sum: float
-    act_max: float
-    dose_max: float
-    """0, like the other fields, where no position was edited in a forward pass."""
-    prompt_sinks: int
-    """Prompt positions in its token ranges that were computed here and left out as sinks."""
-    generated_sinks: int
-
-
-@dataclass
-class SteeringReport:
-    """Report on one request, made when it has ended; JSON-able through `vars`."""
-
-    failure: str | None = None
-    """Reason why it could not be steered, and was stopped; None: it was steered."""
-    prompt: list[int] = field(default_factory=list)
-    """
-    Per edit: prompt positions in its token ranges, computed here or found in the prefix cache. For a rule's edit only those
-    at which the rule held when they were computed here. The sinks among them are not taken off yet.
-    """
-    tallies: list[dict[str, float]] = field(default_factory=list)
-    """Per edit: the fields of `EditStat`."""
-    fired: list[dict[str, Any] | None] = field(default_factory=list)
-    """Per rule: `position` at which it first held, the `acts` compared there, and `num_tokens`; None: it has not held."""
-
-    unjudged: list[int] = field(default_factory=list)
-    """Per rule: tokens in its scope at which it was not judged, because they are sinks."""
-    num_positions: int = 0
-    """Positions that were computed here, or found in the prefix cache."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Estimated memory of the report: numbers in Python's lists and dictionaries."""
-        num_acts = sum(len(fired["acts"]) for fired in self.fired if fired is not None)
-        return 500 + 600 * len(self.tallies) + 400 * len(self.fired) + 40 * num_acts
 
 
 @dataclass
@@ -94,7 +39,7 @@ class SteeredRequest:
     number: int | None
     """Number of its program in the tables; None while it is preempted."""
     counters: Counters | None = None
-    """Its counters while it is preempted."""
+    """Its counters while it is preempted, on the device."""
 
 
 class RequestStates:
@@ -118,7 +63,7 @@ class RequestStates:
         self._special_ids = np.array(sorted(special_ids), np.int64)
         self._tables = tables
         self._requests: dict[str, SteeredRequest] = {}
-        self._ended = _UncollectedReports(uncollected_bytes)
+        self._ended = UncollectedReports(uncollected_bytes)
         self._abandoned: dict[str, None] = {}
         """Keys of abandoned API calls, the oldest first."""
         self.failures: dict[str, tuple[str, str]] = {}
@@ -132,7 +77,8 @@ class RequestStates:
 
         payload: the request's value under `EXTRA_ARGS_KEY`: the key of its API call, and its program
         """
-        if request_id in self.failures:
+        request = self._requests.get(request_id)
+        if request_id in self.failures and (request is None or request.number is None):
             return None
         try:
             return self._admit(request_id, payload, prompt_ids)
@@ -175,16 +121,16 @@ class RequestStates:
         self.version += 1
         return entered
 
-    def _leave(self, request: SteeredRequest) -> Counters:
-        """Take a program out of the tables, and return its counters."""
-        if request.number is None:
-            assert request.counters is not None
-            return request.counters
-        counters = self._tables.remove(request.number)
-        self._release_rows(request.program)
-        request.number = None
+    def _leave(self, requests: Sequence[SteeredRequest]) -> Counters:
+        """Take programs out of the tables; returns their counters, (num_requests, ...), on the device."""
+        numbers = []
+        for request in requests:
+            assert request.number is not None, "it runs"
+            numbers.append(request.number)
+            self._release_rows(request.program)
+            request.number = None
         self.version += 1
-        return counters
+        return self._tables.remove(numbers)
 
     def _release_rows(self, program: CompiledProgram) -> None:
         for number, features in self._cached_features(program):
@@ -201,10 +147,14 @@ class RequestStates:
 
     def preempt(self, request_ids: Iterable[str]) -> None:
         """Give the numbers of preempted requests to others; their counters are kept until they come back."""
-        for request_id in request_ids:
-            request = self._requests.get(request_id)
-            if request is not None and request.number is not None:
-                request.counters = self._leave(request)
+        known = [
+            self._requests[request_id] for request_id in dict.fromkeys(request_ids) if request_id in self._requests
+        ]
+        running = [request for request in known if request.number is not None]
+        if running:
+            counters = self._leave(running)
+            for nth, request in enumerate(running):
+                request.counters = Counters._make(tensor[nth] for tensor in counters)
 
     def key(self, request_id: str) -> str | None:
         """Return the API call's key of a request that has been registered; None for others."""
@@ -212,17 +162,19 @@ class RequestStates:
         return request.key if request else None
 
     def fail(self, request_id: str, key: str, reason: str) -> None:
-        """Remember that a step has failed a request; its later steps are not steered."""
+        """
+        Remember that a step has failed a request, which the scheduler ends.
+
+        A step of it that is on its way is steered as before: all pipeline stages must map it alike, and one knows of this.
+        """
         self.failures[request_id] = (key, reason)
-        self.version += 1
 
     def collect(self, keys: Iterable[str]) -> dict[str, dict[str, SteeringReport]]:
         """Return, and drop, the reports on all requests of some API calls, by key and request id."""
         reports: dict[str, dict[str, SteeringReport]] = {key: {} for key in keys}
         # the API process may be told of an answer's end before the worker is, which learns of it with the next step
-        for request_id, request in [*self._requests.items()]:
-            if request.key in reports:
-                reports[request.key][request_id] = self._close(request_id)
+        for key, request_id, ended in self._close([name for name, one in self._requests.items() if one.key in reports]):
+            reports[key][request_id] = ended.report()
         for key, found in reports.items():
             found |= self._ended.take(key)
         for request_id, (key, reason) in [*self.failures.items()]:
@@ -233,23 +185,24 @@ class RequestStates:
 
     def end(self, request_ids: Iterable[str]) -> None:
         """Close requests that vLLM has ended: their slots are released, and only reports are kept that are not abandoned."""
+        request_ids = [*dict.fromkeys(request_ids)]
+        ended: dict[str, tuple[str, EndedRequest | SteeringReport]] = {
+            request_id: (key, one)
+            for key, request_id, one in self._close([name for name in request_ids if name in self._requests])
+        }
         for request_id in request_ids:
-            reports: dict[str, SteeringReport] = {}
-            if request_id in self._requests:
-                key = self._requests[request_id].key
-                reports[key] = self._close(request_id)
             if request_id in self.failures:  # instead of what it did before it failed
                 key, reason = self.failures.pop(request_id)
-                reports[key] = SteeringReport(failure=reason)
-            for key, report in reports.items():
-                if key not in self._abandoned:
-                    self._ended.add(key, request_id, report)
+                ended[request_id] = key, SteeringReport(failure=reason)
+        for request_id, (key, one) in ended.items():
+            if key not in self._abandoned:
+                self._ended.add(key, request_id, one)
 
     def abandon(self, keys: Iterable[str], is_running: Callable[[str], bool]) -> None:
         """Drop the reports of API calls that nobody will fetch: at once, or when vLLM ends their requests."""
         abandoned = {*keys}
         for key in abandoned:
-            self._ended.take(key)
+            self._ended.drop(key)
         self._abandoned |= dict.fromkeys(abandoned)
         for key in [*islice(self._abandoned, max(0, len(self._abandoned) - MAX_ABANDONED))]:
             del self._abandoned[key]
@@ -263,68 +216,20 @@ class RequestStates:
             if key in abandoned and not is_running(request_id)
         )
 
-    def _close(self, request_id: str) -> SteeringReport:
-        request = self._requests.pop(request_id)
-        counters = self._leave(request)
-        stats = _edit_stats(counters, request.program.num_edits)
-        prompt = [
-            stat.prompt + stat.prompt_sinks if count is None else count
-            for count, stat in zip(request.prompt, stats, strict=True)
-        ]
-        fired = [_fired(counters, nth, rule.num_comparisons) for nth, rule in enumerate(request.program.rules)]
-        return SteeringReport(
-            prompt=prompt,
-            tallies=[vars(stat) for stat in stats],
-            fired=fired,
-            unjudged=counters.num_unjudged[: len(fired)].tolist(),
-            num_positions=int(counters.reached),
-        )
-
-
-def _edit_stats(counters: Counters, num_edits: int) -> list[EditStat]:
-    return [
-        EditStat(
-            prompt=int(sums[PROMPT]),
-            generated=int(sums[GENERATED]),
-            act_sum=sums[ACT_SUM],
-            dose_sum=sums[DOSE_SUM],
-            act_max=act_max if act_max > -math.inf else 0.0,
-            dose_max=dose_max if dose_max > -math.inf else 0.0,
-            prompt_sinks=int(sums[PROMPT_SINKS]),
-            generated_sinks=int(sums[GENERATED_SINKS]),
-        )
-        for sums, (act_max, dose_max) in zip(
-            counters.sums[:num_edits].tolist(), counters.peaks[:num_edits].tolist(), strict=True
-        )
-    ]
-
-
-def _fired(counters: Counters, rule: int, num_comparisons: int) -> dict[str, Any] | None:
-    position = int(counters.first_held[rule])
-    if position == FOREVER:
-        return None
-    acts = counters.first_acts[rule, :num_comparisons].tolist()
-    # a rule may hold only at tokens that are computed again after a preemption, which are not counted twice
-    return {"position": position, "acts": acts, "num_tokens": max(1, int(counters.num_held[rule]))}
-
-
-class _UncollectedReports:
-    """Reports on ended requests that have not been fetched yet, by the API call's key. The oldest make room."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._by_key: dict[str, dict[str, SteeringReport]] = {}
-        self._num_bytes, self._max_bytes = 0, max_bytes
-
-    def add(self, key: str, request_id: str, report: SteeringReport) -> None:
-        self._by_key.setdefault(key, {})[request_id] = report
-        self._num_bytes += report.num_bytes
-        while self._num_bytes > self._max_bytes:
-            self.take(next(iter(self._by_key)))
-
-    def take(self, key: str) -> dict[str, SteeringReport]:
-        found = self._by_key.pop(key, {})
-        self._num_bytes -= sum(report.num_bytes for report in found.values())
-        return found
+    def _close(self, request_ids: Sequence[str]) -> list[tuple[str, str, EndedRequest]]:
+        """End requests, and send for their counters: (key of the API call, id, the request) of each."""
+        closed = [(request_id, self._requests.pop(request_id)) for request_id in request_ids]
+        running = [one for one in closed if one[1].number is not None]
+        ended = []
+        if running:
+            fetched = Fetch(self._leave([request for _, request in running]))
+            for nth, (name, one) in enumerate(running):
+                ended.append((one.key, name, EndedRequest(one.prompt, one.program.rules, fetched, nth)))
+        for name, one in closed:
+            if one.counters is not None:  # it was preempted
+                fetched = Fetch([counter[None] for counter in one.counters])
+                ended.append((one.key, name, EndedRequest(one.prompt, one.program.rules, fetched, 0)))
+        return ended
 
 
 def _count(touched: NDArray[np.bool_], scope: TokenRanges) -> int:

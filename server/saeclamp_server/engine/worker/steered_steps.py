@@ -16,13 +16,14 @@ from torch import Tensor
 from vllm.v1.outputs import AsyncModelRunnerOutput
 
 from saeclamp_server.engine.step_report import ATTRIBUTE, RequestStepReport
+from saeclamp_server.engine.worker.device_copies import CopyStream, upload
 from saeclamp_server.engine.worker.executor import Executor
 from saeclamp_server.engine.worker.ops import HookState
 from saeclamp_server.engine.worker.pipeline_parallel import StepContents
 from saeclamp_server.engine.worker.program_tables import ProgramTables
 from saeclamp_server.engine.worker.prompt_means import PromptMeanRecorder
 from saeclamp_server.engine.worker.readout_plan import RequestSlice, plan_top_features
-from saeclamp_server.engine.worker.report_builder import collect_step_report
+from saeclamp_server.engine.worker.report_builder import BatchRows, collect_step_report
 from saeclamp_server.engine.worker.request_states import RequestStates, SteeredRequest
 from saeclamp_server.engine.worker.step_tables import Batch, StepTables
 from saeclamp_server.engine.worker.top_features import TopFeatureFinder
@@ -46,6 +47,8 @@ class KnownRequest(NamedTuple):
     extra_args: Mapping[str, Any]
     """Extra arguments of its sampling parameters: our payloads are among them."""
     prompt_ids: Sequence[int]
+    params: Any = None
+    """Its sampling parameters, where drafts are settled by them."""
 
 
 class StepInputs(NamedTuple):
@@ -100,15 +103,22 @@ class SteeredSteps:
         self.tables, self._sites, self._known, self._device = tables, sites, known, device
         self._nothing = self._last = self.batch = self._programs_of([])
         """`batch` is that of the step, without requests between steps; `_last` that of the last step."""
+        self._rows = BatchRows([], np.zeros(0, np.int64), np.zeros(0, np.int64))
+        self._copy_stream = CopyStream(device)
         self.slices: dict[str, RequestSlice] = {}
         """Slices of the step's requests that report on it, by request id, in the order of the batch."""
 
     def begin(self, inputs: StepInputs) -> None:
         """Map the tokens of a step, whose batch has been laid out."""
         tables = self.tables
+        self._copy_stream.join()  # from here on the tables of the last step are written to
         if self._last.request_ids != inputs.request_ids or self._last.version != tables.requests.version:
             self._last = self._programs_of(inputs.request_ids)
         self.batch = self._last
+        if self.batch.steered or self.batch.recorded:
+            # copies: a runner may write the next batch's numbers to the same memory before this one's report is made
+            first_row = np.cumsum(inputs.num_scheduled, dtype=np.int64) - inputs.num_scheduled
+            self._rows = BatchRows(self.batch.request_ids, first_row, inputs.num_computed.astype(np.int64))
         if self.batch.steered:
             num_tokens = int(inputs.num_scheduled.sum())
             batch = Batch(self.batch.program, inputs.first_row, inputs.positions, inputs.input_ids, num_tokens)
@@ -120,6 +130,7 @@ class SteeredSteps:
 
     def begin_without_requests(self) -> None:
         """Begin a dummy step: it must not run the one before."""
+        self._copy_stream.join()
         self.forget()
         self.tables.executor.clear()
         self.tables.prompt_means.begin_step()
@@ -131,23 +142,30 @@ class SteeredSteps:
 
     def collect(self, last_hidden: Tensor | None) -> Callable[[], dict[str, RequestStepReport]] | None:
         """
-        Copy what a forward showed, and return the function that makes step reports of it; None where there is none.
+        Send for what a forward showed, and return the function that makes step reports of it; None where there is none.
 
         last_hidden: (num_tokens, width), the model's last hidden states
         """
         tables, batch = self.tables, self.batch
         if not batch.steered and not batch.failures:
             return None
+        if batch.steered and last_hidden is not None:
+            tables.executor.find_lost(last_hidden)
         fetch = collect_step_report(
             self.slices,
-            {one.number: request_id for request_id, one in batch.steered.items() if one.number is not None},
+            self._rows,
             tables.programs,
             tables.step,
             tables.top_features.found,
             batch.failures,
-            last_hidden,
+            self._copy_stream,
         )
-        return fetch and self._noting_failures(fetch)
+        return self._noting_failures(fetch)
+
+    def settle(self, kept_to: Tensor) -> None:
+        """Count what was done at tokens that stay; see `Executor.settle`."""
+        self._copy_stream.join()
+        self.tables.executor.settle(kept_to)
 
     def _noting_failures(
         self, fetch: Callable[[], dict[str, RequestStepReport]]
@@ -190,7 +208,7 @@ class SteeredSteps:
             max((program.num_reads for program in programs), default=0),
             any(program.itemised for program in programs),
         )
-        program = torch.tensor(numbers, dtype=torch.int32).to(self._device)
+        program = upload(np.array(numbers, np.int32), self._device)
         return BatchPrograms([*request_ids], requests.version, program, steered, telling, recorded, failures, contents)
 
     def _plan_what_is_shown(self, inputs: StepInputs) -> None:
@@ -199,19 +217,18 @@ class SteeredSteps:
         self.slices = {}
         tables.prompt_means.begin_step()
         if self.batch.telling or self.batch.recorded:
-            first_rows = (np.cumsum(inputs.num_scheduled) - inputs.num_scheduled).tolist()
+            first_rows, positions = self._rows.first_row.tolist(), self._rows.position.tolist()
             for place, request_id in self.batch.telling:
-                num, position = int(inputs.num_scheduled[place]), int(inputs.num_computed[place])
+                num, position = int(inputs.num_scheduled[place]), positions[place]
                 steered = self.batch.steered[request_id]
                 assert steered.number is not None, "it runs"
                 self.slices[request_id] = RequestSlice(
                     steered.program, steered.number, first_rows[place], num, position
                 )
             for place, request_id in self.batch.recorded:
-                known = self._known(request_id)
-                num, position = int(inputs.num_scheduled[place]), int(inputs.num_computed[place])
+                known, num = self._known(request_id), int(inputs.num_scheduled[place])
                 asked = known.extra_args[RECORD_KEY]
-                tables.prompt_means.point(asked, known.prompt_ids, first_rows[place], num, position)
+                tables.prompt_means.point(asked, known.prompt_ids, first_rows[place], num, positions[place])
         tables.top_features.begin(plan_top_features(self.slices.values()), tables.step)
 
     def _choose_recorded_tokens(self, inputs: StepInputs) -> None:
@@ -223,8 +240,9 @@ class SteeredSteps:
             left = len(self._known(inputs.request_ids[place]).prompt_ids) - int(inputs.num_computed[place])
             rows.append(np.arange(first_row, first_row + max(0, min(num_tokens, left))))
             first_row += num_tokens
+        recorded = upload(np.concatenate(rows), self._device)
         for state in self._sites:
-            state.recorder.rows = torch.from_numpy(np.concatenate(rows)).to(self._device)
+            state.recorder.rows = recorded
 
 
 def with_report(output: Any, fetch: Callable[[], dict[str, RequestStepReport]]) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from saeclamp_saes import SAE
 from saeclamp_saes.clamping import PART_BYTES, parts_of
+from saeclamp_server.engine.worker.device_copies import upload
 from saeclamp_server.engine.worker.readout_plan import TopFeatureRows
 from saeclamp_server.engine.worker.step_tables import StepTables
 
@@ -48,9 +49,7 @@ class TopFeatureFinder:
         # new dictionaries each time: what the last step has found may not have been fetched yet
         self.wanted, self.found = {}, {}
         for name, plan in planned.items():
-            rows, special = (
-                torch.from_numpy(column).to(step.position.device) for column in (plan.batch_row, plan.special)
-            )
+            rows, special = (upload(column, step.position.device) for column in (plan.batch_row, plan.special))
             self.wanted[name] = TopFeaturesInputs(rows, ~step.is_sink[rows] | special, special, plan.top_k)
 
     def find(self, name: str, sae: SAE, x: Tensor, is_sink: Tensor) -> None:

@@ -32,6 +32,7 @@ from saeclamp_server.engine.worker.program_layout import (
     LEFT_OUT,
     MANY,
     MAX_NORM,
+    NUM_EDITS,
     NUMBER,
     PROMPT_LEN,
     PROMPT_SINKS,
@@ -145,6 +146,13 @@ class TorchExecutor:
         hidden = vectors.hidden
         edited = torch.where(is_sound[:, None], hidden[rows].float() + delta, torch.nan)
         hidden.index_copy_(0, rows, edited.to(hidden.dtype))
+
+    def find_lost(self, last_hidden: Tensor) -> None:
+        """Mark what became infinite."""
+        num = self._step.num_tokens
+        program = self._step.program[:num]
+        is_edited = (program >= 0) & (self._programs.headers[program, NUM_EDITS] > 0)
+        self._step.is_lost[:num] |= is_edited & ~last_hidden[:num].isfinite().all(dim=1)
 
     def settle(self, kept_to: Tensor) -> None:
         """Count what stays."""

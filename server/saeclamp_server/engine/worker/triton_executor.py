@@ -16,8 +16,9 @@ import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 
-from saeclamp_server.engine.worker import judge_kernel
+from saeclamp_server.engine.worker import judge_kernel, step_end_kernels
 from saeclamp_server.engine.worker import triton_kernels as kernels
+from saeclamp_server.engine.worker.device_copies import upload
 from saeclamp_server.engine.worker.loaded_sae import LoadedSAE
 from saeclamp_server.engine.worker.program_layout import (
     BIAS,
@@ -161,6 +162,15 @@ class TritonExecutor:
         """Edit and count."""
         self._launch(kernels.edit, site, self._edits[site], vectors)
 
+    def find_lost(self, last_hidden: Tensor) -> None:
+        """Mark what became infinite."""
+        d = last_hidden.shape[1]
+        assert last_hidden.stride(1) == 1, "a token's state lies in one piece"
+        block = triton.next_power_of_2(d)
+        step_end_kernels.find_lost[(self._step_tables.num_tokens,)](
+            last_hidden, last_hidden.stride(0), self._step, self._programs, D=d, BLOCK=block, num_warps=_num_warps(block)
+        )  # fmt: skip
+
     def settle(self, kept_to: Tensor) -> None:
         """Count what stays."""
         kernels.settle[(self._step_tables.num_tokens,)](self._step, self._programs, kept_to)
@@ -177,7 +187,7 @@ class TritonExecutor:
             hidden, residual, self._step, table, self._conditions[site], self._programs, self._sink_norms[site],
             hidden.stride(0), 0 if residual is None else residual.stride(0), vectors.norm_eps or 0.0,
             D=d, BLOCK=block, ROW=tl.float32, WHOLE_STREAM=vectors.whole_stream, HAS_NORM=vectors.norm_eps is not None,
-            num_warps=min(MAX_WARPS, max(1, block // ELEMENTS_PER_WARP)), **self._flags,
+            num_warps=_num_warps(block), **self._flags,
         )  # fmt: skip
 
     def _bind(self, table: EntryTable, first: int, ints: NDArray[np.int32]) -> None:
@@ -192,17 +202,19 @@ class TritonExecutor:
             if self._places.setdefault(number, here) != here:  # a row cache has grown, and moved
                 self._places[number] = here
                 for one in (self._tables.edits, self._tables.reads):
-                    self._write_weights(one, number, (one.ints[:, WEIGHTS] == number).nonzero()[:, 0])
-            mine = torch.from_numpy(first + np.flatnonzero(ints[:, WEIGHTS] == number))
-            self._write_weights(table, number, mine.to(table.ints.device))
+                    self._write_weights(one, number, np.flatnonzero(one.weights == number))
+            self._write_weights(table, number, first + np.flatnonzero(ints[:, WEIGHTS] == number))
 
-    def _write_weights(self, table: EntryTable, number: int, row: Tensor) -> None:
+    def _write_weights(self, table: EntryTable, number: int, rows: NDArray[np.int64]) -> None:
         """
         Write addresses and constants of some rows of a table.
 
         number: of the SAE whose features they are of
-        row:    (num_rows,) int64
+        rows:   (num_rows,)
         """
+        if not len(rows):
+            return
+        row = upload(rows, table.ints.device)
         sae = self._saes[number].sae
         weights, norm, width = sae.rows(), sae.input_norm, sae.d_out // len(sae.writes)
         feature, write = table.ints[row, FEATURE].long(), table.ints[row, WRITE].long()
@@ -217,3 +229,7 @@ class TritonExecutor:
         table.floats[row, NORM_EPS] = norm.eps
         scaled = {"none": 0, "std": BY_STD, "l2": BY_LENGTH}[norm.scale]
         table.ints[row, FLAGS] |= scaled | (CENTERED if norm.center else 0)
+
+
+def _num_warps(block: int) -> int:
+    return min(MAX_WARPS, max(1, block // ELEMENTS_PER_WARP))

@@ -7,7 +7,6 @@ ids are on the device. The step report leaves with the sampled tokens, in what `
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from saeclamp_server.engine.worker.kv_wipe import wipe_blocks
 from saeclamp_server.engine.worker.ops import HookState
 from saeclamp_server.engine.worker.pipeline_parallel import StageBoundary
 from saeclamp_server.engine.worker.program_layout import FOREVER
+from saeclamp_server.engine.worker.sampled_tokens import AnswerEnd
 from saeclamp_server.engine.worker.steered_steps import (
     KnownRequest,
     SteeredSteps,
@@ -119,23 +119,16 @@ class V1RunnerAdapter:
             own = sampled[self._runner.input_batch.req_id_to_index[request_id]]
             # none in a step that computes only a part of the prompt, which has no drafts either
             if own:
-                num_kept = num_before[request_id] + self._num_kept(request_id, own, num_before[request_id])
+                params, prompt_len = self._runner.requests[request_id].sampling_params, request.program.prompt_len
+                len_before = prompt_len + num_before[request_id]
+                num_kept = AnswerEnd.from_params(params, prompt_len).num_kept(own, len_before)
                 # the answer's newest token is not counted: it has not been fed yet, or would not have been without drafts
-                kept_to[request.number] = request.program.prompt_len + num_kept - 1
-        self._tables.executor.settle(kept_to.to(self._runner.device))
+                kept_to[request.number] = len_before + num_kept - 1
+        self._steps.settle(kept_to.to(self._runner.device))
         return booked
 
     def _num_output(self, request_id: str) -> int:
         return len(self._runner.requests[request_id].output_token_ids)
-
-    def _num_kept(self, request_id: str, sampled: Sequence[int], num_before: int) -> int:
-        """Count the tokens that stay of those sampled at once: the scheduler cuts them behind the end of the answer."""
-        # as in vLLM's `check_stop`; the context's length is no bound here, as no drafts are scheduled beyond it
-        params = self._runner.requests[request_id].sampling_params
-        for number, token in enumerate(sampled, 1):
-            if token in params.all_stop_token_ids or num_before + number >= (params.max_tokens or math.inf):
-                return number
-        return len(sampled)
 
     def _gather_intermediate_tensors(self, num_tokens: int, intermediate_tensors: Any, *args: Any) -> Any:
         if intermediate_tensors is not None and self._steps.batch.steered:

@@ -92,11 +92,11 @@ class SteeringWorker:
         self._states = [_hook_state(number, site, everything, tables, layout) for number, site in enumerate(sites)]
         for number, state in enumerate(self._states):
             register_site(number, state)
-        if self.use_v2_model_runner:
-            self._adapter: V1RunnerAdapter | V2RunnerAdapter = V2RunnerAdapter(self.model_runner, tables, self._states)
-            return
+        adapter: type[V1RunnerAdapter | V2RunnerAdapter] = (
+            V2RunnerAdapter if self.use_v2_model_runner else V1RunnerAdapter
+        )
         boundaries = _stage_boundaries(layout.layers, everything, tables)
-        self._adapter = V1RunnerAdapter(self.model_runner, tables, self._states, boundaries)
+        self._adapter = adapter(self.model_runner, tables, self._states, boundaries)
 
     def _make_tables(self, everything: Sequence[LoadedSAE], num_sites: int, special_ids: list[int]) -> SteeringTables:
         """
@@ -243,7 +243,7 @@ class SteeringWorker:
 
     def steering_reports(self, keys: list[str], abandoned: list[str]) -> dict[str, dict[str, dict[str, Any]]]:
         """
-        Return, and drop, the reports of some API calls (`request_states.SteeringReport`), by key and request id.
+        Return, and drop, the reports of some API calls (`steering_report.SteeringReport`), by key and request id.
 
         abandoned: keys of calls whose reports nobody will fetch
         """

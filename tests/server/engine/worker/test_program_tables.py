@@ -83,7 +83,7 @@ def test_a_number_that_is_given_again_has_counters_at_zero() -> None:
     engine = TableEngine(saes, num_programs=1, num_tokens=64)
     for name in ("first", "second"):
         request = steered(random, engine, saes, name)
-        fresh = engine.programs.counters(request.number)
+        fresh = engine.programs.counters([request.number])
         assert not fresh.sums.any()
         assert fresh.peaks.isinf().all()
         assert (fresh.first_held == FOREVER).all()

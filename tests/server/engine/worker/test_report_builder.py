@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from saeclamp_server.engine.worker.compiled_program import CompiledProgram, LoadedWeights
+from saeclamp_server.engine.worker.device_copies import CopyStream
 from saeclamp_server.engine.worker.program_tables import ProgramTables
 from saeclamp_server.engine.worker.readout_plan import RequestSlice
-from saeclamp_server.engine.worker.report_builder import collect_step_report
+from saeclamp_server.engine.worker.report_builder import BatchRows, collect_step_report
 from saeclamp_server.engine.worker.step_tables import Batch, StepTables, map_tokens
 from saeclamp_server.engine.worker.top_features import TopFeatures
+from saeclamp_server.engine.worker.torch_executor import TorchExecutor
 from saeclamp_server.steering.program import EditSpec, ReadoutSpec, SteeringProgram
 from saeclamp_server.steering.token_ranges import ALL, GENERATED
 
@@ -38,9 +41,13 @@ class Stepped:
 
     def report(self, top: dict[str, TopFeatures], last_hidden: torch.Tensor | None = None) -> dict[str, object]:
         telling = {name: one for name, one in self.slices.items() if one.program.reports_steps}
-        steered = {one.number: name for name, one in self.slices.items()}
-        fetch = collect_step_report(telling, steered, self.programs, self.step, top, {}, last_hidden)
-        assert fetch is not None
+        slices = self.slices.values()
+        rows = BatchRows(
+            [*self.slices], np.array([one.first_row for one in slices]), np.array([one.position for one in slices])
+        )
+        if last_hidden is not None:
+            TorchExecutor(self.programs, self.step, []).find_lost(last_hidden)
+        fetch = collect_step_report(telling, rows, self.programs, self.step, top, {}, CopyStream(CPU))
         # the next step writes to the same tables before the report is fetched
         self.step.acts.zero_()
         self.step.items.zero_()

@@ -150,7 +150,7 @@ def test_the_reports_of_ended_requests_are_kept_small_and_within_a_bound() -> No
         assert requests.admit(str(number), {"key": f"k{number}", "program": program}, [1, 2]) is not None
         requests.end([str(number)])
     kept = [number for number in range(50) if requests.collect([f"k{number}"])[f"k{number}"]]
-    assert kept == [*range(36, 50)]  # of 16 rules each: 500 + 16 * 400 bytes
+    assert kept == [*range(46, 50)]  # 4,500 bytes each, and for 16 rules of 16 comparisons 16 * (400 + 16 * 40)
     assert requests.collect(["k49"]) == {"k49": {}}
 
 
@@ -190,10 +190,16 @@ def test_a_failure_of_an_abandoned_call_is_forgotten_too(requests: RequestStates
     assert not requests.failures
 
 
-def test_a_request_that_a_step_has_lost_reports_that_and_is_steered_no_more(requests: RequestStates) -> None:
-    requests.admit("1", payload("k"), [1, 5, 6])
+def test_a_request_that_a_step_has_lost_reports_that_and_steps_on_their_way_are_as_before(
+    requests: RequestStates,
+) -> None:
+    request = requests.admit("1", payload("k"), [1, 5, 6])
     assert requests.key("1") == "k"
+    version = requests.version
     requests.fail("1", "k", "its edits left no finite vector")
+    assert requests.admit("1", payload("k"), [1, 5, 6]) is request
+    assert requests.version == version
+    requests.preempt(["1"])
     assert requests.admit("1", payload("k"), [1, 5, 6]) is None
     requests.end(["1"])
     (report,) = requests.collect(["k"])["k"].values()

@@ -36,6 +36,10 @@ def test_drafts_are_settled_as_the_slow_twin_says(interpreter: Process) -> None:
     assert num["edited"] > 100
 
 
+def test_of_drafts_that_are_accepted_those_behind_the_end_of_an_answer_do_not_stay(interpreter: Process) -> None:
+    assert interpreter.find_kept(range(200)) > 50
+
+
 def test_in_bf16_the_sum_of_all_edits_is_rounded_once(interpreter: Process) -> None:
     num = interpreter.run(range(2000, 2020), dtype=torch.bfloat16)
     assert num["edited"] > 50
