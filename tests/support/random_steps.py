@@ -208,9 +208,10 @@ class TableEngine:
         }
         is_special = torch.zeros(8, dtype=torch.bool)
         is_special[list(SPECIAL_IDS)] = True
-        self.programs = ProgramTables(num_programs, NUM_SITES, [*self.loaded.values()], CPU)
-        self.step_tables = StepTables(num_tokens, is_special, carries=True)
-        own = [LoadedSAE(name, placed.sae) for name, placed in saes.items()]
+        self._device = executors.get("device", CPU)
+        self.programs = ProgramTables(num_programs, NUM_SITES, [*self.loaded.values()], self._device)
+        self.step_tables = StepTables(num_tokens, is_special.to(self._device), carries=True)
+        own = [LoadedSAE(name, placed.sae.to(self._device)) for name, placed in saes.items()]
         make = executors.get("executor", TorchExecutor)
         self.executor = make(self.programs, self.step_tables, own, is_deferred)
 
@@ -232,10 +233,10 @@ class TableEngine:
         tokens = step.tokens()
         edges = torch.tensor([0, *(num for _, num in step.requests)]).cumsum(0).int()
         batch = Batch(
-            torch.tensor([request.number for request, _ in step.requests], dtype=torch.int32),
-            edges,
-            torch.tensor([token.position for token in tokens]),
-            torch.tensor([token.token_id for token in tokens], dtype=torch.int32),
+            torch.tensor([request.number for request, _ in step.requests], dtype=torch.int32, device=self._device),
+            edges.to(self._device),
+            torch.tensor([token.position for token in tokens], device=self._device),
+            torch.tensor([token.token_id for token in tokens], dtype=torch.int32, device=self._device),
             len(tokens),
         )
         self.executor.map_tokens(batch)
@@ -253,7 +254,7 @@ class TableEngine:
 
     def settle(self, step: Step) -> None:
         """Keep what the step says that stays."""
-        kept_to = torch.full((self.programs.num_programs,), FOREVER, dtype=torch.int64)
+        kept_to = torch.full((self.programs.num_programs,), FOREVER, dtype=torch.int64, device=self._device)
         for request, _ in step.requests:
             if request.name in step.kept_to and request.number >= 0:
                 kept_to[request.number] = step.kept_to[request.name]
