@@ -52,7 +52,7 @@ def next_layer(resid: Tensor, up: Tensor) -> Tensor:
 def run(device: Card, record: Record) -> None:
     """Compile, look at the code, and compare with what is not compiled. Raises AssertionError where they differ."""
     width, num = (64, 4) if device.is_dry else (4096, 64)
-    shape = Shape(width, num_features=64 * num, sae_at=SITE, banks_at=[])
+    shape = Shape(width, num_features=64 * num, sae_at=SITE)
     tables = Tables(device, shape, num, num)
     names = ["16 features each" if nth % 2 else "1 feature each" for nth in range(num)]
     batch = tables.batch([tables.add(kinds(shape, nth, num)[name]) for nth, name in enumerate(names)], 1, 1)

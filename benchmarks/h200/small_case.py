@@ -29,7 +29,7 @@ def main() -> None:
             print(parity.check(device, parity.Case(seed, 72, dtype, bool(seed), parity.SMALL)))
         return
     width, sizes = (64, (2, 4)) if is_dry else (4096, (256, 4096))
-    shape = Shape(width, num_features=16 * max(sizes), sae_at=0, banks_at=[])
+    shape = Shape(width, num_features=16 * max(sizes), sae_at=0)
     tables = Tables(device, shape, max(sizes), max(sizes))
     for num_tokens, kind in zip(sizes, ("1 feature each", "16 features each"), strict=True):
         programs = [kinds(shape, nth, num_tokens)[kind] for nth in range(min(num_tokens, 256))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,9 @@ from benchmarks.h200.device import Card
 from torch import Tensor
 
 from saeclamp_saes import SAE, Site
+from saeclamp_saes.sae import TopK
 from saeclamp_server.engine.worker.compiled_program import CompiledProgram, LoadedWeights
+from saeclamp_server.engine.worker.executor import Executor
 from saeclamp_server.engine.worker.loaded_sae import LoadedSAE
 from saeclamp_server.engine.worker.ops import HookState, register_site, steer_op
 from saeclamp_server.engine.worker.program_tables import ProgramTables
@@ -20,7 +22,6 @@ from saeclamp_server.engine.worker.request_states import RequestStates
 from saeclamp_server.engine.worker.steered_steps import KnownRequest, SteeredSteps, SteeringTables, StepInputs
 from saeclamp_server.engine.worker.step_tables import Batch, StepTables
 from saeclamp_server.engine.worker.top_features import TopFeatureFinder
-from saeclamp_server.engine.worker.triton_executor import TritonExecutor
 from saeclamp_server.engine.worker.vector_bank import make_vector_bank, set_row
 from saeclamp_server.steering.program import (
     EXTRA_ARGS_KEY,
@@ -45,15 +46,27 @@ class Shape(NamedTuple):
     num_features: int
     sae_at: int
     """Site of the SAE."""
-    banks_at: Sequence[int]
+    banks_at: Sequence[int] = ()
     """Sites of vector banks; together with that of the SAE, those that are hooked at most."""
+    top_k: TopK | None = None
+    """Of the SAE."""
 
 
 class Tables:
     """Tables of one worker, and the op's state at each site."""
 
-    def __init__(self, device: Card, shape: Shape, num_programs: int, num_tokens: int) -> None:
-        """`num_tokens` is that of a batch, at most."""
+    def __init__(
+        self,
+        device: Card,
+        shape: Shape,
+        num_programs: int,
+        num_tokens: int,
+        make_executor: Callable[..., Executor] | None = None,
+    ) -> None:
+        """
+        num_tokens:    of a batch, at most
+        make_executor: that of GPUs where it is None
+        """
         generator = torch.Generator(device.torch).manual_seed(0)
         sae = random_sae(shape, device.torch, generator)
         banks = {f"vectors {site}": self._bank(shape, site, device.torch, generator) for site in shape.banks_at}
@@ -70,7 +83,7 @@ class Tables:
         self.steering = SteeringTables(
             programs,
             step,
-            TritonExecutor(programs, step, served),
+            (make_executor or _triton_executor)(programs, step, served),
             RequestStates(self.loaded, [], programs),
             TopFeatureFinder(),
             PromptMeanRecorder(is_special, device.torch),
@@ -113,6 +126,12 @@ class Tables:
             torch.full((len(numbers) * num_tokens,), ORDINARY, dtype=torch.int32).to(self._device.torch),
             len(numbers) * num_tokens,
         )
+
+
+def _triton_executor(*args: Any) -> Executor:
+    from saeclamp_server.engine.worker.triton_executor import TritonExecutor
+
+    return TritonExecutor(*args)
 
 
 class Requests:
@@ -160,10 +179,10 @@ class Requests:
 def random_sae(shape: Shape, device: torch.device, generator: torch.Generator) -> SAE:
     """Make an SAE at a site whose features are active at about half of all tokens."""
     num, width = shape.num_features, shape.width
-    encoder, decoder = (torch.randn(num, width, generator=generator, device=device) / width**0.5 for _ in range(2))
+    encoder, decoder = (torch.randn(num, width, generator=generator, device=device).div_(width**0.5) for _ in range(2))
     site = Site("resid_post", shape.sae_at)
     zeros = torch.zeros(num, device=device)
-    return SAE((site,), (site,), encoder.T, zeros, decoder, torch.zeros(width, device=device), zeros)
+    return SAE((site,), (site,), encoder.T, zeros, decoder, torch.zeros(width, device=device), zeros, top_k=shape.top_k)
 
 
 def clamps(features: Sequence[int], rule: int | None = None) -> tuple[EditSpec, ...]:

@@ -64,11 +64,11 @@ def steer(hidden: Tensor, residual: Tensor | None, number: int) -> None:
         x = vectors.gather(state.recorder.rows)
         state.recorder.record(x, vectors.resid_norms(x, state.recorder.rows))
     for take in state.prompt_means.takes.get(str(state.site), ()):
-        state.prompt_means.record(take.key, vectors.gather(take.rows))
+        for part in vectors.parts(len(take.rows)):
+            state.prompt_means.record(take.key, vectors.gather(take.rows[part]))
     for loaded in state.reads:
         if loaded.name in state.top_features.wanted:
-            rows = state.top_features.wanted[loaded.name].rows
-            state.top_features.find(loaded.name, loaded.whole, vectors.gather(rows))
+            state.top_features.find(loaded.name, loaded.whole, vectors)
     state.executor.judge(number, vectors)
     state.executor.edit(number, vectors)
 

@@ -86,7 +86,9 @@ def _is_lost(programs: ProgramTables, step: StepTables, last_hidden: Tensor | No
     program = step.program[:num]
     # of requests that are not edited nothing is asked; whatever their vectors are is the model's own
     is_edited = (program >= 0) & (programs.headers[program, NUM_EDITS] > 0)
-    is_lost: Tensor = step.is_lost[:num] | (is_edited & ~last_hidden[:num].isfinite().all(dim=1))
+    # smallest and largest: NaN among them is both, and nothing of the size of all hidden states is made
+    low, high = last_hidden[:num].aminmax(dim=1)
+    is_lost: Tensor = step.is_lost[:num] | (is_edited & ~(low.isfinite() & high.isfinite()))
     return is_lost
 
 

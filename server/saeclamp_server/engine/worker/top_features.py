@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from saeclamp_saes import SAE
 from saeclamp_saes.clamping import PART_BYTES, parts_of
 from saeclamp_server.engine.worker.readout_plan import TopFeatureRows
+from saeclamp_server.engine.worker.site_vectors import SiteVectors
 from saeclamp_server.engine.worker.step_tables import StepTables
 
 
@@ -51,13 +52,13 @@ class TopFeatureFinder:
             )
             self.wanted[name] = TopFeaturesInputs(rows, ~step.is_sink[rows] | special, plan.top_k)
 
-    def find(self, name: str, sae: SAE, x: Tensor) -> None:
-        """
-        Find what is wanted of an SAE, whole and wherever it is.
-
-        x: (num_rows, d_in), the vectors at `wanted[name].rows`
-        """
-        self.found[name] = strongest_features(sae, x, self.wanted[name])
+    def find(self, name: str, sae: SAE, vectors: SiteVectors) -> None:
+        """Find what is wanted of an SAE, whole and wherever it is, at the site where it reads."""
+        wanted, found = self.wanted[name], []
+        for part in vectors.parts(len(wanted.rows)):
+            rows, is_seen = wanted.rows[part], wanted.is_seen[part]
+            found.append(strongest_features(sae, vectors.gather(rows), wanted._replace(rows=rows, is_seen=is_seen)))
+        self.found[name] = _joined(found)
 
 
 def strongest_features(sae: SAE, x: Tensor, wanted: TopFeaturesInputs, part_bytes: int = PART_BYTES) -> TopFeatures:
@@ -74,4 +75,8 @@ def strongest_features(sae: SAE, x: Tensor, wanted: TopFeaturesInputs, part_byte
         index = acts.abs().topk(min(wanted.top_k, acts.shape[1]), dim=1).indices  # those of AbsTopK have either sign
         shown = torch.where(wanted.is_seen[part, None], acts.gather(1, index), torch.nan)
         found.append(TopFeatures(shown, index))
-    return TopFeatures(torch.cat([one.acts for one in found]), torch.cat([one.features for one in found]))
+    return _joined(found)
+
+
+def _joined(parts: Sequence[TopFeatures]) -> TopFeatures:
+    return TopFeatures(torch.cat([one.acts for one in parts]), torch.cat([one.features for one in parts]))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from saeclamp.types import MAX_TESTS
-from saeclamp_saes.clamping import EditRows, FeaturePairs, ReadActs, UniqueFeatures, decoder_delta, read_acts
+from saeclamp_saes.clamping import EditRows, FeaturePairs, ReadActs, UniqueFeatures, decoder_delta, parts_of, read_acts
 from saeclamp_server.engine.worker.loaded_sae import LoadedSAE
 from saeclamp_server.engine.worker.program_layout import (
     BEGIN,
@@ -48,6 +48,8 @@ from saeclamp_server.engine.worker.step_tables import Batch, StepTables, map_tok
 
 PRODUCT_PER_PAIR = 16
 """Entries of a (tokens x distinct features) product that cost as much as gathering the two rows of one pair."""
+VECTOR_COPIES, PAIR_BYTES = 6, 448
+"""Memory that tokens take while they are edited: fp32 vectors of each, and bytes of each pair with a row of a table."""
 SEARCHES = RANGES.bit_length()
 """Halvings until one of a program's ranges is found."""
 
@@ -97,16 +99,22 @@ class TorchExecutor:
         if not self._step.num_tokens:
             return
         if self._programs.reads.num_programs_at[site]:
-            self._read(site, vectors)
+            for tokens in self._parts(self._programs.reads, vectors):
+                self._read(site, vectors, tokens)
         if self._programs.conditions.num_programs_at[site]:
-            self._judge(site)
+            for tokens in self._parts(self._programs.conditions, vectors):
+                self._judge(site, tokens)
 
     def edit(self, site: int, vectors: SiteVectors) -> None:
         """Edit and count."""
-        step = self._step
-        if not step.num_tokens or not self._programs.edits.num_programs_at[site]:
+        if not self._step.num_tokens or not self._programs.edits.num_programs_at[site]:
             return
-        pairs = self._pairs(self._programs.edits, site)
+        for tokens in self._parts(self._programs.edits, vectors):
+            self._edit(site, vectors, tokens)
+
+    def _edit(self, site: int, vectors: SiteVectors, tokens: slice) -> None:
+        step = self._step
+        pairs = self._pairs(self._programs.edits, site, tokens)
         pairs = pairs.only(self._in_scope(pairs))
         pairs = pairs.only(self._is_allowed(pairs))
         if not len(pairs.token):
@@ -155,15 +163,20 @@ class TorchExecutor:
         step.items[: step.num_tokens] = torch.nan
         step.verdicts[: step.num_tokens] = 0
 
-    def _pairs(self, table: EntryTable, site: int) -> _Pairs:
-        """Pair each token of the step with the rows that its program has at a site."""
-        program = self._step.program[: self._step.num_tokens]
+    def _parts(self, table: EntryTable, vectors: SiteVectors) -> list[slice]:
+        """Cut the step's tokens into runs whose vectors, and pairs with a table's rows, do not take too much memory."""
+        token_bytes = VECTOR_COPIES * 4 * vectors.hidden.shape[1] + PAIR_BYTES * table.num_rows
+        return parts_of(self._step.num_tokens, token_bytes)
+
+    def _pairs(self, table: EntryTable, site: int, tokens: slice) -> _Pairs:
+        """Pair each token of a run with the rows that its program has at a site."""
+        program = self._step.program[tokens]
         spans = table.spans[site].long()[program]
         num_rows = spans[:, 1] - spans[:, 0]
         token = torch.repeat_interleave(num_rows)
         begin = torch.cumsum(num_rows, 0) - num_rows
         row = torch.arange(len(token), device=token.device) + (spans[:, 0] - begin)[token]
-        return _Pairs(token, program[token], table.ints[row].long(), table.floats[row])
+        return _Pairs(token + tokens.start, program[token], table.ints[row].long(), table.floats[row])
 
     def _in_scope(self, pairs: _Pairs) -> Tensor:
         """Tell of each pair whether the token is in the row's scope; sinks only where special tokens are."""
@@ -186,8 +199,8 @@ class TorchExecutor:
         # the last range that begins at the position or before it, if there is one
         return (low > first) & (position < ranges[(low - 1).clamp(min=0), 1])
 
-    def _read(self, site: int, vectors: SiteVectors) -> None:
-        step, pairs = self._step, self._pairs(self._programs.reads, site)
+    def _read(self, site: int, vectors: SiteVectors, tokens: slice) -> None:
+        step, pairs = self._step, self._pairs(self._programs.reads, site, tokens)
         pairs = pairs.only(self._in_scope(pairs))
         if not len(pairs.token):
             return
@@ -203,9 +216,9 @@ class TorchExecutor:
             step.acts[mine.token[shown], mine.ints[shown, NUMBER]] = found.acts[shown]
             step.carried[mine.token[carried], mine.ints[carried, NUMBER]] = torch.stack(found, dim=1)[carried]
 
-    def _judge(self, site: int) -> None:
+    def _judge(self, site: int, tokens: slice) -> None:
         programs, step = self._programs, self._step
-        pairs = self._pairs(programs.conditions, site)
+        pairs = self._pairs(programs.conditions, site, tokens)
         pairs = pairs.only(self._in_scope(pairs))
         if not len(pairs.token):
             return
