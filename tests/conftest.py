@@ -62,7 +62,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _is_slow(path: Path) -> bool:
-    return WITH_ENGINES in path.parents or path.name == "test_triton_kernels.py"
+    return WITH_ENGINES in path.parents or path.name in ("test_triton_kernels.py", "test_h200.py")
 
 
 def pytest_collection_finish() -> None:

@@ -218,11 +218,12 @@ class TableEngine:
         sink_norms = executors.pop("sink_norms", None)
         is_special = torch.zeros(8, dtype=torch.bool)
         is_special[list(SPECIAL_IDS)] = True
-        self.programs = ProgramTables(num_programs, NUM_SITES, [*self.loaded.values()], CPU)
+        self._device = executors.get("device", CPU)
+        self.programs = ProgramTables(num_programs, NUM_SITES, [*self.loaded.values()], self._device)
         if sink_norms is not None:
             self.programs.sink_norms.copy_(torch.tensor(sink_norms))
-        self.step_tables = StepTables(num_tokens, is_special, carries=True)
-        own = [LoadedSAE(name, placed.sae) for name, placed in saes.items()]
+        self.step_tables = StepTables(num_tokens, is_special.to(self._device), carries=True)
+        own = [LoadedSAE(name, placed.sae.to(self._device)) for name, placed in saes.items()]
         make = executors.get("executor", TorchExecutor)
         self.executor = make(self.programs, self.step_tables, own, is_deferred)
 
@@ -246,10 +247,10 @@ class TableEngine:
         tokens = step.tokens()
         edges = torch.tensor([0, *(num for _, num in step.requests)]).cumsum(0).int()
         batch = Batch(
-            torch.tensor([request.number for request, _ in step.requests], dtype=torch.int32),
-            edges,
-            torch.tensor([token.position for token in tokens]),
-            torch.tensor([token.token_id for token in tokens], dtype=torch.int32),
+            torch.tensor([request.number for request, _ in step.requests], dtype=torch.int32, device=self._device),
+            edges.to(self._device),
+            torch.tensor([token.position for token in tokens], device=self._device),
+            torch.tensor([token.token_id for token in tokens], dtype=torch.int32, device=self._device),
             len(tokens),
         )
         self.executor.map_tokens(batch)
@@ -267,7 +268,7 @@ class TableEngine:
 
     def settle(self, step: Step) -> None:
         """Keep what the step says that stays."""
-        kept_to = torch.full((self.programs.num_programs,), FOREVER, dtype=torch.int64)
+        kept_to = torch.full((self.programs.num_programs,), FOREVER, dtype=torch.int64, device=self._device)
         for request, _ in step.requests:
             if request.name in step.kept_to and request.number >= 0:
                 kept_to[request.number] = step.kept_to[request.name]
@@ -284,6 +285,11 @@ def random_sites(random: Random, num_tokens: int, width: int, dtype: torch.dtype
         hidden = torch.where(torch.rand(num_tokens, 1, generator=generator) < 0.1, SINK_SCALE * hidden, hidden)
         made.append((hidden.to(dtype), None if site == 0 else (2 * residual).to(dtype)))
     return made
+
+
+def sink_norms(width: int) -> list[float]:
+    """Return ten times the usual norm of each site's vectors, as `random_sites` makes them."""
+    return [10 * width**0.5 * (1 if site == 0 else 5**0.5) for site in range(NUM_SITES)]
 
 
 def check_counters(found: Counters, expected: Running) -> None:
@@ -352,9 +358,8 @@ def run_schedule(seed: int, width: int, num_steps: int, with_drafts: bool = Fals
     dtype = options.pop("dtype", torch.float32)
     saes = random_saes(random, width, options.pop("with_top_k", True))
     max_tokens, num_programs = options.pop("max_tokens", 24), 4
-    sink_norms = [10 * width**0.5 * (1 if site == 0 else 5**0.5) for site in range(NUM_SITES)]
-    engine = TableEngine(saes, num_programs, max_tokens, with_drafts, sink_norms=sink_norms, **options)
-    slow, schedule = SlowEngine(saes, SPECIAL_IDS, sink_norms), Schedule(random, saes, max_tokens, with_drafts)
+    engine = TableEngine(saes, num_programs, max_tokens, with_drafts, sink_norms=sink_norms(width), **options)
+    slow, schedule = SlowEngine(saes, SPECIAL_IDS, sink_norms(width)), Schedule(random, saes, max_tokens, with_drafts)
     preempted: list[Request] = []
     for _ in range(num_steps):
         while len(schedule.running) < num_programs and random.random() < 0.6:

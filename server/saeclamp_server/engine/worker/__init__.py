@@ -11,7 +11,7 @@ from step to step; the op of each hooked layer finds in the tables what to do at
     program_tables.py    a program's edits, reads and rules, and what is counted of them        program_layout
     step_tables.py       each token's program, and what was read and done at it
     ops.py               the op: what only looks, then the executor             vector_recorder, prompt_means, top_features
-    torch_executor.py    reads activations, judges rules, edits, counts         site_vectors, conditions
+    torch_executor.py    reads activations, judges rules, edits, counts         site_vectors, token_pairs, conditions
     triton_executor.py   the same by kernels, for GPUs       triton_kernels, judge_kernel, kernel_parts, step_end_kernels
     draft_settlement.py  which of several tokens sampled at once stay, on the device        sampled_tokens
     steering_report.py   what requests that have ended are reported to have done

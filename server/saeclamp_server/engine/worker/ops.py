@@ -66,12 +66,12 @@ def steer(hidden: Tensor, residual: Tensor | None, number: int) -> None:
         x = vectors.gather(state.recorder.rows)
         state.recorder.record(x, vectors.resid_norms(x, state.recorder.rows))
     for take in state.prompt_means.takes.get(str(state.site), ()):
-        x = vectors.gather(take.rows)
-        state.prompt_means.record(take.key, x, is_sink=x.norm(dim=1) > state.sink_norm)
+        for part in vectors.parts(len(take.rows)):
+            x = vectors.gather(take.rows[part])
+            state.prompt_means.record(take.key, x, is_sink=x.norm(dim=1) > state.sink_norm)
     for loaded in state.reads:
         if loaded.name in state.top_features.wanted:
-            x = vectors.gather(state.top_features.wanted[loaded.name].rows)
-            state.top_features.find(loaded.name, loaded.whole, x, is_sink=x.norm(dim=1) > state.sink_norm)
+            state.top_features.find(loaded.name, loaded.whole, vectors, state.sink_norm)
     state.executor.judge(number, vectors)
     state.executor.edit(number, vectors)
 

@@ -7,6 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from saeclamp_saes.clamping import parts_of
+
+COPIES = 4
+"""Tensors of a gathered one's size that are there at once."""
+
 
 class SiteVectors(NamedTuple):
     """The vectors of a site in the forward that runs."""
@@ -28,6 +33,10 @@ class SiteVectors(NamedTuple):
         if self.norm_eps is not None:
             return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + self.norm_eps)
         return x
+
+    def parts(self, num_rows: int) -> list[slice]:
+        """Cut rows into runs that do not take too much memory when they are gathered."""
+        return parts_of(num_rows, COPIES * 4 * self.hidden.shape[1])
 
     def resid_norms(self, x: Tensor, rows: Tensor) -> Tensor:
         """Compute the residual stream's norms at gathered vectors `x`, or theirs where it is not at hand: (num_rows,)."""

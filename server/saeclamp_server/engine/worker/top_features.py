@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from saeclamp_saes import SAE
 from saeclamp_saes.clamping import PART_BYTES, parts_of
 from saeclamp_server.engine.worker.device_copies import upload
 from saeclamp_server.engine.worker.readout_plan import TopFeatureRows
+from saeclamp_server.engine.worker.site_vectors import SiteVectors
 from saeclamp_server.engine.worker.step_tables import StepTables
 
 
@@ -52,16 +53,19 @@ class TopFeatureFinder:
             rows, special = (upload(column, step.position.device) for column in (plan.batch_row, plan.special))
             self.wanted[name] = TopFeaturesInputs(rows, ~step.is_sink[rows] | special, special, plan.top_k)
 
-    def find(self, name: str, sae: SAE, x: Tensor, is_sink: Tensor) -> None:
+    def find(self, name: str, sae: SAE, vectors: SiteVectors, sink_norm: Tensor) -> None:
         """
-        Find what is wanted of an SAE, whole and wherever it is.
+        Find what is wanted of an SAE, whole and wherever it is, at the site where it reads.
 
-        x:       (num_rows, d_in), the vectors at `wanted[name].rows`
-        is_sink: (num_rows,) bool, by the vector's length
+        sink_norm: () norm above which a vector is that of a sink
         """
-        wanted = self.wanted[name]
-        seen = wanted._replace(is_seen=wanted.is_seen & (~is_sink | wanted.with_sinks))
-        self.found[name] = strongest_features(sae, x, seen)
+        wanted, found = self.wanted[name], []
+        for part in vectors.parts(len(wanted.rows)):
+            rows, with_sinks = wanted.rows[part], wanted.with_sinks[part]
+            x = vectors.gather(rows)
+            is_seen = wanted.is_seen[part] & ((x.norm(dim=1) <= sink_norm) | with_sinks)
+            found.append(strongest_features(sae, x, TopFeaturesInputs(rows, is_seen, with_sinks, wanted.top_k)))
+        self.found[name] = _joined(found)
 
 
 def strongest_features(sae: SAE, x: Tensor, wanted: TopFeaturesInputs, part_bytes: int = PART_BYTES) -> TopFeatures:
@@ -78,4 +82,8 @@ def strongest_features(sae: SAE, x: Tensor, wanted: TopFeaturesInputs, part_byte
         index = acts.abs().topk(min(wanted.top_k, acts.shape[1]), dim=1).indices  # those of AbsTopK have either sign
         shown = torch.where(wanted.is_seen[part, None], acts.gather(1, index), torch.nan)
         found.append(TopFeatures(shown, index))
-    return TopFeatures(torch.cat([one.acts for one in found]), torch.cat([one.features for one in found]))
+    return _joined(found)
+
+
+def _joined(parts: Sequence[TopFeatures]) -> TopFeatures:
+    return TopFeatures(torch.cat([one.acts for one in parts]), torch.cat([one.features for one in parts]))

@@ -8,13 +8,12 @@ nobody.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from saeclamp.types import MAX_TESTS
-from saeclamp_saes.clamping import EditRows, FeaturePairs, ReadActs, UniqueFeatures, decoder_delta, read_acts
+from saeclamp_saes.clamping import EditRows, FeaturePairs, ReadActs, decoder_delta, parts_of, read_acts
 from saeclamp_server.engine.worker.conditions import aggregate, run_conditions
 from saeclamp_server.engine.worker.loaded_sae import LoadedSAE
 from saeclamp_server.engine.worker.program_layout import (
@@ -48,31 +47,10 @@ from saeclamp_server.engine.worker.program_layout import (
 from saeclamp_server.engine.worker.program_tables import EntryTable, ProgramTables
 from saeclamp_server.engine.worker.site_vectors import SiteVectors
 from saeclamp_server.engine.worker.step_tables import Batch, StepTables, map_tokens
+from saeclamp_server.engine.worker.token_pairs import PAIR_BYTES, VECTOR_COPIES, TokenPairs, distinct_features
 
-PRODUCT_PER_PAIR = 16
-"""Entries of a (tokens x distinct features) product that cost as much as gathering the two rows of one pair."""
 SEARCHES = RANGES.bit_length()
 """Halvings until one of a program's ranges is found."""
-
-
-class _Pairs(NamedTuple):
-    """(token, row of a table) pairs, one element each."""
-
-    token: Tensor
-    """int64, row of the batch"""
-    program: Tensor
-    """int64"""
-    ints: Tensor
-    """(num_pairs, 8) int64"""
-    floats: Tensor
-    """(num_pairs, 8) fp32"""
-
-    def only(self, which: Tensor) -> _Pairs:
-        """Select pairs, by a mask."""
-        if bool(which.all()):
-            return self
-        index = which.nonzero()[:, 0]
-        return _Pairs(*(column[index] for column in self))
 
 
 class TorchExecutor:
@@ -100,19 +78,27 @@ class TorchExecutor:
         if not self._step.num_tokens:
             return
         if self._programs.reads.num_programs_at[site]:
-            self._read(site, vectors)
+            for tokens in self._parts(self._programs.reads, vectors):
+                self._read(site, vectors, tokens)
         if self._programs.aggregates.num_programs_at[site]:
-            pairs = self._pairs(self._programs.aggregates, site)
-            aggregate(pairs.ints, pairs.token, self._programs, self._step)
+            # in order, as each token adds to those before
+            for tokens in self._parts(self._programs.aggregates, vectors):
+                pairs = self._pairs(self._programs.aggregates, site, tokens)
+                aggregate(pairs.ints, pairs.token, self._programs, self._step)
         if self._programs.conditions.num_programs_at[site]:
-            self._judge(site)
+            for tokens in self._parts(self._programs.conditions, vectors):
+                self._judge(site, tokens)
 
     def edit(self, site: int, vectors: SiteVectors) -> None:
         """Edit and count."""
-        step = self._step
-        if not step.num_tokens or not self._programs.edits.num_programs_at[site]:
+        if not self._step.num_tokens or not self._programs.edits.num_programs_at[site]:
             return
-        pairs = self._pairs(self._programs.edits, site)
+        for tokens in self._parts(self._programs.edits, vectors):
+            self._edit(site, vectors, tokens)
+
+    def _edit(self, site: int, vectors: SiteVectors, tokens: slice) -> None:
+        step = self._step
+        pairs = self._pairs(self._programs.edits, site, tokens)
         pairs = pairs.only(self._in_scope(pairs))
         pairs = pairs.only(self._is_allowed(pairs))
         if not len(pairs.token):
@@ -152,7 +138,9 @@ class TorchExecutor:
         num = self._step.num_tokens
         program = self._step.program[:num]
         is_edited = (program >= 0) & (self._programs.headers[program, NUM_EDITS] > 0)
-        self._step.is_lost[:num] |= is_edited & ~last_hidden[:num].isfinite().all(dim=1)
+        # smallest and largest: NaN among them is both, and nothing of the size of all hidden states is made
+        low, high = last_hidden[:num].aminmax(dim=1)
+        self._step.is_lost[:num] |= is_edited & ~(low.isfinite() & high.isfinite())
 
     def settle(self, kept_to: Tensor) -> None:
         """Count what stays."""
@@ -181,17 +169,22 @@ class TorchExecutor:
         step.verdicts[: step.num_tokens] = 0
         step.unjudged[: step.num_tokens] = 0
 
-    def _pairs(self, table: EntryTable, site: int) -> _Pairs:
-        """Pair each token of the step with the rows that its program has at a site."""
-        program = self._step.program[: self._step.num_tokens]
+    def _parts(self, table: EntryTable, vectors: SiteVectors) -> list[slice]:
+        """Cut the step's tokens into runs whose vectors, and pairs with a table's rows, do not take too much memory."""
+        token_bytes = VECTOR_COPIES * 4 * vectors.hidden.shape[1] + PAIR_BYTES * table.num_rows
+        return parts_of(self._step.num_tokens, token_bytes)
+
+    def _pairs(self, table: EntryTable, site: int, tokens: slice) -> TokenPairs:
+        """Pair each token of a run with the rows that its program has at a site."""
+        program = self._step.program[tokens]
         spans = table.spans[site].long()[program]
         num_rows = spans[:, 1] - spans[:, 0]
         token = torch.repeat_interleave(num_rows)
         begin = torch.cumsum(num_rows, 0) - num_rows
         row = torch.arange(len(token), device=token.device) + (spans[:, 0] - begin)[token]
-        return _Pairs(token, program[token], table.ints[row].long(), table.floats[row])
+        return TokenPairs(token + tokens.start, program[token], table.ints[row].long(), table.floats[row])
 
-    def _in_scope(self, pairs: _Pairs) -> Tensor:
+    def _in_scope(self, pairs: TokenPairs) -> Tensor:
         """Tell of each pair whether the token is in the row's scope; sinks only where special tokens are."""
         step, ints = self._step, pairs.ints
         position, flags = step.position[pairs.token], ints[:, FLAGS]
@@ -212,8 +205,8 @@ class TorchExecutor:
         # the last range that begins at the position or before it, if there is one
         return (low > first) & (position < ranges[(low - 1).clamp(min=0), 1])
 
-    def _read(self, site: int, vectors: SiteVectors) -> None:
-        step, pairs = self._step, self._pairs(self._programs.reads, site)
+    def _read(self, site: int, vectors: SiteVectors, tokens: slice) -> None:
+        step, pairs = self._step, self._pairs(self._programs.reads, site, tokens)
         pairs = pairs.only(self._in_scope(pairs))
         if not len(pairs.token):
             return
@@ -224,16 +217,16 @@ class TorchExecutor:
             is_mine = pairs.ints[:, WEIGHTS] == number
             mine, at = pairs.only(is_mine), place[is_mine]
             feature = mine.ints[:, FEATURE]
-            found = read_acts(x, self._saes[number].sae, FeaturePairs(at, feature, _distinct(feature, at)))
+            found = read_acts(x, self._saes[number].sae, FeaturePairs(at, feature, distinct_features(feature, at)))
             found = found._replace(acts=found.acts.masked_fill(is_left_out[is_mine], torch.nan))
             is_carried = mine.ints[:, FLAGS] & CARRIED != 0
             shown, carried = (~is_carried).nonzero()[:, 0], is_carried.nonzero()[:, 0]
             step.acts[mine.token[shown], mine.ints[shown, NUMBER]] = found.acts[shown]
             step.carried[mine.token[carried], mine.ints[carried, NUMBER]] = torch.stack(found, dim=1)[carried]
 
-    def _judge(self, site: int) -> None:
+    def _judge(self, site: int, tokens: slice) -> None:
         programs, step = self._programs, self._step
-        pairs = self._pairs(programs.conditions, site)
+        pairs = self._pairs(programs.conditions, site, tokens)
         pairs = pairs.only(self._in_scope(pairs))
         if not len(pairs.token):
             return
@@ -252,7 +245,7 @@ class TorchExecutor:
             programs.num_held.view(-1).index_add_(0, slot, (is_met & is_new).int())
             programs.num_unjudged.view(-1).index_add_(0, slot, (~is_judged & is_new).int())
 
-    def _is_sink(self, site: int, pairs: _Pairs, place: Tensor, x: Tensor) -> Tensor:
+    def _is_sink(self, site: int, pairs: TokenPairs, place: Tensor, x: Tensor) -> Tensor:
         """
         Tell of each pair whether it is left out because the token's vector is that of a sink.
 
@@ -264,7 +257,7 @@ class TorchExecutor:
         is_sink: Tensor = is_long[place] & (pairs.ints[:, FLAGS] & SPECIAL == 0)
         return is_sink
 
-    def _is_left_out(self, site: int, pairs: _Pairs, place: Tensor, x: Tensor) -> Tensor:
+    def _is_left_out(self, site: int, pairs: TokenPairs, place: Tensor, x: Tensor) -> Tensor:
         """Tell the same of edits: those that are carried are left out where their SAE has found a sink when it read."""
         is_left_out = self._is_sink(site, pairs, place, x)
         carried = (pairs.ints[:, FLAGS] & CARRIED != 0).nonzero()[:, 0]
@@ -272,7 +265,7 @@ class TorchExecutor:
         is_left_out[carried] = acts.isnan()
         return is_left_out
 
-    def _is_allowed(self, pairs: _Pairs) -> Tensor:
+    def _is_allowed(self, pairs: TokenPairs) -> Tensor:
         """Tell of each pair whether its rule holds at the token, or there is none: (num_pairs,) bool."""
         rule = pairs.ints[:, RULE]
         if bool((rule < 0).all()):
@@ -283,7 +276,9 @@ class TorchExecutor:
         is_allowed: Tensor = (rule < 0) | holds | ((pairs.ints[:, FLAGS] & LASTING != 0) & since)
         return is_allowed
 
-    def _change(self, number: int, write: int, pairs: _Pairs, at: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _change(
+        self, number: int, write: int, pairs: TokenPairs, at: Tensor, x: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """
         Compute what an SAE's edits add, with the activations before and the lengths of their shares.
 
@@ -291,7 +286,7 @@ class TorchExecutor:
         returns: (num_rows, width), (num_pairs,), (num_pairs,)
         """
         sae, feature = self._saes[number].sae, pairs.ints[:, FEATURE]
-        distinct = _distinct(feature, at)
+        distinct = distinct_features(feature, at)
         if bool(pairs.ints[0, FLAGS] & CARRIED):
             before = ReadActs(*self._step.carried[pairs.token, pairs.ints[:, NUMBER]].unbind(dim=1))
         else:
@@ -299,14 +294,14 @@ class TorchExecutor:
         change, pushes = decoder_delta(sae, EditRows(at, feature, pairs.floats[:, :4], distinct), before, len(x), write)
         return change, before.acts, pushes
 
-    def _count(self, pairs: _Pairs, acts: Tensor, doses: Tensor) -> None:
+    def _count(self, pairs: TokenPairs, acts: Tensor, doses: Tensor) -> None:
         number, position = pairs.ints[:, NUMBER], self._step.position[pairs.token]
         self._step.items[pairs.token, number] = torch.stack((acts, doses), dim=1)
         if not self._is_deferred:
             new = (position >= self._programs.headers[pairs.program, COUNTED_TO]).nonzero()[:, 0]
             self._add(pairs.program[new], number[new], position[new], acts[new], doses[new])
 
-    def _count_left_out(self, pairs: _Pairs) -> None:
+    def _count_left_out(self, pairs: TokenPairs) -> None:
         pairs = pairs.only(pairs.ints[:, WRITE] == 0)
         number, position = pairs.ints[:, NUMBER], self._step.position[pairs.token]
         self._step.items[pairs.token, number, 1] = LEFT_OUT
@@ -330,12 +325,3 @@ class TorchExecutor:
         programs.sums.view(-1, SUMS)[:, :4].index_add_(0, slot, sums)
         peaks = torch.stack((acts, doses), dim=1)
         programs.peaks.view(-1, 2).scatter_reduce_(0, slot[:, None].expand_as(peaks), peaks, "amax")
-
-
-def _distinct(feature: Tensor, token: Tensor) -> UniqueFeatures | None:
-    """Find the distinct features of an SAE's pairs, where one product is cheaper than gathering rows for each pair."""
-    features, which = torch.unique(feature, return_inverse=True)
-    num_tokens = len(torch.unique(token))
-    if num_tokens * len(features) > PRODUCT_PER_PAIR * len(feature):
-        return None
-    return UniqueFeatures(features, which)

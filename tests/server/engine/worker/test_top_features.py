@@ -9,6 +9,7 @@ from tests.support.checkpoints import make_sae
 from tests.support.tiny_saes import D_IN, D_SAE
 
 from saeclamp_saes import read_sae
+from saeclamp_server.engine.worker.site_vectors import SiteVectors
 from saeclamp_server.engine.worker.top_features import TopFeatureFinder, TopFeaturesInputs, strongest_features
 
 
@@ -27,5 +28,7 @@ def test_at_sinks_nothing_is_found_unless_they_are_asked_for(tmp_path: Path) -> 
     sae = read_sae(make_sae(tmp_path / "sae", layer=0, d_in=D_IN, d_sae=D_SAE))
     finder, everyone = TopFeatureFinder(), torch.ones(4, dtype=torch.bool)
     finder.wanted = {"mine": TopFeaturesInputs(torch.arange(4), everyone, torch.tensor([False, True, False, True]), 3)}
-    finder.find("mine", sae, torch.randn(4, D_IN), is_sink=torch.tensor([True, True, False, False]))
+    hidden = torch.randn(4, D_IN) * torch.tensor([100.0, 100.0, 1.0, 1.0])[:, None]
+    vectors = SiteVectors(hidden, None, whole_stream=True, norm_eps=None)
+    finder.find("mine", sae, vectors, torch.tensor(50.0))
     assert finder.found["mine"].acts.isnan().all(dim=1).tolist() == [True, False, False, False]

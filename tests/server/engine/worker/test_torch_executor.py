@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.random_steps import run_schedule
+
+from saeclamp_saes.clamping import PART_BYTES
+from saeclamp_server.engine.worker import torch_executor
 
 
 @settings(max_examples=100, deadline=None)
@@ -21,6 +25,19 @@ def test_any_requests_in_any_steps_are_steered_as_the_slow_twin_says(seed: int, 
                     continue
                 change = (wanted[row] - hidden[row].double()).norm()
                 assert (found[row].double() - wanted[row]).norm() <= 1e-5 * change + 1e-5 * wanted[row].norm()
+
+
+def test_tokens_are_read_judged_and_edited_in_parts_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_executor, "PAIR_BYTES", PART_BYTES)  # a token at a time
+    num_made = 0
+    for seed in range(40):
+        for _, sites, expected, after, made in run_schedule(seed, 24, 4, with_drafts=seed % 2 > 0):
+            for (hidden, _), wanted, found in zip(sites, expected, after, strict=True):
+                is_there = ~wanted.isnan().any(dim=1)
+                tolerance = 1e-5 * (wanted - hidden.double()).norm(dim=1) + 1e-5 * wanted.norm(dim=1)
+                assert ((found.double() - wanted).norm(dim=1) <= tolerance)[is_there].all()
+            num_made += sum(len(one.items) for one in made)
+    assert num_made > 200
 
 
 def test_schedules_are_worth_running() -> None:
