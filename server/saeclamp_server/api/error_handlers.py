@@ -110,7 +110,7 @@ def say_errors_in_messages(state: Any) -> None:
     """
     Have streams of `/v1/messages` say what went wrong.
 
-    vLLM makes them from those of chat completions, and says of an error there only that it is no chunk.
+    vLLM 0.32 makes them from those of chat completions, and says of an error there only that it is no chunk.
 
     state: vLLM's app state
     """
@@ -119,14 +119,14 @@ def say_errors_in_messages(state: Any) -> None:
         return
     convert = handler.message_stream_converter
 
-    async def raised(events: AsyncIterator[str]) -> AsyncIterator[str]:
+    async def raised(events: AsyncIterator[Any]) -> AsyncIterator[Any]:
         async for event in events:
-            if event.startswith(STREAM_ERROR.decode()):
+            if isinstance(event, str) and event.startswith(STREAM_ERROR.decode()):
                 error = openai_error(500, event.removeprefix("data: ").strip().encode(), dict)
                 raise GenerationError(error["message"])
             yield event
 
-    async def converted(events: AsyncIterator[str]) -> AsyncIterator[str]:
+    async def converted(events: AsyncIterator[Any]) -> AsyncIterator[str]:
         async for event in convert(raised(events)):
             yield event.replace('"type":"internal_error"', '"type":"api_error"') if _is_error(event) else event
 

@@ -12,7 +12,6 @@ import pytest
 from fastapi import FastAPI
 from starlette.routing import BaseRoute
 from vllm.entrypoints.launchers.app import build_app
-from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from saeclamp_server import playground
@@ -20,6 +19,7 @@ from saeclamp_server.api.access import PUBLIC, WITH_KEY
 from saeclamp_server.api.drain import Drain
 from saeclamp_server.app import build_steering_app
 from saeclamp_server.startup.options import MAX_BODY
+from saeclamp_server.vllm_compat import import_cli_args
 
 KEY = "sk-right"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW")
@@ -40,7 +40,8 @@ NOT_SERVED = {
 
 
 def args(*argv: str) -> Any:
-    return make_arg_parser(FlexibleArgumentParser()).parse_args(["model", "--enable-tokenizer-info-endpoint", *argv])
+    parser = import_cli_args().make_arg_parser(FlexibleArgumentParser())
+    return parser.parse_args(["model", "--enable-tokenizer-info-endpoint", *argv])
 
 
 def app(*argv: str, has_playground: bool = True) -> FastAPI:

@@ -6,11 +6,13 @@ A stream's status has left by then, and its client would get 200, and the error 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 from vllm.exceptions import VLLMClientError, VLLMValidationError
 from vllm.v1.serial_utils import MsgpackEncoder
+
+from saeclamp_server.vllm_compat import raise_of_failed_grammar
 
 REFUSED = (VLLMClientError, ValueError, TypeError, OverflowError)
 """Exceptions by which vLLM says that a request is at fault; some are older than its own error classes."""
@@ -66,7 +68,9 @@ class _Check:
             if isinstance(prompt, dict) and "type" in prompt:  # else it is ours, and no stream
                 self._check(prompt, params, kwargs)
                 if getattr(params, "structured_outputs", None) is not None:
-                    return _with_reason(generate(*args, **kwargs))
+                    # of what the engine does not let in, or ends, vLLM would say 'internal server error', or no parameter
+                    error = InvalidParameterError(TOO_SLOW, parameter="structured_outputs")
+                    return raise_of_failed_grammar(generate(*args, **kwargs), error)
             return generate(*args, **kwargs)
 
         return checked
@@ -105,14 +109,6 @@ TOO_SLOW = (
     "first tokens within some seconds; see the server's log. Write it with fewer alternatives that begin alike, and fewer "
     "repetitions within repetitions."
 )
-
-
-async def _with_reason(outputs: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    """Say why an answer failed: to what the engine does not let in, or ends, vLLM says 'internal server error'."""
-    async for output in outputs:
-        if any(one.finish_reason == "error" for one in getattr(output, "outputs", ())):
-            raise InvalidParameterError(TOO_SLOW, parameter="structured_outputs")
-        yield output
 
 
 def _is_huge(value: Any) -> bool:
