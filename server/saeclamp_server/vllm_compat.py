@@ -8,7 +8,7 @@ and is for a process that is set up.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 NOTHING = (b"null", b"")
@@ -57,11 +57,14 @@ def fail_grammar(scheduler: Any, request_id: str, message: str) -> None:
     failed[request_id] = RequestError(code="validation_error", message=message)
 
 
-async def raise_of_failed_grammar(outputs: AsyncIterator[Any], error: Exception) -> AsyncIterator[Any]:
+async def raise_of_failed_grammar(
+    outputs: AsyncIterator[Any], error: Callable[[str | None], Exception]
+) -> AsyncIterator[Any]:
     """
-    Raise `error` where the engine has ended an answer because of its grammar.
+    Raise an error where the engine has ended an answer because of its grammar.
 
     outputs: vLLM's, of a request whose own faults were found before
+    error:   makes it of the engine's reason; None where that is not known here
     """
     from vllm.exceptions import VLLMValidationError
 
@@ -73,5 +76,5 @@ async def raise_of_failed_grammar(outputs: AsyncIterator[Any], error: Exception)
         else:
             return
     except VLLMValidationError as exc:  # since 0.33
-        raise error from exc
-    raise error
+        raise error(str(exc.args[0])) from exc
+    raise error(None)

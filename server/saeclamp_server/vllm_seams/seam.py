@@ -11,7 +11,7 @@ from saeclamp_server.vllm_seams.source import Definition, Module, Package, Signa
 
 @dataclass(frozen=True)
 class Seam:
-    """What is leaned on of one of vLLM's modules."""
+    """All that is leaned on of one of vLLM's modules."""
 
     module: str | tuple[str, ...]
     """Its name; where versions differ, the names that it has had."""

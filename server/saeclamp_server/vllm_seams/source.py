@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
 Definition: TypeAlias = Function | ast.ClassDef | ast.expr | None
-"""What a name stands for: a function, a class, the type that it is annotated with, or what is not known further."""
+"""The thing behind a name: a function, a class, the type that it is annotated with; None where it is not known further."""
 
 
 @dataclass(frozen=True)

@@ -68,9 +68,7 @@ class _Check:
             if isinstance(prompt, dict) and "type" in prompt:  # else it is ours, and no stream
                 self._check(prompt, params, kwargs)
                 if getattr(params, "structured_outputs", None) is not None:
-                    # of what the engine does not let in, or ends, vLLM would say 'internal server error', or no parameter
-                    error = InvalidParameterError(TOO_SLOW, parameter="structured_outputs")
-                    return raise_of_failed_grammar(generate(*args, **kwargs), error)
+                    return raise_of_failed_grammar(generate(*args, **kwargs), _failed_grammar)
             return generate(*args, **kwargs)
 
         return checked
@@ -109,6 +107,11 @@ TOO_SLOW = (
     "first tokens within some seconds; see the server's log. Write it with fewer alternatives that begin alike, and fewer "
     "repetitions within repetitions."
 )
+
+
+def _failed_grammar(reason: str | None) -> Exception:
+    """Say why the engine has not let a request in, or has ended it: of itself vLLM says 'internal server error'."""
+    return InvalidParameterError(reason or TOO_SLOW, parameter="structured_outputs")
 
 
 def _is_huge(value: Any) -> bool:
