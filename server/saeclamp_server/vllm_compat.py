@@ -11,6 +11,8 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+ERROR = 'data: {"error"'
+"""Beginning of the event of an error in a stream."""
 NOTHING = (b"null", b"")
 """Bodies of vLLM's answer to a client that has gone, of 0.32 and of 0.33."""
 
@@ -44,6 +46,15 @@ def finish_reasons(chunk: Any) -> list[str]:
     except (ValueError, KeyError):
         return []
     return [choice["finish_reason"] for choice in choices if choice.get("finish_reason")]
+
+
+def unsaid_error(event: Any) -> str | None:
+    """
+    Return the JSON of an error in a stream of chat completions of which vLLM makes `/v1/messages`; None for all else.
+
+    event: its text; since 0.33 a chunk or an error, which vLLM says itself
+    """
+    return event.removeprefix("data: ").strip() if isinstance(event, str) and event.startswith(ERROR) else None
 
 
 def fail_grammar(scheduler: Any, request_id: str, message: str) -> None:

@@ -18,6 +18,7 @@ from saeclamp_server.vllm_compat import (
     finish_reasons,
     import_cli_args,
     raise_of_failed_grammar,
+    unsaid_error,
 )
 
 
@@ -51,6 +52,12 @@ def test_finish_reasons_of_a_chunk_are_read_off_its_text_and_off_itself(reasons:
 )
 def test_what_is_no_chunk_has_no_finish_reason(event: Any) -> None:
     assert finish_reasons(event) == []
+
+
+def test_of_errors_in_a_stream_only_those_are_taken_out_that_are_text() -> None:
+    assert unsaid_error('data: {"error":{"message":"no"}}\n\n') == '{"error":{"message":"no"}}'
+    for event in ("data: [DONE]\n\n", 'data: {"id":"1"}\n\n', SimpleNamespace(error="no"), SimpleNamespace(choices=[])):
+        assert unsaid_error(event) is None
 
 
 def test_a_grammar_is_failed_in_a_set_of_ids_and_in_a_map_to_errors() -> None:
