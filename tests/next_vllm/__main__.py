@@ -61,8 +61,12 @@ KINDS: dict[str, tuple[str, ...]] = {
 }
 """Files by what they are about; with patterns, so that a new file is run."""
 
-CANNOT: dict[str, str] = {}
-"""Tests that cannot pass over the older extension, by id, with the reason."""
+CANNOT = {
+    "tests/e2e/tiny_engine/test_many_processes.py::test_answers_readings_and_aborts_are_those_of_one_process[data parallel]": (
+        "0.33's worker for CPUs wants a NUMA node for each data-parallel engine; GPUs need none"
+    ),
+}
+"""Tests that cannot pass on CPUs with this version, by id, with the reason."""
 
 INTERRUPTED = 2
 """Exit status of pytest."""
@@ -127,7 +131,7 @@ def _report(results: ElementTree.ElementTree, others: Sequence[str], status: int
                 )
     yield ""
     yield from (f"Failed: `{name}`." for name in _failed(results))
-    yield from (f"Cannot pass over the older extension: `{test}`: {reason}." for test, reason in CANNOT.items())
+    yield from (f"Left out: `{test}`: {reason}." for test, reason in CANNOT.items())
     yield from (f"Not run. {text.format(torch=version('torch'))}" for text in NOT_RUN)
     yield ""
 

