@@ -21,10 +21,12 @@ from xml.etree import ElementTree
 
 from tests.next_vllm.environment import ROOT, VERSION, python_with_next_vllm
 
+MANY_PROCESSES = "tests/e2e/tiny_engine/test_many_processes.py"
+
 KINDS: dict[str, tuple[str, ...]] = {
     "V2 runner, in Triton's interpreter": ("tests/e2e/tiny_engine/test_v2_*.py",),
     "differential, V1 runner": ("tests/e2e/tiny_engine/test_differential.py", "tests/e2e/tiny_engine/test_rules.py"),
-    "processes": ("tests/e2e/tiny_engine/test_many_processes.py",),
+    "processes": (MANY_PROCESSES,),
     "architectures": ("tests/e2e/own_engine/test_architectures.py", "tests/e2e/own_engine/test_families.py"),
     "oracle": ("tests/e2e/shared_server/test_oracle.py", "tests/e2e/shared_server/test_batches.py"),
     "prefix cache": ("tests/e2e/shared_server/test_prefix_cache.py",),
@@ -62,7 +64,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 """Files by what they are about; with patterns, so that a new file is run."""
 
 CANNOT = {
-    "tests/e2e/tiny_engine/test_many_processes.py::test_answers_readings_and_aborts_are_those_of_one_process[data parallel]": (
+    f"{MANY_PROCESSES}::test_answers_readings_and_aborts_are_those_of_one_process[data parallel]": (
         "0.33's worker for CPUs wants a NUMA node for each data-parallel engine; GPUs need none"
     ),
 }
