@@ -48,11 +48,11 @@ PREPARE := $(if $(filter smollm2-135m-instruct,$(MODEL)),.venv/bin/python -c \
 HINT = { echo; echo "saeclamp: installing failed, see above. On a CPU, vLLM needs torch==2.13.0+cpu, which pip must be able" \
 	"to see: set PIP_EXTRA_INDEX_URL to PyTorch's CPU wheel index. Then run make again; it goes on from here."; exit 1; } >&2
 
-.PHONY: help serve demo test ray quick check lock clean
+.PHONY: help serve demo test test-next ray quick check lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 15
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
 	@echo "  Options, with their values now: HOST=$(HOST) PORT=$(PORT) URL=$(URL) PYTHON=$(PYTHON) MODEL=$(MODEL) SAE=$(SAE)"
 	@echo "  ARGS is added to the command: make serve ARGS='--enforce-eager', make test ARGS='-k client'"
 
@@ -66,6 +66,9 @@ test: check ## Install what is missing, then run the checks and all tests but th
 	@for browser in $(BROWSERS); do command -v $$browser >/dev/null && exit; done; \
 		echo "saeclamp: no browser here, so tests of the page are skipped: apt-get install chromium"
 	.venv/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not ray" $(ARGS)
+
+test-next: $(DEV_INSTALLED) ## Run a share of the tests on the newest vLLM that is served, of which there is no build for CPUs
+	.venv/bin/python -m tests.next_vllm --jobs $(JOBS) $(ARGS)
 
 ray: $(DEV_INSTALLED) ## Run the tests on Ray Serve, alone: a cluster of two replicas needs the machine for itself
 	.venv/bin/python -m pytest -m ray tests/e2e/fleet $(ARGS)
@@ -88,8 +91,8 @@ $(PAGE_TOOLS): $(PAGE)/package.json $(PAGE)/package-lock.json
 	cd $(PAGE) && npm ci --silent
 	@touch $@
 
-clean: ## Remove .venv and the tools' caches (the model's cache, ~/.cache/saeclamp, stays)
-	rm -rf .venv $(PAGE)/node_modules .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+clean: ## Remove .venv, .venv-next and the tools' caches (the model's cache, ~/.cache/saeclamp, stays)
+	rm -rf .venv .venv-next $(PAGE)/node_modules .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 # Every step may be repeated, so an install that was cut short goes on where it stopped. A .venv whose Python does not
 # run, or that was made for the other kind of machine, is made anew.

@@ -51,7 +51,7 @@ from saeclamp_server.served_sae import ServedSAE
 from saeclamp_server.site_norms import QuickCheckResult
 from saeclamp_server.startup.fingerprint import server_fingerprint, set_system_fingerprint
 from saeclamp_server.startup.options import ServeOptions
-from saeclamp_server.startup.preflight import check_vllm_version
+from saeclamp_server.startup.preflight import vllm_version
 from saeclamp_server.startup.sae_quick_check import check_saes_on_model
 from saeclamp_server.startup.self_test import run_self_test
 from saeclamp_server.startup.serve_plan import ServePlan
@@ -159,7 +159,7 @@ def _identity(options: ServeOptions, args: Namespace) -> ServerIdentity:
     machine = socket.gethostname()  # of several servers on one machine, the others have ports of their own
     return ServerIdentity(
         version=version("saeclamp"),
-        vllm=check_vllm_version(),
+        vllm=vllm_version(),
         fleet=options.fleet,
         replica=options.replica or (machine if args.port == DEFAULT_PORT else f"{machine}-{args.port}"),
     )

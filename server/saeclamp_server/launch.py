@@ -24,7 +24,7 @@ from saeclamp_saes.errors import UserError
 from saeclamp_saes.library.feature_book import FeatureNote
 from saeclamp_server.model_info import StartupError, in_one_line
 from saeclamp_server.startup.options import ServeOptions
-from saeclamp_server.startup.preflight import cannot_listen, check_address, check_vllm_version
+from saeclamp_server.startup.preflight import cannot_listen, check_address, check_vllm
 from saeclamp_server.startup.serve_plan import ServePlan, make_plan
 from saeclamp_server.startup.server_log import ServerLog, killed
 
@@ -48,7 +48,7 @@ def launch(options: ServeOptions) -> int:
     log = ServerLog()
     set_up_log(ROOT_LOGGER, log.handler)
     try:
-        vllm_version = check_vllm_version()
+        vllm_version = check_vllm()
         # said only where it takes a while: what is wrong is found at once, and stands alone
         patience = threading.Timer(
             PATIENCE_S, logger.info, (f"reading {options.model} and what is to be loaded for it ...",)

@@ -28,7 +28,7 @@ from saeclamp_server.engine.lifeline import STOP_S, become_server, end_engine, k
 from saeclamp_server.metrics_server import serve_metrics
 from saeclamp_server.model_info import StartupError
 from saeclamp_server.startup.options import ServeOptions
-from saeclamp_server.startup.preflight import check_vllm_version
+from saeclamp_server.startup.preflight import check_vllm
 from saeclamp_server.startup.serve_plan import make_plan
 
 logger = logging.getLogger("saeclamp.server")
@@ -80,7 +80,7 @@ class Replica:
         """Start the engine, and build the app. Raises UserError, which Serve shows in the deployment's status."""
         # these set up the process for vLLM, so they come before its import
         set_up_log(ROOT_LOGGER)
-        check_vllm_version()
+        check_vllm()
         plan = await asyncio.to_thread(make_plan, self._options)
         from saeclamp_server.startup.vllm_settings import prepare_environment
 

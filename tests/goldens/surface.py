@@ -26,16 +26,16 @@ from saeclamp_server.errors import RequestError
 from saeclamp_server.site_norms import SiteNorms
 from saeclamp_server.startup.options import MAX_BODY
 from saeclamp_server.steering import SteeringContext, resolve
+from saeclamp_server.vllm_compat import import_cli_args
 
 STEERED = ("/v1/chat/completions", "/v1/completions")
 
 
 def openapi() -> Any:
     """Describe our own endpoints, with all that they refer to; which of vLLM's are served is a list of `access`."""
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    vllm_args = make_arg_parser(FlexibleArgumentParser()).parse_args(["model"])
+    vllm_args = import_cli_args().make_arg_parser(FlexibleArgumentParser()).parse_args(["model"])
     app = build_steering_app(vllm_args, ("generate",), None, Drain(), MAX_BODY, has_playground=True)
     document = app.openapi()
     ours = {one.path for one in app.routes if isinstance(one, APIRoute) and "saeclamp" in one.endpoint.__module__}

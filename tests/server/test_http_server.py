@@ -11,10 +11,10 @@ import pytest
 CODE = """
 import os
 from fastapi import FastAPI
-from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+from saeclamp_server.vllm_compat import import_cli_args
 from saeclamp_server.http_server import _config
-args = make_arg_parser(FlexibleArgumentParser()).parse_args(["model"])
+args = import_cli_args().make_arg_parser(FlexibleArgumentParser()).parse_args(["model"])
 for asked in (None, "9"):
     if asked is not None:
         os.environ["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"] = asked

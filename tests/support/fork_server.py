@@ -101,10 +101,12 @@ NURSERY = Nursery()
 
 def main() -> None:
     """Import what takes long, and fork for everyone who asks; in a fork, run what was asked for."""
+    from saeclamp_server.startup.preflight import check_vllm
     from saeclamp_server.startup.vllm_settings import prepare_environment
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what is printed while importing is no answer
+    check_vllm()
     prepare_environment()
     for name in HEAVY:
         importlib.import_module(name)

@@ -15,10 +15,11 @@ from vllm.entrypoints.serve.exception_handling.error_response import create_erro
 from vllm.exceptions import GenerationError
 
 from saeclamp.types.refusals import but_not, json_path
-from saeclamp_server.api.error_envelope import STREAM_ERROR, openai_error, path_of, written
+from saeclamp_server.api.error_envelope import openai_error, path_of, written
 from saeclamp_server.api.metrics import REFUSALS
 from saeclamp_server.api.strictness.path_suggestions import not_found
 from saeclamp_server.errors import DatabaseUnavailableError, InvalidRequestError, RequestError
+from saeclamp_server.vllm_compat import unsaid_error
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def say_errors_in_messages(state: Any) -> None:
     """
     Have streams of `/v1/messages` say what went wrong.
 
-    vLLM makes them from those of chat completions, and says of an error there only that it is no chunk.
+    vLLM makes them from those of chat completions, and 0.32 says of an error there only that it is no chunk.
 
     state: vLLM's app state
     """
@@ -119,14 +120,13 @@ def say_errors_in_messages(state: Any) -> None:
         return
     convert = handler.message_stream_converter
 
-    async def raised(events: AsyncIterator[str]) -> AsyncIterator[str]:
+    async def raised(events: AsyncIterator[Any]) -> AsyncIterator[Any]:
         async for event in events:
-            if event.startswith(STREAM_ERROR.decode()):
-                error = openai_error(500, event.removeprefix("data: ").strip().encode(), dict)
-                raise GenerationError(error["message"])
+            if (said := unsaid_error(event)) is not None:
+                raise GenerationError(openai_error(500, said.encode(), dict)["message"])
             yield event
 
-    async def converted(events: AsyncIterator[str]) -> AsyncIterator[str]:
+    async def converted(events: AsyncIterator[Any]) -> AsyncIterator[str]:
         async for event in convert(raised(events)):
             yield event.replace('"type":"internal_error"', '"type":"api_error"') if _is_error(event) else event
 

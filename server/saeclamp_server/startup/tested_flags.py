@@ -1,7 +1,7 @@
 """
 vLLM's flags, one by one: which may be given with steering, at which values, and why not.
 
-Every argument of vLLM's parser is in one of the four tables; one that is in none, of another version of vLLM, is refused
+Every argument of the parsers of the versions that are served is in one of the four tables; one that is in none is refused
 unless it is left at its default. What is allowed at any value was tried, or acts on what steering neither reads nor changes:
 how requests are rendered and answers written, how tokens are sampled, where weights come from, how much memory is used.
 """
@@ -24,8 +24,9 @@ ALLOWED = frozenset(
         "h11_max_incomplete_event_size", "h11_max_header_count", "enable_tokenizer_info_endpoint",
         # requests and answers
         "served_model_name", "chat_template", "chat_template_content_format", "trust_request_chat_template",
-        "default_chat_template_kwargs", "response_role", "return_tokens_as_token_ids", "enable_auto_tool_choice",
-        "exclude_tools_when_tool_choice_none", "tool_call_parser", "tool_parser_plugin", "tool_strict_level",
+        "default_chat_template_kwargs", "reasoning_effort_map", "response_role", "return_tokens_as_token_ids",
+        "enable_auto_tool_choice", "exclude_tools_when_tool_choice_none", "tool_call_parser", "tool_parser_plugin",
+        "tool_strict_level",
         "reasoning_parser", "reasoning_parser_plugin", "structured_outputs_config", "enable_prompt_tokens_details",
         "enable_per_request_metrics", "enable_server_load_tracking", "enable_force_include_usage", "fingerprint_mode",
         "fingerprint_value", "anthropic_disabled_thinking_effort", "generation_config", "override_generation_config",
@@ -146,8 +147,8 @@ REFUSED: dict[str, str] = {
     ),
     **dict.fromkeys(("spec_method", "spec_model", "spec_tokens"), "use --speculative-config with the method ngram"),
     **dict.fromkeys(
-        ("enable_sleep_mode", "sleep_mode_offload_cudagraph", "sleep_preserve_parameter_names",
-         "enable_cumem_allocator", "enable_nccl_comm_suspend", "weight_transfer_config"),
+        ("enable_sleep_mode", "sleep_mode_backend", "sleep_mode_offload_cudagraph",
+         "sleep_preserve_parameter_names", "enable_cumem_allocator", "enable_nccl_comm_suspend", "weight_transfer_config"),
         "weights that go and come would leave the SAEs behind",
     ),
     **dict.fromkeys(
@@ -164,7 +165,7 @@ REFUSED: dict[str, str] = {
          "logits_processors", "renderer_num_workers", "enable_batch_sharded_sampling", "dp_sync_interval",
          "disable_nccl_for_dp_synchronization", "swa_bounded_replay", "enable_layerwise_nvtx_tracing", "ir_op_priority",
          "kernel_config", "sparse_indexer_topk_backend", "watermark_config", "reasoning_config", "aux_output_config",
-         "profiler_config"), _NOT_TRIED,
+         "profiler_config", "watchdog_config", "monokernel"), _NOT_TRIED,
     ),
 }  # fmt: skip
 """Settings that steering allows at their default only, and what to do instead, or why."""

@@ -19,6 +19,7 @@ from saeclamp_server.startup.options import DEFAULT_HOST, ServeOptions
 from saeclamp_server.startup.preflight import is_for_cpus
 from saeclamp_server.startup.tested_flags import check_tested_flags
 from saeclamp_server.vectors import VectorSite
+from saeclamp_server.vllm_compat import import_cli_args
 
 logger = logging.getLogger("saeclamp.server")
 
@@ -80,11 +81,11 @@ def parse_vllm_args(
     places: sites at which vectors can sit
     Raises StartupError.
     """
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.platforms import current_platform
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    parser = make_arg_parser(FlexibleArgumentParser(prog="saeclamp serve"))
+    cli_args = import_cli_args()
+    parser = cli_args.make_arg_parser(FlexibleArgumentParser(prog="saeclamp serve"))
     parser.usage = "saeclamp serve MODEL [--sae NAME_OR_FOLDER]... [flags of vllm serve; see vllm serve --help]"
     utilization = parser.get_default("gpu_memory_utilization")
     # None in place of vLLM's utilization, so that it shows whether the user gave one
@@ -115,7 +116,7 @@ def parse_vllm_args(
     if current_platform.is_cuda() and any(sae.summary.keeps_largest for sae in saes.values()):
         leave_the_op_out_of_cuda_graphs(args)
     args.api_server_count = None
-    validate_parsed_serve_args(args)
+    cli_args.validate_parsed_serve_args(args)
     if current_platform.is_cpu() and not user_sized_cache:
         size = default_cache_size(cache_shape(args), free_memory() // count_workers(args))
         args.kv_cache_memory_bytes = size.num_bytes

@@ -6,11 +6,13 @@ A stream's status has left by then, and its client would get 200, and the error 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 from vllm.exceptions import VLLMClientError, VLLMValidationError
 from vllm.v1.serial_utils import MsgpackEncoder
+
+from saeclamp_server.vllm_compat import raise_of_failed_grammar
 
 REFUSED = (VLLMClientError, ValueError, TypeError, OverflowError)
 """Exceptions by which vLLM says that a request is at fault; some are older than its own error classes."""
@@ -66,7 +68,7 @@ class _Check:
             if isinstance(prompt, dict) and "type" in prompt:  # else it is ours, and no stream
                 self._check(prompt, params, kwargs)
                 if getattr(params, "structured_outputs", None) is not None:
-                    return _with_reason(generate(*args, **kwargs))
+                    return raise_of_failed_grammar(generate(*args, **kwargs), _failed_grammar)
             return generate(*args, **kwargs)
 
         return checked
@@ -107,12 +109,9 @@ TOO_SLOW = (
 )
 
 
-async def _with_reason(outputs: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    """Say why an answer failed: to what the engine does not let in, or ends, vLLM says 'internal server error'."""
-    async for output in outputs:
-        if any(one.finish_reason == "error" for one in getattr(output, "outputs", ())):
-            raise InvalidParameterError(TOO_SLOW, parameter="structured_outputs")
-        yield output
+def _failed_grammar(reason: str | None) -> Exception:
+    """Say why the engine has not let a request in, or has ended it: of itself vLLM says 'internal server error'."""
+    return InvalidParameterError(reason or TOO_SLOW, parameter="structured_outputs")
 
 
 def _is_huge(value: Any) -> bool:

@@ -18,6 +18,7 @@ from vllm.entrypoints.openai.responses.protocol import ResponseCompletedEvent, R
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 
 from saeclamp_server.api.error_envelope import ANTHROPIC_PATH, written
+from saeclamp_server.vllm_compat import finish_reasons
 
 ABORT = "abort"
 """vLLM's finish reason, and the reason in `incomplete_details`: OpenAI has none for it."""
@@ -124,13 +125,13 @@ def _in_messages(handler: Any) -> None:
             return create_error_response(MESSAGE, OVERLOADED, HTTPStatus.SERVICE_UNAVAILABLE)
         return convert(answer)
 
-    async def converted_stream(chunks: AsyncIterator[str]) -> AsyncIterator[str]:
+    async def converted_stream(chunks: AsyncIterator[Any]) -> AsyncIterator[str]:
         is_aborted = False
 
-        async def watched() -> AsyncIterator[str]:
+        async def watched() -> AsyncIterator[Any]:
             nonlocal is_aborted
             async for chunk in chunks:
-                is_aborted |= _aborts(chunk)
+                is_aborted |= ABORT in finish_reasons(chunk)
                 yield chunk
 
         async for event in convert_stream(watched()):
@@ -142,14 +143,3 @@ def _in_messages(handler: Any) -> None:
             yield event
 
     handler.messages_full_converter, handler.message_stream_converter = converted, converted_stream
-
-
-def _aborts(chunk: str) -> bool:
-    """Tell whether a chunk of a streamed chat completion is the last one of an answer that was aborted."""
-    if f'"{ABORT}"' not in chunk:  # most are not, and need not be parsed
-        return False
-    try:
-        choices = json.loads(chunk.removeprefix("data: "))["choices"]
-    except (ValueError, KeyError):
-        return False
-    return any(choice.get("finish_reason") == ABORT for choice in choices)

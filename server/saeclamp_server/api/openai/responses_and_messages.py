@@ -26,6 +26,7 @@ from saeclamp_server.api.openai.responder import embed_receipt
 from saeclamp_server.api.openai.steered_call import SteeredCall
 from saeclamp_server.api.state import state_of
 from saeclamp_server.errors import InvalidSteeringError, NotAppliedError
+from saeclamp_server.vllm_compat import NOTHING
 
 PATHS = ("/v1/responses", "/v1/messages")
 LAST_EVENTS = ("response.completed", "response.incomplete", "message_stop")
@@ -153,7 +154,7 @@ class _AnswerCompleter:
     async def _whole(self) -> None:
         status, content = self._start["status"], self._held
         headers = MutableHeaders(raw=list(self._start["headers"]))
-        if status == 200 and content != b"null":  # which vLLM says to a client that has gone
+        if status == 200 and content not in NOTHING:
             try:
                 receipt = await self._carried.receipt()
                 content = json.dumps(self._complete(json.loads(content), receipt)).encode()

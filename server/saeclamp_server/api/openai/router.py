@@ -32,6 +32,7 @@ from saeclamp_server.api.strictness.misplaced_steering import refuse_model_in_qu
 from saeclamp_server.api.strictness.stray_names import refuse_loaded_names
 from saeclamp_server.errors import InvalidRequestError, InvalidSteeringError
 from saeclamp_server.steering.chat_spans import ChatSpans, Message, find_message_spans
+from saeclamp_server.vllm_compat import answer_to_somebody
 
 router = APIRouter()
 
@@ -56,7 +57,7 @@ SteeringInBody = Annotated[Steering | None, Depends(steering_in_body)]
 @router.post("/v1/chat/completions", dependencies=[Depends(validate_json_request)], response_model=None)
 async def steered_chat_completion(
     request: SteeredChatCompletionRequest, raw_request: Request, steering: SteeringInBody
-) -> Response:
+) -> Response | None:
     """Chat completion, as OpenAI's, with an optional `steering` object."""
     asked = await RequestedModel.find(state_of(raw_request.app), request.model, steering)
     roles = asked.roles(state_of(raw_request.app))
@@ -67,7 +68,7 @@ async def steered_chat_completion(
 @router.post("/v1/completions", dependencies=[Depends(validate_json_request)], response_model=None)
 async def steered_completion(
     request: SteeredCompletionRequest, raw_request: Request, steering: SteeringInBody
-) -> Response:
+) -> Response | None:
     """Text completion, as OpenAI's, with an optional `steering` object."""
     asked = await RequestedModel.find(state_of(raw_request.app), request.model, steering)
     return await _answer(create_completion, request, raw_request, asked)
@@ -100,7 +101,7 @@ async def _answer(
     raw_request: Request,
     asked: RequestedModel,
     conversation: ChatSpans | None = None,
-) -> Response:
+) -> Response | None:
     if not asked.steers:
         return await handler(request, raw_request)
     request.model = asked.base
@@ -118,16 +119,16 @@ async def _answer(
     response: Response | None = None
     try:
         request.carry(call)
-        response = await handler(request, raw_request)
-        if response is not None and response.status_code == 200:
+        response = answer_to_somebody(await handler(request, raw_request))
+        if response is None:
+            return response
+        if response.status_code == 200:
             call.answers_as(_id_of(raw_request))
         if isinstance(response, StreamingResponse):
             response.headers.update(headers_of(call.spec))
             body = complete_stream(_as_text(response.body_iterator), call, request.empty_chunk(_id_of(raw_request)))
             weakref.finalize(body, call.end)  # a stream that is never read runs no `finally`
             response.body_iterator = body
-            return response
-        if response is None:  # vLLM's handler returns None when the client has gone
             return response
         if response.status_code != 200:
             call.failed(f"HTTP {response.status_code}")

@@ -17,10 +17,11 @@ _GENERATION = """
     min_p min_tokens mm_payload mm_processor_kwargs model n parallel_tool_calls presence_penalty
     previous_input_messages priority prompt prompt_embeds prompt_logprobs reasoning_effort repetition_detection
     repetition_penalty request_id response_format return_mm_kwargs return_prompt_text return_token_ids
-    return_token_offsets return_token_strs return_tokens_as_token_ids routed_experts_prompt_start seed session_id
-    skip_special_tokens spaces_between_special_tokens steering stop stop_token_ids stream stream_interval
-    stream_options structured_outputs suffix temperature thinking_token_budget tokens tool_choice tools top_k
-    top_logprobs top_p truncate_prompt_tokens truncation_side use_beam_search user vllm_xargs watermarking
+    return_token_offsets return_token_strs return_tokens_as_token_ids return_weight_versions
+    routed_experts_prompt_start seed session_id skip_special_tokens spaces_between_special_tokens steering stop
+    stop_token_ids stream stream_interval stream_options structured_outputs suffix temperature thinking_token_budget
+    tokens tool_choice tools top_k top_logprobs top_p truncate_prompt_tokens truncation_side use_beam_search user
+    vllm_xargs watermarking
 """
 """Fields of vLLM's endpoints that generate, of now and before."""
 
@@ -32,8 +33,8 @@ _OTHERS = """
 _APIS = """
     audio background betas container context_management conversation function_call functions include input instructions
     max_output_tokens max_tool_calls mcp_servers metadata modalities moderation output_config prediction
-    previous_response_id prompt_cache_key prompt_cache_retention reasoning safety_identifier service_tier speed
-    stop_sequences store system text thinking truncation verbosity web_search_options
+    previous_response_id prompt_cache_key prompt_cache_options prompt_cache_retention reasoning safety_identifier
+    service_tier speed stop_sequences store system text thinking truncation verbosity web_search_options
 """
 """Fields of OpenAI's and Anthropic's APIs."""
 

@@ -32,6 +32,8 @@ FAR_TOO_LONG = 4
 NUM_KNOWN = 1024
 """Number of grammars that are remembered as passed, and need no further trial."""
 
+BECAME_TOO_SLOW = "The grammar has become too slow; the request ends."
+
 _TOO_SLOW = 3
 """Exit status of a trial whose grammar is too slow, or too large."""
 
@@ -169,7 +171,7 @@ def _timed(
         began = time.thread_time()
         result = call(*args)
         if time.thread_time() - began > FAR_TOO_LONG * limits.max_token_s:
-            logger.warning("The grammar of request %s has become too slow; the request ends.", request_id)
+            logger.warning("Request %s: %s", request_id, BECAME_TOO_SLOW)
             fail(request_id)
         return result
 

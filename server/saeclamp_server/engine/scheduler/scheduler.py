@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,13 @@ from vllm.v1.outputs import LogprobsLists
 from vllm.v1.request import Request, RequestStatus
 
 from saeclamp_server.engine.lifeline import begin_serving, tie_to_server
-from saeclamp_server.engine.scheduler.grammar_limits import limit_grammars
+from saeclamp_server.engine.scheduler.grammar_limits import BECAME_TOO_SLOW, limit_grammars
 from saeclamp_server.engine.scheduler.output_gate import Finish, OutputGate, PendingToken
 from saeclamp_server.engine.scheduler.prefix_cache import BlockEdits, steering_block_hasher
 from saeclamp_server.engine.scheduler.tainted_blocks import TaintedBlocks
 from saeclamp_server.engine.step_report import ATTRIBUTE, WIPED, RequestStepReport
 from saeclamp_server.steering.program import ABORTED, EXTRA_ARGS_KEY, SteeringProgram
+from saeclamp_server.vllm_compat import fail_grammar
 
 REASONS: dict[Any, Finish] = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
 """vLLM's reasons, as the output gate names them; all further ones are `other` to it."""
@@ -59,8 +61,6 @@ class SteeringSchedulerMixin:
     """Mixin that makes a scheduler of vLLM's steer."""
 
     requests: dict[str, Request]
-    grammar_compile_error_reqs: set[str]
-    """vLLM's: ids of requests that it ends at the next step."""
     structured_output_manager: Any
     sched_step_seq: int
     processed_step_seq: int
@@ -76,7 +76,7 @@ class SteeringSchedulerMixin:
         # with this, vLLM gives the blocks to nobody else before. vLLM itself sets it for KV connectors alone
         self.defer_block_free = True
         self._tainted = TaintedBlocks(self.kv_cache_manager)  # type: ignore[attr-defined]
-        limit_grammars(self.structured_output_manager, self.grammar_compile_error_reqs.add)
+        limit_grammars(self.structured_output_manager, partial(fail_grammar, self, message=BECAME_TOO_SLOW))
 
     def add_request(self, request: Request) -> None:
         begin_serving()
