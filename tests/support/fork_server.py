@@ -38,6 +38,9 @@ HEAVY = (
     "saeclamp_server.launch",
 )
 
+VOCABULARY = 49152
+"""Of the packaged model, and of the tiny ones."""
+
 
 class Forked:
     """A process that the nursery has forked; of `subprocess.Popen`, what tests need."""
@@ -138,6 +141,20 @@ def _prepare_compiler() -> None:
     cpu_vec_isa.valid_vec_isa_list()
     codecache.torch_key()
     codecache.triton_key()
+    _compile_ranks()
+
+
+def _compile_ranks() -> None:
+    """
+    Have the sampler's only function that is always compiled be compiled, for tensors as an engine's first request has them.
+
+    Forks inherit it with its guards: where the vocabulary or the number of threads is another, an engine compiles its own.
+    """
+    import torch
+    from vllm.v1.sample.sampler import Sampler
+
+    with torch.inference_mode():
+        Sampler.gather_logprobs(torch.zeros(2, VOCABULARY), 0, torch.zeros(2, dtype=torch.int64))
 
 
 def _run(command: Mapping[str, Any]) -> None:
@@ -149,6 +166,7 @@ def _run(command: Mapping[str, Any]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(command["environment"])
+    gc.unfreeze = lambda: None  # or vLLM's processes, as they end, go through all that was imported, and copy it
     in_this_way = multiprocessing.get_context("fork")
     multiprocessing.get_context = lambda method=None: in_this_way  # type: ignore[assignment]
     sys.argv = [command["module"], *command["arguments"]]
