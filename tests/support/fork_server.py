@@ -70,9 +70,14 @@ class Forked:
 
 
 class Nursery:
-    """The process, seen from the tests."""
+    """
+    The process, seen from the tests.
 
-    def __init__(self) -> None:
+    first: a module that it imports before all others
+    """
+
+    def __init__(self, *first: str) -> None:
+        self._first = first
         self._process: subprocess.Popen[str] | None = None
 
     def fork(self, module: str, arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> Forked:
@@ -84,7 +89,7 @@ class Nursery:
     def ask(self, **question: Any) -> Any:
         if self._process is None:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.fork_server"],
+                [sys.executable, "-m", "tests.support.fork_server", *self._first],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -100,21 +105,26 @@ class Nursery:
 
 NURSERY = Nursery()
 """Of these tests; begun when it is first asked."""
+V2_NURSERY = Nursery("tests.support.v2_server")
+"""Of servers in vLLM's V2 model runner."""
 
 
 def main() -> None:
     """Import what takes long, and fork for everyone who asks; in a fork, run what was asked for."""
-    from saeclamp_server.startup.vllm_settings import prepare_environment
-
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what is printed while importing is no answer
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
+    from saeclamp_server.startup.vllm_settings import prepare_environment
+
     prepare_environment()
     for name in HEAVY:
         importlib.import_module(name)
     from vllm.platforms import current_platform
 
     importlib.import_module(f"saeclamp_server.engine.worker.{'cpu' if current_platform.is_cpu() else 'gpu'}_worker")
-    _prepare_compiler()
+    if os.environ.get("TRITON_INTERPRET") != "1":  # where nothing is compiled
+        _prepare_compiler()
     gc.freeze()  # or each fork goes through all that was imported, and copies it
     for line in sys.stdin:
         question = json.loads(line)
