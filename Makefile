@@ -9,6 +9,10 @@ MODEL = smollm2-135m-instruct
 SAE = bundled
 ARGS =
 
+# Containers and CI often set it. Each of the hundreds of processes of the tests would compile what pip has left uncompiled,
+# and our own sources, anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # What this machine needs: vLLM for NVIDIA GPUs, or vLLM for CPUs.
 MACHINE := $(shell nvidia-smi >/dev/null 2>&1 && echo server || echo cpu)
 # Test files run side by side, each engine on its share of the cores. A GPU takes one engine at a time.
@@ -110,7 +114,7 @@ ifeq ($(MACHINE),cpu)
 	$(PIP) uninstall --yes $(MISFITS)
 endif
 	@echo "saeclamp: checking that vLLM can be imported$(if $(PREPARE), and converting the packaged model meanwhile)."
-	@export PYTHONDONTWRITEBYTECODE=; $(PREPARE) \
+	@$(PREPARE) \
 		.venv/bin/python -c 'import gguf; from vllm import LLM'; status=$$?; wait; exit $$status
 	@rm -f .venv/.installed-*
 	@touch $@

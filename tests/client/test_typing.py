@@ -82,6 +82,18 @@ MISTAKES = [
     ("hit.clamp(1, tokens='some')", "tokens"),
 ]
 
+SETTINGS = """\
+[mypy]
+strict = true
+follow_imports = silent
+cache_dir = {cache}
+# what no program sees, and transformers imports: more than half of all that would be read
+[mypy-transformers.models.*,ray.*,wandb.*,mcp.*,mcp_types.*,aiohttp.*,coreweave_evaluations.*,matplotlib.*,PIL.*,rich.*]
+follow_imports = skip
+[mypy-transformers.models,transformers.models.auto.*]
+follow_imports = silent
+"""
+
 
 def programs(path: Path) -> dict[str, str]:
     """Python blocks that import what they use, by name and line; those of one session are one program."""
@@ -97,8 +109,8 @@ def programs(path: Path) -> dict[str, str]:
 
 def mypy(folder: Path) -> str:
     """What `mypy --strict` says of the programs in a folder, as of programs of people who have installed the package."""
-    cache = ROOT / ".mypy_cache" / "programs"  # kept: reading openai's types anew takes a minute
-    (folder / "mypy.ini").write_text(f"[mypy]\nstrict = true\nfollow_imports = silent\ncache_dir = {cache}\n")
+    cache = ROOT / ".mypy_cache" / "programs"  # kept: reading openai's types anew takes longest
+    (folder / "mypy.ini").write_text(SETTINGS.format(cache=cache))
     command = [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "--no-error-summary", "."]
     env = {**os.environ, "MYPYPATH": str(ROOT / "client")}
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True).stdout

@@ -94,6 +94,20 @@ class Pass(NamedTuple):
     """Of each rule, the positions at which its condition held."""
 
 
+class RequestLogprobs(NamedTuple):
+    """Of a request's tokens, each given those before it."""
+
+    prompt: list[float]
+    """Of all tokens of the prompt but the first."""
+    generated: list[float]
+    likeliest: list[float]
+    """Of the likeliest token in the place of each generated one."""
+
+    @property
+    def tokens(self) -> list[float]:
+        return self.prompt + self.generated
+
+
 class ReferenceModel:
     """Steered forward passes of one sequence at a time."""
 
@@ -267,10 +281,18 @@ class ReferenceModel:
         self, prompt: Sequence[int], generated: Sequence[int], moves: Sequence[Move], rules: Sequence[When] = ()
     ) -> tuple[list[float], list[float]]:
         """Logprob of each generated token, and of the likeliest token in its place."""
-        logprobs = self.logprobs([*prompt, *generated], len(prompt), moves, rules)
-        rows = [logprobs[len(prompt) - 1 + step] for step in range(len(generated))]
-        own = [float(row[token]) for row, token in zip(rows, generated, strict=True)]
-        return own, [float(row.max()) for row in rows]
+        found = self.request_logprobs(prompt, generated, moves, rules)
+        return found.generated, found.likeliest
+
+    def request_logprobs(
+        self, prompt: Sequence[int], generated: Sequence[int], moves: Sequence[Move], rules: Sequence[When] = ()
+    ) -> RequestLogprobs:
+        """Everything that is told of a request's tokens, from one pass: no position sees what comes behind it."""
+        ids = [*prompt, *generated]
+        logprobs = self.logprobs(ids, len(prompt), moves, rules)
+        own = [float(logprobs[position - 1, ids[position]]) for position in range(1, len(ids))]
+        likeliest = [float(row.max()) for row in logprobs[len(prompt) - 1 : -1]]
+        return RequestLogprobs(own[: len(prompt) - 1], own[len(prompt) - 1 :], likeliest)
 
 
 def comparisons(condition: Condition) -> list[Compared]:

@@ -82,7 +82,7 @@ def assert_agreement(
     assert len(generated) == num_new
     steered = assert_choice_agrees(choice, oracle, prompt, moves)
     if moves:
-        plain = oracle.prompt_logprobs(prompt, []) + oracle.generated_logprobs(prompt, generated, [])[0]
+        plain = oracle.request_logprobs(prompt, generated, []).tokens
         assert max_difference(plain, steered) > VISIBLE, "this case cannot tell steering from its absence"
 
 
@@ -99,15 +99,15 @@ def assert_choice_agrees(
 
     returns: the oracle's logprobs of the prompt's tokens and the generated ones
     """
-    expected = oracle.prompt_logprobs(prompt, moves, rules)
+    expected = oracle.request_logprobs(prompt, choice["token_ids"], moves, rules)
     if choice["prompt_logprobs"] is not None:
         entries = zip(choice["prompt_logprobs"][1:], prompt[1:], strict=True)
         measured = [entry[str(token)]["logprob"] for entry, token in entries]
-        assert max_difference(measured, expected) < tolerance
-    own, best = oracle.generated_logprobs(prompt, choice["token_ids"], moves, rules)
+        assert max_difference(measured, expected.prompt) < tolerance
+    own, best = expected.generated, expected.likeliest
     assert max_difference(choice["logprobs"]["token_logprobs"], own) < tolerance
     assert max_difference(own, best) < tolerance, "the engine chose a token that the oracle would not"
-    return expected + own
+    return expected.tokens
 
 
 def max_difference(one: Sequence[float], other: Sequence[float]) -> float:

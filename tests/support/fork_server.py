@@ -38,6 +38,9 @@ HEAVY = (
     "saeclamp_server.launch",
 )
 
+VOCABULARY = 49152
+"""Of the packaged model, and of the tiny ones."""
+
 
 class Forked:
     """A process that the nursery has forked; of `subprocess.Popen`, what tests need."""
@@ -67,9 +70,14 @@ class Forked:
 
 
 class Nursery:
-    """The process, seen from the tests."""
+    """
+    The process, seen from the tests.
 
-    def __init__(self) -> None:
+    first: a module that it imports before all others
+    """
+
+    def __init__(self, *first: str) -> None:
+        self._first = first
         self._process: subprocess.Popen[str] | None = None
 
     def fork(self, module: str, arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> Forked:
@@ -81,7 +89,7 @@ class Nursery:
     def ask(self, **question: Any) -> Any:
         if self._process is None:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.fork_server"],
+                [sys.executable, "-m", "tests.support.fork_server", *self._first],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -97,15 +105,19 @@ class Nursery:
 
 NURSERY = Nursery()
 """Of these tests; begun when it is first asked."""
+V2_NURSERY = Nursery("tests.support.v2_server")
+"""Of servers in vLLM's V2 model runner."""
 
 
 def main() -> None:
     """Import what takes long, and fork for everyone who asks; in a fork, run what was asked for."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what is printed while importing is no answer
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
     from saeclamp_server.startup.preflight import check_vllm
     from saeclamp_server.startup.vllm_settings import prepare_environment
 
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what is printed while importing is no answer
     check_vllm()
     prepare_environment()
     for name in HEAVY:
@@ -113,7 +125,8 @@ def main() -> None:
     from vllm.platforms import current_platform
 
     importlib.import_module(f"saeclamp_server.engine.worker.{'cpu' if current_platform.is_cpu() else 'gpu'}_worker")
-    _prepare_compiler()
+    if os.environ.get("TRITON_INTERPRET") != "1":  # where nothing is compiled
+        _prepare_compiler()
     gc.freeze()  # or each fork goes through all that was imported, and copies it
     for line in sys.stdin:
         question = json.loads(line)
@@ -140,6 +153,20 @@ def _prepare_compiler() -> None:
     cpu_vec_isa.valid_vec_isa_list()
     codecache.torch_key()
     codecache.triton_key()
+    _compile_ranks()
+
+
+def _compile_ranks() -> None:
+    """
+    Have the sampler's only function that is always compiled be compiled, for tensors as an engine's first request has them.
+
+    Forks inherit it with its guards: where the vocabulary or the number of threads is another, an engine compiles its own.
+    """
+    import torch
+    from vllm.v1.sample.sampler import Sampler
+
+    with torch.inference_mode():
+        Sampler.gather_logprobs(torch.zeros(2, VOCABULARY), 0, torch.zeros(2, dtype=torch.int64))
 
 
 def _run(command: Mapping[str, Any]) -> None:
@@ -151,6 +178,7 @@ def _run(command: Mapping[str, Any]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(command["environment"])
+    gc.unfreeze = lambda: None  # or vLLM's processes, as they end, go through all that was imported, and copy it
     in_this_way = multiprocessing.get_context("fork")
     multiprocessing.get_context = lambda method=None: in_this_way  # type: ignore[assignment]
     sys.argv = [command["module"], *command["arguments"]]

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from tests.support.fork_server import NURSERY, Forked
+import psutil
+from tests.support.fork_server import NURSERY, Forked, Nursery
 
 START_LIMIT_S = 600
 
@@ -92,6 +93,7 @@ def serve(
     unset: str | None = None,
     verbose: bool = True,
     port: int | None = None,
+    nursery: Nursery = NURSERY,
 ) -> Iterator[Server]:
     """
     Run `saeclamp serve MODEL FLAGS` (or another module with the same arguments) until the block ends.
@@ -101,6 +103,7 @@ def serve(
     unset:    a variable of the environment that the server is not to have
     verbose:  whether vLLM's log is to be in `log` too, where it can be read when a test fails
     port:     None for one that is free; only for a server that is forked
+    nursery:  of one that is forked
     """
     arguments = [
         "serve",
@@ -114,7 +117,7 @@ def serve(
             yield server
         return
     port = port or free_port()
-    process = NURSERY.fork(entry, [*arguments, "--port", str(port)], log, _environment(log, unset))
+    process = nursery.fork(entry, [*arguments, "--port", str(port)], log, _environment(log, unset))
     with _served(process, port, log, name or model) as server:
         yield server
 
@@ -172,6 +175,13 @@ def _end(process: Process) -> None:
         process.wait(20)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # engines do not always go when their parent does
+
+
+def is_gone(pid: int) -> bool:
+    """Tell whether a process has ended, collected by its parent or not."""
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    return True
 
 
 def free_port() -> int:

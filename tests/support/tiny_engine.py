@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.oracles.reference import Move, ReferenceModel, ReferenceSAE
 from tests.support.checkpoints import LEFT_OUT_IDS, make_model, make_sae
+from tests.support.fork_server import V2_NURSERY
 from tests.support.serving import Server, serve
 
 MOVES = [
@@ -36,6 +37,6 @@ def tiny_engine(
     }
     named = [part for name, path in saes.items() for part in ("--sae", f"{name}={path}")]
     flags = ("--dtype", "float32", "--max-model-len", "1024", "--served-model-name", "tiny", *flags)
-    own = {"whole": True, "entry": "tests.support.v2_server"} if runner == "V2" else {}
+    own = {"nursery": V2_NURSERY, "entry": "tests.support.v2_server"} if runner == "V2" else {}
     with serve(folder / "server.log", str(model), *named, *flags, name="tiny", **own) as server:
         yield server, ReferenceModel(model, {name: ReferenceSAE(path) for name, path in saes.items()}, LEFT_OUT_IDS)

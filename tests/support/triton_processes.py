@@ -62,11 +62,13 @@ def process(**environment: str) -> Iterator[Process]:
 def _run(seeds: list[int], options: dict[str, Any]) -> dict[str, int]:
     import triton
     from tests.support.random_steps import run_schedule
+    from tests.support.triton_interpreter import patch_the_language_once_a_launch
 
     from saeclamp_server.engine.worker.triton_executor import TritonExecutor
 
     assert triton.knobs.runtime.interpret, "set before this process imported triton"
     assert "vllm" not in sys.modules, "the kernels stand on their own"
+    patch_the_language_once_a_launch()
     num = dict.fromkeys(("cases", "edited", "held", "lost"), 0)
     for seed in seeds:
         width = Random(seed).choice((24, 64, 72))

@@ -1,8 +1,8 @@
 """
 `saeclamp serve` in vLLM's V2 model runner, on a CPU: its Triton kernels run in Triton's interpreter.
 
-vLLM takes Triton only where there is a driver, so it is shown one that does nothing. Each process that is spawned imports
-this file first, as its main module.
+vLLM takes Triton only where there is a driver, so it is shown one that does nothing. This file must come before anything
+that imports either; see `V2_NURSERY`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ def load_by_any_mask(self: Any, pointers: Any, mask: Any, *args: Any) -> Any:
 
 
 InterpreterBuilder.create_masked_load = load_by_any_mask
+from tests.support.triton_interpreter import patch_the_language_once_a_launch  # noqa: E402
 
 import saeclamp_server.startup.vllm_settings as settings  # noqa: E402
 from saeclamp_server.__main__ import main  # noqa: E402
 
+settings.prepare_environment = lambda: None
+patch_the_language_once_a_launch()
+
 if __name__ == "__main__":
-    settings.prepare_environment = lambda: None
     main()

@@ -1,4 +1,4 @@
-"""What only vLLM's own parser and the socket can tell is still one sentence, before the engine starts."""
+"""The whole command: what it refuses before the engine starts, what it shows when it serves, that it ends when killed."""
 
 from __future__ import annotations
 
@@ -10,16 +10,22 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
+import psutil
 import pytest
 from tests.support.bundled import LAYER
 from tests.support.fork_server import NURSERY
-from tests.support.serving import Process, serve, wait_for
+from tests.support.serving import Process, Server, is_gone, serve, wait_for
 
 from saeclamp_saes.library.reference import BUNDLED
 from saeclamp_server.engine.lifeline import STOP_S
 from saeclamp_server.packaged_model import PACKAGED_MODEL
+
+GONE_S = 10
+"""In which the processes of a server that was killed have noticed."""
 
 
 def refusal(folder: Path, *flags: str) -> list[str]:
@@ -48,15 +54,39 @@ def shifted(folder: Path) -> Path:
     return folder
 
 
-def test_an_sae_that_fits_is_served_and_its_fit_is_shown(tmp_path: Path) -> None:
-    log = tmp_path / "log"
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server as a user starts it: each of its processes has imported everything itself, which takes a minute."""
+    log = tmp_path_factory.mktemp("whole") / "log"
     with serve(log, PACKAGED_MODEL, "--sae", "bundled", "--enforce-eager", verified=True, whole=True) as server:
-        assert server.complete("Hello", max_tokens=1)["choices"]
+        yield server
+
+
+def test_an_sae_that_fits_is_served_and_its_fit_is_shown(whole: Server) -> None:
+    assert whole.complete("Hello", max_tokens=1)["choices"]
+    assert whole.log is not None
     (line,) = re.findall(
-        r"saeclamp: SAE bundled: explains (0\.\d+) .* (\d+) features active per token", log.read_text()
+        r"saeclamp: SAE bundled: explains (0\.\d+) .* (\d+) features active per token", whole.log.read_text()
     )
     assert 0.5 <= float(line[0]) <= 1
     assert 1 <= int(line[1]) <= 200
+
+
+def test_a_server_that_is_killed_leaves_no_process_behind(whole: Server) -> None:
+    """Comes after what asks the same server."""
+    assert whole.pid is not None
+    family = psutil.Process(whole.pid).children(recursive=True)
+    assert len(family) >= 2, "the engine, and what watches shared memory"
+    clamp = {"op": "clamp", "feature": "bundled/golden-gate", "value": 0.5}
+    body = {"model": whole.model, "prompt": "Once upon a time", "stream": True, "ignore_eos": True, "max_tokens": 1900}
+    body["steering"] = {"interventions": [clamp]}
+    with whole.http.stream("POST", "/v1/completions", json=body) as response:
+        lines = response.iter_lines()
+        assert next(lines).startswith("data: {")
+        os.kill(whole.pid, signal.SIGKILL)
+        with pytest.raises(httpx.TransportError):
+            list(lines)
+    wait_for(lambda: all(is_gone(process.pid) for process in family), GONE_S, f"left behind: {family}")
 
 
 @pytest.mark.usefixtures("model_folder")

@@ -1,4 +1,4 @@
-"""How servers end: told to, with every receipt; killed, with nothing left behind; by themselves, with a sentence."""
+"""How servers end: told to, with every receipt; by themselves, with a sentence. Killed: see `test_start_up`."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ import json
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 from tests.support.checkpoints import make_model, make_sae
-from tests.support.serving import Server, serve, wait_for
+from tests.support.serving import Server, is_gone, serve, wait_for
 
 NUM_STREAMS = 16
 SHORT, LONG = 60, 1900
 """Tokens: what ends within the time that is given, and what does not."""
 DRAIN_S = 6
-GONE_S = 10
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +62,7 @@ def test_a_server_that_is_told_to_stop_ends_every_answer_with_its_receipt(tmp_pa
         assert (late.status_code, late.json()["error"]["code"]) == (503, "server_stopping")
         assert int(late.headers["Retry-After"]) > 0
         ended = [answer.result() for answer in answers]
-        wait_for(lambda: not psutil.pid_exists(server.pid) or _is_gone(server.pid), 30, "it runs on")
+        wait_for(lambda: is_gone(server.pid), 30, "it runs on")
     for number, (reason, receipt, last) in enumerate(ended):
         assert last == "data: [DONE]"
         assert reason == ("abort" if number >= NUM_STREAMS - 2 else "length"), number
@@ -85,27 +82,6 @@ def test_a_server_that_is_told_to_stop_ends_every_answer_with_its_receipt(tmp_pa
     example = unexpected.index(next(line for line in unexpected if line.startswith("curl ")))
     assert [line for line in unexpected[example + 4 :] if line] == [], "nothing but our own words"
     assert [line for line in unexpected[:example] if line] == []
-
-
-def _is_gone(pid: int) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    return True
-
-
-def test_a_server_that_is_killed_leaves_no_process_behind(tmp_path: Path, tiny: list[str]) -> None:
-    with serve(tmp_path / "log", tiny[0], *tiny[1:], name="tiny", whole=True) as server:
-        assert server.pid is not None
-        family = psutil.Process(server.pid).children(recursive=True)
-        assert len(family) >= 2, "the engine, and what watches shared memory"
-        with ThreadPoolExecutor(1) as pool:
-            begun: list[int] = []
-            running = pool.submit(stream, server, NUM_STREAMS - 2, begun)
-            wait_for(lambda: begun != [], 60, "nothing runs")
-            os.kill(server.pid, signal.SIGKILL)
-            with pytest.raises(httpx.TransportError):
-                running.result()
-        wait_for(lambda: all(_is_gone(process.pid) for process in family), GONE_S, f"left behind: {family}")
 
 
 def test_an_engine_that_cannot_start_ends_the_command_with_its_reason_and_the_logs_path(

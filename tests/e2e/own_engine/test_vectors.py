@@ -392,7 +392,8 @@ def test_vectors_outlast_a_server_that_is_killed(tmp_path: Path, model_folder: P
     flags = ["--sae", "none", "--vector-site", "all", "--vectors", str(tmp_path / "vectors"), "--api-key", "secret"]
     flags += ["--dtype", "float32", "--max-model-len", "512", "--served-model-name", "tiny"]
     made = Made(draw(5, 2.0), 1, sign=-1)
-    with serve(tmp_path / "first.log", str(model), *flags, name="tiny") as server:
+    # what is kept does not depend on it, and compiling takes half of what this test does
+    with serve(tmp_path / "first.log", str(model), *flags, "--enforce-eager", name="tiny") as server:
         assert server.http.get("/v1/vectors").status_code == 401
         server.http.headers["authorization"] = "Bearer secret"
         assert server.http.get("/v1/vectors").json()["sites"] == [f"resid_post {layer}" for layer in range(4)]

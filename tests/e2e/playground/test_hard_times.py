@@ -6,16 +6,15 @@ import json
 import os
 import re
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
-from tests.e2e.playground.conftest import FLAGS
 from tests.support.browser import VIEWS, answered, choose_bridge, open_playground, playground, text_of
-from tests.support.serving import Server, serve
-
-from saeclamp_server.packaged_model import PACKAGED_MODEL
+from tests.support.fleet_files import FleetFiles
+from tests.support.serving import Server, serve, wait_for
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>\u202egnirts\u2066"
 
@@ -91,12 +90,18 @@ def test_an_answer_without_a_receipt_is_not_shown(server: Server, page: Page) ->
     expect(page.locator(".column.steered .tokens")).to_have_count(0)
 
 
+def is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def test_a_server_with_a_key_asks_for_it_and_one_that_was_killed_is_found_again(
-    browser: Browser, tmp_path: Path
+    browser: Browser, tmp_path: Path, model_folder: Path
 ) -> None:
+    files = FleetFiles.made(tmp_path, model_folder)  # whose answers are of no interest here
     stores = ("--variants", f"sqlite:///{tmp_path / 'v.sqlite'}", "--vectors", str(tmp_path / "vectors"))
-    flags = (*FLAGS, *stores, "--api-key", "sk-1")
-    with serve(tmp_path / "1.log", PACKAGED_MODEL, *flags) as server:
+    flags = ("--sae", f"low={files.sae}", "--enforce-eager", "--max-model-len", "2048", *stores, "--api-key", "sk-1")
+    with serve(tmp_path / "1.log", str(files.model), *flags) as server:
         page = open_playground(browser, server.url)
         page.get_by_label("API key").fill("sk-wrong")
         page.get_by_role("button", name="Go on").click()
@@ -104,15 +109,16 @@ def test_a_server_with_a_key_asks_for_it_and_one_that_was_killed_is_found_again(
         page.get_by_label("API key").fill("sk-1")
         page.get_by_role("button", name="Go on").click()
         page.get_by_text("Sampling and columns").click()
-        page.get_by_label("Tokens of an answer", exact=True).fill("1500")
+        page.get_by_label("Tokens of an answer", exact=True).fill("1900")
         page.keyboard.press("Tab")
-        choose_bridge(page)
+        page.locator(".preset").first.click()
         page.locator(".column.steered .token").nth(10).wait_for()
         port = int(server.url.rpartition(":")[2])
         os.kill(server.pid or 0, signal.SIGKILL)
         expect(page.locator(".column.steered .notice.bad")).to_contain_text("connection broke")
         expect(page.locator(".column.steered .tokens")).to_have_count(0)
-    with serve(tmp_path / "2.log", PACKAGED_MODEL, *flags, port=port):
+    wait_for(lambda: not is_listening(port), 20, "what the server had started holds its port")
+    with serve(tmp_path / "2.log", str(files.model), *flags, port=port):
         page.get_by_label("Tokens of an answer", exact=True).fill("8")
         page.keyboard.press("Tab")
         page.get_by_role("button", name="Run it again").click()

@@ -15,6 +15,8 @@ from saeclamp_saes.library.reference import BUNDLED
 from saeclamp_server.packaged_model import PACKAGED_MODEL
 
 SECOND_LAYER = 12
+BLOCK = 32
+"""Tokens that are cached together: the fewest that a CPU takes, so that prompts of several blocks are short."""
 
 
 @pytest.fixture(scope="package")
@@ -32,6 +34,7 @@ def oracle(model_folder: Path, second_sae: Path, tokenizer: PreTrainedTokenizerB
 def server(tmp_path_factory: pytest.TempPathFactory, second_sae: Path) -> Iterator[Server]:
     flags = ["--sae", "bundled", "--sae", f"second={second_sae}", "--enforce-eager", "--max-model-len", "2048"]
     flags += ["--enable-prompt-tokens-details", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+    flags += ["--block-size", str(BLOCK)]
     log = tmp_path_factory.mktemp("log") / "server.log"
     trace = log.with_name("trace.jsonl")
     metrics_port = free_port()

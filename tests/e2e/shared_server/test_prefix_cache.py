@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.e2e.shared_server.conftest import BLOCK
 from tests.oracles.reference import Move, ReferenceModel
 from tests.support.agreement import TOLERANCE, VISIBLE, max_difference
 from tests.support.bundled import ACT, GOLDEN_GATE, STRENGTH
@@ -13,12 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 STEERED: list[dict[str, Any]] = [{"op": "clamp", "feature": "bundled/golden-gate", "value": STRENGTH}]
 PARAMS: dict[str, Any] = {"max_tokens": 8, "ignore_eos": True, "logprobs": 0}
-LENGTH, WHOLE = 300, 256
-"""Tokens of a prompt, and of its whole blocks of 128."""
+LENGTH, WHOLE = 76, 64
+"""Tokens of a prompt, and of its whole blocks."""
 
 
 def long_prompt(tokenizer: PreTrainedTokenizerBase, start: str) -> list[int]:
-    ids: list[int] = tokenizer(start + " The quick brown fox jumps over the lazy dog near the river bank." * 30)[
+    ids: list[int] = tokenizer(start + " The quick brown fox jumps over the lazy dog near the river bank." * 8)[
         "input_ids"
     ]
     return ids[:LENGTH]
@@ -81,21 +82,21 @@ def test_what_was_generated_is_not_reused_as_prompt(
 ) -> None:
     """In the second turn the first answer is prompt, so a scoped program does something else to it."""
     steered = [{**STEERED[0], "tokens": tokens}]
-    first_turn = long_prompt(tokenizer, f"Fifth, {tokens}.")[:160]
-    answer = server.complete(first_turn, steered, max_tokens=110, ignore_eos=True, return_token_ids=True)
+    first_turn = long_prompt(tokenizer, f"Fifth, {tokens}.")[: BLOCK + 8]
+    answer = server.complete(first_turn, steered, max_tokens=28, ignore_eos=True, return_token_ids=True)
     second_turn = [*first_turn, *answer["choices"][0]["token_ids"], *tokenizer(" And then? Well,")["input_ids"]]
     again = server.complete(second_turn, steered, return_token_ids=True, **PARAMS)
     own, _ = oracle.generated_logprobs(
         second_turn, again["choices"][0]["token_ids"], [Move("bundled", GOLDEN_GATE, "clamp", ACT, tokens)]
     )
-    assert cached(again) == 128, "the one block that was prompt in both turns"
+    assert cached(again) == BLOCK, "the one block that was prompt in both turns"
     assert max_difference(logprobs(again), own) < TOLERANCE
 
 
 SCOPED: dict[str, tuple[Any, int]] = {
     "generated": ("generated", WHOLE),
-    "after": ({"after": 170}, 128),
-    "late positions": ({"positions": [260, 299]}, WHOLE),
+    "after": ({"after": 42}, BLOCK),
+    "late positions": ({"positions": [66, 75]}, WHOLE),
     "early positions": ({"positions": [5]}, 0),
     "prompt": ("prompt", 0),
 }
@@ -123,12 +124,12 @@ def test_blocks_before_the_first_edit_are_shared_with_everybody(
 def test_a_steered_answer_that_was_generated_is_not_served_to_unsteered_requests(
     server: Server, oracle: ReferenceModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    prompt = long_prompt(tokenizer, "Ninth.")[:130]
+    prompt = long_prompt(tokenizer, "Ninth.")[: BLOCK + 2]
     steered = [{**STEERED[0], "tokens": "generated"}]
-    answer = server.complete(prompt, steered, max_tokens=140, ignore_eos=True, return_token_ids=True)
+    answer = server.complete(prompt, steered, max_tokens=35, ignore_eos=True, return_token_ids=True)
     longer = [*prompt, *answer["choices"][0]["token_ids"], *tokenizer(" And then? Well,")["input_ids"]]
     plain = server.complete(longer, return_token_ids=True, **PARAMS)
-    assert cached(plain) == 128
+    assert cached(plain) == BLOCK
     own, _ = oracle.generated_logprobs(longer, plain["choices"][0]["token_ids"], [])
     assert max_difference(logprobs(plain), own) < TOLERANCE
 

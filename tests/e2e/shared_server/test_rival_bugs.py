@@ -38,7 +38,7 @@ class Engine(NamedTuple):
         """The choice is the oracle's under these moves, and could not be so under none."""
         steered = assert_choice_agrees({"prompt_logprobs": None, **choice}, self.oracle, prompt, moves)
         generated = choice["token_ids"]
-        plain = self.oracle.prompt_logprobs(prompt, []) + self.oracle.generated_logprobs(prompt, generated, [])[0]
+        plain = self.oracle.request_logprobs(prompt, generated, []).tokens
         assert not moves or max_difference(plain, steered) > 0.02
 
 

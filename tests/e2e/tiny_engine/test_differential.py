@@ -149,7 +149,7 @@ def test_exactly_the_positions_in_scope_are_steered(
         entry[str(token)]["logprob"] for entry, token in zip(choice["prompt_logprobs"][1:], prompt[1:], strict=True)
     ]
     steered += choice["logprobs"]["token_logprobs"]
-    unsteered = oracle.prompt_logprobs(prompt, []) + oracle.generated_logprobs(prompt, generated, [])[0]
+    unsteered = oracle.request_logprobs(prompt, generated, []).tokens
     changed = [n for n, pair in enumerate(zip(steered, unsteered, strict=True)) if abs(pair[0] - pair[1]) > 1e-3]
     ids = [*prompt, *generated[:-1]]
     in_scope = touched_positions(len(ids), len(prompt), tokens, special)

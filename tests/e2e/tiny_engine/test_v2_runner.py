@@ -51,16 +51,16 @@ def test_requests_that_were_preempted_are_steered_and_counted_as_if_they_had_not
 ) -> None:
     server, oracle = engine
     moves = [Move("low", 3, "clamp", 6.0), Move("high", 5, "add", 3.0, "generated")]
-    prompts = [[1, *(100 + (37 * number + 11 * nth) % 900 for number in range(90))] for nth in range(4)]
-    body = {"prompt": prompts, "max_tokens": 40, "temperature": 0, "ignore_eos": True, "logprobs": 0}
+    prompts = [[1, *(100 + (37 * number + 11 * nth) % 900 for number in range(60))] for nth in range(4)]
+    body = {"prompt": prompts, "max_tokens": 20, "temperature": 0, "ignore_eos": True, "logprobs": 0}
     steering = {"interventions": on_the_wire(moves)}
     answer = server.post("/v1/completions", **body, steering=steering, return_token_ids=True).json()
     for choice in answer["choices"]:
         assert_choice_agrees(choice, oracle, prompts[choice["index"]], moves, TOLERANCE)
     counts = [one["tokens"] for one in answer["steering"]["interventions"]]
     assert counts == [
-        {"prompt": 4 * 90, "generated": 4 * 39, "sinks": 0},
-        {"prompt": 0, "generated": 4 * 39, "sinks": 0},
+        {"prompt": 4 * 60, "generated": 4 * 19, "sinks": 0},
+        {"prompt": 0, "generated": 4 * 19, "sinks": 0},
     ]
     metrics = server.http.get("/metrics").text
     (preemptions,) = re.findall(r"^vllm:num_preemptions_total\{.*\} ([\d.e+]+)$", metrics, re.MULTILINE)
