@@ -166,8 +166,9 @@ class RequestStates:
         Remember that a step has failed a request, which the scheduler ends.
 
         A step of it that is on its way is steered as before: all pipeline stages must map it alike, and one knows of this.
+        It fails too, and the first reason stays.
         """
-        self.failures[request_id] = (key, reason)
+        self.failures.setdefault(request_id, (key, reason))
 
     def collect(self, keys: Iterable[str]) -> dict[str, dict[str, SteeringReport]]:
         """Return, and drop, the reports on all requests of some API calls, by key and request id."""
