@@ -2,8 +2,8 @@
 All that steering leans on in vLLM beyond what vLLM promises: names, signatures, attributes.
 
 At start the installed vLLM is held against the list, so that a version in which something has moved is refused by name
-before anything long begins, and not found out by a request. `tests/server/test_vllm_seams.py` holds the list against our own
-code; what differs between versions that are served is in `vllm_compat.py`.
+before anything long begins, and not found out by a request. `tests/server/vllm_seams/test_completeness.py` holds the list
+against our own code; what differs between versions that are served is in `vllm_compat.py`.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ V1_RUNNER = (
              "GPUModelRunner.execute_model(*args, **kwargs)",
              "GPUModelRunner.sample_tokens(grammar_output)",
              "GPUModelRunner.sync_and_gather_intermediate_tensors(num_tokens, intermediate_tensors, *args)",
-             "GPUModelRunner._dummy_run(*args, **kwargs)",
+             "GPUModelRunner._dummy_run(*args, is_profile, **kwargs)",
              "GPUModelRunner._bookkeeping_sync(scheduler_output, *args)",
              "GPUModelRunner._sample(*args)",
          )),
@@ -106,17 +106,20 @@ V1_RUNNER = (
 V2_RUNNER = (
     Seam("vllm.v1.worker.gpu.model_runner",
          reads={"GPUModelRunner": "model_state speculative_config is_first_pp_rank is_last_pp_rank device "
-                "execute_model_state kv_cache_config kv_caches", "ExecuteModelState": "hidden_states"},
+                "execute_model_state kv_cache_config kv_caches req_states", "ExecuteModelState": "hidden_states"},
          calls=("GPUModelRunner.get_model()",),
          overrides=(
              "GPUModelRunner.finish_requests(scheduler_output)",
              "GPUModelRunner.add_requests(scheduler_output)",
+             "GPUModelRunner.execute_model(*args, **kwargs)",
+             "GPUModelRunner.postprocess_sampled(idx_mapping, sampled_tokens, num_sampled, *args, **kwargs)",
              "GPUModelRunner.sample_tokens(grammar_output)",
-             "GPUModelRunner._dummy_run(*args, **kwargs)",
+             "GPUModelRunner._dummy_run(*args, is_profile, **kwargs)",
              "dispatch_cg_and_sync_dp(*args, need_eager, **kwargs)",
          )),
     Seam("vllm.v1.worker.gpu.model_states.interface",
          overrides=("ModelState.preprocess_state(input_batch, *args)",)),
+    Seam("vllm.v1.worker.gpu.states", reads={"RequestState": "num_computed_tokens"}),
     Seam("vllm.v1.worker.gpu.input_batch",
          reads={"InputBatch": "req_ids num_reqs num_scheduled_tokens num_computed_tokens_np query_start_loc positions "
                 "input_ids"}),

@@ -39,9 +39,17 @@ class HookState:
     """() fp32, norm above which a vector is that of a sink"""
     norm_eps: float | None = None
     """Epsilon of the norm, where the vector is `hidden` over its root mean square; else None."""
+    reserves_scratch: bool = False
+    """True while vLLM measures how much memory a step takes: then as much as a steered one takes beside it is taken."""
     recorder: VectorRecorder = field(default_factory=VectorRecorder)
     """Records vectors while the SAEs are verified, before the server listens."""
 
+
+SCRATCH_BYTES = 256 << 20
+"""
+Memory that steering takes in a step, at most, beside its tables and SAEs, which are there before vLLM measures.
+`benchmarks/peak_memory.py` has the figures; the kernels for GPUs take hardly any, whole SAEs that are run in parts most.
+"""
 
 _STATES: dict[int, HookState] = {}
 """Sites' states, by number. An op takes tensors and numbers only, so it finds its state here. Written by `register_site`."""
@@ -60,6 +68,10 @@ def steer(hidden: Tensor, residual: Tensor | None, number: int) -> None:
     residual: (num_tokens, width) or None; where the site is the residual stream, the vector is `hidden + residual`
     """
     state = _STATES[number]
+    if state.reserves_scratch:
+        torch.empty(
+            SCRATCH_BYTES, dtype=torch.uint8, device=hidden.device
+        )  # vLLM sees the peak, and leaves room for it
     vectors = SiteVectors(hidden, residual, state.whole_stream, state.norm_eps)
     # first what only looks: it takes the vectors before this site's edits
     if state.recorder.is_recording:

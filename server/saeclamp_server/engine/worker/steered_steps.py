@@ -6,7 +6,8 @@ Before a forward, tokens are mapped to the programs of their requests; behind it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -128,8 +129,23 @@ class SteeredSteps:
         self._plan_what_is_shown(inputs)
         self._choose_recorded_tokens(inputs)
 
-    def begin_without_requests(self) -> None:
-        """Begin a dummy step: it must not run the one before."""
+    @contextmanager
+    def dummy_step(self, is_profile: bool = False) -> Iterator[None]:
+        """
+        Surround a step without requests: it must not run the one before.
+
+        is_profile: True where vLLM measures the step's memory, to give the rest to its KV cache
+        """
+        self._begin_without_requests()
+        for state in self._sites:
+            state.reserves_scratch = is_profile
+        try:
+            yield
+        finally:
+            for state in self._sites:
+                state.reserves_scratch = False
+
+    def _begin_without_requests(self) -> None:
         self._copy_stream.join()
         self.forget()
         self.tables.executor.clear()

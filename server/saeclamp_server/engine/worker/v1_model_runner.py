@@ -105,8 +105,8 @@ class V1RunnerAdapter:
         return prepared
 
     def _dummy_run(self, *args: Any, **kwargs: Any) -> Any:
-        self._steps.begin_without_requests()
-        return self._vllm_dummy_run(*args, **kwargs)
+        with self._steps.dummy_step(kwargs.get("is_profile", False)):
+            return self._vllm_dummy_run(*args, **kwargs)
 
     def _settle(self, scheduler_output: Any, *args: Any) -> Any:
         steered = self._steps.batch.steered

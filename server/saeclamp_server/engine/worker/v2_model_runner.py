@@ -139,8 +139,8 @@ class V2RunnerAdapter:
         return output
 
     def _dummy_run(self, *args: Any, **kwargs: Any) -> Any:
-        self._steps.begin_without_requests()
-        return self._vllm_dummy_run(*args, **kwargs)
+        with self._steps.dummy_step(kwargs.get("is_profile", False)):
+            return self._vllm_dummy_run(*args, **kwargs)
 
     def _postprocess_sampled(
         self, idx_mapping: Tensor, sampled_tokens: Tensor, num_sampled: Tensor, *args: Any, **kwargs: Any

@@ -277,3 +277,11 @@ def test_the_pretended_gpu_finds_what_waits_and_what_is_not_ordered() -> None:
         with pytest.raises(NotImplementedError):
             table.nonzero()
         assert gpu.faults == ["nonzero waits"]
+
+
+def test_a_dummy_step_takes_scratch_memory_only_while_vllm_measures() -> None:
+    with engine() as one:
+        for is_profile in (True, False):
+            with one.steps.dummy_step(is_profile):
+                assert {state.reserves_scratch for state in one.sites} == {is_profile}
+            assert not any(state.reserves_scratch for state in one.sites)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +12,12 @@ from tests.oracles.reference import ReferenceSAE, clamped
 from tests.support.checkpoints import make_sae
 from tests.support.tiny_saes import ARCHITECTURES, D_IN, D_SAE
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from saeclamp_saes import Site, read_sae
 from saeclamp_server.engine.worker.compiled_program import CompiledProgram, LoadedWeights
 from saeclamp_server.engine.worker.loaded_sae import LoadedSAE
-from saeclamp_server.engine.worker.ops import HookState, register_site, steer
+from saeclamp_server.engine.worker.ops import SCRATCH_BYTES, HookState, register_site, steer
 from saeclamp_server.engine.worker.program_tables import ProgramTables
 from saeclamp_server.engine.worker.prompt_means import PromptMeanRecorder
 from saeclamp_server.engine.worker.step_tables import Batch, StepTables, map_tokens
@@ -59,10 +61,13 @@ class Served:
         map_tokens(batch, programs, self.step)
         executor = TorchExecutor(programs, self.step, saes)
         self.prompt_means = PromptMeanRecorder(torch.zeros(10, dtype=torch.bool), CPU)
-        for number in range(2):
-            state = HookState(
+        self.states = [
+            HookState(
                 HERE, executor, TopFeatureFinder(), self.prompt_means, saes, whole_stream, torch.tensor(torch.inf)
             )
+            for _ in range(2)
+        ]
+        for number, state in enumerate(self.states):
             register_site(number, state)
 
 
@@ -147,3 +152,19 @@ def test_a_request_records_its_own_rows_of_the_whole_stream_before_any_edit(tmp_
     ((key, mean),) = served.prompt_means.fetch(["a", "b"])
     assert key == "a"
     assert torch.allclose(torch.frombuffer(bytearray(mean), dtype=torch.float64), expected, atol=1e-6)
+
+
+def test_room_for_what_steering_takes_is_taken_while_vllm_measures_a_step(tmp_path: Path) -> None:
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = func(*args, **(kwargs or {}))
+            sizes.extend([made.untyped_storage().nbytes()] if isinstance(made, Tensor) else [])
+            return made
+
+    served = Served([make_sae(tmp_path / "sae", layer=0, d_in=D_IN, d_sae=D_SAE)])
+    hidden, residual = stream()
+    for is_measured in (False, True):
+        served.states[0].reserves_scratch, sizes = is_measured, list[int]()
+        with Sizes():
+            steer(hidden, residual, 0)
+        assert (max(sizes) == SCRATCH_BYTES) == is_measured
