@@ -71,7 +71,7 @@ def _admit(
 ) -> dict[str, list[int]]:
     """Write the programs of all settings into the tables, and return their numbers; time it."""
     numbers: dict[str, list[int]] = {}
-    tables.steering.programs.remove(tables.add(kinds(shape, 0, num)["64 features each"]))
+    tables.steering.programs.remove([tables.add(kinds(shape, 0, num)["64 features each"])])
     for name in settings:
         programs = [kinds(shape, nth, num)[name] for nth in range(num)]
         device.wait()

@@ -192,7 +192,9 @@ def _run(device: Card, case: Case, expected: Expected) -> tuple[list[Tensor], Te
     _compare_tokens(engine, expected)
     if case.has_drafts:
         engine.settle(expected.step)
-    found = {one.name: engine.programs.counters(one.number) for one in expected.requests if one.program}
+    steered = [one for one in expected.requests if one.program]
+    counted = engine.programs.counters([one.number for one in steered])
+    found = {one.name: Counters._make(column[nth].cpu() for column in counted) for nth, one in enumerate(steered)}
     for name, counters in found.items():
         check_counters(counters, expected.running[name])
     return after, torch.cat([_counts(one) for one in found.values()]), error

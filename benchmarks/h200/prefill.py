@@ -13,6 +13,7 @@ from benchmarks.h200.record import Record
 from benchmarks.h200.tables import Shape, Tables, kinds
 from torch import Tensor
 
+from saeclamp_server.engine.worker.program_tables import Counters
 from saeclamp_server.engine.worker.top_features import TopFeaturesInputs, strongest_features
 
 PROMPTS, DRY_PROMPTS = (2048, 8192), (3,)
@@ -56,7 +57,7 @@ def _prefill(
 ) -> Callable[[], Any]:
     steering = tables.steering
     batch = None if number is None else tables.batch([number], len(ids), first_position=0)
-    unused = None if number is None else steering.programs.counters(number)
+    unused = None if number is None else Counters._make(one[0] for one in steering.programs.counters([number]))
 
     def call() -> None:
         if batch is None or number is None:

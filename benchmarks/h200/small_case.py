@@ -40,7 +40,7 @@ def main() -> None:
             steer(hidden, residual, 0)
         print(f"edit: {num_tokens} tokens, {kind}")
         for number in numbers:
-            tables.steering.programs.remove(number)
+            tables.steering.programs.remove([number])
     device.wait()
 
 
