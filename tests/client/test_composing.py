@@ -16,6 +16,7 @@ from saeclamp import (
     Clamp,
     FeatureCondition,
     FeatureHit,
+    LastTokens,
     Not,
     Rule,
     Scale,
@@ -50,6 +51,9 @@ def test_conditions_nest_as_they_are_written() -> None:
     lawful = FeatureCondition(feature="bundled/193", above=1, unit="act")
     assert both_or_neither == AnyOf(any=(AllOf(all=(sea, law)), Not(not_=AnyOf(any=(sea, lawful)))))
     assert SEA.below(3) == FeatureCondition(feature="bundled/123", below=3)
+    assert SEA.above(3, over=LastTokens(last=8)) == FeatureCondition(
+        feature="bundled/123", above=3, over=LastTokens(last=8)
+    )
 
 
 def test_equality_means_equality() -> None:

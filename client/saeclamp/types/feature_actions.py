@@ -7,7 +7,7 @@ from typing import TypedDict, Unpack
 from saeclamp._exceptions import InvalidArgumentError
 from saeclamp.types.base import Unit
 from saeclamp.types.interventions import Ablate, Add, AtLeast, AtMost, Clamp, Scale
-from saeclamp.types.rules import AllOf, AnyOf, Condition, FeatureCondition, Not
+from saeclamp.types.rules import AllOf, AnyOf, Condition, FeatureCondition, Not, Over
 from saeclamp.types.tokens import Tokens
 
 
@@ -27,13 +27,13 @@ class Composable:
 
     feature: str
 
-    def above(self, value: float, unit: Unit = "max_act") -> FeatureCondition:
-        """Make the condition that it is more active than that at a token."""
-        return FeatureCondition(feature=self.feature, above=value, unit=unit)
+    def above(self, value: float, unit: Unit = "max_act", over: Over | None = None) -> FeatureCondition:
+        """Make the condition that it is more active than that at a token, or over the tokens so far."""
+        return FeatureCondition(feature=self.feature, above=value, unit=unit, over=over)
 
-    def below(self, value: float, unit: Unit = "max_act") -> FeatureCondition:
-        """Make the condition that it is less active than that at a token."""
-        return FeatureCondition(feature=self.feature, below=value, unit=unit)
+    def below(self, value: float, unit: Unit = "max_act", over: Over | None = None) -> FeatureCondition:
+        """Make the condition that it is less active than that at a token, or over the tokens so far."""
+        return FeatureCondition(feature=self.feature, below=value, unit=unit, over=over)
 
     def clamp(self, value: float | None, unit: Unit = "max_act", **options: Unpack[MoveOptions]) -> Clamp:
         """Set its activation. Refuses None, which is the `best` of a feature that was not calibrated."""
