@@ -162,5 +162,5 @@ def test_clients_that_leave_while_an_infinite_edit_runs_leave_nothing_behind(
 
 def test_edits_that_numbers_can_hold_are_made(server: Server, alone: list[dict[str, Any]]) -> None:
     answer = server.complete(POISON, [{"op": "add", "vector": "v1-0", "value": 1e6, "unit": "act"}])
-    assert answer["steering"]["interventions"][0]["tokens"] == {"prompt": 60, "generated": 7}
+    assert answer["steering"]["interventions"][0]["tokens"] == {"prompt": 60, "generated": 7, "sinks": 0}
     check_others(server, alone)

@@ -235,7 +235,7 @@ def test_the_receipt_says_what_was_moved(engine: tuple[Server, ReferenceModel]) 
         *(3, "resid_post 3", "add", 0.5, "resid_norm"),
     )
     assert item["value_act"] == pytest.approx(0.5 / known["resid_norm"], rel=2e-4)  # of lengths in four digits
-    assert item["tokens"] == {"prompt": len(PROMPT) - 1, "generated": 11}
+    assert item["tokens"] == {"prompt": len(PROMPT) - 1, "generated": 11, "sinks": 0}
     assert 0.2 < item["dose"]["mean"] < 1.0
     moves = [Move("vector:minus", 0, "add", item["value_act"])]
     assert_choice_agrees(answer["choices"][0], oracle, PROMPT, moves, TOLERANCE)

@@ -113,8 +113,8 @@ def test_roles_are_what_their_messages_say(server: Server, tokenizer: PreTrained
     assert answers["user"]["steering"]["spec"] == by_position["steering"]["spec"]
     counts = {role: answer["steering"]["interventions"][0]["tokens"] for role, answer in answers.items()}
     assert counts == {
-        "user": {"prompt": len(users), "generated": 0},
-        "assistant": {"prompt": len(said("assistant")), "generated": 11},
+        "user": {"prompt": len(users), "generated": 0, "sinks": 0},
+        "assistant": {"prompt": len(said("assistant")), "generated": 11, "sinks": 0},
     }
 
 

@@ -146,7 +146,7 @@ def a_prompt_of_one_token_steered_where_it_is_generated(engine: Engine) -> None:
     moves = [Move("bundled", GOLDEN_GATE, "clamp", ACT, "generated", special=True)]
     answer = engine.server.complete(prompt, on_the_wire(moves), **PARAMS)
     engine.assert_steered(answer["choices"][0], prompt, moves)
-    assert answer["steering"]["interventions"][0]["tokens"] == {"prompt": 0, "generated": 7}
+    assert answer["steering"]["interventions"][0]["tokens"] == {"prompt": 0, "generated": 7, "sinks": 0}
 
 
 def several_edits_of_one_layer(engine: Engine) -> None:

@@ -51,7 +51,7 @@ def test_the_receipt_says_what_was_resolved_and_applied(server: Server) -> None:
     assert (intervention["index"], intervention["layer"], intervention["name"]) == (GOLDEN_GATE, LAYER, "golden-gate")
     assert intervention["value_act"] == pytest.approx(STRENGTH * MAX_ACT)
     # of the 36 prompt tokens position 0 is one of five special ones; the last new token is never fed back
-    assert intervention["tokens"] == {"prompt": 31, "generated": 29}
+    assert intervention["tokens"] == {"prompt": 31, "generated": 29, "sinks": 0}
     assert 0 <= intervention["act_before"]["mean"] <= intervention["act_before"]["max"]
     assert 0.1 < intervention["dose"]["mean"] < intervention["dose"]["max"] < 1
     assert receipt["warnings"] == []

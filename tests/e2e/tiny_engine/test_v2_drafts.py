@@ -108,7 +108,7 @@ def test_a_rule_that_holds_at_rejected_drafts_alone_has_not_held(
     assert_fired(asked, answer, oracle)
     ((fired,),) = (answer["steering"]["fired"],)
     assert (fired["token"], fired["num_tokens"]) == (len(guessed.prompt), 5)
-    assert answer["steering"]["interventions"][-1]["tokens"] == {"prompt": 0, "generated": 5}
+    assert answer["steering"]["interventions"][-1]["tokens"] == {"prompt": 0, "generated": 5, "sinks": 0}
 
 
 def test_the_token_at_which_a_rule_holds_never_leaves_though_it_was_a_draft(
@@ -136,9 +136,9 @@ def assert_counted(answer: dict[str, Any], oracle: ReferenceModel, guessed: Gues
     assert choice["token_ids"] == guessed.tokens[:num]
     assert_choice_agrees(choice, oracle, guessed.prompt, guessed.moves, TOLERANCE)
     first, second, everywhere = (one["tokens"] for one in answer["steering"]["interventions"])
-    assert first == {"prompt": 1, "generated": min(num - 1, 2)}
-    assert second == {"prompt": 0, "generated": max(0, num - 3)}
-    assert everywhere == {"prompt": 0, "generated": num - 1}
+    assert first == {"prompt": 1, "generated": min(num - 1, 2), "sinks": 0}
+    assert second == {"prompt": 0, "generated": max(0, num - 3), "sinks": 0}
+    assert everywhere == {"prompt": 0, "generated": num - 1, "sinks": 0}
 
 
 def accepted(server: Server) -> float:
