@@ -103,10 +103,10 @@ def ruled(then: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("then", "param", "says"),
     [
-        ("stop", "", "'then' is 'abort' or a list of interventions, not 'stop'."),
-        (None, "", "'then' is 'abort' or a list of interventions, not None."),
-        ([], "", "'then' is 'abort' or a list of interventions."),
-        ({"op": "ablate", "feature": "a/1"}, "", "'then' is 'abort' or a list of interventions."),
+        ("stop", "", "'then' is 'abort', 'note' or a list of interventions, not 'stop'."),
+        (None, "", "'then' is 'abort', 'note' or a list of interventions, not None."),
+        ([], "", "'then' is 'abort', 'note' or a list of interventions."),
+        ({"op": "ablate", "feature": "a/1"}, "", "'then' is 'abort', 'note' or a list of interventions."),
         (["abort"], "[0]", "an intervention is an object with 'op': clamp, add, at_least, at_most, scale, ablate."),
         ([{"op": "clamp", "feature": "a/1"}], "[0].value", "the field is required."),
         ([{"op": "clamp", "feature": "a/1", "value": 1, "unti": "act"}], "[0].unti", "unknown field 'unti'."),
@@ -124,7 +124,7 @@ def test_what_is_wrong_within_a_rule_is_named_where_it_stands(then: Any, param: 
 
 def test_a_rule_without_then_is_told_what_can_stand_there() -> None:
     rule = {name: value for name, value in ruled(None)["rules"][0].items() if name != "then"}
-    with pytest.raises(InvalidArgumentError, match=r"then: 'then' is 'abort' or a list of interventions\.$"):
+    with pytest.raises(InvalidArgumentError, match=r"then: 'then' is 'abort', 'note' or a list of interventions\.$"):
         as_steering({"rules": [rule]})
 
 

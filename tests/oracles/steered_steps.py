@@ -67,6 +67,7 @@ class Made:
     """Edits that were not made, because the token is a sink."""
     unjudged: set[int] = field(default_factory=set)
     """Rules that were not judged, because the token is a sink."""
+    is_edited: bool = False
     is_lost: bool = False
 
 
@@ -130,7 +131,8 @@ class SlowEngine:
             for row, token in enumerate(tokens):
                 if token.request is not None:
                     x = both[row]
-                    if np.linalg.norm(x) > self._sink_norms[site]:
+                    # what was edited at an earlier site is long because of that
+                    if np.linalg.norm(x) > self._sink_norms[site] and not made[row].is_edited:
                         made[row].long_at.add(site)
                     self._read(site, token, x, made[row], carried, row)
                     self._judge(site, token, made[row])
@@ -227,6 +229,7 @@ class SlowEngine:
             if write == 0:
                 made.items[number] = (act, float(np.linalg.norm(push) / max(np.linalg.norm(x), TINY)))
         if has_edit:
+            made.is_edited = True
             is_sound = bool(np.linalg.norm(x + change) <= MAX_NORM)
             made.is_lost |= not is_sound
             out[row] = out[row] + change if is_sound else np.nan

@@ -87,8 +87,10 @@ LEFT_OUT_IDS = (*SPECIAL_IDS, SINK_ID)
 """Tokens that are neither moved nor read unless they are asked for."""
 
 
-def make_model(folder: Path, tokenizer: Path, kind: str = "llama", num_layers: int = 4, d_model: int = 64) -> Path:
-    """Write a random model of a real architecture, with the tokenizer of another model, and with one sink."""
+def make_model(
+    folder: Path, tokenizer: Path, kind: str = "llama", num_layers: int = 4, d_model: int = 64, has_sink: bool = False
+) -> Path:
+    """Write a random model of a real architecture, with the tokenizer of another model, and maybe with one sink."""
     import transformers
 
     torch.manual_seed(1)
@@ -109,7 +111,8 @@ def make_model(folder: Path, tokenizer: Path, kind: str = "llama", num_layers: i
     }
     config = getattr(transformers, config_class)(**common | special)
     model = transformers.AutoModelForCausalLM.from_config(config).float()
-    model.get_input_embeddings().weight.data[SINK_ID] *= 1000
+    if has_sink:
+        model.get_input_embeddings().weight.data[SINK_ID] *= 1000
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(tokenizer / name, folder)

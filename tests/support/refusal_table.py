@@ -112,7 +112,9 @@ REFUSALS = {
         ruled({"feature": "bundled/5"}), "steering.rules[0].when", "give one of 'above' and 'below'"
     ),
     "a condition of no kind": Refusal(
-        ruled({"any": [{"above": 1}]}), "steering.rules[0].when.any[0]", "an object with 'feature' and 'above'"
+        ruled({"any": [{"above": 1}]}),
+        "steering.rules[0].when.any[0]",
+        "an object with 'feature' or 'vector' and 'above'",
     ),
     "an unknown field deep in a condition": Refusal(
         ruled({"not": {"feature": "bundled/5", "abov": 1}}), "steering.rules[0].when.not.abov", "Did you mean 'above'?"
@@ -125,7 +127,9 @@ REFUSALS = {
     "a bound without a maximum": Refusal(
         ruled({"feature": "second/5", "above": 1}), "steering.rules[0].when.unit", "no stored maximum"
     ),
-    "a rule that does something else": Refusal(ruled(then="stop"), "steering.rules[0].then", "'abort' or a list"),
+    "a rule that does something else": Refusal(
+        ruled(then="stop"), "steering.rules[0].then", "'abort', 'note' or a list"
+    ),
     "a rule that does nothing": Refusal(ruled(then=[]), "steering.rules[0].then", ""),
     "an abort with a scope": Refusal(ruled(scope="rest_of_request"), "steering.rules[0]", "no scope"),
     "a note with a scope": Refusal(
@@ -170,7 +174,7 @@ REFUSALS = {
         "steering.rules[0].then[0].feature",
         "interventions[0] already moves",
     ),
-    "a readout of nothing": Refusal(steering(GOOD, readout={}), "steering.readout", "'features' or 'top_k'"),
+    "a readout of nothing": Refusal(steering(GOOD, readout={}), "steering.readout", "'features', 'vectors' or 'top_k'"),
     "a readout of another SAE": Refusal(
         steering(readout={"top_k": 1, "saes": ["bundle"]}), "steering.readout.saes[0]", "Did you mean 'bundled'?"
     ),

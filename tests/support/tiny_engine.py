@@ -29,7 +29,7 @@ def tiny_engine(
 
     runner: of vLLM, "V1" or "V2"; the latter in Triton's interpreter, which is slow
     """
-    model = make_model(folder / "model", tokenizer_folder, kind)
+    model = make_model(folder / "model", tokenizer_folder, kind, has_sink=True)
     saes = {
         "low": make_sae(folder / "low", layer=0, d_in=64, seed=1, threshold=0.5),
         "high": make_sae(folder / "high", layer=3, d_in=64, seed=2, threshold=0.5),

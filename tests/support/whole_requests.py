@@ -58,7 +58,7 @@ def assert_everything(case: Case, answer: dict[str, Any], oracle: ReferenceModel
         [(held[0], len(held))] if held else []
     )
     generated = [token for token in choice["token_ids"] if token not in SPECIAL_IDS]
-    assert answer["steering"]["interventions"][1]["tokens"] == {"prompt": 0, "generated": len(generated)}
+    assert answer["steering"]["interventions"][1]["tokens"] == {"prompt": 0, "generated": len(generated), "sinks": 0}
 
 
 def assert_itemised(case: Case, answer: dict[str, Any], oracle: ReferenceModel) -> None:

@@ -72,10 +72,11 @@ class StageBoundary:
         """
         # copies: the next step may be received into the same memory
         floats, ints = _FlatTensorReader(sent.pop(FLOATS).clone()), _FlatTensorReader(sent.pop(INTS).clone())
-        own_floats, (_, own_held) = self._tables(contents)
+        own_floats, (_, _, own_held) = self._tables(contents)
         for table in own_floats:
             table.copy_(floats.take(table.shape))
         self._step.verdicts[: self._step.num_tokens] = ints.take((self._step.num_tokens,)).int()
+        self._step.is_edited[: self._step.num_tokens] = ints.take((self._step.num_tokens,)).bool()
         # a rule is judged at one stage; the others hear of it here
         held = torch.minimum(own_held, ints.take(own_held.shape))
         self._programs.first_held.index_copy_(0, self._numbers(contents), held.int())
@@ -95,7 +96,7 @@ class StageBoundary:
             step.carried[: num if self._carries else 0],
         ]
         held = self._programs.first_held.index_select(0, self._numbers(contents))
-        return floats, [step.verdicts[:num].long(), held.long()]
+        return floats, [step.verdicts[:num].long(), step.is_edited[:num].long(), held.long()]
 
     def _numbers(self, contents: StepContents) -> Tensor:
         return upload(np.array(contents.programs, np.int64), self._programs.device)

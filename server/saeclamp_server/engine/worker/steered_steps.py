@@ -215,6 +215,8 @@ class SteeredSteps:
                 failures[request_id] = requests.failures[request_id][1]
                 continue
             assert admitted.number is not None, "it runs"
+            if request_id in requests.failures:  # a step has failed it: told at each step until the scheduler ends it
+                failures[request_id] = requests.failures[request_id][1]
             numbers[place], steered[request_id] = admitted.number, admitted
             if admitted.program.reports_steps:
                 telling.append((place, request_id))

@@ -69,6 +69,8 @@ class StepTables:
         """(num_tokens,), a bit for each rule, 1 where its condition holds"""
         self.unjudged = torch.zeros(num_tokens, dtype=torch.int32, device=device)
         """(num_tokens,), a bit for each rule in whose scope the token is, but which was not judged, as it is a sink"""
+        self.is_edited = torch.zeros(num_tokens, dtype=torch.bool, device=device)
+        """(num_tokens,): edited at an earlier site: however long its vector is since, it is no sink of the model's"""
         self.is_lost = torch.zeros(num_tokens, dtype=torch.bool, device=device)
         """(num_tokens,): an edit left a vector that is not finite, or too long"""
         self.num_tokens = 0
@@ -91,6 +93,7 @@ def map_tokens(batch: Batch, programs: ProgramTables, step: StepTables) -> None:
     step.items[:num] = torch.nan
     step.verdicts[:num] = 0
     step.unjudged[:num] = 0
+    step.is_edited[:num] = False
     step.is_lost[:num] = False
     has_program = (batch.program >= 0) & (num_rows > 0)
     of = batch.program[has_program].long()

@@ -44,11 +44,13 @@ class TopFeatureFinder:
         self.wanted: dict[str, TopFeaturesInputs] = {}
         """(name of the SAE: its tokens); and so is `found`."""
         self.found: dict[str, TopFeatures] = {}
+        self._is_edited: Tensor | None = None
+        """That of the step tables; None before the first step."""
 
     def begin(self, planned: Mapping[str, TopFeatureRows], step: StepTables) -> None:
         """Begin a step, whose tokens have been mapped."""
         # new dictionaries each time: what the last step has found may not have been fetched yet
-        self.wanted, self.found = {}, {}
+        self.wanted, self.found, self._is_edited = {}, {}, step.is_edited
         for name, plan in planned.items():
             rows, special = (upload(column, step.position.device) for column in (plan.batch_row, plan.special))
             self.wanted[name] = TopFeaturesInputs(rows, ~step.is_sink[rows] | special, special, plan.top_k)
@@ -63,7 +65,10 @@ class TopFeatureFinder:
         for part in vectors.parts(len(wanted.rows)):
             rows, with_sinks = wanted.rows[part], wanted.with_sinks[part]
             x = vectors.gather(rows)
-            is_seen = wanted.is_seen[part] & ((x.norm(dim=1) <= sink_norm) | with_sinks)
+            is_no_sink = (x.norm(dim=1) <= sink_norm) | with_sinks
+            if self._is_edited is not None:
+                is_no_sink |= self._is_edited[rows]
+            is_seen = wanted.is_seen[part] & is_no_sink
             found.append(strongest_features(sae, x, TopFeaturesInputs(rows, is_seen, with_sinks, wanted.top_k)))
         self.found[name] = _joined(found)
 

@@ -128,6 +128,7 @@ class TorchExecutor:
                 self._count(mine, acts, pushes / norms[at].clamp_min(torch.finfo(torch.float32).tiny))
         is_sound = (x + delta).norm(dim=1) <= MAX_NORM  # which NaN is not
         step.is_lost[rows] |= ~is_sound
+        step.is_edited[rows] = True
         # added to the summand, not to the vector: the model adds the residual itself
         hidden = vectors.hidden
         edited = torch.where(is_sound[:, None], hidden[rows].float() + delta, torch.nan)
@@ -253,8 +254,8 @@ class TorchExecutor:
         x:       (num_rows, width)
         returns: (num_pairs,) bool
         """
-        is_long = x.norm(dim=1) > self._programs.sink_norms[site]
-        is_sink: Tensor = is_long[place] & (pairs.ints[:, FLAGS] & SPECIAL == 0)
+        is_long = (x.norm(dim=1) > self._programs.sink_norms[site])[place] & ~self._step.is_edited[pairs.token]
+        is_sink: Tensor = is_long & (pairs.ints[:, FLAGS] & SPECIAL == 0)
         return is_sink
 
     def _is_left_out(self, site: int, pairs: TokenPairs, place: Tensor, x: Tensor) -> Tensor:

@@ -63,6 +63,7 @@ class _Step(NamedTuple):
     items: Tensor
     verdicts: Tensor
     unjudged: Tensor
+    is_edited: Tensor
     is_lost: Tensor
 
 
@@ -120,6 +121,7 @@ class TritonExecutor:
             step.items,
             step.verdicts,
             step.unjudged,
+            step.is_edited.view(torch.int8),
             step.is_lost.view(torch.int8),
         )
         self._programs = _Programs(*(getattr(programs, name) for name in _Programs._fields))

@@ -83,6 +83,7 @@ def map_tokens(
         tl.store(step.is_sink + at, ((position == 0) | (is_special != 0)).to(tl.int8), mask=here)
         tl.store(step.verdicts + at, 0, mask=here)
         tl.store(step.unjudged + at, 0, mask=here)
+        tl.store(step.is_edited + at, tl.zeros((BLOCK,), tl.int8), mask=here)
         tl.store(step.is_lost + at, tl.zeros((BLOCK,), tl.int8), mask=here)
     if (program < 0) | (begin == end):
         return
@@ -132,7 +133,7 @@ def read(
         return
     position, is_sink = tl.load(step.position + token), tl.load(step.is_sink + token)
     x = site_vector(hidden, residual, token, hidden_stride, residual_stride, norm_eps, D, BLOCK, WHOLE_STREAM, HAS_NORM)
-    is_long = tl.sqrt(tl.sum(x * x)) > tl.load(sink_norm)
+    is_long = (tl.sqrt(tl.sum(x * x)) > tl.load(sink_norm)) & (tl.load(step.is_edited + token) == 0)
     for row in range(first, last):
         ints = reads.ints + row * 8
         if in_scope(ints, programs, position, is_sink):
@@ -192,7 +193,7 @@ def edit(
             stream += tl.load(residual + token * residual_stride + column, mask=inside, other=0.0).to(tl.float32)
     # tiny: a zero vector gives a large dose, not NaN
     length = tl.maximum(tl.sqrt(tl.sum(stream * stream)), TINY)
-    is_long = tl.sqrt(tl.sum(x * x)) > tl.load(sink_norm)
+    is_long = (tl.sqrt(tl.sum(x * x)) > tl.load(sink_norm)) & (tl.load(step.is_edited + token) == 0)
     counted_to = tl.load(programs.headers + program * 4 + COUNTED_TO)
     change = tl.zeros((BLOCK,), dtype=tl.float32)
     num_made = 0
@@ -232,6 +233,7 @@ def edit(
                             count(programs, program, number, position, act, dose)
     # adding zero would not do: it turns -0.0 into 0.0
     if num_made > 0:
+        tl.store(step.is_edited + token, tl.full((), 1, tl.int8))
         edited = x + change
         is_sound = tl.sqrt(tl.sum(edited * edited)) <= MAX_NORM  # which NaN is not
         if is_sound:

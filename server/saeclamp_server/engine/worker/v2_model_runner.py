@@ -83,7 +83,9 @@ class V2RunnerAdapter:
         return request_id in self._known
 
     def _finish_requests(self, scheduler_output: Any) -> None:
-        if hasattr(scheduler_output, WIPED):  # it comes of a scheduler, not of vLLM's own warm-up: the engine has started
+        if hasattr(
+            scheduler_output, WIPED
+        ):  # it comes of a scheduler, not of vLLM's own warm-up: the engine has started
             begin_serving()
         wipe_blocks(self._runner, getattr(scheduler_output, WIPED, ()))
         preempted = scheduler_output.preempted_req_ids or set()
