@@ -69,7 +69,7 @@ class RequestStates:
         self.failures: dict[str, tuple[str, str]] = {}
         """(key of the API call, reason), by id of failed requests that vLLM has not ended yet."""
         self.version = 0
-        """Raised whenever a request gets a number in the tables, or loses it."""
+        """Raised whenever a request gets a number in the tables, or loses it, or fails."""
 
     def admit(self, request_id: str, payload: Mapping[str, Any], prompt_ids: Sequence[int]) -> SteeredRequest | None:
         """
@@ -169,6 +169,7 @@ class RequestStates:
         It fails too, and the first reason stays.
         """
         self.failures.setdefault(request_id, (key, reason))
+        self.version += 1  # the coming steps tell the scheduler, until it has ended the request
 
     def collect(self, keys: Iterable[str]) -> dict[str, dict[str, SteeringReport]]:
         """Return, and drop, the reports on all requests of some API calls, by key and request id."""
