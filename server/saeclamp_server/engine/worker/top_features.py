@@ -45,7 +45,7 @@ class TopFeatureFinder:
         """(name of the SAE: its tokens); and so is `found`."""
         self.found: dict[str, TopFeatures] = {}
         self._is_edited: Tensor | None = None
-        """That of the step tables; None before the first step."""
+        """Column of the step tables; None before the first step."""
 
     def begin(self, planned: Mapping[str, TopFeatureRows], step: StepTables) -> None:
         """Begin a step, whose tokens have been mapped."""
