@@ -6,6 +6,6 @@ VECTOR = "vector:"
 """Prefix of an uploaded vector's name where an edit names it in place of an SAE; its index is 0."""
 
 
-def is_vector(name: str) -> bool:
-    """Tell whether a name is that of a vector, not of an SAE."""
-    return name.startswith(VECTOR)
+def vector_of(name: str) -> str | None:
+    """Return the vector that a program names; None where the name is that of an SAE."""
+    return name.removeprefix(VECTOR) if name.startswith(VECTOR) else None

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from tests.oracles.reference import Compared, Condition, Move, ReferenceModel, When, touched_positions
 from tests.support.agreement import assert_choice_agrees, max_difference, on_the_wire, rules_on_the_wire
@@ -73,6 +74,16 @@ def random_batches(max_new: int, min_size: int, max_size: int) -> st.SearchStrat
         st.sampled_from([None, "all", "prompt", "generated"]),
     ).filter(no_feature_twice)
     return st.lists(asked, min_size=min_size, max_size=max_size)
+
+
+def some_batches(num: int) -> settings:
+    """Return the settings under which so many random batches are asked for. They are not shrunk: that says little."""
+    return settings(
+        deadline=None,
+        max_examples=num,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+        phases=[Phase.explicit, Phase.generate],
+    )
 
 
 def answered(server: Server, asked: Asked) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from saeclamp_saes import Site
 from saeclamp_server.served_sae import ServedSAE
 from saeclamp_server.site_norms import Rounding, SiteNorms, rounded
 from saeclamp_server.steering.program import EditSpec
-from saeclamp_server.vector_names import VECTOR
+from saeclamp_server.vector_names import vector_of
 from saeclamp_server.vectors import RegisteredVector
 
 
@@ -38,13 +38,14 @@ class SteeringContext:
 
     def read_site(self, name: str) -> Site:
         """Return the site where an SAE's activations, or a vector's as edits name it, are known: the last where it reads."""
-        if name.startswith(VECTOR):
-            return self.vectors[name.removeprefix(VECTOR)].site
+        if (vector := vector_of(name)) is not None:
+            return self.vectors[vector].site
         return self.saes[name].entry.summary.reads[-1]
 
     def shown_act(self, name: str, act: float) -> float:
         """Convert an activation to what users are shown: itself, or of a vector, as edits name it, the score."""
-        return self.vectors[name.removeprefix(VECTOR)].score(act) if name.startswith(VECTOR) else act
+        vector = vector_of(name)
+        return act if vector is None else self.vectors[vector].score(act)
 
     def norms_of(self, edit: EditSpec) -> SiteNorms:
         """Return the norms by which the edit is measured; those of a vector have one row, its own."""
@@ -52,8 +53,8 @@ class SteeringContext:
 
     def sha256_of(self, name: str) -> str:
         """Look up the hash of an SAE, or of a vector, as edits name them."""
-        if name.startswith(VECTOR):
-            return self.vectors[name.removeprefix(VECTOR)].sha256
+        if (vector := vector_of(name)) is not None:
+            return self.vectors[vector].sha256
         return self.saes[name].entry.sha256
 
     def max_act(self, sae: str, index: int) -> float | None:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from saeclamp_server.steering.token_ranges import ALL, GENERATED, PROMPT, TokenRanges, can_overlap
-from saeclamp_server.vector_names import VECTOR
+from saeclamp_server.vector_names import vector_of
 
 EXTRA_ARGS_KEY = "saeclamp"
 """Key of the program, and of its API call's key, in vLLM's `SamplingParams.extra_args`."""
@@ -48,7 +48,7 @@ class EditSpec:
     @property
     def vector(self) -> str | None:
         """Name of the vector that is moved; None for a feature."""
-        return self.sae.removeprefix(VECTOR) if self.sae.startswith(VECTOR) else None
+        return vector_of(self.sae)
 
     @property
     def target(self) -> str:
@@ -75,7 +75,7 @@ class ComparisonSpec:
     @property
     def target(self) -> str:
         """Name of the feature or vector, for messages and receipts."""
-        return self.sae.removeprefix(VECTOR) if self.sae.startswith(VECTOR) else f"{self.sae}/{self.index}"
+        return vector_of(self.sae) or f"{self.sae}/{self.index}"
 
 
 Form: TypeAlias = "int | tuple[Literal['all', 'any', 'not'], tuple[Form, ...]]"

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from tests.oracles.reference import Compared, Move, ReferenceModel, When
 from tests.support.agreement import assert_choice_agrees, on_the_wire, rules_on_the_wire
 from tests.support.differential import BASE, FLAGS, TOLERANCE, completed, streamed_choices
-from tests.support.random_requests import Asked, check_batch, random_batches
+from tests.support.random_requests import Asked, check_batch, random_batches, some_batches
 from tests.support.serving import Server
 from tests.support.tiny_engine import tiny_engine
 
@@ -35,12 +35,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Iter
 checked = Counter[str]()
 
 
-@settings(
-    deadline=None,
-    max_examples=NUM_BATCHES,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
-    phases=[Phase.explicit, Phase.generate],
-)
+@some_batches(NUM_BATCHES)
 @given(batch=random_batches(max_new=12, min_size=3, max_size=4))
 def test_every_answer_of_any_batch_is_the_oracles(engine: tuple[Server, ReferenceModel], batch: list[Asked]) -> None:
     check_batch(engine, batch, checked)

@@ -25,7 +25,7 @@ from saeclamp_server.engine.worker.program_layout import (
 )
 from saeclamp_server.steering.program import ComparisonSpec, EditSpec, Form, RuleSpec, SteeringProgram
 from saeclamp_server.steering.token_ranges import resolve_ranges
-from saeclamp_server.vector_names import is_vector
+from saeclamp_server.vector_names import vector_of
 
 Ranges = list[tuple[int, int]]
 """(from, included; to, excluded) pairs, as absolute positions; ascending, and apart."""
@@ -159,7 +159,7 @@ def _with_rows(program: SteeringProgram, loaded: Mapping[str, LoadedWeights]) ->
     """Replace each vector by its row of a bank, so that the engine knows features alone."""
     weights = dict(program.saes)
     rows: dict[str, tuple[str, int]] = {}
-    for name in filter(is_vector, program.sae_names):
+    for name in (name for name in program.sae_names if vector_of(name) is not None):
         # by name and hash, as the vector may have been deleted and its name given to another since the program was made
         vector = loaded.get(vector_key(name, weights[name]))
         if vector is None or vector.row is None:

@@ -69,9 +69,8 @@ def steer(hidden: Tensor, residual: Tensor | None, number: int) -> None:
     """
     state = _STATES[number]
     if state.reserves_scratch:
-        torch.empty(
-            SCRATCH_BYTES, dtype=torch.uint8, device=hidden.device
-        )  # vLLM sees the peak, and leaves room for it
+        # vLLM sees the peak, and leaves room for it
+        torch.empty(SCRATCH_BYTES, dtype=torch.uint8, device=hidden.device)
     vectors = SiteVectors(hidden, residual, state.whole_stream, state.norm_eps)
     # first what only looks: it takes the vectors before this site's edits
     if state.recorder.is_recording:

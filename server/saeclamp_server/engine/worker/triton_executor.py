@@ -7,7 +7,7 @@ At every site it launches the same kernels whatever the step is: a token without
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -155,14 +155,17 @@ class TritonExecutor:
 
     def judge(self, site: int, vectors: SiteVectors) -> None:
         """Read and judge."""
-        self._launch(kernels.read, site, self._reads[site], vectors)
+        self._launch(
+            kernels.read, vectors, self._reads[site], self._programs, self._sink_norms[site], ACTS=self._flags["ACTS"]
+        )
         judge_kernel.judge[(len(vectors.hidden),)](
             self._step, self._aggregates[site], self._conditions[site], self._programs, num_warps=1, **self._flags
         )
 
     def edit(self, site: int, vectors: SiteVectors) -> None:
         """Edit and count."""
-        self._launch(kernels.edit, site, self._edits[site], vectors)
+        tables = self._edits[site], self._conditions[site], self._programs
+        self._launch(kernels.edit, vectors, *tables, self._sink_norms[site], **self._flags)
 
     def find_lost(self, last_hidden: Tensor) -> None:
         """Mark what became infinite."""
@@ -178,7 +181,7 @@ class TritonExecutor:
         kernels.settle[(self._step_tables.num_tokens,)](self._step, self._programs, kept_to)
         kernels.settle_programs[(self._tables.num_programs,)](self._programs, kept_to)
 
-    def _launch(self, kernel: triton.JITFunction, site: int, table: _Table, vectors: SiteVectors) -> None:
+    def _launch(self, kernel: triton.JITFunction, vectors: SiteVectors, *tables: Any, **flags: Any) -> None:
         hidden, residual = vectors.hidden, vectors.residual
         num_tokens, d = hidden.shape
         assert num_tokens <= len(self._step.program), "no more tokens than the tables were made for"
@@ -186,10 +189,10 @@ class TritonExecutor:
         assert residual is None or (residual.shape == hidden.shape and residual.stride(1) == 1)
         block = triton.next_power_of_2(d)
         kernel[(num_tokens,)](
-            hidden, residual, self._step, table, self._conditions[site], self._programs, self._sink_norms[site],
+            hidden, residual, self._step, *tables,
             hidden.stride(0), 0 if residual is None else residual.stride(0), vectors.norm_eps or 0.0,
             D=d, BLOCK=block, ROW=tl.float32, WHOLE_STREAM=vectors.whole_stream, HAS_NORM=vectors.norm_eps is not None,
-            num_warps=_num_warps(block), **self._flags,
+            num_warps=_num_warps(block), **flags,
         )  # fmt: skip
 
     def _bind(self, table: EntryTable, first: int, ints: NDArray[np.int32]) -> None:

@@ -109,7 +109,6 @@ def read(
     residual: tl.tensor,
     step: tl.tuple,
     reads: tl.tuple,
-    conditions: tl.tuple,
     programs: tl.tuple,
     sink_norm: tl.tensor,
     hidden_stride: tl.tensor,
@@ -121,7 +120,6 @@ def read(
     WHOLE_STREAM: tl.constexpr,
     HAS_NORM: tl.constexpr,
     ACTS: tl.constexpr,
-    IS_DEFERRED: tl.constexpr,
 ) -> None:
     """Read the activations of a token that are asked for at this site."""
     token = tl.program_id(0).to(tl.int64)
@@ -185,7 +183,6 @@ def edit(
     is_sink, verdicts = tl.load(step.is_sink + token), tl.load(step.verdicts + token)
     column = tl.arange(0, BLOCK)
     inside = column < D
-    place = hidden + token * hidden_stride + column
     x = site_vector(hidden, residual, token, hidden_stride, residual_stride, norm_eps, D, BLOCK, WHOLE_STREAM, HAS_NORM)
     stream = x
     if residual is not None:
@@ -212,14 +209,13 @@ def edit(
                 act, scale = activation(x, edits, row, D, BLOCK, ROW)
                 is_left_out = is_long & (flags & SPECIAL == 0)
             # counted at the first site alone: an SAE that writes to several makes one edit, not several
-            is_first = tl.load(ints + WRITE) == 0
+            is_first, is_new = tl.load(ints + WRITE) == 0, position >= counted_to
             items = step.items + (token * EDITS + number) * 2
             if is_left_out:
                 if is_first:
                     tl.store(items + 1, LEFT_OUT)
-                    if not IS_DEFERRED:
-                        if position >= counted_to:
-                            count_left_out(programs, program, number, position)
+                    if is_new & (not IS_DEFERRED):
+                        count_left_out(programs, program, number, position)
             else:
                 units = moved(floats, act) * scale
                 change += units * decoder
@@ -228,21 +224,34 @@ def edit(
                     dose = tl.abs(units) * tl.load(floats + ROW_NORM) / length
                     tl.store(items, act)
                     tl.store(items + 1, dose)
-                    if not IS_DEFERRED:
-                        if position >= counted_to:
-                            count(programs, program, number, position, act, dose)
+                    if is_new & (not IS_DEFERRED):
+                        count(programs, program, number, position, act, dose)
     # adding zero would not do: it turns -0.0 into 0.0
     if num_made > 0:
-        tl.store(step.is_edited + token, tl.full((), 1, tl.int8))
-        edited = x + change
-        is_sound = tl.sqrt(tl.sum(edited * edited)) <= MAX_NORM  # which NaN is not
-        if is_sound:
-            summand = tl.load(place, mask=inside, other=0.0).to(tl.float32)
-            tl.store(place, (summand + change).to(hidden.dtype.element_ty), mask=inside)
-        else:
-            lost = tl.full((BLOCK,), float("nan"), tl.float32)
-            tl.store(place, lost.to(hidden.dtype.element_ty), mask=inside)
-            tl.store(step.is_lost + token, tl.full((), 1, tl.int8))
+        _write_edited(hidden + token * hidden_stride + column, inside, x, change, step, token, BLOCK)
+
+
+@triton.jit
+def _write_edited(
+    place: tl.tensor,
+    inside: tl.tensor,
+    x: tl.tensor,
+    change: tl.tensor,
+    step: tl.tuple,
+    token: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Add the change of a token's vector to the summand at `place`, or mark the token as lost."""
+    tl.store(step.is_edited + token, tl.full((), 1, tl.int8))
+    edited = x + change
+    is_sound = tl.sqrt(tl.sum(edited * edited)) <= MAX_NORM  # which NaN is not
+    if is_sound:
+        summand = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+        tl.store(place, (summand + change).to(place.dtype.element_ty), mask=inside)
+    else:
+        lost = tl.full((BLOCK,), float("nan"), tl.float32)
+        tl.store(place, lost.to(place.dtype.element_ty), mask=inside)
+        tl.store(step.is_lost + token, tl.full((), 1, tl.int8))
 
 
 @triton.jit
