@@ -229,7 +229,8 @@ class SlowEngine:
             if write == 0:
                 made.items[number] = (act, float(np.linalg.norm(push) / max(np.linalg.norm(x), TINY)))
         if has_edit:
-            made.is_edited = True
+            # a sink that is edited on purpose is one at later sites too
+            made.is_edited |= site not in made.long_at
             is_sound = bool(np.linalg.norm(x + change) <= MAX_NORM)
             made.is_lost |= not is_sound
             out[row] = out[row] + change if is_sound else np.nan

@@ -70,7 +70,7 @@ class StepTables:
         self.unjudged = torch.zeros(num_tokens, dtype=torch.int32, device=device)
         """(num_tokens,), a bit for each rule in whose scope the token is, but which was not judged, as it is a sink"""
         self.is_edited = torch.zeros(num_tokens, dtype=torch.bool, device=device)
-        """(num_tokens,): edited at an earlier site: however long its vector is since, it is no sink of the model's"""
+        """(num_tokens,): edited at an earlier site where it was no sink: however long its vector is since, it is none"""
         self.is_lost = torch.zeros(num_tokens, dtype=torch.bool, device=device)
         """(num_tokens,): an edit left a vector that is not finite, or too long"""
         self.num_tokens = 0

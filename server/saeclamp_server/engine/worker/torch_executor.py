@@ -128,7 +128,8 @@ class TorchExecutor:
                 self._count(mine, acts, pushes / norms[at].clamp_min(torch.finfo(torch.float32).tiny))
         is_sound = (x + delta).norm(dim=1) <= MAX_NORM  # which NaN is not
         step.is_lost[rows] |= ~is_sound
-        step.is_edited[rows] = True
+        # long from here on because of its edits; a sink that is edited on purpose stays one at later sites
+        step.is_edited[rows] |= ~(x.norm(dim=1) > self._programs.sink_norms[site])
         # added to the summand, not to the vector: the model adds the residual itself
         hidden = vectors.hidden
         edited = torch.where(is_sound[:, None], hidden[rows].float() + delta, torch.nan)

@@ -228,6 +228,9 @@ def edit(
                         count(programs, program, number, position, act, dose)
     # adding zero would not do: it turns -0.0 into 0.0
     if num_made > 0:
+        if not is_long:
+            # long from here on because of its edits; a sink that is edited on purpose stays one at later sites
+            tl.store(step.is_edited + token, tl.full((), 1, tl.int8))
         _write_edited(hidden + token * hidden_stride + column, inside, x, change, step, token, BLOCK)
 
 
@@ -242,7 +245,6 @@ def _write_edited(
     BLOCK: tl.constexpr,
 ) -> None:
     """Add the change of a token's vector to the summand at `place`, or mark the token as lost."""
-    tl.store(step.is_edited + token, tl.full((), 1, tl.int8))
     edited = x + change
     is_sound = tl.sqrt(tl.sum(edited * edited)) <= MAX_NORM  # which NaN is not
     if is_sound:
