@@ -65,25 +65,25 @@ def _vectors() -> dict[str, Any]:
 PLAIN = Setting("vanilla vLLM", "vanilla", _always(None))
 """What all others are compared with, in their size of batch."""
 SETTINGS = (
-    Setting("idle", ONE_LAYER, _always(None), BATCHES, target=0.99),
-    Setting("1 feature", ONE_LAYER, _always(_edits(_features(1))), BATCHES, target=0.97),
+    Setting("idle", ONE_LAYER, _always(None), BATCHES, target=1.00),
+    Setting("1 feature", ONE_LAYER, _always(_edits(_features(1))), BATCHES, target=0.99),
     Setting("4 features", ONE_LAYER, _always(_edits(_features(4)))),
     Setting("16 features", ONE_LAYER, _always(_edits(_features(16)))),
     Setting("8 programs", ONE_LAYER, _distinct(8)),
     Setting("32 programs", ONE_LAYER, _distinct(32)),
     Setting("128 programs", ONE_LAYER, _distinct(128), (WIDE,)),
-    Setting("256 programs", ONE_LAYER, _distinct(256), (WIDE,), target=0.93),
-    Setting("a rule that edits", ONE_LAYER, _rule(_edits(["bundled/94"])["interventions"], above=0)),
-    Setting("a rule that would abort", ONE_LAYER, _rule("abort", above=1e6)),
-    Setting("3 named features read", ONE_LAYER, _always({"readout": {"features": _features(3)}}), target=0.95),
+    Setting("256 programs", ONE_LAYER, _distinct(256), (WIDE,), target=0.98),
+    Setting("a rule that edits", ONE_LAYER, _rule(_edits(["bundled/94"])["interventions"], above=0), target=0.98),
+    Setting("a rule that would abort", ONE_LAYER, _rule("abort", above=1e6), target=0.98),
+    Setting("3 named features read", ONE_LAYER, _always({"readout": {"features": _features(3)}}), target=0.98),
     Setting("5 strongest features read", ONE_LAYER, _always({"readout": {"top_k": 5}})),
     Setting("idle", FOUR_LAYERS, _always(None)),
     Setting(
         "16 features on 4 layers",
         FOUR_LAYERS,
         _always(_edits([*_features(4), *(f"layer-{layer}/{number}" for layer in OTHER_LAYERS for number in range(4))])),
-        target=0.90,
+        target=0.96,
     ),
     Setting("idle", ALL_LAYERS, _always(None)),
-    Setting("a vector on each layer", ALL_LAYERS, _always(_vectors())),
+    Setting("a vector on each layer", ALL_LAYERS, _always(_vectors()), target=0.93),
 )

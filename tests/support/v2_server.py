@@ -29,13 +29,18 @@ def load_by_any_mask(self: Any, pointers: Any, mask: Any, *args: Any) -> Any:
 
 
 InterpreterBuilder.create_masked_load = load_by_any_mask
-from tests.support.triton_interpreter import patch_the_language_once_a_launch  # noqa: E402
+from tests.support.triton_interpreter import (  # noqa: E402
+    patch_the_language_once_a_launch,
+    take_vocabularies_whole,
+)
+from vllm.v1.worker.gpu.sample import logprob  # noqa: E402
 
 import saeclamp_server.startup.vllm_settings as settings  # noqa: E402
 from saeclamp_server.__main__ import main  # noqa: E402
 
 settings.prepare_environment = lambda: None
 patch_the_language_once_a_launch()
+take_vocabularies_whole(logprob)
 
 if __name__ == "__main__":
     main()

@@ -16,10 +16,10 @@ TEXT = "The old lighthouse keeper counted the ships that passed the bay at night
 def test_a_compiled_graph_is_not_reused_for_another_site(
     tmp_path: Path, model_folder: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    model = make_model(tmp_path / "model", model_folder, num_layers=3)
+    model = make_model(tmp_path / "model", model_folder, num_layers=2)
     prompt = tokenizer(TEXT)["input_ids"]
     flags = ("--dtype", "float32", "--max-model-len", "512", "--served-model-name", "tiny")
-    for layer in (1, 2):
+    for layer in (0, 1):
         sae = make_sae(tmp_path / f"at-{layer}", layer=layer, d_in=64, threshold=0.5)
         with serve(tmp_path / "log", str(model), "--sae", f"sae={sae}", *flags, name="tiny") as server:
             oracle = ReferenceModel(model, {"sae": ReferenceSAE(sae)}, SPECIAL_IDS)

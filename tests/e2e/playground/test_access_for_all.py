@@ -83,7 +83,7 @@ def test_what_has_been_drawn_is_not_drawn_again_while_more_tokens_come_in(server
             document.querySelector(".column.steered .tokens").firstElementChild,
             { subtree: true, childList: true, attributes: true, characterData: true }); }"""
     )
-    page.locator(".column.steered .token").nth(140).wait_for(timeout=240_000)
+    page.locator(".column.steered .token").nth(100).wait_for(timeout=240_000)
     page.get_by_role("button", name="Stop", exact=True).click()
     assert page.evaluate("window.changes") == 0
     page.context.close()

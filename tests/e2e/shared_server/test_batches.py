@@ -44,7 +44,7 @@ def ask(server: Server, number: int) -> dict[str, Any]:
     answer = server.complete(
         QUESTIONS[number % len(QUESTIONS)],
         PROGRAMS[number],
-        max_tokens=10,
+        max_tokens=7,
         logprobs=0,
         prompt_logprobs=0,
         ignore_eos=True,

@@ -160,7 +160,7 @@ def test_what_is_suggested_for_a_wish_is_saved_as_a_variant(server: Server) -> N
     with Client(server.url) as client:
         while client.features.search("bridge").note:  # a fresh machine computes embeddings first
             time.sleep(1)
-    words = ("features", "suggest", "mention the Golden Gate Bridge", "--candidates", "1", "--max-tokens", "16")
+    words = ("features", "suggest", "mention the Golden Gate Bridge", "--candidates", "1", "--max-tokens", "8")
     steering, example, *_ = run(server, *words, "--save", "bridges").splitlines()
     (move,) = json.loads(steering)["interventions"]
     assert (move["feature"], move["op"], move["unit"]) == (f"bundled/{GOLDEN_GATE}", "clamp", "max_act")

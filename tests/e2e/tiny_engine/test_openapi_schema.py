@@ -28,7 +28,7 @@ from saeclamp_server.api.steering import router as steering
 
 REAL = {"model": "tiny", "base": "tiny", "feature": "low/3", "features": ["low/3", "high/7"], "sae": "high"}
 """What is there: nearly everything that is made up would be refused for its names alone."""
-MOST = {"max_tokens": 8, "num_candidates": 1}
+MOST = {"max_tokens": 4, "num_candidates": 1}
 """So much as is wanted of each answer, so that many can be asked for."""
 
 
