@@ -30,6 +30,8 @@ LOOK_S = 0.5
 """Seconds between two checks that the server is alive."""
 STOP_S = 10
 """Seconds that the engine may take to clean up when the server ends."""
+AGAIN_S = 0.2
+"""Seconds after which the engine is told again."""
 RELEASED = signal.SIGUSR1
 """Signal that the server sends the engine and its workers before vLLM ends them by SIGTERM."""
 TRACKER = "multiprocessing.resource_tracker"
@@ -61,7 +63,12 @@ async def end_engine(engine: Any) -> None:
     # before the engine ends, which it would take for its death, and write that with a traceback into the log
     if engine.output_handler is not None:
         engine.output_handler.cancel()
-    await asyncio.to_thread(engine.shutdown, timeout=STOP_S)
+    ended = asyncio.ensure_future(asyncio.to_thread(engine.shutdown, timeout=STOP_S))
+    # Python runs handlers in the main thread, and an idle engine's waits. A signal that comes close behind another may be
+    # taken by a thread beside it, and the engine would sleep on; the next one wakes it
+    while not (await asyncio.wait({ended}, timeout=AGAIN_S))[0]:
+        release(engine)
+    await ended
 
 
 def kill_descendants() -> None:
@@ -88,10 +95,14 @@ class _Shield:
 
     def __init__(self, before: Callable[[int, FrameType | None], Any], is_released: threading.Event) -> None:
         self._before, self._is_released = before, is_released
+        self.has_withheld = False
+        """True if the signal has come and was not passed on."""
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self._is_released.is_set() or not _has_begun.is_set():
             self._before(number, frame)
+        else:
+            self.has_withheld = True
 
 
 def tie_to_server() -> None:
@@ -105,11 +116,20 @@ def tie_to_server() -> None:
         return
     if isinstance(signal.getsignal(signal.SIGTERM), _Shield):
         return
-    is_released = threading.Event()
+    is_released, is_engine = threading.Event(), os.getppid() == _server_id()
+
+    def on_release(number: int, frame: FrameType | None) -> None:
+        is_released.set()
+        # the SIGTERM that ends the engine follows at once, and two signals are heard by whichever threads are awake: it may
+        # have come first. A worker's comes from the engine, when that has ended its steps
+        ends = signal.getsignal(signal.SIGTERM)
+        if is_engine and isinstance(ends, _Shield) and ends.has_withheld:
+            ends(signal.SIGTERM, frame)
+
     # a forked process has inherited the descriptor by which the server's event loop hears of signals: a signal to this
     # process would reach the server as one of its own
     signal.set_wakeup_fd(-1)
-    signal.signal(RELEASED, lambda number, frame: is_released.set())
+    signal.signal(RELEASED, on_release)
     for number in (signal.SIGINT, signal.SIGTERM):
         before = signal.getsignal(number)
         # SIG_DFL, SIG_IGN and handlers that were not set from Python are not callable
@@ -135,8 +155,7 @@ def leave(status: int) -> NoReturn:
 
 
 def _end_with_server() -> None:
-    mark = os.environ[ENDS_WITH]
-    server_id = int(mark.partition("-")[0])
+    mark, server_id = os.environ[ENDS_WITH], _server_id()
     # looked up while the server is there: later the orphaned engine has another parent. By its parent, because a forked
     # engine shows no mark: of a process the system shows the environment that its program was started with
     engine = _engine_of_worker(server_id)
@@ -153,6 +172,10 @@ def _end_with_server() -> None:
         _kill(process)
     # not `leave`: whatever the main thread waits for, it ends
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _server_id() -> int:
+    return int(os.environ[ENDS_WITH].partition("-")[0])
 
 
 def _engine_of_worker(server_id: int) -> list[psutil.Process]:

@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from saeclamp_server.engine.lifeline import RELEASED
+
 LIMIT_S = 60
 """Processes that import little start in a second, but machines may be busy."""
 
@@ -79,6 +81,17 @@ def test_a_signal_to_all_processes_ends_none_before_the_server_says_so(tmp_path:
         assert one.server.wait(LIMIT_S) == 0
         assert (tmp_path / "stopped").read_text() == "0", "the engine's own handler ended it"
         one.until(one.are_gone, "the worker runs on")
+
+
+def test_an_engine_that_hears_of_its_end_before_it_is_released_ends_when_it_is(tmp_path: Path) -> None:
+    (tmp_path / "engine-is-tied").touch()
+    with family(tmp_path) as one:
+        one.engine.terminate()
+        time.sleep(0.3)
+        assert is_alive(one.engine)
+        for process in (one.worker, one.engine):
+            process.send_signal(RELEASED)
+        one.until(lambda: not is_alive(one.engine), "the engine runs on")
 
 
 def test_an_end_at_once_leaves_nothing(tmp_path: Path) -> None:
