@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from saeclamp_saes.narrow_rows import project_on
 from saeclamp_saes.sae import SAE, FeatureRows, TopK
 
 PART_BYTES = 64 << 20
@@ -121,7 +122,7 @@ def _projected_on_distinct(
     """Project each pair's token on its feature's encoder row, by products with all tokens: (num_pairs,)."""
     pre = torch.empty(token.shape, dtype=normed.dtype, device=normed.device)
     for part in parts_of(len(distinct.features), sum(normed.shape) * normed.element_size(), part_bytes):
-        products = normed @ rows.encoder[distinct.features[part]].T
+        products = normed @ rows.encoder[distinct.features[part]].to(normed.dtype).T
         pairs = _pairs_in(part, distinct)
         pre[pairs] = products[token[pairs], distinct.which[pairs] - part.start]
     return pre
@@ -152,7 +153,7 @@ def _among_the_largest(
     tokens, place = torch.unique(edits.token, return_inverse=True)
     acts = torch.zeros(edits.token.shape, dtype=normed.dtype, device=normed.device)
     for part in parts_of(tokens.numel(), rows.bias.numel() * normed.element_size(), part_bytes):
-        pre = normed[tokens[part]] @ rows.encoder.T + rows.bias
+        pre = project_on(rows.encoder, normed[tokens[part]]) + rows.bias
         size = pre.abs() if top_k.signed else pre
         smallest = size.topk(min(top_k.k, size.shape[1]), dim=1).values[:, -1]
         here = ((place >= part.start) & (place < part.stop)).nonzero()[:, 0]
@@ -178,17 +179,17 @@ def decoder_delta(
     offset, gain, low, high = edits.moves.unbind(dim=1)
     moved = (offset + gain * before.acts).clamp(low - before.acts, high - before.acts)
     units = moved * before.scale
-    delta = torch.zeros(num_tokens, width, dtype=decoder.dtype, device=decoder.device)
-    lengths = torch.empty(units.shape, dtype=decoder.dtype, device=decoder.device)
+    delta = torch.zeros(num_tokens, width, dtype=sae.dtype, device=decoder.device)
+    lengths = torch.empty(units.shape, dtype=sae.dtype, device=decoder.device)
     if edits.distinct is None:
         for part in parts_of(len(units), 2 * width * delta.element_size(), part_bytes):
-            rows = decoder[edits.feature[part]]
+            rows = decoder[edits.feature[part]].to(sae.dtype)
             delta.index_add_(0, edits.token[part], units[part, None] * rows)
             lengths[part] = units[part].abs() * rows.norm(dim=1)
         return delta, lengths
     features, which = edits.distinct
     for part in parts_of(len(features), (num_tokens + width) * delta.element_size(), part_bytes):
-        rows = decoder[features[part]]
+        rows = decoder[features[part]].to(sae.dtype)
         pairs = _pairs_in(part, edits.distinct)
         column = which[pairs] - part.start
         matrix = torch.zeros(num_tokens, len(rows), dtype=rows.dtype, device=rows.device)

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from saeclamp_saes.narrow_rows import exact_bf16, project_on, weighted_sum
 from saeclamp_saes.sites import Site
 
 Kind = Literal["sae", "transcoder", "skip_transcoder", "clt_layer", "crosscoder"]
@@ -76,7 +77,8 @@ class SAE:
 
     It reads the vectors at `reads`, side by side, and writes to `writes`, side by side. Everything constant in a checkpoint
     (a bias subtracted from the input, input and decoder scales, gates) is folded into the tensors, which are fp32 whatever
-    the storage type, because a JumpReLU gate flips on a rounding error near its threshold.
+    the storage type, because a JumpReLU gate flips on a rounding error near its threshold. `narrowed` alone makes W_enc and
+    W_dec bf16, where no number changes; what is computed with them is fp32 all the same.
     """
 
     reads: tuple[Site, ...]
@@ -123,6 +125,11 @@ class SAE:
     def d_sae(self) -> int:
         return self.W_dec.shape[0]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type that is computed in: that of all tensors but W_enc and W_dec, which may be narrower."""
+        return self.b_enc.dtype
+
     def encode(self, x: Tensor) -> Tensor:
         """
         Activations of every feature.
@@ -130,8 +137,8 @@ class SAE:
         x:       (..., d_in), any floating dtype
         returns: (..., d_sae), in the SAE's dtype
         """
-        normed, _, _ = self.input_norm.apply(x.to(self.W_enc.dtype))
-        return self._activate(normed @ self.W_enc + self.b_enc)
+        normed, _, _ = self.input_norm.apply(x.to(self.dtype))
+        return self._activate(project_on(self.W_enc.T, normed) + self.b_enc)
 
     def decode(self, acts: Tensor, x: Tensor | None = None) -> Tensor:
         """
@@ -142,12 +149,12 @@ class SAE:
         returns: (..., d_out)
         Raises ValueError when x is needed and not given.
         """
-        out = acts.to(self.W_dec.dtype) @ self.W_dec + self.b_dec
+        out = weighted_sum(self.W_dec, acts.to(self.dtype)) + self.b_dec
         if self.input_norm.is_identity and self.W_skip is None:
             return out
         if x is None:
             raise ValueError("This SAE decodes with the token's own scale or a skip connection: pass the encoded x.")
-        x = x.to(self.W_dec.dtype)
+        x = x.to(self.dtype)
         _, scale, mean = self.input_norm.apply(x)
         out = out * scale + mean
         return out if self.W_skip is None else out + x @ self.W_skip
@@ -172,6 +179,16 @@ class SAE:
         """Move every tensor; nothing is copied that is already there."""
         moved: dict[str, Any] = {name: t.to(device=device, dtype=dtype) for name, t in self.tensors().items()}
         return replace(self, **moved)
+
+    def narrowed(self) -> SAE:
+        """
+        Return the same SAE with W_enc and W_dec in bf16, half as large; itself where that would change one of their numbers.
+
+        What was stored in bf16, and into which nothing was folded, stays what it is.
+        """
+        encoder = exact_bf16(self.W_enc.T)
+        decoder = None if encoder is None else exact_bf16(self.W_dec)
+        return self if encoder is None or decoder is None else replace(self, W_enc=encoder.T, W_dec=decoder)
 
     def _activate(self, pre: Tensor) -> Tensor:
         if self.top_k is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.oracles.reference import ReferenceSAE, clamped, moved
 from tests.support.checkpoints import make_sae
+from tests.support.largest_tensor import LargestTensor
 from tests.support.tiny_saes import ARCHITECTURES, D_IN, D_SAE, NUM_TOKENS
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from saeclamp_saes import SAE, Site, clamping, read_sae
 from saeclamp_saes.clamping import EditRows, UniqueFeatures, decoder_delta, read_acts
@@ -177,19 +176,6 @@ def test_one_product_of_distinct_features_gives_what_rows_pair_by_pair_give() ->
     assert torch.allclose(acts.acts, expected.acts, atol=1e-6)
     for one, other in zip(decoder_delta(sae, product, acts, 5), decoder_delta(sae, pairs, expected, 5), strict=True):
         assert torch.allclose(one, other, atol=1e-5)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Notes how large the largest tensor was that was made meanwhile."""
-
-    num_bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, (tuple, list)) else (made,):
-            if isinstance(tensor, Tensor):
-                self.num_bytes = max(self.num_bytes, tensor.untyped_storage().nbytes())
-        return made
 
 
 @pytest.mark.parametrize("has_distinct", [False, True])

@@ -23,12 +23,14 @@ def make_sae(
     threshold: float = 2.0,
     architecture: str = "jumprelu",
     hooks: tuple[str, ...] = ("hook_resid_post",),
+    dtype: torch.dtype = torch.float32,
     **config: Any,
 ) -> Path:
     """
     Write a random SAE in SAELens layout, with unit decoder rows and, but in a transcoder, a b_dec that must be subtracted.
 
     hooks: where it reads and, if it is a transcoder, where it writes
+    dtype: of the file
     """
     torch.manual_seed(seed)
     folder.mkdir(parents=True)
@@ -47,7 +49,7 @@ def make_sae(
         tensors |= {name: 0.3 * torch.randn(d_sae) - (name == "b_gate") * threshold for name in names}
     if "skip" in architecture:
         tensors["W_skip"] = 0.1 * torch.randn(d_in, d_in)
-    save_file(tensors, folder / "sae_weights.safetensors")
+    save_file({name: one.to(dtype) for name, one in tensors.items()}, folder / "sae_weights.safetensors")
     names = dict(zip(("hook_name", "hook_name_out"), (f"blocks.{layer}.{hook}" for hook in hooks), strict=False))
     settings = {
         "architecture": architecture,

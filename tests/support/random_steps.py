@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -36,7 +36,7 @@ OVERS: tuple[tuple[Any, int], ...] = (("token", 0),) * 5 + (("max", 0), ("mean",
 
 
 def random_sae(random: Random, width: int, reads: int, writes: tuple[int, ...], **options: Any) -> SAE:
-    """Make an SAE between sites that have numbers."""
+    """Make an SAE between sites that have numbers; of those that are no bank, some as they are kept of a bf16 checkpoint."""
     generator = torch.Generator().manual_seed(random.getrandbits(32))
 
     def normal(*shape: int) -> Tensor:
@@ -44,7 +44,7 @@ def random_sae(random: Random, width: int, reads: int, writes: tuple[int, ...], 
 
     threshold = torch.rand(NUM_FEATURES, generator=generator) * (torch.rand(NUM_FEATURES, generator=generator) < 0.5)
     is_bank = options.pop("is_bank", False)
-    return SAE(
+    sae = SAE(
         reads=(Site("resid_post", reads),),
         writes=tuple(Site("resid_post", site) for site in writes),
         W_enc=(2 * normal(NUM_FEATURES, width) / width**0.5).T,
@@ -54,6 +54,14 @@ def random_sae(random: Random, width: int, reads: int, writes: tuple[int, ...], 
         threshold=torch.full((NUM_FEATURES,), -math.inf) if is_bank else threshold,
         **options,
     )
+    is_stored_in_bf16 = not is_bank and float(torch.rand(1, generator=generator)) < 0.4
+    return stored_in_bf16(sae).narrowed() if is_stored_in_bf16 else sae
+
+
+def stored_in_bf16(sae: SAE) -> SAE:
+    """Round an SAE's matrices to what bf16 can hold, in the type that they have."""
+    W_enc, W_dec = (matrix.bfloat16().to(matrix.dtype) for matrix in (sae.W_enc, sae.W_dec))
+    return replace(sae, W_enc=W_enc, W_dec=W_dec)
 
 
 def random_saes(random: Random, width: int, with_top_k: bool = True) -> dict[str, Placed]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from tests.oracles.reference import Move, ReferenceModel, ReferenceSAE
 from tests.support.checkpoints import LEFT_OUT_IDS, make_model, make_sae
 from tests.support.fork_server import V2_NURSERY
@@ -25,7 +26,7 @@ def tiny_engine(
     folder: Path, tokenizer_folder: Path, kind: str, *flags: str, runner: str = "V1"
 ) -> Iterator[tuple[Server, ReferenceModel]]:
     """
-    A random four-layer model with SAEs behind layers 0 and 3 (the last), two of them behind layer 3.
+    A random four-layer model with SAEs behind layers 0 and 3 (the last), two of them behind layer 3. One is stored in bf16.
 
     runner: of vLLM, "V1" or "V2"; the latter in Triton's interpreter, which is slow
     """
@@ -33,7 +34,7 @@ def tiny_engine(
     saes = {
         "low": make_sae(folder / "low", layer=0, d_in=64, seed=1, threshold=0.5),
         "high": make_sae(folder / "high", layer=3, d_in=64, seed=2, threshold=0.5),
-        "other": make_sae(folder / "other", layer=3, d_in=64, d_sae=32, seed=3, threshold=0.0),
+        "other": make_sae(folder / "other", layer=3, d_in=64, d_sae=32, seed=3, threshold=0.0, dtype=torch.bfloat16),
     }
     named = [part for name, path in saes.items() for part in ("--sae", f"{name}={path}")]
     flags = ("--dtype", "float32", "--max-model-len", "1024", "--served-model-name", "tiny", *flags)

@@ -16,7 +16,8 @@ from saeclamp_saes.lm.logit_lens import IN_STREAM
 
 def longest_rows(sae: SAE, count: int) -> list[int]:
     """Find the features with the longest decoder rows."""
-    indices: list[int] = sae.W_dec.norm(dim=1).topk(min(count, sae.d_sae)).indices.tolist()
+    lengths = torch.cat([sae.W_dec[part].float().norm(dim=1) for part in parts_of(sae.d_sae, 4 * sae.d_out)])
+    indices: list[int] = lengths.topk(min(count, sae.d_sae)).indices.tolist()
     return indices
 
 

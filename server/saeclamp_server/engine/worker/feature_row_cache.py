@@ -103,13 +103,14 @@ class FeatureRowCache:
 
     def _empty(self, num_rows: int, b_dec: Tensor) -> SAE:
         whole, device = self.whole, self._device
+        dtype = whole.W_dec.dtype  # W_enc has the same
         return replace(
             whole,
             b_dec=b_dec,
             W_skip=None,  # it cancels in an edit
-            W_enc=torch.zeros(num_rows, whole.d_in, device=device).T,
+            W_enc=torch.zeros(num_rows, whole.d_in, dtype=dtype, device=device).T,
             b_enc=torch.zeros(num_rows, device=device),
-            W_dec=torch.zeros(num_rows, whole.d_out, device=device),
+            W_dec=torch.zeros(num_rows, whole.d_out, dtype=dtype, device=device),
             # infinity: a free row is never active
             threshold=torch.full((num_rows,), math.inf, device=device),
         )

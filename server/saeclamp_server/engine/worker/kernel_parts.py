@@ -28,6 +28,7 @@ BEGIN, END = tl.constexpr(layout.BEGIN), tl.constexpr(layout.END)
 COLUMN = tl.constexpr(layout.COLUMN)
 MANY, SPECIAL, LASTING = tl.constexpr(layout.MANY), tl.constexpr(layout.SPECIAL), tl.constexpr(layout.LASTING)
 CARRIED, CENTERED = tl.constexpr(layout.CARRIED), tl.constexpr(layout.CENTERED)
+NARROW = tl.constexpr(layout.NARROW)
 BY_STD, BY_LENGTH = tl.constexpr(layout.BY_STD), tl.constexpr(layout.BY_LENGTH)
 BIAS, THRESHOLD = tl.constexpr(layout.BIAS), tl.constexpr(layout.THRESHOLD)
 ROW_NORM, NORM_EPS = tl.constexpr(layout.ROW_NORM), tl.constexpr(layout.NORM_EPS)
@@ -86,15 +87,51 @@ def in_scope(ints: tl.tensor, programs: tl.tuple, position: tl.tensor, is_sink: 
 
 
 @triton.jit
+def _row_at(address: tl.tensor, mask: tl.tensor, D: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr) -> tl.tensor:
+    row = address.to(tl.pointer_type(TYPE))
+    # a row has D elements, or several times as many for several sites
+    if D % 8 == 0:
+        row = tl.multiple_of(row, 16)
+    return tl.load(row + tl.arange(0, BLOCK), mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def encoder_row(rows: tl.tensor, flags: tl.tensor, D: tl.constexpr, BLOCK: tl.constexpr) -> tl.tensor:
+    """
+    Load a feature's encoder row.
+
+    rows: addresses of its encoder and decoder rows
+    """
+    inside, address = tl.arange(0, BLOCK) < D, tl.load(rows)
+    if flags & NARROW != 0:
+        encoder = _row_at(address, inside, D, BLOCK, tl.bfloat16)
+    else:
+        encoder = _row_at(address, inside, D, BLOCK, tl.float32)
+    return encoder
+
+
+@triton.jit
+def both_rows(rows: tl.tensor, flags: tl.tensor, D: tl.constexpr, BLOCK: tl.constexpr) -> tl.tuple:
+    """Load a feature's encoder row, unless its activation is carried, and its decoder row: both are on their way at once."""
+    inside = tl.arange(0, BLOCK) < D
+    is_read = tl.where(flags & CARRIED == 0, inside, False)
+    encoder_address, decoder_address = tl.load(rows), tl.load(rows + 1)
+    # one branch for both: behind one of its own the second would not be asked for before the first has come
+    if flags & NARROW != 0:
+        encoder = _row_at(encoder_address, is_read, D, BLOCK, tl.bfloat16)
+        decoder = _row_at(decoder_address, inside, D, BLOCK, tl.bfloat16)
+    else:
+        encoder = _row_at(encoder_address, is_read, D, BLOCK, tl.float32)
+        decoder = _row_at(decoder_address, inside, D, BLOCK, tl.float32)
+    return encoder, decoder
+
+
+@triton.jit
 def activation(
-    x: tl.tensor, table: tl.tuple, row: tl.tensor, D: tl.constexpr, BLOCK: tl.constexpr, ROW: tl.constexpr
+    x: tl.tensor, encoder: tl.tensor, floats: tl.tensor, flags: tl.tensor, D: tl.constexpr, BLOCK: tl.constexpr
 ) -> tl.tuple:
     """Return a feature's activation, and the token's own scale."""
-    column = tl.arange(0, BLOCK)
-    inside = column < D
-    encoder_row = tl.multiple_of(tl.load(table.rows + row * 2).to(tl.pointer_type(ROW)), 16)
-    encoder = tl.load(encoder_row + column, mask=inside, other=0.0).to(tl.float32)
-    floats, flags = table.floats + row * 8, tl.load(table.ints + row * 8 + FLAGS)
+    inside = tl.arange(0, BLOCK) < D
     centered = x
     if flags & CENTERED != 0:
         centered = tl.where(inside, x - tl.sum(x) / D, 0.0)

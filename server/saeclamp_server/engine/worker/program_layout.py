@@ -55,6 +55,8 @@ CENTERED, BY_STD, BY_LENGTH = 16, 32, 64
 """Flags of the kernels: how the SAE normalises its input, as `sae.InputNorm` has it."""
 AGGREGATED = 128
 """Flag of rules: its condition has aggregates, so its tokens are judged one after the other."""
+NARROW = 256
+"""Flag of the kernels: the feature's rows of the encoder and decoder are bf16, in place of fp32."""
 
 BIAS, THRESHOLD, ROW_NORM, NORM_EPS = range(4, 8)
 """Columns of floats behind the four of an edit's `clamping.ActivationUpdate`, for the kernels: what they need of a row."""

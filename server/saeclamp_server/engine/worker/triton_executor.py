@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import triton
-import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from saeclamp_server.engine.worker.program_layout import (
     EDITS,
     FEATURE,
     FLAGS,
+    NARROW,
     NORM_EPS,
     ROW_NORM,
     THRESHOLD,
@@ -42,6 +42,8 @@ ELEMENTS_PER_WARP = 512
 """16 per thread: as many loads in flight as leave the rows that are needed at once in registers, up to d = 8192."""
 MAX_WARPS = 16
 MAP_BLOCK = 256
+ROW_ALIGNMENT = 16
+"""Bytes that a thread asks for at once of a row of weights."""
 
 
 class _Table(NamedTuple):
@@ -191,7 +193,7 @@ class TritonExecutor:
         kernel[(num_tokens,)](
             hidden, residual, self._step, *tables,
             hidden.stride(0), 0 if residual is None else residual.stride(0), vectors.norm_eps or 0.0,
-            D=d, BLOCK=block, ROW=tl.float32, WHOLE_STREAM=vectors.whole_stream, HAS_NORM=vectors.norm_eps is not None,
+            D=d, BLOCK=block, WHOLE_STREAM=vectors.whole_stream, HAS_NORM=vectors.norm_eps is not None,
             num_warps=_num_warps(block), **flags,
         )  # fmt: skip
 
@@ -225,15 +227,18 @@ class TritonExecutor:
         feature, write = table.ints[row, FEATURE].long(), table.ints[row, WRITE].long()
         for column, tensor, offset in ((0, weights.encoder, 0), (1, weights.decoder, write * width)):
             assert tensor.stride(1) == 1, "a row lies in one piece"
+            assert tensor.data_ptr() % ROW_ALIGNMENT == 0, "the kernels ask for several elements at once"
+            assert tensor.dtype == weights.encoder.dtype, "an SAE's rows have one type"
             address = tensor.data_ptr() + (feature * tensor.stride(0) + offset) * tensor.element_size()
             table.rows[row, column] = address
         parts = weights.decoder.view(len(weights.decoder), len(sae.writes), width)
         table.floats[row, BIAS] = weights.bias[feature]
         table.floats[row, THRESHOLD] = weights.threshold[feature]
-        table.floats[row, ROW_NORM] = parts[feature, write].norm(dim=1)
+        table.floats[row, ROW_NORM] = parts[feature, write].float().norm(dim=1)
         table.floats[row, NORM_EPS] = norm.eps
         scaled = {"none": 0, "std": BY_STD, "l2": BY_LENGTH}[norm.scale]
-        table.ints[row, FLAGS] |= scaled | (CENTERED if norm.center else 0)
+        narrow = NARROW if weights.encoder.dtype is torch.bfloat16 else 0
+        table.ints[row, FLAGS] |= scaled | narrow | (CENTERED if norm.center else 0)
 
 
 def _num_warps(block: int) -> int:

@@ -42,8 +42,10 @@ from saeclamp_server.engine.worker.kernel_parts import (
     TINY,
     WRITE,
     activation,
+    both_rows,
     count,
     count_left_out,
+    encoder_row,
     in_scope,
     is_allowed,
     moved,
@@ -116,7 +118,6 @@ def read(
     norm_eps: tl.tensor,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
-    ROW: tl.constexpr,
     WHOLE_STREAM: tl.constexpr,
     HAS_NORM: tl.constexpr,
     ACTS: tl.constexpr,
@@ -135,8 +136,9 @@ def read(
     for row in range(first, last):
         ints = reads.ints + row * 8
         if in_scope(ints, programs, position, is_sink):
-            act, scale = activation(x, reads, row, D, BLOCK, ROW)
             flags, number = tl.load(ints + FLAGS), tl.load(ints + NUMBER)
+            encoder = encoder_row(reads.rows + row * 2, flags, D, BLOCK)
+            act, scale = activation(x, encoder, reads.floats + row * 8, flags, D, BLOCK)
             if is_long & (flags & SPECIAL == 0):
                 act = float("nan")
             if flags & CARRIED != 0:
@@ -160,7 +162,6 @@ def edit(
     norm_eps: tl.tensor,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
-    ROW: tl.constexpr,
     WHOLE_STREAM: tl.constexpr,
     HAS_NORM: tl.constexpr,
     ACTS: tl.constexpr,
@@ -198,15 +199,13 @@ def edit(
         ints, floats = edits.ints + row * 8, edits.floats + row * 8
         if in_scope(ints, programs, position, is_sink) & is_allowed(ints, programs, program, position, verdicts):
             flags, number = tl.load(ints + FLAGS), tl.load(ints + NUMBER)
-            # asked for before the encoder's row is summed, so that both are on their way at once
-            decoder_row = tl.multiple_of(tl.load(edits.rows + row * 2 + 1).to(tl.pointer_type(ROW)), 16)
-            decoder = tl.load(decoder_row + column, mask=inside, other=0.0).to(tl.float32)
+            encoder, decoder = both_rows(edits.rows + row * 2, flags, D, BLOCK)
             if flags & CARRIED != 0:
                 act = tl.load(step.carried + (token * EDITS + number) * 2)
                 scale = tl.load(step.carried + (token * EDITS + number) * 2 + 1)
                 is_left_out = act != act
             else:
-                act, scale = activation(x, edits, row, D, BLOCK, ROW)
+                act, scale = activation(x, encoder, floats, flags, D, BLOCK)
                 is_left_out = is_long & (flags & SPECIAL == 0)
             # counted at the first site alone: an SAE that writes to several makes one edit, not several
             is_first, is_new = tl.load(ints + WRITE) == 0, position >= counted_to

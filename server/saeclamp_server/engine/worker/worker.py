@@ -130,6 +130,9 @@ class SteeringWorker:
     def _load(self, sae: dict[str, Any], layers: range) -> LoadedSAE:
         """Read an SAE, and put it on the device if it acts on layers of this process: whole, or as a row cache."""
         whole = _read_checked(sae)
+        # on GPUs: kernels widen the rows that they read. A TopK SAE's whole encoder would be widened in every step
+        if self.use_v2_model_runner and whole.top_k is None:
+            whole = whole.narrowed()
         if not any(site.layer in layers for site in (*whole.reads, *whole.writes)):
             return LoadedSAE(sae["name"], whole)
         # each activation of a TopK SAE depends on all rows of the encoder
@@ -215,21 +218,32 @@ class SteeringWorker:
             of_resid = self._layout.has_resid(loaded.sae.site)
             measured[loaded.name] = {"norms": {"of_resid": of_resid, "median_resid_norm": median, "row_norms": []}}
         for loaded in self._saes:
-            # on the CPU: beside a model on a GPU there may be no room for the activations of all features
-            sae = loaded.whole.to(torch.device("cpu"))
-            x, target = (
-                torch.cat([recorded[self._layout.canonical_site(site)].vectors for site in sites], dim=1)
-                for sites in (sae.reads, sae.writes)
-            )
-            norms = recorded[self._layout.canonical_site(sae.site)].resid_norms
-            measured[loaded.name] = {
-                "fit": vars(quick_check(sae, x, target, position, is_special)),
-                "norms": {
-                    "of_resid": self._layout.has_resid(sae.site),
-                    **_site_norms(sae, x[first], norms[first], position[first], is_special[first]),
-                },
-            }
+            measured[loaded.name] = self._measure(loaded.whole, recorded, first, position, is_special)
         return measured, sink_norms
+
+    def _measure(
+        self, whole: SAE, recorded: dict[Site, Recorded], first: slice, position: Tensor, is_special: Tensor
+    ) -> dict[str, Any]:
+        """
+        Measure an SAE as `quick_check` says.
+
+        first:                tokens of the first chunk
+        position, is_special: (num_tokens,)
+        """
+        # on the CPU, and widened there: beside a model on a GPU there may be no room for all activations, or for copies
+        sae = whole.to(torch.device("cpu")).to(dtype=whole.dtype)
+        x, target = (
+            torch.cat([recorded[self._layout.canonical_site(site)].vectors for site in sites], dim=1)
+            for sites in (sae.reads, sae.writes)
+        )
+        norms = recorded[self._layout.canonical_site(sae.site)].resid_norms
+        return {
+            "fit": vars(quick_check(sae, x, target, position, is_special)),
+            "norms": {
+                "of_resid": self._layout.has_resid(sae.site),
+                **_site_norms(sae, x[first], norms[first], position[first], is_special[first]),
+            },
+        }
 
     def set_sink_norms(self, by_site: dict[str, float | None]) -> None:
         """Leave out tokens whose vectors are longer: what `quick_check` has measured, in whichever engine."""

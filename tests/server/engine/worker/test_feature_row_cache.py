@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.random_steps import stored_in_bf16
 
 from saeclamp_saes import SAE, Site
 from saeclamp_saes.clamping import EditRows, decoder_delta, read_acts
@@ -56,6 +57,18 @@ def test_every_request_reads_and_moves_as_the_whole_sae_does(requests: list[set[
         bank.release(features)
     assert bank.sae.d_sae == CAPACITY
     assert bank.num_held == 0
+
+
+def test_of_an_sae_that_is_kept_in_bf16_the_rows_are_bf16_too() -> None:
+    stored = stored_in_bf16(whole_sae())
+    bank = FeatureRowCache(stored.narrowed(), CAPACITY, CPU)
+    x = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(1))
+    few, everything = np.array([7, 2]), np.arange(NUM_FEATURES)
+    for features in (few, everything):  # the second time, the bank has grown
+        rows = bank.acquire(features)
+        assert (bank.sae.W_enc.dtype, bank.sae.W_dec.dtype) == (torch.bfloat16, torch.bfloat16)
+        for found, expected in zip(edited(bank.sae, x, rows), edited(stored, x, features), strict=True):
+            torch.testing.assert_close(found, expected)
 
 
 def test_the_row_that_was_held_by_nobody_for_longest_is_given_up() -> None:

@@ -10,33 +10,11 @@ import torch
 from benchmarks import peak_memory
 from benchmarks.h200.device import StandIn
 from benchmarks.h200.tables import Shape, Tables, clamps, program_of
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from tests.support.largest_tensor import LargestTensor
 
 from saeclamp_saes.clamping import PART_BYTES
 from saeclamp_server.engine.worker.ops import steer
 from saeclamp_server.engine.worker.torch_executor import TorchExecutor
-
-
-class LargestTensor(TorchDispatchMode):
-    """Keeps the bytes of the largest tensor that operations make."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.num_bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {_storage(one) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)}
-        out = func(*args, **(kwargs or {}))
-        for one in tree_leaves(out):
-            if isinstance(one, Tensor) and _storage(one) not in given:
-                self.num_bytes = max(self.num_bytes, one.untyped_storage().nbytes())
-        return out
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
 
 
 def _one_feature_each(nth: int) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.random_steps import run_schedule
+from tests.support.random_steps import NUM_SITES, random_saes, run_schedule
 
 from saeclamp_saes.clamping import PART_BYTES
 from saeclamp_server.engine.worker import torch_executor
@@ -54,6 +56,15 @@ def test_schedules_are_worth_running() -> None:
     assert num_held > 40
     assert num_left_out > 10
     assert num_unjudged > 10
+
+
+def test_saes_that_are_kept_in_bf16_and_in_fp32_meet_at_the_same_sites() -> None:
+    num_mixed = 0
+    for seed in range(50):
+        saes = random_saes(Random(seed), 24).values()
+        for site in range(NUM_SITES):
+            num_mixed += len({one.sae.W_dec.dtype for one in saes if site in one.writes_at}) > 1
+    assert num_mixed > 50 * NUM_SITES / 2
 
 
 def test_the_sum_of_all_edits_is_rounded_once() -> None:

@@ -70,3 +70,8 @@ def test_they_compile_for_gpus_and_a_token_fits_into_registers(compiler: Process
             assert about["has_wide_loads"] or width == 64
         if name == "edit":
             assert about["rounds"]
+
+
+def test_rows_that_do_not_begin_where_16_bytes_do_are_not_asked_for_in_pieces_of_16_bytes(compiler: Process) -> None:
+    compiled = compiler.compile(1004, 90, with_residual=True)
+    assert not any(compiled[name]["has_wide_loads"] for name in ("read", "edit"))
