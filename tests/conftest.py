@@ -19,6 +19,8 @@ WITH_ENGINES = TESTS / "e2e"
 """Folder of the tests that start engines; `make quick` passes it over."""
 ONE_SERVER = WITH_ENGINES / "shared_server"
 """Folder whose tests all ask the same server."""
+TOGETHER = ("tests/e2e/shared_server/", "tests/e2e/tiny_engine/test_v2_")
+"""How the paths of tests begin that one process runs: they share a server, or what forks their engines in the interpreter."""
 
 # how long a case takes says how busy the machine is
 settings.register_profile("saeclamp", deadline=None)
@@ -75,12 +77,11 @@ def pytest_collection_finish() -> None:
 
 
 class OneServerScheduling(LoadFileScheduling):
-    """Gives a process whole files, as `--dist loadfile` does, and all files of one server as one, so that it starts once."""
+    """Gives a process whole files, as `--dist loadfile` does, and as one those that start something together, or share it."""
 
     def _split_scope(self, nodeid: str) -> str:
         file: str = super()._split_scope(nodeid)
-        folder = ONE_SERVER.relative_to(TESTS.parent).as_posix()
-        return folder if file.startswith(f"{folder}/") else file
+        return next((start for start in TOGETHER if file.startswith(start)), file)
 
 
 @pytest.hookimpl(optionalhook=True)
