@@ -20,7 +20,7 @@ WITH_ENGINES = TESTS / "e2e"
 ONE_SERVER = WITH_ENGINES / "shared_server"
 """Folder whose tests all ask the same server."""
 TOGETHER = ("tests/e2e/shared_server/", "tests/e2e/tiny_engine/test_v2_")
-"""How the paths of tests begin that one process runs: they share a server, or what forks their engines in the interpreter."""
+"""How the paths of tests begin that one process runs: they share a server, or what forks engines in the interpreter."""
 
 # how long a case takes says how busy the machine is
 settings.register_profile("saeclamp", deadline=None)
@@ -77,7 +77,7 @@ def pytest_collection_finish() -> None:
 
 
 class OneServerScheduling(LoadFileScheduling):
-    """Gives a process whole files, as `--dist loadfile` does, and as one those that start something together, or share it."""
+    """Gives a process whole files, as `--dist loadfile` does, and those together that share what they start."""
 
     def _split_scope(self, nodeid: str) -> str:
         file: str = super()._split_scope(nodeid)

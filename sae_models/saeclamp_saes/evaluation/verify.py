@@ -118,8 +118,12 @@ def _fitting_in_width(
 ) -> list[Interpretation]:
     """Check, on two tokens, that the claimed sites exist and have the SAE's widths; drop interpretations whose do not."""
 
+    # all in one run of the model
+    sites = {*sae.reads, *sae.writes, *(site for other in others for site in (*other.reads, *other.writes))}
+    recording = record(model, [sequence[:2]], sites, (), _silent)
+
     def width(places: tuple[Site, ...]) -> int:
-        return record(model, [sequence[:2]], places, (), _silent).at(places).shape[1]
+        return recording.at(places).shape[1]
 
     for places, wanted, does in ((sae.reads, sae.d_in, "reads"), (sae.writes, sae.d_out, "writes")):
         if width(places) != wanted:
