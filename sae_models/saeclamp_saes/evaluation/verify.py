@@ -117,7 +117,6 @@ def _fitting_in_width(
     sae: SAE, model: nn.Module, sequence: Tensor, others: list[Interpretation]
 ) -> list[Interpretation]:
     """Check, on two tokens, that the claimed sites exist and have the SAE's widths; drop interpretations whose do not."""
-
     # all in one run of the model
     sites = {*sae.reads, *sae.writes, *(site for other in others for site in (*other.reads, *other.writes))}
     recording = record(model, [sequence[:2]], sites, (), _silent)
