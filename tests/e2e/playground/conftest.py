@@ -6,16 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from playwright.sync_api import Browser, Page
 from tests.support.browser import chromium, playground
 from tests.support.serving import Server, serve
 
 from saeclamp_server.packaged_model import PACKAGED_MODEL
 
-# what a page shows does not depend on the last digits, and bf16 answers sooner where a CPU has instructions for it
-DTYPE = "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
-FLAGS = ("--sae", "bundled", "--enforce-eager", "--max-model-len", "2048", "--dtype", DTYPE)
+FLAGS = ("--sae", "bundled", "--enforce-eager", "--max-model-len", "2048")
 
 
 @pytest.fixture(scope="package")
