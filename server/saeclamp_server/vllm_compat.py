@@ -31,6 +31,22 @@ def import_cli_args() -> Any:
     return cli_args
 
 
+CPU_BLOCK_SIZE = 128
+"""Tokens of a block of the KV cache on a CPU, where neither the user nor the model's attention wants another."""
+
+
+def cpu_block_size(config: Any) -> int:
+    """
+    Tell how many tokens a block of the KV cache will have on a CPU.
+
+    config: vLLM's, before the engine starts. 0.33 chooses when the model is there, and until then has the size of GPUs
+    """
+    cache = config.cache_config
+    if cache.user_specified_block_size or config.model_config.use_mla:
+        return int(cache.block_size)
+    return max(int(cache.block_size), CPU_BLOCK_SIZE)
+
+
 def finish_reasons(chunk: Any) -> list[str]:
     """
     List the finish reasons in a chunk of a streamed chat completion, as vLLM makes `/v1/messages` of it.

@@ -14,6 +14,7 @@ from vllm.exceptions import VLLMValidationError
 
 from saeclamp_server.vllm_compat import (
     answer_to_somebody,
+    cpu_block_size,
     fail_grammar,
     finish_reasons,
     import_cli_args,
@@ -24,6 +25,24 @@ from saeclamp_server.vllm_compat import (
 
 def test_the_command_line_is_found() -> None:
     assert import_cli_args().validate_parsed_serve_args
+
+
+@pytest.mark.parametrize(
+    ("block_size", "is_users", "is_mla", "expected"),
+    [
+        (16, False, False, 128),
+        (128, False, False, 128),
+        (256, False, False, 256),
+        (32, True, False, 32),
+        (16, False, True, 16),
+    ],
+)
+def test_a_block_of_the_cache_is_as_large_as_it_will_be(
+    block_size: int, is_users: bool, is_mla: bool, expected: int
+) -> None:
+    cache = SimpleNamespace(block_size=block_size, user_specified_block_size=is_users)
+    config = SimpleNamespace(cache_config=cache, model_config=SimpleNamespace(use_mla=is_mla))
+    assert cpu_block_size(config) == expected
 
 
 def test_a_client_that_has_gone_is_answered_with_nothing() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from saeclamp_server.model_info import StartupError
+from saeclamp_server.vllm_compat import cpu_block_size
 
 SHARE = 4
 """The cache takes at most one part in this many of the memory that is free at start, or what one sequence needs."""
@@ -116,7 +117,7 @@ def cache_shape(args: Namespace) -> CacheShape:
         num_kv_heads=model.get_num_kv_heads(config.parallel_config),
         head_size=model.get_head_size(),
         num_value_bytes=get_dtype_size(kv_cache_dtype_str_to_dtype(cache.cache_dtype, model)),
-        block_size=cache.block_size,
+        block_size=cpu_block_size(config),
         max_model_len=model.max_model_len,
         max_num_seqs=config.scheduler_config.max_num_seqs,
         may_need_less=model.original_max_model_len == -1 or model.get_sliding_window() is not None,
