@@ -99,6 +99,8 @@ V1_RUNNER = (
     Seam("vllm.v1.worker.gpu_input_batch",
          reads={"InputBatch": "req_ids req_id_to_index num_reqs num_computed_tokens_cpu generators",
                 "CachedRequestState": "sampling_params prompt_token_ids output_token_ids"}),
+    Seam("vllm.v1.sample.rejection_sampler",
+         overrides=("expand_batch_to_tokens(x, cu_num_tokens, num_tokens, replace_from, replace_to)",)),
     Seam("vllm.v1.utils", reads={"CpuGpuBuffer": "gpu np"}),
     Seam("vllm.sampling_params", reads={"SamplingParams": "all_stop_token_ids max_tokens"}),
 )  # fmt: skip

@@ -42,6 +42,7 @@ def test_answers_readings_and_aborts_are_those_of_one_process(
             assert (
                 0 < metric(server, "spec_decode_num_accepted_tokens") < metric(server, "spec_decode_num_draft_tokens")
             )
+            assert_sampled_neighbours_change_nothing(server, strong)
         cases = [Case.number(number) for number in range(4)]
         with ThreadPoolExecutor(4) as pool:  # of two engines, both get some
             answers = [*pool.map(lambda case: case.ask(server, NUM_NEW), cases)]
@@ -49,6 +50,31 @@ def test_answers_readings_and_aborts_are_those_of_one_process(
             assert_everything(case, answer, oracle)
             for sae in ("low", "high"):
                 assert_aborted(server, oracle, case.prompt, sae, NUM_NEW)
+
+
+def assert_sampled_neighbours_change_nothing(server: Server, strong: list[Move]) -> None:
+    """Greedy answers, whose drafts are verified with those of requests that are sampled, are what they are alone."""
+    prompts = [[*REPEATING, *range(300, 300 + number)] for number in range(6)]
+    wanted = {"max_tokens": 24, "ignore_eos": True, "return_token_ids": True}
+
+    def greedy(number: int) -> list[int]:
+        moves = on_the_wire(strong) if number % 2 else ()
+        tokens: list[int] = server.complete(prompts[number], moves, **wanted)["choices"][0]["token_ids"]
+        return tokens
+
+    def sampled(number: int) -> None:
+        for seed in range(3):
+            server.complete(
+                prompts[number], on_the_wire(strong), **wanted, temperature=0.7, top_p=0.9, top_k=40, seed=seed
+            )
+
+    alone = [greedy(number) for number in range(6)]
+    for _ in range(2):
+        with ThreadPoolExecutor(9) as pool:
+            neighbours = [pool.submit(sampled, number) for number in range(3)]
+            assert [*pool.map(greedy, range(6))] == alone
+            for neighbour in neighbours:
+                neighbour.result()
 
 
 def metric(server: Server, name: str) -> float:

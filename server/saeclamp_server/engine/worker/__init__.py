@@ -19,7 +19,7 @@ from step to step; the op of each hooked layer finds in the tables what to do at
     device_copies.py     all copies between host and device; none of them makes the host wait
     pipeline_parallel.py sends what was read to the next stage
 
-For our own endpoints: decoder_queries, prompt_means. Work-arounds for vLLM: kv_wipe, cpu_seed_fix.
+For our own endpoints: decoder_queries, prompt_means. Work-arounds for vLLM: kv_wipe, cpu_seed_fix, cpu_draft_fix.
 
 Words: a read is an activation that a rule or a readout needs. A verdict says whether a rule's condition holds at a token. An
 item is an edit of a token that was made. A slice is the tokens of one request in a step.

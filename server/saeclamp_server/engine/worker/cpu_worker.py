@@ -9,6 +9,7 @@ from typing import Any
 from vllm.distributed import get_pp_group
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from saeclamp_server.engine.worker.cpu_draft_fix import repeat_sampling_parameters_of_drafts
 from saeclamp_server.engine.worker.cpu_seed_fix import keep_generators_of_partial_prefills
 from saeclamp_server.engine.worker.worker import SteeringWorker
 
@@ -22,6 +23,7 @@ class SteeringCPUWorker(SteeringWorker, CPUWorker):
         if self.use_v2_model_runner:
             return
         keep_generators_of_partial_prefills(self.model_runner)
+        repeat_sampling_parameters_of_drafts()
         if not get_pp_group().is_first_rank:
             _allocate_intermediate_tensors(self.model_runner)
 
