@@ -74,6 +74,7 @@ OF_VLLM: dict[str, dict[str, str]] = {
         "model_runner_output": "vllm.v1.outputs.ModelRunnerOutput",
     },
     "engine/scheduler/tainted_blocks.py": {"self._manager": "vllm.v1.core.kv_cache_manager.KVCacheManager"},
+    "engine/worker/cpu_draft_fix.py": {},  # a function of a module, and no class
     "engine/worker/cpu_seed_fix.py": {"runner": V1_RUNNER, "batch": V1_BATCH},
     "engine/worker/cpu_worker.py": {"runner": V1_RUNNER, "self": WORKER, "super()": WORKER},
     "engine/worker/kv_wipe.py": {"runner": V2_RUNNER},
