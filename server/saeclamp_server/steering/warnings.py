@@ -111,8 +111,8 @@ def _too_long(program: SteeringProgram, num_positions: int, context: SteeringCon
         size = context.saes[name].entry.summary.context_size
         if size is not None and num_positions > size:
             yield (
-                f"SAE {name} was trained on texts of {size} tokens, and here there were {num_positions}: behind those its "
-                "features may mean less."
+                f"SAE {name} was trained on texts of {size} tokens, and here there were {num_positions}: beyond the "
+                f"first {size} its features may mean less."
             )
 
 
