@@ -20,7 +20,7 @@ VIEWS = ("Steer", "Find", "Rules", "Keep", "Server")
 ANSWER_MS = 120_000
 """Milliseconds that an answer may take on a busy machine."""
 
-SHORT_ANSWER = 8
+SHORT_ANSWER = 16
 """Tokens of an answer of which a test needs no more than that there is one."""
 
 
