@@ -19,7 +19,9 @@ WITH_ENGINES = TESTS / "e2e"
 """Folder of the tests that start engines; `make quick` passes it over."""
 ONE_SERVER = WITH_ENGINES / "shared_server"
 """Folder whose tests all ask the same server."""
-TOGETHER = ("tests/e2e/shared_server/", "tests/e2e/tiny_engine/test_v2_")
+TOGETHER = tuple(
+    path.relative_to(TESTS.parent).as_posix() for path in (ONE_SERVER, WITH_ENGINES / "tiny_engine" / "test_v2_")
+)
 """How the paths of tests begin that one process runs: they share a server, or what forks engines in the interpreter."""
 
 # how long a case takes says how busy the machine is

@@ -105,14 +105,15 @@ class TorchExecutor:
             return
         rows, place = torch.unique(pairs.token, return_inverse=True)
         x = vectors.gather(rows)
-        is_left_out = self._is_left_out(site, pairs, place, x)
+        is_long = x.norm(dim=1) > self._programs.sink_norms[site]
+        is_left_out = self._is_left_out(pairs, is_long[place])
         if bool(is_left_out.any()):
             self._count_left_out(pairs.only(is_left_out))
             pairs, place = pairs.only(~is_left_out), place[~is_left_out]
             if not len(pairs.token):
                 return
             kept, place = torch.unique(place, return_inverse=True)
-            rows, x = rows[kept], x[kept]
+            rows, x, is_long = rows[kept], x[kept], is_long[kept]
         norms = vectors.resid_norms(x, rows)
         delta = torch.zeros_like(x)
         for number in torch.unique(pairs.ints[:, WEIGHTS]).tolist():
@@ -129,7 +130,7 @@ class TorchExecutor:
         is_sound = (x + delta).norm(dim=1) <= MAX_NORM  # which NaN is not
         step.is_lost[rows] |= ~is_sound
         # long from here on because of its edits; a sink that is edited on purpose stays one at later sites
-        step.is_edited[rows] |= ~(x.norm(dim=1) > self._programs.sink_norms[site])
+        step.is_edited[rows] |= ~is_long
         # added to the summand, not to the vector: the model adds the residual itself
         hidden = vectors.hidden
         edited = torch.where(is_sound[:, None], hidden[rows].float() + delta, torch.nan)
@@ -214,7 +215,7 @@ class TorchExecutor:
             return
         rows, place = torch.unique(pairs.token, return_inverse=True)
         x = vectors.gather(rows)
-        is_left_out = self._is_sink(site, pairs, place, x)
+        is_left_out = self._is_sink(pairs, (x.norm(dim=1) > self._programs.sink_norms[site])[place])
         for number in torch.unique(pairs.ints[:, WEIGHTS]).tolist():
             is_mine = pairs.ints[:, WEIGHTS] == number
             mine, at = pairs.only(is_mine), place[is_mine]
@@ -247,21 +248,19 @@ class TorchExecutor:
             programs.num_held.view(-1).index_add_(0, slot, (is_met & is_new).int())
             programs.num_unjudged.view(-1).index_add_(0, slot, (~is_judged & is_new).int())
 
-    def _is_sink(self, site: int, pairs: TokenPairs, place: Tensor, x: Tensor) -> Tensor:
+    def _is_sink(self, pairs: TokenPairs, is_long: Tensor) -> Tensor:
         """
         Tell of each pair whether it is left out because the token's vector is that of a sink.
 
-        place:   (num_pairs,), row of each pair's token in `x`
-        x:       (num_rows, width)
+        is_long: (num_pairs,), whether the vector is as long as a sink's
         returns: (num_pairs,) bool
         """
-        is_long = (x.norm(dim=1) > self._programs.sink_norms[site])[place] & ~self._step.is_edited[pairs.token]
-        is_sink: Tensor = is_long & (pairs.ints[:, FLAGS] & SPECIAL == 0)
+        is_sink: Tensor = is_long & ~self._step.is_edited[pairs.token] & (pairs.ints[:, FLAGS] & SPECIAL == 0)
         return is_sink
 
-    def _is_left_out(self, site: int, pairs: TokenPairs, place: Tensor, x: Tensor) -> Tensor:
+    def _is_left_out(self, pairs: TokenPairs, is_long: Tensor) -> Tensor:
         """Tell the same of edits: those that are carried are left out where their SAE has found a sink when it read."""
-        is_left_out = self._is_sink(site, pairs, place, x)
+        is_left_out = self._is_sink(pairs, is_long)
         carried = (pairs.ints[:, FLAGS] & CARRIED != 0).nonzero()[:, 0]
         acts = self._step.carried[pairs.token[carried], pairs.ints[carried, NUMBER], 0]
         is_left_out[carried] = acts.isnan()
