@@ -17,13 +17,8 @@ import torch
 from torch import Tensor
 
 from saeclamp_saes.narrow_rows import project_on
+from saeclamp_saes.parts import PART_BYTES, parts_of
 from saeclamp_saes.sae import SAE, FeatureRows, TopK
-
-PART_BYTES = 64 << 20
-"""
-Bytes of one temporary tensor: rows gathered for pairs, activations of all features. Larger work is done in parts, because
-an engine's memory is planned without it, and a long prompt with many features would end the engine for all.
-"""
 
 
 class ActivationUpdate(NamedTuple):
@@ -134,16 +129,6 @@ def _pairs_in(part: slice, distinct: UniqueFeatures) -> Tensor | slice:
         return slice(None)
     is_in: Tensor = (distinct.which >= part.start) & (distinct.which < part.stop)
     return is_in.nonzero()[:, 0]
-
-
-def parts_of(num: int, item_bytes: int, part_bytes: int = PART_BYTES) -> list[slice]:
-    """
-    Cut `num` items into runs that take at most `part_bytes` each; one item alone may take more.
-
-    returns: at least one, so that what is joined from the parts has its shape where there is nothing
-    """
-    step = max(1, part_bytes // max(1, item_bytes))
-    return [slice(first, min(first + step, num)) for first in range(0, num, step)] or [slice(0, 0)]
 
 
 def _among_the_largest(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-WIDENED_ELEMENTS = 1 << 22
-"""Elements that are copied to a wider type at once (16 MiB in fp32): a copy of all might not fit beside a model."""
+from saeclamp_saes.parts import parts_of
+
+WIDENED_BYTES = 16 << 20
+"""Bytes of rows that are copied to fp32 at once: a copy of all might not fit beside a model."""
 
 
 def exact_bf16(rows: Tensor) -> Tensor | None:
@@ -58,7 +58,6 @@ def weighted_sum(rows: Tensor, weights: Tensor) -> Tensor:
     return total
 
 
-def _runs(rows: Tensor) -> Iterator[slice]:
-    """Cut rows into runs of at most WIDENED_ELEMENTS; one row alone may have more."""
-    step = max(1, WIDENED_ELEMENTS // max(1, rows.shape[1]))
-    return (slice(first, first + step) for first in range(0, len(rows), step))
+def _runs(rows: Tensor) -> list[slice]:
+    """Cut rows into runs that take at most WIDENED_BYTES in fp32."""
+    return parts_of(len(rows), 4 * rows.shape[1], WIDENED_BYTES)

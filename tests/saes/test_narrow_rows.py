@@ -21,7 +21,7 @@ FEW_ROWS = 7
 @pytest.fixture(params=ARCHITECTURES)
 def stored(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SAE:
     """Make an SAE of each architecture, in fp32, whose matrices have bf16 numbers."""
-    monkeypatch.setattr(narrow_rows, "WIDENED_ELEMENTS", FEW_ROWS * D_IN)
+    monkeypatch.setattr(narrow_rows, "WIDENED_BYTES", FEW_ROWS * 4 * D_IN)
     folder = make_sae(tmp_path / "sae", layer=0, d_in=D_IN, d_sae=D_SAE, **ARCHITECTURES[request.param])
     return stored_in_bf16(read_sae(folder))
 

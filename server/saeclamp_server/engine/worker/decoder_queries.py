@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from saeclamp_saes import SAE
-from saeclamp_saes.clamping import parts_of
 from saeclamp_saes.lm.architectures import LAYOUTS, norm_gain
 from saeclamp_saes.lm.logit_lens import IN_STREAM
+from saeclamp_saes.parts import parts_of
 
 
 def longest_rows(sae: SAE, count: int) -> list[int]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saeclamp_saes.clamping import parts_of
+from saeclamp_saes.parts import parts_of
 
 COPIES = 4
 """Tensors of a gathered one's size that are there at once."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saeclamp_saes import SAE
-from saeclamp_saes.clamping import PART_BYTES, parts_of
+from saeclamp_saes.parts import PART_BYTES, parts_of
 from saeclamp_server.engine.worker.device_copies import upload
 from saeclamp_server.engine.worker.readout_plan import TopFeatureRows
 from saeclamp_server.engine.worker.site_vectors import SiteVectors

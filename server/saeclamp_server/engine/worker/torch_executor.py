@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from saeclamp.types import MAX_TESTS
-from saeclamp_saes.clamping import EditRows, FeaturePairs, ReadActs, decoder_delta, parts_of, read_acts
+from saeclamp_saes.clamping import EditRows, FeaturePairs, ReadActs, decoder_delta, read_acts
+from saeclamp_saes.parts import parts_of
 from saeclamp_server.engine.worker.conditions import aggregate, run_conditions
 from saeclamp_server.engine.worker.loaded_sae import LoadedSAE
 from saeclamp_server.engine.worker.program_layout import (

@@ -12,7 +12,7 @@ from benchmarks.h200.device import StandIn
 from benchmarks.h200.tables import Shape, Tables, clamps, program_of
 from tests.support.largest_tensor import LargestTensor
 
-from saeclamp_saes.clamping import PART_BYTES
+from saeclamp_saes.parts import PART_BYTES
 from saeclamp_server.engine.worker.ops import steer
 from saeclamp_server.engine.worker.torch_executor import TorchExecutor
 

@@ -28,7 +28,7 @@ def test_strongest_features_are_found_in_parts_as_at_once(tmp_path: Path) -> Non
 def test_of_an_sae_that_is_kept_in_bf16_the_strongest_features_are_those_of_the_same_in_fp32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(narrow_rows, "WIDENED_ELEMENTS", 7 * D_IN)
+    monkeypatch.setattr(narrow_rows, "WIDENED_BYTES", 7 * 4 * D_IN)
     sae = read_sae(make_sae(tmp_path / "sae", layer=0, d_in=D_IN, d_sae=D_SAE, dtype=torch.bfloat16))
     x = torch.randn(50, D_IN, generator=torch.Generator().manual_seed(0))
     everyone = torch.ones(50, dtype=torch.bool)

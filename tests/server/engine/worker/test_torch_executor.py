@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.random_steps import NUM_SITES, random_saes, run_schedule
 
-from saeclamp_saes.clamping import PART_BYTES
+from saeclamp_saes.parts import PART_BYTES
 from saeclamp_server.engine.worker import torch_executor
 
 
